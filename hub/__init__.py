@@ -1,0 +1,46 @@
+"""The hub: fine-tune language models with algorithms that are plugins. See `python -m hub --help` and README.md."""
+
+from hub.algorithm import Algorithm, Backend
+from hub.api import lora_sft, run, sft
+from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig, option
+from hub.errors import ConfigError, DataError, HubError, Interrupted, LaunchError, ModelError, PluginError
+from hub.hookspecs import hookimpl
+from hub.run import Outcome, Result, Run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlgoConfig",
+    "Algorithm",
+    "Backend",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "HubError",
+    "Interrupted",
+    "LaunchConfig",
+    "LaunchError",
+    "ModelConfig",
+    "ModelError",
+    "Outcome",
+    "PluginError",
+    "Result",
+    "Run",
+    "RunConfig",
+    "TrackConfig",
+    "compose",
+    "hookimpl",
+    "lora_sft",
+    "option",
+    "run",
+    "sft",
+]
+
+
+def __getattr__(name: str) -> object:
+    """`hub.compose` brings Hydra along, so it is imported when it is first asked for."""
+    if name == "compose":
+        from hub.compose import compose
+
+        return compose
+    raise AttributeError(f"module 'hub' has no attribute {name!r}")

@@ -1,0 +1,59 @@
+"""Algorithm and Backend: the two things that a plugin offers to the hub."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from hub.config import AlgoConfig
+
+
+def _always() -> str | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """What can be asked for with `algo=NAME` or `hub.run("NAME", ...)`."""
+
+    name: str
+    """The word after `algo=`. Lower case, digits and underscores."""
+
+    config: type[AlgoConfig]
+    """The options with their defaults and meaning. No two algorithms share one class: the class identifies its algorithm."""
+
+    summary: str
+    """One line for `--help`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One way to run an algorithm. An algorithm without any backend can be listed but not run."""
+
+    name: str
+    """The word after `algo.backend=`."""
+
+    algorithm: str
+    """Name of the algorithm that this backend runs."""
+
+    train: str
+    """`"package.module:function"`, imported in a worker only. The function is `train(cfg, run) -> TrainOutcome`."""
+
+    needs: tuple[str, ...] = ()
+    """Top-level modules that must be installed. They are looked up, not imported."""
+
+    install: str = ""
+    """What to type when one of `needs` is missing. Empty: `pip install` and the names in `needs`."""
+
+    priority: int = 0
+    """`algo.backend=auto` takes the available backend with the highest number."""
+
+    available: Callable[[], str | None] = _always
+    """Returns None when the backend can run here, else the reason why not. Must not import anything heavy."""
+
+    def obstacle(self) -> str | None:
+        """Why this backend can't run in this interpreter, with what to type; None when it can."""
+        missing = [name for name in self.needs if find_spec(name) is None]
+        if missing:
+            todo = self.install or f"pip install {' '.join(missing)}"
+            return f"not installed: {', '.join(missing)}. Type: {todo}"
+        return self.available()

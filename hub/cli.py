@@ -1,0 +1,120 @@
+"""`python -m hub [verb] overrides`: reads the command line, builds a RunConfig, calls the verb.
+
+A verb is a function `(list of overrides, Flags) -> exit code` in VERBS. Everything heavy is imported inside verbs; `--help`
+and every mistake answer in about a second.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hub.errors import ConfigError, HubError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line says besides verb and overrides."""
+
+    multirun: bool = False
+    config_dir: str | None = None
+
+
+def train(overrides: list[str], flags: Flags) -> int:
+    """Train a model. The verb when none is given."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:
+        from hub.join import join_group
+
+        return join_group(overrides, flags.config_dir)
+    if flags.multirun:
+        from hub.sweep import sweep
+
+        return sweep(overrides, flags.config_dir)
+    from hub.compose import compose
+    from hub.launch import launch
+
+    cfg = compose(*overrides, config_dir=flags.config_dir)
+    print_result(launch(cfg))
+    return 0
+
+
+def show(overrides: list[str], flags: Flags) -> int:
+    """Print the composed config: each option, its value, where that came from, its meaning."""
+    from hub.listing import show_config
+
+    show_config(overrides, flags.config_dir)
+    return 0
+
+
+def plugins(overrides: list[str], flags: Flags) -> int:
+    """List the installed plugins, their distributions and hooks."""
+    from hub.listing import show_plugins
+
+    if overrides:
+        raise ConfigError(f"hub plugins takes no options, but got {' '.join(overrides)}")
+    show_plugins()
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str], Flags], int]] = {"train": train, "show": show, "plugins": plugins}
+
+
+def print_result(result: object) -> None:
+    """The last lines of a run: where things are and what to type next."""
+    from hub.listing import result_lines
+
+    print("\n".join(result_lines(result)), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line. Returns the exit code: 0, 2 for a mistake of the user, 1 for a failure, 128+N for a signal."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except HubError as error:
+        for line in str(error).splitlines():
+            print(f"hub: {line}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    from hub.listing import overview, usage
+
+    parser = argparse.ArgumentParser(prog="hub", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--multirun", action="store_true")
+    parser.add_argument("--config-dir")
+    try:
+        known, words = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from None
+    if unknown := [word for word in words if word.startswith("-")]:
+        flags = ["--help", "--version", "--multirun", "--config-dir"]
+        raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(flags)}.{did_you_mean(unknown[0], flags)}")
+    if known.version:
+        from hub import __version__
+
+        print(__version__)
+        return 0
+    if known.help:
+        print(usage(VERBS))
+        return 0
+    if not words:
+        print(overview())
+        return 0
+    verb = "train"
+    if "=" not in words[0] and words[0][:1] not in "~+":
+        verb = words.pop(0)
+        if verb not in VERBS:
+            raise ConfigError(
+                f"{verb}: there is no such verb. Allowed: {', '.join(VERBS)}.{did_you_mean(verb, VERBS)} "
+                "Options are written NAME=VALUE"
+            )
+    if known.multirun and verb != "train":
+        raise ConfigError(f"--multirun goes with training only, not with {verb}")
+    return VERBS[verb](words, Flags(multirun=known.multirun, config_dir=known.config_dir))

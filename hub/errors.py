@@ -1,0 +1,54 @@
+"""Errors that are the user's to mend. Each is shown as one clear line and ends the program with exit code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HubError(Exception):
+    """Base of every error that the hub shows without a traceback.
+
+    The message says what was set, what is allowed and what to type.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(HubError):
+    """One or more options are wrong. All problems that could be found are listed at once."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(HubError):
+    """A data file or one of its rows can't be used."""
+
+
+class ModelError(HubError):
+    """A model or tokenizer can't be found, read or trained."""
+
+
+class PluginError(HubError):
+    """A plugin is broken, missing, or clashes with another one."""
+
+
+class LaunchError(HubError):
+    """Worker processes could not be started, or one of them failed."""
+
+    exit_code = 1
+
+
+class Interrupted(HubError):
+    """The run was stopped by a signal. `exit_code` is 128 + the signal's number, as shells have it."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """A sentence with the nearest allowed words, or an empty string when none is near."""
+    near = get_close_matches(word, list(allowed), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

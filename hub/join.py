@@ -1,0 +1,75 @@
+"""`torchrun -m hub ...`: the processes exist already. Rank 0 composes, checks and makes the run folder; the others take
+both from it, so that there is one config and one folder whatever the ranks' clocks and command lines say.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from hub import runfile
+from hub.config import AUTO, RunConfig
+from hub.errors import ConfigError, HubError
+from hub.run import Run
+
+
+def join_group(overrides: list[str], config_dir: str | None) -> int:
+    """Train as one of torchrun's processes. Returns the exit code.
+
+    Raises:
+        HubError: on rank 0 only; the other ranks end with the same exit code and say nothing.
+    """
+    rank = int(os.environ["RANK"])
+    message = _start(overrides, config_dir) if rank == 0 else None
+
+    from hub.signals import stop_request
+    from hub.train.distributed import broadcast_text, start_group
+    from hub.worker import work
+
+    stop_request.install()
+    start_group()
+    message = json.loads(broadcast_text(json.dumps(message)))
+    run = Run(Path(message["run_path"]), is_main=rank == 0)
+    try:
+        result = work(runfile.from_text(message["config"]), run)
+    except HubError as error:
+        if rank == 0:
+            raise
+        return error.exit_code
+    except Exception:
+        print(traceback.format_exc(), file=sys.stderr, flush=True)
+        time.sleep(0.5 if rank else 0)
+        return 1
+    if rank == 0:
+        from hub.cli import print_result
+
+        print_result(result)
+    return 0
+
+
+def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
+    from hub.compose import compose
+    from hub.launch import prepare
+
+    cfg, _ = prepare(_as_started(compose(*overrides, config_dir=config_dir)))
+    run = Run.create(cfg.output_dir, cfg.run_name)
+    text = runfile.to_text(cfg)
+    run.config_file.write_text(text, encoding="utf-8")
+    return {"config": text, "run_path": str(run.path)}
+
+
+def _as_started(cfg: RunConfig) -> RunConfig:
+    """torchrun decides about processes; an option that says otherwise is a mistake, not a wish to be dropped."""
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if cfg.launch.nproc_per_node not in (AUTO, local):
+        raise ConfigError(
+            f"launch.nproc_per_node={cfg.launch.nproc_per_node} but torchrun started {local} here. "
+            f"Leave it out, or type torchrun --nproc-per-node={cfg.launch.nproc_per_node}"
+        )
+    launch = replace(cfg.launch, nproc_per_node=local, nnodes=world // local, rdzv_endpoint=os.environ["MASTER_ADDR"] + ":1")
+    if launch.nnodes == 1:
+        launch = replace(launch, rdzv_endpoint=None)
+    return replace(cfg, launch=launch)

@@ -1,0 +1,212 @@
+"""The run folder: the only thing that training leaves behind. run.yaml (what was asked), plan.json (what was decided),
+metrics.jsonl (a line per logged step), checkpoints/, model/ (what transformers or peft load), result.json (how it ended).
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hub.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended: what `sft()` and its siblings return, and what result.json holds."""
+
+    status: str
+    """completed, failed or interrupted."""
+
+    algo: str
+    backend: str
+    model: str
+    """The `model.path` that was asked for."""
+
+    run_path: Path
+    """The run folder."""
+
+    model_path: Path | None = None
+    """Folder with the trained model (transformers) or adapter (peft). None when training did not get that far."""
+
+    base_model_path: Path | None = None
+    """Local folder of the weights that training began from."""
+
+    num_steps: int = 0
+    effective_batch_size: int | None = None
+    train_loss: float | None = None
+    """Mean cross entropy per loss token over the last logged steps (at most 10), in nats."""
+
+    eval_loss_before: float | None = None
+    eval_loss: float | None = None
+    tokens_per_second: float | None = None
+    """All processes together; tokens of samples, without padding; evaluation and saving not counted."""
+
+    peak_memory_gb: float | None = None
+    """Largest over the processes: allocated by torch on a GPU, resident on a CPU. 1 GB = 2**30 bytes."""
+
+    seconds: float = 0.0
+    """From the start of the worker to its end."""
+
+    error: str | None = None
+    """Why it failed or was interrupted."""
+
+    @classmethod
+    def read(cls, file: Path) -> "Result":
+        """The result that a run folder's result.json holds."""
+        values = json.loads(file.read_text(encoding="utf-8"))
+        names = {item.name for item in fields(cls)}
+        paths = ("run_path", "model_path", "base_model_path")
+        return cls(**{k: Path(v) if k in paths and v else v for k, v in values.items() if k in names})
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_metrics(self.run_path / "metrics.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a backend's train function returns; the worker makes a `Result` of it. Meanings as there."""
+
+    num_steps: int
+    effective_batch_size: int
+    train_loss: float | None
+    eval_loss_before: float | None
+    eval_loss: float | None
+    tokens_per_second: float | None
+    peak_memory_gb: float | None
+    base_model_path: Path
+    stopped_by: int | None = None
+    """Number of the signal that ended training before its last step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why one rank ended before its time: `error-rank<N>.json` in the run folder, for the process that started it."""
+
+    rank: int
+    message: str
+    exit_code: int
+    time: float
+    signal_number: int | None = None
+    traceback: str | None = None
+    file: str = ""
+
+    @classmethod
+    def read_all(cls, run: "Run") -> "list[Failure]":
+        """The failures in a run folder, the earliest first."""
+        files = run.path.glob("error-rank*.json")
+        return sorted((cls(**json.loads(file.read_text(encoding="utf-8"))) for file in files), key=lambda f: f.time)
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics.jsonl; a line that a kill cut short is left out."""
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+class Run:
+    """One run folder, as seen by one process. Only the main process (rank 0) writes or speaks."""
+
+    def __init__(self, path: Path, is_main: bool = True) -> None:
+        self.path = path
+        self.is_main = is_main
+
+    @classmethod
+    def create(cls, output_dir: str, name: str | None = None) -> "Run":
+        """Make a new run folder and let `latest` beside it point there.
+
+        Raises:
+            ConfigError: the folder can't be made, or one of that name stands already.
+        """
+        parent = Path(output_dir).expanduser().absolute()
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                path = parent / (name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:
+                    if name:
+                        raise ConfigError(
+                            f"run_name={name}: {path} stands already, and is kept. Type another run_name, or none"
+                        ) from None
+            link = parent / f".latest-{os.getpid()}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.name)
+            link.replace(parent / "latest")
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER with a folder of yours"
+            ) from None
+        return cls(path)
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "run.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    def say(self, text: str) -> None:
+        """Print a line for the user."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        if self.is_main:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(metrics), allow_nan=False) + "\n")
+
+    def write_plan(self, **decisions: Any) -> None:
+        """Add what was decided, and why, to plan.json."""
+        if self.is_main:
+            file = self.path / "plan.json"
+            before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            write_json(file, before | decisions)
+
+    def write_failure(self, failure: Failure) -> None:
+        """Any rank may write its own."""
+        file = self.path / f"error-rank{failure.rank}.json"
+        write_json(file, asdict(failure) | {"file": str(file)})
+
+    def write_result(self, result: Result) -> None:
+        if self.is_main:
+            write_json(self.result_file, asdict(result))
+
+
+def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: they are written as their names."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a JSON file so that a reader sees the old or the new one, never half of it."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as stream:
+        json.dump(value, stream, indent=2, default=str)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(file)

@@ -1,0 +1,47 @@
+"""Several worker processes on this machine, by torch's elastic agent: `python -m hub.train.elastic RUN_FOLDER`.
+
+The agent is what torchrun uses: it sets RANK, WORLD_SIZE and the rendezvous, and ends all workers when one of them dies.
+"""
+
+import logging
+import sys
+import uuid
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from hub import runfile
+from hub.signals import end_with_parent
+
+
+def main(run_path: Path) -> int:
+    """Start the workers and wait for them. Returns the exit code of the first that failed, or 0."""
+    cfg = runfile.read(run_path / "run.yaml").launch
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    end_with_parent()
+    one_machine = cfg.nnodes == 1 and cfg.rdzv_endpoint is None
+    config = LaunchConfig(
+        min_nodes=cfg.nnodes,
+        max_nodes=cfg.nnodes,
+        nproc_per_node=int(cfg.nproc_per_node),
+        run_id=uuid.uuid4().hex if one_machine else run_path.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0" if one_machine else str(cfg.rdzv_endpoint),
+        rdzv_configs={} if one_machine else {"is_host": cfg.node_rank == 0},
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "hub.worker", str(run_path))
+        return 0
+    except ChildFailedError as error:
+        exit_code = error.get_first_failure()[1].exitcode
+        return exit_code if exit_code > 0 else 128 - exit_code
+    except SignalException as error:
+        return 128 + int(error.sigval)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

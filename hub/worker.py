@@ -1,0 +1,105 @@
+"""One process of a run: `python -m hub.worker RUN_FOLDER`. Reads run.yaml, calls the backend, writes how it ended.
+
+The backend's training module is the first heavy import of the process, so that it decides in which order libraries come
+(Unsloth must come before transformers).
+"""
+
+import os
+import sys
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hub import runfile
+from hub.config import RunConfig
+from hub.errors import HubError, Interrupted, PluginError
+from hub.plugins import registry
+from hub.run import Failure, Outcome, Result, Run
+from hub.signals import end_with_parent, stop_request
+
+
+def work(cfg: RunConfig, run: Run) -> Result:
+    """Train in this process and write result.json. In a group of processes only rank 0 writes it.
+
+    Raises:
+        Interrupted: a signal ended training early; what was reached is saved and in result.json.
+        HubError: the user's to mend.
+    """
+    started = time.monotonic()
+    algorithm = registry().algorithm_of(cfg.algo)
+    backend, why = registry().backend(cfg.algo)
+    run.write_plan(algorithm=algorithm.name, backend=backend.name, backend_because=why)
+
+    def result(status: str, error: str | None = None, outcome: Outcome | None = None) -> Result:
+        found: dict[str, Any] = {}
+        if outcome is not None:
+            found = {k: v for k, v in vars(outcome).items() if k != "stopped_by"}
+            found["model_path"] = run.model_path
+        return Result(
+            status=status,
+            algo=algorithm.name,
+            backend=backend.name,
+            model=cfg.model.path,
+            run_path=run.path,
+            seconds=round(time.monotonic() - started, 3),
+            error=error,
+            **found,
+        )
+
+    hook = registry().manager.hook
+    try:
+        outcome = _train_function(backend.train)(cfg, run)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+        run.write_result(result(status, error=str(error) or type(error).__name__))
+        if run.is_main:
+            hook.hub_run_end(run=run, result=None, error=error)
+        raise
+    if outcome.stopped_by is not None:
+        message = f"stopped by signal {outcome.stopped_by} after step {outcome.num_steps}; the model so far is saved"
+        final = result("interrupted", error=message, outcome=outcome)
+    else:
+        final = result("completed", outcome=outcome)
+    run.write_result(final)
+    if run.is_main:
+        hook.hub_run_end(run=run, result=final, error=None)
+    if outcome.stopped_by is not None:
+        raise Interrupted(final.error or "", outcome.stopped_by)
+    return final
+
+
+def _train_function(name: str) -> Any:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"the training code {name} can't be imported: {error}") from error
+
+
+def main(run_path: Path) -> int:
+    """Run one worker to its end. Returns the exit code; a failure is written for the launcher to show."""
+    rank = int(os.environ.get("RANK", "0"))
+    run = Run(run_path, is_main=rank == 0)
+    stop_request.install()
+    end_with_parent()
+    try:
+        work(runfile.read(run.config_file), run)
+        return 0
+    except HubError as error:
+        number = error.signal_number if isinstance(error, Interrupted) else None
+        run.write_failure(
+            Failure(rank=rank, message=str(error), exit_code=error.exit_code, time=time.time(), signal_number=number)
+        )
+        return error.exit_code
+    except Exception as error:
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        run.write_failure(Failure(rank=rank, message=message, exit_code=1, time=time.time(), traceback=text))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,24 @@
+"""LoRA and QLoRA: low-rank adapters on frozen weights."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from hub import Algorithm, Backend, hookimpl
+from hub_lora_sft.config import LoraSftConfig
+
+
+@hookimpl
+def hub_algorithms() -> Iterable[Algorithm]:
+    summary = "LoRA and QLoRA: low-rank adapters learn, the model stays as it is"
+    return [Algorithm(name="lora_sft", config=LoraSftConfig, summary=summary)]
+
+
+@hookimpl
+def hub_backends() -> Iterable[Backend]:
+    needs = ("torch", "transformers", "accelerate", "peft")
+    return [Backend(name="native", algorithm="lora_sft", train="hub_lora_sft.train:train", needs=needs)]
+
+
+@hookimpl
+def hub_config_dir() -> Path:
+    return Path(__file__).parent / "conf"

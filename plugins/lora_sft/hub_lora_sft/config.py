@@ -1,0 +1,79 @@
+"""Options of LoRA."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from hub import AlgoConfig, RunConfig, option
+
+TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
+INITS = ("default", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq", "orthogonal")
+
+
+@dataclass(kw_only=True)
+class LoraSftConfig(AlgoConfig):
+    """LoRA (arXiv 2106.09685): W + (alpha / r) B A, where only A (r x in) and B (out x r) learn."""
+
+    learning_rate: float = option(2e-4, gt=0)
+    """Peak learning rate. Adapters start at zero and take about ten times the rate of full fine-tuning, or more."""
+
+    num_epochs: float = option(2.0, gt=0)
+    """Passes over the training data."""
+
+    lora_r: int = option(16, ge=1)
+    """Rank of the adapters: how much they can hold."""
+
+    lora_alpha: float = option(32.0, gt=0)
+    """Scale of the adapters: their output is multiplied by alpha / r. Twice the rank is the usual choice."""
+
+    lora_dropout: float = option(0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+
+    target_modules: Any = "auto"
+    """Which layers get an adapter: auto and all-linear (all but the head), attention, mlp, or a list of module names."""
+
+    bias: str = option("none", choices=("none", "all", "lora_only"))
+    """Which biases learn too: none, all, or those of the adapted layers."""
+
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r), which keeps high ranks learning (arXiv 2312.03732)."""
+
+    use_dora: bool = False
+    """Learn direction and size of the weights apart (arXiv 2402.09353). Slower."""
+
+    init: str = option("default", choices=INITS)
+    """Start of A and B. default: A random, B zero. pissa: the main singular directions (arXiv 2404.02948). loftq: 2310.08659."""
+
+    load_in_4bit: bool = False
+    """Hold the frozen weights in 4 bit (NF4, double quantisation; QLoRA). Needs bitsandbytes."""
+
+    load_in_8bit: bool = False
+    """Hold the frozen weights in 8 bit (LLM.int8()). Needs bitsandbytes."""
+
+    def problems(self, cfg: RunConfig) -> Iterator[str]:
+        yield from super().problems(cfg)
+        yield from self._target_problems()
+        if self.load_in_4bit and self.load_in_8bit:
+            yield "algo.load_in_4bit and algo.load_in_8bit are both set. Set one of them."
+        quantised = self.load_in_4bit or self.load_in_8bit
+        if quantised and find_spec("bitsandbytes") is None and cfg.launch.python is None:
+            yield "algo.load_in_4bit and algo.load_in_8bit need bitsandbytes. Type pip install bitsandbytes"
+        if cfg.model.quantization and quantised:
+            yield (
+                f"model.path={cfg.model.path} is stored as {cfg.model.quantization} already. "
+                "Leave algo.load_in_4bit and algo.load_in_8bit out (algo=lora_sft, not qlora_sft)"
+            )
+        if (quantised or cfg.model.quantization) and self.init not in ("default", "gaussian", "orthogonal"):
+            yield f"algo.init={self.init} reads the full weights, which a quantised model does not have. Type algo.init=default"
+        if self.use_dora and self.init != "default":
+            yield f"algo.use_dora and algo.init={self.init} can't be combined. Type algo.init=default or algo.use_dora=false"
+
+    def _target_problems(self) -> Iterator[str]:
+        allowed = f"Allowed: {', '.join(TARGET_GROUPS)}, or a list like [q_proj,v_proj]"
+        targets = self.target_modules
+        if isinstance(targets, str):
+            if targets not in TARGET_GROUPS:
+                yield f"algo.target_modules={targets} is not allowed. {allowed}"
+        elif not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
+            yield f"algo.target_modules={targets} is not allowed. {allowed}"

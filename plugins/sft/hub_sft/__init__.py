@@ -1,0 +1,17 @@
+"""Full fine-tuning: every weight of the model learns."""
+
+from collections.abc import Iterable
+
+from hub import Algorithm, Backend, hookimpl
+from hub_sft.config import SftConfig
+
+
+@hookimpl
+def hub_algorithms() -> Iterable[Algorithm]:
+    return [Algorithm(name="sft", config=SftConfig, summary="full fine-tuning: every weight learns")]
+
+
+@hookimpl
+def hub_backends() -> Iterable[Backend]:
+    needs = ("torch", "transformers", "accelerate")
+    return [Backend(name="native", algorithm="sft", train="hub_sft.train:train", needs=needs)]
