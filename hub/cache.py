@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from hub.errors import HubError
@@ -49,7 +50,7 @@ def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[
         except OSError:
             if not is_whole(folder):
                 # What lies there is damaged. It goes aside in one step too, for a process may be reading it.
-                if folder.exists():
+                with suppress(FileNotFoundError):
                     folder.rename(aside / "damaged")
                 made.rename(folder)
     except OSError as error:
@@ -62,10 +63,13 @@ def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[
 def _remove_abandoned(folder: Path) -> None:
     """Remove what killed processes left behind: folders aside that are older than a day."""
     for aside in folder.parent.glob(f".{folder.name}.*"):
-        if aside.stat().st_mtime < time.time() - 86400:
-            shutil.rmtree(aside, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process is done with it, or removes it too
+            if aside.stat().st_mtime < time.time() - 86400:
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 def _not_writable(folder: Path, error: OSError) -> HubError:
     reason = error.strerror or str(error)
-    return HubError(f"{folder}: can't write into the cache ({reason}). Set HUB_CACHE=FOLDER with a folder of yours with room")
+    return HubError(
+        f"{folder}: can't write into the cache ({reason}). Set HUB_CACHE=FOLDER with a folder of yours with room"
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub.cache import cache_dir, make_once
-from hub.errors import ModelError, did_you_mean
+from hub.errors import DataError, ModelError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ CHATML = (
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 _WINDOW = 32
-_MANY_LAYERS: dict[str, Any] = {
+_SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -47,13 +47,13 @@ _MANY_LAYERS: dict[str, Any] = {
 }
 _TWO_KINDS_OF_LAYERS = ["sliding_attention", "full_attention"]
 _CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": _MANY_LAYERS,
-    "mistral": _MANY_LAYERS | {"sliding_window": None, "head_dim": 16},
-    "mixtral": _MANY_LAYERS | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
-    "phi3": _MANY_LAYERS | {"sliding_window": 2 * _WINDOW},
-    "qwen2": _MANY_LAYERS,
-    "qwen3": _MANY_LAYERS | {"head_dim": 16},
-    "gemma2": _MANY_LAYERS
+    "llama": _SHAPE,
+    "mistral": _SHAPE | {"sliding_window": None, "head_dim": 16},
+    "mixtral": _SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "phi3": _SHAPE | {"sliding_window": 2 * _WINDOW},
+    "qwen2": _SHAPE,
+    "qwen3": _SHAPE | {"head_dim": 16},
+    "gemma2": _SHAPE
     | {
         "head_dim": 16,
         "query_pre_attn_scalar": 16,
@@ -62,7 +62,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    "deepseek_v2": _MANY_LAYERS
+    "deepseek_v2": _SHAPE
     | {
         "num_key_value_heads": 4,
         "first_k_dense_replace": 1,
@@ -77,20 +77,29 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "v_head_dim": 16,
         "topk_method": "greedy",
     },
-    "granite": _MANY_LAYERS
+    "granite": _SHAPE
     | {
         "embedding_multiplier": 4.0,
         "residual_multiplier": 0.5,
         "attention_multiplier": 0.0625,
         "logits_scaling": 2.0,
     },
-    "gpt_oss": _MANY_LAYERS
+    "gpt_oss": _SHAPE
     | {
         "head_dim": 16,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "sliding_window": _WINDOW,
         "layer_types": _TWO_KINDS_OF_LAYERS,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": MAX_LENGTH // 4,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
     },
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": MAX_LENGTH, "initializer_range": 0.1},
 }
@@ -103,7 +112,8 @@ def tokenizer(vocab: int = VOCAB) -> "PreTrainedTokenizerBase":
     """A byte-level BPE tokenizer with a ChatML template. It encodes any text, and decodes to that text.
 
     Args:
-        vocab: number of tokens, at least 300. The first are `<|endoftext|>` (padding), `<|im_start|>`, `<|im_end|>` (end).
+        vocab: number of tokens at most, at least 300; the words of `write_chats` fill about 400. The first are
+            `<|endoftext|>` (padding), `<|im_start|>`, `<|im_end|>` (end).
 
     Raises:
         ModelError: `vocab` is too small.
@@ -142,7 +152,7 @@ def tiny_model(folder: Path, family: str = "llama", seed: int = 0, vocab: int = 
         folder: made when missing.
         family: one of `FAMILIES`.
         seed: seed of the weights; the same seed gives the same weights.
-        vocab: number of tokens, at least 300.
+        vocab: size of the embeddings, at least 300. As in real models, the tokenizer may have fewer tokens.
 
     Returns:
         `folder`.
@@ -179,7 +189,13 @@ def tiny_model_path(family: str) -> Path:
     """
     _check(family)
     name = f"{family}-recipe{RECIPE}-transformers{version('transformers')}"
-    return make_once(cache_dir() / "tiny" / name, lambda folder: tiny_model(folder, family))
+    return make_once(
+        cache_dir() / "tiny" / name,
+        lambda folder: tiny_model(folder, family),
+        lambda folder: all(
+            (folder / file).is_file() for file in ("config.json", "model.safetensors", "tokenizer.json")
+        ),
+    )
 
 
 def write_chats(file: Path, num_rows: int = 64, seed: int = 0) -> Path:
@@ -202,9 +218,8 @@ def write_chats(file: Path, num_rows: int = 64, seed: int = 0) -> Path:
 
 def _check(family: str) -> None:
     if family not in _CONFIGS:
-        raise ModelError(
-            f"tiny:{family} is not known.{did_you_mean(family, FAMILIES)} Allowed: {', '.join(f'tiny:{name}' for name in FAMILIES)}"
-        )
+        allowed = ", ".join(f"tiny:{name}" for name in FAMILIES)
+        raise ModelError(f"tiny:{family} is not known.{did_you_mean(family, FAMILIES)} Allowed: {allowed}")
 
 
 def _chats(num_rows: int, dice: random.Random) -> list[list[dict[str, str]]]:
@@ -236,3 +251,17 @@ def _turn(dice: random.Random) -> tuple[str, str]:
         return f"Count to {numbers[last - 1]}.", ", ".join(numbers[:last]) + "."
     word, times = dice.choice(list(colours)), dice.randint(2, 9)
     return f"Say {word} {numbers[times - 1]} times.", " ".join([word] * times)
+
+
+def tiny_data_path(name: str = "chats") -> Path:
+    """The JSONL file behind `data.path=tiny:chats`, made once into the user's cache.
+
+    Raises:
+        DataError: there is no tiny data of that name.
+    """
+    if name != "chats":
+        raise DataError(f"data.path=tiny:{name}: there is no such tiny data. Allowed: tiny:chats")
+    folder = make_once(
+        cache_dir() / "tiny" / f"chats-{RECIPE}", lambda aside: write_chats(aside / "chats.jsonl", num_rows=128)
+    )
+    return folder / "chats.jsonl"

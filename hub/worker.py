@@ -4,6 +4,7 @@ The backend's training module is the first heavy import of the process, so that 
 (Unsloth must come before transformers).
 """
 
+import logging
 import os
 import sys
 import time
@@ -82,6 +83,7 @@ def main(run_path: Path) -> int:
     """Run one worker to its end. Returns the exit code; a failure is written for the launcher to show."""
     rank = int(os.environ.get("RANK", "0"))
     run = Run(run_path, is_main=rank == 0)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     stop_request.install()
     end_with_parent()
     try:

@@ -61,18 +61,21 @@ def read_rows(path: str) -> Iterator[Row]:
         yield from _read_hub(path)
         return
     for file in data_files(path):
-        number = 0
-        for number, row in enumerate(_READERS[file.suffix.lower()](file), 1):  # noqa: B007
+        empty = True
+        for row in _READERS[file.suffix.lower()](file):
+            empty = False
             yield row
-        if number == 0:
-            raise DataError(f"{file}: the file holds no rows. Give a file with at least one, or take it out of the folder")
+        if empty:
+            raise DataError(
+                f"{file}: the file holds no rows. Give a file with at least one, or take it out of the folder"
+            )
 
 
 def check_rows(path: str, format: str, limit: int = 20_000) -> Checked:
     """Read and convert the first rows with no heavy import, to find mistakes before training is started.
 
     Args:
-        path: as for `read_rows`. Of parquet and data sets of the model hub only the existence of local files is checked.
+        path: as for `read_rows`. Of parquet files only the existence is checked, of ids of the model hub nothing.
         format: as `data.format`.
         limit: the number of rows after which to stop.
 
@@ -116,7 +119,9 @@ def data_files(path: str) -> list[Path]:
     if not local.exists():
         raise DataError(f"{path}: there is no such file or folder.{_near_names(local)}")
     if local.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: {local.suffix or 'a name without ending'} is no kind of data file. Allowed: {allowed}")
+        raise DataError(
+            f"{path}: {local.suffix or 'a name without ending'} is no kind of data file. Allowed: {allowed}"
+        )
     return [local]
 
 
@@ -138,7 +143,7 @@ def _shorten(text: str) -> str:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, line end included. Only "\\n" ends a line, as in JSONL."""
+    """Number and text of each line, line end included. Only a line feed ends a line, as in JSONL."""
     try:
         with file.open("rb") as stream:
             for number, raw in enumerate(stream, 1):
@@ -255,7 +260,9 @@ def _read_csv(file: Path) -> Iterator[Row]:
             elif header is None:
                 header = cells
                 if len(set(header)) < len(header) or "" in header:
-                    raise DataError(f"{file}:{begin}: the first row must name the fields, each once: {_shorten(str(header))}")
+                    raise DataError(
+                        f"{file}:{begin}: the first row must name the fields, each once: {_shorten(str(header))}"
+                    )
             elif len(cells) != len(header):
                 raise DataError(
                     f"{file}:{begin}: {len(cells)} cells, but the first row names {len(header)} fields. "
@@ -290,7 +297,9 @@ def _read_hub(name: str) -> Iterator[Row]:
         try:
             HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_SECONDS)
         except GatedRepoError:
-            raise DataError(f"{name}: this data set must be asked for. Accept its terms on its page, then: hf auth login") from None
+            raise DataError(
+                f"{name}: this data set must be asked for. Accept its terms on its page, then: hf auth login"
+            ) from None
         except RepositoryNotFoundError:
             raise DataError(
                 f"{name}: no such file here, and no such data set on the model hub. If it is private: hf auth login"

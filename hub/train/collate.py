@@ -1,0 +1,93 @@
+"""Samples to tensors: one packed row without padding, or padded rows for models that can't be packed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hub.data.prepare import Sample
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass takes. T tokens in one row when packed, else R rows of L tokens."""
+
+    input_ids: torch.Tensor
+    """(1, T) or (R, L), int64."""
+
+    position_ids: torch.Tensor
+    """Same shape: the position of each token in its own sample."""
+
+    attention_mask: torch.Tensor | None
+    """None when packed; (R, L), 1 for tokens and 0 for padding."""
+
+    loss_positions: torch.Tensor
+    """(n,) places in the flattened `input_ids` whose next token counts."""
+
+    targets: torch.Tensor
+    """(n,) that next token."""
+
+    num_tokens: int
+    """Tokens of samples; padding does not count."""
+
+    @property
+    def packed(self) -> bool:
+        return self.attention_mask is None
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        mask = None if self.attention_mask is None else move(self.attention_mask)
+        tensors = (move(self.loss_positions), move(self.targets))
+        return MicroBatch(move(self.input_ids), move(self.position_ids), mask, *tensors, self.num_tokens)
+
+
+def num_loss_tokens(sample: Sample) -> int:
+    """Tokens of a sample that count in the loss. Its first token is predicted from nothing and never counts."""
+    return int(sample.loss_mask[1:].sum())
+
+
+def pack(samples: Sequence[Sample]) -> MicroBatch:
+    """One row: the samples one after the other, positions beginning at 0 in each."""
+    ids = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
+    positions = np.concatenate([np.arange(len(sample)) for sample in samples])
+    starts = np.cumsum([0, *(len(sample) for sample in samples)])
+    places = np.concatenate(
+        [start + np.flatnonzero(sample.loss_mask[1:]) for start, sample in zip(starts, samples, strict=False)]
+    )
+    return MicroBatch(
+        input_ids=torch.from_numpy(ids)[None],
+        position_ids=torch.from_numpy(positions)[None],
+        attention_mask=None,
+        loss_positions=torch.from_numpy(places),
+        targets=torch.from_numpy(ids[places + 1]),
+        num_tokens=len(ids),
+    )
+
+
+def pad(samples: Sequence[Sample], pad_id: int) -> MicroBatch:
+    """A row for each sample, padded on the right."""
+    longest = max(len(sample) for sample in samples)
+    ids = np.full((len(samples), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(samples), longest), dtype=np.int64)
+    places = []
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample)] = sample.input_ids
+        mask[row, : len(sample)] = 1
+        places.append(row * longest + np.flatnonzero(sample.loss_mask[1:]))
+    flat = np.concatenate(places)
+    return MicroBatch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.arange(longest).expand(len(samples), longest).contiguous(),
+        attention_mask=torch.from_numpy(mask),
+        loss_positions=torch.from_numpy(flat),
+        targets=torch.from_numpy(ids.reshape(-1)[flat + 1]),
+        num_tokens=int(mask.sum()),
+    )
+
+
+def weightless(sample: Sample) -> Sample:
+    """A short sample without loss, for a rank that has none in this micro-batch but must take part in the reduction."""
+    return Sample(sample.input_ids[:2], np.zeros(len(sample.input_ids[:2]), dtype=bool), sample.where)

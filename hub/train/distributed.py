@@ -1,0 +1,85 @@
+"""The group of worker processes: rank, device, and the few collective operations that training needs."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others: preparing data or weights on rank 0 may take a while."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among the workers."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start_group() -> Group:
+    """Join the other workers, if there are any. Can be called again.
+
+    CPU tensors go over gloo and GPU tensors over NCCL, so that small facts can be shared without a GPU.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    return Group(rank, world, local_rank, device)
+
+
+def end_group() -> None:
+    """Leave the group, so that the process can end without a complaint."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))
+
+
+def sum_over_ranks(*values: float) -> list[float]:
+    """Sum numbers over all ranks in float64. Every rank gets the sums."""
+    if not dist.is_initialized():
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums)
+    found: list[float] = sums.tolist()
+    return found
+
+
+def max_over_ranks(value: float) -> float:
+    """The largest of the ranks' numbers, on every rank."""
+    if not dist.is_initialized():
+        return value
+    largest = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return float(largest.item())
+
+
+def broadcast_text(text: str) -> str:
+    """Rank 0's text on every rank. Plain bytes: nothing is unpickled."""
+    if not dist.is_initialized():
+        return text
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    size = torch.tensor([data.numel()])
+    dist.broadcast(size, 0)
+    if dist.get_rank() != 0:
+        data = torch.empty(int(size.item()), dtype=torch.uint8)
+    dist.broadcast(data, 0)
+    return bytes(data.tolist()).decode()

@@ -1,0 +1,47 @@
+"""The loss of a causal language model: cross entropy summed over the loss tokens of a micro-batch.
+
+It is a sum, never a mean: the loop divides by the number of loss tokens of the whole step over all ranks, so that a token
+weighs the same in whatever micro-batch and on whatever rank it stands.
+"""
+
+import inspect
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from hub.train.collate import MicroBatch
+
+
+def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """Sum of the cross entropies, in nats. Scalar, float32, with a gradient path to every weight even without loss tokens.
+
+    Only the positions that count go through the output layer where the model allows it: its result is the largest
+    tensor of a training step.
+    """
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    select = batch.packed and takes_positions(_class_of(model))
+    if select:
+        inputs["logits_to_keep"] = batch.loss_positions
+    if not batch.packed:
+        inputs["attention_mask"] = batch.attention_mask
+    logits = model(**inputs).logits.flatten(0, 1)
+    if not select:
+        logits = logits[batch.loss_positions]
+    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+
+
+@cache
+def takes_positions(model_class: type) -> bool:
+    """Whether a model's forward can compute logits at chosen positions only (`logits_to_keep` as a tensor)."""
+    return "logits_to_keep" in inspect.signature(model_class.forward).parameters
+
+
+def _class_of(model: Any) -> type:
+    """The transformers class inside DDP and PEFT wrappers."""
+    if hasattr(model, "module"):
+        model = model.module
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return type(model)

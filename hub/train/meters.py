@@ -1,0 +1,38 @@
+"""Tokens per second and memory."""
+
+import resource
+import sys
+import time
+
+import torch
+
+
+class Meter:
+    """Counts tokens over the seconds that are spent on training steps; evaluation and saving are left out."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self._begun = 0.0
+
+    def begin(self) -> None:
+        self._begun = time.perf_counter()
+
+    def end(self, tokens: int) -> float:
+        """Close one step; returns its tokens per second."""
+        seconds = time.perf_counter() - self._begun
+        self.seconds += seconds
+        self.tokens += tokens
+        return tokens / seconds if seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.seconds if self.seconds else None
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory of this process so far: allocated by torch on a GPU, resident on a CPU. 1 GB = 2**30 bytes."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,156 @@
+"""Load a tokenizer and a causal language model for training, and bring its weights into the types that training needs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from hub.config import ModelConfig, RunConfig
+from hub.errors import ModelError
+from hub.run import Run
+from hub.train.distributed import barrier
+from hub.train.session import Session
+from hub.train.weights import local_weights
+
+
+def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:
+    """Local folder of the base weights. One process per machine fetches or converts; the others wait and then find them."""
+    if session.group.local_rank == 0:
+        path = local_weights(cfg, run.say)
+        barrier()
+    else:
+        barrier()
+        path = local_weights(cfg, lambda text: None)
+    return path
+
+
+def load_tokenizer(cfg: RunConfig, path: Path) -> Any:
+    """The model's tokenizer, with `data.template` in place of its chat template when that is set.
+
+    Raises:
+        ModelError: the folder has no tokenizer that transformers can read.
+        DataError: there is no chat template.
+    """
+    from hub.data.template import load_template, require_template
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=cfg.model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={cfg.model.path}: no tokenizer can be read from it: {_first_line(error)}") from None
+    if cfg.data.template:
+        load_template(tokenizer, cfg.data.template)
+    require_template(tokenizer, cfg.model.path)
+    return tokenizer
+
+
+def load_config(cfg: ModelConfig, path: Path) -> Any:
+    """The model's config.
+
+    Raises:
+        ModelError: it can't be read, or asks for code of its own that is not allowed.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_refusal(cfg, error)) from None
+
+
+def load_causal_lm(
+    cfg: ModelConfig, path: Path, device: torch.device, dtype: torch.dtype, quantization: Any = None
+) -> Any:
+    """A causal language model without key-value cache, in training mode.
+
+    Args:
+        cfg: what was asked for; for messages and `trust_remote_code`.
+        path: local folder. Only safetensors are read.
+        device: where the weights go.
+        dtype: type of the weights.
+        quantization: a transformers quantisation config, or None.
+
+    Raises:
+        ModelError: transformers can't load it.
+    """
+    config = load_config(cfg, path)
+    options: dict[str, Any] = {}
+    stored = getattr(config, "quantization_config", None) or {}
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    if method == "mxfp4":
+        from transformers import Mxfp4Config
+
+        quantization = Mxfp4Config(dequantize=True)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        options["attn_implementation"] = "eager"  # the other kernels leave the soft cap out
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=cfg.trust_remote_code,
+            device_map={"": device},
+            **options,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise ModelError(_refusal(cfg, error)) from None
+    model.config.use_cache = False
+    model.train()
+    return model
+
+
+def trainable_in_float32(model: torch.nn.Module) -> None:
+    """Keep every weight that trains in float32.
+
+    In bfloat16 a step below half a unit in the last place (0.4 % of a weight) rounds away to nothing; autocast still does
+    the arithmetic in the compute type.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def linear_layers(model: Any) -> list[str]:
+    """Names of the linear layers (quantised ones and GPT-2's Conv1D too), the output layer left out."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return [
+        name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head
+    ]
+
+
+def save_whole_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a dense model that transformers loads: config, safetensors in `dtype`, tokenizer."""
+    cast: dict[int, torch.Tensor] = {}
+
+    def stored(tensor: torch.Tensor) -> torch.Tensor:
+        # Tied weights share memory and must go on sharing it, or they would be written twice.
+        if tensor.data_ptr() not in cast:
+            cast[tensor.data_ptr()] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        return cast[tensor.data_ptr()]
+
+    state = {name: stored(tensor) for name, tensor in model.state_dict().items()}
+    config_dtype, use_cache = model.config.dtype, model.config.use_cache
+    model.config.dtype, model.config.use_cache = dtype, True
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        model.config.dtype, model.config.use_cache = config_dtype, use_cache
+    tokenizer.save_pretrained(folder)
+
+
+def _refusal(cfg: ModelConfig, error: Exception) -> str:
+    line = _first_line(error)
+    if "trust_remote_code" in str(error):
+        line = (
+            "its config asks for Python code of its own, which is not run. "
+            "Type model.trust_remote_code=true only if you trust that code"
+        )
+    return f"model.path={cfg.path}: {line}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,83 @@
+"""Optimizers and learning-rate schedules by name."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from hub.config import AlgoConfig
+from hub.errors import ConfigError
+
+SCHEDULERS = {"constant": "constant_with_warmup", "cosine_with_restarts": "cosine_with_restarts"}
+DEFAULT_WARMUP_RATIO = 0.03
+
+
+def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Weights that train, in two groups: matrices decay, vectors (biases, norms) do not."""
+    trained = [parameter for _, parameter in named if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(cfg: AlgoConfig, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of `algo.optimizer`.
+
+    Raises:
+        ConfigError: it can't run on this device.
+    """
+    groups = [group for group in groups if group["params"]]
+    adam: dict[str, Any] = {"lr": cfg.learning_rate, "betas": (cfg.adam_beta1, cfg.adam_beta2), "eps": cfg.adam_epsilon}
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=device.type == "cuda", **adam)
+    if cfg.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=cfg.learning_rate)
+    if cfg.optimizer == "adafactor":
+        from transformers import Adafactor
+
+        return Adafactor(groups, lr=cfg.learning_rate, scale_parameter=False, relative_step=False)
+    if device.type != "cuda":
+        raise ConfigError(f"algo.optimizer={cfg.optimizer} needs a CUDA GPU. Type algo.optimizer=adamw")
+    import bitsandbytes
+
+    classes = {
+        "adamw_8bit": bitsandbytes.optim.AdamW8bit,
+        "paged_adamw": bitsandbytes.optim.PagedAdamW,
+        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+    }
+    return classes[cfg.optimizer](groups, **adam)
+
+
+def warmup_steps(cfg: AlgoConfig, total: int) -> int:
+    """Steps of warm-up.
+
+    Raises:
+        ConfigError: the warm-up is not shorter than the run.
+    """
+    if cfg.warmup_steps is None:
+        ratio = DEFAULT_WARMUP_RATIO if cfg.warmup_ratio is None else cfg.warmup_ratio
+        return min(round(total * ratio), total - 1)
+    if cfg.warmup_steps >= total and cfg.warmup_steps > 0:
+        raise ConfigError(
+            f"algo.warmup_steps={cfg.warmup_steps} is not shorter than the run of {total} steps. "
+            f"Type e.g. algo.warmup_steps={total // 10}"
+        )
+    return cfg.warmup_steps
+
+
+def make_scheduler(cfg: AlgoConfig, optimizer: torch.optim.Optimizer, total: int) -> Any:
+    """The schedule of `algo.lr_scheduler` over `total` steps, standing at the first.
+
+    transformers' schedules give the rate after n steps, which is 0 for n = 0 and at the end; step 1 takes the rate of
+    n = 1 here, so that neither the first nor the last step is lost.
+    """
+    name = SCHEDULERS.get(cfg.lr_scheduler, cfg.lr_scheduler)
+    warmup = warmup_steps(cfg, total)
+    scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch expects an optimizer step before the first scheduler step
+        scheduler.step()
+    return scheduler

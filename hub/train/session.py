@@ -1,0 +1,75 @@
+"""What a backend needs before it loads anything: the group of processes, the accelerator, the precision, the seed."""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers.utils import logging as transformers_logging
+
+from hub.config import AUTO, RunConfig
+from hub.run import Run
+from hub.train.distributed import Group, start_group
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process's surroundings."""
+
+    group: Group
+    accelerator: Accelerator
+    compute_dtype: torch.dtype
+    """Type of the arithmetic (under autocast) and of weights that do not train."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.group.device
+
+
+def start_session(cfg: RunConfig, run: Run) -> Session:
+    """Join the group, choose the precision, seed everything, set up the tracker."""
+    quiet_libraries()
+    group = start_group()
+    dtype, why = choose_dtype(cfg.model.dtype, group.device)
+    tool = None if cfg.track.tool == "none" else cfg.track.tool
+    accelerator = Accelerator(cpu=group.device.type == "cpu", log_with=tool, project_dir=str(run.path))
+    set_seed(cfg.algo.seed)
+    name = str(dtype).removeprefix("torch.")
+    run.write_plan(dtype=name, dtype_because=why, num_processes=group.world, device=_device_name(group.device))
+    run.say(f"arithmetic in {name} ({why}), {group.world} process(es) on {_device_name(group.device)}")
+    return Session(group, accelerator, dtype)
+
+
+def quiet_libraries() -> None:
+    """The hub says what it does; the libraries' own bars and warnings would drown it."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")
+    warnings.filterwarnings("ignore", module="torch")
+
+
+def choose_dtype(asked: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The type of the arithmetic, and why."""
+    if asked != AUTO:
+        return getattr(torch, asked), "asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "the GPU has it"
+        return torch.float32, "the GPU has no bfloat16"
+    if _cpu_has_bfloat16():
+        return torch.bfloat16, "the CPU has it"
+    return torch.float32, "the CPU has no fast bfloat16"
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            flags = next((line for line in info if line.startswith(("flags", "Features"))), "").split()
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

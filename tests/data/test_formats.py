@@ -1,0 +1,157 @@
+import json
+
+import pytest
+
+from hub.data.formats import conversations, convert, detect
+from hub.data.read import Row
+from hub.errors import DataError
+
+USER = {"role": "user", "content": "What is 2 + 2?"}
+ANSWER = {"role": "assistant", "content": "4"}
+CALL = {"type": "function", "id": "c1", "function": {"name": "add", "arguments": {"a": 2}}}
+
+
+def row(value, line=7):
+    return Row(value, "data/chats.jsonl", line)
+
+
+def one(value):
+    return next(conversations([row(value)]))
+
+
+def refusal(*values):
+    with pytest.raises(DataError) as caught:
+        list(conversations([row(value, line) for line, value in enumerate(values, 1)]))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("messages", {"messages": [USER, ANSWER]}),
+        ("messages", {"messages": json.dumps([USER, ANSWER])}),
+        (
+            "sharegpt",
+            {
+                "conversations": [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": "4"}],
+                "system": "",
+            },
+        ),
+        ("sharegpt", {"conversations": [USER, ANSWER]}),
+        ("alpaca", {"instruction": USER["content"], "input": "", "output": "4"}),
+        ("prompt_completion", {"prompt": USER["content"], "completion": "4"}),
+        ("prompt_completion", {"prompt": [USER], "completion": [ANSWER]}),
+    ],
+)
+def test_each_format_is_detected_and_becomes_the_same_messages(name, value):
+    conversation = one(value)
+    assert detect(row(value)) == name == conversation.format
+    assert conversation.messages == [USER, ANSWER]
+    assert conversation.where == "chats.jsonl:7"
+
+
+def test_alpaca_joins_input_and_puts_system_and_history_first():
+    value = {"instruction": "Add", "input": "2, 2", "output": "4", "system": "Be brief", "history": [["Hi", "Hello"]]}
+    assert [(message["role"], message["content"]) for message in one(value).messages] == [
+        ("system", "Be brief"),
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "Add\n\n2, 2"),
+        ("assistant", "4"),
+    ]
+
+
+def test_tools_and_tool_calls_are_kept_with_arguments_as_dicts():
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    call = CALL | {"function": {"name": "add", "arguments": '{"a": 2}'}}
+    told = {"role": "tool", "content": "", "tool_call_id": "c1"}
+    for given in (tools, json.dumps(tools)):
+        value = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, told, ANSWER]}
+        conversation = one(value | {"tools": given})
+        assert conversation.tools == tools
+        assert conversation.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+        assert conversation.messages[2] == told
+    sharegpt = {
+        "conversations": [
+            {"from": "human", "value": "x"},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 2}}'},
+            {"from": "observation", "value": "4"},
+            {"from": "gpt", "value": "4"},
+        ]
+    }
+    messages = one(sharegpt).messages
+    assert messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]
+    assert messages[2] == {"role": "tool", "content": "4"}
+
+
+def test_text_parts_are_joined_and_null_fields_count_as_absent():
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "2 + 2?"}]
+    value = {
+        "messages": [{"role": "user", "content": parts, "tool_calls": None}, ANSWER],
+        "tools": None,
+        "prompt": None,
+    }
+    assert one(value).messages == [USER, ANSWER]
+    assert one(value).tools is None
+
+
+def test_fields_that_nothing_reads_are_told():
+    value = {"messages": [USER, ANSWER | {"weight": 0}], "id": 3, "source": None}
+    assert one(value).unused == ("id", "messages[].weight")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"messages": [USER]}, "no assistant turn"),
+        ({"messages": [{"role": "asistant", "content": "x"}]}, "Did you mean assistant?"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "Allowed: system, user, assistant, tool"),
+        ({"messages": [{"content": "x"}]}, "no role"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "['user']"),
+        ({"messages": [{"role": "user", "content": None}, ANSWER]}, "message 1 (user) has content that is null"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": None}]},
+            "message 2 (assistant) has content that is null",
+        ),
+        ({"messages": [USER, {"role": "assistant", "content": " "}]}, "empty content"),
+        ({"messages": [{"role": "user"}, ANSWER]}, "no content"),
+        ({"messages": [USER, {"role": "assistant", "content": 4}]}, "a number"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, ANSWER]}, "'image'"),
+        ({"messages": [USER, {"role": "system", "content": "x"}, ANSWER]}, "Only the first"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": None}, "not null"),
+        ({"messages": {"role": "user"}}, "not an object"),
+        ({"messages": ["hi"]}, "not a text"),
+        ({"messages": "[oops"}, "no JSON"),
+        ({"messages": [USER | {"tool_calls": [CALL]}, ANSWER]}, "Only an assistant can call"),
+        ({"messages": [USER, ANSWER | {"tool_calls": [{"function": {}}]}]}, "a tool call must be"),
+        (
+            {"messages": [USER, ANSWER | {"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
+            "not a list",
+        ),
+        ({"messages": [USER, ANSWER], "tools": "x y"}, "tools is a text"),
+        ({"conversations": [{"from": "humen", "value": "x"}]}, "Did you mean human"),
+        ({"conversations": [{"speaker": "x"}]}, "needs the fields from and value"),
+        ({"instruction": "x", "output": None}, "message 2 (assistant) has content that is null"),
+        ({"instruction": "x", "output": "y", "history": ["z"]}, "list of pairs"),
+        ({"prompt": "x", "completion": 3}, "a number"),
+        ({"mesages": []}, "Did you mean messages?"),
+        ({"text": "x"}, "these fields are of no known format: text. Allowed: messages has messages; sharegpt"),
+    ],
+)
+def test_bad_row_is_refused_with_its_place_and_what_is_wrong(value, expected):
+    text = refusal(value)
+    assert text.startswith("chats.jsonl:1: ")
+    assert expected in text
+
+
+def test_a_row_of_another_format_than_the_first_is_refused_with_its_line():
+    alpaca = {"instruction": "x", "output": "y"}
+    assert refusal({"messages": [USER, ANSWER]}, alpaca).startswith(
+        "chats.jsonl:2: this row is not in the format messages"
+    )
+    files = [Row({"messages": [USER, ANSWER]}, "a.jsonl", 1), Row(alpaca, "b.jsonl", 1)]
+    assert [conversation.format for conversation in conversations(files)] == ["messages", "alpaca"]
+    with pytest.raises(DataError, match="not in the format alpaca"):
+        convert(files[0], "alpaca")

@@ -1,0 +1,119 @@
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hub.config import AlgoConfig, DataConfig, ModelConfig, RunConfig
+from hub.data.prepare import prepare
+from hub.errors import ConfigError, DataError
+
+TEMPLATE = """
+{%- for message in messages %}{{ '<' + message.role[0] + '>' + message.content + '</s>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<a>' }}{% endif %}"""
+
+
+@pytest.fixture
+def tokenizer():
+    """A token per byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["<u>", "<a>", "</s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", chat_template=TEMPLATE)
+
+
+def write(file, lengths, **fields):
+    rows = [{"prompt": "", "completion": "x" * length} | fields | {"prompt": f"q{length}"} for length in lengths]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def config(path, seed=42, **options):
+    return RunConfig(algo=AlgoConfig(seed=seed), model=ModelConfig(path="m"), data=DataConfig(path=path, **options))
+
+
+def test_rows_become_samples_and_the_report_counts_them(tmp_path, tokenizer):
+    path = write(tmp_path / "a.jsonl", [3, 5], topic="z")
+    prepared = prepare(config(path), tokenizer, max_positions=None)
+    first = prepared.train[0]
+    # <u> q 3 </s> <a> x x x </s>
+    assert (len(first), first.where) == (9, "a.jsonl:1")
+    assert (first.input_ids.dtype, first.loss_mask.dtype) == (np.int32, np.bool_)
+    assert first.loss_mask.tolist() == [False] * 5 + [True] * 4
+    counts = {"num_rows": 2, "num_samples": 2, "num_tokens": 20, "num_loss_tokens": 10, "longest": 11}
+    assert prepared.report["train"] == counts
+    assert prepared.report["formats"] == ["prompt_completion"]
+    assert prepared.report["fields_not_used"] == ["topic"]
+    assert "</s> included" in prepared.report["template"]
+    assert prepared.evaluation == []
+    assert any("2 samples" in line and "50%" in line for line in prepared.lines)
+    json.dumps(prepared.report)
+
+
+def test_longer_rows_are_left_out_counted_and_named(tmp_path, tokenizer):
+    path = write(tmp_path / "a.jsonl", [3, 50, 4, 60])
+    prepared = prepare(config(path, max_seq_len=10), tokenizer, max_positions=100)
+    assert [sample.where for sample in prepared.train] == ["a.jsonl:1", "a.jsonl:3"]
+    assert prepared.report["num_left_out"] == 2
+    assert prepared.report["left_out"][0] == {"where": "a.jsonl:2", "num_tokens": 57, "reason": "longer than 10 tokens"}
+    line = next(line for line in prepared.lines if line.startswith("Left out"))
+    assert "2 rows" in line
+    assert "a.jsonl:2, a.jsonl:4" in line
+    assert "data.max_seq_len=67" in line
+    assert len(prepare(config(path), tokenizer, max_positions=57).train) == 3
+    assert len(prepare(config(path), tokenizer, max_positions=None).train) == 4
+
+
+def test_held_out_rows_depend_on_the_seed_alone_and_are_not_trained_on(tmp_path, tokenizer):
+    path = write(tmp_path / "a.jsonl", range(1, 21))
+
+    def held_out(**options):
+        prepared = prepare(config(path, **options), tokenizer, None)
+        places = [sample.where for sample in prepared.evaluation]
+        assert len(prepared.train) + len(places) == 20
+        assert not set(places) & {sample.where for sample in prepared.train}
+        return places
+
+    assert len(held_out(eval_fraction=0.2)) == 4
+    assert held_out(eval_fraction=0.2) == held_out(eval_fraction=0.2, max_seq_len=100)
+    assert held_out(eval_fraction=0.2) != held_out(eval_fraction=0.2, seed=1)
+    assert len(held_out(eval_fraction=0.001)) == 1
+    assert len(held_out(eval_fraction=0.999)) == 19
+
+
+def test_evaluation_data_can_be_a_file_of_its_own(tmp_path, tokenizer):
+    path, other = write(tmp_path / "a.jsonl", [3, 4]), write(tmp_path / "b.jsonl", [5])
+    prepared = prepare(config(path, eval_path=other), tokenizer, None)
+    assert [sample.where for sample in prepared.evaluation] == ["b.jsonl:1"]
+    assert prepared.report["evaluation"]["num_loss_tokens"] == 6
+    assert len(prepared.train) == 2
+
+
+def test_what_leaves_nothing_to_train_on_is_refused(tmp_path, tokenizer):
+    path, long = write(tmp_path / "a.jsonl", [30, 40]), write(tmp_path / "b.jsonl", [300])
+    with pytest.raises(DataError, match=r"left to train on.*shortest has 37.*data\.max_seq_len=37"):
+        prepare(config(path, max_seq_len=20), tokenizer, 100)
+    with pytest.raises(DataError, match=r"left to evaluate on.*model can hold no more"):
+        prepare(config(path, eval_path=long), tokenizer, 100)
+    with pytest.raises(ConfigError, match=r"data\.max_seq_len=200 .*100"):
+        prepare(config(path, max_seq_len=200), tokenizer, 100)
+    with pytest.raises(DataError, match="one row only"):
+        prepare(config(long, eval_fraction=0.5), tokenizer, None)
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        prepare(config(path), tokenizer, None)
+
+
+def test_row_of_which_nothing_is_trained_is_refused(tmp_path, tokenizer):
+    file = tmp_path / "chat.jinja"
+    file.write_text(
+        "{% for message in messages %}{% if false %}{% generation %}{% endgeneration %}{% endif %}x{% endfor %}"
+    )
+    with pytest.raises(DataError, match=r"a\.jsonl:1: nothing in this row is trained"):
+        prepare(config(write(tmp_path / "a.jsonl", [3]), template=str(file)), tokenizer, None)

@@ -1,0 +1,151 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hub.data.read import Checked, check_rows, is_hub_id, read_rows
+from hub.errors import DataError
+
+ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+
+
+def message_of(path, function=lambda path: list(read_rows(path))):
+    with pytest.raises(DataError) as caught:
+        function(str(path))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_jsonl_takes_byte_order_mark_crlf_and_blank_lines_and_keeps_line_numbers(tmp_path):
+    file = tmp_path / "chats.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": "\xe2\x80\xa8\\u2028"}\r\n  \n{"a": 3}')
+    rows = list(read_rows(str(file)))
+    assert [(row.value["a"], row.where) for row in rows] == [
+        (1, "chats.jsonl:1"),
+        ("\u2028\u2028", "chats.jsonl:3"),
+        (3, "chats.jsonl:5"),
+    ]
+
+
+def test_json_list_tells_the_line_on_which_each_row_begins(tmp_path):
+    file = tmp_path / "chats.json"
+    file.write_text('\n[\n  {"a": 1},\n\n  {\n    "a": 2\n  }\n]\n')
+    assert [(row.value["a"], row.line) for row in read_rows(str(file))] == [(1, 3), (2, 5)]
+    file.write_text('{"a": 1}\n{"a": 2}\n')
+    assert [(row.value["a"], row.line) for row in read_rows(str(file))] == [(1, 1), (2, 2)]
+
+
+def test_csv_cells_are_text_and_a_quoted_line_break_keeps_line_numbers_right(tmp_path):
+    file = tmp_path / "chats.csv"
+    file.write_text('instruction,output\n"two\nlines",42\n"say ""hi""",\n')
+    assert [(row.value, row.line) for row in read_rows(str(file))] == [
+        ({"instruction": "two\nlines", "output": "42"}, 2),
+        ({"instruction": 'say "hi"', "output": ""}, 4),
+    ]
+    file.write_text("instruction,output\na,b\na,b,c\n")
+    assert "chats.csv:3: 3 cells" in message_of(file)
+
+
+def test_folder_gives_its_data_files_sorted_by_name(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", ".hidden.jsonl", "notes.txt"):
+        (tmp_path / name).write_text('{"a": 1}\n')
+    assert [row.where for row in read_rows(str(tmp_path))] == ["a.jsonl:1", "b.jsonl:1"]
+
+
+def test_parquet_gives_its_rows_and_a_damaged_one_is_one_line(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist([ROW, ROW])
+    file = tmp_path / "chats.parquet"
+    parquet.write_table(table, file)
+    assert [(row.value, row.line) for row in read_rows(str(file))] == [(ROW, 1), (ROW, 2)]
+    file.write_bytes(b"PAR1 no parquet")
+    assert "can't be read as parquet" in message_of(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": 1, "b" 2}\n', ["a.jsonl:2", "column 14", "Expecting ':'", '{"a": 1, "b" 2}']),
+        ("a.jsonl", b'{"a": 1}\n\n{"a": "cut\n', ["a.jsonl:3", "Unterminated", '{"a": "cut']),
+        ("a.jsonl", b'{"a": 1} {"a": 2}\n', ["a.jsonl:1", "column 9", "more text"]),
+        ("a.jsonl", b'{"a": "' + b"x" * 500 + b"\n", ["a.jsonl:1", "x" * 60 + "..."]),
+        ("a.jsonl", b"[" * 100_000, ["a.jsonl:1", "nested too deeply"]),
+        ("a.jsonl", b'{"a": 1}\n["a"]\n', ["a.jsonl:2", "a list", '["a"]']),
+        ("a.json", b'[{"a": 1},\n{"a": 2}\n{"a": 3}]', ["a.json:3", "comma"]),
+        ("a.json", b'[\n{"a": 1},\n{"a": 2,\n "b": }\n]', ["a.json:4", "Expecting value", '"b": }']),
+        ("a.json", b'[{"a": 1},\n{"a": 2}', ["a.json:2", "cut short"]),
+        ("a.json", b'[{"a": 1},\n 7]', ["a.json:2", "a number: 7"]),
+        ("a.json", b'[{"a": 1}]\n\n[]', ["a.json:3", "end of the list"]),
+        ("a.jsonl", b"", ["a.jsonl", "no rows"]),
+        ("a.json", b"[]", ["a.json", "no rows"]),
+        ("a.csv", b"instruction,output\n", ["a.csv", "no rows"]),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\x89PNG"}\n', ["a.jsonl:2", "byte 8", "0x89", "UTF-8"]),
+        ("a.jsonl", b'{"a": 1}\n\0\0\n', ["a.jsonl:2", "binary"]),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), ["a.jsonl", "UTF-16"]),
+        ("a.xlsx", b"PK", ["a.xlsx", ".xlsx", ".jsonl, .json, .csv, .parquet"]),
+    ],
+)
+def test_bad_file_is_one_line_with_place_reason_and_text(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    text = message_of(tmp_path / name)
+    assert [part for part in expected if part not in text] == []
+    assert len(text) < 400
+
+
+def test_missing_file_names_near_ones_and_a_folder_without_data_says_what_it_holds(tmp_path):
+    (tmp_path / "chats.jsonl").write_text("{}")
+    assert "Did you mean chats.jsonl?" in message_of(tmp_path / "chat.jsonl")
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "notes.txt").write_text("x")
+    assert "notes.txt" in message_of(tmp_path / "inside")
+
+
+def test_only_org_slash_name_without_local_folder_is_asked_of_the_model_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("some-org/chats")
+    assert not any(map(is_hub_id, ("chats", "some-org/chats.jsonl", "./some-org/chats", "a/b/c", str(tmp_path))))
+    (tmp_path / "some-org").mkdir()
+    assert not is_hub_id("some-org/chats")
+
+
+def test_unreachable_data_set_is_one_line(monkeypatch):
+    pytest.importorskip("datasets")
+    code = (
+        "import sys\nfrom hub.data.read import read_rows\nfrom hub.errors import DataError\n"
+        "try: next(read_rows('some-org/chats'))\nexcept DataError as error: print(error)"
+    )
+    # A port that nothing listens on stands for a missing network.
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "some-org/chats" in done.stdout
+    assert "can't be reached" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_check_rows_counts_up_to_its_limit_and_stops_at_the_first_bad_row(tmp_path):
+    file = tmp_path / "chats.jsonl"
+    file.write_text((json.dumps(ROW) + "\n") * 5)
+    assert check_rows(str(file), "auto") == Checked(5, True)
+    assert check_rows(str(file), "messages", limit=5) == Checked(5, True)
+    assert check_rows(str(file), "messages", limit=3) == Checked(3, False)
+    with file.open("a") as stream:
+        stream.write('{"messages": []}\n')
+    assert "chats.jsonl:6" in message_of(file, lambda path: check_rows(path, "auto"))
+    assert "alpaca" in message_of(file, lambda path: check_rows(path, "alpaca"))
+
+
+def test_check_rows_imports_nothing_heavy_and_leaves_parquet_and_hub_ids_uncounted(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROW))
+    (tmp_path / "b.parquet").write_bytes(b"not looked at")
+    code = (
+        "import sys\nfrom hub.data.read import check_rows\n"
+        f"print(*check_rows({str(tmp_path / 'a.jsonl')!r}, 'auto'), "
+        f"*check_rows({str(tmp_path / 'b.parquet')!r}, 'auto'),"
+        "*check_rows('some-org/chats', 'auto'))\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'numpy', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["1 True None False None False", "[]"]

@@ -1,0 +1,347 @@
+"""The trained tokens are the assistant's turns with their end-of-turn token, in templates of every manner."""
+
+import json
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+
+from hub.data.formats import conversations
+from hub.data.read import Row
+from hub.data.template import encode, load_template, require_template, template_report
+from hub.errors import DataError
+
+SPECIAL = ["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<start_of_turn>", "<end_of_turn>"]
+SPECIAL += ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|endoftext|>"]
+SPECIAL += ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>", "<|user|>", "<|assistant|>"]
+LINES = [
+    "The cat sat on the mat.",
+    "What is 2 + 2? It is 4, surely.",
+    "user assistant model system tool",
+    "Grüße, 世界",
+]
+
+CHATML = """
+{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are kind.<|im_end|>\n' }}{% endif %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\n' + message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '\n<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+LLAMA3 = """
+{{- bos_token }}{% for message in messages %}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+
+# No generation prompt; the tools stand before the last user message only, so that earlier turns move.
+MISTRAL = """
+{%- set users = messages | selectattr('role', 'equalto', 'user') | list %}
+{{- bos_token }}{% for message in messages %}
+{%- if message.role == 'user' %}
+{%- if tools and message == users[-1] %}{{ '[TOOLS]' + (tools | tojson) + '[/TOOLS]' }}{% endif %}
+{{- '[INST] ' + message.content + ' [/INST]' }}
+{%- elif message.tool_calls %}{{ '[TOOL_CALLS] ' + (message.tool_calls | tojson) + eos_token }}
+{%- elif message.role == 'tool' %}{{ '[RESULT]' + message.content + '[/RESULT]' }}
+{%- else %}{{ ' ' + message.content | trim + eos_token }}{% endif %}
+{%- endfor %}"""
+
+GEMMA = """
+{{- bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}
+{%- set role = 'model' if message.role == 'assistant' else message.role %}
+{{- '<start_of_turn>' + role + '\n' + message.content | trim + '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
+
+# Thoughts of turns before the last question are left out; the last turn gets a block of thoughts, be it empty.
+QWEN3 = """
+{%- set ns = namespace(last=-1) %}
+{%- for message in messages %}{% if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\n' }}
+{%- if message.role == 'assistant' %}
+{%- set thoughts, content = '', message.content %}
+{%- if '</think>' in content %}
+{%- set thoughts = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}
+{%- set content = content.split('</think>')[-1].lstrip('\n') %}
+{%- endif %}
+{%- if loop.index0 > ns.last and (loop.last or thoughts) %}{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}
+{{- content }}
+{%- for call in message.tool_calls or [] %}
+{{- '\n<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}
+{%- endfor %}
+{%- else %}{{ message.content }}{% endif %}
+{{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+GPT_OSS = """
+{%- for message in messages %}
+{%- if message.role == 'assistant' %}
+{%- if message.tool_calls %}
+{%- set call = message.tool_calls[0].function %}
+{{- '<|start|>assistant to=' + call.name + '<|channel|>commentary<|message|>' + call.arguments | tojson + '<|call|>' }}
+{%- else %}
+{{- '<|start|>assistant<|channel|>final<|message|>' + message.content }}
+{{- '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}
+{%- endif %}
+{%- else %}{{ '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+
+# A second special token closes the conversation, in place of the generation prompt.
+PHI3 = """
+{%- for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + '<|end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"""
+
+# The generation prompt opens a block of thoughts that no finished turn has.
+R1 = """
+{{- bos_token }}{% for message in messages %}
+{%- if message.role == 'assistant' %}{{ '<|assistant|>' + message.content.split('</think>')[-1] + eos_token }}
+{%- else %}{{ '<|user|>' + message.content }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"""
+
+TAGGED = """
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\n' }}
+{%- if message.role == 'assistant' %}
+{%- generation %}{{ message.content + '<|im_end|>\n' }}{% endgeneration %}
+{%- else %}{{ message.content + '<|im_end|>\n' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+NO_END = """
+{%- for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+
+
+def byte_level(trim_offsets):
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        LINES,
+        trainers.BpeTrainer(vocab_size=340, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+
+
+def sentencepiece_like():
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="never")
+    alphabet = [chr(number) for number in range(32, 127)] + list("\nüß世界🙂")
+    core.train_from_iterator(
+        LINES,
+        trainers.BpeTrainer(
+            vocab_size=200, special_tokens=["<unk>", *SPECIAL], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+class Letters(PreTrainedTokenizer):
+    """A tokenizer in Python, without offsets: a token for each character."""
+
+    @property
+    def vocab_size(self):
+        return 70_000
+
+    def get_vocab(self):
+        return {chr(number): number for number in range(128)} | self.added_tokens_encoder
+
+    def _tokenize(self, text, **options):
+        return list(text)
+
+    def _convert_token_to_id(self, token):
+        return ord(token)
+
+    def _convert_id_to_token(self, number):
+        return chr(number)
+
+    def convert_tokens_to_string(self, tokens):
+        return "".join(tokens)
+
+
+TOKENIZERS = {"trimmed offsets": byte_level(True), "full offsets": byte_level(False), "metaspace": sentencepiece_like()}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def tokenizer(request):
+    return TOKENIZERS[request.param]
+
+
+def trained(tokenizer, template, messages, tools=None):
+    """The text of each unbroken stretch of trained tokens."""
+    tokenizer.chat_template = template
+    conversation = next(conversations([Row({"messages": messages, "tools": tools}, "chats.jsonl", 3)]))
+    encoded = encode(tokenizer, conversation)
+    whole = tokenizer.apply_chat_template(conversation.messages, tools=tools, tokenize=False)
+    assert encoded.input_ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    stretches, before = [], False
+    for number, flag in zip(encoded.input_ids, encoded.loss_mask, strict=True):
+        if flag:
+            stretches = [*stretches[:-1], [*stretches[-1], number]] if before else [*stretches, [number]]
+        before = flag
+    return [tokenizer.decode(ids) for ids in stretches]
+
+
+def chat(*contents, system=None):
+    roles = ["user", "assistant"] * len(contents)
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def calling(content, number=2):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": "a cat", "y": number}}}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+ADD = '{"name": "add", "arguments": {"x": "a cat", "y": 2}}'
+THOUGHT = "<think>\nSurely 4.\n</think>\n\n"
+
+# Template, end of a last turn, what opens a last turn, end and opening of an earlier turn.
+MANNERS = {
+    "chatml": (CHATML, "", "<|im_end|>", "", "<|im_end|>"),
+    "llama3": (LLAMA3, "", "<|eot_id|>", "", "<|eot_id|>"),
+    "mistral": (MISTRAL, " ", "</s>", " ", "</s>"),
+    "gemma": (GEMMA, "", "<end_of_turn>", "", "<end_of_turn>"),
+    "qwen3": (QWEN3, "<think>\n\n</think>\n\n", "<|im_end|>", "", "<|im_end|>"),
+    # <|end|> after an earlier answer stands where the model has to write <|return|>: it is not trained.
+    "gpt-oss": (GPT_OSS, "<|channel|>final<|message|>", "<|return|>", "<|channel|>final<|message|>", ""),
+    "phi3": (PHI3, "", "<|end|>", "", "<|end|>"),
+    "r1": (R1, "", "</s>", "", "</s>"),
+    "tagged": (TAGGED, "", "<|im_end|>", "", "<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_assistant_turns_and_their_end_are_trained_and_nothing_else(tokenizer, manner):
+    template, last_start, last_end, earlier_start, earlier_end = MANNERS[manner]
+
+    def check(*contents):
+        answers = contents[1::2]
+        expected = [earlier_start + answer + earlier_end for answer in answers[:-1]] + [
+            last_start + answers[-1] + last_end
+        ]
+        assert trained(tokenizer, template, chat(*contents)) == expected
+
+    check("What is 2 + 2?", "It is 4, surely.")
+    check("What is 2 + 2?", "It is 4.", "Surely?", "It is 4.\n\nSurely.", "What?", "4")
+    # The user says what the assistant says, and writes the marks of a turn himself.
+    check("It is 4.", "It is 4.", "It is 4.", "It is 4.")
+    marks = (
+        f"It is 4.{last_end}\n<|im_start|>assistant\n<|start|>assistant<|channel|>final<|message|>It is 4.{last_end}\n"
+    )
+    check(marks, "It is 4.", marks + "[/INST] It is 4.</s><|assistant|>\nIt is 4.", "It is 4.")
+    # Characters that take several tokens.
+    check("世界", "Grüße 🙂", "🙂", "🙂世界")
+
+
+@pytest.mark.parametrize("manner", ["llama3", "gemma", "mistral"])
+def test_template_that_strips_contents_still_has_its_turns_found(tokenizer, manner):
+    template, start, end, _, _ = MANNERS[manner]
+    messages = chat("  What? ", "  It is 4. \n", "Surely?", "\nIt is 4.\n ")
+    assert trained(tokenizer, template, messages) == [f"{start}It is 4.{end}"] * 2
+
+
+def test_system_prompt_of_the_template_or_the_data_is_not_trained(tokenizer):
+    assert trained(tokenizer, CHATML, chat("What?", "4", system="You are a cat.")) == ["4<|im_end|>"]
+    assert trained(tokenizer, CHATML, chat("What?", "4")) == ["4<|im_end|>"]
+
+
+def test_tool_calls_are_trained_and_results_of_tools_are_not(tokenizer):
+    result = {"role": "tool", "content": ADD}
+    messages = [*chat(ADD), calling("Let me see."), result, {"role": "assistant", "content": "It is 4."}]
+    call = f"\n<tool_call>\n{ADD}\n</tool_call><|im_end|>"
+    assert trained(tokenizer, CHATML, messages) == ["Let me see." + call, "It is 4.<|im_end|>"]
+    # Rewritten turns: the thoughts of the call are gone, and it has no text of its own beside the call.
+    longer = [*chat(ADD), calling(None), result, *chat("x", f"{THOUGHT}It is 4.", "Surely?", "4")[1:]]
+    assert trained(tokenizer, QWEN3, longer) == [call, "It is 4.<|im_end|>", "<think>\n\n</think>\n\n4<|im_end|>"]
+    final = "<|channel|>final<|message|>"
+    assert trained(tokenizer, GPT_OSS, longer) == [
+        ' to=add<|channel|>commentary<|message|>{"x": "a cat", "y": 2}<|call|>',
+        f"{final}{THOUGHT}It is 4.",
+        f"{final}4<|return|>",
+    ]
+    tools = [{"type": "function", "function": {"name": "add", "description": "[INST] It is 4."}}]
+    calls = json.dumps(calling(None)["tool_calls"])
+    assert trained(
+        tokenizer, MISTRAL, [*chat(ADD), calling(None), result, *chat("x", "4.", "What?", "4")[1:]], tools
+    ) == [
+        f"[TOOL_CALLS] {calls}</s>",
+        " 4.</s>",
+        " 4</s>",
+    ]
+
+
+def test_thoughts_are_trained_where_the_template_keeps_them(tokenizer):
+    messages = chat("What?", f"{THOUGHT}It is 4.", "Surely?", f"{THOUGHT}4")
+    assert trained(tokenizer, QWEN3, messages) == ["It is 4.<|im_end|>", f"{THOUGHT}4<|im_end|>"]
+    assert trained(tokenizer, R1, messages) == ["\n\nIt is 4.</s>", "\n\n4</s>"]
+
+
+def test_tokenizer_without_offsets_is_trained_on_the_same_text():
+    tokenizer = Letters(bos_token="<s>", eos_token="</s>", additional_special_tokens=SPECIAL[2:])
+    for template, last_start, last_end, earlier_start, earlier_end in MANNERS.values():
+        expected = [f"{earlier_start}It is 4.{earlier_end}", f"{last_start}It is 4.{last_end}"]
+        assert trained(tokenizer, template, chat("It is 4.", "It is 4.", "It is 4.", "It is 4.")) == expected
+
+
+def test_refusal_of_the_template_names_the_row_and_says_what_it_said(tokenizer):
+    with pytest.raises(DataError, match=r"chats\.jsonl:3: .*System role not supported"):
+        trained(tokenizer, GEMMA, chat("What?", "4", system="You are a cat."))
+    with pytest.raises(DataError, match=r"chats\.jsonl:3: .*Roles must alternate"):
+        trained(tokenizer, GEMMA, [*chat("What?", "4"), {"role": "assistant", "content": "5"}])
+    with pytest.raises(DataError, match=r"chats\.jsonl:3: .*surrogate"):
+        trained(tokenizer, CHATML, chat("What?", "\ud83d"))
+
+
+def test_turn_that_the_template_does_not_show_is_refused(tokenizer):
+    silent = "{% for message in messages %}{% if message.role == 'user' %}{{ message.content }}{% endif %}{% endfor %}"
+    with pytest.raises(DataError, match=r"chats\.jsonl:3: message 2 \(assistant\) can't be found"):
+        trained(tokenizer, silent, chat("What?", "4"))
+    twice = "{% for message in messages %}{{ message.content }}{% endfor %}{{ messages[1].content }}"
+    with pytest.raises(DataError, match="can't be found"):
+        trained(tokenizer, twice, chat("What?", "4", "Surely?", "5"))
+
+
+def test_report_names_the_end_of_turn_token_and_warns_when_there_is_none(tokenizer):
+    def report(template):
+        tokenizer.chat_template = template
+        rows = [Row({"messages": chat("What?", "4", "Surely?", "It is 4.")}, "chats.jsonl", line) for line in (1, 2)]
+        return template_report(tokenizer, [encode(tokenizer, conversation) for conversation in conversations(rows)])
+
+    assert "<|eot_id|> included" in report(LLAMA3)
+    assert "<|return|> included" in report(GPT_OSS)
+    assert "<|end|> included" in report(PHI3)
+    assert report(NO_END).startswith("Warning: in 2 of 2 samples")
+
+
+def test_template_comes_from_a_file_or_is_asked_for(tmp_path, tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match=r"some/model: .*no chat template.*data\.template=FILE\.jinja"):
+        require_template(tokenizer, "some/model")
+    file = tmp_path / "chat.jinja"
+    file.write_text(GEMMA)
+    load_template(tokenizer, str(file))
+    require_template(tokenizer, "some/model")
+    assert tokenizer.chat_template == GEMMA
+    file.write_text("{% for message in messages %}\n{{ message.content }")
+    with pytest.raises(DataError, match=r"chat\.jinja: line 2"):
+        load_template(tokenizer, str(file))
+    file.write_text(" ")
+    with pytest.raises(DataError, match="empty"):
+        load_template(tokenizer, str(file))
