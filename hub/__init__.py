@@ -2,6 +2,7 @@
 
 from hub.algorithm import Algorithm, Backend
 from hub.api import lora_sft, run, sft
+from hub.compose import compose
 from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig, option
 from hub.errors import ConfigError, DataError, HubError, Interrupted, LaunchError, ModelError, PluginError
 from hub.hookspecs import hookimpl
@@ -35,12 +36,3 @@ __all__ = [
     "run",
     "sft",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """`hub.compose` brings Hydra along, so it is imported when it is first asked for."""
-    if name == "compose":
-        from hub.compose import compose
-
-        return compose
-    raise AttributeError(f"module 'hub' has no attribute {name!r}")

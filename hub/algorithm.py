@@ -36,7 +36,7 @@ class Backend:
     """Name of the algorithm that this backend runs."""
 
     train: str
-    """`"package.module:function"`, imported in a worker only. The function is `train(cfg, run) -> TrainOutcome`."""
+    """`"package.module:function"`, imported in a worker only. The function is `train(cfg, run) -> Outcome`."""
 
     needs: tuple[str, ...] = ()
     """Top-level modules that must be installed. They are looked up, not imported."""
@@ -56,4 +56,7 @@ class Backend:
         if missing:
             todo = self.install or f"pip install {' '.join(missing)}"
             return f"not installed: {', '.join(missing)}. Type: {todo}"
-        return self.available()
+        try:
+            return self.available()
+        except Exception as error:
+            return f"its own check failed: {type(error).__name__}: {error}"

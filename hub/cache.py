@@ -1,5 +1,6 @@
 """The user's cache: things that can be made again at any time, each in a folder that appears whole or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -45,19 +46,28 @@ def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[
         made = aside / "made"
         made.mkdir()
         make(made)
-        try:
-            made.rename(folder)
-        except OSError:
-            if not is_whole(folder):
-                # What lies there is damaged. It goes aside in one step too, for a process may be reading it.
-                with suppress(FileNotFoundError):
-                    folder.rename(aside / "damaged")
-                made.rename(folder)
+        _put_in_place(made, folder, is_whole)
     except OSError as error:
         raise _not_writable(folder, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _put_in_place(made: Path, folder: Path, is_whole: Callable[[Path], bool]) -> None:
+    while True:
+        try:
+            made.rename(folder)
+            return
+        except OSError as error:
+            if is_whole(folder):
+                return
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # What lies there is damaged. It goes aside in one step too. Another process may be first to do so, or to put
+        # its own there: hence the loop.
+        with suppress(FileNotFoundError):
+            folder.rename(Path(tempfile.mkdtemp(dir=made.parent)) / "damaged")
 
 
 def _remove_abandoned(folder: Path) -> None:

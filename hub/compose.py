@@ -28,16 +28,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hub.config import AlgoConfig, RunConfig
 from hub.errors import ConfigError, did_you_mean
-from hub.plugins import registry
+from hub.plugins import conf_dir, registry
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
-
-
-def conf_dir() -> Path:
-    """The hub's own conf/: inside the package in a wheel, at the top of the repository in an editable install."""
-    package = Path(__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 class HubSearchPath(SearchPathPlugin):

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hub.config import leaves
+from hub.errors import did_you_mean
 from hub.plugins import registry
 
 EXAMPLES = (
@@ -87,17 +88,24 @@ def show_plugins() -> None:
     if not found.plugins:
         print("no plugin is installed. Type pip install hub-lora-sft")
     for plugin in found.plugins:
-        print(f"{plugin.name}  {plugin.distribution} {plugin.version}  ({plugin.module})")
+        print(f"{plugin.name}  {plugin.source}  ({plugin.module})")
         if plugin.error:
             print(f"  left out: {plugin.error}")
             continue
         for name, owner in found.owners.items():
             if owner == plugin.name:
                 print(f"  algo={name}: {found.algorithms[name].summary}")
-        print(f"  hooks: {', '.join(plugin.hooks) or 'none'}")
+        print(f"  hooks: {', '.join(plugin.hooks)}")
+        for line in plugin.warnings:
+            print(f"  {line}")
+        if plugin.heavy:
+            print(f"  slow: it imports {', '.join(plugin.heavy)} while it is loaded, which every command waits for")
     for algorithm, backends in sorted(found.backends.items()):
         for backend in sorted(backends.values(), key=lambda b: (-b.priority, b.name)):
-            print(f"backend {backend.name} of {algorithm} (priority {backend.priority}): {backend.obstacle() or 'available'}")
+            state = backend.obstacle() or "available"
+            if algorithm not in found.algorithms:
+                state = f"of no use: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, found.algorithms)}"
+            print(f"backend {backend.name} of {algorithm} (priority {backend.priority}): {state}")
 
 
 def result_lines(result: Any) -> list[str]:

@@ -1,12 +1,12 @@
 """Find, load, check and list plugins: installed distributions with an entry point in the group `hub`.
 
 The loader is the hub's own: one plugin that fails to import is a warning and not the end of `--help`, and two plugins that
-claim the same name are named instead of one being dropped. `HUB_PLUGINS=a,b` loads those entry points only.
+claim one name are both named instead of one being dropped. `HUB_PLUGINS=a,b` loads those entry points only.
 """
 
 import os
-import re
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,10 +19,20 @@ import pluggy
 from hub import hookspecs
 from hub.algorithm import Algorithm, Backend
 from hub.config import AUTO, AlgoConfig
-from hub.errors import PluginError, did_you_mean
+from hub.errors import HubError, PluginError, did_you_mean
+from hub.plugin_checks import (
+    check_algorithm,
+    check_backend,
+    check_config_dir,
+    check_hooks,
+    check_list,
+    first_line,
+    preset_names,
+)
 
 GROUP = "hub"
 ONLY = "HUB_PLUGINS"
+HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "trl", "accelerate"}
 
 
 @dataclass
@@ -30,11 +40,19 @@ class Plugin:
     """One entry point, loaded or broken."""
 
     name: str
-    distribution: str
-    version: str
+    source: str
+    """Distribution and version."""
+
     module: str
     hooks: list[str] = field(default_factory=list)
     error: str | None = None
+    """Why it is left out; None when it is not."""
+
+    warnings: list[str] = field(default_factory=list)
+    """What is wrong with parts of it."""
+
+    heavy: list[str] = field(default_factory=list)
+    """Slow libraries that it imported while it was loaded."""
 
 
 @dataclass
@@ -49,11 +67,23 @@ class Registry:
     owners: dict[str, str] = field(default_factory=dict)
     """Algorithm name -> name of the plugin that offers it."""
     config_dirs: list[tuple[str, Path]] = field(default_factory=list)
+    presets: dict[str, str] = field(default_factory=dict)
+    """`group/name` of each YAML preset -> whose it is."""
+
+    only: set[str] | None = None
+    """The plugins that HUB_PLUGINS names; None when it is not set."""
+
+    _switched_off: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def warnings(self) -> list[str]:
-        """One line for each plugin that can't be used."""
-        return [f"plugin {p.name} ({p.distribution} {p.version}) is left out: {p.error}" for p in self.plugins if p.error]
+        """One line for each plugin, or part of one, that can't be used."""
+        lines = [f"plugin {p.name} ({p.source}) is left out: {p.error}" for p in self.plugins if p.error]
+        lines += [f"plugin {p.name} ({p.source}): {line}" for p in self.plugins for line in p.warnings]
+        for name in sorted((self.only or set()) - {p.name for p in self.plugins}):
+            near = did_you_mean(name, [point.name for point in entry_points(group=GROUP)])
+            lines.append(f"{ONLY} names {name}, but no plugin of this name is installed.{near}")
+        return lines
 
     def algorithm(self, name: str) -> Algorithm:
         """The algorithm of that name.
@@ -68,8 +98,17 @@ class Registry:
     def no_algorithm(self, name: str) -> str:
         """The line for an algorithm that does not exist here."""
         known = ", ".join(sorted(self.algorithms)) or "none: install one, e.g. pip install hub-lora-sft"
-        broken = "".join(f" {line[0].upper()}{line[1:]}." for line in self.warnings)
-        return f"algo={name}: there is no such algorithm. Installed: {known}.{did_you_mean(name, self.algorithms)}{broken}"
+        near = did_you_mean(name, self.algorithms)
+        return f"algo={name}: there is no such algorithm. Installed: {known}.{near}{self._why_not_all()}"
+
+    def _why_not_all(self) -> str:
+        """Sentences on what is installed but not loaded."""
+        sentences = [
+            f" {line[0].upper()}{line[1:]}{'' if line.endswith(('.', '?')) else '.'}" for line in self.warnings
+        ]
+        if self.only is not None:
+            sentences.append(f" {ONLY}={','.join(sorted(self.only))} loads these plugins only.")
+        return "".join(sentences)
 
     def algorithm_of(self, config: AlgoConfig) -> Algorithm:
         """The algorithm whose options these are."""
@@ -97,19 +136,63 @@ class Registry:
                 raise PluginError(
                     f"algo.backend={config.backend}: {algorithm.name} has no such backend. Allowed: {names}."
                     + did_you_mean(config.backend, [AUTO, *offered])
+                    + self._why_not_all()
                 )
             chosen = offered[config.backend]
             if check_needs and (obstacle := chosen.obstacle()):
                 raise PluginError(f"algo.backend={chosen.name} can't run here: {obstacle}")
             return chosen, "asked for"
-        obstacles = []
+        obstacles: list[str] = []
         for backend in sorted(offered.values(), key=lambda b: (-b.priority, b.name)):
             obstacle = backend.obstacle() if check_needs else None
             if obstacle is None:
                 why = "; ".join(obstacles) or ("the only one" if len(offered) == 1 else "highest priority")
                 return backend, why
             obstacles.append(f"{backend.name}: {obstacle}")
-        raise PluginError(f"{algorithm.name} has no backend that can run here. {'; '.join(obstacles) or 'None is installed.'}")
+        raise PluginError(
+            f"{algorithm.name} has no backend that can run here. {'; '.join(obstacles) or 'None is installed.'}"
+        )
+
+    def observe(self, hook: str, **values: Any) -> None:
+        """Tell every plugin that implements this hook. A plugin that fails here is told no more; training goes on.
+
+        Args:
+            hook: `hub_run_start`, `hub_log`, `hub_checkpoint` or `hub_run_end`.
+            values: the hook's arguments.
+
+        Raises:
+            HubError: a plugin ends the run on purpose. Not from `hub_run_end`: there is nothing left to end.
+        """
+        caller = getattr(self.manager.hook, hook)
+        for plugin in [implementation.plugin for implementation in caller.get_hookimpls()]:
+            name = self.manager.get_name(plugin) or "?"
+            if (name, hook) in self._switched_off:
+                continue
+            try:
+                self._ask(plugin, hook, **values)
+            except Exception as error:
+                if isinstance(error, HubError) and hook != "hub_run_end":
+                    raise
+                self._switched_off.add((name, hook))
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                print(
+                    f"hub: plugin {name} failed in {hook} and is not told any more: {first_line(error)} "
+                    f"({place.filename}, line {place.lineno})",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def _ask(self, plugin: Any, hook: str, **values: Any) -> Any:
+        """What this one plugin answers to a hook; None when it does not implement it."""
+        others = [other for other in self.manager.get_plugins() if other is not plugin]
+        answers = self.manager.subset_hook_caller(hook, others)(**values)
+        return answers[0] if answers else None
+
+
+def conf_dir() -> Path:
+    """The hub's own conf/: inside the package in a wheel, at the top of the repository in an editable install."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 @cache
@@ -118,37 +201,41 @@ def registry() -> Registry:
     only = os.environ.get(ONLY)
     names = None if only is None else {name.strip() for name in only.split(",") if name.strip()}
     found = load(entry_points(group=GROUP), names)
-    for line in found.warnings:
-        print(f"hub: {line}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        for line in found.warnings:
+            print(f"hub: {line}", file=sys.stderr)
     return found
 
 
 def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry:
-    """Load entry points into a new registry. Nothing that a plugin does wrong leaves this function as an exception."""
+    """Load entry points into a new registry. Nothing that a plugin does wrong leaves this function as an exception.
+
+    Args:
+        points: entry points of the group `hub`.
+        only: names of the entry points to load; None for all.
+    """
     manager = pluggy.PluginManager("hub")
     manager.add_hookspecs(hookspecs)
-    found = Registry(manager)
+    found = Registry(manager, only=only, presets=dict.fromkeys(preset_names(conf_dir()), "the hub"))
     seen: dict[str, EntryPoint] = {}
     for point in sorted(points, key=lambda p: (p.name, p.value)):
         if only is not None and point.name not in only:
             continue
-        distribution = point.dist.name if point.dist else "?"
-        if (earlier := seen.get(point.name)) and earlier.value == point.value:
-            continue
-        plugin = Plugin(point.name, distribution, point.dist.version if point.dist else "?", point.value)
+        earlier = seen.get(point.name)
+        if earlier and earlier.value == point.value and _distribution(earlier) == _distribution(point):
+            continue  # one distribution that is on the path twice
+        plugin = Plugin(point.name, _source(point), point.value)
         found.plugins.append(plugin)
         if earlier:
-            other = earlier.dist.name if earlier.dist else "?"
-            plugin.error = f"{other} has an entry point of this name too; uninstall one of the two"
+            plugin.error = f"{_distribution(earlier)} has a plugin of this name too; uninstall one of the two"
             continue
         seen[point.name] = point
+        before = set(sys.modules)
         try:
             register(found, plugin, point.load())
-        except Exception as error:
-            plugin.error = f"{type(error).__name__}: {error}"
-    if only is not None:
-        for name in sorted(only - {plugin.name for plugin in found.plugins}):
-            found.plugins.append(Plugin(name, "?", "?", "?", error=f"{ONLY} names it but it is not installed"))
+        except (Exception, SystemExit) as error:
+            plugin.error = first_line(error)
+        plugin.heavy = sorted((set(sys.modules) - before) & HEAVY)
     return found
 
 
@@ -156,50 +243,40 @@ def register(found: Registry, plugin: Plugin, module: Any) -> None:
     """Add what one plugin object offers to a registry, or raise and leave the registry as it was.
 
     Raises:
-        PluginError: a misspelt hook, or an algorithm, backend or options class that is taken.
+        PluginError: a misspelt hook, or an algorithm, backend, preset or options class that is taken.
     """
     manager = found.manager
-    manager.register(module, name=plugin.name)
+    check_hooks(manager, module)
     try:
-        manager.check_pending()
-        plugin.hooks = sorted(caller.name for caller in manager.get_hookcallers(module) or [])
-        algorithms: list[Algorithm] = list(_ask(found, module, "hub_algorithms"))
-        backends: list[Backend] = list(_ask(found, module, "hub_backends"))
-        for algorithm in algorithms:
-            _check_algorithm(found, algorithm, algorithms)
-        for backend in backends:
-            if backend.name in found.backends.get(backend.algorithm, {}):
-                raise PluginError(f"another plugin has the backend {backend.name} of {backend.algorithm}")
-        directory = _ask(found, module, "hub_config_dir", None)
-        if directory is not None and not Path(directory).is_dir():
-            raise PluginError(f"hub_config_dir() names {directory}, which is no folder")
-    except Exception:
-        manager.unregister(module)
-        plugin.hooks = []
+        manager.register(module, name=plugin.name)
+        algorithms = check_list("hub_algorithms", found._ask(module, "hub_algorithms") or (), Algorithm)
+        backends = check_list("hub_backends", found._ask(module, "hub_backends") or (), Backend)
+        for number, algorithm in enumerate(algorithms):
+            others = [*found.algorithms.values(), *algorithms[:number]]
+            check_algorithm(algorithm, others, found.owners, found.presets)
+        for number, backend in enumerate(backends):
+            check_backend(backend, [*found.backends.get(backend.algorithm, {}).values(), *backends[:number]])
+        names = [*found.algorithms, *(algorithm.name for algorithm in algorithms)]
+        directory, presets, hidden = check_config_dir(found._ask(module, "hub_config_dir"), names, found.presets)
+    except BaseException:
+        if manager.is_registered(module):
+            manager.unregister(module)
         raise
+    plugin.hooks = sorted(caller.name for caller in manager.get_hookcallers(module) or [])
+    plugin.warnings = hidden
     for algorithm in algorithms:
         found.algorithms[algorithm.name] = algorithm
         found.owners[algorithm.name] = plugin.name
     for backend in backends:
         found.backends.setdefault(backend.algorithm, {})[backend.name] = backend
     if directory is not None:
-        found.config_dirs.append((plugin.name, Path(directory)))
+        found.config_dirs.append((plugin.name, directory))
+        found.presets |= dict.fromkeys(presets, f"plugin {plugin.name}")
 
 
-def _ask(found: Registry, module: Any, hook: str, default: Any = ()) -> Any:
-    """What this one plugin answers to a hook."""
-    others = [other for other in found.manager.get_plugins() if other is not module]
-    answers = found.manager.subset_hook_caller(hook, others)()
-    return answers[0] if answers else default
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "an unknown distribution"
 
 
-def _check_algorithm(found: Registry, algorithm: Algorithm, siblings: list[Algorithm]) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", algorithm.name):
-        raise PluginError(f"algorithm name {algorithm.name!r} must be lower case letters, digits and underscores")
-    if algorithm.name in found.algorithms:
-        raise PluginError(f"plugin {found.owners[algorithm.name]} has an algorithm of the name {algorithm.name} too")
-    if not issubclass(algorithm.config, AlgoConfig) or algorithm.config is AlgoConfig:
-        raise PluginError(f"the options of {algorithm.name} must be a class of their own that inherits hub.AlgoConfig")
-    others = [a for a in [*found.algorithms.values(), *siblings] if a is not algorithm]
-    if any(other.config is algorithm.config for other in others):
-        raise PluginError(f"the options class of {algorithm.name} belongs to another algorithm too; inherit from it instead")
+def _source(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "of an unknown distribution"

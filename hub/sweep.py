@@ -14,9 +14,10 @@ import hydra
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from hub.compose import CONFIG_NAME, VERSION_BASE, compose, conf_dir, from_node, parse, register_schemas, sweep_samples
+from hub.compose import CONFIG_NAME, VERSION_BASE, compose, from_node, parse, register_schemas, sweep_samples
 from hub.errors import ConfigError, HubError
 from hub.launch import launch, prepare
+from hub.plugins import conf_dir
 
 
 def sweep(overrides: list[str], config_dir: str | None) -> int:

@@ -49,14 +49,16 @@ def work(cfg: RunConfig, run: Run) -> Result:
             **found,
         )
 
-    hook = registry().manager.hook
+    observe = registry().observe
     try:
         outcome = _train_function(backend.train)(cfg, run)
+        if not isinstance(outcome, Outcome):
+            raise PluginError(f"{backend.train} must return a hub.Outcome (that of hub.train.loop.fit), not {outcome!r:.80}")
     except BaseException as error:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         run.write_result(result(status, error=str(error) or type(error).__name__))
         if run.is_main:
-            hook.hub_run_end(run=run, result=None, error=error)
+            observe("hub_run_end", run=run, result=None, error=error)
         raise
     if outcome.stopped_by is not None:
         message = f"stopped by signal {outcome.stopped_by} after step {outcome.num_steps}; the model so far is saved"
@@ -65,7 +67,7 @@ def work(cfg: RunConfig, run: Run) -> Result:
         final = result("completed", outcome=outcome)
     run.write_result(final)
     if run.is_main:
-        hook.hub_run_end(run=run, result=final, error=None)
+        observe("hub_run_end", run=run, result=final, error=None)
     if outcome.stopped_by is not None:
         raise Interrupted(final.error or "", outcome.stopped_by)
     return final

@@ -43,6 +43,18 @@ def test_makers_at_once_leave_one_whole_folder_and_nothing_else(tmp_path, damage
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_maker_that_comes_second_leaves_the_first_result_alone(tmp_path):
+    folder = tmp_path / "thing"
+
+    def make(aside: Path) -> None:
+        (aside / "name").write_text("second")
+        folder.mkdir()
+        (folder / "name").write_text("first")
+
+    make_once(folder, make)
+    assert (folder / "name").read_text() == "first"
+
+
 def test_failed_maker_leaves_nothing_and_what_a_killed_one_left_goes_after_a_day(tmp_path):
     folder = tmp_path / "thing"
     fresh, old = tmp_path / ".thing.fresh", tmp_path / ".thing.old"

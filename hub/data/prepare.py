@@ -60,6 +60,8 @@ class _Part:
 
     samples: list[Sample]
     too_long: list[Sample]
+    omitted: list[str]
+    """Where the chat template leaves out a text that stands beside tool calls."""
 
     def counts(self) -> dict[str, int]:
         return {
@@ -105,6 +107,7 @@ def prepare(cfg: RunConfig, tokenizer: Any, max_positions: int | None) -> Prepar
     formats = sorted({row.format for row in rows + held_out})
     unused = sorted({name for row in rows + held_out for name in row.unused})
     left_out = train.too_long + evaluation.too_long
+    omitted = train.omitted + evaluation.omitted
     report = {
         "path": cfg.data.path,
         "eval_path": cfg.data.eval_path,
@@ -118,20 +121,27 @@ def prepare(cfg: RunConfig, tokenizer: Any, max_positions: int | None) -> Prepar
             {"where": sample.where, "num_tokens": len(sample), "reason": f"longer than {limit} tokens"}
             for sample in left_out[:_MOST_LISTED]
         ],
+        "num_rows_with_texts_omitted": len(omitted),
+        "texts_omitted": omitted[:_MOST_LISTED],
         "template": template,
     }
     lines = [_summary(train, evaluation, formats)]
     if left_out:
-        some = ", ".join(sample.where for sample in left_out[:_MOST_PRINTED])
-        some += ", ..." if len(left_out) > _MOST_PRINTED else ""
+        some = _some([sample.where for sample in left_out])
         lines.append(
             f"Left out: {len(left_out)} rows longer than {limit} tokens ({some}). "
             f"{_longer(cfg.data.max_seq_len, max(map(len, left_out)), max_positions)}"
         )
+    if omitted:
+        lines.append(f"In {len(omitted)} rows the chat template leaves out texts beside tool calls ({_some(omitted)}).")
     if unused:
         lines.append(f"Fields that are not used: {', '.join(unused[:12])}{', ...' if len(unused) > 12 else ''}")
     lines.append(template)
     return Prepared(train.samples, evaluation.samples, report, lines)
+
+
+def _some(places: list[str]) -> str:
+    return ", ".join(places[:_MOST_PRINTED]) + (", ..." if len(places) > _MOST_PRINTED else "")
 
 
 def _length_limit(max_seq_len: int | str, max_positions: int | None) -> int | None:
@@ -169,10 +179,12 @@ def _hold_out(
 
 
 def _encode_all(tokenizer: Any, rows: Sequence[Conversation], limit: int | None) -> _Part:
-    part = _Part([], [])
+    part = _Part([], [], [])
     for row in rows:
         encoded = encode(tokenizer, row)
         sample = Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.loss_mask, np.bool_), row.where)
+        if encoded.num_omitted:
+            part.omitted.append(row.where)
         # The first token has nothing before it that could foretell it.
         if not sample.loss_mask[1:].any():
             raise DataError(

@@ -1,20 +1,8 @@
 """A conversation -> token ids, and which of them are trained: the assistant's turns with their end-of-turn token.
 
-Where a turn stands in the rendered text is found by rendering again, never by searching for markers: a user may write
-any text, that of a marker or the assistant's own words included.
-
-* A template with `{% generation %}` tags says it by itself.
-* Else a turn is what is added to the generation prompt before it. So the loss is on all that the model has to write by
-  itself at that point, a header such as `<|channel|>final<|message|>` or an empty block of thoughts included.
-* Some templates render a turn differently once others follow it: thoughts are left out, `<|return|>` becomes `<|end|>`.
-  Such a turn is found by rendering the conversation with the texts of that turn replaced by random ones. It is trained
-  as far as it agrees with its rendering as the last turn. Thus no model is taught to write, where it should stop, a
-  token that does not stop it.
+`hub.data.turns` finds the characters of the turns; here they become tokens, and what is trained is told to the user.
 """
 
-import re
-import secrets
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,19 +10,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hub.data.formats import Conversation
+from hub.data.turns import find_turns, special_tokens
 from hub.errors import DataError
-
-_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_KEPT_FIELDS = ("role", "name", "tool_call_id", "type", "id")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One conversation as tokens. Both lists have one entry per token."""
+    """One conversation as tokens; both lists have an entry for each."""
 
     input_ids: list[int]
     loss_mask: list[bool]
     """True where the token is trained, that is, where it is a target of the loss."""
+
+    num_omitted: int = 0
+    """Texts beside tool calls that the chat template leaves out."""
 
 
 class Tokens(Protocol):
@@ -59,186 +48,14 @@ def encode(tokenizer: Any, conversation: Conversation) -> Encoded:
     Raises:
         DataError: the template refuses the conversation, or a turn of the assistant can't be found in what it renders.
     """
-    turns = _Turns(tokenizer, conversation)
-    spans = turns.tagged_spans()
-    if spans is None:
-        spans = [
-            turns.span(index) for index, message in enumerate(conversation.messages) if message["role"] == "assistant"
-        ]
-    input_ids, mask = _tokenise(tokenizer, turns.full, spans, conversation.where)
+    rendered = find_turns(tokenizer, conversation)
+    input_ids, mask = _tokenise(tokenizer, rendered.text, rendered.spans)
     _drop_trailing_space(tokenizer, input_ids, mask)
-    return Encoded(input_ids, mask)
+    return Encoded(input_ids, mask, rendered.num_omitted)
 
 
-class _Turns:
-    """Finds the turns of one conversation in its rendering."""
-
-    def __init__(self, tokenizer: Any, conversation: Conversation) -> None:
-        self.tokenizer = tokenizer
-        self.conversation = conversation
-        self.messages = conversation.messages
-        self.full = self._render(self.messages)
-        try:
-            self.full.encode()
-        except UnicodeEncodeError:
-            raise DataError(
-                f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)"
-            ) from None
-
-    def _render(self, messages: list[dict[str, Any]], prompt: bool = False) -> str:
-        return str(_apply(self.tokenizer, self.conversation, messages, tokenize=False, add_generation_prompt=prompt))
-
-    def _render_or_none(self, messages: list[dict[str, Any]], prompt: bool = False) -> str | None:
-        """For a part of the conversation, which a template may refuse although it takes the whole."""
-        try:
-            return self._render(messages, prompt) if messages else None
-        except DataError:
-            return None
-
-    def tagged_spans(self) -> list[tuple[int, int]] | None:
-        """The characters within `{% generation %}` tags; None when the template has no such tags.
-
-        Transformers' own mask of tokens is not used: where a byte-level tokenizer leaves spaces out of its offsets, or
-        a character takes several tokens, it loses turns or runs on into the next message.
-        """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        template = self.tokenizer.get_chat_template(tools=self.conversation.tools)
-        if not _GENERATION_TAG.search(template):
-            return None
-        rendered, spans = render_jinja_template(
-            conversations=[self.messages],
-            tools=self.conversation.tools,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-        )
-        if rendered[0] != self.full:
-            raise DataError(f"{self.conversation.where}: the chat template renders this row differently each time")
-        return [(start, end) for start, end in spans[0]]
-
-    def span(self, index: int) -> tuple[int, int]:
-        """The characters of `full` that message `index`, one of the assistant's, has to bring forth."""
-        is_last = index == len(self.messages) - 1
-        alone = self.full if is_last else self._render_or_none(self.messages[: index + 1])
-        prompt = self._render_or_none(self.messages[:index], prompt=True)
-        if alone and prompt and self.full.startswith(alone) and alone.startswith(prompt) and len(alone) > len(prompt):
-            return len(prompt), self._first_end(index, len(prompt), alone)
-        return self._span_by_nonce(index)
-
-    def _first_end(self, index: int, start: int, alone: str) -> int:
-        """The end of a last turn, without a second special token that some templates put behind the first."""
-        special, body = _special_tokens(self.tokenizer), alone[start:].rstrip()
-        last = _token_at_end(body, special)
-        if not last or not _token_at_end(body[: -len(last)].rstrip(), special):
-            return len(alone)
-        around = self._around(self.messages[: index + 1], index)
-        if around is None or not alone.endswith(around[1]):
-            return len(alone)
-        tail = around[1]
-        stops = [(place, -len(token)) for token in special if (place := tail.find(token)) >= 0]
-        if not stops:
-            return len(alone)
-        place, length = min(stops)
-        return len(alone) - len(tail) + place - length
-
-    def _span_by_nonce(self, index: int) -> tuple[int, int]:
-        around = self._around(self.messages, index)
-        if around is None or not self.full.endswith(around[1]):
-            raise self._not_found(index)
-        head, tail = around
-        end = len(self.full) - len(tail)
-        start = len(head) if self.full.startswith(head) and len(head) <= end else None
-        # What the prompt has behind an earlier message stands there in `full` too, and the turn begins behind that.
-        for earlier in range(index - 1, -1, -1):
-            around, asked = (
-                self._around(self.messages, earlier),
-                self._around(self.messages[:index], earlier, prompt=True),
-            )
-            if around and asked and self.full.endswith(around[1]):
-                before = len(self.full) - len(around[1])
-                limit = end if start is None else start
-                if before <= limit:
-                    start = before + self._agreement(self.full[before:limit], asked[1])
-                    break
-        if start is None:
-            raise self._not_found(index)
-        if alone := self._around(self.messages[: index + 1], index):
-            end += self._agreement(tail, alone[1])
-        return start, end
-
-    def _not_found(self, index: int) -> DataError:
-        return DataError(
-            f"{self.conversation.where}: message {index + 1} (assistant) can't be found in what the chat template "
-            "renders, so its loss can't be placed. Take the row out, or type data.template=FILE.jinja with a template "
-            "that has {% generation %} tags"
-        )
-
-    def _around(self, messages: list[dict[str, Any]], index: int, prompt: bool = False) -> tuple[str, str] | None:
-        """What is rendered before and behind the texts of one message: all that stays when they are replaced."""
-        # Two replacements that share neither their first nor their last character, so that what both renderings have in
-        # common, from the start and from the end, is exactly what does not belong to the message.
-        others = []
-        for edge in "qw":
-            nonce = edge + secrets.token_hex(8) + edge
-            replaced = _replace(messages[index], nonce, _KEPT_FIELDS)
-            other = self._render_or_none([*messages[:index], replaced, *messages[index + 1 :]], prompt)
-            if other is None or other.count(nonce) > repr(replaced).count(nonce):
-                return None  # rendered in two places: texts of others would lie between them
-            others.append(other)
-        first, second = others
-        if first == second:
-            return None
-        return first[: _common_prefix(first, second)], first[len(first) - _common_prefix(first[::-1], second[::-1]) :]
-
-    def _agreement(self, here: str, there: str) -> int:
-        """Number of characters at the start that are equal, half of an added token not counted."""
-        agreed = _common_prefix(here, there)
-        added = _added_tokens(self.tokenizer)
-        for begin in range(max(0, agreed - max(map(len, added), default=0)), agreed):
-            for text in (here, there):
-                if any(text[begin:stop] in added for stop in range(agreed + 1, min(len(text), begin + 64) + 1)):
-                    return begin
-        return agreed
-
-
-def _replace(value: Any, nonce: str, kept: tuple[str, ...] = ("type", "id")) -> Any:
-    """The same value with every text and number replaced, except in the fields that are `kept`."""
-    if isinstance(value, str):
-        return nonce if value else value
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int | float):
-        return 11 if nonce[0] == "q" else 22
-    if isinstance(value, list):
-        return [_replace(item, nonce) for item in value]
-    if isinstance(value, dict):
-        return {key: item if key in kept else _replace(item, nonce) for key, item in value.items()}
-    return value
-
-
-def _apply(tokenizer: Any, conversation: Conversation, messages: list[dict[str, Any]], **options: Any) -> Any:
-    """Render in transformers' sandbox.
-
-    Raises:
-        DataError: with the row, and what the template said.
-    """
-    from jinja2 import TemplateError, TemplateSyntaxError
-
-    try:
-        return tokenizer.apply_chat_template(messages, tools=conversation.tools, **options)
-    except TemplateSyntaxError as error:
-        raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{conversation.where}: the chat template refuses this conversation. It says: {said}") from None
-
-
-def _tokenise(tokenizer: Any, text: str, spans: list[tuple[int, int]], where: str) -> tuple[list[int], list[bool]]:
+def _tokenise(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
     """Token ids of the text, and which tokens have a character in one of the spans (in order, without overlap)."""
-    for (_, end), (start, _) in pairwise(spans):
-        if start < end:
-            raise DataError(f"{where}: the chat template mixes two assistant turns, so their loss can't be placed")
     if tokenizer.is_fast:
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         extents = _extents(encoding["offset_mapping"], len(text.rstrip()))
@@ -277,7 +94,7 @@ def _extents(offsets: list[tuple[int, int]], num_characters: int) -> list[tuple[
 
 def _drop_trailing_space(tokenizer: Any, input_ids: list[int], mask: list[bool]) -> None:
     """Take the loss off the whitespace behind a turn's last special token: it is never generated."""
-    special = set(_special_tokens(tokenizer).values())
+    special = set(special_tokens(tokenizer).values())
     for position in range(len(mask) - 1, -1, -1):
         if mask[position] and (position + 1 == len(mask) or not mask[position + 1]):
             last = position
@@ -287,44 +104,6 @@ def _drop_trailing_space(tokenizer: Any, input_ids: list[int], mask: list[bool])
                 last -= 1
             if input_ids[last] in special:
                 mask[last + 1 : position + 1] = [False] * (position - last)
-
-
-def _common_prefix(first: str, second: str) -> int:
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _token_at_end(text: str, tokens: Iterable[str]) -> str | None:
-    return next((token for token in tokens if text.endswith(token)), None)
-
-
-_added: "weakref.WeakKeyDictionary[Any, tuple[int, dict[str, int], dict[str, int]]]" = weakref.WeakKeyDictionary()
-
-
-def _tables(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Text and id of all added tokens, and of those that are special. Kept, since asking the tokenizer is slow."""
-    kept = _added.get(tokenizer)
-    if kept is None or kept[0] != len(tokenizer):
-        every = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-        special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        special.pop(tokenizer.unk_token, None)  # it stands for any text
-        kept = _added[tokenizer] = (len(tokenizer), every | special, special)
-    return kept[1], kept[2]
-
-
-def _added_tokens(tokenizer: Any) -> dict[str, int]:
-    return _tables(tokenizer)[0]
-
-
-def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    return _tables(tokenizer)[1]
 
 
 def load_template(tokenizer: Any, file: str) -> None:
@@ -370,7 +149,7 @@ def template_report(tokenizer: Any, samples: Iterable[Tokens]) -> str:
         One sentence: what is trained, with the end-of-turn tokens; or a warning that the last turn of some samples has
         none among its trained tokens.
     """
-    special = {number: text for text, number in _special_tokens(tokenizer).items()}
+    special = {number: text for text, number in special_tokens(tokenizer).items()}
     ends: dict[str, int] = {}
     num_samples = num_ended = 0
     for sample in samples:

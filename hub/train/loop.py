@@ -69,7 +69,7 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Ou
     """
     cfg, run, session, data = setup.cfg, setup.run, setup.session, setup.data
     algo, group, accelerator = cfg.algo, session.group, session.accelerator
-    hook = registry().manager.hook
+    observe = registry().observe
     batch_size = effective_batch_size(algo.effective_batch_size, len(data.train), group.world)
     total = batches.num_steps(len(data.train), batch_size, algo.num_epochs, algo.max_steps)
     layout = choose_layout(setup, model)
@@ -88,7 +88,7 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Ou
     if cfg.track.tool != "none":
         accelerator.init_trackers(cfg.track.project, config=_flat(asdict(cfg)))
     if run.is_main:
-        hook.hub_run_start(cfg=cfg, run=run)
+        observe("hub_run_start", cfg=cfg, run=run)
 
     def measure() -> float | None:
         return evaluate(session, model, data.evaluation, layout, loss) if data.evaluation else None
@@ -137,7 +137,7 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Ou
                 if cfg.track.tool != "none":
                     accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=done)
                 if run.is_main:
-                    hook.hub_log(run=run, step=done, metrics=metrics)
+                    observe("hub_log", run=run, step=done, metrics=metrics)
             if algo.save_every_steps and done % algo.save_every_steps == 0 and not last:
                 if run.is_main:
                     state = {"num_steps": total, "effective_batch_size": batch_size, "scheduler": scheduler.state_dict()}
@@ -150,7 +150,7 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Ou
                         lambda folder: save(model, folder),
                         algo.keep_checkpoints,
                     )
-                    hook.hub_checkpoint(run=run, step=done, path=path)
+                    observe("hub_checkpoint", run=run, step=done, path=path)
                     progress.say(f"checkpoint {path}")
                 barrier()
             if stopping is not None:

@@ -2,9 +2,6 @@ import json
 
 import numpy as np
 import pytest
-
-pytest.importorskip("transformers")
-
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

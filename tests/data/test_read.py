@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from datasets import Dataset
 
 from hub.data.read import Checked, check_rows, is_hub_id, read_rows
 from hub.errors import DataError
@@ -32,8 +33,8 @@ def test_jsonl_takes_byte_order_mark_crlf_and_blank_lines_and_keeps_line_numbers
 
 def test_json_list_tells_the_line_on_which_each_row_begins(tmp_path):
     file = tmp_path / "chats.json"
-    file.write_text('\n[\n  {"a": 1},\n\n  {\n    "a": 2\n  }\n]\n')
-    assert [(row.value["a"], row.line) for row in read_rows(str(file))] == [(1, 3), (2, 5)]
+    file.write_text('\n[\n  {"a": 1},\n\n  {\n    "a": 2\n  }, {"a": 3}\n]\n')
+    assert [(row.value["a"], row.line) for row in read_rows(str(file))] == [(1, 3), (2, 5), (3, 7)]
     file.write_text('{"a": 1}\n{"a": 2}\n')
     assert [(row.value["a"], row.line) for row in read_rows(str(file))] == [(1, 1), (2, 2)]
 
@@ -56,10 +57,8 @@ def test_folder_gives_its_data_files_sorted_by_name(tmp_path):
 
 
 def test_parquet_gives_its_rows_and_a_damaged_one_is_one_line(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = pytest.importorskip("pyarrow").Table.from_pylist([ROW, ROW])
     file = tmp_path / "chats.parquet"
-    parquet.write_table(table, file)
+    Dataset.from_list([ROW, ROW]).to_parquet(file)
     assert [(row.value, row.line) for row in read_rows(str(file))] == [(ROW, 1), (ROW, 2)]
     file.write_bytes(b"PAR1 no parquet")
     assert "can't be read as parquet" in message_of(file)
@@ -111,8 +110,7 @@ def test_only_org_slash_name_without_local_folder_is_asked_of_the_model_hub(tmp_
     assert not is_hub_id("some-org/chats")
 
 
-def test_unreachable_data_set_is_one_line(monkeypatch):
-    pytest.importorskip("datasets")
+def test_unreachable_data_set_is_one_line():
     code = (
         "import sys\nfrom hub.data.read import read_rows\nfrom hub.errors import DataError\n"
         "try: next(read_rows('some-org/chats'))\nexcept DataError as error: print(error)"

@@ -3,9 +3,6 @@
 import json
 
 import pytest
-
-pytest.importorskip("transformers")
-
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
@@ -293,6 +290,13 @@ def test_thoughts_are_trained_where_the_template_keeps_them(tokenizer):
     assert trained(tokenizer, R1, messages) == ["\n\nIt is 4.</s>", "\n\n4</s>"]
 
 
+def test_token_that_reaches_over_the_edge_of_a_turn_is_trained(tokenizer):
+    # The prompt ends with the space that the first token of the answer begins with.
+    assert trained(tokenizer, NO_END, chat("What?", "It is 4.")) == [" It is 4.\n"]
+    tagged = TAGGED.replace("<|im_end|>\n' }}{% endgen", "' }}{% endgen")
+    assert trained(tokenizer, tagged, chat("What?", "It is 🙂 ", "Surely?", "4 ")) == ["It is 🙂 ", "4 "]
+
+
 def test_tokenizer_without_offsets_is_trained_on_the_same_text():
     tokenizer = Letters(bos_token="<s>", eos_token="</s>", additional_special_tokens=SPECIAL[2:])
     for template, last_start, last_end, earlier_start, earlier_end in MANNERS.values():
@@ -316,18 +320,30 @@ def test_turn_that_the_template_does_not_show_is_refused(tokenizer):
     twice = "{% for message in messages %}{{ message.content }}{% endfor %}{{ messages[1].content }}"
     with pytest.raises(DataError, match="can't be found"):
         trained(tokenizer, twice, chat("What?", "4", "Surely?", "5"))
+    with pytest.raises(DataError, match=r"leaves out what is said in message 2"):
+        trained(tokenizer, CHATML.replace("+ message.content }}", "}}"), chat("What?", "4"))
+    with pytest.raises(DataError, match=r"leaves out the tool calls in message 2"):
+        trained(tokenizer, LLAMA3, [*chat("What?"), calling("Let me see.")])
+
+
+def test_text_beside_tool_calls_that_the_template_leaves_out_is_counted(tokenizer):
+    tokenizer.chat_template = MISTRAL
+    rows = [Row({"messages": [*chat("What?"), calling(text)]}, "chats.jsonl", 1) for text in ("Let me see.", None)]
+    assert [encode(tokenizer, conversation).num_omitted for conversation in conversations(rows)] == [1, 0]
 
 
 def test_report_names_the_end_of_turn_token_and_warns_when_there_is_none(tokenizer):
-    def report(template):
+    def report(template, answer="It is 4."):
         tokenizer.chat_template = template
-        rows = [Row({"messages": chat("What?", "4", "Surely?", "It is 4.")}, "chats.jsonl", line) for line in (1, 2)]
+        rows = [Row({"messages": chat("What?", "4", "Surely?", answer)}, "chats.jsonl", line) for line in (1, 2)]
         return template_report(tokenizer, [encode(tokenizer, conversation) for conversation in conversations(rows)])
 
     assert "<|eot_id|> included" in report(LLAMA3)
     assert "<|return|> included" in report(GPT_OSS)
     assert "<|end|> included" in report(PHI3)
     assert report(NO_END).startswith("Warning: in 2 of 2 samples")
+    # An unknown character is no end of a turn, although its token is special.
+    assert report(NO_END.replace("\\n", ""), "4 ☃").startswith("Warning")
 
 
 def test_template_comes_from_a_file_or_is_asked_for(tmp_path, tokenizer):

@@ -1,0 +1,22 @@
+"""BitFit for the hub: this module holds the hooks. It imports the standard library and `hub` only; torch comes in train.py."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from hub import Algorithm, Backend, hookimpl
+from hub_example.config import BitFitConfig
+
+
+@hookimpl
+def hub_algorithms() -> Iterable[Algorithm]:
+    return [Algorithm(name="bitfit", config=BitFitConfig, summary="BitFit: only biases (or norm weights) learn")]
+
+
+@hookimpl
+def hub_backends() -> Iterable[Backend]:
+    return [Backend(name="native", algorithm="bitfit", train="hub_example.train:train")]
+
+
+@hookimpl
+def hub_config_dir() -> Path:
+    return Path(__file__).parent / "conf"

@@ -1,0 +1,63 @@
+"""One step is the same step in every layout: micro-batches, ranks (real processes over gloo), packed and padded."""
+
+import importlib.util
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hub.testing import tiny_model_path
+
+SCRIPT = Path(__file__).with_name("layouts.py")
+TOLERANCE = 1e-6
+
+
+@cache
+def reference(name: str) -> dict[str, torch.Tensor]:
+    spec = importlib.util.spec_from_file_location("layouts", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.reference(str(tiny_model_path("llama")), name)
+
+
+def gradients_of(folder: Path, ranks: int, mutant: str = "") -> dict[str, dict[str, torch.Tensor]]:
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [*run, str(SCRIPT), str(tiny_model_path("llama")), str(folder), *([mutant] if mutant else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+
+
+def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference of all gradients over the norm of the expected ones."""
+    assert found.keys() == expected.keys()
+    keys = [key for key in expected if key != "_eval_loss"]
+    error = sum(float((found[key].double() - expected[key].double()).square().sum()) for key in keys)
+    return (error / sum(float(expected[key].double().square().sum()) for key in keys)) ** 0.5
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_gradients_and_evaluation_are_those_of_one_sample_at_a_time_in_float64(tmp_path, ranks, record_property):
+    found = gradients_of(tmp_path, ranks)
+    assert len(found) == 12
+    worst = 0.0
+    for layout, gradients in found.items():
+        expected = reference(layout.split("-")[0])
+        worst = max(worst, difference(gradients, expected))
+        assert gradients["_eval_loss"].item() == pytest.approx(expected["_eval_loss"].item(), rel=1e-6), layout
+    record_property("greatest_relative_difference", worst)
+    print(f"{ranks} rank(s): greatest relative difference {worst:.1e}")
+    assert worst < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "mutant", ["mean_per_micro_batch", "mean_per_rank", "shifted_count", "leaking_attention", "dropped_tail"]
+)
+def test_a_broken_variant_is_caught(tmp_path, mutant):
+    found = gradients_of(tmp_path, 2 if mutant == "mean_per_rank" else 1, mutant)
+    ragged = {layout: gradients for layout, gradients in found.items() if layout.startswith("ragged")}
+    assert max(difference(gradients, reference("ragged")) for gradients in ragged.values()) > 100 * TOLERANCE
