@@ -8,7 +8,7 @@ import ast
 import inspect
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 from hub.errors import did_you_mean
 
 AUTO = "auto"
+PARTS = ("algo", "model", "data", "launch", "track")
+"""The parts of a config. Each is a group of presets too."""
 
 
 def option(
@@ -33,8 +35,10 @@ def option(
     Args:
         default: the value when nothing is set. `"auto"` for what the hub chooses by itself.
         choices: the words that are allowed.
-        ge, gt, le, lt: bounds of a number: at least, above, at most, below. `None` and `"auto"` are exempt where they
-            are the default.
+        ge: a number must be at least this. `None` and `"auto"` are exempt from bounds where they are the default.
+        gt: a number must be above this.
+        le: a number must be at most this.
+        lt: a number must be below this.
     """
     metadata = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
     return field(default=default, metadata={key: value for key, value in metadata.items() if value not in (None, ())})
@@ -73,7 +77,9 @@ class AlgoConfig:
     )
     """How the learning rate falls after the warm-up."""
 
-    optimizer: str = option("adamw", choices=("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"))
+    optimizer: str = option(
+        "adamw", choices=("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd")
+    )
     """Optimizer. The 8-bit and paged ones need bitsandbytes."""
 
     adam_beta1: float = option(0.9, ge=0, lt=1)
@@ -91,7 +97,7 @@ class AlgoConfig:
     gradient_checkpointing: str = option(AUTO, choices=(AUTO, "none", "all"))
     """Recompute activations in the backward pass to save memory. auto: on a GPU when the model fills much of it."""
 
-    seed: int = option(42, ge=0)
+    seed: int = option(42, ge=0, le=2**32 - 1)
     """Seed of data order, adapter initialisation and dropout."""
 
     log_every_steps: int = option(1, ge=1)
@@ -162,7 +168,11 @@ class ModelConfig:
         if looks_local and not folder.is_dir():
             yield f"model.path={self.path}: there is no such folder. Type an existing folder or an id of the model hub"
         elif looks_local and not (folder / "config.json").is_file():
-            hint = " It holds a LoRA adapter: name its base model instead." if (folder / "adapter_config.json").is_file() else ""
+            hint = (
+                " It holds a LoRA adapter: name its base model instead."
+                if (folder / "adapter_config.json").is_file()
+                else ""
+            )
             yield f"model.path={self.path}: no config.json in this folder, so it holds no model that transformers can load.{hint}"
 
 
@@ -231,6 +241,8 @@ class LaunchConfig:
             host, _, port = self.rdzv_endpoint.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 yield f"launch.rdzv_endpoint={self.rdzv_endpoint} is not of the form HOST:PORT"
+        if self.mode == "inline" and self.python:
+            yield "launch.mode=inline runs in this interpreter. Leave launch.python out, or type launch.mode=process"
         if self.mode == "inline" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):
             yield "launch.mode=inline runs in this process only. Type launch.nproc_per_node=1 or launch.mode=process"
         if self.python and not Path(self.python).is_file():
@@ -273,17 +285,26 @@ class RunConfig:
     run_name: str | None = None
     """Name of the run folder. null: the time to the microsecond."""
 
-    def problems(self) -> list[str]:
-        """Everything wrong that the values alone show, one line each. Cheap: no file is read."""
+    def problems(self, parts: Collection[str] = PARTS) -> list[str]:
+        """Everything wrong that the values alone show, one line each. Cheap: no file is read.
+
+        Args:
+            parts: those of which more than choices and bounds is checked. The others are not what the user meant, since
+                something in them could not be read.
+        """
         found: list[str] = []
-        for name in ("algo", "model", "data", "launch", "track"):
+        if "algo" in parts and type(self.algo) is AlgoConfig:
+            found.append("No algorithm is chosen. Type algo=NAME (python -m hub --help lists them)")
+        for name in PARTS:
             part = getattr(self, name)
             bounds = list(field_problems(part, name))
             found += bounds
-            if not bounds and hasattr(part, "problems"):
+            if name in parts and not bounds and hasattr(part, "problems"):
                 found += part.problems(self)
         if self.run_name is not None and (not self.run_name or Path(self.run_name).name != self.run_name):
-            found.append(f"run_name={self.run_name!r} is not the name of a folder. Type run_name=WORD, and output_dir=FOLDER")
+            found.append(
+                f"run_name={self.run_name!r} is not the name of a folder. Type run_name=WORD, and output_dir=FOLDER"
+            )
         return found
 
 
@@ -298,23 +319,23 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
             if value not in choices:
                 yield f"{name}={value} is not allowed. Allowed: {', '.join(choices)}.{did_you_mean(str(value), choices)}"
         elif bounds := _bounds(rules):
-            allowed_words = [AUTO] if item.default == AUTO else []
-            if value in allowed_words:
-                continue
-            if isinstance(value, str) or isinstance(value, bool):
-                words = "".join(f" or {word}" for word in allowed_words)
+            words = f" or {AUTO}" if item.default == AUTO else ""
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value != (AUTO if words else None) and not (
+                is_number and math.isfinite(value) and _within(value, rules)
+            ):
                 yield f"{name}={value} is not allowed. Allowed: a number {bounds}{words}"
-            elif not math.isfinite(value) or not _within(value, rules):
-                yield f"{name}={value} is not allowed. Allowed: {bounds}"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{name}={value} is not allowed. Allowed: a finite number"
 
 
 def _bounds(rules: Any) -> str:
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    return " and ".join(f"{word} {rules[key]:g}" for key, word in words.items() if key in rules)
+    return " and ".join(f"{word} {rules[key]:.10g}" for key, word in words.items() if key in rules)
 
 
 def _within(value: float, rules: Any) -> bool:
-    return (
+    return bool(
         value >= rules.get("ge", -math.inf)
         and value > rules.get("gt", -math.inf)
         and value <= rules.get("le", math.inf)
@@ -323,7 +344,7 @@ def _within(value: float, rules: Any) -> bool:
 
 
 @cache
-def field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: type[Any]) -> dict[str, str]:
     """The docstring under each field of a dataclass, inherited ones included, each in one line."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):

@@ -74,7 +74,8 @@ def show_config(overrides: list[str], config_dir: str | None) -> None:
         place = came_from.get(name, "default")
         style = "bold" if value != default or place == "command line" else None
         table.add_row(name, _value(value), place, meaning, style=style)
-    console = Console(width=None if Console().is_terminal else 160)
+    # In a file or a pipe an option stays on one line, so that grep finds it.
+    console = Console(width=None if Console().is_terminal else 500)
     console.print(table)
     if problems := cfg.problems():
         console.print("\nThis can't run yet:")

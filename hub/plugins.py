@@ -99,10 +99,10 @@ class Registry:
         """The line for an algorithm that does not exist here."""
         known = ", ".join(sorted(self.algorithms)) or "none: install one, e.g. pip install hub-lora-sft"
         near = did_you_mean(name, self.algorithms)
-        return f"algo={name}: there is no such algorithm. Installed: {known}.{near}{self._why_not_all()}"
+        return f"algo={name}: there is no such algorithm. Installed: {known}.{near}{self.left_out()}"
 
-    def _why_not_all(self) -> str:
-        """Sentences on what is installed but not loaded."""
+    def left_out(self) -> str:
+        """Sentences on what is installed but not loaded, each after a space; empty when nothing is."""
         sentences = [
             f" {line[0].upper()}{line[1:]}{'' if line.endswith(('.', '?')) else '.'}" for line in self.warnings
         ]
@@ -136,7 +136,7 @@ class Registry:
                 raise PluginError(
                     f"algo.backend={config.backend}: {algorithm.name} has no such backend. Allowed: {names}."
                     + did_you_mean(config.backend, [AUTO, *offered])
-                    + self._why_not_all()
+                    + self.left_out()
                 )
             chosen = offered[config.backend]
             if check_needs and (obstacle := chosen.obstacle()):

@@ -2,9 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from hub.errors import Interrupted
 
@@ -22,8 +26,10 @@ class StopRequest:
         self.in_loop = False
 
     def install(self) -> "StopRequest":
+        """Receive signals from now on, one that came since the process was started included: see `held_back`."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -38,6 +44,18 @@ stop_request = StopRequest()
 """This process's request to stop: installed by the worker, met by the training loop."""
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals that ask to stop wait until the end of this block. A process started in it lets them wait until it installs
+    its `stop_request`, so that none is lost while it imports.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent(poll_seconds: float = 1.0) -> None:
     """Send this process SIGTERM when its parent is gone, so that a killed launcher leaves no workers behind."""
     parent = os.getppid()
@@ -48,3 +66,16 @@ def end_with_parent(poll_seconds: float = 1.0) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End this process. In a group of processes without tearing anything down.
+
+    gloo's destructor waits for a thread that waits for Python's lock, which the destructor's caller holds: a worker that
+    ended in the ordinary way could hang for ever. What has to be on disk is there by now.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

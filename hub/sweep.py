@@ -1,75 +1,158 @@
 """`--multirun`: one isolated run for each combination of swept values, and a table of the results at the end.
 
 Hydra's sweeper and launcher do the work (so its plugins, Optuna or submitit, fit in); each job is a run with processes of
-its own. All values are checked before the first run begins.
+its own. All values are checked before the first run begins; a run that fails then does not keep the others from running.
 """
 
 import json
+import os
 import sys
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import CompactHydraException
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from hub.compose import CONFIG_NAME, VERSION_BASE, compose, from_node, parse, register_schemas, sweep_samples
-from hub.errors import ConfigError, HubError
+from hub.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
+from hub.errors import ConfigError, HubError, Interrupted
 from hub.launch import launch, prepare
+from hub.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, one_line, parse, quoted
 from hub.plugins import conf_dir
+from hub.run import Run
+
+WHOLE = ("output_dir", "run_name")
+"""Options that are about the sweep as a whole, and so can't be swept."""
+
+
+class _Stop(BaseException):
+    """Ends a sweep from inside a job. Hydra lets it pass, as it would not an Exception."""
 
 
 def sweep(overrides: list[str], config_dir: str | None) -> int:
-    """Run a sweep. Returns 0 when every run completed.
+    """Run a sweep. Returns 0 when every run completed, else 1.
 
     Raises:
         ConfigError: something is wrong with one of the values; no run has begun.
+        Interrupted: a signal ended it.
     """
-    for sample in sweep_samples(overrides):
-        prepare(compose(*sample, config_dir=config_dir))
-    swept = [item.key_or_group for item in parse(overrides) if item.is_sweep_override()]
-    if not swept:
-        raise ConfigError("--multirun but no option has several values. Type e.g. algo.learning_rate=1e-4,2e-4")
-    parent = Path(compose(*sweep_samples(overrides)[0], config_dir=config_dir).output_dir).expanduser().absolute()
-    folder = parent / f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    with hydra_session(config_dir) as loader:
+        parsed = parse(overrides, loader)
+        swept = _check_form(parsed)
+        of_hydra = [str(item.input_line) for item in parsed if item.is_hydra_override()]
+        options = [item for item in parsed if not item.is_hydra_override()]
+        arguments = [*choices(loader, options), *_set_options(loader, options)]
+    checked = [prepare(cfg)[0] for _, cfg in sweep_combinations([str(o.input_line) for o in options], config_dir)]
+    name = checked[0].run_name or f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    folder = Run.create(checked[0].output_dir, name).path
     register_schemas()
-    argv = ["hub", "--multirun", *overrides, f"hydra.sweep.dir={folder}"]
-    if config_dir:
-        argv += ["--config-dir", config_dir]
+    failed: list[Interrupted] = []
+    argv = [
+        "hub",
+        "--multirun",
+        *arguments,
+        "hydra/job_logging=none",
+        *of_hydra,
+        f"hydra.sweep.dir={quoted(str(folder))}",
+    ]
+    argv += ["--config-dir", config_dir] if config_dir else []
     before, sys.argv = sys.argv, argv
-    failed = False
+    full_error, os.environ["HYDRA_FULL_ERROR"] = os.environ.get("HYDRA_FULL_ERROR"), "1"  # else Hydra prints, and exits
     try:
-        hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base=VERSION_BASE)(job)()
-    except SystemExit as stop:
-        failed = bool(stop.code)
+        task = partial(job, config_dir, failed)
+        hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base=VERSION_BASE)(task)()
+    except _Stop:
+        pass
+    except COMPOSE_ERRORS as error:
+        with suppress(OSError):
+            folder.rmdir()
+        raise ConfigError(one_line(error)) from None
     finally:
         sys.argv = before
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
     rows = collect(folder, swept)
     print_table(rows, swept)
-    print(f"runs: {folder}")
-    return 1 if failed or any(row["status"] != "completed" for row in rows) else 0
+    print(f"runs: {folder}", flush=True)
+    if failed:
+        raise failed[0]
+    return 1 if any(row["status"] != "completed" for row in rows) else 0
 
 
-def job(node: DictConfig) -> float | None:
-    """One run of the sweep. Returns what a sweeper may minimise: the held-out loss, else the training loss."""
+def job(config_dir: str | None, stopped: list[Interrupted], node: DictConfig) -> float:
+    """One run of the sweep. Returns what a sweeper may minimise: the held-out loss, else the training loss; NaN when the run
+    failed.
+
+    Args:
+        config_dir: as on the command line.
+        stopped: receives the signal that ended the run, and with it the sweep.
+        node: Hydra's config. It is composed again from its overrides, so that a run of a sweep is what it would be alone.
+    """
     from hydra.core.hydra_config import HydraConfig
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    (folder / "overrides.json").write_text(json.dumps(list(HydraConfig.get().overrides.task)), encoding="utf-8")
+    runtime = HydraConfig.get()
+    folder, overrides = Path(runtime.runtime.output_dir), list(runtime.overrides.task)
+    (folder / "overrides.json").write_text(json.dumps(overrides), encoding="utf-8")
     try:
-        result = launch(from_node(node), run_path=folder)
+        result = launch(compose(*overrides, config_dir=config_dir), run_path=folder)
+    except Interrupted as signal:
+        stopped.append(signal)
+        raise _Stop from None
     except HubError as error:
         (folder / "error.txt").write_text(f"{error}\n", encoding="utf-8")
-        raise CompactHydraException(str(error)) from None
-    return result.eval_loss if result.eval_loss is not None else result.train_loss
+        print(f"hub: run {folder.name} failed: {error}", file=sys.stderr, flush=True)
+        return float("nan")
+    loss = result.eval_loss if result.eval_loss is not None else result.train_loss
+    return float("nan") if loss is None else loss
+
+
+def _check_form(parsed: list[Override]) -> list[str]:
+    """The names of the swept options.
+
+    Raises:
+        ConfigError: nothing is swept, or what can't be.
+    """
+    swept = [item for item in parsed if item.is_sweep_override()]
+    problems = [
+        f"{item.key_or_group} can't be swept: it is of the whole sweep" for item in swept if item.key_or_group in WHOLE
+    ]
+    problems += [
+        f"{item.key_or_group}: the folder of a sweep is named by output_dir=FOLDER and run_name=NAME"
+        for item in parsed
+        if item.key_or_group in ("hydra.sweep.dir", "hydra.sweep.subdir")
+    ]
+    for item in swept:
+        if item.is_discrete_sweep() and "null" in (values := list(item.sweep_string_iterator())):
+            if "." not in item.key_or_group:
+                rest = ",".join(value for value in values if value != "null")
+                problems.append(f"{item.get_key_element()}: null can't be swept here. Type {item.key_or_group}={rest}")
+    if not swept and not any(item.is_hydra_override() for item in parsed):
+        problems.append("--multirun but no option has several values. Type e.g. algo.learning_rate=1e-4,2e-4")
+    if problems:
+        raise ConfigError(problems)
+    return [item.key_or_group for item in swept]
+
+
+def _set_options(loader: Any, parsed: list[Override]) -> list[str]:
+    """The overrides that choose no preset, as Hydra takes them."""
+    return [
+        f"{item.key_or_group}={item.get_value_string()}"
+        for item in parsed
+        if not loader.repository.group_exists(item.key_or_group)
+    ]
 
 
 def collect(folder: Path, swept: list[str]) -> list[dict[str, Any]]:
     """One row for each run folder of the sweep, in order."""
     rows = []
     for file in sorted(folder.glob("*/overrides.json"), key=lambda f: (len(f.parent.name), f.parent.name)):
-        values = dict(text.split("=", 1) for text in json.loads(file.read_text(encoding="utf-8")) if "=" in text)
+        values = dict(
+            text.lstrip("+").split("=", 1) for text in json.loads(file.read_text(encoding="utf-8")) if "=" in text
+        )
         result_file = file.parent / "result.json"
         result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else {"status": "failed"}
         rows.append({"run": file.parent.name, **{name: values.get(name, "") for name in swept}, **result})
@@ -80,20 +163,26 @@ def print_table(rows: list[dict[str, Any]], swept: list[str]) -> None:
     """The results, best held-out (else training) loss marked."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title="sweep")
     columns = ["run", *swept, "status", "train_loss", "eval_loss", "tokens_per_second"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
     measure = "eval_loss" if any(row.get("eval_loss") is not None for row in rows) else "train_loss"
     best = min((row[measure] for row in rows if row.get(measure) is not None), default=None)
     for row in rows:
+        is_best = best is not None and row.get(measure) == best
         cells = [_cell(row.get(column)) for column in columns]
-        table.add_row(*cells, style="bold green" if best is not None and row.get(measure) == best else None)
-    Console().print(table)
+        cells[0] += " *" if is_best else ""
+        table.add_row(*(Text(cell) for cell in cells), style="bold green" if is_best else None)
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)
+    if best is not None:
+        print(f"* lowest {measure}")
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (f"{value:,.0f}" if value >= 100 else f"{value:.5g}") if isinstance(value, float) else str(value)

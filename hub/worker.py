@@ -18,7 +18,7 @@ from hub.config import RunConfig
 from hub.errors import HubError, Interrupted, PluginError
 from hub.plugins import registry
 from hub.run import Failure, Outcome, Result, Run
-from hub.signals import end_with_parent, stop_request
+from hub.signals import end_process, end_with_parent, stop_request
 
 
 def work(cfg: RunConfig, run: Run) -> Result:
@@ -53,7 +53,7 @@ def work(cfg: RunConfig, run: Run) -> Result:
     try:
         outcome = _train_function(backend.train)(cfg, run)
         if not isinstance(outcome, Outcome):
-            raise PluginError(f"{backend.train} must return a hub.Outcome (that of hub.train.loop.fit), not {outcome!r:.80}")
+            raise PluginError(f"{backend.train} must return hub.Outcome, as hub.train.loop.fit does, not {outcome!r:.60}")
     except BaseException as error:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         run.write_result(result(status, error=str(error) or type(error).__name__))
@@ -106,4 +106,4 @@ def main(run_path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    end_process(main(Path(sys.argv[1])))

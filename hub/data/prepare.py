@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hub.config import AUTO, RunConfig
 from hub.data.formats import Conversation, conversations
-from hub.data.read import read_rows
+from hub.data.read import num_held_out, read_rows
 from hub.data.template import encode, load_template, require_template, template_report
 from hub.errors import ConfigError, DataError
 
@@ -170,8 +170,7 @@ def _hold_out(
 ) -> tuple[list[Conversation], list[Conversation]]:
     if len(rows) < 2:
         raise DataError(f"{path}: one row only, so none can be held out. Type data.eval_fraction=0, or give more rows")
-    num_held_out = min(len(rows) - 1, max(1, round(len(rows) * fraction)))
-    chosen = set(Random(seed).sample(range(len(rows)), num_held_out))
+    chosen = set(Random(seed).sample(range(len(rows)), num_held_out(len(rows), fraction)))
     return (
         [row for number, row in enumerate(rows) if number not in chosen],
         [row for number, row in enumerate(rows) if number in chosen],

@@ -90,6 +90,11 @@ def check_rows(path: str, format: str, limit: int = 20_000) -> Checked:
     return Checked(min(num_rows, limit), num_rows <= limit)
 
 
+def num_held_out(num_rows: int, fraction: float) -> int:
+    """Rows that `data.eval_fraction` takes from training: at least one, and never all."""
+    return min(num_rows - 1, max(1, round(num_rows * fraction))) if fraction else 0
+
+
 def is_hub_id(path: str) -> bool:
     """Whether `path` is to be asked of the model hub: of the form `org/name`, and nothing local by these names."""
     local = Path(path).expanduser()

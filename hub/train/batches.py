@@ -37,6 +37,14 @@ def num_steps(num_samples: int, batch_size: int, num_epochs: float, max_steps: i
     return total if max_steps is None else min(total, max_steps)
 
 
+def auto_batch_size(num_samples: int) -> int:
+    """The effective batch size of `auto`.
+
+    Small data sets need many small steps to be learnt at all; large ones gain from a steadier gradient.
+    """
+    return 32 if num_samples < 1000 else 128 if num_samples < 10000 else 256
+
+
 def steps(num_samples: int, batch_size: int, total: int, seed: int, after: int = 0) -> Iterator[Step]:
     """All steps of a run, or those after step `after`."""
     per_epoch = -(-num_samples // batch_size)

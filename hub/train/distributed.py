@@ -41,12 +41,6 @@ def start_group() -> Group:
     return Group(rank, world, local_rank, device)
 
 
-def end_group() -> None:
-    """Leave the group, so that the process can end without a complaint."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def barrier() -> None:
     """Wait until every rank is here."""
     if dist.is_initialized():

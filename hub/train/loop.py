@@ -253,12 +253,10 @@ def stop_requested() -> int | None:
 def effective_batch_size(asked: int | str, num_samples: int, world: int) -> int:
     """Samples per step: as asked, or by the size of the data set.
 
-    Small data sets need many small steps to be learnt at all; large ones gain from a steadier gradient.
-
     Raises:
         ConfigError: fewer samples than processes.
     """
-    size = (32 if num_samples < 1000 else 128 if num_samples < 10000 else 256) if asked == AUTO else int(asked)
+    size = batches.auto_batch_size(num_samples) if asked == AUTO else int(asked)
     if size < world:
         raise ConfigError(
             f"algo.effective_batch_size={size} is below the number of processes ({world}). "

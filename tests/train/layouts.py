@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
+from hub.signals import end_process
 from hub.train import collate, loop
-from hub.train.distributed import end_group, start_group
+from hub.train.distributed import barrier, start_group
 from hub.train.loop import Layout, accumulate_gradients, evaluate
 from hub.train.loss import causal_lm_loss
 from hub.train.session import Session
@@ -60,12 +61,12 @@ def main(model_path: str, out: Path, mutant: str = "") -> None:
     if mutant == "leaking_attention":
         loop.pack = leaking_attention
     if mutant == "mean_per_rank":
-        session = Session(type(group)(group.rank, 1, group.local_rank, group.device), session.accelerator, torch.float32)
+        session = Session(type(group)(0, 1, 0, group.device), session.accelerator, torch.float32)
     for name in ("ragged", "partial"):
         samples = batch(name)
         total, longest = sum(map(len, samples)), max(map(len, samples))
         if mutant == "dropped_tail":
-            samples = samples[:-1]
+            samples = samples[:-2]
         for micro_batches in (1, 2, 4):
             bound = max(longest, -(-total // (group.world * micro_batches)) + longest // 2)
             for packed in (True, False):
@@ -86,7 +87,7 @@ def main(model_path: str, out: Path, mutant: str = "") -> None:
                     kind = "packed" if packed else "padded"
                     save_file(gradients, out / f"{name}-{group.world}x{micro_batches}-{kind}.safetensors")
                 assert np.isfinite(local)
-    end_group()
+    barrier()
 
 
 def reference(model_path: str, name: str) -> dict[str, torch.Tensor]:
@@ -100,7 +101,7 @@ def reference(model_path: str, name: str) -> dict[str, torch.Tensor]:
             loss = F.cross_entropy(model(input_ids=ids).logits[0, :-1], labels, reduction="sum", ignore_index=-100)
         if (labels != -100).any():
             loss.backward()
-            total += float(loss)
+            total += loss.item()
         count += int((labels != -100).sum())
     gradients = {key: p.grad / count for key, p in model.named_parameters() if p.grad is not None}
     return gradients | {"_eval_loss": torch.tensor([total / count], dtype=torch.float64)}
@@ -108,3 +109,4 @@ def reference(model_path: str, name: str) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
+    end_process(0)
