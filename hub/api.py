@@ -1,20 +1,23 @@
 """The Python face: `sft()`, `lora_sft()` and `run()` take keyword arguments, build a RunConfig and launch it.
 
 Every option of the command line is a keyword under its last name: `algo.lora_r=8` is `lora_r=8`, `data.eval_fraction` is
-`eval_fraction`. Workers are processes of their own, so a notebook's memory stays free and `nproc_per_node=8` just works.
+`eval_fraction`. Workers are processes of their own, so a notebook's memory stays free and `nproc=8` just works.
 """
 
+import re
 from dataclasses import fields
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig
-from hub.errors import did_you_mean
-from hub.plugins import registry
+from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, TrackConfig
+from hub.errors import ConfigError, did_you_mean
 from hub.run import Result
 
-PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "launch": LaunchConfig}
+PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "launch": LaunchConfig, "track": TrackConfig}
+BY_ARGUMENT = ("path", "tool")
+"""Options that the arguments `model`, `data` and `track` set."""
+
 TOP = ("output_dir", "run_name")
 ALIASES = {"nproc": "nproc_per_node"}
 
@@ -29,7 +32,9 @@ def lora_sft(*, model: str | PathLike[str], data: str | PathLike[str], **options
     return run("lora_sft", model=model, data=data, **options)
 
 
-def run(algo: str, *, model: str | PathLike[str], data: str | PathLike[str], track: str = "none", **options: Any) -> Result:
+def run(
+    algo: str, *, model: str | PathLike[str], data: str | PathLike[str], track: str = "none", **options: Any
+) -> Result:
     """Train with any installed algorithm, and wait for the end.
 
     Args:
@@ -37,48 +42,55 @@ def run(algo: str, *, model: str | PathLike[str], data: str | PathLike[str], tra
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
         data: a preset's name (`"tiny"`), a file, a folder, or an id of the hub's data sets.
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
-        options: any option of the algorithm, of `data.`, `model.` and `launch.`, `output_dir` and `run_name`, under the
-            names that `python -m hub show` prints, without the part before the dot.
+        options: any option of the algorithm, of `data.`, `model.`, `launch.` and `track.`, `output_dir` and `run_name`,
+            under the names that `python -m hub show` prints, without the part before the dot.
 
     Returns:
         The result: path of the model, losses, run folder; `.metrics` has every logged step.
 
     Raises:
         TypeError: an option does not exist; the nearest names are given.
-        HubError: what is wrong with the values, the data, the model or the machine. `ConfigError` has all problems at once.
+        HubError: what is wrong with the values, the data, the model or the machine. A `ConfigError` has all of it in
+            `.problems`.
     """
     from hub.compose import compose, groups
     from hub.launch import launch
 
-    overrides, values = [f"algo={algo}"], _sort(algo, options)
+    overrides = [f"algo={algo}"]
+    values = _sort(algo, type(compose(*overrides).algo), options)
     presets = groups()
     for part, given in (("model", fspath(model)), ("data", fspath(data))):
         if given in presets[part] and not Path(given).exists():
             overrides.append(f"{part}={given}")
-        else:
-            values.setdefault(part, {})["path"] = given
+            continue
+        near = did_you_mean(given, presets[part]) if re.fullmatch(r"\w+", given) and not Path(given).exists() else ""
+        if near:
+            raise ConfigError(f"{part}={given!r}: there is no such preset, file or folder.{near}")
+        values.setdefault(part, {})["path"] = given
     if track != "none":
         overrides.append(f"track={track}")
     return launch(compose(*overrides, values=values))
 
 
-def _sort(algo: str, options: dict[str, Any]) -> dict[str, Any]:
+def _sort(algo: str, config: type[AlgoConfig], options: dict[str, Any]) -> dict[str, Any]:
     """Which part of the config each keyword belongs to."""
-    known = registry().algorithms
-    config = known[algo].config if algo in known else AlgoConfig
-    owners = {item.name: part for part, cls in PARTS.items() for item in fields(cls) if item.name != "path"}
+    owners = {item.name: part for part, cls in PARTS.items() for item in fields(cls) if item.name not in BY_ARGUMENT}
     owners |= {item.name: "algo" for item in fields(config)}
-    if algo not in known:
-        owners |= {item.name: "algo" for other in known.values() for item in fields(other.config)}
     sorted_values: dict[str, Any] = {}
+    unknown = []
     for given, value in options.items():
         name = ALIASES.get(given, given)
-        value = fspath(value) if isinstance(value, PathLike) else list(value) if isinstance(value, tuple | set) else value
+        if isinstance(value, PathLike):
+            value = fspath(value)
+        elif isinstance(value, tuple | set):
+            value = list(value)
         if name in TOP:
             sorted_values[name] = value
         elif name in owners:
             sorted_values.setdefault(owners[name], {})[name] = value
         else:
-            near = did_you_mean(given, [*owners, *TOP, "track"])
-            raise TypeError(f"{algo}() has no option {given!r}.{near} python -m hub show algo={algo} lists all.")
+            near = did_you_mean(given, [*owners, *TOP, "model", "data", "track"])
+            unknown.append(f"{algo} has no option {given!r}.{near}")
+    if unknown:
+        raise TypeError(f"{' '.join(unknown)} python -m hub show algo={algo} lists all")
     return sorted_values

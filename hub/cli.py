@@ -1,7 +1,7 @@
 """`python -m hub [verb] overrides`: reads the command line, builds a RunConfig, calls the verb.
 
-A verb is a function `(list of overrides, Flags) -> exit code` in VERBS. Everything heavy is imported inside verbs; `--help`
-and every mistake answer in about a second.
+A verb is a function `(list of overrides, Flags) -> exit code` in VERBS. Everything heavy is imported inside verbs, so that
+`--help` and every mistake answer in about a second.
 """
 
 import argparse
@@ -68,7 +68,11 @@ def print_result(result: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line. Returns the exit code: 0, 2 for a mistake of the user, 1 for a failure, 128+N for a signal."""
+    """Run one command line.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user, 1 for a failure, 128 + N for signal N.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments)
@@ -76,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"hub: {line}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("hub: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -95,7 +102,8 @@ def _run(arguments: list[str]) -> int:
         raise ConfigError(str(error)) from None
     if unknown := [word for word in words if word.startswith("-")]:
         flags = ["--help", "--version", "--multirun", "--config-dir"]
-        raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(flags)}.{did_you_mean(unknown[0], flags)}")
+        near = did_you_mean(unknown[0], flags)
+        raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(flags)}.{near}")
     if known.version:
         from hub import __version__
 
@@ -104,11 +112,11 @@ def _run(arguments: list[str]) -> int:
     if known.help:
         print(usage(VERBS))
         return 0
-    if not words:
+    if not arguments:
         print(overview())
         return 0
     verb = "train"
-    if "=" not in words[0] and words[0][:1] not in "~+":
+    if words and "=" not in words[0] and words[0][:1] not in "~+":
         verb = words.pop(0)
         if verb not in VERBS:
             raise ConfigError(

@@ -13,7 +13,10 @@ from hub.plugins import registry
 EXAMPLES = (
     ("try it: a random tiny model, seconds", "python -m hub algo=lora_sft model=tiny data=tiny"),
     ("LoRA on your own chats", "python -m hub algo=lora_sft model=llama3_8b data.path=chats.jsonl"),
-    ("all weights, evaluated on 5 % of the rows", "python -m hub algo=sft model=smollm2_135m data.path=chats.jsonl data.eval_fraction=0.05"),
+    (
+        "all weights, evaluated on 5 % of the rows",
+        "python -m hub algo=sft model=smollm2_135m data.path=chats.jsonl data.eval_fraction=0.05",
+    ),
 )
 
 
@@ -105,7 +108,9 @@ def show_plugins() -> None:
         for backend in sorted(backends.values(), key=lambda b: (-b.priority, b.name)):
             state = backend.obstacle() or "available"
             if algorithm not in found.algorithms:
-                state = f"of no use: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, found.algorithms)}"
+                state = (
+                    f"of no use: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, found.algorithms)}"
+                )
             print(f"backend {backend.name} of {algorithm} (priority {backend.priority}): {state}")
 
 

@@ -11,6 +11,7 @@ import time
 import traceback
 from importlib import import_module
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from hub import runfile
@@ -53,7 +54,9 @@ def work(cfg: RunConfig, run: Run) -> Result:
     try:
         outcome = _train_function(backend.train)(cfg, run)
         if not isinstance(outcome, Outcome):
-            raise PluginError(f"{backend.train} must return hub.Outcome, as hub.train.loop.fit does, not {outcome!r:.60}")
+            raise PluginError(
+                f"{backend.train} must return hub.Outcome, as hub.train.loop.fit does, not {outcome!r:.60}"
+            )
     except BaseException as error:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         run.write_result(result(status, error=str(error) or type(error).__name__))
@@ -61,7 +64,9 @@ def work(cfg: RunConfig, run: Run) -> Result:
             observe("hub_run_end", run=run, result=None, error=error)
         raise
     if outcome.stopped_by is not None:
-        message = f"stopped by signal {outcome.stopped_by} after step {outcome.num_steps}; the model so far is saved"
+        message = (
+            f"stopped by {Signals(outcome.stopped_by).name} after step {outcome.num_steps}; the model so far is saved"
+        )
         final = result("interrupted", error=message, outcome=outcome)
     else:
         final = result("completed", outcome=outcome)
@@ -86,9 +91,9 @@ def main(run_path: Path) -> int:
     rank = int(os.environ.get("RANK", "0"))
     run = Run(run_path, is_main=rank == 0)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    stop_request.install()
-    end_with_parent()
     try:
+        stop_request.install()
+        end_with_parent()
         work(runfile.read(run.config_file), run)
         return 0
     except HubError as error:

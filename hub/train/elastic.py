@@ -4,23 +4,24 @@ The agent is what torchrun uses: it sets RANK, WORLD_SIZE and the rendezvous, an
 """
 
 import logging
+import signal
 import sys
 import uuid
 from pathlib import Path
+from types import FrameType
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from hub import runfile
-from hub.signals import end_with_parent
+from hub.signals import STOP_SIGNALS, end_with_parent
 
 
 def main(run_path: Path) -> int:
     """Start the workers and wait for them. Returns the exit code of the first that failed, or 0."""
     cfg = runfile.read(run_path / "run.yaml").launch
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    end_with_parent()
     one_machine = cfg.nnodes == 1 and cfg.rdzv_endpoint is None
     config = LaunchConfig(
         min_nodes=cfg.nnodes,
@@ -34,13 +35,22 @@ def main(run_path: Path) -> int:
         monitor_interval=0.2,
     )
     try:
+        for number in STOP_SIGNALS:
+            signal.signal(number, _stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        end_with_parent()
         elastic_launch(config, sys.executable)("-m", "hub.worker", str(run_path))
         return 0
     except ChildFailedError as error:
         exit_code = error.get_first_failure()[1].exitcode
-        return exit_code if exit_code > 0 else 128 - exit_code
+        return int(exit_code if exit_code > 0 else 128 - exit_code)
     except SignalException as error:
         return 128 + int(error.sigval)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Until the agent has handlers of its own."""
+    raise SignalException(f"stopped by signal {number}", signal.Signals(number))
 
 
 if __name__ == "__main__":

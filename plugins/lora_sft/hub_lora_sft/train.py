@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 from hub import ConfigError, Outcome, Run, RunConfig
 from hub.errors import did_you_mean
@@ -46,6 +47,8 @@ def quantization(algo: LoraSftConfig, session: Session) -> Any:
 def add_adapters(algo: LoraSftConfig, model: Any, run: Run) -> Any:
     """The model with adapters in float32; nothing else trains but the biases that `algo.bias` names."""
     targets = target_names(algo.target_modules, model)
+    if any(parameter.ndim == 3 for parameter in model.parameters()):
+        run.say("the experts' weights lie in fused tensors, which get no adapter: they stay as they are")
     options: dict[str, Any] = {}
     if algo.init == "loftq":
         from peft import LoftQConfig
@@ -62,6 +65,7 @@ def add_adapters(algo: LoraSftConfig, model: Any, run: Run) -> Any:
             bias=algo.bias,
             use_rslora=algo.use_rslora,
             use_dora=algo.use_dora,
+            fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
             init_lora_weights=True if algo.init == "default" else algo.init,
             **options,
         ),

@@ -37,6 +37,7 @@ def test_only_the_chosen_parts_learn(family, parts, learns, tmp_path):
         effective_batch_size=8,
         learning_rate=1e-2,
         dtype="float32",
+        mode="inline",
         output_dir=tmp_path / "runs",
     )
     names = load_file(base / "model.safetensors").keys()
@@ -47,7 +48,13 @@ def test_only_the_chosen_parts_learn(family, parts, learns, tmp_path):
 
 def test_a_model_learns_by_its_norms(tmp_path):
     result = hub.run(
-        "norm_tuning", model="tiny", data="tiny", num_epochs=4.0, learning_rate=2e-2, output_dir=tmp_path / "runs"
+        "norm_tuning",
+        model="tiny",
+        data="tiny",
+        num_epochs=4.0,
+        learning_rate=2e-2,
+        mode="inline",
+        output_dir=tmp_path / "runs",
     )
     assert result.eval_loss < result.eval_loss_before - 0.1
 

@@ -1,0 +1,112 @@
+"""The main job on one GPU: both algorithms, quantised base weights, 8-bit optimizers, recomputed activations, isolation."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from hub import compose
+from hub.data.prepare import Sample
+from hub.launch import launch
+from hub.run import Run
+from hub.testing import FAMILIES, tiny_model, tiny_model_path
+from hub.train.collate import pack
+from hub.train.isolation import can_pack
+from hub.train.loop import Layout, accumulate_gradients
+from hub.train.session import start_session
+
+
+def train(tmp_path, *overrides: str):
+    return launch(compose("data=tiny", "launch=inline", f"output_dir={tmp_path}", "algo.max_steps=8", *overrides))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("algo=sft", "algo.learning_rate=1e-3"),
+        ("algo=sft", "algo.learning_rate=1e-3", "algo.optimizer=adamw_8bit"),
+        ("algo=sft", "algo.learning_rate=1e-3", "algo.optimizer=paged_adamw_8bit"),
+        ("algo=sft", "algo.learning_rate=1e-3", "algo.optimizer=paged_adamw"),
+        ("algo=lora_sft", "algo.learning_rate=1e-2"),
+        ("algo=lora_sft", "algo.learning_rate=1e-2", "algo.load_in_8bit=true"),
+        ("algo=qlora_sft", "algo.learning_rate=1e-2"),
+        ("algo=qlora_sft", "algo.learning_rate=1e-2", "algo.gradient_checkpointing=all", "algo.optimizer=paged_adamw_8bit"),
+        ("algo=lora_sft", "algo.learning_rate=1e-2", "algo.init=loftq"),
+    ],
+    ids=" ".join,
+)
+def test_training_learns_and_the_result_loads(tmp_path, options):
+    result = train(tmp_path, "model=tiny", *options)
+    assert result.status == "completed"
+    assert result.eval_loss < result.eval_loss_before - 0.05
+    loader = AutoModelForCausalLM if options[0] == "algo=sft" else AutoPeftModelForCausalLM
+    loader.from_pretrained(result.model_path)
+    plan = json.loads((result.run_path / "plan.json").read_text())
+    assert plan["packed"]
+    assert plan["dtype"] == "bfloat16"
+
+
+def test_a_model_that_is_stored_in_4_bit_trains_by_lora(tmp_path):
+    folder = tiny_model(tmp_path / "full")
+    quantised = tmp_path / "quantised"
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map={"": 0}).save_pretrained(quantised)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (folder / name).exists():
+            (quantised / name).write_bytes((folder / name).read_bytes())
+    result = train(tmp_path, "algo=lora_sft", f"model.path={quantised}", "model.quantization=bnb-4bit")
+    assert result.eval_loss < result.eval_loss_before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_samples_do_not_see_each_other(family):
+    options = {"attn_implementation": "eager"} if family == "gemma2" else {}
+    device = torch.device("cuda")
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model_path(family), dtype=torch.bfloat16, device_map={"": 0}, **options
+    ).eval()
+    packed, _ = can_pack(model, 512, device, torch.bfloat16)
+    assert packed == (family != "gpt_oss")
+    if not packed:
+        return
+    rng = np.random.default_rng(1)
+    parts = [Sample(rng.integers(3, 512, n).astype(np.int32), np.ones(n, dtype=bool), "") for n in (190, 1, 400, 70)]
+    changed = [*parts[:2], Sample((parts[2].input_ids + 5) % 512, parts[2].loss_mask, ""), parts[3]]
+
+    def logits(samples):
+        batch = pack(samples).to(device)
+        with torch.no_grad():
+            return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[0].float()
+
+    before, after = logits(parts), logits(changed)
+    others = torch.cat([before[:191] - after[:191], before[591:] - after[591:]]).abs().max()
+    assert others == 0 or (family in {"mixtral", "deepseek_v2"} and others < 0.1)
+
+
+def test_gradients_on_the_gpu_are_those_of_the_cpu_for_any_layout(tmp_path):
+    cfg = compose("algo=sft", "model=tiny", "data=tiny", "model.dtype=float32")
+    session = start_session(cfg, Run(tmp_path))
+    rng = np.random.default_rng(2)
+    samples = [Sample(rng.integers(3, 512, n).astype(np.int32), rng.random(n) < 0.5, "") for n in rng.integers(8, 200, 24)]
+
+    def gradient(device: str, layout: Layout, checkpointed: bool = False) -> torch.Tensor:
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32).to(device).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        here = session if device == "cuda" else on_cpu(session)
+        accumulate_gradients(here, model, samples, layout)
+        return torch.cat([p.grad.flatten().cpu().double() for p in model.parameters()])
+
+    expected = gradient("cpu", Layout(10**6, True, 0, 0.0))
+    for layout in (Layout(10**6, True, 0, 0.0), Layout(700, True, 0, 0.01), Layout(700, False, 0, 0.01)):
+        for checkpointed in (False, True):
+            found = gradient("cuda", layout, checkpointed)
+            assert (found - expected).norm() / expected.norm() < 1e-5
+
+
+def on_cpu(session):
+    group = type(session.group)(0, 1, 0, torch.device("cpu"))
+    return type(session)(group, session.accelerator, torch.float32)

@@ -1,0 +1,110 @@
+"""Runs as users start them: worker processes, several of them, torchrun. Real processes over gloo."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hub.run import Result, read_metrics
+
+OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-3", "algo.max_steps=6"]
+
+
+def start(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def result_of(folder: Path) -> Result:
+    runs = [path for path in (folder / "runs").iterdir() if not path.is_symlink()]
+    assert len(runs) == 1, "all processes share one run folder"
+    assert (folder / "runs" / "latest").resolve() == runs[0]
+    return Result.read(runs[0] / "result.json")
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> Result:
+    folder = tmp_path_factory.mktemp("one")
+    done = start(folder, sys.executable, "-m", "hub", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    return result_of(folder)
+
+
+def test_a_run_leaves_all_that_it_promises(one_process):
+    folder = one_process.run_path
+    assert {path.name for path in folder.iterdir()} == {"run.yaml", "plan.json", "metrics.jsonl", "result.json", "model"}
+    written = json.loads((folder / "result.json").read_text())
+    for key in ("status", "algo", "backend", "model", "num_steps", "effective_batch_size", "train_loss", "eval_loss_before",
+                "eval_loss", "tokens_per_second", "peak_memory_gb", "seconds", "model_path", "base_model_path"):  # fmt: skip
+        assert written[key] is not None, key
+    assert Path(written["base_model_path"], "config.json").is_file()
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for key in ("step", "loss", "learning_rate", "grad_norm", "num_samples", "num_tokens", "num_loss_tokens",
+                "tokens_per_second", "peak_memory_gb"):  # fmt: skip
+        assert all(key in line for line in lines), key
+    assert lines[-1]["eval_loss"] == written["eval_loss"] < written["eval_loss_before"]
+    assert written["train_loss"] == pytest.approx(sum(line["loss"] for line in lines) / 6)
+    assert one_process.metrics == lines
+
+
+@pytest.mark.parametrize("how", ["launch.nproc_per_node=2", "torchrun"])
+def test_two_processes_walk_the_same_path_as_one(tmp_path, one_process, how):
+    if how == "torchrun":
+        run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hub", *OPTIONS)
+    else:
+        run = ("-m", "hub", *OPTIONS, how)
+    done = start(tmp_path, sys.executable, *run)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path)
+    assert done.stdout.count("completed: 6 steps") == 1
+    for mine, theirs in zip(result.metrics, one_process.metrics, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+        for count in ("num_samples", "num_tokens", "num_loss_tokens", "learning_rate"):
+            assert mine[count] == theirs[count]
+    assert result.eval_loss == pytest.approx(one_process.eval_loss, rel=1e-5)
+
+
+def test_a_mistake_under_torchrun_is_one_line_and_leaves_no_run_folder(tmp_path):
+    run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hub")
+    done = start(tmp_path, sys.executable, *run, *OPTIONS, "algo.lora_rr=3")
+    assert done.returncode != 0
+    assert done.stderr.count("hub: algo.lora_rr: there is no such option. Did you mean algo.lora_r") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dead_worker_ends_the_others_and_the_launcher_names_its_rank(tmp_path):
+    (tmp_path / "deadly.py").write_text(
+        "import os\nfrom hub import Backend, hookimpl\n\n@hookimpl\ndef hub_backends():\n"
+        "    return [Backend(name='deadly', algorithm='lora_sft', train='deadly:train')]\n\n"
+        "def train(cfg, run):\n"
+        "    from hub.train.distributed import barrier, start_group\n"
+        "    group = start_group()\n    barrier()\n"
+        "    if group.rank == 1:\n        raise RuntimeError('the roof is on fire')\n    barrier()\n"
+    )
+    info = tmp_path / "deadly-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[hub]\ndeadly = deadly\n")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hub", *OPTIONS, "algo.backend=deadly", "launch.nproc_per_node=2"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "hub: rank 1 failed: RuntimeError: the roof is on fire" in done.stderr
+    assert result_of(tmp_path).status == "failed"
+
+
+def test_a_rendezvous_port_in_use_is_said_before_anything_starts(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = start(tmp_path, sys.executable, "-m", "hub", *OPTIONS, "launch.nproc_per_node=2", f"launch.rdzv_endpoint={endpoint}")
+    assert done.returncode == 2
+    assert f"launch.rdzv_endpoint={endpoint}: port" in done.stderr
+    assert not (tmp_path / "runs").exists()
