@@ -19,7 +19,7 @@ class Algorithm:
     """The word after `algo=`. Lower case, digits and underscores."""
 
     config: type[AlgoConfig]
-    """The options with their defaults and meaning. No two algorithms share one class: the class identifies its algorithm."""
+    """The options with their defaults and meaning. No two algorithms share one class: it identifies its algorithm."""
 
     summary: str
     """One line for `--help`."""

@@ -1,7 +1,7 @@
 """The Python face: `sft()`, `lora_sft()` and `run()` take keyword arguments, build a RunConfig and launch it.
 
-Every option of the command line is a keyword under its last name: `algo.lora_r=8` is `lora_r=8`, `data.eval_fraction` is
-`eval_fraction`. Workers are processes of their own, so a notebook's memory stays free and `nproc=8` just works.
+Every option of the command line is a keyword under its last name: `algo.lora_r=8` is `lora_r=8`. Workers are processes
+of their own, so a notebook's memory stays free and `nproc=8` just works.
 """
 
 import re

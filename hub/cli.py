@@ -1,7 +1,7 @@
 """`python -m hub [verb] overrides`: reads the command line, builds a RunConfig, calls the verb.
 
-A verb is a function `(list of overrides, Flags) -> exit code` in VERBS. Everything heavy is imported inside verbs, so that
-`--help` and every mistake answer in about a second.
+A verb is a function `(list of overrides, Flags) -> exit code` in VERBS. Everything heavy is imported inside verbs, so
+that `--help` and every mistake answer in about a second.
 """
 
 import argparse

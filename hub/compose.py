@@ -1,5 +1,5 @@
-"""The Hydra edge: overrides and presets in, a typed RunConfig out. Past this module and overrides.py, cli.py and sweep.py
-there are dataclasses only, never a DictConfig.
+"""The Hydra edge: overrides and presets in, a typed RunConfig out. Past this module, overrides.py and sweep.py there
+are dataclasses only, never a DictConfig.
 
 Schemas come from the installed algorithms' dataclasses; YAML files are presets only.
 """
@@ -108,11 +108,8 @@ def compose(
     return cfg
 
 
-def sweep_combinations(overrides: Sequence[str], config_dir: str | None = None) -> list[tuple[list[str], RunConfig]]:
+def sweep_combinations(overrides: Sequence[str], config_dir: str | None = None) -> list[RunConfig]:
     """What a sweep will run, as far as that can be known before: see `overrides.combinations`.
-
-    Returns:
-        Overrides without swept values, and the config that they make.
 
     Raises:
         ConfigError: with every problem that was found in any of them.
@@ -122,7 +119,7 @@ def sweep_combinations(overrides: Sequence[str], config_dir: str | None = None) 
     found, problems = [], []
     for texts in listed:
         try:
-            found.append((texts, compose(*texts, config_dir=config_dir)))
+            found.append(compose(*texts, config_dir=config_dir))
         except ConfigError as error:
             problems += error.problems
     if problems:

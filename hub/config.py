@@ -1,7 +1,7 @@
 """The configuration of a run: plain dataclasses with a docstring under every field. Nothing here knows Hydra or torch.
 
-`option(...)` adds what a type can't say (choices, bounds); `RunConfig.problems()` checks all of it at once. The docstrings
-under the fields are what `hub show` and docs/options.md print.
+`option(...)` adds what a type can't say (choices, bounds); `RunConfig.problems()` checks all of it at once. The
+docstrings under the fields are what `hub show` and docs/options.md print.
 """
 
 import ast
@@ -109,8 +109,14 @@ class AlgoConfig:
     save_every_steps: int | None = option(None, ge=1)
     """Steps between checkpoints. null: none before the end."""
 
+    save_every_epochs: int | None = option(None, ge=1)
+    """Passes over the data between checkpoints, besides those of `save_every_steps`."""
+
     keep_checkpoints: int = option(2, ge=1)
-    """Number of newest checkpoints that stay on disk."""
+    """Number of newest checkpoints that stay on disk. The one with the lowest held-out loss stays besides."""
+
+    deterministic: bool = False
+    """Only operations that give the same bits each time. Slower on a GPU; a CPU does so anyway."""
 
     backend: str = AUTO
     """Which installed backend runs the algorithm. auto: the available one of the highest priority."""
@@ -142,7 +148,7 @@ class ModelConfig:
     """Branch, tag or commit on the model hub. null: its default branch."""
 
     dtype: str = option(AUTO, choices=(AUTO, "bfloat16", "float32"))
-    """Type of the arithmetic and of frozen weights. auto: bfloat16. Weights that train are kept in float32 all the same."""
+    """Type of the arithmetic and of frozen weights. auto: bfloat16. Weights that train stay in float32 all the same."""
 
     trust_remote_code: bool = False
     """Allow Python code that lies in the model's folder to run. Only for sources that you would let into your shell."""
@@ -161,19 +167,16 @@ class ModelConfig:
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
         if not self.path:
-            yield "No model is chosen. Type model=PRESET (python -m hub --help lists them) or model.path=FOLDER_OR_HUB_ID"
+            yield "No model is chosen. Type model=NAME (python -m hub --help lists them) or model.path=FOLDER_OR_HUB_ID"
             return
         folder = Path(self.path).expanduser()
         looks_local = self.path.startswith((".", "/", "~")) or folder.exists()
         if looks_local and not folder.is_dir():
             yield f"model.path={self.path}: there is no such folder. Type an existing folder or an id of the model hub"
         elif looks_local and not (folder / "config.json").is_file():
-            hint = (
-                " It holds a LoRA adapter: name its base model instead."
-                if (folder / "adapter_config.json").is_file()
-                else ""
-            )
-            yield f"model.path={self.path}: no config.json in this folder, so it holds no model that transformers can load.{hint}"
+            is_adapter = (folder / "adapter_config.json").is_file()
+            hint = " It holds a LoRA adapter: name its base model instead." if is_adapter else ""
+            yield f"model.path={self.path}: no config.json in this folder, so transformers finds no model in it.{hint}"
 
 
 @dataclass(kw_only=True)
@@ -285,6 +288,12 @@ class RunConfig:
     run_name: str | None = None
     """Name of the run folder. null: the time to the microsecond."""
 
+    resume: str | None = None
+    """latest, a run folder, or a checkpoint's folder: go on with that run in its folder. Without other options: as it was."""
+
+    resume_with_changes: bool = False
+    """Go on although options or data differ from those that the run began with."""
+
     def problems(self, parts: Collection[str] = PARTS) -> list[str]:
         """Everything wrong that the values alone show, one line each. Cheap: no file is read.
 
@@ -317,7 +326,8 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
             continue
         if choices := rules.get("choices"):
             if value not in choices:
-                yield f"{name}={value} is not allowed. Allowed: {', '.join(choices)}.{did_you_mean(str(value), choices)}"
+                near = did_you_mean(str(value), choices)
+                yield f"{name}={value} is not allowed. Allowed: {', '.join(choices)}.{near}"
         elif bounds := _bounds(rules):
             words = f" or {AUTO}" if item.default == AUTO else ""
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -366,7 +376,7 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
 
 def leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
     """Each option of a config as (full name, value, default, meaning), nested parts included."""
-    docs = field_docs(type(part))
+    docs = field_docs(type(part))  # type: ignore[arg-type]  # mypy takes no class for hashable
     for item in fields(part):
         name, value = f"{prefix}{item.name}", getattr(part, item.name)
         if is_dataclass(value):

@@ -39,6 +39,12 @@ class LaunchError(HubError):
     exit_code = 1
 
 
+class DivergedError(HubError):
+    """Training gave NaN or infinity several times in a row."""
+
+    exit_code = 1
+
+
 class Interrupted(HubError):
     """The run was stopped by a signal. `exit_code` is 128 + the signal's number, as shells have it."""
 

@@ -53,23 +53,21 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
 def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
     from hub.compose import compose
     from hub.launch import prepare
+    from hub.resume import open_run, recall
 
-    cfg, _ = prepare(_as_started(compose(*overrides, config_dir=config_dir)))
-    run = Run.create(cfg.output_dir, cfg.run_name)
-    text = runfile.to_text(cfg)
-    run.config_file.write_text(text, encoding="utf-8")
-    return {"config": text, "run_path": str(run.path)}
+    cfg, _ = prepare(_as_started(recall(compose(*overrides, config_dir=config_dir))))
+    run = open_run(cfg)
+    return {"config": runfile.to_text(cfg), "run_path": str(run.path)}
 
 
 def _as_started(cfg: RunConfig) -> RunConfig:
-    """torchrun decides about processes; an option that says otherwise is a mistake, not a wish to be dropped."""
+    """With the processes that torchrun started. An option that asks for others is a mistake, and not dropped."""
     local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     if cfg.launch.nproc_per_node not in (AUTO, local):
         raise ConfigError(
             f"launch.nproc_per_node={cfg.launch.nproc_per_node} but torchrun started {local} here. "
             f"Leave it out, or type torchrun --nproc-per-node={cfg.launch.nproc_per_node}"
         )
-    launch = replace(cfg.launch, nproc_per_node=local, nnodes=world // local, rdzv_endpoint=os.environ["MASTER_ADDR"] + ":1")
-    if launch.nnodes == 1:
-        launch = replace(launch, rdzv_endpoint=None)
-    return replace(cfg, launch=launch)
+    nnodes = world // local
+    endpoint = os.environ["MASTER_ADDR"] + ":1" if nnodes > 1 else None
+    return replace(cfg, launch=replace(cfg.launch, nproc_per_node=local, nnodes=nnodes, rdzv_endpoint=endpoint))

@@ -1,4 +1,4 @@
-"""From a RunConfig to a finished run: check everything, make the run folder, start the worker processes, read the result.
+"""From a RunConfig to a finished run: check everything, make the run folder, start the workers, read the result.
 
 Nothing here imports torch. Workers read run.yaml; they never see the command line.
 """
@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hub import runfile
 from hub.algorithm import Backend
 from hub.config import AUTO, PARTS, AlgoConfig, RunConfig, field_problems
 from hub.data.read import check_rows, num_held_out
 from hub.errors import ConfigError, HubError, Interrupted, LaunchError, ModelError, PluginError, did_you_mean
 from hub.plugins import registry
+from hub.resume import open_run, recall
 from hub.run import Failure, Result, Run
 from hub.signals import STOP_SIGNALS, held_back
 from hub.testing import FAMILIES, tiny_data_path
@@ -44,10 +44,9 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     Raises:
         HubError: what is wrong, in one line (or one line each). `exit_code` is what the command line ends with.
     """
-    cfg, backend = prepare(cfg)
+    cfg, backend = prepare(recall(cfg))
     with held_back():
-        run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
-        run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
+        run = open_run(cfg, run_path)
         algorithm = registry().algorithm_of(cfg.algo).name
         print(f"hub: {algorithm} with backend {backend.name}, run folder {run.path}", flush=True)
         workers = None if cfg.launch.mode == "inline" else _start_workers(cfg, run)
@@ -187,7 +186,7 @@ def _port_problem(endpoint: str) -> Iterator[str]:
         try:
             probe.bind((address, int(port)))
         except OSError as error:
-            yield f"launch.rdzv_endpoint={endpoint}: port {port} can't be used here ({error.strerror}). Type another port"
+            yield f"launch.rdzv_endpoint={endpoint}: this port can't be used ({error.strerror}). Type another"
 
 
 def _warmup_problem(cfg: RunConfig, num_rows: int) -> str | None:
@@ -222,6 +221,8 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
         env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // nproc))
     env.setdefault("TOKENIZERS_PARALLELISM", "true" if nproc == 1 else "false")
     env["PYTHONUNBUFFERED"] = "1"
+    if cfg.algo.deterministic:
+        env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch's deterministic mode asks for it
     return env
 
 

@@ -59,7 +59,7 @@ def usage(verbs: Mapping[str, Callable[..., int]]) -> str:
         "  --version, --help",
         "",
         "options: python -m hub show algo=NAME lists every option with its value and meaning.",
-        "several GPUs: used by themselves; launch.nproc_per_node=2 or torchrun --nproc-per-node=2 -m hub ... to choose.",
+        "several GPUs: used by themselves; launch.nproc_per_node=2 or torchrun --nproc-per-node=2 -m hub to choose.",
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Overrides as they are typed, NAME=VALUE: read by Hydra's grammar, checked one by one, each mistake in one line.
 
-`check` finds all mistakes at once: first the choices (algo=, model=, ...), since they decide which options there are, then
-each option against its type. What the values mean together is `RunConfig.problems`.
+`check` finds all mistakes at once: first the choices (algo=, model=, ...), since they decide which options there are,
+then each option against its type. What the values mean together is `RunConfig.problems`.
 """
 
 import re
@@ -56,14 +56,14 @@ def parse(texts: Sequence[str], loader: Any = None) -> list[Override]:
     for text in texts:
         name, equals, value = text.partition("=")
         try:
-            parsed.append(parser.parse_override(text))
+            parsed += parser.parse_overrides([text])
         except HydraException as error:
             if not equals:
                 problems.append(f"can't read {text!r}: options are written NAME=VALUE, and a verb comes first")
                 continue
             # Names of files hold characters that the grammar reserves: parentheses, accents, apostrophes.
             try:
-                parsed.append(parser.parse_override(f"{name}={quoted(value)}"))
+                parsed += parser.parse_overrides([f"{name}={quoted(value)}"])
             except HydraException:
                 problems.append(f"can't read {text!r}: {one_line(error)}")
     if problems:
@@ -93,8 +93,10 @@ def choices(loader: Any, parsed: Sequence[Override]) -> list[str]:
 
 
 def combinations(parsed: Sequence[Override], limit: int = 50) -> Iterator[list[Override]]:
-    """What a sweep will run, without swept values: all combinations, or where there are more than `limit` as many as show
-    each value once. Continuous ranges are left out: only the sweeper knows their values.
+    """What a sweep will run, each without swept values.
+
+    All combinations; where there are more than `limit`, as many as show each value once. Continuous ranges are left
+    out: only the sweeper knows their values.
     """
     parser = OverridesParser.create()
     values = [
@@ -166,7 +168,7 @@ def group_options(loader: Any, group: str) -> list[str]:
 
 def one_line(error: Exception) -> str:
     """What a library said, in one line."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in str(error).partition("\nConfig search path")[0].splitlines()]
     said = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
     return " ".join(said) or type(error).__name__
 

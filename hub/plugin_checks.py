@@ -95,10 +95,10 @@ def check_algorithm(
     for other in others:
         if other.name == name:
             place = f"plugin {owners[name]} has" if name in owners else "it has"
-            raise PluginError(f"{place} an algorithm of the name {name} too; uninstall one of the two, or rename it")
+            raise PluginError(f"{place} an algorithm of the name {name} too; uninstall one or rename it")
         if other.config is config:
             raise PluginError(
-                f"{name} and {other.name} share the options class {config.__name__}, which says whose options they are. "
+                f"{name} and {other.name} share the options class {config.__name__}, which tells them apart. "
                 f"Write class {config.__name__}Too({config.__name__}) for one of them"
             )
     if owner := presets.get(f"algo/{name}"):
@@ -125,8 +125,8 @@ def _check_composes(config: type[AlgoConfig]) -> None:
         OmegaConf.structured(config)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise PluginError(
-            f"the options class {config.__name__} can't be composed: {first_line(error)}. Every option needs a default, "
-            "and a type of int, float, bool, str, None, list[...], dict[str, ...], a union of the plain ones, or Any"
+            f"the options class {config.__name__} can't be composed: {first_line(error)}. Every option needs a "
+            "default, and a type: int, float, bool, str, None or a union of these, list[...], dict[str, ...], Any"
         ) from None
 
 

@@ -1,7 +1,7 @@
 """Find, load, check and list plugins: installed distributions with an entry point in the group `hub`.
 
-The loader is the hub's own: one plugin that fails to import is a warning and not the end of `--help`, and two plugins that
-claim one name are both named instead of one being dropped. `HUB_PLUGINS=a,b` loads those entry points only.
+The loader is the hub's own: one plugin that fails to import is a warning and not the end of `--help`, and two plugins
+that claim one name are both named instead of one being dropped. `HUB_PLUGINS=a,b` loads those entry points only.
 """
 
 import os

@@ -1,5 +1,5 @@
 """The run folder: the only thing that training leaves behind. run.yaml (what was asked), plan.json (what was decided),
-metrics.jsonl (a line per logged step), checkpoints/, model/ (what transformers or peft load), result.json (how it ended).
+metrics.jsonl (a line per logged step), checkpoints/, model/ (what transformers or peft load), result.json (the end).
 """
 
 import json
@@ -57,10 +57,11 @@ class Result:
     @classmethod
     def read(cls, file: Path) -> "Result":
         """The result that a run folder's result.json holds."""
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         names = {item.name for item in fields(cls)}
         paths = ("run_path", "model_path", "base_model_path")
-        return cls(**{k: Path(v) if k in paths and v else v for k, v in values.items() if k in names})
+        found: dict[str, Any] = {k: Path(v) if k in paths and v else v for k, v in values.items() if k in names}
+        return cls(**found)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -80,6 +81,7 @@ class Outcome:
     tokens_per_second: float | None
     peak_memory_gb: float | None
     base_model_path: Path
+    model_path: Path | None = None
     stopped_by: int | None = None
     """Number of the signal that ended training before its last step."""
 
@@ -144,7 +146,7 @@ class Run:
             link.replace(parent / "latest")
         except OSError as error:
             raise ConfigError(
-                f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER with a folder of yours"
+                f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER, one of yours"
             ) from None
         return cls(path)
 

@@ -16,7 +16,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Turns the first signal into a request that the training loop meets at the end of its step; a second one ends at once.
+    """Turns the first signal into a request that the training loop meets at the end of its step; a second one ends all.
 
     Outside the loop (loading, tokenising) the first signal raises `Interrupted` where the program is.
     """
@@ -46,8 +46,10 @@ stop_request = StopRequest()
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that ask to stop wait until the end of this block. A process started in it lets them wait until it installs
-    its `stop_request`, so that none is lost while it imports.
+    """Signals that ask to stop wait until the end of this block.
+
+    In a process that is started in it they wait until that installs its `stop_request`, so that none is lost while it
+    imports.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -71,8 +73,8 @@ def end_with_parent(poll_seconds: float = 1.0) -> None:
 def end_process(exit_code: int) -> NoReturn:
     """End this process. In a group of processes without tearing anything down.
 
-    gloo's destructor waits for a thread that waits for Python's lock, which the destructor's caller holds: a worker that
-    ended in the ordinary way could hang for ever. What has to be on disk is there by now.
+    gloo's destructor waits for a thread that waits for Python's lock, which the destructor's caller holds: a worker
+    that ended in the ordinary way could hang for ever. What has to be on disk is there by now.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()

@@ -1,7 +1,7 @@
 """`--multirun`: one isolated run for each combination of swept values, and a table of the results at the end.
 
-Hydra's sweeper and launcher do the work (so its plugins, Optuna or submitit, fit in); each job is a run with processes of
-its own. All values are checked before the first run begins; a run that fails then does not keep the others from running.
+Hydra's sweeper and launcher do the work (so its plugins, Optuna or submitit, fit in); each job is a run with processes
+of its own. All values are checked before the first run begins; a run that fails later does not stop the others.
 """
 
 import json
@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from hub.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
+from hub.config import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted
 from hub.launch import launch, prepare
 from hub.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, one_line, parse, quoted
@@ -45,7 +46,8 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
         of_hydra = [str(item.input_line) for item in parsed if item.is_hydra_override()]
         options = [item for item in parsed if not item.is_hydra_override()]
         arguments = [*choices(loader, options), *_set_options(loader, options)]
-    checked = [prepare(cfg)[0] for _, cfg in sweep_combinations([str(o.input_line) for o in options], config_dir)]
+    checked = sweep_combinations([str(item.input_line) for item in options], config_dir)
+    _check_all(checked)
     name = checked[0].run_name or f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = Run.create(checked[0].output_dir, name).path
     register_schemas()
@@ -84,13 +86,15 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
 
 
 def job(config_dir: str | None, stopped: list[Interrupted], node: DictConfig) -> float:
-    """One run of the sweep. Returns what a sweeper may minimise: the held-out loss, else the training loss; NaN when the run
-    failed.
+    """One run of the sweep.
 
     Args:
         config_dir: as on the command line.
         stopped: receives the signal that ended the run, and with it the sweep.
-        node: Hydra's config. It is composed again from its overrides, so that a run of a sweep is what it would be alone.
+        node: Hydra's config. It is composed again from its overrides, so that a run is here what it would be alone.
+
+    Returns:
+        What a sweeper may minimise: the held-out loss, else the training loss; NaN when the run failed.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -126,15 +130,27 @@ def _check_form(parsed: list[Override]) -> list[str]:
         if item.key_or_group in ("hydra.sweep.dir", "hydra.sweep.subdir")
     ]
     for item in swept:
-        if item.is_discrete_sweep() and "null" in (values := list(item.sweep_string_iterator())):
-            if "." not in item.key_or_group:
-                rest = ",".join(value for value in values if value != "null")
-                problems.append(f"{item.get_key_element()}: null can't be swept here. Type {item.key_or_group}={rest}")
+        name = item.key_or_group
+        values = list(item.sweep_string_iterator()) if item.is_discrete_sweep() and "." not in name else []
+        if "null" in values:
+            rest = ",".join(value for value in values if value != "null")
+            problems.append(f"{name}: null can't be one of several choices. Type {name}={rest}")
     if not swept and not any(item.is_hydra_override() for item in parsed):
         problems.append("--multirun but no option has several values. Type e.g. algo.learning_rate=1e-4,2e-4")
     if problems:
         raise ConfigError(problems)
     return [item.key_or_group for item in swept]
+
+
+def _check_all(configs: list[RunConfig]) -> None:
+    problems: list[str] = []
+    for cfg in configs:
+        try:
+            prepare(cfg)
+        except HubError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
 
 
 def _set_options(loader: Any, parsed: list[Override]) -> list[str]:

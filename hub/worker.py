@@ -38,7 +38,6 @@ def work(cfg: RunConfig, run: Run) -> Result:
         found: dict[str, Any] = {}
         if outcome is not None:
             found = {k: v for k, v in vars(outcome).items() if k != "stopped_by"}
-            found["model_path"] = run.model_path
         return Result(
             status=status,
             algo=algorithm.name,
@@ -64,9 +63,8 @@ def work(cfg: RunConfig, run: Run) -> Result:
             observe("hub_run_end", run=run, result=None, error=error)
         raise
     if outcome.stopped_by is not None:
-        message = (
-            f"stopped by {Signals(outcome.stopped_by).name} after step {outcome.num_steps}; the model so far is saved"
-        )
+        signal_name = Signals(outcome.stopped_by).name
+        message = f"stopped by {signal_name} after step {outcome.num_steps}. To go on type: python -m hub resume={run.path}"
         final = result("interrupted", error=message, outcome=outcome)
     else:
         final = result("completed", outcome=outcome)

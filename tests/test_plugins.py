@@ -127,7 +127,7 @@ def test_an_algorithm_of_a_taken_name_leaves_its_plugin_out(plugin_folder):
     assert found.owners == {"dig": "one"}
     assert found.warnings == [
         "plugin two (dist-two 1.0) is left out: plugin one has an algorithm of the name dig too; "
-        "uninstall one of the two, or rename it"
+        "uninstall one or rename it"
     ]
 
 
@@ -185,7 +185,7 @@ REFUSED = {
         HEAD
         + "\n@dataclass(kw_only=True)\nclass Bare(AlgoConfig):\n    width: int | list[str] = 1\n"
         + algorithm("dig", "Bare").removeprefix(HEAD),
-        "Bare can't be composed: .* a union of the plain ones",
+        "Bare can't be composed: .* a union of these",
     ),
     "option with a name of the hub": (
         HEAD

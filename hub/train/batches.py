@@ -19,6 +19,9 @@ class Step:
     """Counted from 1 over the whole run."""
 
     epoch: int
+    place: int
+    """Samples of this epoch that came before."""
+
     samples: tuple[int, ...]
     """Indices into the training set."""
 
@@ -50,10 +53,11 @@ def steps(num_samples: int, batch_size: int, total: int, seed: int, after: int =
     per_epoch = -(-num_samples // batch_size)
     order, order_epoch = [], -1
     for number in range(after + 1, total + 1):
-        epoch, place = divmod(number - 1, per_epoch)
+        epoch, turn = divmod(number - 1, per_epoch)
+        place = turn * batch_size
         if epoch != order_epoch:
             order, order_epoch = epoch_order(num_samples, seed, epoch), epoch
-        yield Step(number, epoch, tuple(order[place * batch_size : (place + 1) * batch_size]))
+        yield Step(number, epoch, place, tuple(order[place : place + batch_size]))
 
 
 def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.0) -> list[list[list[int]]]:

@@ -1,6 +1,7 @@
 """The group of worker processes: rank, device, and the few collective operations that training needs."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -55,6 +56,40 @@ def sum_over_ranks(*values: float) -> list[float]:
     dist.all_reduce(sums)
     found: list[float] = sums.tolist()
     return found
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = 2**28) -> None:
+    """Sum the gradients over all ranks in place, in buckets. A missing gradient counts as zero."""
+    if not dist.is_initialized():
+        return
+    bucket: list[torch.Tensor] = []
+
+    def reduce() -> None:
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+        bucket.clear()
+
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if bucket and (
+            bucket[0].dtype != parameter.grad.dtype
+            or sum(g.numel() * g.element_size() for g in bucket) >= bucket_bytes
+        ):
+            reduce()
+        bucket.append(parameter.grad)
+    if bucket:
+        reduce()
+
+
+@torch.no_grad()
+def same_on_all_ranks(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every rank rank 0's values, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def max_over_ranks(value: float) -> float:

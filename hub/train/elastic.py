@@ -1,6 +1,7 @@
 """Several worker processes on this machine, by torch's elastic agent: `python -m hub.train.elastic RUN_FOLDER`.
 
-The agent is what torchrun uses: it sets RANK, WORLD_SIZE and the rendezvous, and ends all workers when one of them dies.
+The agent is what torchrun uses: it sets RANK, WORLD_SIZE and the rendezvous, and ends all workers when one of them
+dies.
 """
 
 import logging
@@ -21,7 +22,8 @@ from hub.signals import STOP_SIGNALS, end_with_parent
 def main(run_path: Path) -> int:
     """Start the workers and wait for them. Returns the exit code of the first that failed, or 0."""
     cfg = runfile.read(run_path / "run.yaml").launch
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     one_machine = cfg.nnodes == 1 and cfg.rdzv_endpoint is None
     config = LaunchConfig(
         min_nodes=cfg.nnodes,

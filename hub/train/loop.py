@@ -1,62 +1,43 @@
-"""The training loop: steps, evaluation, checkpoints, result. Every algorithm trains here.
+"""The training loop: steps, evaluation, checkpoints, result. Every algorithm trains here; `step.py` has the step itself.
 
-For each step all ranks draw the same N samples, cut them the same way into micro-batches (`batches.split`) and take theirs.
-A micro-batch's loss is the sum over its loss tokens divided by the count of loss tokens in the whole step, over all ranks
-and micro-batches; gradients are summed over micro-batches and ranks, reduced once per step. So the step is the same for any
-number of micro-batches and processes.
+The samples of step n depend on the seed and on n only, so a run that is stopped and resumed sees what it would have seen.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hub.config import AUTO
-from hub.data.prepare import Sample
-from hub.errors import ConfigError
+from hub.errors import ConfigError, DivergedError
 from hub.plugins import registry
-from hub.run import Outcome
+from hub.run import Outcome, read_metrics
 from hub.signals import stop_request
 from hub.train import batches
-from hub.train.budget import micro_batch_tokens, wants_checkpointing
-from hub.train.checkpoint import save_checkpoint
-from hub.train.collate import MicroBatch, num_loss_tokens, pack, pad, weightless
-from hub.train.distributed import barrier, max_over_ranks, sum_over_ranks
-from hub.train.isolation import can_pack
+from hub.train.checkpoint import fingerprint, save_checkpoint
+from hub.train.collate import num_loss_tokens
+from hub.train.distributed import barrier, max_over_ranks, same_on_all_ranks
+from hub.train.layout import choose_layout
 from hub.train.loss import causal_lm_loss
-from hub.train.meters import Meter, peak_memory_gb
+from hub.train.meters import Meter, SpikeMeter, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
 from hub.train.progress import ProgressLine
-from hub.train.session import Session
+from hub.train.resume import check_disk, resume
 from hub.train.setup import Setup
+from hub.train.step import Loss, StepOutcome, evaluate, train_step
 
-Loss = Callable[[Any, MicroBatch], torch.Tensor]
 Save = Callable[[Any, Path], None]
 
+MOST_SKIPPED_IN_A_ROW = 3
+"""Steps with NaN or infinity that are passed over before the run is given up."""
 
-@dataclass(frozen=True)
-class Layout:
-    """How a step is cut into micro-batches on the machine at hand. Changes speed and memory, never the result."""
-
-    max_tokens: int
-    packed: bool
-    pad_id: int
-    cost_ratio: float
-
-    def micro_batches(self, samples: Sequence[Sample], rank: int, world: int) -> list[MicroBatch]:
-        """This rank's micro-batches of one step. All ranks get the same number of them."""
-        lengths = [len(sample) for sample in samples]
-        parts = batches.split(lengths, world, self.max_tokens, self.cost_ratio)[rank]
-        chosen = [[samples[i] for i in part] or [weightless(samples[0])] for part in parts]
-        return [pack(part) if self.packed else pad(part, self.pad_id) for part in chosen]
+NUM_RECENT = 10
+"""Logged steps over which a run's training loss is averaged."""
 
 
 def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Outcome:
-    """Train a model to the end of the run, or to the signal that stops it, and save it into `run.model_path`.
+    """Train a model to the end of the run, or to the signal that stops it.
 
     Args:
         setup: config, run folder, processes, tokenizer, data.
@@ -66,182 +47,244 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Ou
 
     Returns:
         What was reached. Equal on all ranks.
+
+    Raises:
+        ConfigError: the run can't be resumed, or the disk has no room for it.
+        DivergedError: several steps in a row gave NaN or infinity.
     """
-    cfg, run, session, data = setup.cfg, setup.run, setup.session, setup.data
-    algo, group, accelerator = cfg.algo, session.group, session.accelerator
-    observe = registry().observe
-    batch_size = effective_batch_size(algo.effective_batch_size, len(data.train), group.world)
-    total = batches.num_steps(len(data.train), batch_size, algo.num_epochs, algo.max_steps)
-    layout = choose_layout(setup, model)
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = make_optimizer(algo, parameter_groups(trained, algo.weight_decay), session.device)
-    scheduler = make_scheduler(algo, optimizer, total)
-    num_trained, num_all = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
-    run.write_plan(
-        effective_batch_size=batch_size, num_steps=total, trainable_parameters=num_trained, parameters=num_all
-    )
-    run.say(
-        f"training {num_trained:,} of {num_all:,} parameters on {len(data.train)} samples: {total} steps of {batch_size} "
-        f"samples, micro-batches of at most {layout.max_tokens} tokens"
-    )
-    wrapped = accelerator.prepare(model)
-    if cfg.track.tool != "none":
-        accelerator.init_trackers(cfg.track.project, config=_flat(asdict(cfg)))
-    if run.is_main:
-        observe("hub_run_start", cfg=cfg, run=run)
-
-    def measure() -> float | None:
-        return evaluate(session, model, data.evaluation, layout, loss) if data.evaluation else None
-
-    progress = ProgressLine(total, run.is_main)
-    eval_before = eval_loss = measure()
-    if eval_before is not None:
-        progress.say(f"held-out loss before training {eval_before:.4f} ({len(data.evaluation)} samples)")
-    meter, recent = Meter(), deque[float](maxlen=10)
-    done, stopping = 0, None
-    stop_request.in_loop = True
-    try:
-        for step in batches.steps(len(data.train), batch_size, total, algo.seed):
-            meter.begin()
-            samples = [data.train[i] for i in step.samples]
-            step_loss, norm = train_step(session, wrapped, optimizer, samples, layout, algo.max_grad_norm, loss)
-            rate = optimizer.param_groups[0]["lr"]
-            scheduler.step()
-            done = step.number
-            num_tokens = sum(len(sample) for sample in samples)
-            speed = meter.end(num_tokens)
-            stopping = stop_requested()
-            metrics: dict[str, Any] = {
-                "step": done,
-                "epoch": round(step.epoch + len(step.samples) / len(data.train), 4),
-                "loss": step_loss,
-                "learning_rate": rate,
-                "grad_norm": norm,
-                "num_samples": len(samples),
-                "num_tokens": num_tokens,
-                "num_loss_tokens": sum(num_loss_tokens(sample) for sample in samples),
-                "tokens_per_second": round(speed, 1),
-                "peak_memory_gb": round(peak_memory_gb(session.device), 3),
-            }
-            last = done == total or stopping is not None
-            if last or (algo.eval_every_steps and done % algo.eval_every_steps == 0):
-                eval_loss = measure()
-                if eval_loss is not None:
-                    metrics["eval_loss"] = eval_loss
-            if last or done % algo.log_every_steps == 0:
-                recent.append(step_loss)
-                run.log(metrics)
-                progress.step(done, metrics)
-                if "eval_loss" in metrics:
-                    progress.say(f"held-out loss {metrics['eval_loss']:.4f} after step {done}")
-                if cfg.track.tool != "none":
-                    accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=done)
-                if run.is_main:
-                    observe("hub_log", run=run, step=done, metrics=metrics)
-            if algo.save_every_steps and done % algo.save_every_steps == 0 and not last:
-                if run.is_main:
-                    state = {"num_steps": total, "effective_batch_size": batch_size, "scheduler": scheduler.state_dict()}
-                    path = save_checkpoint(
-                        run.checkpoints_path,
-                        done,
-                        model,
-                        optimizer,
-                        state,
-                        lambda folder: save(model, folder),
-                        algo.keep_checkpoints,
-                    )
-                    observe("hub_checkpoint", run=run, step=done, path=path)
-                    progress.say(f"checkpoint {path}")
-                barrier()
-            if stopping is not None:
-                break
-    finally:
-        stop_request.in_loop = False
-        progress.stop()
-    if run.is_main:
-        save(model, run.model_path)
-    barrier()
-    memory = max_over_ranks(peak_memory_gb(session.device))
-    if cfg.track.tool != "none":
-        accelerator.end_training()
-    return Outcome(
-        num_steps=done,
-        effective_batch_size=batch_size,
-        train_loss=sum(recent) / len(recent) if recent else None,
-        eval_loss_before=eval_before,
-        eval_loss=eval_loss,
-        tokens_per_second=round(meter.tokens_per_second, 1) if meter.tokens_per_second else None,
-        peak_memory_gb=round(memory, 3),
-        base_model_path=setup.base_path,
-        stopped_by=stopping if done < total else None,
-    )
+    return _Fit(setup, model, save, loss).run_to_end()
 
 
-def train_step(
-    session: Session,
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    samples: Sequence[Sample],
-    layout: Layout,
-    max_grad_norm: float | None,
-    loss: Loss = causal_lm_loss,
-) -> tuple[float, float]:
-    """One optimizer step on the same samples on every rank.
+class _Fit:
+    """The state of one training run in one process."""
 
-    Returns:
-        Mean loss per loss token over the whole step, and the norm of the gradient before clipping. Equal on all ranks.
-    """
-    local_sum = accumulate_gradients(session, model, samples, layout, loss)
-    bound = float("inf") if max_grad_norm is None else max_grad_norm
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = session.accelerator.clip_grad_norm_(parameters, bound)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    (loss_sum,) = sum_over_ranks(local_sum)
-    return loss_sum / max(1, sum(num_loss_tokens(sample) for sample in samples)), float(norm)
+    def __init__(self, setup: Setup, model: Any, save: Save, loss: Loss) -> None:
+        self.setup, self.model, self.save, self.loss = setup, model, save, loss
+        self.cfg, self.run, self.session, self.data = setup.cfg, setup.run, setup.session, setup.data
+        self.algo, group = setup.cfg.algo, setup.session.group
+        num_train = len(self.data.train)
+        self.batch_size = effective_batch_size(self.algo.effective_batch_size, num_train, group.world)
+        self.per_epoch = -(-num_train // self.batch_size)
+        self.total = batches.num_steps(num_train, self.batch_size, self.algo.num_epochs, self.algo.max_steps)
+        self.layout = choose_layout(setup, model)
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        same_on_all_ranks(p.data for _, p in trained)
+        self.optimizer = make_optimizer(self.algo, parameter_groups(trained, self.algo.weight_decay), self.session.device)
+        self.scheduler = make_scheduler(self.algo, self.optimizer, self.total)
+        self.fingerprint = fingerprint(self.data.train)
+        self.done = 0
+        self.skipped_in_a_row = self.skipped = 0
+        self.eval_before: float | None = None
+        self.eval_loss: float | None = None
+        self.meter, self.spikes = Meter(), SpikeMeter()
+        self.recent: deque[float] = deque(maxlen=NUM_RECENT)
+        self._announce(trained)
 
+    def _announce(self, trained: list[tuple[str, Any]]) -> None:
+        num_trained, num_all = sum(p.numel() for _, p in trained), sum(p.numel() for p in self.model.parameters())
+        self.run.write_plan(
+            effective_batch_size=self.batch_size,
+            num_steps=self.total,
+            trainable_parameters=num_trained,
+            parameters=num_all,
+        )
+        self.run.say(
+            f"training {num_trained:,} of {num_all:,} parameters on {len(self.data.train)} samples: {self.total} steps of "
+            f"{self.batch_size} samples, micro-batches of at most {self.layout.max_tokens} tokens"
+        )
+        check_disk(self.setup, self.model)
 
-def accumulate_gradients(
-    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss = causal_lm_loss
-) -> float:
-    """Leave the gradient of the step's mean loss per loss token in the weights. Returns this rank's sum of losses."""
-    group = session.group
-    num_targets = max(1, sum(num_loss_tokens(sample) for sample in samples))
-    # DDP averages over ranks where a sum is wanted.
-    scale = group.world / num_targets
-    mine = layout.micro_batches(samples, group.rank, group.world)
-    total = torch.zeros((), dtype=torch.float64, device=session.device)
-    for number, batch in enumerate(mine):
-        last = number == len(mine) - 1
-        with nullcontext() if last else session.accelerator.no_sync(model):
-            with autocast(session):
-                loss_sum = loss(model, batch.to(session.device))
-            (loss_sum * scale).backward()
-        total += loss_sum.detach().double()
-    return float(total)
+    def run_to_end(self) -> Outcome:
+        """All steps that are left, then the model."""
+        if self.cfg.track.tool != "none":
+            self.session.accelerator.init_trackers(self.cfg.track.project, config=_flat(asdict(self.cfg)))
+        self._observe("hub_run_start", cfg=self.cfg, run=self.run)
+        if self.cfg.resume:
+            self._resume()
+        self.progress = ProgressLine(self.total, self.run.is_main, self.done)
+        if self.done == 0:
+            self.eval_before = self.eval_loss = self._measure()
+            if self.eval_before is not None:
+                count = len(self.data.evaluation)
+                self.progress.say(f"held-out loss before training {self.eval_before:.4f} ({count} samples)")
+        stop_request.in_loop = True
+        stopping, model_path = None, self.run.model_path
+        try:
+            for step in batches.steps(len(self.data.train), self.batch_size, self.total, self.algo.seed, after=self.done):
+                stopping = self._step(step)
+                if stopping is not None and self.done < self.total:
+                    break
+        finally:
+            stop_request.in_loop = False
+            self.progress.stop()
+        if self.done < self.total:
+            checkpoint = self._checkpoint()
+            model_path = checkpoint / "model" if checkpoint else None
+        elif self.run.is_main:
+            self.save(self.model, model_path)
+        barrier()
+        memory = max_over_ranks(peak_memory_gb(self.session.device))
+        if self.cfg.track.tool != "none":
+            self.session.accelerator.end_training()
+        speed = self.meter.tokens_per_second
+        return Outcome(
+            num_steps=self.done,
+            effective_batch_size=self.batch_size,
+            train_loss=sum(self.recent) / len(self.recent) if self.recent else None,
+            eval_loss_before=self.eval_before,
+            eval_loss=self.eval_loss,
+            tokens_per_second=round(speed, 1) if speed else None,
+            peak_memory_gb=round(memory, 3),
+            base_model_path=self.setup.base_path,
+            model_path=model_path,
+            stopped_by=stopping if self.done < self.total else None,
+        )
 
+    def _step(self, step: batches.Step) -> int | None:
+        """One step with all that follows it. Returns the signal that asks to stop, if there is one."""
+        samples = [self.data.train[i] for i in step.samples]
+        self.meter.begin()
+        rate = self.optimizer.param_groups[0]["lr"]
+        outcome = train_step(
+            self.session, self.model, self.optimizer, samples, self.layout, self.algo.max_grad_norm, self.loss
+        )
+        self.scheduler.step()
+        self.done = step.number
+        num_tokens = sum(len(sample) for sample in samples)
+        speed = self.meter.end(num_tokens)
+        self._keep_smaller(outcome)
+        stopping = stop_requested()
+        metrics: dict[str, Any] = {
+            "step": self.done,
+            "epoch": round(step.epoch + (step.place + len(samples)) / len(self.data.train), 4),
+            "loss": outcome.loss,
+            "learning_rate": rate,
+            "grad_norm": outcome.grad_norm,
+            "num_samples": len(samples),
+            "num_tokens": num_tokens,
+            "num_loss_tokens": sum(num_loss_tokens(sample) for sample in samples),
+            "tokens_per_second": round(speed, 1),
+            "peak_memory_gb": round(peak_memory_gb(self.session.device), 3),
+        }
+        self._judge(outcome, step, metrics)
+        last = self.done == self.total
+        if last or stopping is not None or _due(self.done, self.algo.eval_every_steps):
+            if (measured := self._measure()) is not None:
+                self.eval_loss = metrics["eval_loss"] = measured
+        if last or stopping is not None or "skipped" in metrics or _due(self.done, self.algo.log_every_steps):
+            self._log(metrics)
+        per_epoch = self.algo.save_every_epochs
+        epoch_due = per_epoch is not None and self.done % (per_epoch * self.per_epoch) == 0
+        if (epoch_due or _due(self.done, self.algo.save_every_steps)) and not last and stopping is None:
+            self._checkpoint(metrics.get("eval_loss"))
+        return stopping
 
-@torch.no_grad()
-def evaluate(session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss) -> float:
-    """Mean loss per loss token over all samples, in evaluation mode. Equal on all ranks, and for any layout."""
-    group, chunk = session.group, 64 * session.group.world
-    model.eval()
-    try:
-        total = torch.zeros((), dtype=torch.float64, device=session.device)
-        for start in range(0, len(samples), chunk):
-            for batch in layout.micro_batches(samples[start : start + chunk], group.rank, group.world):
-                with autocast(session):
-                    total += loss(model, batch.to(session.device)).double()
-    finally:
-        model.train()
-    (loss_sum,) = sum_over_ranks(float(total))
-    return loss_sum / max(1, sum(num_loss_tokens(sample) for sample in samples))
+    def _judge(self, outcome: StepOutcome, step: batches.Step, metrics: dict[str, Any]) -> None:
+        """NaN and infinity: the step changed nothing; after a few in a row the run is given up. Spikes are noted.
 
+        Raises:
+            DivergedError: too many in a row. What was reached before them is in a checkpoint.
+        """
+        if outcome.finite:
+            self.skipped_in_a_row = 0
+            if self.spikes.is_spike(outcome.loss):
+                metrics["spike"] = True
+                self.progress.say(f"step {self.done}: the loss jumped to {outcome.loss:.4f}")
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        metrics["skipped"] = True
+        what = f"loss {outcome.loss}, gradient norm {outcome.grad_norm}"
+        self.progress.say(f"step {self.done} is passed over, the weights stay as they were: {what}")
+        if self.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW:
+            return
+        self._log(metrics)
+        checkpoint = self._checkpoint()
+        rows = ", ".join(self.data.train[i].where for i in step.samples[:5])
+        raise DivergedError(
+            f"{self.skipped_in_a_row} steps in a row gave NaN or infinity (the last: step {self.done}, {what}; rows {rows}, "
+            f"...). Type a lower algo.learning_rate than {self.algo.learning_rate:g} or algo.max_grad_norm=0.5, and look at "
+            f"those rows. The weights before these steps: {checkpoint}"
+        )
 
-def autocast(session: Session) -> Any:
-    """The arithmetic's type; nothing to do in float32."""
-    enabled = session.compute_dtype != torch.float32
-    return torch.autocast(session.device.type, session.compute_dtype, enabled=enabled)
+    def _keep_smaller(self, outcome: StepOutcome) -> None:
+        """Remember the micro-batches that got through when memory ran out."""
+        if outcome.layout.max_tokens != self.layout.max_tokens:
+            self._smaller(outcome.layout)
+
+    def _smaller(self, layout: Any) -> None:
+        self.progress.say(
+            f"out of memory at {self.layout.max_tokens} tokens: the step was done again in micro-batches of at most "
+            f"{layout.max_tokens} tokens, with the same result. Next time type algo.max_tokens_per_gpu={layout.max_tokens}"
+        )
+        self.layout = layout
+        self.run.write_plan(max_tokens_per_gpu=layout.max_tokens, max_tokens_per_gpu_because="memory ran out above it")
+
+    def _measure(self) -> float | None:
+        """The held-out loss; None when nothing is held out."""
+        if not self.data.evaluation:
+            return None
+        found, layout = evaluate(self.session, self.model, self.data.evaluation, self.layout, self.loss)
+        if layout.max_tokens != self.layout.max_tokens:
+            self._smaller(layout)
+        return found
+
+    def _log(self, metrics: dict[str, Any]) -> None:
+        if "skipped" not in metrics:
+            self.recent.append(metrics["loss"])
+        self.run.log(metrics)
+        self.progress.step(self.done, metrics)
+        if "eval_loss" in metrics:
+            self.progress.say(f"held-out loss {metrics['eval_loss']:.4f} after step {self.done}")
+        if self.cfg.track.tool != "none":
+            self.session.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=self.done)
+        self._observe("hub_log", run=self.run, step=self.done, metrics=metrics)
+
+    def _checkpoint(self, eval_loss: float | None = None) -> Path | None:
+        """Write a checkpoint; a failure is said and training goes on without it."""
+        state = {
+            "num_steps": self.total,
+            "effective_batch_size": self.batch_size,
+            "data": self.fingerprint,
+            "scheduler": self.scheduler.state_dict(),
+            "eval_loss_before": self.eval_before,
+            "last_eval_loss": self.eval_loss,
+            "eval_loss": eval_loss,
+            "max_tokens": self.layout.max_tokens,
+            "skipped": self.skipped,
+            "spikes": self.spikes.state(),
+        }
+        path, failure = save_checkpoint(
+            self.run.checkpoints_path,
+            self.done,
+            self.session,
+            self.model,
+            self.optimizer,
+            state,
+            lambda folder: self.save(self.model, folder),
+            self.algo.keep_checkpoints,
+        )
+        if path is None:
+            self.progress.say(f"no checkpoint could be written after step {self.done}: {failure}. Training goes on")
+        else:
+            self.progress.say(f"checkpoint {path}")
+            self._observe("hub_checkpoint", run=self.run, step=self.done, path=path)
+        return path
+
+    def _resume(self) -> None:
+        """Go to where the newest whole checkpoint left this run."""
+        state = resume(self.setup, self.model, self.optimizer, self.fingerprint, self.total)
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.done = state["step"]
+        self.eval_before, self.eval_loss = state["eval_loss_before"], state["last_eval_loss"]
+        self.skipped = state["skipped"]
+        self.spikes.restore(state["spikes"])
+        lines = [line for line in read_metrics(self.run.metrics_file) if "skipped" not in line]
+        self.recent.extend(line["loss"] for line in lines[-NUM_RECENT:])
+
+    def _observe(self, hook: str, **values: Any) -> None:
+        if self.run.is_main:
+            registry().observe(hook, **values)
 
 
 def stop_requested() -> int | None:
@@ -265,31 +308,8 @@ def effective_batch_size(asked: int | str, num_samples: int, world: int) -> int:
     return size
 
 
-def choose_layout(setup: Setup, model: Any) -> Layout:
-    """Decide how steps are cut on this machine, say why, and set the model up for it."""
-    cfg, run, session, data, tokenizer = setup.cfg, setup.run, setup.session, setup.data, setup.tokenizer
-    device, longest = session.device, max(len(sample) for sample in [*data.train, *data.evaluation])
-    config = model.config.get_text_config()
-    packed, packed_because = can_pack(model, config.vocab_size, device, session.compute_dtype)
-    checkpointed, checkpointed_because = wants_checkpointing(cfg.algo.gradient_checkpointing, model, device)
-    if checkpointed:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    bound, bound_because = micro_batch_tokens(cfg.algo, model, model.config, device, longest, checkpointed)
-    bound = int(-max_over_ranks(-bound))
-    if not packed:
-        run.say(f"samples are padded, not packed: {packed_because}")
-    run.write_plan(
-        packed=packed,
-        packed_because=packed_because,
-        gradient_checkpointing=checkpointed,
-        gradient_checkpointing_because=checkpointed_because,
-        max_tokens_per_gpu=bound,
-        max_tokens_per_gpu_because=bound_because,
-    )
-    num_parameters = sum(p.numel() for p in model.parameters())
-    ratio = batches.cost_ratio(config.num_hidden_layers, config.hidden_size, num_parameters)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    return Layout(bound, packed, pad_id, ratio)
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections import deque
 
 import torch
 
@@ -28,6 +29,32 @@ class Meter:
     @property
     def tokens_per_second(self) -> float | None:
         return self.tokens / self.seconds if self.seconds else None
+
+
+class SpikeMeter:
+    """Notices a loss that stands out from the last ones."""
+
+    WINDOW = 50
+    LEAST = 10
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=self.WINDOW)
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether a loss lies six standard deviations, and half as much again, above the mean of those before it."""
+        found = False
+        if len(self._last) >= self.LEAST:
+            mean = sum(self._last) / len(self._last)
+            deviation = (sum((x - mean) ** 2 for x in self._last) / len(self._last)) ** 0.5
+            found = loss > mean + 6 * deviation and loss > 1.5 * mean
+        self._last.append(loss)
+        return found
+
+    def state(self) -> list[float]:
+        return list(self._last)
+
+    def restore(self, state: list[float]) -> None:
+        self._last.extend(state)
 
 
 def peak_memory_gb(device: torch.device) -> float:

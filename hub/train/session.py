@@ -35,6 +35,8 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
     tool = None if cfg.track.tool == "none" else cfg.track.tool
     accelerator = Accelerator(cpu=group.device.type == "cpu", log_with=tool, project_dir=str(run.path))
     set_seed(cfg.algo.seed)
+    if cfg.algo.deterministic:
+        torch.use_deterministic_algorithms(True)
     name = str(dtype).removeprefix("torch.")
     run.write_plan(dtype=name, dtype_because=why, num_processes=group.world, device=_device_name(group.device))
     run.say(f"arithmetic in {name} ({why}), {group.world} process(es) on {_device_name(group.device)}")

@@ -15,8 +15,9 @@ from hub.run import Run
 from hub.testing import FAMILIES, tiny_model, tiny_model_path
 from hub.train.collate import pack
 from hub.train.isolation import can_pack
-from hub.train.loop import Layout, accumulate_gradients
+from hub.train.layout import Layout
 from hub.train.session import start_session
+from hub.train.step import accumulate_gradients
 
 
 def train(tmp_path, *overrides: str):

@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
 from hub.signals import end_process
-from hub.train import collate, loop
-from hub.train.distributed import barrier, start_group
-from hub.train.loop import Layout, accumulate_gradients, evaluate
+from hub.train import collate, layout as layouts, step
+from hub.train.batches import split
+from hub.train.distributed import barrier, start_group, sum_gradients
+from hub.train.layout import Layout
 from hub.train.loss import causal_lm_loss
 from hub.train.session import Session
+from hub.train.step import accumulate_gradients, evaluate
 
 
 def batch(name: str) -> list[Sample]:
@@ -54,12 +56,11 @@ def main(model_path: str, out: Path, mutant: str = "") -> None:
     session = Session(group, Accelerator(cpu=True), torch.float32)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     model.train()
-    wrapped = session.accelerator.prepare(model)
     loss = mean_per_micro_batch if mutant == "mean_per_micro_batch" else causal_lm_loss
     if mutant == "shifted_count":
-        loop.num_loss_tokens = shifted_count
+        step.num_loss_tokens = shifted_count
     if mutant == "leaking_attention":
-        loop.pack = leaking_attention
+        layouts.pack = leaking_attention
     if mutant == "mean_per_rank":
         session = Session(type(group)(0, 1, 0, group.device), session.accelerator, torch.float32)
     for name in ("ragged", "partial"):
@@ -74,13 +75,17 @@ def main(model_path: str, out: Path, mutant: str = "") -> None:
                 model.zero_grad()
                 if mutant == "mean_per_rank":
                     lengths = [len(s) for s in samples]
-                    parts = loop.batches.split(lengths, 2, bound, 0.01)[group.rank]
+                    parts = split(lengths, 2, bound, 0.01)[group.rank]
                     mine = [samples[i] for part in parts for i in part] or samples[:1]
                     layout = Layout(10**6, packed, 0, 0.01)
-                    local = accumulate_gradients(session, wrapped, mine, layout, loss)
+                    local = accumulate_gradients(session, model, mine, layout, loss)
                 else:
-                    local = accumulate_gradients(session, wrapped, samples, layout, loss)
-                mean = evaluate(session, model, samples, layout, loss)
+                    local = accumulate_gradients(session, model, samples, layout, loss)
+                sum_gradients(model.parameters())
+                if mutant == "mean_per_rank":
+                    for parameter in model.parameters():
+                        parameter.grad /= group.world
+                mean, _ = evaluate(session, model, samples, layout, loss)
                 if group.rank == 0:
                     gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
                     gradients["_eval_loss"] = torch.tensor([mean], dtype=torch.float64)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from hub.testing import tiny_model_path
-from hub.train import loop
+from hub.train import layout, step
 
 SCRIPT = Path(__file__).with_name("layouts.py")
 TOLERANCE = 1e-6
@@ -55,10 +55,10 @@ def test_gradients_and_evaluation_are_those_of_one_sample_at_a_time_in_float64(t
     found = gradients_of(tmp_path, ranks)
     assert len(found) == 12
     worst = 0.0
-    for layout, gradients in found.items():
-        expected = reference(layout.split("-")[0])
+    for name, gradients in found.items():
+        expected = reference(name.split("-")[0])
         worst = max(worst, difference(gradients, expected))
-        assert gradients["_eval_loss"].item() == pytest.approx(expected["_eval_loss"].item(), rel=1e-6), layout
+        assert gradients["_eval_loss"].item() == pytest.approx(expected["_eval_loss"].item(), rel=1e-6), name
     record_property("greatest_relative_difference", worst)
     print(f"{ranks} rank(s): greatest relative difference {worst:.1e}")
     assert worst < TOLERANCE
@@ -68,8 +68,8 @@ def test_gradients_and_evaluation_are_those_of_one_sample_at_a_time_in_float64(t
     "mutant", ["mean_per_micro_batch", "mean_per_rank", "shifted_count", "leaking_attention", "dropped_tail"]
 )
 def test_a_broken_variant_is_caught(tmp_path, mutant, monkeypatch):
-    for name in ("num_loss_tokens", "pack"):  # a mutant replaces them; pytest puts them back
-        monkeypatch.setattr(loop, name, getattr(loop, name))
+    for module, name in ((step, "num_loss_tokens"), (layout, "pack")):  # a mutant replaces them; pytest puts them back
+        monkeypatch.setattr(module, name, getattr(module, name))
     found = gradients_of(tmp_path, 2 if mutant == "mean_per_rank" else 1, mutant)
-    ragged = {layout: gradients for layout, gradients in found.items() if layout.startswith("ragged")}
+    ragged = {name: gradients for name, gradients in found.items() if name.startswith("ragged")}
     assert max(difference(gradients, reference("ragged")) for gradients in ragged.values()) > 100 * TOLERANCE

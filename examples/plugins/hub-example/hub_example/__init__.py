@@ -1,4 +1,4 @@
-"""BitFit for the hub: this module holds the hooks. It imports the standard library and `hub` only; torch comes in train.py."""
+"""BitFit for the hub. This module holds the hooks; it imports the standard library and `hub` only, not torch."""
 
 from collections.abc import Iterable
 from pathlib import Path

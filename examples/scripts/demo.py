@@ -1,0 +1,95 @@
+"""`make demo`: fine-tune a small real model by LoRA on a CPU in minutes, and see what that changed.
+
+Shows the loss on held-out conversations before and after, and the same questions answered by both. The conversations have
+terse answers, often with a wink; SmolLM2-135M-Instruct likes to lecture.
+
+    python examples/scripts/demo.py
+    python examples/scripts/demo.py --model tiny --max-steps 3    # a random model: only to see that all works
+"""
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+
+import hub
+
+DATA = Path(__file__).parents[1] / "data" / "chatterbot_en"
+PROMPTS = (
+    "What is it like to be a robot?",
+    "My mouse is not responding.",
+    "how much do you earn",
+    "What country won the very first FIFA World Cup in 1930?",
+)
+"""Questions of the held-out conversations: none was trained on."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="smollm2_135m", help="preset, folder or id of the model hub")
+    parser.add_argument("--max-steps", type=int, default=30, help="optimizer steps of 16 conversations")
+    parser.add_argument("--output-dir", default="runs", help="folder that receives the run folder")
+    args = parser.parse_args()
+
+    result = hub.lora_sft(
+        model=args.model,
+        data=DATA / "train.jsonl",
+        eval_path=DATA / "test.jsonl",
+        max_steps=args.max_steps,
+        effective_batch_size=16,
+        learning_rate=1e-3,  # a few dozen steps are few: five times the default, which is meant for whole epochs
+        output_dir=args.output_dir,
+    )
+
+    print("\nThe same questions before and after, each answered by the likeliest words:")
+    for prompt, before, after in answers(result.model_path, PROMPTS):
+        print(f"\n  {prompt}\n{indented('before: ', before)}\n{indented('after:  ', after)}")
+
+    print(f"\nHeld-out loss: {result.eval_loss_before:.3f} before, {result.eval_loss:.3f} after {result.num_steps} steps.")
+    print(f"Trained in {result.seconds:.0f} s. The adapter is in {result.model_path}")
+    print(f"\nNext, with your own chats, one {{'messages': [...]}} a line:\n{next_commands(args.model)}")
+
+
+def answers(adapter: Path, prompts: tuple[str, ...], num_tokens: int = 40) -> list[tuple[str, str, str]]:
+    """Each prompt with the answer of the base model and that of the trained one."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+
+    def answer(prompt: str) -> str:
+        chat = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        output = model.generate(
+            **inputs.to(device), max_new_tokens=num_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )[0, inputs["input_ids"].shape[1] :]
+        cut = " ..." if len(output) == num_tokens else ""
+        return " ".join(tokenizer.decode(output, skip_special_tokens=True).split()) + cut
+
+    found = []
+    for prompt in prompts:
+        with model.disable_adapter():
+            before = answer(prompt)
+        found.append((prompt, before, answer(prompt)))
+    return found
+
+
+def indented(label: str, text: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=f"    {label}", subsequent_indent=" " * (4 + len(label)))
+
+
+def next_commands(model: str) -> str:
+    """What to type, with the interpreter that runs this."""
+    python = Path(sys.executable)
+    shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    return (
+        f"  {shown} -m hub algo=lora_sft model={model} data.path=YOUR.jsonl data.eval_fraction=0.05\n"
+        f"  {shown} -m hub          # all algorithms and models"
+    )
+
+
+if __name__ == "__main__":
+    main()

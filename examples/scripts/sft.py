@@ -1,0 +1,39 @@
+"""Full fine-tuning: every weight of the model learns.
+
+    python examples/scripts/sft.py --quick
+    python examples/scripts/sft.py --model llama3_8b --data chats.jsonl
+"""
+
+import argparse
+from pathlib import Path
+
+import hub
+
+DATA = Path(__file__).parents[1] / "data" / "chatterbot_en" / "train.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="smollm2_135m", help="preset, folder or id of the model hub")
+    parser.add_argument("--data", default=str(DATA), help="conversations: JSONL, JSON, CSV or parquet")
+    parser.add_argument("--learning-rate", type=float, default=5e-6)
+    parser.add_argument("--quick", action="store_true", help="three small steps only, to see that all works")
+    parser.add_argument("--output-dir", default="runs", help="folder that receives the run folder")
+    args = parser.parse_args()
+    quick = {"max_steps": 3, "effective_batch_size": 8} if args.quick else {}
+
+    result = hub.sft(
+        model=args.model,
+        data=args.data,
+        eval_fraction=0.05,
+        learning_rate=args.learning_rate,
+        output_dir=args.output_dir,
+        **quick,
+    )
+
+    print(f"held-out loss {result.eval_loss_before:.4f} -> {result.eval_loss:.4f} after {result.num_steps} steps")
+    print(f"load it: transformers.AutoModelForCausalLM.from_pretrained('{result.model_path}')")
+
+
+if __name__ == "__main__":
+    main()

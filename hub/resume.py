@@ -1,0 +1,92 @@
+"""The run folder of a config: a new one, or that of the run that `resume` names, if it still is the same run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from hub import runfile
+from hub.config import AlgoConfig, RunConfig, leaves
+from hub.errors import ConfigError
+from hub.run import Run
+
+MAY_CHANGE = {
+    "algo.log_every_steps",
+    "algo.eval_every_steps",
+    "algo.save_every_steps",
+    "algo.save_every_epochs",
+    "algo.keep_checkpoints",
+    "algo.max_tokens_per_gpu",
+    "algo.gradient_checkpointing",
+    "model.notes",
+}
+"""Options of algo, model and data that change nothing in what is learnt."""
+
+
+def recall(cfg: RunConfig) -> RunConfig:
+    """The config to resume with: when no algorithm is chosen, what the run was asked for.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if not cfg.resume:
+        return cfg
+    folder, start = _folders(cfg)
+    cfg = replace(cfg, resume=str(start))
+    if type(cfg.algo) is not AlgoConfig:
+        return cfg
+    before = runfile.read(folder / "run.yaml")
+    launch = cfg.launch if cfg.launch.nproc_per_node != "auto" else before.launch
+    return replace(before, launch=launch, resume=cfg.resume, resume_with_changes=cfg.resume_with_changes)
+
+
+def open_run(cfg: RunConfig, run_path: Path | None = None) -> Run:
+    """Make the run folder, or take up that of the run to resume, and write run.yaml into it.
+
+    Args:
+        cfg: checked, with absolute paths.
+        run_path: an existing, empty folder to use instead of a new one.
+
+    Raises:
+        ConfigError: the run to resume is complete already, or was another one.
+    """
+    if cfg.resume:
+        run = Run(_folders(cfg)[0])
+        _check_same(cfg, run)
+        for file in [run.result_file, *run.path.glob("error-rank*.json")]:
+            file.unlink(missing_ok=True)
+    else:
+        run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
+    run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
+    return run
+
+
+def _folders(cfg: RunConfig) -> tuple[Path, Path]:
+    """The run folder, and what `resume` names: that folder or one of its checkpoints."""
+    asked = Path(str(cfg.resume)).expanduser()
+    place = Path(cfg.output_dir).expanduser() / "latest" if cfg.resume == "latest" else asked
+    place = place.resolve()
+    folder = place.parents[1] if (place / "state.json").is_file() else place
+    if not (folder / "run.yaml").is_file():
+        raise ConfigError(f"resume={cfg.resume}: {folder} is no run folder. Type resume=latest, or a folder in {cfg.output_dir}")
+    return folder, place
+
+
+def _check_same(cfg: RunConfig, run: Run) -> None:
+    if run.result_file.is_file():
+        status = json.loads(run.result_file.read_text(encoding="utf-8"))["status"]
+        if status == "completed":
+            raise ConfigError(f"resume={cfg.resume}: this run is complete. Its model is in {run.model_path}")
+    if cfg.resume_with_changes:
+        return
+    before = {name: value for name, value, *_ in leaves(runfile.read(run.config_file))}
+    after = {name: value for name, value, *_ in leaves(cfg)}
+    names = [n for n in after if n.split(".")[0] in ("algo", "model", "data") and n not in MAY_CHANGE]
+    changed = [f"{n}: {before.get(n)} then, {after[n]} now" for n in names if before.get(n) != after[n]]
+    if changed:
+        raise ConfigError(
+            [
+                f"resume={cfg.resume}: options differ from those that the run began with. Undo that, or type "
+                "resume_with_changes=true",
+                *changed,
+            ]
+        )

@@ -1,0 +1,97 @@
+"""Going on with a run that was stopped, and making sure beforehand that there is room for what is to be kept."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hub.errors import ConfigError
+from hub.run import Run, read_metrics
+from hub.train.checkpoint import damage, load_checkpoint, newest_valid, read_state
+from hub.train.distributed import broadcast_text
+from hub.train.setup import Setup
+
+
+def resume(setup: Setup, model: Any, optimizer: torch.optim.Optimizer, data: str, num_steps: int) -> dict[str, Any]:
+    """Load the checkpoint that `resume` names: a checkpoint's folder, or the newest whole one of a run folder.
+
+    Args:
+        setup: config, run folder, processes.
+        model: receives the weights.
+        optimizer: receives its state.
+        data: fingerprint of the training samples.
+        num_steps: steps of the run as it is configured now.
+
+    Returns:
+        The checkpoint's state.
+
+    Raises:
+        ConfigError: there is no whole checkpoint, or data or length of the run differ from what it began with.
+    """
+    cfg, run = setup.cfg, setup.run
+    checkpoint = Path(broadcast_text(str(_find(Path(str(cfg.resume)), run)) if run.is_main else ""))
+    if checkpoint == Path("."):
+        raise ConfigError(
+            f"resume={cfg.resume}: there is no whole checkpoint. Start anew without resume, with algo.save_every_steps=N"
+        )
+    state = read_state(checkpoint)
+    if not cfg.resume_with_changes:
+        changed = []
+        if state["data"] != data:
+            changed.append("the training data (other rows, order, lengths or chat template)")
+        if state["num_steps"] != num_steps:
+            changed.append(f"the number of steps ({state['num_steps']} then, {num_steps} now)")
+        if changed:
+            raise ConfigError(
+                f"resume={cfg.resume}: {' and '.join(changed)} changed since the run began. "
+                "Undo that, or type resume_with_changes=true"
+            )
+    load_checkpoint(checkpoint, setup.session, model, optimizer)
+    if run.is_main:
+        _cut_metrics(run, state["step"])
+    run.say(f"going on after step {state['step']} from {checkpoint}")
+    return state
+
+
+def _find(place: Path, run: Run) -> Path | str:
+    if (place / "state.json").is_file():
+        if problem := damage(place):
+            raise ConfigError(f"resume={place}: this checkpoint is damaged: {problem}. Type resume={place.parents[1]}")
+        return place
+    return newest_valid(place / "checkpoints", run.say) or ""
+
+
+def _cut_metrics(run: Run, step: int) -> None:
+    """Leave out what was logged after the checkpoint: those steps are done again."""
+    kept = [line for line in read_metrics(run.metrics_file) if line["step"] <= step]
+    aside = run.path / ".metrics.jsonl"
+    aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    aside.replace(run.metrics_file)
+
+
+def check_disk(setup: Setup, model: Any) -> None:
+    """Say what checkpoints take, and refuse a run for which the disk has no room.
+
+    Raises:
+        ConfigError: the disk is too small for the model and the checkpoints that are to be kept.
+    """
+    algo, run = setup.cfg.algo, setup.run
+    if not run.is_main:
+        return
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    is_adapter = any(not p.requires_grad for p in model.parameters())
+    saved_model = trained * (4 if is_adapter else setup.session.compute_dtype.itemsize)
+    checkpoint = saved_model + 12 * trained  # weights and two moments in float32
+    saves = algo.save_every_steps is not None or algo.save_every_epochs is not None
+    # One more is written before the oldest goes, and the best may be kept besides.
+    needed = saved_model + (checkpoint * (algo.keep_checkpoints + 2) if saves else 0)
+    free = shutil.disk_usage(run.path).free
+    if saves:
+        run.say(f"a checkpoint takes about {checkpoint / 2**30:.2f} GB; {algo.keep_checkpoints} newest and the best are kept")
+    if needed > free:
+        raise ConfigError(
+            f"output_dir={run.path.parent} has {free / 2**30:.1f} GB free, the run needs about {needed / 2**30:.1f} GB. "
+            "Type output_dir=FOLDER on a larger disk, a smaller algo.keep_checkpoints, or save less often"
+        )

@@ -1,0 +1,163 @@
+"""One optimizer step, and one evaluation: the same result for any number of micro-batches and processes.
+
+A micro-batch's loss is the sum over its loss tokens divided by the count of loss tokens in the whole step, over all ranks
+and micro-batches. Gradients are summed over micro-batches first and over ranks once, after every rank has said that it got
+through: so a rank that runs out of memory leaves nobody waiting, and the step is done again in smaller micro-batches.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hub.data.prepare import Sample
+from hub.errors import ModelError
+from hub.train.collate import MicroBatch, num_loss_tokens
+from hub.train.distributed import sum_gradients, sum_over_ranks
+from hub.train.layout import Layout
+from hub.train.loss import causal_lm_loss
+from hub.train.session import Session
+
+Loss = Callable[[Any, MicroBatch], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step was. Equal on all ranks."""
+
+    loss: float
+    """Mean cross entropy per loss token over the whole step."""
+
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+
+    layout: Layout
+    """The layout that got through: smaller than the one asked for when memory ran out."""
+
+    @property
+    def finite(self) -> bool:
+        """False when the loss or a gradient was NaN or infinite; the weights were left alone then."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def train_step(
+    session: Session,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[Sample],
+    layout: Layout,
+    max_grad_norm: float | None,
+    loss: Loss = causal_lm_loss,
+) -> StepOutcome:
+    """One optimizer step on the same samples on every rank. Weights stay as they are when a number is not finite."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def attempt(smaller: Layout) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        return accumulate_gradients(session, model, samples, smaller, loss)
+
+    loss_sum, layout = within_memory(attempt, samples, layout)
+    sum_gradients(parameters)
+    bound = math.inf if max_grad_norm is None else max_grad_norm
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+    outcome = StepOutcome(loss_sum / count_targets(samples), norm, layout)
+    if outcome.finite:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return outcome
+
+
+def accumulate_gradients(
+    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss = causal_lm_loss
+) -> float:
+    """Leave this rank's share of the gradient of the step's mean loss per loss token in the weights.
+
+    Returns:
+        This rank's sum of losses. The gradients of all ranks are still to be summed.
+    """
+    num_targets = count_targets(samples)
+    total = torch.zeros((), dtype=torch.float64, device=session.device)
+    for batch in layout.micro_batches(samples, session.group.rank, session.group.world):
+        with autocast(session):
+            loss_sum = loss(model, batch.to(session.device))
+        (loss_sum / num_targets).backward()
+        total += loss_sum.detach().double()
+    return float(total)
+
+
+@torch.no_grad()
+def evaluate(
+    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss = causal_lm_loss
+) -> tuple[float, Layout]:
+    """Mean loss per loss token over all samples, in evaluation mode. Equal on all ranks, and for any layout.
+
+    Returns:
+        The loss, and the layout that got through.
+    """
+    group, chunk = session.group, 64 * session.group.world
+
+    def attempt(smaller: Layout) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=session.device)
+        for start in range(0, len(samples), chunk):
+            for batch in smaller.micro_batches(samples[start : start + chunk], group.rank, group.world):
+                with autocast(session):
+                    total += loss(model, batch.to(session.device)).double()
+        return float(total)
+
+    model.eval()
+    try:
+        loss_sum, layout = within_memory(attempt, samples, layout)
+    finally:
+        model.train()
+    return loss_sum / count_targets(samples), layout
+
+
+def within_memory(
+    attempt: Callable[[Layout], float], samples: Sequence[Sample], layout: Layout
+) -> tuple[float, Layout]:
+    """Do something that may run out of memory, again with half the tokens per micro-batch until all ranks get through.
+
+    Args:
+        attempt: does it on this rank without talking to the others; can be repeated. Returns a number.
+        samples: what it works on.
+        layout: the layout to begin with.
+
+    Returns:
+        The sum of the ranks' numbers, and the layout that got through.
+
+    Raises:
+        ModelError: memory runs out even with the longest sample alone.
+    """
+    while True:
+        mine, ran_out = 0.0, False
+        try:
+            mine = attempt(layout)
+        except torch.OutOfMemoryError:
+            ran_out = True
+        # The exception, which holds on to the tensors of the failed pass, is gone here.
+        total, num_out = sum_over_ranks(mine, float(ran_out))
+        if not num_out:
+            return total, layout
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        longest = max(len(sample) for sample in samples)
+        smaller = layout.halved(longest)
+        if smaller is None:
+            raise ModelError(
+                f"out of memory with micro-batches of {layout.max_tokens} tokens, which the longest sample needs. Type "
+                "algo.gradient_checkpointing=all, a smaller data.max_seq_len, or algo=qlora_sft"
+            )
+        layout = smaller
+
+
+def count_targets(samples: Sequence[Sample]) -> int:
+    """Loss tokens of a step, at least 1."""
+    return max(1, sum(num_loss_tokens(sample) for sample in samples))
+
+
+def autocast(session: Session) -> Any:
+    """The arithmetic's type; nothing to do in float32."""
+    enabled = session.compute_dtype != torch.float32
+    return torch.autocast(session.device.type, session.compute_dtype, enabled=enabled)

@@ -1,0 +1,82 @@
+"""The examples run as their text says: the scripts and the notebook, from a folder that is not the repository's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NOTEBOOKS = sorted((EXAMPLES / "notebooks").glob("*.ipynb"))
+
+
+def run_script(name: str, *options: str, folder: Path) -> str:
+    """Run a script and return what it prints."""
+    command = [sys.executable, EXAMPLES / "scripts" / name, *options]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize(("name", "file"), [("sft", "config.json"), ("lora_sft", "adapter_config.json")])
+def test_the_script_of_an_algorithm_leaves_a_model(name, file, tmp_path):
+    printed = run_script(f"{name}.py", "--model", "tiny", "--quick", folder=tmp_path)
+    result = json.loads((tmp_path / "runs" / "latest" / "result.json").read_text())
+    assert (result["status"], result["algo"], result["num_steps"]) == ("completed", name, 3)
+    assert (Path(result["model_path"]) / file).is_file()
+    assert f"from_pretrained('{result['model_path']}')" in printed
+
+
+def test_the_demo_answers_before_and_after_and_says_what_to_type_next(tmp_path):
+    printed = run_script("demo.py", "--model", "tiny", "--max-steps", "3", folder=tmp_path)
+    result = json.loads((tmp_path / "runs" / "latest" / "result.json").read_text())
+    assert result["effective_batch_size"] == 16
+    assert result["eval_loss"] < result["eval_loss_before"]
+    assert f"Held-out loss: {result['eval_loss_before']:.3f} before, {result['eval_loss']:.3f} after 3 steps" in printed
+    assert printed.count("before: ") == printed.count("after:  ") == 4
+    assert f"adapter is in {result['model_path']}" in printed
+    assert "-m hub algo=lora_sft model=tiny data.path=YOUR.jsonl" in printed
+
+
+def test_the_demo_asks_what_was_not_trained_on():
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("demo", EXAMPLES / "scripts" / "demo.py")
+    demo = module_from_spec(spec)
+    spec.loader.exec_module(demo)
+
+    def questions(name: str) -> set[str]:
+        lines = (demo.DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        asked = [message["content"] for line in lines for message in json.loads(line)["messages"][::2]]
+        return {question.strip().lower().rstrip("?.!") for question in asked}
+
+    prompts = {prompt.lower().rstrip("?.!") for prompt in demo.PROMPTS}
+    assert prompts <= questions("test")
+    assert not prompts & questions("train")
+
+
+def test_the_data_is_small_and_its_licence_is_with_it():
+    folder = EXAMPLES / "data" / "chatterbot_en"
+    assert "Redistribution and use" in (folder / "LICENSE").read_text(encoding="utf-8")
+    assert "examples/data/chatterbot_en/LICENSE" in (EXAMPLES.parent / "NOTICE").read_text(encoding="utf-8")
+    for file in folder.iterdir():
+        assert file.stat().st_size < 2**20, file
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_runs_and_is_kept_without_its_outputs(file, tmp_path):
+    notebook = nbformat.read(file, as_version=4)
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in shown)
+    printed = "".join(output["text"] for output in shown if output.output_type == "stream")
+    assert "held-out loss" in printed
+    assert printed.count("before: ") == printed.count("after:  ") == 2
+    assert (tmp_path / "runs" / "latest" / "model" / "adapter_config.json").is_file()
