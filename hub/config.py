@@ -289,7 +289,7 @@ class RunConfig:
     """Name of the run folder. null: the time to the microsecond."""
 
     resume: str | None = None
-    """latest, a run folder, or a checkpoint's folder: go on with that run in its folder. Without other options: as it was."""
+    """latest, a run folder, or a checkpoint: go on with that run in its folder. Without other options: as it was."""
 
     resume_with_changes: bool = False
     """Go on although options or data differ from those that the run began with."""
@@ -328,7 +328,7 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
             if value not in choices:
                 near = did_you_mean(str(value), choices)
                 yield f"{name}={value} is not allowed. Allowed: {', '.join(choices)}.{near}"
-        elif bounds := _bounds(rules):
+        elif bounds := bounds_words(rules):
             words = f" or {AUTO}" if item.default == AUTO else ""
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if value != (AUTO if words else None) and not (
@@ -339,7 +339,23 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
             yield f"{name}={value} is not allowed. Allowed: a finite number"
 
 
-def _bounds(rules: Any) -> str:
+def type_words(cls: Any, name: str) -> str:
+    """The type of an option of a dataclass in words: `a whole number or auto`. Empty for no such option."""
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "None": "null", "Any": "see there"}
+    for item in fields(cls) if is_dataclass(cls) else ():
+        if item.name == name:
+            text = item.type.__name__ if isinstance(item.type, type) else str(item.type)
+            kinds = [part.strip() for part in text.removeprefix("typing.").split("|")]
+            if "str" in kinds and ("int" in kinds or "float" in kinds):
+                # Such a text is one word that stands for a number: the default, or none that is allowed here.
+                words["str"] = item.default if isinstance(item.default, str) else ""
+                kinds = [kind for kind in kinds if words.get(kind) != ""]
+            return " or ".join(words.get(kind, kind) for kind in kinds)
+    return ""
+
+
+def bounds_words(rules: Any) -> str:
+    """The bounds in a field's metadata in words: `at least 0 and below 1`. Empty when there are none."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return " and ".join(f"{word} {rules[key]:.10g}" for key, word in words.items() if key in rules)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hub.config import leaves
 from hub.errors import did_you_mean
@@ -49,7 +50,7 @@ def usage(verbs: Mapping[str, Callable[..., int]]) -> str:
     if presets:
         lines += [f"  {'presets of these':<18}{', '.join(presets)}"]
     lines += ["", "models (model=, or model.path=FOLDER_OR_HUB_ID)", *_wrapped(found["model"])]
-    for group in ("data", "launch", "track", "experiment"):
+    for group in (name for name in found if name not in ("algo", "model")):
         lines += ["", f"{group} ({group}=)", *_wrapped(found[group] or ["no presets"])]
     lines += [
         "",
@@ -76,7 +77,7 @@ def show_config(overrides: list[str], config_dir: str | None) -> None:
     for name, value, default, meaning in leaves(cfg):
         place = came_from.get(name, "default")
         style = "bold" if value != default or place == "command line" else None
-        table.add_row(name, _value(value), place, meaning, style=style)
+        table.add_row(*(Text(cell) for cell in (name, _value(value), place, meaning)), style=style)
     # In a file or a pipe an option stays on one line, so that grep finds it.
     console = Console(width=None if Console().is_terminal else 500)
     console.print(table)
@@ -132,8 +133,11 @@ def result_lines(result: Any) -> list[str]:
 
 
 def _value(value: Any) -> str:
+    """A value as one would type it."""
     if value is None:
         return "null"
+    if isinstance(value, list):
+        return f"[{','.join(_value(item) for item in value)}]"
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)

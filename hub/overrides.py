@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from hub.config import PARTS, AlgoConfig, RunConfig
+from hub.config import PARTS, AlgoConfig, RunConfig, type_words
 from hub.errors import ConfigError, did_you_mean
 from hub.plugins import registry
 
@@ -256,7 +256,7 @@ def _set(node: DictConfig, name: str, value: Any, shown: str) -> str | None:
         OmegaConf.update(node, name, value, force_add=is_open)
     except OmegaConfBaseException as error:
         return (
-            f"{name}={shown} is not allowed. Allowed: {_type_words(OmegaConf.get_type(place), last) or one_line(error)}"
+            f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or one_line(error)}"
         )
     return None
 
@@ -302,17 +302,3 @@ def _names(cls: Any, algo: Any, prefix: str = "") -> Iterator[str]:
             yield from _names(part, algo, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}"
-
-
-def _type_words(cls: Any, name: str) -> str:
-    """The type of an option in words: `a whole number or "auto"`."""
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
-    for item in fields(cls) if is_dataclass(cls) else ():
-        if item.name == name:
-            text = item.type if isinstance(item.type, str) else getattr(item.type, "__name__", str(item.type))
-            text = str(item.type) if "|" in str(item.type) else text
-            kinds = [part.strip() for part in text.split("|")]
-            if "str" in kinds and len(kinds) > 1 and isinstance(item.default, str):
-                words["str"] = item.default
-            return " or ".join(words.get(kind, kind) for kind in kinds)
-    return ""

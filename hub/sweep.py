@@ -25,7 +25,7 @@ from hub.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, one_line, parse,
 from hub.plugins import conf_dir
 from hub.run import Run
 
-WHOLE = ("output_dir", "run_name")
+WHOLE = ("output_dir", "run_name", "resume")
 """Options that are about the sweep as a whole, and so can't be swept."""
 
 
@@ -124,6 +124,8 @@ def _check_form(parsed: list[Override]) -> list[str]:
     problems = [
         f"{item.key_or_group} can't be swept: it is of the whole sweep" for item in swept if item.key_or_group in WHOLE
     ]
+    if any(item.key_or_group == "resume" for item in parsed):
+        problems.append("resume goes on with one run. Leave it or --multirun out")
     problems += [
         f"{item.key_or_group}: the folder of a sweep is named by output_dir=FOLDER and run_name=NAME"
         for item in parsed

@@ -1,11 +1,48 @@
 """Shared parts of the tests."""
 
+import os
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 
 import pytest
+
+# More threads than free cores make torch on a CPU slower by far; the models here are tiny.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command line answered."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def problems(self) -> list[str]:
+        """The lines for the user, without the prefix that each must have."""
+        lines = self.err.splitlines()
+        assert all(line.startswith("hub: ") for line in lines), self.err
+        return [line.removeprefix("hub: ") for line in lines]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs a command line in this process, in an empty folder (`tmp_path`)."""
+    from hub.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> Said:
+        capsys.readouterr()
+        code = main(words)
+        said = capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+    return call
 
 
 class PluginFolder:
