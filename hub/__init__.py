@@ -4,7 +4,7 @@ from hub.algorithm import Algorithm, Backend
 from hub.api import lora_sft, run, sft
 from hub.compose import compose
 from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig, option
-from hub.errors import ConfigError, DataError, HubError, Interrupted, LaunchError, ModelError, PluginError
+from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
 from hub.hookspecs import hookimpl
 from hub.run import Outcome, Result, Run
 
@@ -17,6 +17,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DataError",
+    "DivergedError",
     "HubError",
     "Interrupted",
     "LaunchConfig",

@@ -51,12 +51,35 @@ def leaking_attention(samples):
     return collate.MicroBatch(packed.input_ids, positions, None, packed.loss_positions, packed.targets, packed.num_tokens)
 
 
+def got_through(session, model, samples, layout, loss) -> float:
+    """As train_step does it: all ranks again in smaller micro-batches when one runs out of memory."""
+
+    def attempt(smaller: Layout) -> float:
+        model.zero_grad()
+        return accumulate_gradients(session, model, samples, smaller, loss)
+
+    return step.within_memory(attempt, samples, layout)[0]
+
+
+def little_memory(model, most_tokens: int) -> None:
+    forward = model.forward
+
+    def limited(input_ids, **rest):
+        if input_ids.numel() > most_tokens:
+            raise torch.OutOfMemoryError(f"{input_ids.numel()} tokens")
+        return forward(input_ids=input_ids, **rest)
+
+    model.forward = limited
+
+
 def main(model_path: str, out: Path, mutant: str = "") -> None:
     group = start_group()
     session = Session(group, Accelerator(cpu=True), torch.float32)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     model.train()
     loss = mean_per_micro_batch if mutant == "mean_per_micro_batch" else causal_lm_loss
+    if mutant == "little_memory_on_the_last_rank" and group.rank == group.world - 1:
+        little_memory(model, 120)
     if mutant == "shifted_count":
         step.num_loss_tokens = shifted_count
     if mutant == "leaking_attention":
@@ -80,7 +103,7 @@ def main(model_path: str, out: Path, mutant: str = "") -> None:
                     layout = Layout(10**6, packed, 0, 0.01)
                     local = accumulate_gradients(session, model, mine, layout, loss)
                 else:
-                    local = accumulate_gradients(session, model, samples, layout, loss)
+                    local = got_through(session, model, samples, layout, loss)
                 sum_gradients(model.parameters())
                 if mutant == "mean_per_rank":
                     for parameter in model.parameters():

@@ -64,6 +64,11 @@ def test_gradients_and_evaluation_are_those_of_one_sample_at_a_time_in_float64(t
     assert worst < TOLERANCE
 
 
+def test_a_rank_that_runs_out_of_memory_makes_all_do_the_step_again_in_smaller_pieces_with_the_same_result(tmp_path):
+    found = gradients_of(tmp_path, 2, "little_memory_on_the_last_rank")
+    assert max(difference(gradients, reference(name.split("-")[0])) for name, gradients in found.items()) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     "mutant", ["mean_per_micro_batch", "mean_per_rank", "shifted_count", "leaking_attention", "dropped_tail"]
 )
