@@ -39,6 +39,11 @@ def train(overrides: list[str], flags: Flags) -> int:
     return 0
 
 
+def verify(overrides: list[str], flags: Flags) -> int:
+    """Prove on your own model, data and processes that the layout changes nothing: the options are those of a run."""
+    return train([*overrides, "task=verify"], flags)
+
+
 def show(overrides: list[str], flags: Flags) -> int:
     """Print the composed config: each option, its value, where that came from, its meaning."""
     from hub.listing import show_config
@@ -57,7 +62,7 @@ def plugins(overrides: list[str], flags: Flags) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[list[str], Flags], int]] = {"train": train, "show": show, "plugins": plugins}
+VERBS: dict[str, Callable[[list[str], Flags], int]] = {"train": train, "verify": verify, "show": show, "plugins": plugins}
 
 
 def print_result(result: object) -> None:

@@ -70,7 +70,7 @@ def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
                 loader.repository.initialize_sources(loader.get_search_path())
             yield loader
     finally:
-        state.hydra = around
+        GlobalHydra.instance().hydra = around  # initialize_config_dir has put another instance in place
 
 
 def groups(config_dir: str | None = None) -> dict[str, list[str]]:

@@ -229,8 +229,12 @@ class LaunchConfig:
     rdzv_endpoint: str | None = None
     """host:port where the processes meet; the same on all machines. null: a free port, on one machine."""
 
-    strategy: str = option(AUTO, choices=(AUTO, "ddp"))
-    """How several processes share the work. ddp: each holds the whole model."""
+    strategy: str = option(AUTO, choices=(AUTO, "ddp", "fsdp", "split"))
+    """How the model lies on several GPUs. ddp: each process holds all of it. fsdp: each holds a share of every layer.
+    split: one process, its layers spread over the GPUs. auto: ddp where it fits, else fsdp."""
+
+    cpu_offload: bool = False
+    """With fsdp: keep weights and optimizer state in the host's memory. Slow, for what fits nowhere else."""
 
     python: str | None = None
     """Interpreter of the workers, for a backend that lives in an environment of its own. null: this one."""
@@ -294,6 +298,9 @@ class RunConfig:
     resume_with_changes: bool = False
     """Go on although options or data differ from those that the run began with."""
 
+    task: str = option("train", choices=("train", "verify"))
+    """What is done. `python -m hub verify` sets verify: a proof in place of training, see docs/verify.md."""
+
     def problems(self, parts: Collection[str] = PARTS) -> list[str]:
         """Everything wrong that the values alone show, one line each. Cheap: no file is read.
 
@@ -310,6 +317,7 @@ class RunConfig:
             found += bounds
             if name in parts and not bounds and hasattr(part, "problems"):
                 found += part.problems(self)
+        found += field_problems(self, "")
         if self.run_name is not None and (not self.run_name or Path(self.run_name).name != self.run_name):
             found.append(
                 f"run_name={self.run_name!r} is not the name of a folder. Type run_name=WORD, and output_dir=FOLDER"
@@ -321,7 +329,7 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
     """Violations of the choices and bounds that `option` gave to the fields of one dataclass."""
     for item in fields(part):
         value, rules = getattr(part, item.name), item.metadata
-        name = f"{prefix}.{item.name}"
+        name = f"{prefix}.{item.name}" if prefix else item.name
         if value is None and item.default is None:
             continue
         if choices := rules.get("choices"):
@@ -341,7 +349,14 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
 
 def type_words(cls: Any, name: str) -> str:
     """The type of an option of a dataclass in words: `a whole number or auto`. Empty for no such option."""
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "None": "null", "Any": "see there"}
+    words = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a text",
+        "None": "null",
+        "Any": "see there",
+    }
     for item in fields(cls) if is_dataclass(cls) else ():
         if item.name == name:
             text = item.type.__name__ if isinstance(item.type, type) else str(item.type)

@@ -45,6 +45,12 @@ class DivergedError(HubError):
     exit_code = 1
 
 
+class VerifyError(HubError):
+    """`hub verify` found something that does not hold."""
+
+    exit_code = 1
+
+
 class Interrupted(HubError):
     """The run was stopped by a signal. `exit_code` is 128 + the signal's number, as shells have it."""
 

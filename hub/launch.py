@@ -82,6 +82,9 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend]:
         errors.append(error)
     try:
         cfg = _absolute(cfg)
+        if cfg.task == "verify" and cfg.model.dtype == AUTO:
+            # Rounding in bfloat16 would hide what a proof looks for.
+            cfg = replace(cfg, model=replace(cfg.model, dtype="float32"))
         num_rows = _check_data(cfg) if checked["data"] else None
     except HubError as error:
         errors.append(error)
@@ -277,8 +280,9 @@ def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds:
     failures = Failure.read_all(run)
     if failures:
         first = failures[0]
+        # What was foreseen (a HubError) says all itself.
         message = (
-            first.message if first.exit_code != 1 else f"rank {first.rank} failed: {first.message} (see {first.file})"
+            first.message if first.traceback is None else f"rank {first.rank} failed: {first.message} (see {first.file})"
         )
         code, signal_number = first.exit_code, first.signal_number
     else:

@@ -117,6 +117,8 @@ def show_plugins() -> None:
 
 def result_lines(result: Any) -> list[str]:
     """How a run ended, where the model is, and what to type next."""
+    if result.status == "verified":
+        return [f"verified in {result.seconds:.0f} s: all that was tried holds, see {result.run_path / 'verify.json'}"]
     loss = f"train loss {result.train_loss:.4f}" if result.train_loss is not None else ""
     if result.eval_loss_before is not None and result.eval_loss is not None:
         loss += f", held-out loss {result.eval_loss_before:.4f} -> {result.eval_loss:.4f}"

@@ -136,10 +136,10 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any]) ->
         problems.append(one_line(error))
         doubtful |= set(PARTS)
         node = OmegaConf.structured(RunConfig)
-    chosen = [item for item in good if item.key_or_group == "algo" and item.value() is not None]
-    if chosen and not doubtful and OmegaConf.get_type(node.algo) is AlgoConfig and not chosen[-1].is_delete():
+    chosen = [item for item in good if item.key_or_group == "algo"][-1:]
+    if chosen and chosen[0].value() is not None and not doubtful and OmegaConf.get_type(node.algo) is AlgoConfig:
         problems.append(
-            f"algo={chosen[-1].get_value_string()}: this preset names no algorithm. Its file must begin with: "
+            f"algo={chosen[0].get_value_string()}: this preset names no algorithm. Its file must begin with: "
             f"defaults: [NAME], one of: {', '.join(sorted(registry().algorithms))}"
         )
         doubtful.add("algo")
@@ -263,7 +263,7 @@ def _set(node: DictConfig, name: str, value: Any, shown: str) -> str | None:
 
 def _unknown(node: DictConfig, name: str) -> str:
     """The line for an option that does not exist."""
-    own = OmegaConf.get_type(node.algo)
+    own: Any = OmegaConf.get_type(node.algo)
     first, _, last = name.rpartition(".")
     algorithms = registry().algorithms
     having = sorted(
@@ -271,8 +271,8 @@ def _unknown(node: DictConfig, name: str) -> str:
     )
     if own is AlgoConfig and first == "algo" and (having or not algorithms):
         return f"{name}: choose the algorithm first. Type algo=NAME, one of: {', '.join(having) or 'none is installed'}"
-    if first == "algo" and having:
-        return f"{name}: this algorithm has no such option; it is one of algo={' and algo='.join(having)}"
+    if first in ("", "algo") and having and last not in {item.name for item in fields(own)} and own is not AlgoConfig:
+        return f"{name}: this algorithm has no such option; algo.{last} is of algo={' and algo='.join(having)}"
     known = list(_names(RunConfig, own))
     if own is AlgoConfig:
         known += [f"algo.{item.name}" for algorithm in algorithms.values() for item in fields(algorithm.config)]

@@ -30,7 +30,14 @@ def recall(cfg: RunConfig) -> RunConfig:
     """
     if not cfg.resume:
         return cfg
+    if cfg.task == "verify":
+        raise ConfigError(
+            f"resume={cfg.resume}: verify trains nothing, so there is nothing to go on with. To verify on trained weights "
+            "type model.path=RUN_FOLDER/model"
+        )
     folder, start = _folders(cfg)
+    if runfile.read(folder / "run.yaml").task == "verify":
+        raise ConfigError(f"resume={cfg.resume}: {folder} was verified, not trained. Name the folder of a training run")
     cfg = replace(cfg, resume=str(start))
     if type(cfg.algo) is not AlgoConfig:
         return cfg

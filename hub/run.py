@@ -19,7 +19,7 @@ class Result:
     """How a run ended: what `sft()` and its siblings return, and what result.json holds."""
 
     status: str
-    """completed, failed or interrupted."""
+    """completed, verified (by `hub verify`), failed or interrupted."""
 
     algo: str
     backend: str

@@ -82,7 +82,7 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
     print(f"runs: {folder}", flush=True)
     if failed:
         raise failed[0]
-    return 1 if any(row["status"] != "completed" for row in rows) else 0
+    return 1 if any(row["status"] not in ("completed", "verified") for row in rows) else 0
 
 
 def job(config_dir: str | None, stopped: list[Interrupted], node: DictConfig) -> float:

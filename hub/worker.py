@@ -67,7 +67,7 @@ def work(cfg: RunConfig, run: Run) -> Result:
         message = f"stopped by {signal_name} after step {outcome.num_steps}. To go on type: python -m hub resume={run.path}"
         final = result("interrupted", error=message, outcome=outcome)
     else:
-        final = result("completed", outcome=outcome)
+        final = result("verified" if cfg.task == "verify" else "completed", outcome=outcome)
     run.write_result(final)
     if run.is_main:
         observe("hub_run_end", run=run, result=final, error=None)

@@ -42,7 +42,7 @@ def test_a_command_line_composes(command):
         assert len(sweep_combinations(words)) > 1
     else:
         cfg = hub.compose(*words)
-        assert registry().algorithm_of(cfg.algo)
+        assert cfg.resume or registry().algorithm_of(cfg.algo)
 
 
 def test_every_line_that_is_typed_is_of_a_kind_that_is_checked():
@@ -55,7 +55,12 @@ def test_every_line_that_is_typed_is_of_a_kind_that_is_checked():
             assert all((ROOT / word).is_file() for word in words if word.startswith("examples/")), line
         else:
             verb = HUB.match(line)
-            known = ("pip install", "source ", ".ci/run", "python -m pip install")
+            known = (
+                "source .venv/bin/activate",
+                ".ci/run",
+                ".venv/bin/pre-commit install",
+                "python -m pip install -r ",
+            )
             assert verb or line.startswith(known), line
             if verb and verb.group(1).strip() and "=" not in verb.group(1):
                 assert verb.group(1).split()[0] in (*VERBS, "--help", "--version"), line
@@ -71,27 +76,34 @@ def test_python_in_the_page_compiles_and_names_what_hub_offers():
 
 
 def test_files_that_are_linked_or_listed_exist():
-    links = [link for link in re.findall(r"\]\(([^)#]+)", TEXT) if "://" not in link]
+    named = [link for link in re.findall(r"\]\(([^)#]+)", TEXT) if "://" not in link]
     tree = next(block for _, block in BLOCKS if block.startswith("hub/"))
-    listed, parents = [], [""]
+    parent = ""
     for line in tree.splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        parents[depth + 1 :] = []
-        for name in re.split(r",? ", line.strip().split("   ")[0]):
-            listed.append("".join(parents) + name)
-        if line.strip().split("   ")[0].endswith("/"):
-            parents.append(line.strip().split("   ")[0])
-    assert len(listed) > 20
-    for name in [*links, *listed]:
+        name = line.split()[0]
+        if line.startswith(" "):
+            named.append(parent + name)
+        else:
+            parent = name
+            named.append(name)
+    assert len(named) > 20
+    for name in named:
         assert (ROOT / name).exists(), name
 
 
 def test_the_tables_name_every_algorithm_and_every_model_preset():
-    from hub.compose import groups
-
-    found = groups()
-    # Names in code marks, with {a, b} for endings.
     named = set(re.findall(r"`([a-z0-9_]+)`", TEXT))
-    missing = {*found["algo"], *found["model"]} - named
-    installed = {name for name in missing if registry().owners.get(name) in (None, "sft", "lora_sft")}
-    assert not installed
+    models = {file.stem for file in (ROOT / "conf" / "model").glob("*.yaml")}
+    presets = {file.stem for file in ROOT.glob("plugins/*/hub_*/conf/algo/*.yaml")}
+    plugins = {file.parent.name for file in ROOT.glob("plugins/*/pyproject.toml")}
+    algorithms = {name for name, owner in registry().owners.items() if owner in plugins}
+    assert len(models) > 20
+    assert algorithms >= {"sft", "lora_sft"}
+    assert not (models | presets | algorithms) - named
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
+def test_an_experiment_says_its_command_and_that_command_is_complete(file):
+    command = re.search(r"^#   python -m hub (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE).group(1)
+    assert f"experiment={file.stem}" in command
+    assert hub.compose(*shlex.split(command)).problems() == []

@@ -1,7 +1,7 @@
 """`make demo`: fine-tune a small real model by LoRA on a CPU in minutes, and see what that changed.
 
-Shows the loss on held-out conversations before and after, and the same questions answered by both. The conversations have
-terse answers, often with a wink; SmolLM2-135M-Instruct likes to lecture.
+Shows the loss on held-out conversations before and after, and the same questions answered by both. The conversations
+have terse answers, often with a wink; SmolLM2-135M-Instruct likes to lecture.
 
     python examples/scripts/demo.py
     python examples/scripts/demo.py --model tiny --max-steps 3    # a random model: only to see that all works
@@ -10,6 +10,7 @@ terse answers, often with a wink; SmolLM2-135M-Instruct likes to lecture.
 import argparse
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import hub
@@ -17,9 +18,9 @@ import hub
 DATA = Path(__file__).parents[1] / "data" / "chatterbot_en"
 PROMPTS = (
     "What is it like to be a robot?",
-    "My mouse is not responding.",
+    "what is economics",
     "how much do you earn",
-    "What country won the very first FIFA World Cup in 1930?",
+    "Robots are stupid",
 )
 """Questions of the held-out conversations: none was trained on."""
 
@@ -42,10 +43,11 @@ def main() -> None:
     )
 
     print("\nThe same questions before and after, each answered by the likeliest words:")
-    for prompt, before, after in answers(result.model_path, PROMPTS):
-        print(f"\n  {prompt}\n{indented('before: ', before)}\n{indented('after:  ', after)}")
+    for prompt, untrained, trained in answers(result.model_path, PROMPTS):
+        print(f"\n  {prompt}\n{indented('before: ', untrained)}\n{indented('after:  ', trained)}")
 
-    print(f"\nHeld-out loss: {result.eval_loss_before:.3f} before, {result.eval_loss:.3f} after {result.num_steps} steps.")
+    before, after = result.eval_loss_before, result.eval_loss
+    print(f"\nHeld-out loss: {before:.3f} before, {after:.3f} after {result.num_steps} steps.")
     print(f"Trained in {result.seconds:.0f} s. The adapter is in {result.model_path}")
     print(f"\nNext, with your own chats, one {{'messages': [...]}} a line:\n{next_commands(args.model)}")
 
@@ -55,7 +57,11 @@ def answers(adapter: Path, prompts: tuple[str, ...], num_tokens: int = 40) -> li
     import torch
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(adapter)

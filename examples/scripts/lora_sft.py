@@ -1,5 +1,7 @@
 """LoRA: small adapters learn beside the frozen weights.
 
+Saves an adapter that peft loads onto the model that it was trained on.
+
     python examples/scripts/lora_sft.py --quick
     python examples/scripts/lora_sft.py --model llama3_8b --data chats.jsonl
 """

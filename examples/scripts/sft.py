@@ -1,5 +1,7 @@
 """Full fine-tuning: every weight of the model learns.
 
+Saves a model that transformers loads.
+
     python examples/scripts/sft.py --quick
     python examples/scripts/sft.py --model llama3_8b --data chats.jsonl
 """

@@ -27,6 +27,7 @@ from hub.run import write_json
 from hub.train.distributed import barrier, sum_over_ranks
 from hub.train.rng import random_state, restore_random_state
 from hub.train.session import Session
+from hub.train.strategy import full, full_weights, like
 
 MANIFEST = "manifest.json"
 
@@ -43,7 +44,7 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
-    save_model: Callable[[Path], None],
+    save_model: Callable[[Path, dict[str, torch.Tensor]], None],
     keep: int,
 ) -> tuple[Path | None, str]:
     """Write a checkpoint and remove what is older than the newest `keep`, the best one excepted. All ranks call it.
@@ -55,7 +56,7 @@ def save_checkpoint(
         model: its weights that train are stored by name.
         optimizer: its state is stored by parameter name.
         state: what else is needed to go on; JSON. `eval_loss`, where present, tells which checkpoint is best.
-        save_model: writes the model as a user loads it into a folder.
+        save_model: writes the model as a user loads it into a folder, from whole weights.
         keep: newest checkpoints that stay.
 
     Returns:
@@ -64,6 +65,10 @@ def save_checkpoint(
     """
     aside = folder / f".{checkpoint_name(step)}.partial"
     is_main, failure = session.group.is_main, ""
+    # All ranks take part in these; afterwards one may fail without the others waiting for it.
+    trained = full_weights(model, [name for name, p in model.named_parameters() if p.requires_grad])
+    tensors, numbers = flat_optimizer_state(optimizer, model)
+    whole = full_weights(model)
     try:
         if is_main:
             shutil.rmtree(aside, ignore_errors=True)
@@ -71,13 +76,11 @@ def save_checkpoint(
         barrier()
         save_file(random_state(session.device), aside / f"random-rank{session.group.rank}.safetensors")
         if is_main:
-            trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-            save_file(trained, aside / "trainable.safetensors")
-            tensors, numbers = flat_optimizer_state(optimizer, model)
+            save_file({name: tensor.contiguous() for name, tensor in trained.items()}, aside / "trainable.safetensors")
             save_file(tensors, aside / "optimizer.safetensors")
             write_json(aside / "optimizer.json", numbers)
             write_json(aside / "state.json", {"step": step, "world": session.group.world, **state})
-            save_model(aside / "model")
+            save_model(aside / "model", whole)
     except Exception as error:  # safetensors raises its own kinds for a full disk
         failure = f"{type(error).__name__}: {error}"
     (num_failed,) = sum_over_ranks(float(bool(failure)))
@@ -159,7 +162,7 @@ def load_checkpoint(
         raise ModelError(f"{checkpoint} is of another model: {', '.join(odd)} do not agree")
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(stored[name])
+            parameter.copy_(like(parameter, stored[name]))
     _restore_optimizer(checkpoint, model, optimizer)
     file = checkpoint / f"random-rank{session.group.rank}.safetensors"
     if state["world"] == session.group.world and file.is_file():
@@ -178,7 +181,7 @@ def flat_optimizer_state(
         for key, value in state.items():
             place = f"{names[id(parameter)]}/{key}"
             if isinstance(value, torch.Tensor):
-                tensors[place] = value.detach().cpu().contiguous()
+                tensors[place] = full(value.detach()).cpu().contiguous()
             else:
                 values[place] = value
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -199,10 +202,13 @@ def _restore_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torc
     tensors = load_file(checkpoint / "optimizer.safetensors")
     numbers = json.loads((checkpoint / "optimizer.json").read_text(encoding="utf-8"))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    order = [names[id(parameter)] for parameter in parameters]
     state: dict[int, dict[str, Any]] = {}
     for place, value in [*tensors.items(), *numbers["values"].items()]:
         name, _, key = place.rpartition("/")
+        if isinstance(value, torch.Tensor) and value.ndim:
+            value = like(parameters[order.index(name)], value)
         state.setdefault(order.index(name), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     for group, kept in zip(groups, numbers["groups"], strict=True):

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hub.config import AUTO
 from hub.errors import ConfigError, DivergedError
 from hub.plugins import registry
@@ -17,7 +19,7 @@ from hub.signals import stop_request
 from hub.train import batches
 from hub.train.checkpoint import fingerprint, save_checkpoint
 from hub.train.collate import num_loss_tokens
-from hub.train.distributed import barrier, max_over_ranks, same_on_all_ranks
+from hub.train.distributed import barrier, max_over_ranks
 from hub.train.layout import choose_layout
 from hub.train.loss import causal_lm_loss
 from hub.train.meters import Meter, SpikeMeter, peak_memory_gb
@@ -25,9 +27,11 @@ from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
 from hub.train.progress import ProgressLine
 from hub.train.resume import check_disk, resume
 from hub.train.setup import Setup
+from hub.train.strategy import full_weights
 from hub.train.step import Loss, StepOutcome, evaluate, train_step
+from hub.train.verify import verify
 
-Save = Callable[[Any, Path], None]
+Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
 
 MOST_SKIPPED_IN_A_ROW = 3
 """Steps with NaN or infinity that are passed over before the run is given up."""
@@ -42,7 +46,8 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Ou
     Args:
         setup: config, run folder, processes, tokenizer, data.
         model: on its device, with `requires_grad` set on what trains.
-        save: writes the model as a user loads it into a folder.
+        save: writes the model as a user loads it: `save(model, folder, weights)`. `weights` are whole tensors on the CPU
+            by name: all of them, or those that train when the model carries adapters. Called on rank 0.
         loss: sum of a micro-batch's losses over its loss tokens.
 
     Returns:
@@ -52,6 +57,8 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Ou
         ConfigError: the run can't be resumed, or the disk has no room for it.
         DivergedError: several steps in a row gave NaN or infinity.
     """
+    if setup.cfg.task == "verify":
+        return verify(setup, model, loss)
     return _Fit(setup, model, save, loss).run_to_end()
 
 
@@ -66,9 +73,9 @@ class _Fit:
         self.batch_size = effective_batch_size(self.algo.effective_batch_size, num_train, group.world)
         self.per_epoch = -(-num_train // self.batch_size)
         self.total = batches.num_steps(num_train, self.batch_size, self.algo.num_epochs, self.algo.max_steps)
+        self.session.strategy.place(model)
         self.layout = choose_layout(setup, model)
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        same_on_all_ranks(p.data for _, p in trained)
         self.optimizer = make_optimizer(self.algo, parameter_groups(trained, self.algo.weight_decay), self.session.device)
         self.scheduler = make_scheduler(self.algo, self.optimizer, self.total)
         self.fingerprint = fingerprint(self.data.train)
@@ -120,9 +127,11 @@ class _Fit:
         if self.done < self.total:
             checkpoint = self._checkpoint()
             model_path = checkpoint / "model" if checkpoint else None
-        elif self.run.is_main:
-            self.save(self.model, model_path)
-        barrier()
+        else:
+            weights = full_weights(self.model)
+            if self.run.is_main:
+                self.save(self.model, model_path, weights)
+            barrier()
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         if self.cfg.track.tool != "none":
             self.session.accelerator.end_training()
@@ -261,7 +270,7 @@ class _Fit:
             self.model,
             self.optimizer,
             state,
-            lambda folder: self.save(self.model, folder),
+            lambda folder, weights: self.save(self.model, folder, weights),
             self.algo.keep_checkpoints,
         )
         if path is None:

@@ -28,8 +28,8 @@ def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
         inputs["attention_mask"] = batch.attention_mask
     logits = model(**inputs).logits.flatten(0, 1)
     if not select:
-        logits = logits[batch.loss_positions]
-    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        logits = logits[batch.loss_positions.to(logits.device)]
+    return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="sum")
 
 
 @cache

@@ -57,14 +57,14 @@ def load_config(cfg: ModelConfig, path: Path) -> Any:
 
 
 def load_causal_lm(
-    cfg: ModelConfig, path: Path, device: torch.device, dtype: torch.dtype, quantization: Any = None
+    cfg: ModelConfig, path: Path, device: torch.device | str, dtype: torch.dtype, quantization: Any = None
 ) -> Any:
     """A causal language model without key-value cache, in training mode.
 
     Args:
         cfg: what was asked for; for messages and `trust_remote_code`.
         path: local folder. Only safetensors are read.
-        device: where the weights go.
+        device: where the weights go; `balanced` spreads the layers over the GPUs of this process.
         dtype: type of the weights.
         quantization: a transformers quantisation config, or None.
 
@@ -90,7 +90,7 @@ def load_causal_lm(
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=cfg.trust_remote_code,
-            device_map={"": device},
+            device_map=device if isinstance(device, str) else {"": device},
             **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
@@ -121,8 +121,28 @@ def linear_layers(model: Any) -> list[str]:
     ]
 
 
-def save_whole_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write a dense model that transformers loads: config, safetensors in `dtype`, tokenizer."""
+def num_parameters(cfg: ModelConfig, path: Path) -> int:
+    """Parameters of a model, counted without loading it."""
+    config = load_config(cfg, path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
+    return sum(p.numel() for p in model.parameters())
+
+
+def save_whole_model(
+    model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, weights: dict[str, torch.Tensor]
+) -> None:
+    """Write a dense model that transformers loads: config, safetensors in `dtype`, tokenizer.
+
+    Args:
+        model: for its config and its kind.
+        tokenizer: written beside it.
+        folder: receives the files.
+        dtype: type of the stored weights.
+        weights: whole weights by name, as `fit` hands them out.
+    """
     cast: dict[int, torch.Tensor] = {}
 
     def stored(tensor: torch.Tensor) -> torch.Tensor:
@@ -131,7 +151,7 @@ def save_whole_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtyp
             cast[tensor.data_ptr()] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
         return cast[tensor.data_ptr()]
 
-    state = {name: stored(tensor) for name, tensor in model.state_dict().items()}
+    state = {name: stored(tensor) for name, tensor in weights.items()}
     config_dtype, use_cache = model.config.dtype, model.config.use_cache
     model.config.dtype, model.config.use_cache = dtype, True
     try:

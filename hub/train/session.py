@@ -1,7 +1,7 @@
 """What a backend needs before it loads anything: the group of processes, the accelerator, the precision, the seed."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -11,9 +11,10 @@ from transformers.utils import logging as transformers_logging
 from hub.config import AUTO, RunConfig
 from hub.run import Run
 from hub.train.distributed import Group, start_group
+from hub.train.strategy import Replicated
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
     """One process's surroundings."""
 
@@ -21,6 +22,9 @@ class Session:
     accelerator: Accelerator
     compute_dtype: torch.dtype
     """Type of the arithmetic (under autocast) and of weights that do not train."""
+
+    strategy: Replicated = field(default_factory=Replicated)
+    """How the processes hold the model. Chosen when the model is loaded."""
 
     @property
     def device(self) -> torch.device:

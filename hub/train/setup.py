@@ -8,9 +8,11 @@ import torch
 
 from hub.config import RunConfig
 from hub.data.prepare import Prepared, prepare
+from hub.errors import ConfigError
 from hub.run import Run
-from hub.train.model import find_weights, load_causal_lm, load_config, load_tokenizer
+from hub.train.model import find_weights, load_causal_lm, load_config, load_tokenizer, num_parameters
 from hub.train.session import Session, start_session
+from hub.train.strategy import choose_strategy
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,32 @@ class Setup:
     tokenizer: Any
     data: Prepared
 
-    def load_model(self, dtype: torch.dtype, quantization: Any = None) -> Any:
-        """The base model on this process's device, weights in `dtype` or quantised, in training mode."""
-        return load_causal_lm(self.cfg.model, self.base_path, self.session.device, dtype, quantization)
+    def load_model(self, dtype: torch.dtype, quantization: Any = None, frozen: bool = False) -> Any:
+        """The base model in training mode, where the strategy wants it before `fit` places it.
+
+        Args:
+            dtype: type of the weights.
+            quantization: a transformers quantisation config, or None.
+            frozen: whether the weights stay as they are while something small (an adapter) learns.
+        """
+        launch, session = self.cfg.launch, self.session
+        if launch.strategy == "split":
+            return load_causal_lm(self.cfg.model, self.base_path, "balanced", dtype, quantization)
+        several = session.group.world > 1
+        shape = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
+        strategy, why = choose_strategy(
+            launch.strategy, session.group, shape, 0.0 if frozen else 1.0, session.compute_dtype, launch.cpu_offload
+        )
+        if quantization is not None and strategy.name == "fsdp":
+            raise ConfigError(
+                "launch.strategy=fsdp can't share out 4-bit and 8-bit weights. Type launch.strategy=ddp, or algo=lora_sft"
+            )
+        session.strategy = strategy
+        self.run.write_plan(strategy=strategy.name, strategy_because=why)
+        if session.group.world > 1:
+            self.run.say(f"strategy {strategy.name} ({why})")
+        device = torch.device("cpu") if strategy.name == "fsdp" else session.device
+        return load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
 
 
 def set_up(cfg: RunConfig, run: Run) -> Setup:

@@ -15,7 +15,7 @@ import torch
 from hub.data.prepare import Sample
 from hub.errors import ModelError
 from hub.train.collate import MicroBatch, num_loss_tokens
-from hub.train.distributed import sum_gradients, sum_over_ranks
+from hub.train.distributed import sum_over_ranks
 from hub.train.layout import Layout
 from hub.train.loss import causal_lm_loss
 from hub.train.session import Session
@@ -58,10 +58,9 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
         return accumulate_gradients(session, model, samples, smaller, loss)
 
-    loss_sum, layout = within_memory(attempt, samples, layout)
-    sum_gradients(parameters)
-    bound = math.inf if max_grad_norm is None else max_grad_norm
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+    loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
+    session.strategy.reduce(parameters)
+    norm = session.strategy.clip(parameters, math.inf if max_grad_norm is None else max_grad_norm)
     outcome = StepOutcome(loss_sum / count_targets(samples), norm, layout)
     if outcome.finite:
         optimizer.step()
@@ -108,14 +107,14 @@ def evaluate(
 
     model.eval()
     try:
-        loss_sum, layout = within_memory(attempt, samples, layout)
+        loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
     finally:
         model.train()
     return loss_sum / count_targets(samples), layout
 
 
 def within_memory(
-    attempt: Callable[[Layout], float], samples: Sequence[Sample], layout: Layout
+    attempt: Callable[[Layout], float], samples: Sequence[Sample], layout: Layout, recovers: bool = True
 ) -> tuple[float, Layout]:
     """Do something that may run out of memory, again with half the tokens per micro-batch until all ranks get through.
 
@@ -123,6 +122,7 @@ def within_memory(
         attempt: does it on this rank without talking to the others; can be repeated. Returns a number.
         samples: what it works on.
         layout: the layout to begin with.
+        recovers: whether a rank may leave a pass half done. Not when the ranks exchange shares of layers during it.
 
     Returns:
         The sum of the ranks' numbers, and the layout that got through.
@@ -135,6 +135,11 @@ def within_memory(
         try:
             mine = attempt(layout)
         except torch.OutOfMemoryError:
+            if not recovers:
+                raise ModelError(
+                    f"out of memory with micro-batches of {layout.max_tokens} tokens. "
+                    f"Type algo.max_tokens_per_gpu={layout.max_tokens // 2} resume=latest"
+                ) from None
             ran_out = True
         # The exception, which holds on to the tensors of the failed pass, is gone here.
         total, num_out = sum_over_ranks(mine, float(ran_out))

@@ -29,7 +29,7 @@ def step(model, optimizer) -> None:
 
 
 def save(folder, number, model, optimizer, keep=2, **state):
-    def save_model(place):
+    def save_model(place, weights):
         place.mkdir()
         (place / "config.json").write_text("{}")
 

@@ -18,11 +18,11 @@ from hub_lora_sft.config import LoraSftConfig
 def train(cfg: RunConfig, run: Run) -> Outcome:
     """Train adapters on frozen weights. The result is an adapter folder that peft loads onto the same base."""
     setup = set_up(cfg, run)
-    model = setup.load_model(setup.session.compute_dtype, quantization(cfg.algo, setup.session))
+    model = setup.load_model(setup.session.compute_dtype, quantization(cfg.algo, setup.session), frozen=True)
     model = add_adapters(cfg.algo, model, run)
 
-    def save(trained: Any, folder: Path) -> None:
-        trained.save_pretrained(folder)
+    def save(trained: Any, folder: Path, weights: dict[str, Any]) -> None:
+        trained.save_pretrained(folder, state_dict=weights)
         setup.tokenizer.save_pretrained(folder)
 
     return fit(setup, model, save)

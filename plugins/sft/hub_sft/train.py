@@ -20,7 +20,7 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
     setup = set_up(cfg, run)
     model = setup.load_model(torch.float32)
 
-    def save(trained: Any, folder: Path) -> None:
-        save_whole_model(trained, setup.tokenizer, folder, setup.session.compute_dtype)
+    def save(trained: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        save_whole_model(trained, setup.tokenizer, folder, setup.session.compute_dtype, weights)
 
     return fit(setup, model, save)

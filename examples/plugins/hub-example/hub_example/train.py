@@ -19,8 +19,8 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
     trainable_in_float32(model)
     run.write_plan(trained=sorted(trained))
 
-    def save(model: Any, folder: Path) -> None:
-        save_whole_model(model, setup.tokenizer, folder, setup.session.compute_dtype)
+    def save(model: Any, folder: Path, weights: dict[str, Any]) -> None:
+        save_whole_model(model, setup.tokenizer, folder, setup.session.compute_dtype, weights)
 
     return fit(setup, model, save)
 

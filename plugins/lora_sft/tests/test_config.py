@@ -1,0 +1,75 @@
+from importlib.util import find_spec
+
+import pytest
+from hub_lora_sft.config import LoraSftConfig
+
+from hub import ConfigError, RunConfig, compose
+
+
+def config(*overrides: str) -> RunConfig:
+    return compose("algo=lora_sft", "model=tiny", "data=tiny", *overrides)
+
+
+def test_defaults_follow_good_practice():
+    algo = config().algo
+    assert type(algo) is LoraSftConfig
+    assert (algo.lora_r, algo.lora_alpha, algo.lora_dropout, algo.learning_rate) == (16, 32, 0, 2e-4)
+    assert (algo.target_modules, algo.effective_batch_size, algo.init) == ("auto", 16, "default")
+    assert config().problems() == []
+
+
+def test_qlora_is_lora_on_four_bits():
+    algo = config("algo=qlora_sft").algo
+    assert type(algo) is LoraSftConfig
+    assert algo.load_in_4bit
+    assert not algo.load_in_8bit
+
+
+@pytest.mark.parametrize("value", ["auto", "attention", "mlp", "all-linear", "[q_proj]", "[q_proj,v_proj]"])
+def test_target_modules_are_a_word_or_a_list(value):
+    assert config(f"algo.target_modules={value}").problems() == []
+
+
+@pytest.mark.parametrize("value", ["q_proj", "[]", "[1]", "3", "all", "null", "{a:b}"])
+def test_other_target_modules_are_refused(value):
+    (line,) = config(f"algo.target_modules={value}").problems()
+    assert line.startswith("algo.target_modules=")
+    assert line.endswith("is not allowed. Allowed: auto, attention, mlp, all-linear, or a list like [q_proj,v_proj]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "texts"),
+    [
+        (
+            ["algo.load_in_4bit=true", "algo.load_in_8bit=true"],
+            ["algo.load_in_4bit and algo.load_in_8bit are both set"],
+        ),
+        (["algo.lora_alpha=0"], ["algo.lora_alpha=0.0 is not allowed"]),
+        (["algo.lora_r=0"], ["algo.lora_r=0 is not allowed"]),
+        (["algo.lora_dropout=1"], ["algo.lora_dropout=1.0 is not allowed. Allowed: a number at least 0 and below 1"]),
+        (["algo.bias=some"], ["algo.bias=some is not allowed. Allowed: none, all, lora_only."]),
+        (["algo.init=pisa"], ["algo.init=pisa is not allowed. Allowed: default, gaussian, pissa,"]),
+        (["algo.use_dora=true", "algo.init=olora"], ["algo.use_dora and algo.init=olora can't be combined"]),
+        (["algo.load_in_4bit=true", "algo.init=loftq"], ["algo.init=loftq reads the full weights"]),
+        (["model=qwen3_8b_bnb_4bit", "algo.init=pissa"], ["algo.init=pissa reads the full weights"]),
+        (
+            ["model=qwen3_8b_bnb_4bit", "algo.load_in_8bit=true"],
+            ["model.path=unsloth/Qwen3-8B-bnb-4bit is stored as bnb-4bit"],
+        ),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(overrides, texts):
+    needs_package = "algo.load_in_4bit and algo.load_in_8bit need bitsandbytes"
+    problems = [line for line in config(*overrides).problems() if not line.startswith(needs_package)]
+    assert len(problems) == len(texts)
+    assert all(line.startswith(text) for line, text in zip(problems, texts, strict=True))
+
+
+def test_quantisation_asks_for_its_package():
+    is_asked = any("Type pip install bitsandbytes" in line for line in config("algo=qlora_sft").problems())
+    assert is_asked == (find_spec("bitsandbytes") is None)
+
+
+def test_a_wrong_type_is_refused():
+    with pytest.raises(ConfigError, match=r"algo\.use_rslora=often is not allowed\. Allowed: true or false"):
+        config("algo.use_rslora=often")

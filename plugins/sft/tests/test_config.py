@@ -1,0 +1,23 @@
+import pytest
+from hub_sft.config import SftConfig
+
+from hub import compose
+
+
+def test_defaults_are_those_of_whole_models():
+    algo = compose("algo=sft").algo
+    assert type(algo) is SftConfig
+    assert (algo.learning_rate, algo.num_epochs, algo.effective_batch_size) == (5e-6, 2.0, "auto")
+
+
+def test_quantised_weights_are_refused():
+    cfg = compose("algo=sft", "model=llama3_8b_bnb_4bit", "data=tiny")
+    assert [line.split(" of ")[0] for line in cfg.problems()] == ["algo=sft can't train the bnb-4bit weights"]
+    assert compose("algo=sft", "model=llama3_8b", "data=tiny").problems() == []
+
+
+@pytest.mark.parametrize("value", [0, -1, "many"])
+def test_the_batch_is_a_number_or_auto(value):
+    cfg = compose("algo=sft", "model=tiny", "data=tiny", values={"algo": {"effective_batch_size": value}})
+    line = f"algo.effective_batch_size={value} is not allowed. Allowed: a number at least 1 or auto"
+    assert cfg.problems() == [line]

@@ -1,0 +1,123 @@
+"""hub.sft(), hub.lora_sft(), hub.run(): the command line's checks, with keyword arguments."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import hub
+from hub.testing import tiny_model, write_chats
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"lora_rank": 8}, r"lora_sft has no option 'lora_rank'\. Did you mean .*lora_r"),
+        (
+            {"learning_rte": 1e-4, "epochs": 3},
+            r"'learning_rte'\. Did you mean learning_rate.*'epochs'\. Did you mean num_epochs",
+        ),
+        ({"path": "x"}, r"lora_sft has no option 'path'"),
+        ({"zzz": 1}, r"python -m hub show algo=lora_sft lists all"),
+    ],
+)
+def test_an_unknown_keyword_is_a_type_error_with_the_nearest_names(options, text):
+    with pytest.raises(TypeError, match=text):
+        hub.lora_sft(model="tiny", data="tiny", **options)
+
+
+def test_an_option_of_another_algorithm_is_unknown():
+    with pytest.raises(TypeError, match="sft has no option 'lora_r'"):
+        hub.sft(model="tiny", data="tiny", lora_r=8)
+    with pytest.raises(TypeError, match="positional arguments"):
+        hub.sft("tiny", "tiny")  # type: ignore[misc]
+
+
+def test_all_wrong_values_are_told_at_once():
+    with pytest.raises(hub.ConfigError) as caught:
+        hub.run(
+            "qlora_sft", model="tiny", data="tiny", lora_r="many", lora_alpha=0, load_in_8bit=True, nproc=0,
+            use_dora=None, target_modules=("q_proj",), effective_batch_size=2.5, track="wandbb", dtype="bf16",
+        )  # fmt: skip
+    assert {line.split(" ")[0] for line in caught.value.problems} == {
+        "track=wandbb:",
+        "algo.lora_r=many",
+        "algo.use_dora=None",
+        "algo.effective_batch_size=2.5",
+        "algo.lora_alpha=0.0",
+        "model.dtype=bf16",
+        "launch.nproc_per_node=0",
+    }
+    assert str(caught.value) == "\n".join(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"model": "llama3_8"}, "model='llama3_8': there is no such preset, file or folder. Did you mean llama3_8b"),
+        ({"data": "tinny"}, "data='tinny': there is no such preset, file or folder. Did you mean tiny?"),
+        ({"data": "missing.jsonl"}, "missing.jsonl: there is no such file or folder."),
+        ({"effective_batch_size": 1, "nproc": 2}, "algo.effective_batch_size=1 is below the number of processes (2)"),
+        ({"output_dir": Path("file/runs")}, "output_dir="),
+    ],
+)
+def test_a_mistake_is_a_hub_error(arguments, text, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(hub.HubError) as caught:
+        hub.sft(**{"model": "tiny", "data": "tiny"} | arguments)
+    assert str(caught.value).startswith(text)
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_algorithm():
+    with pytest.raises(
+        hub.ConfigError, match=r"algo=lora: there is no such algorithm\. Did you mean lora_sft or qlora_sft"
+    ):
+        hub.run("lora", model="tiny", data="tiny")
+
+
+def test_a_run_returns_its_result_and_shows_what_the_worker_prints(tmp_path, capsys):
+    chats = write_chats(tmp_path / "my chats (1).jsonl", num_rows=8)
+    model = tiny_model(tmp_path / "tiny")  # of the name of a preset: what lies here comes first
+    result = hub.lora_sft(
+        model="tiny",
+        data=chats,
+        max_steps=2,
+        effective_batch_size=4,
+        nproc=1,
+        target_modules=("q_proj",),
+        output_dir=tmp_path / "out",
+    )
+    assert (result.status, result.num_steps, result.effective_batch_size) == ("completed", 2, 4)
+    assert result.model == result.base_model_path.as_posix() == str(model)
+    assert result.run_path == (tmp_path / "out/latest").resolve()
+    assert (result.model_path / "adapter_model.safetensors").is_file()
+    assert [line["step"] for line in result.metrics] == [1, 2]
+    said = capsys.readouterr().out
+    assert "training 4,096 of " in said
+    assert "step 2/2" in said
+
+
+def test_ctrl_c_in_a_notebook_ends_the_run_and_gives_the_handler_back():
+    def interrupt():
+        while not list(Path().glob("runs/*/metrics.jsonl")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(hub.Interrupted, match="stopped by SIGINT after step") as caught:
+        hub.sft(model="tiny", data="tiny", num_epochs=100000)
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    result = hub.Result.read(Path("runs/latest/result.json").resolve())
+    assert result.status == "interrupted"
+    assert (result.model_path / "config.json").is_file()

@@ -1,0 +1,201 @@
+"""Every mistake of a user is one clear line, exit code 2, and leaves nothing behind."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hub.testing import tiny_model, tiny_model_path
+
+TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
+GOOD = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
+
+
+def test_nothing_chosen_is_told_at_once(hub):
+    said = hub("train")
+    assert said.code == 2
+    assert [line.split(".")[0] for line in said.problems] == [
+        "No algorithm is chosen",
+        "No model is chosen",
+        "No training data is given",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("algo.load_in_4bit=true algo.load_in_8bit=true", "algo.load_in_4bit and algo.load_in_8bit are both set."),
+        ("algo.lora_alpha=0", "algo.lora_alpha=0.0 is not allowed. Allowed: a number above 0"),
+        ("algo.learning_rate=nan", "algo.learning_rate=nan is not allowed. Allowed: a number above 0"),
+        ("algo.learning_rate=-1e-4", "algo.learning_rate=-0.0001 is not allowed. Allowed: a number above 0"),
+        ("algo.lora_r=-8", "algo.lora_r=-8 is not allowed. Allowed: a number at least 1"),
+        ("algo.weight_decay=inf", "algo.weight_decay=inf is not allowed. Allowed: a number at least 0"),
+        ("algo.max_steps=4 algo.warmup_steps=4", "algo.warmup_steps=4 is not shorter than the run: algo.max_steps=4"),
+        ("algo.warmup_steps=16", "algo.warmup_steps=16 is not shorter than the run: 115 rows in batches of 16 are"),
+        ("algo=sft algo.warmup_steps=8", "algo.warmup_steps=8 is not shorter than the run: 115 rows in batches of"),
+        ("algo.effective_batch_size=2 launch.nproc_per_node=3", "algo.effective_batch_size=2 is below the number of"),
+        ("algo.eval_every_steps=5 data.eval_fraction=0", "algo.eval_every_steps=5 but there is no data to evaluate on"),
+        ("model.dtype=bf16", "model.dtype=bf16 is not allowed. Allowed: auto, bfloat16, float32."),
+        ("algo.optimizer=adam", "algo.optimizer=adam is not allowed. Allowed: adamw, adamw_8bit,"),
+        ("algo.target_modules=q_proj", "algo.target_modules=q_proj is not allowed. Allowed: auto, attention, mlp,"),
+        ("algo.target_modules=[]", "algo.target_modules=[] is not allowed."),
+        ("algo.use_dora=true algo.init=pissa", "algo.use_dora and algo.init=pissa can't be combined"),
+        ("algo.backend=unslot", "algo.backend=unslot: lora_sft has no such backend. Allowed: auto, native."),
+        ("algo=sft model=llama3_8b_bnb_4bit", "algo=sft can't train the bnb-4bit weights of"),
+        ("model=llama3_8b_bnb_4bit algo=qlora_sft", "model.path=unsloth/llama-3-8b-Instruct-bnb-4bit is stored as"),
+        ("model.path=./nowhere", "model.path=./nowhere: there is no such folder"),
+        ("model.path=tiny:lama", "model.path=tiny:lama: there is no tiny model of this family. Did you mean llama?"),
+        ("data.path=tiny:chat", "data.path=tiny:chat: there is no such tiny data. Allowed: tiny:chats"),
+        ("data.format=alpaka", "data.format=alpaka is not allowed. Allowed: auto, messages, sharegpt, alpaca,"),
+        ("data.max_seq_len=0", "data.max_seq_len=0 is not allowed. Allowed: a number at least 8 or auto"),
+        ("launch.rdzv_endpoint=nowhere.invalid:1234", "launch.rdzv_endpoint=nowhere.invalid:1234: the host"),
+        ("launch.python=/no/python", "launch.python=/no/python: there is no such interpreter"),
+        ("run_name=a/b", "run_name='a/b' is not the name of a folder"),
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(hub, tmp_path, words, text):
+    said = hub(*TINY, *words.split())
+    assert said.code == 2
+    assert len(said.problems) == 1
+    assert said.problems[0].startswith(text)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_problems_of_options_machine_and_data_are_found_at_once(hub):
+    said = hub(
+        "algo=lora_sft", "model=tiny", "data.path=no.jsonl", "algo.lora_alpha=0", "algo.effective_batch_size=1",
+        "launch.nproc_per_node=2", "algo.backend=fast", "model.path=tiny:lama",
+    )  # fmt: skip
+    assert said.code == 2
+    beginnings = ["algo.lora_alpha=", "algo.backend=", "model.path=", "no.jsonl", "algo.effective_batch_size="]
+    assert [line.startswith(text) for line, text in zip(said.problems, beginnings, strict=True)] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "data.jsonl: there is no such file or folder. Did you mean date.jsonl?"),
+        ("", "data.jsonl: the file holds no rows"),
+        (b"\x89PNG\0\0", "data.jsonl:1: a zero byte: this is a binary file, not text"),
+        (b"\xff\xfe\xfd", "data.jsonl"),
+        (GOOD + '{"messages": [oops\n', 'data.jsonl:2: broken JSON at column 15 (Expecting value). The line begins:'),
+        ('{"messages": [{"role": "user", "content": "Hi"}]}\n', "data.jsonl:1: no assistant turn"),
+        (GOOD.replace('"user"', '"usr"'), "data.jsonl:1: message 1 has the role 'usr'. Allowed: system, user,"),
+        (GOOD + GOOD.replace('"Hi"', "null"), "data.jsonl:2: message 1 (user) has content that is null"),
+        ('{"foo": 1}\n', "data.jsonl:1: these fields are of no known format: foo."),
+    ],
+)  # fmt: skip
+def test_bad_data_is_one_line_with_the_place(hub, tmp_path, content, text):
+    (tmp_path / "date.jsonl").write_text(GOOD)
+    if content is not None:
+        (tmp_path / "data.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = hub("algo=sft", "model=tiny", "data.path=data.jsonl")
+    assert said.code == 2
+    assert len(said.problems) == 1
+    assert text in said.problems[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_evaluation_data_is_checked_too(hub, tmp_path):
+    (tmp_path / "eval.jsonl").write_text("")
+    said = hub(*TINY, "data.eval_fraction=0", "data.eval_path=eval.jsonl")
+    assert (said.code, len(said.problems)) == (2, 1)
+    assert "eval.jsonl: the file holds no rows" in said.problems[0]
+
+
+def test_a_folder_without_config_json_is_no_model(hub, tmp_path):
+    (tmp_path / "model").mkdir()
+    said = hub("algo=sft", "model.path=model", "data=tiny")
+    assert said.problems == ["model.path=model: no config.json in this folder, so transformers finds no model in it."]
+    (tmp_path / "model/adapter_config.json").touch()
+    assert hub("algo=sft", "model.path=model", "data=tiny").problems[0].endswith("name its base model instead.")
+    (tmp_path / "file").touch()
+    assert (
+        hub("algo=sft", "model.path=file", "data=tiny")
+        .problems[0]
+        .startswith("model.path=file: there is no such folder")
+    )
+
+
+@pytest.mark.parametrize("place", ["file", "file/runs"])
+def test_an_output_folder_that_can_not_be_made(hub, tmp_path, place):
+    (tmp_path / "file").touch()
+    said = hub(*TINY, f"output_dir={place}")
+    assert (said.code, len(said.problems)) == (2, 1)
+    assert said.problems[0].startswith(f"output_dir={tmp_path / place}: can't write there (")
+
+
+def test_a_run_folder_that_stands_already_is_kept(hub, tmp_path):
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    said = hub(*TINY, "run_name=mine")
+    assert said.code == 2
+    assert said.problems[0].startswith(f"run_name=mine: {tmp_path}/runs/mine stands already, and is kept.")
+    assert not list((tmp_path / "runs/mine").iterdir())
+
+
+def test_a_port_in_use(hub):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = hub(*TINY, f"launch.rdzv_endpoint={endpoint}")
+    assert said.code == 2
+    assert said.problems == [
+        f"launch.rdzv_endpoint={endpoint}: this port can't be used (Address already in use). Type another"
+    ]
+
+
+def test_a_package_that_is_not_installed(plugin_folder, tmp_path):
+    folder = plugin_folder("site")
+    folder.add(
+        "extra",
+        "from hub import Backend, hookimpl\n"
+        "@hookimpl\n"
+        "def hub_backends():\n"
+        "    return [Backend(name='fast', algorithm='sft', train='a.b:train', needs=('no_such_module',))]\n",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "hub", "algo=sft", "model=tiny", "data=tiny", "algo.backend=fast"],
+        env=os.environ | {"PYTHONPATH": str(folder.path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "hub: algo.backend=fast can't run here: not installed: no_such_module. Type: pip install no_such_module\n"
+    )
+
+
+@pytest.mark.parametrize("mode", ["process", "inline"])
+def test_a_model_without_chat_template_is_one_line_from_the_worker(hub, tmp_path, mode):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_path("llama"), model)
+    (model / "chat_template.jinja").unlink()
+    said = hub("algo=sft", "model.path=model", "data=tiny", f"launch.mode={mode}")
+    assert said.code == 2
+    (line,) = [line for line in said.err.splitlines() if line.startswith("hub: ")]
+    assert "no chat template" in line
+    assert "data.template=" in line
+    assert "Traceback" not in said.out + said.err
+    result = json.loads((tmp_path / "runs/latest/result.json").read_text())
+    assert result["status"] == "failed"
+    assert result["error"] in line
+
+
+def test_a_layer_that_the_model_does_not_have(hub, tmp_path):
+    model = tiny_model(tmp_path / "model")
+    said = hub("algo=lora_sft", f"model.path={model}", "data=tiny", "launch.mode=inline", "algo.target_modules=[q_prj]")
+    assert said.code == 2
+    assert said.err.splitlines()[-1].startswith(
+        "hub: algo.target_modules: no linear layer is called q_prj. Allowed: down_proj,"
+    )
+    assert "Did you mean q_proj" in said.err
+    assert Path(tmp_path, "runs/latest/result.json").is_file()
