@@ -51,7 +51,7 @@ def held_back() -> Iterator[None]:
     In a process that is started in it they wait until that installs its `stop_request`, so that none is lost while it
     imports.
     """
-    before = set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
