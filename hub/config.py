@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import did_you_mean
+from hub.secrets import secret_in
 
 AUTO = "auto"
 PARTS = ("algo", "model", "data", "launch", "track")
@@ -248,8 +249,12 @@ class LaunchConfig:
             host, _, port = self.rdzv_endpoint.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 yield f"launch.rdzv_endpoint={self.rdzv_endpoint} is not of the form HOST:PORT"
+        if self.strategy == "split" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):
+            yield "launch.strategy=split runs in one process. Type launch.nproc_per_node=1, or launch.strategy=fsdp"
         if self.mode == "inline" and self.python:
             yield "launch.mode=inline runs in this interpreter. Leave launch.python out, or type launch.mode=process"
+        if self.strategy == "split" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):
+            yield "launch.strategy=split runs in one process. Type launch.nproc_per_node=1, or launch.strategy=fsdp"
         if self.mode == "inline" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):
             yield "launch.mode=inline runs in this process only. Type launch.nproc_per_node=1 or launch.mode=process"
         if self.python and not Path(self.python).is_file():
@@ -318,6 +323,12 @@ class RunConfig:
             if name in parts and not bounds and hasattr(part, "problems"):
                 found += part.problems(self)
         found += field_problems(self, "")
+        for name, value, *_ in leaves(self):
+            if kind := secret_in(str(value)):
+                found.append(
+                    f"{name} holds {kind}, and options are written into the run folder. Take it out: secrets are read "
+                    "from the environment (HF_TOKEN, WANDB_API_KEY, ...)"
+                )
         if self.run_name is not None and (not self.run_name or Path(self.run_name).name != self.run_name):
             found.append(
                 f"run_name={self.run_name!r} is not the name of a folder. Type run_name=WORD, and output_dir=FOLDER"

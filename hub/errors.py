@@ -3,21 +3,26 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from hub.secrets import without_secrets
+
 
 class HubError(Exception):
     """Base of every error that the hub shows without a traceback.
 
-    The message says what was set, what is allowed and what to type.
+    The message says what was set, what is allowed and what to type. Secrets in it are blacked out.
     """
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 class ConfigError(HubError):
     """One or more options are wrong. All problems that could be found are listed at once."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [without_secrets(line) for line in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
 
 

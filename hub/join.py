@@ -14,6 +14,7 @@ from hub import runfile
 from hub.config import AUTO, RunConfig
 from hub.errors import ConfigError, HubError
 from hub.run import Run
+from hub.secrets import without_secrets
 
 
 def join_group(overrides: list[str], config_dir: str | None) -> int:
@@ -40,7 +41,7 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
             raise
         return error.exit_code
     except Exception:
-        print(traceback.format_exc(), file=sys.stderr, flush=True)
+        print(without_secrets(traceback.format_exc()), file=sys.stderr, flush=True)
         time.sleep(0.5 if rank else 0)
         return 1
     if rank == 0:

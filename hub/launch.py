@@ -90,7 +90,8 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend]:
         errors.append(error)
     if checked["launch"]:
         nproc = num_visible_gpus() or 1 if cfg.launch.nproc_per_node == AUTO else int(cfg.launch.nproc_per_node)
-        cfg = replace(cfg, launch=replace(cfg.launch, nproc_per_node=1 if cfg.launch.mode == "inline" else nproc))
+        one = cfg.launch.mode == "inline" or cfg.launch.strategy == "split"
+        cfg = replace(cfg, launch=replace(cfg.launch, nproc_per_node=1 if one else nproc))
         errors += [ConfigError(line) for line in _machine_problems(cfg)]
     if check_needs:
         errors += [ConfigError(line) for line in _missing_packages(cfg)]
@@ -154,6 +155,8 @@ def _machine_problems(cfg: RunConfig) -> Iterator[str]:
     gpus = num_visible_gpus()
     if gpus and nproc > gpus:
         yield f"launch.nproc_per_node={nproc} but {gpus} GPU(s) are visible. Type launch.nproc_per_node={gpus}"
+    if cfg.launch.strategy == "split" and gpus < 2:
+        yield f"launch.strategy=split spreads the layers over several GPUs, but {gpus} are visible. Type launch.strategy=auto"
     world = nproc * cfg.launch.nnodes
     batch = cfg.algo.effective_batch_size
     if isinstance(batch, int) and 0 < batch < world:

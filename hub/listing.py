@@ -77,7 +77,7 @@ def show_config(overrides: list[str], config_dir: str | None) -> None:
     for name, value, default, meaning in leaves(cfg):
         place = came_from.get(name, "default")
         style = "bold" if value != default or place == "command line" else None
-        table.add_row(*(Text(cell) for cell in (name, _value(value), place, meaning)), style=style)
+        table.add_row(*(Text(cell) for cell in (name, without_secrets(_value(value)), place, meaning)), style=style)
     # In a file or a pipe an option stays on one line, so that grep finds it.
     console = Console(width=None if Console().is_terminal else 500)
     console.print(table)

@@ -19,6 +19,7 @@ from hub.config import RunConfig
 from hub.errors import HubError, Interrupted, PluginError
 from hub.plugins import registry
 from hub.run import Failure, Outcome, Result, Run
+from hub.secrets import without_secrets
 from hub.signals import end_process, end_with_parent, stop_request
 
 
@@ -58,7 +59,7 @@ def work(cfg: RunConfig, run: Run) -> Result:
             )
     except BaseException as error:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
-        run.write_result(result(status, error=str(error) or type(error).__name__))
+        run.write_result(result(status, error=without_secrets(str(error)) or type(error).__name__))
         if run.is_main:
             observe("hub_run_end", run=run, result=None, error=error)
         raise
@@ -101,9 +102,9 @@ def main(run_path: Path) -> int:
         )
         return error.exit_code
     except Exception as error:
-        text = traceback.format_exc()
+        text = without_secrets(traceback.format_exc())
         print(text, file=sys.stderr, flush=True)
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        message = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
         run.write_failure(Failure(rank=rank, message=message, exit_code=1, time=time.time(), traceback=text))
         return 1
 

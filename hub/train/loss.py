@@ -21,7 +21,8 @@ def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
     tensor of a training step.
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
-    select = batch.packed and takes_positions(_class_of(model))
+    # The positions would have to lie on the GPU of the last layer, where the layers are spread over several.
+    select = batch.packed and takes_positions(_class_of(model)) and not _is_split(model)
     if select:
         inputs["logits_to_keep"] = batch.loss_positions
     if not batch.packed:
@@ -36,6 +37,10 @@ def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
 def takes_positions(model_class: type) -> bool:
     """Whether a model's forward can compute logits at chosen positions only (`logits_to_keep` as a tensor)."""
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters
+
+
+def _is_split(model: Any) -> bool:
+    return len(set(getattr(model, "hf_device_map", {}).values())) > 1
 
 
 def _class_of(model: Any) -> type:

@@ -38,6 +38,7 @@ class Setup:
         """
         launch, session = self.cfg.launch, self.session
         if launch.strategy == "split":
+            self.run.write_plan(strategy="split", strategy_because="asked for")
             return load_causal_lm(self.cfg.model, self.base_path, "balanced", dtype, quantization)
         several = session.group.world > 1
         shape = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
