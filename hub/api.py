@@ -32,9 +32,7 @@ def lora_sft(*, model: str | PathLike[str], data: str | PathLike[str], **options
     return run("lora_sft", model=model, data=data, **options)
 
 
-def run(
-    algo: str, *, model: str | PathLike[str], data: str | PathLike[str], track: str = "none", **options: Any
-) -> Result:
+def run(algo: str, *, model: str | PathLike[str], data: str | PathLike[str], track: str = "none", **options: Any) -> Result:
     """Train with any installed algorithm, and wait for the end.
 
     Args:

@@ -80,6 +80,4 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _not_writable(folder: Path, error: OSError) -> HubError:
     reason = error.strerror or str(error)
-    return HubError(
-        f"{folder}: can't write into the cache ({reason}). Set HUB_CACHE=FOLDER with a folder of yours with room"
-    )
+    return HubError(f"{folder}: can't write into the cache ({reason}). Set HUB_CACHE=FOLDER with a folder of yours with room")

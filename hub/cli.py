@@ -7,10 +7,12 @@ that `--help` and every mistake answer in about a second.
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hub.errors import ConfigError, HubError, did_you_mean
+from hub.secrets import without_secrets
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,12 @@ def plugins(overrides: list[str], flags: Flags) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[list[str], Flags], int]] = {"train": train, "verify": verify, "show": show, "plugins": plugins}
+VERBS: dict[str, Callable[[list[str], Flags], int]] = {
+    "train": train,
+    "verify": verify,
+    "show": show,
+    "plugins": plugins,
+}
 
 
 def print_result(result: object) -> None:
@@ -91,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception:
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        return 1
 
 
 def _run(arguments: list[str]) -> int:

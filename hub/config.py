@@ -78,9 +78,7 @@ class AlgoConfig:
     )
     """How the learning rate falls after the warm-up."""
 
-    optimizer: str = option(
-        "adamw", choices=("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd")
-    )
+    optimizer: str = option("adamw", choices=("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"))
     """Optimizer. The 8-bit and paged ones need bitsandbytes."""
 
     adam_beta1: float = option(0.9, ge=0, lt=1)
@@ -330,9 +328,7 @@ class RunConfig:
                     "from the environment (HF_TOKEN, WANDB_API_KEY, ...)"
                 )
         if self.run_name is not None and (not self.run_name or Path(self.run_name).name != self.run_name):
-            found.append(
-                f"run_name={self.run_name!r} is not the name of a folder. Type run_name=WORD, and output_dir=FOLDER"
-            )
+            found.append(f"run_name={self.run_name!r} is not the name of a folder. Type run_name=WORD, and output_dir=FOLDER")
         return found
 
 
@@ -350,9 +346,7 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
         elif bounds := bounds_words(rules):
             words = f" or {AUTO}" if item.default == AUTO else ""
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value != (AUTO if words else None) and not (
-                is_number and math.isfinite(value) and _within(value, rules)
-            ):
+            if value != (AUTO if words else None) and not (is_number and math.isfinite(value) and _within(value, rules)):
                 yield f"{name}={value} is not allowed. Allowed: a number {bounds}{words}"
         elif isinstance(value, float) and not math.isfinite(value):
             yield f"{name}={value} is not allowed. Allowed: a finite number"

@@ -170,10 +170,7 @@ def _machine_problems(cfg: RunConfig) -> Iterator[str]:
 
 def _missing_packages(cfg: RunConfig) -> Iterator[str]:
     if cfg.algo.optimizer in BITSANDBYTES_OPTIMIZERS and find_spec("bitsandbytes") is None:
-        yield (
-            f"algo.optimizer={cfg.algo.optimizer} needs bitsandbytes. "
-            "Type pip install bitsandbytes or algo.optimizer=adamw"
-        )
+        yield (f"algo.optimizer={cfg.algo.optimizer} needs bitsandbytes. Type pip install bitsandbytes or algo.optimizer=adamw")
     package = TRACKER_PACKAGES.get(cfg.track.tool)
     if package and find_spec(package) is None:
         yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
@@ -227,6 +224,7 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
         env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // nproc))
     env.setdefault("TOKENIZERS_PARALLELISM", "true" if nproc == 1 else "false")
     env["PYTHONUNBUFFERED"] = "1"
+    env["PYTHONSAFEPATH"] = "1"  # else a file torch.py in the folder where the command was typed would be imported
     if cfg.algo.deterministic:
         env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch's deterministic mode asks for it
     return env
@@ -284,9 +282,9 @@ def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds:
     if failures:
         first = failures[0]
         # What was foreseen (a HubError) says all itself.
-        message = (
-            first.message if first.traceback is None else f"rank {first.rank} failed: {first.message} (see {first.file})"
-        )
+        message = first.message
+        if first.traceback is not None:
+            message = f"rank {first.rank} failed: {message} (see {first.file})"
         code, signal_number = first.exit_code, first.signal_number
     else:
         signal_number = -exit_code if exit_code < 0 else exit_code - 128 if exit_code > 128 else None

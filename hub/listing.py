@@ -10,6 +10,7 @@ from rich.text import Text
 from hub.config import leaves
 from hub.errors import did_you_mean
 from hub.plugins import registry
+from hub.secrets import without_secrets
 
 EXAMPLES = (
     ("try it: a random tiny model, seconds", "python -m hub algo=lora_sft model=tiny data=tiny"),
@@ -109,9 +110,7 @@ def show_plugins() -> None:
         for backend in sorted(backends.values(), key=lambda b: (-b.priority, b.name)):
             state = backend.obstacle() or "available"
             if algorithm not in found.algorithms:
-                state = (
-                    f"of no use: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, found.algorithms)}"
-                )
+                state = f"of no use: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, found.algorithms)}"
             print(f"backend {backend.name} of {algorithm} (priority {backend.priority}): {state}")
 
 

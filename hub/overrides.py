@@ -255,9 +255,7 @@ def _set(node: DictConfig, name: str, value: Any, shown: str) -> str | None:
             raise OmegaConfBaseException("this mark stands for no value")
         OmegaConf.update(node, name, value, force_add=is_open)
     except OmegaConfBaseException as error:
-        return (
-            f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or one_line(error)}"
-        )
+        return f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or one_line(error)}"
     return None
 
 
@@ -266,9 +264,7 @@ def _unknown(node: DictConfig, name: str) -> str:
     own: Any = OmegaConf.get_type(node.algo)
     first, _, last = name.rpartition(".")
     algorithms = registry().algorithms
-    having = sorted(
-        a for a, algorithm in algorithms.items() if last in {item.name for item in fields(algorithm.config)}
-    )
+    having = sorted(a for a, algorithm in algorithms.items() if last in {item.name for item in fields(algorithm.config)})
     if own is AlgoConfig and first == "algo" and (having or not algorithms):
         return f"{name}: choose the algorithm first. Type algo=NAME, one of: {', '.join(having) or 'none is installed'}"
     if first in ("", "algo") and having and last not in {item.name for item in fields(own)} and own is not AlgoConfig:

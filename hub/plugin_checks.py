@@ -89,9 +89,7 @@ def check_algorithm(
     """
     name, config = algorithm.name, algorithm.config
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise PluginError(
-            f"algorithm name {name!r} is not allowed. Allowed: lower case letters, digits and underscores"
-        )
+        raise PluginError(f"algorithm name {name!r} is not allowed. Allowed: lower case letters, digits and underscores")
     for other in others:
         if other.name == name:
             place = f"plugin {owners[name]} has" if name in owners else "it has"
@@ -110,9 +108,7 @@ def check_algorithm(
     common = {item.name for item in fields(AlgoConfig)}
     for item in fields(config):
         if item.name not in common and item.name in RESERVED:
-            raise PluginError(
-                f"the option {config.__name__}.{item.name} has a name that the hub uses elsewhere; rename it"
-            )
+            raise PluginError(f"the option {config.__name__}.{item.name} has a name that the hub uses elsewhere; rename it")
     _check_composes(config)
 
 
@@ -138,19 +134,13 @@ def check_backend(backend: Backend, others: Collection[Backend]) -> None:
     """
     name = f"backend {backend.name!r} of {backend.algorithm}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", backend.name) or backend.name == AUTO:
-        raise PluginError(
-            f"{name}: this name is not allowed. Allowed: lower case letters, digits, underscores; not {AUTO}"
-        )
+        raise PluginError(f"{name}: this name is not allowed. Allowed: lower case letters, digits, underscores; not {AUTO}")
     if any(other.name == backend.name and other.algorithm == backend.algorithm for other in others):
         raise PluginError(f"{name}: there is a backend of this name already; uninstall one of the two, or rename it")
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", backend.train):
         raise PluginError(f"{name}: train={backend.train!r} is not allowed. Write it as 'package.module:function'")
-    if not isinstance(backend.needs, tuple) or not all(
-        isinstance(word, str) and word.isidentifier() for word in backend.needs
-    ):
-        raise PluginError(
-            f"{name}: needs={backend.needs!r} is not allowed. Write top-level modules as a tuple: ('peft',)"
-        )
+    if not isinstance(backend.needs, tuple) or not all(isinstance(word, str) and word.isidentifier() for word in backend.needs):
+        raise PluginError(f"{name}: needs={backend.needs!r} is not allowed. Write top-level modules as a tuple: ('peft',)")
 
 
 def check_config_dir(
@@ -180,9 +170,7 @@ def check_config_dir(
         if group == "algo" and name in algorithms:
             raise PluginError(f"{folder}/{preset}.yaml: a preset can't have the name of an algorithm; rename the file")
         if owner := presets.get(preset):
-            hidden.append(
-                f"its {preset}.yaml is not used, for {owner} has a {group} preset of this name; rename the file"
-            )
+            hidden.append(f"its {preset}.yaml is not used, for {owner} has a {group} preset of this name; rename the file")
         else:
             found.append(preset)
     return folder, found, hidden

@@ -103,9 +103,7 @@ class Registry:
 
     def left_out(self) -> str:
         """Sentences on what is installed but not loaded, each after a space; empty when nothing is."""
-        sentences = [
-            f" {line[0].upper()}{line[1:]}{'' if line.endswith(('.', '?')) else '.'}" for line in self.warnings
-        ]
+        sentences = [f" {line[0].upper()}{line[1:]}{'' if line.endswith(('.', '?')) else '.'}" for line in self.warnings]
         if self.only is not None:
             sentences.append(f" {ONLY}={','.join(sorted(self.only))} loads these plugins only.")
         return "".join(sentences)
@@ -149,9 +147,7 @@ class Registry:
                 why = "; ".join(obstacles) or ("the only one" if len(offered) == 1 else "highest priority")
                 return backend, why
             obstacles.append(f"{backend.name}: {obstacle}")
-        raise PluginError(
-            f"{algorithm.name} has no backend that can run here. {'; '.join(obstacles) or 'None is installed.'}"
-        )
+        raise PluginError(f"{algorithm.name} has no backend that can run here. {'; '.join(obstacles) or 'None is installed.'}")
 
     def observe(self, hook: str, **values: Any) -> None:
         """Tell every plugin that implements this hook. A plugin that fails here is told no more; training goes on.

@@ -32,16 +32,25 @@ def recall(cfg: RunConfig) -> RunConfig:
         return cfg
     if cfg.task == "verify":
         raise ConfigError(
-            f"resume={cfg.resume}: verify trains nothing, so there is nothing to go on with. To verify on trained weights "
-            "type model.path=RUN_FOLDER/model"
+            f"resume={cfg.resume}: verify trains nothing, so there is nothing to go on with. "
+            "To verify on trained weights type model.path=RUN_FOLDER/model"
         )
     folder, start = _folders(cfg)
-    if runfile.read(folder / "run.yaml").task == "verify":
+    before = runfile.read(folder / "run.yaml")
+    if before.task == "verify":
         raise ConfigError(f"resume={cfg.resume}: {folder} was verified, not trained. Name the folder of a training run")
     cfg = replace(cfg, resume=str(start))
     if type(cfg.algo) is not AlgoConfig:
         return cfg
-    before = runfile.read(folder / "run.yaml")
+    # These two run code, and a run folder may come from anywhere.
+    unasked = ["model.trust_remote_code=true"] if before.model.trust_remote_code and not cfg.model.trust_remote_code else []
+    if before.launch.python and before.launch.python != cfg.launch.python:
+        unasked.append(f"launch.python={before.launch.python}")
+    if unasked:
+        raise ConfigError(
+            f"resume={cfg.resume}: that run had {' '.join(unasked)}, which runs code and is not taken over from its folder. "
+            "If you trust it, type it again with resume"
+        )
     launch = cfg.launch if cfg.launch.nproc_per_node != "auto" else before.launch
     return replace(before, launch=launch, resume=cfg.resume, resume_with_changes=cfg.resume_with_changes)
 
@@ -74,7 +83,9 @@ def _folders(cfg: RunConfig) -> tuple[Path, Path]:
     place = place.resolve()
     folder = place.parents[1] if (place / "state.json").is_file() else place
     if not (folder / "run.yaml").is_file():
-        raise ConfigError(f"resume={cfg.resume}: {folder} is no run folder. Type resume=latest, or a folder in {cfg.output_dir}")
+        raise ConfigError(
+            f"resume={cfg.resume}: {folder} is no run folder. Type resume=latest, or a folder in {cfg.output_dir}"
+        )
     return folder, place
 
 

@@ -121,9 +121,7 @@ def _check_form(parsed: list[Override]) -> list[str]:
         ConfigError: nothing is swept, or what can't be.
     """
     swept = [item for item in parsed if item.is_sweep_override()]
-    problems = [
-        f"{item.key_or_group} can't be swept: it is of the whole sweep" for item in swept if item.key_or_group in WHOLE
-    ]
+    problems = [f"{item.key_or_group} can't be swept: it is of the whole sweep" for item in swept if item.key_or_group in WHOLE]
     if any(item.key_or_group == "resume" for item in parsed):
         problems.append("resume goes on with one run. Leave it or --multirun out")
     problems += [
@@ -168,9 +166,7 @@ def collect(folder: Path, swept: list[str]) -> list[dict[str, Any]]:
     """One row for each run folder of the sweep, in order."""
     rows = []
     for file in sorted(folder.glob("*/overrides.json"), key=lambda f: (len(f.parent.name), f.parent.name)):
-        values = dict(
-            text.lstrip("+").split("=", 1) for text in json.loads(file.read_text(encoding="utf-8")) if "=" in text
-        )
+        values = dict(text.lstrip("+").split("=", 1) for text in json.loads(file.read_text(encoding="utf-8")) if "=" in text)
         result_file = file.parent / "result.json"
         result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else {"status": "failed"}
         rows.append({"run": file.parent.name, **{name: values.get(name, "") for name in swept}, **result})

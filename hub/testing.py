@@ -192,9 +192,7 @@ def tiny_model_path(family: str) -> Path:
     return make_once(
         cache_dir() / "tiny" / name,
         lambda folder: tiny_model(folder, family),
-        lambda folder: all(
-            (folder / file).is_file() for file in ("config.json", "model.safetensors", "tokenizer.json")
-        ),
+        lambda folder: all((folder / file).is_file() for file in ("config.json", "model.safetensors", "tokenizer.json")),
     )
 
 
@@ -261,7 +259,5 @@ def tiny_data_path(name: str = "chats") -> Path:
     """
     if name != "chats":
         raise DataError(f"data.path=tiny:{name}: there is no such tiny data. Allowed: tiny:chats")
-    folder = make_once(
-        cache_dir() / "tiny" / f"chats-{RECIPE}", lambda aside: write_chats(aside / "chats.jsonl", num_rows=128)
-    )
+    folder = make_once(cache_dir() / "tiny" / f"chats-{RECIPE}", lambda aside: write_chats(aside / "chats.jsonl", num_rows=128))
     return folder / "chats.jsonl"

@@ -31,6 +31,8 @@ def work(cfg: RunConfig, run: Run) -> Result:
         HubError: the user's to mend.
     """
     started = time.monotonic()
+    # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
+    os.environ.setdefault("USE_HUB_KERNELS", "0")
     algorithm = registry().algorithm_of(cfg.algo)
     backend, why = registry().backend(cfg.algo)
     run.write_plan(algorithm=algorithm.name, backend=backend.name, backend_because=why)
@@ -54,9 +56,7 @@ def work(cfg: RunConfig, run: Run) -> Result:
     try:
         outcome = _train_function(backend.train)(cfg, run)
         if not isinstance(outcome, Outcome):
-            raise PluginError(
-                f"{backend.train} must return hub.Outcome, as hub.train.loop.fit does, not {outcome!r:.60}"
-            )
+            raise PluginError(f"{backend.train} must return hub.Outcome, as hub.train.loop.fit does, not {outcome!r:.60}")
     except BaseException as error:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         run.write_result(result(status, error=without_secrets(str(error)) or type(error).__name__))

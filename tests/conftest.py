@@ -71,12 +71,7 @@ class PluginFolder:
     @property
     def entry_points(self) -> list[EntryPoint]:
         """What importlib finds in this folder alone."""
-        return [
-            point
-            for dist in distributions(path=[str(self.path)])
-            for point in dist.entry_points
-            if point.group == "hub"
-        ]
+        return [point for dist in distributions(path=[str(self.path)]) for point in dist.entry_points if point.group == "hub"]
 
 
 @pytest.fixture

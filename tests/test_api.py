@@ -78,9 +78,7 @@ def test_a_mistake_is_a_hub_error(arguments, text, tmp_path):
 
 
 def test_an_unknown_algorithm():
-    with pytest.raises(
-        hub.ConfigError, match=r"algo=lora: there is no such algorithm\. Did you mean lora_sft or qlora_sft"
-    ):
+    with pytest.raises(hub.ConfigError, match=r"algo=lora: there is no such algorithm\. Did you mean lora_sft or qlora_sft"):
         hub.run("lora", model="tiny", data="tiny")
 
 

@@ -115,11 +115,7 @@ def test_a_folder_without_config_json_is_no_model(hub, tmp_path):
     (tmp_path / "model/adapter_config.json").touch()
     assert hub("algo=sft", "model.path=model", "data=tiny").problems[0].endswith("name its base model instead.")
     (tmp_path / "file").touch()
-    assert (
-        hub("algo=sft", "model.path=file", "data=tiny")
-        .problems[0]
-        .startswith("model.path=file: there is no such folder")
-    )
+    assert hub("algo=sft", "model.path=file", "data=tiny").problems[0].startswith("model.path=file: there is no such folder")
 
 
 @pytest.mark.parametrize("place", ["file", "file/runs"])
@@ -145,9 +141,7 @@ def test_a_port_in_use(hub):
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
         said = hub(*TINY, f"launch.rdzv_endpoint={endpoint}")
     assert said.code == 2
-    assert said.problems == [
-        f"launch.rdzv_endpoint={endpoint}: this port can't be used (Address already in use). Type another"
-    ]
+    assert said.problems == [f"launch.rdzv_endpoint={endpoint}: this port can't be used (Address already in use). Type another"]
 
 
 def test_a_package_that_is_not_installed(plugin_folder, tmp_path):

@@ -91,9 +91,7 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
 
 
 def test_show_prints_value_origin_and_meaning_of_each_option(hub):
-    said = hub(
-        "show", "algo=qlora_sft", "model=llama3_8b", "algo.target_modules=[q_proj,v_proj]", "data.path=a[b].jsonl"
-    )
+    said = hub("show", "algo=qlora_sft", "model=llama3_8b", "algo.target_modules=[q_proj,v_proj]", "data.path=a[b].jsonl")
     lines = {line.split()[0]: line for line in said.out.splitlines() if line.startswith(("algo.", "model.", "data."))}
     assert said.code == 0
     assert "conf/model/llama3_8b.yaml" in lines["model.path"]
@@ -129,7 +127,7 @@ def test_show_names_the_file_of_a_preset_of_ones_own(hub, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["sho"], "sho: there is no such verb. Allowed: train, show, plugins. Did you mean show?"),
+        (["sho"], f"sho: there is no such verb. Allowed: {', '.join(VERBS)}. Did you mean show?"),
         (
             ["--halp"],
             "--halp: there is no such flag. Allowed: --help, --version, --multirun, --config-dir. Did you mean",
@@ -173,9 +171,7 @@ def test_a_sweep_finds_a_failing_value_before_its_first_run(hub, tmp_path, swept
 
 
 def test_a_run_that_fails_in_a_sweep_is_told_and_does_not_stop_the_others(tmp_path):
-    process = start(
-        tmp_path, "--multirun", *TINY, "algo.max_steps=1", "run_name=try", "algo.target_modules=[nope],[q_proj]"
-    )
+    process = start(tmp_path, "--multirun", *TINY, "algo.max_steps=1", "run_name=try", "algo.target_modules=[nope],[q_proj]")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "hub: run 0 failed: algo.target_modules: no linear layer is called nope." in err

@@ -151,9 +151,7 @@ def test_a_preset_without_its_algorithm_says_what_its_file_needs(tmp_path):
     (tmp_path / "algo").mkdir()
     (tmp_path / "algo/fast.yaml").write_text("learning_rate: 1e-3\n")
     (line, *_) = problems("algo=fast", config_dir=str(tmp_path))
-    assert line.startswith(
-        "algo=fast: this preset names no algorithm. Its file must begin with: defaults: [NAME], one of:"
-    )
+    assert line.startswith("algo=fast: this preset names no algorithm. Its file must begin with: defaults: [NAME], one of:")
 
 
 def test_a_hydra_app_around_us_keeps_its_state():

@@ -32,9 +32,7 @@ def test_a_preset_composes_with_every_algorithm_without_problems(group, name):
 def test_all_promised_models_are_there():
     models = groups()["model"]
     assert set(PROMISED) <= set(models)
-    assert {
-        f"{name}_bnb_4bit" for name in ("llama3_8b", "llama3_1_8b", "mistral_7b", "qwen2_5_7b", "gemma2_9b")
-    } <= set(models)
+    assert {f"{name}_bnb_4bit" for name in ("llama3_8b", "llama3_1_8b", "mistral_7b", "qwen2_5_7b", "gemma2_9b")} <= set(models)
 
 
 @pytest.mark.parametrize("name", groups()["model"])

@@ -13,9 +13,7 @@ ALGORITHMS = registry().algorithms
 
 def config(**parts: dict[str, object]) -> RunConfig:
     """A config without problems, with these options changed."""
-    cfg = RunConfig(
-        algo=ALGORITHMS["sft"].config(), model=ModelConfig(path="tiny:llama"), data=DataConfig(path="x.jsonl")
-    )
+    cfg = RunConfig(algo=ALGORITHMS["sft"].config(), model=ModelConfig(path="tiny:llama"), data=DataConfig(path="x.jsonl"))
     for part, values in parts.items():
         for name, value in values.items():
             setattr(getattr(cfg, part), name, value)
@@ -115,6 +113,4 @@ def test_every_option_has_a_meaning_of_its_own():
 
 def test_the_page_of_options_is_up_to_date():
     written = Path(__file__).parents[1] / "docs" / "options.md"
-    assert written.read_text(encoding="utf-8") == page(["sft", "lora_sft"]), (
-        "run: python -m hub.options_page, see the page"
-    )
+    assert written.read_text(encoding="utf-8") == page(["sft", "lora_sft"]), "run: python -m hub.options_page, see the page"

@@ -13,9 +13,7 @@ def test_the_architecture_page_has_a_line_for_every_module():
 
 
 def test_the_architecture_page_names_every_folder_of_the_project():
-    folders = {
-        file.parent.name for file in ROOT.glob("*/*") if file.is_file() or file.parent.name in ("examples", "plugins")
-    }
+    folders = {file.parent.name for file in ROOT.glob("*/*") if file.is_file() or file.parent.name in ("examples", "plugins")}
     folders -= {"runs", "build", "dist", *(name for name in folders if name.startswith((".", "__")))}
     folders |= {f"plugins/{file.parent.name}" for file in ROOT.glob("plugins/*/pyproject.toml")}
     assert len(folders) > 6

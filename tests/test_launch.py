@@ -104,7 +104,9 @@ def test_a_rendezvous_port_in_use_is_said_before_anything_starts(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = start(tmp_path, sys.executable, "-m", "hub", *OPTIONS, "launch.nproc_per_node=2", f"launch.rdzv_endpoint={endpoint}")
+        done = start(
+            tmp_path, sys.executable, "-m", "hub", *OPTIONS, "launch.nproc_per_node=2", f"launch.rdzv_endpoint={endpoint}"
+        )
     assert done.returncode == 2
     assert f"launch.rdzv_endpoint={endpoint}: this port can't be used" in done.stderr
     assert not (tmp_path / "runs").exists()

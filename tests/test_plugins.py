@@ -63,8 +63,7 @@ def test_a_plugin_that_fails_to_import_is_one_warning_and_an_error_only_when_its
     assert shown.returncode == 0
     assert "  dig " in shown.stdout
     assert shown.stderr.splitlines() == [
-        "hub: plugin broken (dist-broken 1.0) is left out: "
-        "ModuleNotFoundError: No module named 'no_such_module_anywhere'"
+        "hub: plugin broken (dist-broken 1.0) is left out: ModuleNotFoundError: No module named 'no_such_module_anywhere'"
     ]
 
     listed = hub("plugins", path=folder.path, cwd=tmp_path)
@@ -126,8 +125,7 @@ def test_an_algorithm_of_a_taken_name_leaves_its_plugin_out(plugin_folder):
     found = load(folder.entry_points)
     assert found.owners == {"dig": "one"}
     assert found.warnings == [
-        "plugin two (dist-two 1.0) is left out: plugin one has an algorithm of the name dig too; "
-        "uninstall one or rename it"
+        "plugin two (dist-two 1.0) is left out: plugin one has an algorithm of the name dig too; uninstall one or rename it"
     ]
 
 
@@ -256,9 +254,7 @@ def test_a_preset_and_an_algorithm_can_not_share_a_name(plugin_folder):
     module = first.add("one", HEAD + CONF)
     write_preset(first.path, module, "algo/dig.yaml", "depth: 9\n")
     first.add("two", algorithm("dig"))
-    assert (
-        "plugin one has a preset algo=dig, so an algorithm can't have this name" in load(first.entry_points).warnings[0]
-    )
+    assert "plugin one has a preset algo=dig, so an algorithm can't have this name" in load(first.entry_points).warnings[0]
 
     second = plugin_folder("second")
     second.add("one", algorithm("dig"))
@@ -336,9 +332,7 @@ def test_a_backend_left_out_is_named_when_it_is_asked_for(plugin_folder):
     folder.add("dig", algorithm("dig"))
     folder.add("fast", "import no_such_module_anywhere")
     found = load(folder.entry_points)
-    with pytest.raises(
-        PluginError, match=r"dig has no such backend. Allowed: auto. Plugin fast \(dist-fast 1.0\) is left out"
-    ):
+    with pytest.raises(PluginError, match=r"dig has no such backend. Allowed: auto. Plugin fast \(dist-fast 1.0\) is left out"):
         found.backend(options_of(found, backend="fast"))
 
 
@@ -348,7 +342,4 @@ def test_plugins_lists_slow_imports_and_backends_without_algorithm(plugin_folder
     folder.add("lost", backends("name='one'").replace("'dig'", "'digg'"))
     shown = hub("plugins", path=folder.path, cwd=tmp_path)
     assert "slow: it imports numpy while it is loaded" in shown.stdout
-    assert (
-        "backend one of digg (priority 0): of no use: no plugin has the algorithm digg. Did you mean dig?"
-        in shown.stdout
-    )
+    assert "backend one of digg (priority 0): of no use: no plugin has the algorithm digg. Did you mean dig?" in shown.stdout

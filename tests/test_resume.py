@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,8 @@ def kill_after(folder: Path, num_lines: int, *more: str) -> None:
         time.sleep(0.01)
     workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and str(folder) in cmdline(pid)]
     for pid in [*workers, parent.pid]:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     parent.wait()
 
 
@@ -126,7 +125,7 @@ def test_changed_data_is_refused(tmp_path, monkeypatch):
             launch(compose(*make))
     lines = chats.read_text().splitlines()
     chats.write_text("\n".join([*lines[1:], lines[0]]) + "\n")
-    with pytest.raises(ConfigError, match="the training data .* changed since the run began"):
+    with pytest.raises(ConfigError, match=r"the training data .* changed since the run began"):
         launch(compose(*make, "resume=latest"))
 
 

@@ -75,9 +75,7 @@ def detect(row: Row) -> str:
     allowed = "; ".join(f"{name} has {_fields(spec.required)}" for name, spec in _FORMATS.items())
     known = {field for spec in _FORMATS.values() for field in spec.required}
     near = next((hint for field in sorted(present - known) if (hint := did_you_mean(field, known))), "")
-    raise DataError(
-        f"{row.where}: these fields are of no known format: {_fields(row.value)}. Allowed: {allowed}.{near}"
-    )
+    raise DataError(f"{row.where}: these fields are of no known format: {_fields(row.value)}. Allowed: {allowed}.{near}")
 
 
 def convert(row: Row, format: str) -> Conversation:
@@ -138,12 +136,8 @@ def _message_list(value: Any, where: str, name: str) -> list[dict[str, Any]]:
         raise DataError(f"{where}: {name} {what}")
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
-            raise DataError(
-                f"{where}: message {number} of {name} must be an object with role and content, not {_kind(turn)}"
-            )
-    return [
-        {key: item for key, item in turn.items() if item is not None or key in ("role", "content")} for turn in turns
-    ]
+            raise DataError(f"{where}: message {number} of {name} must be an object with role and content, not {_kind(turn)}")
+    return [{key: item for key, item in turn.items() if item is not None or key in ("role", "content")} for turn in turns]
 
 
 def _sharegpt(row: Row) -> list[dict[str, Any]]:
@@ -155,9 +149,7 @@ def _sharegpt(row: Row) -> list[dict[str, Any]]:
             messages.append(turn)
             continue
         if "from" not in turn or "value" not in turn:
-            raise DataError(
-                f"{row.where}: message {number} needs the fields from and value. Its fields: {_fields(turn)}"
-            )
+            raise DataError(f"{row.where}: message {number} needs the fields from and value. Its fields: {_fields(turn)}")
         said_by, value = turn["from"], turn["value"]
         if not isinstance(said_by, str) or said_by not in _SHAREGPT_ROLES:
             raise DataError(
@@ -219,9 +211,7 @@ def _checked(messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]
         role = message.get("role")
         if not isinstance(role, str) or role not in ROLES:
             named = f"has the role {role!r}" if "role" in message else f"has no role; its fields: {_fields(message)}"
-            raise DataError(
-                f"{where}: message {number} {named}. Allowed: {', '.join(ROLES)}.{did_you_mean(str(role), ROLES)}"
-            )
+            raise DataError(f"{where}: message {number} {named}. Allowed: {', '.join(ROLES)}.{did_you_mean(str(role), ROLES)}")
         if role == "system" and number > 1:
             raise DataError(f"{where}: message {number} has the role system. Only the first message may have it")
         calls = _tool_calls(message, number, where)
@@ -246,9 +236,7 @@ def _text(message: dict[str, Any], number: int, where: str, has_calls: bool) -> 
         return ""
     if not isinstance(content, str):
         what = "has no content" if "content" not in message else f"has content that is {_kind(content)}, not a text"
-        raise DataError(
-            f"{named} {what}. Only an assistant with tool_calls may go without. Give a text, or take the row out"
-        )
+        raise DataError(f"{named} {what}. Only an assistant with tool_calls may go without. Give a text, or take the row out")
     # A tool may have nothing to say. Anyone else who says nothing is a mistake in the data.
     if not content.strip() and not has_calls and role != "tool":
         raise DataError(f"{named} has empty content. Give a text, or take the message or the row out")

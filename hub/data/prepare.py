@@ -165,9 +165,7 @@ def _longer(max_seq_len: int | str, num_tokens: int, max_positions: int | None) 
     return "The model can hold no more: split them, or take a model with a longer context"
 
 
-def _hold_out(
-    rows: list[Conversation], fraction: float, seed: int, path: str
-) -> tuple[list[Conversation], list[Conversation]]:
+def _hold_out(rows: list[Conversation], fraction: float, seed: int, path: str) -> tuple[list[Conversation], list[Conversation]]:
     if len(rows) < 2:
         raise DataError(f"{path}: one row only, so none can be held out. Type data.eval_fraction=0, or give more rows")
     chosen = set(Random(seed).sample(range(len(rows)), num_held_out(len(rows), fraction)))

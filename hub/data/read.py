@@ -66,9 +66,7 @@ def read_rows(path: str) -> Iterator[Row]:
             empty = False
             yield row
         if empty:
-            raise DataError(
-                f"{file}: the file holds no rows. Give a file with at least one, or take it out of the folder"
-            )
+            raise DataError(f"{file}: the file holds no rows. Give a file with at least one, or take it out of the folder")
 
 
 def check_rows(path: str, format: str, limit: int = 20_000) -> Checked:
@@ -124,9 +122,7 @@ def data_files(path: str) -> list[Path]:
     if not local.exists():
         raise DataError(f"{path}: there is no such file or folder.{_near_names(local)}")
     if local.suffix.lower() not in SUFFIXES:
-        raise DataError(
-            f"{path}: {local.suffix or 'a name without ending'} is no kind of data file. Allowed: {allowed}"
-        )
+        raise DataError(f"{path}: {local.suffix or 'a name without ending'} is no kind of data file. Allowed: {allowed}")
     return [local]
 
 
@@ -265,9 +261,7 @@ def _read_csv(file: Path) -> Iterator[Row]:
             elif header is None:
                 header = cells
                 if len(set(header)) < len(header) or "" in header:
-                    raise DataError(
-                        f"{file}:{begin}: the first row must name the fields, each once: {_shorten(str(header))}"
-                    )
+                    raise DataError(f"{file}:{begin}: the first row must name the fields, each once: {_shorten(str(header))}")
             elif len(cells) != len(header):
                 raise DataError(
                     f"{file}:{begin}: {len(cells)} cells, but the first row names {len(header)} fields. "

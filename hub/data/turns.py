@@ -58,9 +58,7 @@ def find_turns(tokenizer: Any, conversation: Conversation) -> Rendered:
         num_omitted = sum(turns.omits(*turn) for turn in zip(indices, spans, strict=True))
     for (_, end), (start, _) in pairwise(spans):
         if start < end:
-            raise DataError(
-                f"{conversation.where}: the chat template mixes two assistant turns, so their loss can't be placed"
-            )
+            raise DataError(f"{conversation.where}: the chat template mixes two assistant turns, so their loss can't be placed")
     return Rendered(turns.full, spans, num_omitted)
 
 
@@ -75,9 +73,7 @@ class _Turns:
         try:
             self.full.encode()
         except UnicodeEncodeError:
-            raise DataError(
-                f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)"
-            ) from None
+            raise DataError(f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
 
     def _render(self, messages: list[dict[str, Any]], prompt: bool = False) -> str:
         return str(_apply(self.tokenizer, self.conversation, messages, tokenize=False, add_generation_prompt=prompt))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hub.data.prepare import Sample
@@ -155,7 +156,7 @@ def load_checkpoint(
         ModelError: the checkpoint is of another model.
     """
     state = read_state(checkpoint)
-    stored = load_file(checkpoint / "trainable.safetensors")
+    stored = _tensors(checkpoint / "trainable.safetensors")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if {n: p.shape for n, p in trained.items()} != {n: t.shape for n, t in stored.items()}:
         odd = sorted(set(trained) ^ set(stored))[:3] or [n for n in trained if trained[n].shape != stored[n].shape][:3]
@@ -166,7 +167,7 @@ def load_checkpoint(
     _restore_optimizer(checkpoint, model, optimizer)
     file = checkpoint / f"random-rank{session.group.rank}.safetensors"
     if state["world"] == session.group.world and file.is_file():
-        restore_random_state(load_file(file), session.device)
+        restore_random_state(_tensors(file), session.device)
     return state
 
 
@@ -199,7 +200,7 @@ def fingerprint(samples: Sequence[Sample]) -> str:
 
 
 def _restore_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    tensors = load_file(checkpoint / "optimizer.safetensors")
+    tensors = _tensors(checkpoint / "optimizer.safetensors")
     numbers = json.loads((checkpoint / "optimizer.json").read_text(encoding="utf-8"))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -215,6 +216,13 @@ def _restore_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torc
         # JSON has no tuples, and torch checks that its betas are one.
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()})
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ModelError(f"{file} is no safetensors file, and no other kind is read ({error})") from None
 
 
 def _remove_old(folder: Path, keep: int) -> None:

@@ -75,8 +75,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = 
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         if bucket and (
-            bucket[0].dtype != parameter.grad.dtype
-            or sum(g.numel() * g.element_size() for g in bucket) >= bucket_bytes
+            bucket[0].dtype != parameter.grad.dtype or sum(g.numel() * g.element_size() for g in bucket) >= bucket_bytes
         ):
             reduce()
         bucket.append(parameter.grad)

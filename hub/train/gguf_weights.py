@@ -94,9 +94,7 @@ def _convert(file: Path, folder: Path, package: str) -> None:
     from safetensors import SafetensorError
 
     # Without it, releases that have this class may keep the weights in GGUF blocks, which can't be trained.
-    unpack = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-    )
+    unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     try:
         tokenizer = _read_tokenizer(file)
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -106,14 +104,10 @@ def _convert(file: Path, folder: Path, package: str) -> None:
         # Whatever a GGUF reader raises, it means that this file can't be used.
         raise ModelError(f"{file.name} of {package} can't be read ({type(error).__name__}: {error})") from error
     if tokenizer.chat_template is None or tokenizer.eos_token is None:
-        raise ModelError(
-            f"{file.name} of {package} has no chat template or no end token, so it can't be trained on chats"
-        )
+        raise ModelError(f"{file.name} of {package} has no chat template or no end token, so it can't be trained on chats")
     model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
-    vars(model.config).pop(
-        "_model_name_or_path", None
-    )  # the title of the GGUF, which would stick to all trained models
+    vars(model.config).pop("_model_name_or_path", None)  # the title of the GGUF, which would stick to all trained models
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

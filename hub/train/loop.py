@@ -27,8 +27,8 @@ from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
 from hub.train.progress import ProgressLine
 from hub.train.resume import check_disk, resume
 from hub.train.setup import Setup
-from hub.train.strategy import full_weights
 from hub.train.step import Loss, StepOutcome, evaluate, train_step
+from hub.train.strategy import full_weights
 from hub.train.verify import verify
 
 Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
@@ -115,7 +115,8 @@ class _Fit:
                 count = len(self.data.evaluation)
                 self.progress.say(f"held-out loss before training {self.eval_before:.4f} ({count} samples)")
         stop_request.in_loop = True
-        stopping, model_path = None, self.run.model_path
+        stopping: int | None = None
+        model_path: Path | None = self.run.model_path
         try:
             for step in batches.steps(len(self.data.train), self.batch_size, self.total, self.algo.seed, after=self.done):
                 stopping = self._step(step)
@@ -130,7 +131,7 @@ class _Fit:
         else:
             weights = full_weights(self.model)
             if self.run.is_main:
-                self.save(self.model, model_path, weights)
+                self.save(self.model, self.run.model_path, weights)
             barrier()
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         if self.cfg.track.tool != "none":
@@ -154,9 +155,7 @@ class _Fit:
         samples = [self.data.train[i] for i in step.samples]
         self.meter.begin()
         rate = self.optimizer.param_groups[0]["lr"]
-        outcome = train_step(
-            self.session, self.model, self.optimizer, samples, self.layout, self.algo.max_grad_norm, self.loss
-        )
+        outcome = train_step(self.session, self.model, self.optimizer, samples, self.layout, self.algo.max_grad_norm, self.loss)
         self.scheduler.step()
         self.done = step.number
         num_tokens = sum(len(sample) for sample in samples)
@@ -177,9 +176,9 @@ class _Fit:
         }
         self._judge(outcome, step, metrics)
         last = self.done == self.total
-        if last or stopping is not None or _due(self.done, self.algo.eval_every_steps):
-            if (measured := self._measure()) is not None:
-                self.eval_loss = metrics["eval_loss"] = measured
+        measure = last or stopping is not None or _due(self.done, self.algo.eval_every_steps)
+        if measure and (measured := self._measure()) is not None:
+            self.eval_loss = metrics["eval_loss"] = measured
         if last or stopping is not None or "skipped" in metrics or _due(self.done, self.algo.log_every_steps):
             self._log(metrics)
         per_epoch = self.algo.save_every_epochs

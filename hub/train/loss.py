@@ -34,7 +34,7 @@ def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 
 @cache
-def takes_positions(model_class: type) -> bool:
+def takes_positions(model_class: Any) -> bool:
     """Whether a model's forward can compute logits at chosen positions only (`logits_to_keep` as a tensor)."""
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters
 
@@ -43,7 +43,7 @@ def _is_split(model: Any) -> bool:
     return len(set(getattr(model, "hf_device_map", {}).values())) > 1
 
 
-def _class_of(model: Any) -> type:
+def _class_of(model: Any) -> Any:
     """The transformers class inside DDP and PEFT wrappers."""
     if hasattr(model, "module"):
         model = model.module

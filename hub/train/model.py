@@ -10,6 +10,7 @@ from hub.config import ModelConfig, RunConfig
 from hub.errors import ModelError
 from hub.run import Run
 from hub.train.distributed import barrier
+from hub.train.model_files import choose_kernels_ourselves, not_heeded
 from hub.train.session import Session
 from hub.train.weights import local_weights
 
@@ -18,6 +19,8 @@ def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:
     """Local folder of the base weights. One process per machine fetches or converts; the others wait and then find them."""
     if session.group.local_rank == 0:
         path = local_weights(cfg, run.say)
+        for line in not_heeded(path, cfg.trust_remote_code):
+            run.say(line)
         barrier()
     else:
         barrier()
@@ -37,7 +40,7 @@ def load_tokenizer(cfg: RunConfig, path: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=cfg.model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.path={cfg.model.path}: no tokenizer can be read from it: {_first_line(error)}") from None
+        raise ModelError(_refusal(cfg.model, error, "no tokenizer can be read from it: ")) from None
     if cfg.data.template:
         load_template(tokenizer, cfg.data.template)
     require_template(tokenizer, cfg.model.path)
@@ -48,12 +51,13 @@ def load_config(cfg: ModelConfig, path: Path) -> Any:
     """The model's config.
 
     Raises:
-        ModelError: it can't be read, or asks for code of its own that is not allowed.
+        ModelError: it can't be read, or needs code of its own that is not allowed.
     """
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_refusal(cfg, error)) from None
+    return choose_kernels_ourselves(config)
 
 
 def load_causal_lm(
@@ -116,9 +120,7 @@ def linear_layers(model: Any) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    return [
-        name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head
-    ]
+    return [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head]
 
 
 def num_parameters(cfg: ModelConfig, path: Path) -> int:
@@ -131,9 +133,7 @@ def num_parameters(cfg: ModelConfig, path: Path) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def save_whole_model(
-    model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, weights: dict[str, torch.Tensor]
-) -> None:
+def save_whole_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, weights: dict[str, torch.Tensor]) -> None:
     """Write a dense model that transformers loads: config, safetensors in `dtype`, tokenizer.
 
     Args:
@@ -161,12 +161,11 @@ def save_whole_model(
     tokenizer.save_pretrained(folder)
 
 
-def _refusal(cfg: ModelConfig, error: Exception) -> str:
-    line = _first_line(error)
+def _refusal(cfg: ModelConfig, error: Exception, what: str = "") -> str:
+    line = what + _first_line(error)
     if "trust_remote_code" in str(error):
         line = (
-            "its config asks for Python code of its own, which is not run. "
-            "Type model.trust_remote_code=true only if you trust that code"
+            "it needs Python code of its own, which is not run. Type model.trust_remote_code=true only if you trust that code"
         )
     return f"model.path={cfg.path}: {line}"
 

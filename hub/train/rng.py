@@ -10,7 +10,8 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """The generators' state of this process."""
     version, words, gauss = random.getstate()
     name, keys, place, has_gauss, cached = np.random.get_state()
-    assert version == 3 and name == "MT19937"
+    assert version == 3
+    assert name == "MT19937"
     state = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor(words, dtype=torch.int64),

@@ -13,6 +13,7 @@ from hub.config import ModelConfig
 from hub.errors import ModelError
 from hub.testing import tiny_model_path
 from hub.train.gguf_weights import from_gguf_package
+from hub.train.model_files import check_files
 
 SECONDS_TO_REACH_HUB = 5
 FETCHED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
@@ -62,9 +63,7 @@ def local_weights(model: ModelConfig, say: Callable[[str], None]) -> Path:
             f"and the model hub can't be reached ({reason})"
         )
     if model.gguf_package is None:
-        raise ModelError(
-            f"{tried}. Connect this machine, or type model.path=FOLDER with a copy of the weights (safetensors)"
-        )
+        raise ModelError(f"{tried}. Connect this machine, or type model.path=FOLDER with a copy of the weights (safetensors)")
     try:
         converted = from_gguf_package(model.gguf_package, say)
     except ModelError as error:
@@ -84,11 +83,12 @@ def check_folder(folder: Path, name: str = "") -> None:
         name: how messages call it. Empty: its path.
 
     Raises:
-        ModelError: no config.json, no or pickled or broken weights, or an index that names files elsewhere.
+        ModelError: no config.json, no or pickled or broken weights, or anything that names or links to files elsewhere.
     """
     name = name or f"model.path={folder}"
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name}: no config.json, so it holds no model that transformers can load")
+    check_files(folder, name)
     index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     shards = _shards(index, name) if index.is_file() else []
     if whole.is_file():
@@ -105,12 +105,7 @@ def _shards(index: Path, name: str) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{name}: {index.name} can't be read. Copy or download it again") from None
     for shard in names:
-        if (
-            not isinstance(shard, str)
-            or shard != Path(shard).name
-            or "\\" in shard
-            or not shard.endswith(".safetensors")
-        ):
+        if not isinstance(shard, str) or shard != Path(shard).name or "\\" in shard or not shard.endswith(".safetensors"):
             raise ModelError(
                 f"{name}: {index.name} names {shard!r}. Allowed: names of safetensors files in the same folder. "
                 "Take the model from a source that you trust"
@@ -123,16 +118,9 @@ def _check_shard(shard: Path, name: str) -> None:
 
     if not shard.is_file():
         raise ModelError(f"{name}: {shard.name} is missing. Copy or download it again")
-    folder, target = shard.parent.resolve(), shard.resolve()
-    # In the model hub's cache, snapshots/COMMIT/FILE links to blobs/HASH of the same repository.
-    blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
-    if not (target.is_relative_to(folder) or target.is_relative_to(blobs)):
-        raise ModelError(f"{name}: {shard.name} is a link to {target}, outside the folder. Put the file itself there")
     with shard.open("rb") as file:
         if file.read(20).startswith(b"version https://git-"):
-            raise ModelError(
-                f"{name}: {shard.name} is a Git LFS pointer, not the weights. Type in that folder: git lfs pull"
-            )
+            raise ModelError(f"{name}: {shard.name} is a Git LFS pointer, not the weights. Type in that folder: git lfs pull")
     try:
         with safe_open(shard, framework="np"):  # reads the header and compares it with the length of the file
             pass
@@ -146,7 +134,7 @@ def _why_no_weights(folder: Path) -> str:
         return (
             f"its weights are pickled ({pickled[0]}), and loading a pickle can run any code, so the hub never does. "
             'Where you trust the source, convert it: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\", and copy the tokenizer files"
+            "M.from_pretrained('FOLDER').save_pretrained('NEW_FOLDER')\", and copy the tokenizer files"
         )
     other = [name for name in names if name.endswith((".safetensors", ".gguf"))]
     there = f" (only {other[0]}, which is another layout)" if other else ""
@@ -196,8 +184,7 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
     except Exception as error:
         # The client's own errors, of the network, the disk or its transfer library: they have no base class in common.
         raise ModelError(
-            f"{asked}: the download broke off ({_first_line(error)}). "
-            "Type the same command again: it goes on from there"
+            f"{asked}: the download broke off ({_first_line(error)}). Type the same command again: it goes on from there"
         ) from error
     try:
         check_folder(folder, asked)
@@ -207,8 +194,7 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
         raise _NotReachedError(f"{obstacle}; the copy in its cache can't be used: {error}") from error
     if obstacle is not None:
         say(
-            f"{model.path}: the model hub can't be reached ({obstacle}); "
-            f"using the copy in its cache, commit {folder.name[:12]}"
+            f"{model.path}: the model hub can't be reached ({obstacle}); using the copy in its cache, commit {folder.name[:12]}"
         )
     return folder
 

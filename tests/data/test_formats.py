@@ -148,9 +148,7 @@ def test_bad_row_is_refused_with_its_place_and_what_is_wrong(value, expected):
 
 def test_a_row_of_another_format_than_the_first_is_refused_with_its_line():
     alpaca = {"instruction": "x", "output": "y"}
-    assert refusal({"messages": [USER, ANSWER]}, alpaca).startswith(
-        "chats.jsonl:2: this row is not in the format messages"
-    )
+    assert refusal({"messages": [USER, ANSWER]}, alpaca).startswith("chats.jsonl:2: this row is not in the format messages")
     files = [Row({"messages": [USER, ANSWER]}, "a.jsonl", 1), Row(alpaca, "b.jsonl", 1)]
     assert [conversation.format for conversation in conversations(files)] == ["messages", "alpaca"]
     with pytest.raises(DataError, match="not in the format alpaca"):

@@ -142,9 +142,7 @@ def sentencepiece_like():
     alphabet = [chr(number) for number in range(32, 127)] + list("\nüß世界🙂")
     core.train_from_iterator(
         LINES,
-        trainers.BpeTrainer(
-            vocab_size=200, special_tokens=["<unk>", *SPECIAL], initial_alphabet=alphabet, show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", *SPECIAL], initial_alphabet=alphabet, show_progress=False),
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
@@ -230,18 +228,14 @@ def test_assistant_turns_and_their_end_are_trained_and_nothing_else(tokenizer, m
 
     def check(*contents):
         answers = contents[1::2]
-        expected = [earlier_start + answer + earlier_end for answer in answers[:-1]] + [
-            last_start + answers[-1] + last_end
-        ]
+        expected = [earlier_start + answer + earlier_end for answer in answers[:-1]] + [last_start + answers[-1] + last_end]
         assert trained(tokenizer, template, chat(*contents)) == expected
 
     check("What is 2 + 2?", "It is 4, surely.")
     check("What is 2 + 2?", "It is 4.", "Surely?", "It is 4.\n\nSurely.", "What?", "4")
     # The user says what the assistant says, and writes the marks of a turn himself.
     check("It is 4.", "It is 4.", "It is 4.", "It is 4.")
-    marks = (
-        f"It is 4.{last_end}\n<|im_start|>assistant\n<|start|>assistant<|channel|>final<|message|>It is 4.{last_end}\n"
-    )
+    marks = f"It is 4.{last_end}\n<|im_start|>assistant\n<|start|>assistant<|channel|>final<|message|>It is 4.{last_end}\n"
     check(marks, "It is 4.", marks + "[/INST] It is 4.</s><|assistant|>\nIt is 4.", "It is 4.")
     # Characters that take several tokens.
     check("世界", "Grüße 🙂", "🙂", "🙂世界")
@@ -275,9 +269,7 @@ def test_tool_calls_are_trained_and_results_of_tools_are_not(tokenizer):
     ]
     tools = [{"type": "function", "function": {"name": "add", "description": "[INST] It is 4."}}]
     calls = json.dumps(calling(None)["tool_calls"])
-    assert trained(
-        tokenizer, MISTRAL, [*chat(ADD), calling(None), result, *chat("x", "4.", "What?", "4")[1:]], tools
-    ) == [
+    assert trained(tokenizer, MISTRAL, [*chat(ADD), calling(None), result, *chat("x", "4.", "What?", "4")[1:]], tools) == [
         f"[TOOL_CALLS] {calls}</s>",
         " 4.</s>",
         " 4</s>",

@@ -106,9 +106,7 @@ def test_the_command_line_answers_from_an_empty_folder(python, tmp_path):
     ):
         assert line in listed
     assert "left out" not in listed
-    assert run(python.with_name("hub"), "--version", cwd=tmp_path) == run(
-        python, "-m", "hub", "--version", cwd=tmp_path
-    )
+    assert run(python.with_name("hub"), "--version", cwd=tmp_path) == run(python, "-m", "hub", "--version", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,9 +115,7 @@ def test_every_preset_of_the_project_is_found(python, tmp_path):
     found = json.loads(run(python, "-c", code, cwd=tmp_path).splitlines()[-1])
     for group in ("model", "data", "launch", "track"):
         assert {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")} <= set(found[group])
-    shown = run(
-        python, "-m", "hub", "show", "algo=norm_tuning", "model=llama3_8b", "data.path=chats.jsonl", cwd=tmp_path
-    )
+    shown = run(python, "-m", "hub", "show", "algo=norm_tuning", "model=llama3_8b", "data.path=chats.jsonl", cwd=tmp_path)
     assert "plugin example: conf/algo/norm_tuning.yaml" in shown
     assert "conf/model/llama3_8b.yaml" in shown
 

@@ -1,6 +1,6 @@
 """Runs one ragged batch through many layouts and stores each layout's gradient. Started by test_layouts.py, on 1 to 4 ranks.
 
-    python -m torch.distributed.run --nproc-per-node=2 layouts.py MODEL OUT [MUTANT]
+python -m torch.distributed.run --nproc-per-node=2 layouts.py MODEL OUT [MUTANT]
 """
 
 import sys
@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
 from hub.signals import end_process
-from hub.train import collate, layout as layouts, step
+from hub.train import collate, step
+from hub.train import layout as layouts
 from hub.train.batches import split
 from hub.train.distributed import barrier, start_group, sum_gradients
 from hub.train.layout import Layout

@@ -38,9 +38,7 @@ def loss_of(model, cfg, tokenizer) -> float:
 @pytest.mark.parametrize("algo", ["sft", "lora_sft"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_steps_train_and_the_saved_model_is_the_trained_one(tmp_path, family, algo, capsys):
-    cfg, result = train(
-        tmp_path, f"algo={algo}", f"model.path=tiny:{family}", "model.dtype=float32", "algo.learning_rate=1e-2"
-    )
+    cfg, result = train(tmp_path, f"algo={algo}", f"model.path=tiny:{family}", "model.dtype=float32", "algo.learning_rate=1e-2")
     assert result.status == "completed"
     assert result.num_steps == 2
     assert math.isfinite(result.train_loss)

@@ -74,9 +74,7 @@ def test_folder_without_safetensors_is_refused_and_pickles_are_never_taken(folde
     assert "no config.json" in refusal(folder)
 
 
-@pytest.mark.parametrize(
-    "shard", ["../secret.safetensors", "/etc/secret.safetensors", "a/b.safetensors", "..", "x.bin", 7]
-)
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/secret.safetensors", "a/b.safetensors", "..", "x.bin", 7])
 def test_index_that_names_anything_but_a_safetensors_file_beside_it_is_refused(folder, shard):
     (folder.parent / "secret.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     write_index(folder, shard)
@@ -175,9 +173,7 @@ def ask(cache: Path, *, endpoint: str = "", offline: bool = False, **model: str)
         "except ModelError as error: print('REFUSED', error)"
     )
     environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("HF_") and not name.lower().endswith("_proxy")
+        name: value for name, value in os.environ.items() if not name.startswith("HF_") and not name.lower().endswith("_proxy")
     }
     environment |= {"HF_HOME": str(cache / "hf"), "HUB_CACHE": str(cache / "own"), "PYTHONPATH": str(ROOT)}
     environment |= {"HF_ENDPOINT": endpoint} if endpoint else {}
@@ -262,9 +258,7 @@ class TestPackagedGguf:
         assert model.generation_config.eos_token_id == tokenizer.eos_token_id
         assert tokenizer.convert_ids_to_tokens(tokenizer("a  12")["input_ids"]) == ["a", "ĠĠ", "1", "2"]
         question = [{"role": "user", "content": "What is the capital of France?"}]
-        inputs = tokenizer.apply_chat_template(
-            question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         answer = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
         assert tokenizer.decode(answer).endswith("assistant\nThe capital of France is Paris.<|im_end|>")
 

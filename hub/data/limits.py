@@ -1,0 +1,98 @@
+"""A chat template is a program out of the model's folder. The sandbox keeps it from everything but time and memory; here
+it gets so much of these and no more.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+from hub.errors import DataError
+
+SECONDS = 20
+"""For one rendering of one conversation, which takes milliseconds."""
+
+BYTES = 2 * 2**30
+"""Beyond what the process holds already."""
+
+JINJA = (3, 1, 6)
+"""The first release whose sandbox has no known way out (CVE-2025-27516)."""
+
+
+class _TooLongError(Exception):
+    """Raised by the alarm inside of the template."""
+
+
+@contextmanager
+def limits(where: str) -> Iterator[None]:
+    """Bound what a template may take, in the main thread of a process; elsewhere there is no alarm to end it.
+
+    Args:
+        where: the conversation or file, for messages.
+
+    Raises:
+        DataError: the template took too much time or memory.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        with _alarm(), _memory_bound():
+            yield
+    except _TooLongError:
+        raise DataError(f"{where}: the chat template did not end within {SECONDS} s. Type data.template=FILE.jinja") from None
+    except MemoryError:
+        raise DataError(
+            f"{where}: the chat template takes more than {BYTES >> 30} GB of memory. Type data.template=FILE.jinja"
+        ) from None
+
+
+@contextmanager
+def _alarm() -> Iterator[None]:
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _memory_bound() -> Iterator[None]:
+    import resource
+
+    try:
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:  # no Linux
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bound = held + BYTES
+    if any(limit != resource.RLIM_INFINITY and limit < bound for limit in (before, hard)):
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
+
+
+def check_sandbox() -> None:
+    """Refuse a Jinja whose sandbox has known ways out.
+
+    Raises:
+        DataError: the installed release is too old.
+    """
+    installed = version("jinja2")
+    if tuple(int(part) for part in installed.split(".")[:3] if part.isdigit()) < JINJA:
+        raise DataError(
+            f"the sandbox of jinja2 {installed}, in which chat templates run, is not safe. Type pip install --upgrade jinja2"
+        )
