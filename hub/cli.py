@@ -35,6 +35,7 @@ def train(overrides: list[str], flags: Flags) -> int:
         return sweep(overrides, flags.config_dir)
     from hub.compose import compose
     from hub.launch import launch
+    from hub.listing import print_result
 
     cfg = compose(*overrides, config_dir=flags.config_dir)
     print_result(launch(cfg))
@@ -70,13 +71,6 @@ VERBS: dict[str, Callable[[list[str], Flags], int]] = {
     "show": show,
     "plugins": plugins,
 }
-
-
-def print_result(result: object) -> None:
-    """The last lines of a run: where things are and what to type next."""
-    from hub.listing import result_lines
-
-    print("\n".join(result_lines(result)), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,8 @@ from hub.errors import did_you_mean
 from hub.secrets import secret_in
 
 AUTO = "auto"
+WORK_ON_SHARES = ("adamw", "sgd")
+"""Optimizers whose update of a weight needs that weight only, so that they work on shares of it (launch.strategy=fsdp)."""
 PARTS = ("algo", "model", "data", "launch", "track")
 """The parts of a config. Each is a group of presets too."""
 
@@ -239,6 +241,8 @@ class LaunchConfig:
     """Interpreter of the workers, for a backend that lives in an environment of its own. null: this one."""
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
+        if self.strategy == "fsdp" and cfg.algo.optimizer not in WORK_ON_SHARES:
+            yield f"algo.optimizer={cfg.algo.optimizer} can't work on shares of weights. Type algo.optimizer=adamw"
         if self.node_rank >= self.nnodes:
             yield f"launch.node_rank={self.node_rank} must be below launch.nnodes={self.nnodes}"
         if self.nnodes > 1 and not self.rdzv_endpoint:

@@ -45,7 +45,7 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
         time.sleep(0.5 if rank else 0)
         return 1
     if rank == 0:
-        from hub.cli import print_result
+        from hub.listing import print_result
 
         print_result(result)
     return 0
@@ -53,7 +53,7 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
 
 def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
     from hub.compose import compose
-    from hub.launch import prepare
+    from hub.preflight import prepare
     from hub.resume import open_run, recall
 
     cfg, _ = prepare(_as_started(recall(compose(*overrides, config_dir=config_dir))))

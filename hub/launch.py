@@ -1,37 +1,26 @@
-"""From a RunConfig to a finished run: check everything, make the run folder, start the workers, read the result.
+"""From a RunConfig to a finished run: make the run folder, start the workers, read the result.
 
 Nothing here imports torch. Workers read run.yaml; they never see the command line.
 """
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hub.algorithm import Backend
-from hub.config import AUTO, PARTS, AlgoConfig, RunConfig, field_problems
-from hub.data.read import check_rows, num_held_out
-from hub.errors import ConfigError, HubError, Interrupted, LaunchError, ModelError, PluginError, did_you_mean
+from hub.config import RunConfig
+from hub.errors import HubError, Interrupted, LaunchError
 from hub.plugins import registry
+from hub.preflight import prepare
 from hub.resume import open_run, recall
 from hub.run import Failure, Result, Run
 from hub.signals import STOP_SIGNALS, held_back
-from hub.testing import FAMILIES, tiny_data_path
-from hub.train.batches import auto_batch_size, num_steps
-
-TINY = "tiny:"
-BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
-TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
@@ -57,157 +46,6 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     started = time.monotonic()
     exit_code = workers.wait()
     return _result(cfg, run, backend, exit_code, time.monotonic() - started)
-
-
-def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend]:
-    """Check a config against this machine and fill in what `auto` means for the launch.
-
-    Raises:
-        HubError: of the option, backend or data that is wrong; a ConfigError with all lines when it is more than one.
-    """
-    errors: list[HubError] = [ConfigError(line) for line in cfg.problems()]
-    checked = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
-    check_needs = cfg.launch.python is None
-    backend = None
-    if type(cfg.algo) is not AlgoConfig:
-        try:
-            backend, _ = registry().backend(cfg.algo, check_needs)
-            cfg = replace(cfg, algo=replace(cfg.algo, backend=backend.name))
-        except PluginError as error:
-            errors.append(error)
-    num_rows = None
-    try:
-        _check_tiny_model(cfg)
-    except ModelError as error:
-        errors.append(error)
-    try:
-        cfg = _absolute(cfg)
-        if cfg.task == "verify" and cfg.model.dtype == AUTO:
-            # Rounding in bfloat16 would hide what a proof looks for.
-            cfg = replace(cfg, model=replace(cfg.model, dtype="float32"))
-        num_rows = _check_data(cfg) if checked["data"] else None
-    except HubError as error:
-        errors.append(error)
-    if checked["launch"]:
-        nproc = num_visible_gpus() or 1 if cfg.launch.nproc_per_node == AUTO else int(cfg.launch.nproc_per_node)
-        one = cfg.launch.mode == "inline" or cfg.launch.strategy == "split"
-        cfg = replace(cfg, launch=replace(cfg.launch, nproc_per_node=1 if one else nproc))
-        errors += [ConfigError(line) for line in _machine_problems(cfg)]
-    if check_needs:
-        errors += [ConfigError(line) for line in _missing_packages(cfg)]
-    if num_rows is not None and checked["algo"] and (problem := _warmup_problem(cfg, num_rows)):
-        errors.append(ConfigError(problem))
-    if len(errors) > 1:
-        raise ConfigError(dict.fromkeys(line for error in errors for line in str(error).splitlines()))
-    if errors:
-        raise errors[0]
-    assert backend is not None
-    return cfg, backend
-
-
-def num_visible_gpus() -> int:
-    """GPUs that a worker would see, without asking torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
-
-
-def _absolute(cfg: RunConfig) -> RunConfig:
-    """Workers may run in another folder or interpreter: make local paths absolute, and tiny data a file."""
-
-    def full(path: Any) -> Any:
-        if path and path.startswith(TINY):
-            return str(tiny_data_path(path.removeprefix(TINY)))
-        return str(Path(path).expanduser().absolute()) if path and Path(path).expanduser().exists() else path
-
-    data, model = cfg.data, cfg.model
-    return replace(
-        cfg,
-        data=replace(data, path=full(data.path), eval_path=full(data.eval_path), template=full(data.template)),
-        model=model if model.path.startswith(TINY) else replace(model, path=full(model.path)),
-        output_dir=str(Path(cfg.output_dir).expanduser().absolute()),
-    )
-
-
-def _check_tiny_model(cfg: RunConfig) -> None:
-    family = cfg.model.path.removeprefix(TINY)
-    if cfg.model.path.startswith(TINY) and family not in FAMILIES:
-        near = did_you_mean(family, FAMILIES) or f" Allowed: {', '.join(FAMILIES)}"
-        raise ModelError(f"model.path={cfg.model.path}: there is no tiny model of this family.{near}")
-
-
-def _check_data(cfg: RunConfig) -> int | None:
-    """Number of rows to train and to evaluate on; None when that takes more than a look."""
-    if cfg.data.eval_path:
-        check_rows(cfg.data.eval_path, cfg.data.format)
-    if not cfg.data.path:
-        return None
-    num_rows, complete = check_rows(cfg.data.path, cfg.data.format)
-    return num_rows if complete else None
-
-
-def _machine_problems(cfg: RunConfig) -> Iterator[str]:
-    nproc = int(cfg.launch.nproc_per_node)
-    gpus = num_visible_gpus()
-    if gpus and nproc > gpus:
-        yield f"launch.nproc_per_node={nproc} but {gpus} GPU(s) are visible. Type launch.nproc_per_node={gpus}"
-    if cfg.launch.strategy == "split" and gpus < 2:
-        yield f"launch.strategy=split spreads the layers over several GPUs, but {gpus} are visible. Type launch.strategy=auto"
-    world = nproc * cfg.launch.nnodes
-    batch = cfg.algo.effective_batch_size
-    if isinstance(batch, int) and 0 < batch < world:
-        yield (
-            f"algo.effective_batch_size={batch} is below the number of processes ({world}): "
-            f"one of them would have nothing to do. Type algo.effective_batch_size={world} or fewer processes"
-        )
-    if cfg.launch.rdzv_endpoint and cfg.launch.node_rank == 0:
-        yield from _port_problem(cfg.launch.rdzv_endpoint)
-
-
-def _missing_packages(cfg: RunConfig) -> Iterator[str]:
-    if cfg.algo.optimizer in BITSANDBYTES_OPTIMIZERS and find_spec("bitsandbytes") is None:
-        yield (f"algo.optimizer={cfg.algo.optimizer} needs bitsandbytes. Type pip install bitsandbytes or algo.optimizer=adamw")
-    package = TRACKER_PACKAGES.get(cfg.track.tool)
-    if package and find_spec(package) is None:
-        yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
-
-
-def _port_problem(endpoint: str) -> Iterator[str]:
-    host, _, port = endpoint.rpartition(":")
-    if not (host and port.isdigit() and 0 < int(port) < 65536):
-        return
-    try:
-        address = socket.gethostbyname(host)
-    except OSError:
-        yield f"launch.rdzv_endpoint={endpoint}: the host {host} is not known. Type an address that all machines know"
-        return
-    with socket.socket() as probe:
-        try:
-            probe.bind((address, int(port)))
-        except OSError as error:
-            yield f"launch.rdzv_endpoint={endpoint}: this port can't be used ({error.strerror}). Type another"
-
-
-def _warmup_problem(cfg: RunConfig, num_rows: int) -> str | None:
-    """Whether the warm-up ends within the run, now that the number of rows is known."""
-    warmup = cfg.algo.warmup_steps
-    if not warmup or cfg.algo.max_steps is not None:
-        return None
-    held_out = num_held_out(num_rows, cfg.data.eval_fraction)
-    num_train = num_rows - held_out
-    batch = cfg.algo.effective_batch_size
-    batch = auto_batch_size(num_train) if batch == AUTO else int(batch)
-    total = num_steps(num_train, batch, cfg.algo.num_epochs, None)
-    if warmup < total:
-        return None
-    return (
-        f"algo.warmup_steps={warmup} is not shorter than the run: {num_train} rows in batches of {batch} are {total} "
-        f"steps. Type e.g. algo.warmup_steps={total // 10}"
-    )
 
 
 def _command(cfg: RunConfig, run: Run) -> list[str]:

@@ -114,6 +114,11 @@ def show_plugins() -> None:
             print(f"backend {backend.name} of {algorithm} (priority {backend.priority}): {state}")
 
 
+def print_result(result: Any) -> None:
+    """The last lines of a run."""
+    print("\n".join(result_lines(result)), flush=True)
+
+
 def result_lines(result: Any) -> list[str]:
     """How a run ended, where the model is, and what to type next."""
     if result.status == "verified":

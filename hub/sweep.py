@@ -20,9 +20,10 @@ from omegaconf import DictConfig
 from hub.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
 from hub.config import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted
-from hub.launch import launch, prepare
+from hub.launch import launch
 from hub.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, one_line, parse, quoted
 from hub.plugins import conf_dir
+from hub.preflight import prepare
 from hub.run import Run
 
 WHOLE = ("output_dir", "run_name", "resume")

@@ -220,7 +220,8 @@ def _restore_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torc
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(file)
+        tensors: dict[str, torch.Tensor] = load_file(file)
+        return tensors
     except SafetensorError as error:
         raise ModelError(f"{file} is no safetensors file, and no other kind is read ({error})") from None
 

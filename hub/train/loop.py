@@ -232,6 +232,7 @@ class _Fit:
         """The held-out loss; None when nothing is held out."""
         if not self.data.evaluation:
             return None
+        found: float
         found, layout = evaluate(self.session, self.model, self.data.evaluation, self.layout, self.loss)
         if layout.max_tokens != self.layout.max_tokens:
             self._smaller(layout)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hub.config import RunConfig
+from hub.config import WORK_ON_SHARES, RunConfig
 from hub.data.prepare import Prepared, prepare
 from hub.errors import ConfigError
 from hub.run import Run
@@ -48,6 +48,11 @@ class Setup:
         if quantization is not None and strategy.name == "fsdp":
             raise ConfigError(
                 "launch.strategy=fsdp can't share out 4-bit and 8-bit weights. Type launch.strategy=ddp, or algo=lora_sft"
+            )
+        if strategy.name == "fsdp" and self.cfg.algo.optimizer not in WORK_ON_SHARES:
+            raise ConfigError(
+                f"algo.optimizer={self.cfg.algo.optimizer} can't work on shares of weights (launch.strategy=fsdp). "
+                "Type algo.optimizer=adamw"
             )
         session.strategy = strategy
         self.run.write_plan(strategy=strategy.name, strategy_because=why)

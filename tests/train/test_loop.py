@@ -47,7 +47,7 @@ def test_out_of_memory_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
 
 def test_a_sample_that_does_not_fit_alone_ends_the_run_with_what_to_type(tmp_path, monkeypatch):
     out_of_memory_above(monkeypatch, 20)
-    with pytest.raises(ModelError, match="algo.gradient_checkpointing=all"):
+    with pytest.raises(ModelError, match=r"algo\.gradient_checkpointing=all"):
         train(tmp_path)
 
 

@@ -43,7 +43,7 @@ class LoraSftConfig(AlgoConfig):
     """Learn direction and size of the weights apart (arXiv 2402.09353). Slower."""
 
     init: str = option("default", choices=INITS)
-    """Start of A and B. default: A random, B zero. pissa: the main singular directions (arXiv 2404.02948). loftq: 2310.08659."""
+    """Start of A and B. default: A random, B zero. pissa: main singular directions (arXiv 2404.02948). loftq: 2310.08659."""
 
     load_in_4bit: bool = False
     """Hold the frozen weights in 4 bit (NF4, double quantisation; QLoRA). Needs bitsandbytes."""

@@ -95,6 +95,7 @@ def target_names(asked: str | list[str], model: Any) -> list[str]:
     for word in asked:
         if not any(name == word or name.endswith(f".{word}") for name in layers):
             raise ConfigError(
-                f"algo.target_modules: no linear layer is called {word}. Allowed: {', '.join(known)}.{did_you_mean(word, known)}"
+                f"algo.target_modules: no linear layer is called {word}. Allowed: {', '.join(known)}."
+                + did_you_mean(word, known)
             )
     return [name for name in layers if any(name == word or name.endswith(f".{word}") for word in asked)]
