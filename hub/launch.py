@@ -114,6 +114,8 @@ def _start_workers(cfg: RunConfig, run: Run) -> _Workers:
 
 def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds: float) -> Result:
     """The result that rank 0 wrote, or the failure, written down for it if it could not."""
+    if exit_code == 0 and run.joined_file.is_file():
+        run = Run(Path(run.joined_file.read_text(encoding="utf-8")))
     if exit_code == 0 and run.result_file.is_file():
         return Result.read(run.result_file)
     failures = Failure.read_all(run)

@@ -1,6 +1,7 @@
 """The run folder of a config: a new one, or that of the run that `resume` names, if it still is the same run."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +66,10 @@ def open_run(cfg: RunConfig, run_path: Path | None = None) -> Run:
     Raises:
         ConfigError: the run to resume is complete already, or was another one.
     """
-    if cfg.resume:
+    if cfg.launch.node_rank > 0:
+        # Machine 0 has the run folder. This one only needs to tell its workers what was asked for here.
+        run = Run(Path(tempfile.mkdtemp(prefix="hub-machine-")))
+    elif cfg.resume:
         run = Run(_folders(cfg)[0])
         _check_same(cfg, run)
         for file in [run.result_file, *run.path.glob("error-rank*.json")]:

@@ -151,6 +151,11 @@ class Run:
         return cls(path)
 
     @property
+    def joined_file(self) -> Path:
+        """On a machine other than the first: where its workers wrote down the path of the run folder that they joined."""
+        return self.path / "joined.txt"
+
+    @property
     def config_file(self) -> Path:
         return self.path / "run.yaml"
 

@@ -15,19 +15,24 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from hub.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
 from hub.config import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted
 from hub.launch import launch
-from hub.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, one_line, parse, quoted
+from hub.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, combinations, one_line, parse, quoted
 from hub.plugins import conf_dir
 from hub.preflight import prepare
 from hub.run import Run
 
 WHOLE = ("output_dir", "run_name", "resume")
 """Options that are about the sweep as a whole, and so can't be swept."""
+
+NO_LOGGING = "hydra/job_logging=none"
+CALLS = ("callbacks", "hydra_logging", "job_logging")
+"""Parts of Hydra's own config in which a preset could name any function to be called."""
 
 
 class _Stop(BaseException):
@@ -49,6 +54,8 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
         arguments = [*choices(loader, options), *_set_options(loader, options)]
     checked = sweep_combinations([str(item.input_line) for item in options], config_dir)
     _check_all(checked)
+    with hydra_session(config_dir) as loader:
+        _check_names_no_code(loader, options, of_hydra)
     name = checked[0].run_name or f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = Run.create(checked[0].output_dir, name).path
     register_schemas()
@@ -57,7 +64,7 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
         "hub",
         "--multirun",
         *arguments,
-        "hydra/job_logging=none",
+        NO_LOGGING,
         *of_hydra,
         f"hydra.sweep.dir={quoted(str(folder))}",
     ]
@@ -141,6 +148,27 @@ def _check_form(parsed: list[Override]) -> list[str]:
     if problems:
         raise ConfigError(problems)
     return [item.key_or_group for item in swept]
+
+
+def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[str]) -> None:
+    """Launchers and sweepers are installed Hydra plugins; what else Hydra would call stays as Hydra has it.
+
+    Raises:
+        ConfigError: a preset or an override sets a part of Hydra's config that names code.
+    """
+
+    def parts(overrides: list[str]) -> dict[str, Any]:
+        whole = loader.load_configuration(CONFIG_NAME, [*overrides, NO_LOGGING], run_mode=RunMode.MULTIRUN)
+        return {name: OmegaConf.to_container(whole.hydra[name]) for name in CALLS}
+
+    try:
+        plain = parts([])
+        for items in combinations(options):
+            found = parts([*choices(loader, items), *of_hydra])
+            if changed := [f"hydra.{name}" for name in CALLS if found[name] != plain[name]]:
+                raise ConfigError(f"{', '.join(changed)}: code can't be named in a config. Take it out of the preset")
+    except COMPOSE_ERRORS as error:
+        raise ConfigError(one_line(error)) from None
 
 
 def _check_all(configs: list[RunConfig]) -> None:

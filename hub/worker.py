@@ -16,7 +16,7 @@ from typing import Any
 
 from hub import runfile
 from hub.config import RunConfig
-from hub.errors import HubError, Interrupted, PluginError
+from hub.errors import ConfigError, HubError, Interrupted, PluginError
 from hub.plugins import registry
 from hub.run import Failure, Outcome, Result, Run
 from hub.secrets import without_secrets
@@ -85,6 +85,24 @@ def _train_function(name: str) -> Any:
         raise PluginError(f"the training code {name} can't be imported: {error}") from error
 
 
+def _joined(run: Run) -> tuple[RunConfig, Run]:
+    """What to run, and where: on several machines rank 0's config and folder, on one machine those that were given."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:
+        return runfile.read(run.config_file), run
+    from hub.train.distributed import broadcast_text, start_group
+
+    start_group()
+    shared = Path(broadcast_text(str(run.path)))
+    text = broadcast_text(run.config_file.read_text(encoding="utf-8") if run.is_main else "")
+    if not shared.is_dir():
+        raise ConfigError(
+            f"the run folder {shared} can't be seen here. Type output_dir=FOLDER on a disk that all machines share"
+        )
+    if shared != run.path:
+        run.joined_file.write_text(str(shared), encoding="utf-8")
+    return runfile.from_text(text), Run(shared, is_main=run.is_main)
+
+
 def main(run_path: Path) -> int:
     """Run one worker to its end. Returns the exit code; a failure is written for the launcher to show."""
     rank = int(os.environ.get("RANK", "0"))
@@ -93,7 +111,7 @@ def main(run_path: Path) -> int:
     try:
         stop_request.install()
         end_with_parent()
-        work(runfile.read(run.config_file), run)
+        work(*_joined(run))
         return 0
     except HubError as error:
         number = error.signal_number if isinstance(error, Interrupted) else None

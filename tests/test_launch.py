@@ -110,3 +110,25 @@ def test_a_rendezvous_port_in_use_is_said_before_anything_starts(tmp_path):
     assert done.returncode == 2
     assert f"launch.rdzv_endpoint={endpoint}: this port can't be used" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_two_machines_meet_in_one_run_folder_and_walk_the_same_path(tmp_path, one_process):
+    """Two launchers, each with a process of its own, as on two machines that share a disk."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    shared = ["launch.nnodes=2", f"launch.rdzv_endpoint={endpoint}", "launch.nproc_per_node=1", "algo.save_every_steps=4"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "hub", *OPTIONS, *shared, f"launch.node_rank={rank}"],
+            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in (1, 0)
+    ]  # fmt: skip
+    said = [machine.communicate(timeout=200)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    result = result_of(tmp_path)
+    assert (result.run_path / "checkpoints" / "step-00000004" / "random-rank1.safetensors").is_file()
+    assert result.eval_loss == pytest.approx(one_process.eval_loss, rel=1e-5)
+    assert all("completed: 6 steps" in text for text in said)

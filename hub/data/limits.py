@@ -12,14 +12,17 @@ from types import FrameType
 
 from hub.errors import DataError
 
-SECONDS = 20
-"""For one rendering of one conversation, which takes milliseconds."""
+SECONDS = 60
+"""For all renderings of one conversation, which take milliseconds."""
 
 BYTES = 2 * 2**30
 """Beyond what the process holds already."""
 
 JINJA = (3, 1, 6)
 """The first release whose sandbox has no known way out (CVE-2025-27516)."""
+
+RAISED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template that fails may raise besides Jinja's own errors."""
 
 
 class _TooLongError(Exception):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hub.data.formats import Conversation
+from hub.data.limits import RAISED, check_sandbox, limits
 from hub.data.turns import find_turns, special_tokens
 from hub.errors import DataError
 
@@ -110,7 +111,7 @@ def load_template(tokenizer: Any, file: str) -> None:
     """Give the tokenizer the chat template that a file holds. It is then saved with the trained model, too.
 
     Raises:
-        DataError: the file can't be read, or is no Jinja template.
+        DataError: the file can't be read, is no Jinja template, or does not end.
     """
     from jinja2 import TemplateError, TemplateSyntaxError
 
@@ -120,21 +121,24 @@ def load_template(tokenizer: Any, file: str) -> None:
         raise DataError(f"data.template={file}: can't be read ({error})") from None
     if not template.strip():
         raise DataError(f"data.template={file}: the file is empty. It must hold a Jinja chat template")
+    check_sandbox()
     tokenizer.chat_template = template
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+        with limits(f"data.template={file}"):
+            tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
     except TemplateSyntaxError as error:
         raise DataError(f"data.template={file}: line {error.lineno} is no valid Jinja ({error.message})") from None
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+    except (TemplateError, *RAISED):
         return  # it may well refuse this conversation; each row is tried and named
 
 
 def require_template(tokenizer: Any, model_path: str) -> None:
-    """Check that there is a chat template.
+    """Check that there is a chat template, and a sandbox to run it in.
 
     Raises:
         DataError: there is none.
     """
+    check_sandbox()
     if not tokenizer.chat_template:
         raise DataError(
             f"model.path={model_path}: its tokenizer has no chat template, so conversations can't be rendered. "

@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 from hub.data.formats import Conversation
+from hub.data.limits import RAISED, limits
 from hub.errors import DataError
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -48,8 +49,13 @@ def find_turns(tokenizer: Any, conversation: Conversation) -> Rendered:
         conversation: what to render.
 
     Raises:
-        DataError: the template refuses the conversation, or a turn can't be found in what it renders.
+        DataError: the template refuses the conversation, a turn can't be found in what it renders, or it takes too long.
     """
+    with limits(conversation.where):
+        return _find_turns(tokenizer, conversation)
+
+
+def _find_turns(tokenizer: Any, conversation: Conversation) -> Rendered:
     turns = _Turns(tokenizer, conversation)
     spans, num_omitted = turns.tagged_spans(), 0
     if spans is None:
@@ -238,7 +244,7 @@ def _apply(tokenizer: Any, conversation: Conversation, messages: list[dict[str, 
         return tokenizer.apply_chat_template(messages, tools=conversation.tools, **options)
     except TemplateSyntaxError as error:
         raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except (TemplateError, *RAISED) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{conversation.where}: the chat template refuses this conversation. It says: {said}") from None
 

@@ -29,7 +29,7 @@ def main(run_path: Path) -> int:
         min_nodes=cfg.nnodes,
         max_nodes=cfg.nnodes,
         nproc_per_node=int(cfg.nproc_per_node),
-        run_id=uuid.uuid4().hex if one_machine else run_path.name,
+        run_id=uuid.uuid4().hex if one_machine else f"hub-{cfg.rdzv_endpoint}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0" if one_machine else str(cfg.rdzv_endpoint),
         rdzv_configs={} if one_machine else {"is_host": cfg.node_rank == 0},
