@@ -1,5 +1,6 @@
 # `make help` lists what there is. Everything happens in .venv; nothing else on the machine is changed.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
@@ -30,8 +31,9 @@ $(VENV)/.weights: $(VENV)/.installed
 demo: $(VENV)/.weights ## fine-tune SmolLM2-135M on real data, a few minutes on two CPU cores
 	$(BIN)/python examples/scripts/demo.py $(ARGS)
 
-test: $(VENV)/.installed ## the everyday tests; ARGS="-k packing" for some of them
-	$(BIN)/python -m pytest $(ARGS)
+# One thread each: the tests' models are so small that threads would only wait for each other.
+test: $(VENV)/.installed ## the everyday tests, two at a time; ARGS="-k packing" for some of them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 lint: $(VENV)/.installed ## ruff: mistakes and format
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import did_you_mean
-from hub.secrets import secret_in
+from hub.secrets import secret_in, without_secrets
 
 AUTO = "auto"
 WORK_ON_SHARES = ("adamw", "sgd")

@@ -19,7 +19,7 @@ from hub.data.prepare import Sample
 from hub.train import batches, collate, step
 from hub.train.distributed import max_over_ranks, sum_over_ranks
 from hub.train.layout import Layout
-from hub.train.loss import causal_lm_loss
+from hub.train.loss import causal_lm_loss, takes_positions
 from hub.train.setup import Setup
 from hub.train.strategy import full
 
@@ -100,7 +100,7 @@ class Measure:
         self.reference: dict[str, torch.Tensor] = {}
         self.reference_loss, _ = self._one_at_a_time(self.samples)
         self.reference = self._copy()
-        self.noise_loss, self.noise = self._one_at_a_time(self.samples[::-1], EXTRA_TOKENS)
+        _, self.noise = self._one_at_a_time(self.samples[::-1], otherwise=True)
         self.tolerance = max(FLOOR.get((self.device.type, self.dtype), COARSE_FLOOR), NOISE_FACTOR * self.noise)
 
     def _choose(self) -> list[Sample]:
@@ -118,7 +118,7 @@ class Measure:
         rest = sorted((s for s in order if not any(s is c for c in chosen)), key=len)
         return chosen + rest[: max(0, least - len(chosen))]
 
-    def _one_at_a_time(self, samples: Sequence[Sample], extra: int = 0) -> tuple[float, float]:
+    def _one_at_a_time(self, samples: Sequence[Sample], otherwise: bool = False) -> tuple[float, float]:
         """The gradient of the mean loss per loss token by plain calls of the model, left in the weights of rank 0.
 
         Returns:
@@ -129,21 +129,34 @@ class Measure:
         total = 0.0
         for sample in samples if together or self.rank == 0 else ():
             with step.autocast(self.session):
-                loss_sum = self._loss_of(sample, extra)
+                loss_sum = self._loss_of(sample, otherwise)
             ((loss_sum / self.num_loss_tokens) * (1.0 if self.rank == 0 else 0.0)).backward()
             total += float(loss_sum.detach())
         return total / self.num_loss_tokens, self._difference()
 
-    def _loss_of(self, sample: Sample, extra: int) -> torch.Tensor:
-        """Sum of the cross entropies of one sample. An algorithm's own loss can't be known here: it is called."""
+    def _loss_of(self, sample: Sample, otherwise: bool) -> torch.Tensor:
+        """Sum of the cross entropies of one sample. An algorithm's own loss can't be known here: it is called.
+
+        Args:
+            sample: one sample.
+            otherwise: the same sum with its terms cut otherwise: more tokens behind, and the output layer only at the
+                positions that count, where the model can do that.
+        """
         if self.loss is not causal_lm_loss:
-            return self.loss(self.model, collate.pack([sample]).to(self.device))
+            batch = collate.pad([sample], self.layout.pad_id) if otherwise else collate.pack([sample])
+            return self.loss(self.model, batch.to(self.device))
         ids = torch.from_numpy(sample.input_ids.astype(np.int64))
-        room = max(0, min(extra, (self.most_positions() or 10**9) - len(ids)))
-        row = torch.cat([ids, ids[:1].expand(room)])[None].to(self.device)
-        logits = self.model(input_ids=row, use_cache=False).logits[0, : len(ids) - 1].float()
-        counts = torch.from_numpy(sample.loss_mask[1:])
-        return F.cross_entropy(logits[counts.to(logits.device)], ids[1:][counts].to(logits.device), reduction="sum")
+        places = torch.from_numpy(np.flatnonzero(sample.loss_mask[1:])).to(self.device)
+        inputs: dict[str, Any] = {"input_ids": ids[None].to(self.device), "use_cache": False}
+        select = otherwise and _can_select(self.model)
+        if otherwise:
+            room = max(0, min(EXTRA_TOKENS, (self.most_positions() or 10**9) - len(ids)))
+            inputs["input_ids"] = torch.cat([ids, ids[:1].expand(room)])[None].to(self.device)
+        if select:
+            inputs["logits_to_keep"] = places
+        logits = self.model(**inputs).logits[0]
+        logits = logits if select else logits[places.to(logits.device)]
+        return F.cross_entropy(logits.float(), ids.to(logits.device)[places.to(logits.device) + 1], reduction="sum")
 
     def most_positions(self) -> int | None:
         return getattr(self.config, "max_position_embeddings", None)
@@ -235,6 +248,12 @@ class Measure:
             if found <= count:
                 return replace(layout, max_tokens=bound) if found == count else None
             bound += max(1, bound // 50)
+
+
+def _can_select(model: Any) -> bool:
+    """Whether the output layer can be asked for chosen positions: not where the layers lie on several devices."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return len(set(getattr(model, "hf_device_map", {}).values())) < 2 and takes_positions(type(base))
 
 
 def without_chance(model: Any) -> bool:

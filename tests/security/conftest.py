@@ -1,3 +1,5 @@
+"""Hostile fixtures: each tries to make a file, the canary, that must never appear."""
+
 import shutil
 from pathlib import Path
 
@@ -5,7 +7,17 @@ import pytest
 
 from hub.testing import tiny_model_path
 
-from .hostile import Canary
+
+class Canary:
+    """The file, and content that makes it when it is loaded or imported."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pickle = f"cos\nsystem\n(S'touch {path}'\ntR.".encode()
+        self.module = f"open({str(path)!r}, 'w').close()\n"
+
+    def appeared(self) -> bool:
+        return self.path.exists()
 
 
 @pytest.fixture
@@ -15,5 +27,5 @@ def canary(tmp_path: Path) -> Canary:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A tiny model to be made hostile."""
+    """A tiny model, to be made hostile."""
     return Path(shutil.copytree(tiny_model_path("llama"), tmp_path / "model"))
