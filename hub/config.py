@@ -333,7 +333,7 @@ class RunConfig:
                 )
         if self.run_name is not None and (not self.run_name or Path(self.run_name).name != self.run_name):
             found.append(f"run_name={self.run_name!r} is not the name of a folder. Type run_name=WORD, and output_dir=FOLDER")
-        return found
+        return [without_secrets(line) for line in found]
 
 
 def field_problems(part: Any, prefix: str) -> Iterator[str]:

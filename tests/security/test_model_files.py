@@ -150,9 +150,7 @@ def test_code_of_a_model_that_transformers_knows_is_not_run_and_that_is_said(hub
     assert not canary.appeared()
 
 
-def test_a_model_that_needs_its_own_code_is_refused_and_only_the_option_allows_it(
-    hub, folder, canary, tmp_path, monkeypatch
-):
+def test_a_model_that_needs_its_own_code_is_refused_and_only_the_option_allows_it(hub, folder, canary, tmp_path, monkeypatch):
     ask_for_code(folder, canary.module, model_type="evil", trust_remote_code=True)
     data = tmp_path / "data"
     data.mkdir()

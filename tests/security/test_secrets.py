@@ -23,7 +23,7 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "canary/four+0123456789",
 }
 URL = "https://someone:canary-five@example.invalid/chats.jsonl"
-ODD = "o'dd $(touch canary) `touch canary`; touch canary && \"x\" #"
+ODD = 'o\'dd $(touch canary) `touch canary`; touch canary && "x" #'
 """Harmless in a list of arguments; in a shell it would make the canary."""
 
 # Stands in a backend of the run that fails.

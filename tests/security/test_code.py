@@ -1,0 +1,148 @@
+"""What the project's own code never does, and what a config can't make it do."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from hub import compose, runfile
+from hub.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [file for part in ("hub", "plugins", "examples") for file in (ROOT / part).rglob("*.py")
+           if not {"tests", "build", ".venv"} & set(file.relative_to(ROOT).parts)]  # fmt: skip
+TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
+
+MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "ruamel", "imp"}
+"""Unpickling runs code, and yaml.load may. OmegaConf reads YAML with a safe loader of its own."""
+
+CALLS = {"eval", "exec", "compile", "__import__"}
+"""Builtins that run text as code."""
+
+METHODS = {
+    ("torch", "load"), ("torch", "save"), ("os", "system"), ("os", "popen"), ("subprocess", "getoutput"),
+    ("subprocess", "getstatusoutput"), ("hydra", "instantiate"), ("pd", "read_pickle"),
+}  # fmt: skip
+
+ATTRIBUTES = {
+    "broadcast_object_list", "all_gather_object", "gather_object", "scatter_object_list", "send_object_list",  # pickles
+    "FileSystemReader", "FileSystemWriter", "load_state", "save_state", "instantiate", "get_class", "get_method",
+    "read_pickle", "create_subprocess_shell", "from_pickle",
+}  # fmt: skip
+
+
+def faults(source: str) -> list[str]:
+    """What a module does that it must not, with the line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] in MODULES]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [module] if module.split(".")[0] in MODULES else []
+            pairs = [(module.split(".")[0], alias.name) for alias in node.names]
+            names += [name for top, name in pairs if (top, name) in METHODS or name in ATTRIBUTES]
+        elif isinstance(node, ast.Name) and node.id in CALLS:
+            names = [node.id]
+        elif isinstance(node, ast.Attribute):
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            names = [f"{owner}.{node.attr}"] if (owner, node.attr) in METHODS or node.attr in ATTRIBUTES else []
+        elif isinstance(node, ast.keyword) and node.arg in ("shell", "allow_pickle", "trust_remote_code", "weights_only"):
+            off = isinstance(node.value, ast.Constant) and node.value.value is False
+            asked = node.arg == "trust_remote_code" and not isinstance(node.value, ast.Constant)
+            names = [] if (off or asked) and node.arg != "weights_only" else [f"{node.arg}="]
+        found += [f"{node.lineno}: {name}" for name in names]
+    return found
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_module_unpickles_evaluates_or_starts_a_shell(file):
+    assert faults(file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from pickle import loads", "import yaml", "import cloudpickle.cloudpickle", "eval('1')",
+        "run = exec", "torch.load('x')", "from torch import load", "import os; os.system('x')", "from os import system",
+        "subprocess.run('x', shell=True)", "subprocess.run('x', shell=yes)", "np.load('x', allow_pickle=True)",
+        "M.from_pretrained(x, trust_remote_code=True)", "dist.broadcast_object_list([x])", "accelerator.load_state(x)",
+        "from hydra.utils import instantiate", "hydra.utils.get_class(x)", "f(weights_only=True)", "__import__('x')",
+    ],
+)  # fmt: skip
+def test_the_check_itself_finds_each_fault(source):
+    assert faults(source)
+
+
+def test_the_check_leaves_harmless_code_alone():
+    assert faults("model.eval()\nmodel.compile()\nM.f(x, trust_remote_code=cfg.trust_remote_code, shell=False)") == []
+
+
+@pytest.mark.parametrize("option", ["_target_", "model._target_", "algo._target_", "+algo._target_", "++track._target_"])
+def test_no_option_names_code(hub, option):
+    said = hub(*TINY, f"{option}=os.system")
+    assert (said.code, len(said.problems)) == (2, 1)
+    assert "there is no such option" in said.problems[0]
+
+
+@pytest.mark.parametrize("group", ["algo", "model", "data", "launch", "track", "experiment"])
+def test_no_preset_names_code(hub, canary, tmp_path, group):
+    preset = tmp_path / "conf" / group / "evil.yaml"
+    preset.parent.mkdir(parents=True)
+    head = {"algo": "defaults: [lora_sft]\n", "experiment": "# @package _global_\n"}.get(group, "")
+    preset.write_text(f"{head}_target_: subprocess.run\nargs: [touch, {canary.path}]\n")
+    said = hub(*TINY, f"{group}=evil", "--config-dir", "conf")
+    assert (said.code, len(said.problems)) == (2, 1)
+    assert "_target_" in said.problems[0]
+    assert not canary.appeared()
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("callbacks", "{x: {_target_: logging.FileHandler, filename: CANARY}}"),
+        ("hydra_logging", "{handlers: {console: {(): logging.FileHandler, filename: CANARY}}}"),
+        ("job_logging", "{handlers: {console: {class: logging.FileHandler, filename: CANARY}}}"),
+        ("launcher", "{_target_: logging.FileHandler, filename: CANARY}"),
+        ("sweeper", "{_target_: logging.FileHandler, filename: CANARY}"),
+    ],
+)
+def test_no_preset_of_a_sweep_names_code_to_hydra(hub, canary, tmp_path, part, value):
+    preset = tmp_path / "conf/experiment/evil.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text(f"# @package _global_\nhydra:\n  {part}: {value.replace('CANARY', str(canary.path))}\n")
+    said = hub("--multirun", *TINY, "algo.lora_r=8,16", "experiment=evil", "--config-dir", "conf", "launch.python=/bin/false")
+    assert said.code == 2
+    assert not canary.appeared()
+
+
+def test_a_run_yaml_that_names_code_is_refused():
+    text = runfile.to_text(compose(*TINY))
+    for part in ("algo", "model", "track"):
+        assert f"{part}:\n" in text
+        with pytest.raises(ConfigError, match="_target_"):
+            runfile.from_text(text.replace(f"{part}:\n", f"{part}:\n  _target_: os.system\n"))
+    with pytest.raises(ConfigError):
+        runfile.from_text("!!python/object/apply:os.system ['true']")
+
+
+@pytest.mark.parametrize(("package", "floor"), [("torch", "2.10"), ("transformers", "5.3")])
+def test_releases_with_known_holes_are_not_allowed(package, floor):
+    """torch < 2.10: CVE-2026-24747, CVE-2025-32434. transformers < 5.3: CVE-2026-4372, CVE-2026-1839."""
+    seen = []
+    for file in [ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")]:
+        for line in tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"]:
+            requirement = Requirement(line)
+            if requirement.name == package:
+                floors = [Version(rule.version) for rule in requirement.specifier if rule.operator == ">="]
+                assert floors, f"{file}: {line}"
+                assert min(floors) >= Version(floor), f"{file}: {line}"
+                seen.append(file)
+    assert ROOT / "pyproject.toml" in seen
+    from importlib.metadata import version
+
+    assert Version(version(package).split("+")[0]) >= Version(floor)
