@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from hub.config import RunConfig
 from hub.errors import ConfigError
@@ -32,7 +33,7 @@ def from_text(text: str, source: str = "run.yaml") -> RunConfig:
         schema = OmegaConf.structured(RunConfig)
         schema.algo = registry().algorithm(name).config()
         return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(schema, values)))
-    except (OmegaConfBaseException, KeyError, AttributeError) as error:
+    except (OmegaConfBaseException, YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{source} is damaged or of another version: {str(error).splitlines()[0]}") from None
 
 

@@ -25,6 +25,9 @@ class Layout:
     def micro_batches(self, samples: Sequence[Sample], rank: int, world: int) -> list[MicroBatch]:
         """This rank's micro-batches of one step. All ranks get the same number of them."""
         lengths = [len(sample) for sample in samples]
+        if not self.packed:
+            # Padding counts against the bound as well.
+            lengths = [max(lengths)] * len(lengths)
         parts = batches.split(lengths, world, self.max_tokens, self.cost_ratio)[rank]
         chosen = [[samples[i] for i in part] or [weightless(samples[0])] for part in parts]
         return [pack(part) if self.packed else pad(part, self.pad_id) for part in chosen]

@@ -253,7 +253,8 @@ class Measure:
 def _can_select(model: Any) -> bool:
     """Whether the output layer can be asked for chosen positions: not where the layers lie on several devices."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return len(set(getattr(model, "hf_device_map", {}).values())) < 2 and takes_positions(type(base))
+    kind: Any = type(base)
+    return len(set(getattr(model, "hf_device_map", {}).values())) < 2 and takes_positions(kind)
 
 
 def without_chance(model: Any) -> bool:

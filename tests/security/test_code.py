@@ -2,6 +2,7 @@
 
 import ast
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,16 @@ SOURCES = [file for part in ("hub", "plugins", "examples") for file in (ROOT / p
            if not {"tests", "build", ".venv"} & set(file.relative_to(ROOT).parts)]  # fmt: skip
 TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
 
-MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "ruamel", "imp"}
-"""Unpickling runs code, and yaml.load may. OmegaConf reads YAML with a safe loader of its own."""
+MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "imp"}
+"""Unpickling runs code."""
 
 CALLS = {"eval", "exec", "compile", "__import__"}
 """Builtins that run text as code."""
 
 METHODS = {
     ("torch", "load"), ("torch", "save"), ("os", "system"), ("os", "popen"), ("subprocess", "getoutput"),
-    ("subprocess", "getstatusoutput"), ("hydra", "instantiate"), ("pd", "read_pickle"),
+    ("subprocess", "getstatusoutput"),
+    *(("yaml", name) for name in ("load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all")),
 }  # fmt: skip
 
 ATTRIBUTES = {
@@ -67,7 +69,8 @@ def test_no_module_unpickles_evaluates_or_starts_a_shell(file):
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from pickle import loads", "import yaml", "import cloudpickle.cloudpickle", "eval('1')",
+        "import pickle", "from pickle import loads", "yaml.load(x)", "from yaml import unsafe_load",
+        "import cloudpickle.cloudpickle", "eval('1')",
         "run = exec", "torch.load('x')", "from torch import load", "import os; os.system('x')", "from os import system",
         "subprocess.run('x', shell=True)", "subprocess.run('x', shell=yes)", "np.load('x', allow_pickle=True)",
         "M.from_pretrained(x, trust_remote_code=True)", "dist.broadcast_object_list([x])", "accelerator.load_state(x)",
@@ -126,8 +129,9 @@ def test_a_run_yaml_that_names_code_is_refused():
         assert f"{part}:\n" in text
         with pytest.raises(ConfigError, match="_target_"):
             runfile.from_text(text.replace(f"{part}:\n", f"{part}:\n  _target_: os.system\n"))
-    with pytest.raises(ConfigError):
-        runfile.from_text("!!python/object/apply:os.system ['true']")
+    for text in ("!!python/object/apply:os.system ['true']", "- a", "text"):
+        with pytest.raises(ConfigError, match="damaged or of another version"):
+            runfile.from_text(text)
 
 
 @pytest.mark.parametrize(("package", "floor"), [("torch", "2.10"), ("transformers", "5.3")])
@@ -143,6 +147,4 @@ def test_releases_with_known_holes_are_not_allowed(package, floor):
                 assert min(floors) >= Version(floor), f"{file}: {line}"
                 seen.append(file)
     assert ROOT / "pyproject.toml" in seen
-    from importlib.metadata import version
-
     assert Version(version(package).split("+")[0]) >= Version(floor)

@@ -224,7 +224,7 @@ def test_what_runs_code_is_not_taken_over_from_the_folder_of_a_run(hub, checkpoi
 def test_no_preset_switches_remote_code_on():
     presets = [file for root in ("conf", "plugins", "examples") for file in (ROOT / root).rglob("*.yaml")]
     assert len(presets) > 20
-    assert not [file for file in presets if "trust_remote_code" in file.read_text(encoding="utf-8")]
+    assert not [file for file in presets if "trust_remote_code:" in file.read_text(encoding="utf-8")]
 
 
 def test_the_checks_take_the_models_that_the_hub_writes(folder):
