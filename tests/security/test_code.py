@@ -1,6 +1,7 @@
 """What the project's own code never does, and what a config can't make it do."""
 
 import ast
+import re
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -148,3 +149,11 @@ def test_releases_with_known_holes_are_not_allowed(package, floor):
                 seen.append(file)
     assert ROOT / "pyproject.toml" in seen
     assert Version(version(package).split("+")[0]) >= Version(floor)
+
+
+def test_the_page_on_security_names_tests_that_there_are():
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    tests = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_*.py"))
+    assert len(named) > 20
+    assert named <= set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))

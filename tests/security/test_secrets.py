@@ -130,7 +130,8 @@ def test_a_run_that_fails_with_a_secret_in_its_error_blacks_it_out(plugin_folder
     place = tmp_path / "place"
     place.mkdir()
     options = ["algo=leaky", "model=tiny", f"data.path={write_chats(place / 'chats.jsonl', num_rows=4)}"]
-    done, seen = start(place, *options, f"launch.mode={mode}", PYTHONPATH=str(site.path))
+    path = os.pathsep.join(filter(None, [str(site.path), os.environ.get("PYTHONPATH")]))
+    done, seen = start(place, *options, f"launch.mode={mode}", PYTHONPATH=path)
     assert done.returncode == 1
     if mode == "process":
         (failure,) = (place / "runs/latest").glob("error-rank0.json")
