@@ -19,7 +19,8 @@ from hub.testing import write_chats
 
 # Dropout draws random numbers in every step; the data ends in the middle of an epoch, with a smaller step in between.
 OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.num_epochs=3",
-           "algo.lora_dropout=0.1", "algo.max_steps=20", "algo.save_every_steps=3", "algo.eval_every_steps=5"]  # fmt: skip
+           "algo.lora_dropout=0.1", "algo.max_steps=20", "algo.save_every_steps=3", "algo.eval_every_steps=5",
+           "algo.deterministic=true"]  # fmt: skip
 
 
 def command(folder: Path, *more: str) -> list[str]:

@@ -5,7 +5,7 @@ The samples of step n depend on the seed and on n only, so a run that is stopped
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +288,9 @@ class _Fit:
         self.eval_before, self.eval_loss = state["eval_loss_before"], state["last_eval_loss"]
         self.skipped = state["skipped"]
         self.spikes.restore(state["spikes"])
+        if self.algo.max_tokens_per_gpu == AUTO:
+            # Free memory may be another now; other micro-batches would round differently.
+            self.layout = replace(self.layout, max_tokens=state["max_tokens"])
         lines = [line for line in read_metrics(self.run.metrics_file) if "skipped" not in line]
         self.recent.extend(line["loss"] for line in lines[-NUM_RECENT:])
 

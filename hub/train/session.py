@@ -41,6 +41,7 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
     set_seed(cfg.algo.seed)
     if cfg.algo.deterministic:
         torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds up in any order
     name = str(dtype).removeprefix("torch.")
     run.write_plan(dtype=name, dtype_because=why, num_processes=group.world, device=_device_name(group.device))
     run.say(f"arithmetic in {name} ({why}), {group.world} process(es) on {_device_name(group.device)}")
