@@ -135,7 +135,12 @@ def test_a_config_that_is_no_json_object_is_one_line(folder, content):
 
 
 def ask_for_code(folder: Path, module: str, **config: Any) -> None:
-    (folder / "evil.py").write_text(module + "from transformers import LlamaConfig as E, LlamaForCausalLM as M\n")
+    (folder / "evil.py").write_text(
+        # Classes of its own: transformers marks the ones that it finds, and the tests after this one use the real ones.
+        module + "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class E(LlamaConfig):\n    pass\n"
+        "class M(LlamaForCausalLM):\n    pass\n"
+    )
     edit(folder / "config.json", auto_map={"AutoConfig": "evil.E", "AutoModelForCausalLM": "evil.M"}, **config)
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "evil.E"]})
 
