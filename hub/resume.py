@@ -23,6 +23,10 @@ MAY_CHANGE = {
 """Options of algo, model and data that change nothing in what is learnt."""
 
 
+OF_RESUME = {"resume", "resume_with_changes", "output_dir"}
+"""Options that say what to resume, and may stand beside it alone."""
+
+
 def recall(cfg: RunConfig) -> RunConfig:
     """The config to resume with: when no algorithm is chosen, what the run was asked for.
 
@@ -52,7 +56,16 @@ def recall(cfg: RunConfig) -> RunConfig:
             f"resume={cfg.resume}: that run had {' '.join(unasked)}, which runs code and is not taken over from its folder. "
             "If you trust it, type it again with resume"
         )
-    launch = cfg.launch if cfg.launch.nproc_per_node != "auto" else before.launch
+    typed = {name: value for name, value, default, _ in leaves(cfg) if value != default}
+    allowed = OF_RESUME | ({"model.trust_remote_code"} if before.model.trust_remote_code else set())
+    dropped = [name for name in typed if name not in allowed and not name.startswith("launch.")]
+    if dropped:
+        raise ConfigError(
+            f"resume={cfg.resume} without algo=NAME takes all options from the run, so {', '.join(dropped)} can't be set. "
+            "Leave that out, or type the run's command again with resume"
+        )
+    here = {name.removeprefix("launch."): value for name, value in typed.items() if name.startswith("launch.")}
+    launch = replace(before.launch, **here)
     return replace(before, launch=launch, resume=cfg.resume, resume_with_changes=cfg.resume_with_changes)
 
 

@@ -137,3 +137,9 @@ def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
     assert inline(tmp_path, "resume=latest").num_steps == 20
     with pytest.raises(ConfigError, match="this run is complete"):
         inline(tmp_path, "resume=latest")
+
+
+def test_options_beside_a_resume_without_algorithm_are_not_dropped_in_silence(tmp_path, stopped):
+    with pytest.raises(ConfigError, match=r"data\.max_seq_len, track\.project can't be set"):
+        launch(compose(f"resume={stopped}", "data.max_seq_len=64", "track.project=other", f"output_dir={tmp_path}"))
+    assert launch(compose(f"resume={stopped}", "launch.mode=inline")).num_steps == 20
