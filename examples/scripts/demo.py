@@ -8,6 +8,7 @@ have terse answers, often with a wink; SmolLM2-135M-Instruct likes to lecture.
 """
 
 import argparse
+import logging as stdlib_logging
 import sys
 import textwrap
 import warnings
@@ -54,6 +55,9 @@ def main() -> None:
 
 def answers(adapter: Path, prompts: tuple[str, ...], num_tokens: int = 40) -> list[tuple[str, str, str]]:
     """Each prompt with the answer of the base model and that of the trained one."""
+    # peft imports bitsandbytes where it is there, which speaks of kernels that are not used here.
+    stdlib_logging.getLogger("bitsandbytes").setLevel(stdlib_logging.ERROR)
+
     import torch
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
