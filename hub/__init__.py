@@ -3,9 +3,10 @@
 from hub.algorithm import Algorithm, Backend
 from hub.api import lora_sft, run, sft
 from hub.compose import compose
-from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig, option
+from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
 from hub.hookspecs import hookimpl
+from hub.options import option
 from hub.run import Outcome, Result, Run
 
 __version__ = "0.1.0"

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hub import runfile
-from hub.config import AUTO, RunConfig
+from hub.config import RunConfig
 from hub.errors import ConfigError, HubError
+from hub.options import AUTO
 from hub.run import Run
 from hub.secrets import without_secrets
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hub.config import leaves
 from hub.errors import did_you_mean
+from hub.options import leaves
 from hub.plugins import registry
 from hub.secrets import without_secrets
 

@@ -6,17 +6,8 @@ from dataclasses import Field, fields
 from inspect import getdoc
 from typing import Any
 
-from hub.config import (
-    AlgoConfig,
-    DataConfig,
-    LaunchConfig,
-    ModelConfig,
-    RunConfig,
-    TrackConfig,
-    bounds_words,
-    field_docs,
-    type_words,
-)
+from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
+from hub.options import bounds_words, field_docs, type_words
 from hub.plugins import registry
 
 HEAD = """# Options

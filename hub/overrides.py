@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from hub.config import PARTS, AlgoConfig, RunConfig, type_words
+from hub.config import PARTS, AlgoConfig, RunConfig
 from hub.errors import ConfigError, did_you_mean
+from hub.options import type_words
 from hub.plugins import registry
 
 CONFIG_NAME = "config"

@@ -11,8 +11,9 @@ import pluggy
 
 from hub import hookspecs
 from hub.algorithm import Algorithm, Backend
-from hub.config import AUTO, AlgoConfig, DataConfig, LaunchConfig, ModelConfig
+from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig
 from hub.errors import PluginError, did_you_mean
+from hub.options import AUTO
 
 HOOKS: dict[str, tuple[str, ...]] = {
     name: tuple(inspect.signature(spec).parameters)

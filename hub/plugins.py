@@ -18,8 +18,9 @@ import pluggy
 
 from hub import hookspecs
 from hub.algorithm import Algorithm, Backend
-from hub.config import AUTO, AlgoConfig
+from hub.config import AlgoConfig
 from hub.errors import HubError, PluginError, did_you_mean
+from hub.options import AUTO
 from hub.plugin_checks import (
     check_algorithm,
     check_backend,

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from hub.algorithm import Backend
-from hub.config import AUTO, PARTS, AlgoConfig, RunConfig, field_problems
+from hub.config import PARTS, AlgoConfig, RunConfig
 from hub.data.read import check_rows, num_held_out
 from hub.errors import ConfigError, HubError, ModelError, PluginError, did_you_mean
+from hub.options import AUTO, field_problems
 from hub.plugins import registry
 from hub.testing import FAMILIES, tiny_data_path
 from hub.train.batches import auto_batch_size, num_steps

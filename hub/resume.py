@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hub import runfile
-from hub.config import AlgoConfig, RunConfig, leaves
+from hub.config import AlgoConfig, RunConfig
 from hub.errors import ConfigError
+from hub.options import leaves
 from hub.run import Run
 
 MAY_CHANGE = {

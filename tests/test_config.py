@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from hub import AlgoConfig, RunConfig, option
-from hub.config import PARTS, DataConfig, ModelConfig, field_docs, field_problems, leaves
+from hub.config import PARTS, DataConfig, ModelConfig
+from hub.options import field_docs, field_problems, leaves
 from hub.options_page import page
 from hub.plugins import registry
 

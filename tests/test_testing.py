@@ -8,8 +8,9 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hub.config import ModelConfig, field_problems
+from hub.config import ModelConfig
 from hub.errors import ModelError
+from hub.options import field_problems
 from hub.testing import FAMILIES, VOCAB, tiny_model, tiny_model_path, write_chats
 
 PRESETS = sorted((Path(__file__).parents[1] / "conf" / "model").glob("*.yaml"))

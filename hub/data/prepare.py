@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hub.config import AUTO, RunConfig
+from hub.config import RunConfig
 from hub.data.formats import Conversation, conversations
 from hub.data.read import num_held_out, read_rows
 from hub.data.template import encode, load_template, require_template, template_report
 from hub.errors import ConfigError, DataError
+from hub.options import AUTO
 
 _MOST_LISTED = 1000
 _MOST_PRINTED = 3

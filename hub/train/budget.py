@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from hub.config import AUTO, AlgoConfig
+from hub.config import AlgoConfig
 from hub.errors import ConfigError
+from hub.options import AUTO
 
 CPU_TOKENS = 1024
 """A CPU gains nothing from longer rows: its cores are busy already, and attention over a packed row grows with its square."""

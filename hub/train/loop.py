@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from hub.config import AUTO
 from hub.errors import ConfigError, DivergedError
+from hub.options import AUTO
 from hub.plugins import registry
 from hub.run import Outcome, read_metrics
 from hub.signals import stop_request

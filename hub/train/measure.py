@@ -14,8 +14,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 
-from hub.config import AUTO
 from hub.data.prepare import Sample
+from hub.options import AUTO
 from hub.train import batches, collate, step
 from hub.train.distributed import max_over_ranks, sum_over_ranks
 from hub.train.layout import Layout

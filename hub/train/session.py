@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers.utils import logging as transformers_logging
 
-from hub.config import AUTO, RunConfig
+from hub.config import RunConfig
+from hub.options import AUTO
 from hub.run import Run
 from hub.train.distributed import Group, start_group
 from hub.train.strategy import Replicated
