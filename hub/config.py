@@ -1,18 +1,23 @@
 """The configuration of a run: plain dataclasses with a docstring under every field. Nothing here knows Hydra or torch.
+The part `data` is in data/config.py.
 
 `option(...)` adds what a type can't say (choices, bounds); `RunConfig.problems()` checks all of it at once. The
 docstrings under the fields are what `hub show` and docs/options.md print.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from hub.data.config import DataConfig as DataConfig
 from hub.options import AUTO, field_problems, leaves, option
 from hub.secrets import secret_in, without_secrets
 
 WORK_ON_SHARES = ("adamw", "sgd")
 """Optimizers whose update of a weight needs that weight only, so that they work on shares of it (launch.strategy=fsdp)."""
+ZERO = ("zero1", "zero2", "zero3")
+"""DeepSpeed's strategies."""
 PARTS = ("algo", "model", "data", "launch", "track")
 """The parts of a config. Each is a group of presets too."""
 
@@ -66,7 +71,10 @@ class AlgoConfig:
     """Global gradient norm above which gradients are scaled down. null: no clipping."""
 
     gradient_checkpointing: str = option(AUTO, choices=(AUTO, "none", "all"))
-    """Recompute activations in the backward pass to save memory. auto: on a GPU when the model fills much of it."""
+    """Recompute the layers' activations in the backward pass to save memory. auto: of as few layers as memory asks for."""
+
+    compile: str = option(AUTO, choices=(AUTO, "none", "layers"))
+    """torch.compile of each decoder layer. auto: on a GPU, when the run is long enough to gain more than compiling takes."""
 
     seed: int = option(42, ge=0, le=2**32 - 1)
     """Seed of data order, adapter initialisation and dropout."""
@@ -91,6 +99,14 @@ class AlgoConfig:
 
     backend: str = AUTO
     """Which installed backend runs the algorithm. auto: the available one of the highest priority."""
+
+    def with_paths(self, full: Callable[[Any, str], Any]) -> "AlgoConfig":
+        """These options with local paths made absolute, for an algorithm that has options with paths.
+
+        Args:
+            full: makes the value of an option absolute; its second argument is the option's name where `tiny:chats` is allowed.
+        """
+        return self
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
         """What is wrong beyond types and bounds. A subclass yields from this one first."""
@@ -151,37 +167,6 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class DataConfig:
-    """Training and evaluation data."""
-
-    path: str = ""
-    """JSONL, JSON, CSV or parquet file, a folder of them, or an id of the model hub's data sets."""
-
-    eval_path: str | None = None
-    """Data to evaluate on, in the same forms. Excludes `eval_fraction`."""
-
-    eval_fraction: float = option(0.0, ge=0, lt=1)
-    """Share of the rows of `path` that is held out for evaluation (chosen by `algo.seed`) and not trained on."""
-
-    format: str = option(AUTO, choices=(AUTO, "messages", "sharegpt", "alpaca", "prompt_completion"))
-    """Form of the rows. auto: found from the names of the fields, and said."""
-
-    max_seq_len: int | str = option(AUTO, ge=8)
-    """Longest sample in tokens; longer ones are left out, counted and said. auto: what the model can hold."""
-
-    template: str | None = None
-    """File with a Jinja chat template in place of the tokenizer's own. null: the tokenizer's."""
-
-    def problems(self, cfg: "RunConfig") -> Iterator[str]:
-        if not self.path:
-            yield "No training data is given. Type data.path=FILE.jsonl"
-        if self.eval_path and self.eval_fraction:
-            yield "data.eval_path and data.eval_fraction are both set. Set one of them."
-        if self.template and not Path(self.template).is_file():
-            yield f"data.template={self.template}: there is no such file"
-
-
-@dataclass(kw_only=True)
 class LaunchConfig:
     """Processes and machines."""
 
@@ -200,19 +185,33 @@ class LaunchConfig:
     rdzv_endpoint: str | None = None
     """host:port where the processes meet; the same on all machines. null: a free port, on one machine."""
 
-    strategy: str = option(AUTO, choices=(AUTO, "ddp", "fsdp", "split"))
+    strategy: str = option(AUTO, choices=(AUTO, "ddp", "fsdp", *ZERO, "split"))
     """How the model lies on several GPUs. ddp: each process holds all of it. fsdp: each holds a share of every layer.
-    split: one process, its layers spread over the GPUs. auto: ddp where it fits, else fsdp."""
+    zero1, zero2, zero3: DeepSpeed shares out the optimizer's state, the gradients too, the weights too. split: one process,
+    its layers spread over the GPUs. auto: ddp where it fits, else fsdp."""
+
+    deepspeed_config: str | None = None
+    """With zero1, zero2 or zero3: DeepSpeed's own JSON file, laid over what the hub sets. Batch, clipping, optimizer and
+    schedule stay the hub's."""
 
     cpu_offload: bool = False
-    """With fsdp: keep weights and optimizer state in the host's memory. Slow, for what fits nowhere else."""
+    """With fsdp and zero1 to zero3: keep optimizer state (fsdp, zero3: weights too) in the host's memory. Slow, for what
+    fits nowhere else."""
 
     python: str | None = None
     """Interpreter of the workers, for a backend that lives in an environment of its own. null: this one."""
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
-        if self.strategy == "fsdp" and cfg.algo.optimizer not in WORK_ON_SHARES:
+        if self.strategy in ("fsdp", *ZERO) and cfg.algo.optimizer not in WORK_ON_SHARES:
             yield f"algo.optimizer={cfg.algo.optimizer} can't work on shares of weights. Type algo.optimizer=adamw"
+        if self.deepspeed_config and self.strategy not in ZERO:
+            yield (
+                f"launch.deepspeed_config={self.deepspeed_config} goes with {', '.join(ZERO)} only. Type launch.strategy=zero2"
+            )
+        elif self.deepspeed_config and not Path(self.deepspeed_config).is_file():
+            yield f"launch.deepspeed_config={self.deepspeed_config}: there is no such file"
+        if self.strategy in ZERO and cfg.task == "verify":
+            yield f"launch.strategy={self.strategy} can't be verified: DeepSpeed keeps the gradients. Type launch.strategy=ddp"
         if self.node_rank >= self.nnodes:
             yield f"launch.node_rank={self.node_rank} must be below launch.nnodes={self.nnodes}"
         if self.nnodes > 1 and not self.rdzv_endpoint:
@@ -221,8 +220,6 @@ class LaunchConfig:
             host, _, port = self.rdzv_endpoint.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 yield f"launch.rdzv_endpoint={self.rdzv_endpoint} is not of the form HOST:PORT"
-        if self.strategy == "split" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):
-            yield "launch.strategy=split runs in one process. Type launch.nproc_per_node=1, or launch.strategy=fsdp"
         if self.mode == "inline" and self.python:
             yield "launch.mode=inline runs in this interpreter. Leave launch.python out, or type launch.mode=process"
         if self.strategy == "split" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):

@@ -34,6 +34,14 @@ class ModelError(HubError):
     """A model or tokenizer can't be found, read or trained."""
 
 
+class NoMemoryError(ModelError):
+    """Memory ran out in a pass that the ranks can't begin again. Training can be started again in smaller micro-batches."""
+
+    def __init__(self, message: str, smaller_bound: int) -> None:
+        super().__init__(message)
+        self.smaller_bound = smaller_bound
+
+
 class PluginError(HubError):
     """A plugin is broken, missing, or clashes with another one."""
 

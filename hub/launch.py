@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hub import runfile
 from hub.algorithm import Backend
 from hub.config import RunConfig
 from hub.errors import HubError, Interrupted, LaunchError
@@ -45,6 +47,9 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
         return work(cfg, run)
     started = time.monotonic()
     exit_code = workers.wait()
+    while exit_code and (smaller := _in_smaller_micro_batches(cfg, run)):
+        cfg = smaller
+        exit_code = _start_workers(cfg, run).wait()
     return _result(cfg, run, backend, exit_code, time.monotonic() - started)
 
 
@@ -110,6 +115,31 @@ def _start_workers(cfg: RunConfig, run: Run) -> _Workers:
         return _Workers(_command(cfg, run), _environment(cfg))
     except OSError as error:
         raise LaunchError(f"the worker can't be started: {error}") from None
+
+
+def _in_smaller_micro_batches(cfg: RunConfig, run: Run) -> RunConfig | None:
+    """How to go on when memory ran out where ranks wait for each other, so that the step could not be done again in place.
+
+    Steps do not depend on the size of micro-batches: the run goes on as if nothing had happened. Several machines would have
+    to start again together; there the user does it.
+    """
+    bounds = [failure.smaller_bound for failure in Failure.read_all(run) if failure.smaller_bound]
+    if not bounds or cfg.launch.nnodes > 1:
+        return None
+    has_checkpoint = any(run.checkpoints_path.glob("step-*/manifest.json"))
+    begun_at = "from the last checkpoint" if has_checkpoint else "from the beginning"
+    print(
+        f"hub: out of memory. The run starts again {begun_at} in micro-batches of at most {min(bounds)} tokens, with the same "
+        f"result. Next time type algo.max_tokens_per_gpu={min(bounds)}",
+        flush=True,
+    )
+    if not has_checkpoint:
+        run.metrics_file.unlink(missing_ok=True)
+    run.forget_end()
+    algo = replace(cfg.algo, max_tokens_per_gpu=min(bounds))
+    cfg = replace(cfg, algo=algo, resume=str(run.path) if has_checkpoint else None)
+    run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
+    return cfg
 
 
 def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds: float) -> Result:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hub.algorithm import Backend
-from hub.config import PARTS, AlgoConfig, RunConfig
-from hub.data.read import check_rows, num_held_out
+from hub.config import PARTS, ZERO, AlgoConfig, RunConfig
+from hub.data.check import check_rows
+from hub.data.mix import eval_source_of, make_mix, num_held_out, sources_of
 from hub.errors import ConfigError, HubError, ModelError, PluginError, did_you_mean
 from hub.options import AUTO, field_problems
 from hub.plugins import registry
@@ -24,6 +25,9 @@ from hub.train.batches import auto_batch_size, num_steps
 
 TINY = "tiny:"
 BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+LOOK, STREAM_LOOK = 20_000, 1_000
+"""Rows of each source that are read before a run is started."""
+
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -87,15 +91,23 @@ def num_visible_gpus() -> int:
 def _absolute(cfg: RunConfig) -> RunConfig:
     """Workers may run in another folder or interpreter: make local paths absolute, and tiny data a file."""
 
-    def full(path: Any) -> Any:
-        if path and path.startswith(TINY):
-            return str(tiny_data_path(path.removeprefix(TINY)))
+    def full(path: Any, option: str = "") -> Any:
+        if option and path and path.startswith(TINY):
+            return str(tiny_data_path(path.removeprefix(TINY), option))
         return str(Path(path).expanduser().absolute()) if path and Path(path).expanduser().exists() else path
 
-    data, model = cfg.data, cfg.model
+    data, model, launch = cfg.data, cfg.model, cfg.launch
     return replace(
         cfg,
-        data=replace(data, path=full(data.path), eval_path=full(data.eval_path), template=full(data.template)),
+        algo=cfg.algo.with_paths(full),
+        data=replace(
+            data,
+            path=full(data.path, "data.path"),
+            mix=[replace(source, path=full(source.path, f"data.mix[{i}].path")) for i, source in enumerate(data.mix)],
+            eval_path=full(data.eval_path, "data.eval_path"),
+            template=full(data.template),
+        ),
+        launch=replace(launch, deepspeed_config=full(launch.deepspeed_config)),
         model=model if model.path.startswith(TINY) else replace(model, path=full(model.path)),
         output_dir=str(Path(cfg.output_dir).expanduser().absolute()),
     )
@@ -109,13 +121,20 @@ def _check_tiny_model(cfg: RunConfig) -> None:
 
 
 def _check_data(cfg: RunConfig) -> int | None:
-    """Number of rows to train and to evaluate on; None when that takes more than a look."""
-    if cfg.data.eval_path:
-        check_rows(cfg.data.eval_path, cfg.data.format)
-    if not cfg.data.path:
+    """Number of samples in one pass, if no row is too long; None when finding that out takes more than a look."""
+    if any(cfg.data.format_problems()):
         return None
-    num_rows, complete = check_rows(cfg.data.path, cfg.data.format)
-    return num_rows if complete else None
+    if evaluation := eval_source_of(cfg.data):
+        check_rows(evaluation, cfg.data, LOOK)
+    sources = [source for source in sources_of(cfg.data) if source.path]
+    sizes = []
+    for source in sources:
+        num_rows, complete = check_rows(source, cfg.data, STREAM_LOOK if cfg.data.streaming else LOOK)
+        if num_rows is not None and complete and not cfg.data.streaming:
+            sizes.append(num_rows - num_held_out(num_rows, cfg.data.eval_fraction))
+    if not sources or len(sizes) < len(sources) or any(cfg.data.problems(cfg)):
+        return None
+    return make_mix(sources, sizes).per_pass
 
 
 def _machine_problems(cfg: RunConfig) -> Iterator[str]:
@@ -139,6 +158,8 @@ def _machine_problems(cfg: RunConfig) -> Iterator[str]:
 def _missing_packages(cfg: RunConfig) -> Iterator[str]:
     if cfg.algo.optimizer in BITSANDBYTES_OPTIMIZERS and find_spec("bitsandbytes") is None:
         yield (f"algo.optimizer={cfg.algo.optimizer} needs bitsandbytes. Type pip install bitsandbytes or algo.optimizer=adamw")
+    if cfg.launch.strategy in ZERO and find_spec("deepspeed") is None:
+        yield f"launch.strategy={cfg.launch.strategy} needs deepspeed. Type pip install deepspeed or launch.strategy=fsdp"
     package = TRACKER_PACKAGES.get(cfg.track.tool)
     if package and find_spec(package) is None:
         yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
@@ -160,13 +181,11 @@ def _port_problem(endpoint: str) -> Iterator[str]:
             yield f"launch.rdzv_endpoint={endpoint}: this port can't be used ({error.strerror}). Type another"
 
 
-def _warmup_problem(cfg: RunConfig, num_rows: int) -> str | None:
+def _warmup_problem(cfg: RunConfig, num_train: int) -> str | None:
     """Whether the warm-up ends within the run, now that the number of rows is known."""
     warmup = cfg.algo.warmup_steps
     if not warmup or cfg.algo.max_steps is not None:
         return None
-    held_out = num_held_out(num_rows, cfg.data.eval_fraction)
-    num_train = num_rows - held_out
     batch = cfg.algo.effective_batch_size
     batch = auto_batch_size(num_train) if batch == AUTO else int(batch)
     total = num_steps(num_train, batch, cfg.algo.num_epochs, None)

@@ -19,6 +19,7 @@ MAY_CHANGE = {
     "algo.keep_checkpoints",
     "algo.max_tokens_per_gpu",
     "algo.gradient_checkpointing",
+    "algo.compile",
     "model.notes",
 }
 """Options of algo, model and data that change nothing in what is learnt."""
@@ -86,8 +87,7 @@ def open_run(cfg: RunConfig, run_path: Path | None = None) -> Run:
     elif cfg.resume:
         run = Run(_folders(cfg)[0])
         _check_same(cfg, run)
-        for file in [run.result_file, *run.path.glob("error-rank*.json")]:
-            file.unlink(missing_ok=True)
+        run.forget_end()
     else:
         run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
     run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")

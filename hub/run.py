@@ -97,6 +97,8 @@ class Failure:
     signal_number: int | None = None
     traceback: str | None = None
     file: str = ""
+    smaller_bound: int | None = None
+    """Tokens per micro-batch with which the run can be started again, when memory ran out."""
 
     @classmethod
     def read_all(cls, run: "Run") -> "list[Failure]":
@@ -197,6 +199,11 @@ class Run:
         """Any rank may write its own."""
         file = self.path / f"error-rank{failure.rank}.json"
         write_json(file, asdict(failure) | {"file": str(file)})
+
+    def forget_end(self) -> None:
+        """Take away how a run ended, before it goes on."""
+        for file in [self.result_file, *self.path.glob("error-rank*.json")]:
+            file.unlink(missing_ok=True)
 
     def write_result(self, result: Result) -> None:
         if self.is_main:

@@ -116,7 +116,14 @@ def main(run_path: Path) -> int:
     except HubError as error:
         number = error.signal_number if isinstance(error, Interrupted) else None
         run.write_failure(
-            Failure(rank=rank, message=str(error), exit_code=error.exit_code, time=time.time(), signal_number=number)
+            Failure(
+                rank=rank,
+                message=str(error),
+                exit_code=error.exit_code,
+                time=time.time(),
+                signal_number=number,
+                smaller_bound=getattr(error, "smaller_bound", None),
+            )
         )
         return error.exit_code
     except Exception as error:

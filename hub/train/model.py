@@ -1,5 +1,6 @@
 """Load a tokenizer and a causal language model for training, and bring its weights into the types that training needs."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def load_tokenizer(cfg: RunConfig, path: Path) -> Any:
 
     Raises:
         ModelError: the folder has no tokenizer that transformers can read.
-        DataError: there is no chat template.
+        DataError: the template can't be read.
     """
-    from hub.data.template import load_template, require_template
+    from hub.data.template import load_template
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=cfg.model.trust_remote_code)
@@ -43,7 +44,6 @@ def load_tokenizer(cfg: RunConfig, path: Path) -> Any:
         raise ModelError(_refusal(cfg.model, error, "no tokenizer can be read from it: ")) from None
     if cfg.data.template:
         load_template(tokenizer, cfg.data.template)
-    require_template(tokenizer, cfg.model.path)
     return tokenizer
 
 
@@ -99,6 +99,10 @@ def load_causal_lm(
         )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise ModelError(_refusal(cfg, error)) from None
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # After a pass in evaluation mode bitsandbytes would go on with a kernel that has no backward pass.
+            layer.support_avx512bf16_for_cpu = False
     model.config.use_cache = False
     model.train()
     return model
@@ -152,12 +156,11 @@ def save_whole_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtyp
         return cast[tensor.data_ptr()]
 
     state = {name: stored(tensor) for name, tensor in weights.items()}
-    config_dtype, use_cache = model.config.dtype, model.config.use_cache
-    model.config.dtype, model.config.use_cache = dtype, True
-    try:
-        model.save_pretrained(folder, state_dict=state)
-    finally:
-        model.config.dtype, model.config.use_cache = config_dtype, use_cache
+    # The same model with a config of its own: transformers writes into the config, and the model may be training meanwhile.
+    twin = object.__new__(type(model))
+    twin.__dict__.update(model.__dict__, config=copy.deepcopy(model.config))
+    twin.config.dtype, twin.config.use_cache = dtype, True
+    twin.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
 

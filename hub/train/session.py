@@ -1,5 +1,6 @@
 """What a backend needs before it loads anything: the group of processes, the accelerator, the precision, the seed."""
 
+import os
 import warnings
 from dataclasses import dataclass, field
 
@@ -55,6 +56,8 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")
     warnings.filterwarnings("ignore", module="torch")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, warns that it found no GPU
 
 
 def choose_dtype(asked: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -13,12 +13,16 @@ from typing import Any
 import torch
 
 from hub.data.prepare import Sample
-from hub.errors import ModelError
+from hub.errors import ModelError, NoMemoryError
 from hub.train.collate import MicroBatch, num_loss_tokens
 from hub.train.distributed import sum_over_ranks
 from hub.train.layout import Layout
 from hub.train.loss import causal_lm_loss
 from hub.train.session import Session
+
+NEEDED_BY_ONE = (
+    "which the longest sample needs. Type algo.gradient_checkpointing=all, a smaller data.max_seq_len, or algo=qlora_sft"
+)
 
 Loss = Callable[[Any, MicroBatch], torch.Tensor]
 
@@ -52,20 +56,15 @@ def train_step(
     loss: Loss = causal_lm_loss,
 ) -> StepOutcome:
     """One optimizer step on the same samples on every rank. Weights stay as they are when a number is not finite."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def attempt(smaller: Layout) -> float:
         optimizer.zero_grad(set_to_none=True)
         return accumulate_gradients(session, model, samples, smaller, loss)
 
     loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
-    session.strategy.reduce(parameters)
-    norm = session.strategy.clip(parameters, math.inf if max_grad_norm is None else max_grad_norm)
-    outcome = StepOutcome(loss_sum / count_targets(samples), norm, layout)
-    if outcome.finite:
-        optimizer.step()
+    norm = session.strategy.update(optimizer, max_grad_norm, math.isfinite(loss_sum))
     optimizer.zero_grad(set_to_none=True)
-    return outcome
+    return StepOutcome(loss_sum / count_targets(samples), norm, layout)
 
 
 def accumulate_gradients(
@@ -81,7 +80,7 @@ def accumulate_gradients(
     for batch in layout.micro_batches(samples, session.group.rank, session.group.world):
         with autocast(session):
             loss_sum = loss(model, batch.to(session.device))
-        (loss_sum / num_targets).backward()
+        session.strategy.backward(loss_sum / num_targets)
         total += loss_sum.detach().double()
     return float(total)
 
@@ -129,18 +128,23 @@ def within_memory(
 
     Raises:
         ModelError: memory runs out even with the longest sample alone.
+        NoMemoryError: it runs out, and this rank can't leave the pass without the others waiting for it.
     """
     while True:
         mine, ran_out = 0.0, False
         try:
             mine = attempt(layout)
         except torch.OutOfMemoryError:
-            if not recovers:
-                raise ModelError(
-                    f"out of memory with micro-batches of {layout.max_tokens} tokens. "
-                    f"Type algo.max_tokens_per_gpu={layout.max_tokens // 2} resume=latest"
-                ) from None
             ran_out = True
+        if ran_out and not recovers:
+            smaller = layout.halved(max(len(sample) for sample in samples))
+            if smaller is None:
+                raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NEEDED_BY_ONE}")
+            raise NoMemoryError(
+                f"out of memory with micro-batches of {layout.max_tokens} tokens. "
+                f"Type algo.max_tokens_per_gpu={smaller.max_tokens} resume=latest",
+                smaller.max_tokens,
+            )
         # The exception, which holds on to the tensors of the failed pass, is gone here.
         total, num_out = sum_over_ranks(mine, float(ran_out))
         if not num_out:
@@ -150,10 +154,7 @@ def within_memory(
         longest = max(len(sample) for sample in samples)
         smaller = layout.halved(longest)
         if smaller is None:
-            raise ModelError(
-                f"out of memory with micro-batches of {layout.max_tokens} tokens, which the longest sample needs. Type "
-                "algo.gradient_checkpointing=all, a smaller data.max_seq_len, or algo=qlora_sft"
-            )
+            raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NEEDED_BY_ONE}")
         layout = smaller
 
 

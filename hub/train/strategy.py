@@ -5,17 +5,22 @@ saving. The loop knows nothing else about it. Gradients are sums over ranks in b
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from hub.config import ZERO, LaunchConfig
 from hub.errors import ConfigError
+from hub.options import AUTO
+from hub.train.coordinates import Coordinates
 from hub.train.distributed import Group, same_on_all_ranks, sum_gradients
+from hub.train.optimizer_state import flat_optimizer_state, restore_optimizer
+from hub.train.shares import StoredTensors, local, place_of
 
 
 class Replicated:
@@ -25,9 +30,73 @@ class Replicated:
     recovers_memory = True
     """A pass that runs out of memory can be done again: it waits for no other rank."""
 
+    shares_weights = False
+    """Weights are shared out layer by layer, so that the whole model need not fit on a device."""
+
+    has_engine = False
+    """Backward passes have to go through the strategy, since an engine takes the gradients."""
+
+    coordinates = Coordinates()
+    """How the weights follow from what trains. `fit` sets another one for algorithms that have coordinates of their own."""
+
+    def shares_of_state(self, world: int) -> int:
+        """Processes among which gradients and optimizer state are shared out."""
+        return 1
+
     def place(self, model: Any) -> None:
         """Make a freshly built model ready to train. The same weights on all ranks afterwards."""
         same_on_all_ranks(p.data for p in model.parameters() if p.requires_grad)
+
+    def start(self, model: Any, optimizer: torch.optim.Optimizer) -> Any:
+        """What the passes go through, once there is an optimizer: the model itself, or an engine around it."""
+        return model
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The whole of a weight or buffer of the model. All ranks must ask."""
+        return full(tensor)
+
+    def shape(self, parameter: torch.Tensor) -> tuple[int, ...]:
+        """Shape of the whole of a parameter."""
+        return tuple(parameter.shape)
+
+    def optimizer_state(self, model: Any, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The optimizer's state for a checkpoint: tensors under `parameter name/state name`, and numbers for JSON."""
+        return flat_optimizer_state(model, optimizer)
+
+    def load(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        weights: StoredTensors,
+        moments: StoredTensors,
+        numbers: dict[str, Any],
+    ) -> None:
+        """Take weights that train, and what `optimizer_state` gave, out of a checkpoint: each process what it holds."""
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                local(parameter).copy_(weights.read(name, place_of(parameter)))
+        restore_optimizer(model, optimizer, moments, numbers)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The backward pass of one micro-batch."""
+        loss.backward()
+
+    def update(self, optimizer: torch.optim.Optimizer, bound: float | None, loss_is_finite: bool) -> float:
+        """Bring the gradients together, scale them down to a norm of `bound`, and change the weights.
+
+        The weights stay as they are when the loss or the gradients' norm is not finite.
+
+        Returns:
+            The norm before.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.reduce(parameters)
+        self.coordinates.project_gradients()
+        norm = self.clip(parameters, math.inf if bound is None else bound)
+        if loss_is_finite and math.isfinite(norm):
+            optimizer.step()
+            self.coordinates.follow(optimizer)
+        return norm
 
     def reduce(self, parameters: list[torch.nn.Parameter]) -> None:
         """Sum the gradients over the ranks."""
@@ -55,11 +124,15 @@ class FullyShard(Replicated):
 
     name = "fsdp"
     recovers_memory = False
+    shares_weights = True
 
     def __init__(self, group: Group, compute_dtype: torch.dtype, cpu_offload: bool) -> None:
         self._device, self._compute_dtype = group.device, compute_dtype
         self._mesh = init_device_mesh(group.device.type, (group.world,))
         self._offload: OffloadPolicy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+
+    def shares_of_state(self, world: int) -> int:
+        return world
 
     def place(self, model: Any) -> None:
         """Shard layer by layer, by the model's own layer classes."""
@@ -77,6 +150,9 @@ class FullyShard(Replicated):
         options: dict[str, Any] = {"mesh": self._mesh, "mp_policy": precision, "offload_policy": self._offload}
         # Else the outermost weights stay gathered after an evaluation, and are not those that the optimizer knows.
         options["reshard_after_forward"] = True
+        for module in model.modules():
+            if type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes"):
+                hold_4bit_as_plain_tensor(module, self._device)
         layers = layer_classes(model)
         for module in [m for m in model.modules() if type(m).__name__ in layers]:
             fully_shard(module, ignored_params=set(whole), **options)
@@ -88,27 +164,51 @@ class FullyShard(Replicated):
         same_on_all_ranks(p.data for p in whole)
 
 
+def hold_4bit_as_plain_tensor(layer: Any, device: torch.device) -> None:
+    """Let a bitsandbytes layer keep its packed weight as a plain tensor that can be shared out.
+
+    Its own kind of parameter carries the scales along, and both get lost when the weight is shared out. The scales (half a bit
+    per weight, less when they are quantised themselves) stay whole in the layer.
+    """
+    from bitsandbytes import matmul_4bit
+
+    scales = layer.weight.quant_state
+    scales.to(device)
+    layer.weight = torch.nn.Parameter(layer.weight.data, requires_grad=False)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        out = matmul_4bit(x.to(layer.compute_dtype or x.dtype), layer.weight.t(), bias=bias, quant_state=scales)
+        return out.to(x.dtype)
+
+    layer.forward = forward
+
+
 def choose_strategy(
-    asked: str, group: Group, weights_bytes: int, trained_share: float, compute_dtype: torch.dtype, cpu_offload: bool
+    launch: LaunchConfig, group: Group, weights_bytes: int, trained_share: float, compute_dtype: torch.dtype
 ) -> tuple[Replicated, str]:
     """The strategy of `launch.strategy`, and why.
 
     Args:
-        asked: auto, ddp or fsdp.
+        launch: for `strategy` (any but split), `cpu_offload` and `deepspeed_config`.
         group: the processes.
         weights_bytes: the weights as they are held.
         trained_share: share of them that trains in float32 with a gradient and two moments; 0 for adapters.
         compute_dtype: type of the arithmetic.
-        cpu_offload: keep the shares in the host's memory.
 
     Raises:
         ConfigError: an option does not fit to the strategy.
     """
-    if asked == "fsdp" and group.world == 1:
-        raise ConfigError("launch.strategy=fsdp needs several processes. Type launch.nproc_per_node=2 or launch.strategy=auto")
+    asked = launch.strategy
+    if asked in ("fsdp", *ZERO) and group.world == 1:
+        raise ConfigError(
+            f"launch.strategy={asked} needs several processes. Type launch.nproc_per_node=2 or launch.strategy=auto"
+        )
+    if asked in ZERO and trained_share == 0:
+        raise ConfigError(f"launch.strategy={asked} trains whole models only. For adapters type launch.strategy=fsdp or ddp")
     if group.world == 1:
         name, why = "ddp", "one process"
-    elif asked in ("ddp", "fsdp"):
+    elif asked != AUTO:
         name, why = asked, "asked for"
     elif group.device.type != "cuda":
         name, why = "ddp", "on a CPU every process has the same memory"
@@ -117,9 +217,13 @@ def choose_strategy(
         needed = weights_bytes * (1 + 3 * trained_share)
         share = f"weights, gradients and optimizer take {needed / room:.0%} of a GPU"
         name, why = ("ddp", f"{share}: each holds all") if needed < 0.7 * room else ("fsdp", f"{share}: they are shared out")
-    if cpu_offload and name != "fsdp":
-        raise ConfigError("launch.cpu_offload goes with launch.strategy=fsdp only. Type launch.strategy=fsdp or leave it out")
-    return (FullyShard(group, compute_dtype, cpu_offload), why) if name == "fsdp" else (Replicated(), why)
+    if launch.cpu_offload and name == "ddp":
+        raise ConfigError("launch.cpu_offload goes with sharing out only. Type launch.strategy=fsdp or leave it out")
+    if name in ZERO:
+        from hub.train.zero import Zero
+
+        return Zero(int(name[-1]), group, compute_dtype, launch.cpu_offload, launch.deepspeed_config), why
+    return (FullyShard(group, compute_dtype, launch.cpu_offload), why) if name == "fsdp" else (Replicated(), why)
 
 
 def layer_classes(model: Any) -> set[str]:
@@ -130,14 +234,18 @@ def layer_classes(model: Any) -> set[str]:
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that may be shared out. All ranks must ask."""
+    tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def full_weights(model: Any, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+def full_weights(
+    model: Any, names: Iterable[str] | None = None, whole: Callable[[torch.Tensor], torch.Tensor] = full
+) -> dict[str, torch.Tensor]:
     """Whole weights on the CPU by name; on rank 0 only, empty elsewhere. All ranks must ask.
 
     Args:
         model: placed by a strategy.
+        whole: the strategy's way from a tensor of the model to the whole of it.
         names: which ones. None: all when the model is saved as a whole, those that train when it carries adapters.
     """
     is_main = not dist.is_initialized() or dist.get_rank() == 0
@@ -154,17 +262,10 @@ def full_weights(model: Any, names: Iterable[str] | None = None) -> dict[str, to
         if name not in wanted:
             continue
         # Tied weights are one tensor and must stay one, or they would be written twice.
-        whole = copies.get(id(tensor))
-        if whole is None:
-            whole = full(tensor.detach())
-            whole = copies[id(tensor)] = whole.cpu() if is_main else torch.empty(0)
+        copy = copies.get(id(tensor))
+        if copy is None:
+            copy = whole(tensor)
+            copy = copies[id(tensor)] = copy.cpu() if is_main else torch.empty(0)
         if is_main:
-            found[name] = whole
+            found[name] = copy
     return found
-
-
-def like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, shared out as a parameter is. All ranks must ask."""
-    if not isinstance(parameter, DTensor):
-        return value
-    return distribute_tensor(value.to(parameter.device_mesh.device_type), parameter.device_mesh, parameter.placements)
