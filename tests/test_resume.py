@@ -18,8 +18,8 @@ from hub.run import Result, read_metrics
 from hub.testing import write_chats
 
 # Dropout draws random numbers in every step; the data ends in the middle of an epoch, with a smaller step in between.
-OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.num_epochs=3",
-           "algo.lora_dropout=0.1", "algo.max_steps=20", "algo.save_every_steps=3", "algo.eval_every_steps=5",
+OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.num_epochs=9",
+           "algo.lora_dropout=0.1", "algo.max_steps=40", "algo.save_every_steps=3", "algo.eval_every_steps=5",
            "algo.deterministic=true"]  # fmt: skip
 
 
@@ -67,11 +67,15 @@ def same(one: Result, other: Result) -> None:
         assert getattr(one, key) == getattr(other, key)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if torch.cuda.is_available() else ["float32"])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path, processes):
-    options = [*OPTIONS, f"launch.nproc_per_node={processes}"]
+def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path, processes, dtype):
+    if 0 < torch.cuda.device_count() < processes:
+        pytest.skip("needs a GPU for each process")
+    options = [*OPTIONS, f"launch.nproc_per_node={processes}", f"model.dtype={dtype}"]
     whole = run(tmp_path / "whole", *options)
     kill_after(tmp_path / "killed", 8, *options)
+    assert not (tmp_path / "killed" / "latest" / "result.json").exists(), "the run ended before it was killed"
     # Once with the same options, once with none: what the run was asked for is in its folder.
     resumed = run(tmp_path / "killed", *(options if processes == 1 else []), f"resume={tmp_path / 'killed' / 'latest'}")
     same(whole, resumed)
@@ -110,7 +114,7 @@ def test_changed_options_are_refused_with_what_differs_unless_told_otherwise(tmp
     assert "algo.lora_alpha: 32.0 then, 8.0 now" in caught.value.problems
     assert "algo.seed: 42 then, 7 now" in caught.value.problems
     assert len(caught.value.problems) == 3
-    assert inline(tmp_path, "resume=latest", "algo.weight_decay=0.1", "resume_with_changes=true").num_steps == 20
+    assert inline(tmp_path, "resume=latest", "algo.weight_decay=0.1", "resume_with_changes=true").num_steps == 40
 
 
 def test_changed_data_is_refused(tmp_path, monkeypatch):
@@ -134,7 +138,7 @@ def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
     with pytest.raises(ConfigError, match="is no run folder"):
         inline(tmp_path, "resume=nowhere")
     (stopped / "checkpoints/step-00000007/trainable.safetensors").write_bytes(b"")
-    assert inline(tmp_path, "resume=latest").num_steps == 20
+    assert inline(tmp_path, "resume=latest").num_steps == 40
     with pytest.raises(ConfigError, match="this run is complete"):
         inline(tmp_path, "resume=latest")
 
@@ -142,4 +146,4 @@ def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
 def test_options_beside_a_resume_without_algorithm_are_not_dropped_in_silence(tmp_path, stopped):
     with pytest.raises(ConfigError, match=r"data\.max_seq_len, track\.project can't be set"):
         launch(compose(f"resume={stopped}", "data.max_seq_len=64", "track.project=other", f"output_dir={tmp_path}"))
-    assert launch(compose(f"resume={stopped}", "launch.mode=inline")).num_steps == 20
+    assert launch(compose(f"resume={stopped}", "launch.mode=inline")).num_steps == 40

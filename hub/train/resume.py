@@ -12,6 +12,7 @@ from hub.run import Run, read_metrics
 from hub.train.checkpoint import damage, load_checkpoint, newest_valid, read_state
 from hub.train.distributed import broadcast_text
 from hub.train.setup import Setup
+from hub.train.shares import local
 
 
 def resume(setup: Setup, model: Any, optimizer: torch.optim.Optimizer, data: str, num_steps: int) -> dict[str, Any]:
@@ -89,7 +90,11 @@ def check_disk(setup: Setup, model: Any) -> None:
     needed = saved_model + (checkpoint * (algo.keep_checkpoints + 2) if saves else 0)
     free = shutil.disk_usage(run.path).free
     if saves:
-        run.say(f"a checkpoint takes about {checkpoint / 2**30:.2f} GB; {algo.keep_checkpoints} newest and the best are kept")
+        copied = 12 * sum(local(p).numel() for p in model.parameters() if p.requires_grad)
+        run.say(
+            f"a checkpoint takes about {checkpoint / 2**30:.2f} GB; {algo.keep_checkpoints} newest and the best are kept. "
+            f"It is written while training goes on, from a copy of {copied / 2**30:.2f} GB in the host's memory"
+        )
     if needed > free:
         raise ConfigError(
             f"output_dir={run.path.parent} has {free / 2**30:.1f} GB free, the run needs about {needed / 2**30:.1f} GB. "

@@ -3,14 +3,19 @@
 import json
 import os
 import sys
+import threading
 
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import AutoModelForCausalLM
 
-from hub.train.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state, save_checkpoint
+from hub.testing import tiny_model_path, tokenizer
+from hub.train.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
 from hub.train.distributed import Group
+from hub.train.model import save_whole_model
 from hub.train.session import Session
+from hub.train.writer import CheckpointWriter
 
 SESSION = Session(Group(0, 1, 0, torch.device("cpu")), Accelerator(cpu=True), torch.float32)
 
@@ -28,12 +33,20 @@ def step(model, optimizer) -> None:
     optimizer.step()
 
 
-def save(folder, number, model, optimizer, keep=2, **state):
+def writer(folder, model, optimizer, keep=2, say=lambda line: None):
     def save_model(place, weights):
         place.mkdir()
         (place / "config.json").write_text("{}")
 
-    return save_checkpoint(folder, number, SESSION, model, optimizer, state, save_model, keep)
+    return CheckpointWriter(folder, SESSION, model, optimizer, save_model, keep, say)
+
+
+def save(folder, number, model, optimizer, keep=2, **state):
+    saves = writer(folder, model, optimizer, keep)
+    assert saves.save(number, state) is None
+    saved = saves.wait()
+    saves.close()
+    return saved.path, saved.failure
 
 
 def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
@@ -47,6 +60,42 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
     assert load_checkpoint(path, SESSION, other, its_optimizer)["step"] == 1
     step(other, its_optimizer)
     assert all(torch.equal(a, b) for a, b in zip(expected, other.parameters(), strict=True))
+
+
+def test_what_is_written_is_the_state_at_the_save_although_training_goes_on(tmp_path, monkeypatch):
+    from hub.train import save as module
+
+    model, optimizer = make()
+    step(model, optimizer)
+    expected = [p.clone() for p in model.parameters()]
+    moments = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
+    go_on, real = threading.Event(), module.save_file
+    monkeypatch.setattr(module, "save_file", lambda *args: (go_on.wait(60), real(*args)))
+    saves = writer(tmp_path, model, optimizer)
+    saves.prepare()
+    assert saves.save(1, {}) is None
+    step(model, optimizer)
+    assert saves.poll() is None
+    assert not checkpoints(tmp_path)
+    go_on.set()
+    saved = saves.wait()
+    other, its_optimizer = make(seed=99)
+    load_checkpoint(saved.path, SESSION, other, its_optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(expected, other.parameters(), strict=True))
+    found = [its_optimizer.state[p]["exp_avg"] for p in other.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, found, strict=True))
+
+
+def test_without_memory_for_a_copy_training_waits_and_is_told_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("hub.train.writer.free_host_memory", lambda: 100)
+    model, optimizer = make()
+    step(model, optimizer)
+    said = []
+    saves = writer(tmp_path, model, optimizer, say=said.append)
+    for number in (1, 2):
+        assert saves.save(number, {}).path == checkpoints(tmp_path)[-1]
+    assert len(said) == 1
+    assert "training stands still while a checkpoint is written" in said[0]
 
 
 def test_only_the_newest_and_the_best_stay(tmp_path):
@@ -83,7 +132,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, name, 
     assert name == "manifest.json" or name in said[0]
 
 
-def test_a_process_that_dies_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path):
+@pytest.mark.parametrize("beside", [True, False], ids=["beside training", "while training waits"])
+def test_a_process_that_dies_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, beside):
     """A child process is ended at its n-th file operation while it writes step 2, for every n until it gets through."""
     model, optimizer = make()
     step(model, optimizer)
@@ -102,9 +152,13 @@ def test_a_process_that_dies_at_any_file_operation_leaves_a_whole_checkpoint(tmp
                     if count == deadline:  # noqa: B023 - the child sees its own value
                         os._exit(77)
 
+            saves = writer(tmp_path, model, optimizer, keep=1)
             sys.addaudithook(hook)
-            path, _ = save(tmp_path, 2, model, optimizer, keep=1)
-            os._exit(0 if path else 1)
+            saved = saves.save(2, {}, wait=not beside)
+            while saved is None:
+                step(model, optimizer)
+                saved = saves.poll()
+            os._exit(0 if saved.path else 1)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         tried += 1
         found = newest_valid(tmp_path, lambda line: pytest.fail(line))
@@ -128,7 +182,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hub.train.checkpoint.save_file", full)
+        patch.setattr("hub.train.save.save_file", full)
         path, failure = save(tmp_path, 2, model, optimizer)
     assert path is None
     assert "No space left on device" in failure
@@ -138,6 +192,26 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, monkeypat
     assert path is None
     assert "No space left on device" in failure
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path):
+    model, optimizer = make()
+    step(model, optimizer)
+    (tmp_path / "file").write_text("")
+    saved = writer(tmp_path / "file", model, optimizer).save(1, {})
+    assert saved.path is None
+    assert "Not a directory" in saved.failure
+
+
+def test_saving_a_model_leaves_the_one_that_trains_alone(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32)
+    model.config.use_cache = False
+    before = model.config.to_dict()
+    save_whole_model(model, tokenizer(), tmp_path, torch.bfloat16, model.state_dict())
+    assert model.config.to_dict() == before
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(saved) is type(model)
+    assert saved.config.use_cache
 
 
 def test_nothing_in_a_checkpoint_is_pickled(tmp_path):

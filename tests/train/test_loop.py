@@ -2,6 +2,8 @@
 
 import json
 import math
+import threading
+import time
 
 import pytest
 import torch
@@ -29,8 +31,8 @@ def out_of_memory_above(monkeypatch, num_tokens: int) -> None:
         return causal_lm_loss(model, batch)
 
     real = loop.fit.__defaults__
-    monkeypatch.setattr(loop.fit, "__defaults__", (limited,))
-    assert real == (causal_lm_loss,)
+    monkeypatch.setattr(loop.fit, "__defaults__", (limited, None))
+    assert real == (causal_lm_loss, None)
 
 
 def test_out_of_memory_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
@@ -99,3 +101,80 @@ def test_metrics_cut_short_by_a_kill_are_read_up_to_the_last_whole_line(tmp_path
     with run.metrics_file.open("a") as file:
         file.write('{"step": 3, "lo')
     assert read_metrics(run.metrics_file) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": "inf"}]
+
+
+LOGS = [("hub_log", number) for number in range(9)]
+SAVES = [("hub_checkpoint", number) for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("every", "events"),
+    [
+        (2, [*LOGS[1:5], SAVES[2], *LOGS[5:7], SAVES[4], *LOGS[7:9], SAVES[6]]),
+        (3, [*LOGS[1:6], SAVES[3], *LOGS[6:9], SAVES[6]]),
+    ],
+    ids=["the next save waits", "told at the end of the step in which it is complete"],
+)
+def test_steps_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch, every, events):
+    from hub.train import save
+
+    real, found = save.seal, []
+
+    def slow(folder, files):
+        """The disk is done with a save only when two more steps are logged."""
+        saved, deadline = int(folder.name.split("-")[1].split(".")[0]), time.monotonic() + 60
+        while read_metrics(tmp_path / "latest/metrics.jsonl")[-1]["step"] < min(saved + 2, 8):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return real(folder, files)
+
+    def observe(self, hook, **values):
+        found.append((hook, values.get("step")))
+        if every == 3 and found[-1] == LOGS[5]:
+            self.writer._save.join()
+
+    monkeypatch.setattr(save, "seal", slow)
+    monkeypatch.setattr(loop._Fit, "_observe", observe)
+    assert train(tmp_path, f"algo.save_every_steps={every}").status == "completed"
+    assert found[1:] == events
+
+
+def test_a_write_that_fails_in_the_background_is_said_and_training_goes_on(tmp_path, monkeypatch, capsys):
+    from hub.train import save
+
+    real = save.seal
+
+    def full(folder, files):
+        if "02.partial" in folder.name:
+            raise OSError(28, "No space left on device")
+        return real(folder, files)
+
+    monkeypatch.setattr(save, "seal", full)
+    result = train(tmp_path, "algo.save_every_steps=2")
+    assert "no checkpoint could be written after step 2: [Errno 28] No space left on device. Training goes on" in (
+        capsys.readouterr().out
+    )
+    assert sorted(path.name for path in (result.run_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+
+def test_an_error_that_ends_the_run_leaves_the_checkpoint_that_was_being_written(tmp_path, monkeypatch):
+    from hub.train import save
+
+    broken_steps(monkeypatch, set())
+    working, real, told = loop.train_step, save.seal, threading.Event()
+
+    def slow(folder, files):
+        told.wait(60)
+        return real(folder, files)
+
+    def failing(*args):
+        if (tmp_path / "latest/checkpoints").exists():
+            told.set()
+            raise ModelError("it broke")
+        return working(*args)
+
+    monkeypatch.setattr(save, "seal", slow)
+    monkeypatch.setattr(loop, "train_step", failing)
+    with pytest.raises(ModelError, match="it broke"):
+        train(tmp_path, "algo.save_every_steps=2")
+    assert [path.name for path in (tmp_path / "latest/checkpoints").iterdir()] == ["step-00000002"]

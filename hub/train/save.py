@@ -1,0 +1,172 @@
+"""One save of a checkpoint: what is written, in which order, so that its folder is whole or not there.
+
+Written aside, in `.step-00000010.partial/`: by each process its parts, brought to the disk and hashed by it; when all are
+there, by rank 0 `model/`, and last the manifest with size and sha256 of each file. Then the folder gets its name, and what is
+older than the newest `keep` goes, the best excepted.
+"""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from hub.run import write_json
+from hub.train.checkpoint import MANIFEST, Files, checkpoint_name, remove_old, seal, sync_folder
+from hub.train.distributed import Group
+from hub.train.shares import StoredTensors, write_shares
+from hub.train.snapshot import Snapshot
+
+SaveModel = Callable[[Path, dict[str, torch.Tensor]], None]
+
+SECONDS_FOR_PARTS = 10.0
+"""How long rank 0 waits for the others' parts when the run has failed."""
+
+
+class Saved(NamedTuple):
+    """How a save ended. Equal on all ranks but for the words of `failure`."""
+
+    step: int
+    path: Path | None
+    """The checkpoint's folder; None when it could not be written. Nothing half written is left then."""
+
+    failure: str = ""
+    """Why it could not be written (a full disk, say)."""
+
+    seconds_waited: float = 0.0
+    """How long training stood still until it was written."""
+
+
+class Save:
+    """One process's part in one save. It never asks the other processes for anything, so that a thread can run it."""
+
+    def __init__(self, snapshot: Snapshot, folder: Path, group: Group, save_model: SaveModel, keep: int) -> None:
+        name = checkpoint_name(snapshot.step)
+        self.snapshot, self.folder, self.group = snapshot, folder, group
+        self.aside, self.target = folder / f".{name}.partial", folder / name
+        self._save_model, self._keep = save_model, keep
+        self.failure = ""
+        self.finishing = group.world == 1
+        """Whether it closes the folder, or has done so. Alone it does all in one go."""
+
+        self._files: Files = {}
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Make the empty folder. The other ranks write into it after rank 0 has said that it is there."""
+        if self.group.is_main:
+            self._try(self._make_folder)
+
+    def run(self, copied: Callable[[], None] = lambda: None) -> None:
+        """Write this process's parts; alone, close the folder as well.
+
+        Args:
+            copied: waits until the snapshot is complete.
+        """
+        self._try(copied, self._write_parts)
+        if self.group.world == 1:
+            self.finish()
+
+    def finish(self) -> None:
+        """Close the folder, on rank 0. All parts are there."""
+        self.finishing = True
+        if self.group.is_main and not self.failure:
+            self._try(self._finish)
+
+    def in_thread(self, work: Callable[[], None]) -> None:
+        """Do something (`run`, `finish`) while this program goes on."""
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait for what runs in the thread."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def others_wrote_theirs(self) -> bool:
+        """Whether the other ranks' parts are there, or are there soon."""
+        lists = [self.aside / _list_name(rank) for rank in range(1, self.group.world)]
+        deadline = time.monotonic() + SECONDS_FOR_PARTS
+        while not all(file.is_file() for file in lists):
+            if self.failure or time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def ended(self, failed: bool) -> Saved:
+        """How it ended. What a failed one has written is removed."""
+        if not failed:
+            return Saved(self.snapshot.step, self.target)
+        if self.group.is_main:
+            shutil.rmtree(self.aside, ignore_errors=True)
+        return Saved(self.snapshot.step, None, self.failure or "another rank could not write its part")
+
+    def _try(self, *parts: Callable[[], None]) -> None:
+        try:
+            for part in parts:
+                part()
+        except Exception as error:  # safetensors raises its own kinds for a full disk
+            self.failure = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+
+    def _make_folder(self) -> None:
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self.aside.mkdir(parents=True)
+
+    def _write_parts(self) -> None:
+        rank, snapshot, aside = self.group.rank, self.snapshot, self.aside
+        mine = [aside / f"random-rank{rank}.safetensors"]
+        save_file(snapshot.random, mine[0])
+        for part in ("trainable", "optimizer"):
+            if snapshot.shared_out:
+                mine.append(aside / part / f"rank{rank:05d}.safetensors")
+                mine[-1].parent.mkdir(exist_ok=True)
+                offsets = {key[1]: start for key, start in snapshot.offsets.items() if key[0] == part}
+                write_shares(mine[-1], snapshot.part(part), offsets)
+            elif self.group.is_main:
+                mine.append(aside / f"{part}.safetensors")
+                save_file(snapshot.part(part), mine[-1])
+        if self.group.is_main:
+            mine += [aside / "optimizer.json", aside / "state.json"]
+            write_json(mine[-2], snapshot.numbers)
+            write_json(mine[-1], snapshot.state)
+        self._files = seal(aside, mine)
+        if not self.group.is_main:
+            write_json(aside / _list_name(rank), self._files)
+
+    def _finish(self) -> None:
+        self._save_model(self.aside / "model", self._weights())
+        files = self._files | seal(self.aside, [path for path in (self.aside / "model").rglob("*") if path.is_file()])
+        for rank in range(1, self.group.world):
+            listed = self.aside / _list_name(rank)
+            files |= json.loads(listed.read_text(encoding="utf-8"))
+            listed.unlink()
+        for inner in [path for path in self.aside.rglob("*") if path.is_dir()]:
+            sync_folder(inner)
+        write_json(self.aside / MANIFEST, {"files": dict(sorted(files.items()))})
+        sync_folder(self.aside)
+        shutil.rmtree(self.target, ignore_errors=True)
+        self.aside.rename(self.target)
+        sync_folder(self.folder)
+        remove_old(self.folder, self._keep)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The model's whole weights, on the CPU. Those that are shared out come back from the disk."""
+        stored = StoredTensors(self.aside, "trainable") if self.snapshot.shared_out else None
+        found: dict[tuple[str, str], torch.Tensor] = {}
+        for key in set(self.snapshot.weights.values()):
+            from_disk = stored is not None and key[0] == "trainable"
+            found[key] = stored.read(key[1]) if stored and from_disk else self.snapshot.tensors[key].cpu()
+        return {name: found[key] for name, key in self.snapshot.weights.items()}
+
+
+def _list_name(rank: int) -> str:
+    return f"written-by-rank{rank}.json"
