@@ -1,8 +1,11 @@
-"""How many tokens a micro-batch may have, and whether activations are recomputed, when the user leaves it to the hub.
+"""How many tokens a micro-batch may have, and which layers recompute their activations, when the user leaves it to the hub.
 
-A rough model of memory: enough to start safely. Attention here materialises a mask of T x T for a packed row of T tokens.
+On a GPU it is measured: one pass forward and backward with all layers kept, one with all recomputed, on a few of the run's own
+samples. Memory grows with the number of tokens, so these two say what any bound and any number of layers would take.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,62 +17,123 @@ from hub.options import AUTO
 CPU_TOKENS = 1024
 """A CPU gains nothing from longer rows: its cores are busy already, and attention over a packed row grows with its square."""
 
-GPU_MOST_TOKENS = 16384
-"""Beyond this the GPU is busy as well, and the mask of a packed row takes 256 MB."""
+MOST_TOKENS = 16384
+"""Beyond this a GPU is busy as well."""
 
-SHARE_OF_FREE_MEMORY = 0.6
-"""The rest is for fragments, temporary buffers and what this rough model leaves out."""
+ENOUGH_TOKENS = 4096
+"""A GPU is nearly busy with so many: rather keep activations than take more tokens."""
 
+MASK_TOKENS = 4096
+"""Without variable-length attention the mask of a packed row grows with its square."""
 
-def wants_checkpointing(choice: str, model: torch.nn.Module, device: torch.device) -> tuple[bool, str]:
-    """Whether to recompute activations, and why. Asked before the optimizer exists."""
-    if choice != AUTO:
-        return choice == "all", "asked for"
-    if device.type != "cuda":
-        return False, "the CPU's memory is not the limit"
-    total = torch.cuda.get_device_properties(device).total_memory
-    needed = _state_bytes(model)
-    if needed > 0.25 * total:
-        return True, f"weights and optimizer take about {needed / total:.0%} of the GPU"
-    return False, f"weights and optimizer take only {needed / total:.0%} of the GPU"
+SHARE_OF_FREE_MEMORY = 0.85
+"""The rest is for fragments, and for steps whose micro-batches differ from the measured one."""
+
+GIB = 2**30
 
 
-def micro_batch_tokens(
-    cfg: AlgoConfig, model: torch.nn.Module, config: Any, device: torch.device, longest: int, checkpointed: bool
-) -> tuple[int, str]:
-    """The bound of tokens in one micro-batch on one process, and why.
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one token takes at the peak of a pass, over what the model and its gradients take."""
+
+    kept: float
+    """With all activations kept."""
+
+    recomputed: float
+    """With those of all layers recomputed."""
+
+    num_layers: int
+
+    def of(self, num_recomputed: int) -> float:
+        """With those of the first so many layers recomputed."""
+        share = num_recomputed / max(1, self.num_layers)
+        return self.kept + (self.recomputed - self.kept) * share
+
+
+def choose_bound(need: Need, room: float, longest: int, most: int = MOST_TOKENS) -> tuple[int, int] | None:
+    """The bound of tokens and the number of layers to recompute: as few layers as leave room for enough tokens.
+
+    Args:
+        need: bytes per token.
+        room: bytes that are free for it.
+        longest: tokens of the longest sample.
+        most: more tokens than this gain nothing.
+
+    Returns:
+        None when not even the longest sample fits with all layers recomputed.
+    """
+    least = max(longest, min(ENOUGH_TOKENS, most))
+    for num_recomputed in range(need.num_layers + 1):
+        tokens = int(room / need.of(num_recomputed))
+        if tokens >= least:
+            return max(longest, min(most, tokens // 512 * 512)), num_recomputed
+    tokens = int(room / need.recomputed)
+    return (max(longest, tokens // 256 * 256), need.num_layers) if tokens >= longest else None
+
+
+def asked_bound(cfg: AlgoConfig, longest: int) -> int | None:
+    """`algo.max_tokens_per_gpu`; None for auto.
 
     Raises:
-        ConfigError: the bound that was set is below the longest sample.
+        ConfigError: it is below the longest sample.
     """
-    if cfg.max_tokens_per_gpu != AUTO:
-        bound = int(cfg.max_tokens_per_gpu)
-        if bound < longest:
-            raise ConfigError(
-                f"algo.max_tokens_per_gpu={bound} is below the longest sample ({longest} tokens). "
-                f"Type algo.max_tokens_per_gpu={longest}, or data.max_seq_len={bound} to leave longer samples out"
-            )
-        return bound, "asked for"
-    if device.type != "cuda":
-        return max(longest, CPU_TOKENS), "enough to keep the CPU busy"
+    if cfg.max_tokens_per_gpu == AUTO:
+        return None
+    bound = int(cfg.max_tokens_per_gpu)
+    if bound < longest:
+        raise ConfigError(
+            f"algo.max_tokens_per_gpu={bound} is below the longest sample ({longest} tokens). "
+            f"Type algo.max_tokens_per_gpu={longest}, or data.max_seq_len={bound} to leave longer samples out"
+        )
+    return bound
+
+
+def room_for_activations(model: torch.nn.Module, device: torch.device, shares: int) -> float:
+    """Bytes for activations: what is free less gradients and two moments in float32 of what trains.
+
+    Args:
+        model: placed, without gradients.
+        device: a GPU.
+        shares: processes among which gradients and moments are shared out.
+    """
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    gradients_and_moments = sum(12 * p.numel() for p in model.parameters() if p.requires_grad)
-    room = (free - gradients_and_moments) * SHARE_OF_FREE_MEMORY
-    per_token = token_bytes(config, checkpointed)
-    bound = max(longest, min(GPU_MOST_TOKENS, int(room / per_token) // 256 * 256))
-    return bound, f"{free / 2**30:.0f} GB are free, a token takes about {per_token / 2**20:.2f} MB"
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return (free - 12 * trained / shares) * SHARE_OF_FREE_MEMORY
 
 
-def token_bytes(config: Any, checkpointed: bool) -> float:
-    """Bytes of activations that one token keeps until its backward pass, all layers and the output layer together."""
+def measured_bytes(run_pass: Callable[[], int], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> float:
+    """Bytes per token at the peak of a pass forward and backward, while gradients are there already.
+
+    Args:
+        run_pass: does it, and returns its number of tokens.
+        parameters: whose gradients are taken away afterwards.
+        device: a GPU.
+    """
+    try:
+        with torch.random.fork_rng([device]):
+            run_pass()  # compiles, makes the gradients, and lets libraries take their buffers
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            tokens = run_pass()
+        return (torch.cuda.max_memory_allocated(device) - before) / tokens
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def in_words(need: Need, room: float, num_recomputed: int) -> str:
+    """Why this bound, for plan.json."""
+    return f"{room / GIB:.1f} GB are free for activations, a token takes {need.of(num_recomputed) / 2**20:.2f} MB"
+
+
+def hidden_bytes(config: Any, checkpointed: bool) -> float:
+    """Bytes of activations that one token keeps, estimated from the model's shape where nothing can be measured."""
     config = config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     one_layer = 2 * (16 * hidden + 6 * intermediate)
     kept = layers * 4 * hidden + one_layer if checkpointed else layers * one_layer
     return float(kept + 10 * config.vocab_size)
-
-
-def _state_bytes(model: torch.nn.Module) -> int:
-    """Weights, and gradients and Adam moments (float32) of those that train."""
-    return sum(p.numel() * p.element_size() + (12 * p.numel() if p.requires_grad else 0) for p in model.parameters())

@@ -31,6 +31,12 @@ class MicroBatch:
     num_tokens: int
     """Tokens of samples; padding does not count."""
 
+    starts: torch.Tensor | None = None
+    """When packed: (n + 1,) int32, where each of the n samples begins, and the end of the last."""
+
+    longest: int = 0
+    """Tokens of the longest sample when packed."""
+
     @property
     def packed(self) -> bool:
         return self.attention_mask is None
@@ -41,7 +47,8 @@ class MicroBatch:
 
         mask = None if self.attention_mask is None else move(self.attention_mask)
         tensors = (move(self.loss_positions), move(self.targets))
-        return MicroBatch(move(self.input_ids), move(self.position_ids), mask, *tensors, self.num_tokens)
+        starts = None if self.starts is None else move(self.starts)
+        return MicroBatch(move(self.input_ids), move(self.position_ids), mask, *tensors, self.num_tokens, starts, self.longest)
 
 
 def num_loss_tokens(sample: Sample) -> int:
@@ -64,6 +71,8 @@ def pack(samples: Sequence[Sample]) -> MicroBatch:
         loss_positions=torch.from_numpy(places),
         targets=torch.from_numpy(ids[places + 1]),
         num_tokens=len(ids),
+        starts=torch.from_numpy(starts.astype(np.int32)),
+        longest=max(len(sample) for sample in samples),
     )
 
 

@@ -1,15 +1,32 @@
 """How a step is cut into micro-batches on the machine at hand. It changes speed and memory, never the result."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from hub.data.prepare import Sample
+from hub.options import AUTO
 from hub.train import batches
-from hub.train.budget import micro_batch_tokens, wants_checkpointing
+from hub.train.budget import (
+    CPU_TOKENS,
+    ENOUGH_TOKENS,
+    MASK_TOKENS,
+    MOST_TOKENS,
+    Need,
+    asked_bound,
+    choose_bound,
+    hidden_bytes,
+    in_words,
+    measured_bytes,
+    room_for_activations,
+)
 from hub.train.collate import MicroBatch, pack, pad, weightless
 from hub.train.distributed import max_over_ranks
-from hub.train.isolation import can_pack
+from hub.train.fast import choose_attention, choose_compile, choose_head
+from hub.train.kernels import compile_layers, hidden_states_in, layers_of, recompute
+from hub.train.loss import causal_lm_loss
 from hub.train.setup import Setup
 
 
@@ -28,7 +45,9 @@ class Layout:
         if not self.packed:
             # Padding counts against the bound as well.
             lengths = [max(lengths)] * len(lengths)
-        parts = batches.split(lengths, world, self.max_tokens, self.cost_ratio)[rank]
+        # Of a stream nobody knows the longest sample: one above the bound has a micro-batch of its length.
+        bound = max(self.max_tokens, *lengths)
+        parts = batches.split(lengths, world, bound, self.cost_ratio)[rank]
         chosen = [[samples[i] for i in part] or [weightless(samples[0])] for part in parts]
         return [pack(part) if self.packed else pad(part, self.pad_id) for part in chosen]
 
@@ -38,28 +57,125 @@ class Layout:
         return replace(self, max_tokens=smaller) if smaller < self.max_tokens else None
 
 
-def choose_layout(setup: Setup, model: Any) -> Layout:
-    """Decide how steps are cut on this machine, say why, and set the model up for it."""
-    cfg, run, session, data, tokenizer = setup.cfg, setup.run, setup.session, setup.data, setup.tokenizer
-    device, longest = session.device, max(len(sample) for sample in [*data.train, *data.evaluation])
+def choose_layout(setup: Setup, model: Any, loss: Callable[[Any, MicroBatch], torch.Tensor], num_parameters: int) -> Layout:
+    """Decide how steps are cut and which kernels run on this machine, say why, and set the model up for it.
+
+    Args:
+        setup: config, run folder, processes, tokenizer, data.
+        model: ready to train; passes forward work.
+        loss: of a micro-batch.
+        num_parameters: of the model.
+    """
+    cfg, run, session, tokenizer = setup.cfg, setup.run, setup.session, setup.tokenizer
+    dtype, device = session.compute_dtype, session.device
     config = model.config.get_text_config()
-    packed, packed_because = can_pack(model, config.vocab_size, device, session.compute_dtype)
-    checkpointed, checkpointed_because = wants_checkpointing(cfg.algo.gradient_checkpointing, model, device)
-    if checkpointed:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    bound, bound_because = micro_batch_tokens(cfg.algo, model, model.config, device, longest, checkpointed)
-    bound = int(-max_over_ranks(-bound))
+    packed, packed_because, attention = choose_attention(model, config.vocab_size, device, dtype)
+    fused, fused_because = False, "the loss is the algorithm's own"
+    if loss is causal_lm_loss:
+        fused, fused_because = choose_head(model, config.vocab_size, device, dtype, packed)
+    if device.type == "cuda" and dtype != torch.float32:
+        hidden_states_in(model, dtype)
+    layers = layers_of(model)
+    num_tokens = expected_tokens(setup)
+    compiled, compiled_because = choose_compile(cfg.algo.compile, num_parameters, num_tokens, device)
+    if compiled:
+        compile_layers(layers)
+        run.say("layers are compiled: the first steps take longer")
+    memory = _Memory(setup, model, layers, loss, packed, attention)
+    bound, recomputed, bound_because = memory.choose()
     if not packed:
         run.say(f"samples are padded, not packed: {packed_because}")
     run.write_plan(
         packed=packed,
         packed_because=packed_because,
-        gradient_checkpointing=checkpointed,
-        gradient_checkpointing_because=checkpointed_because,
+        attention=attention,
+        fused_head=fused,
+        fused_head_because=fused_because,
+        compiled=compiled,
+        compiled_because=compiled_because,
+        layers_recomputed=recomputed,
+        num_layers=len(layers),
         max_tokens_per_gpu=bound,
         max_tokens_per_gpu_because=bound_because,
     )
-    num_parameters = sum(p.numel() for p in model.parameters())
     ratio = batches.cost_ratio(config.num_hidden_layers, config.hidden_size, num_parameters)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     return Layout(bound, packed, pad_id, ratio)
+
+
+def expected_tokens(setup: Setup) -> float:
+    """Tokens that the whole run trains on, by the mean length of the samples at hand."""
+    mean = sum(len(sample) for sample in setup.data.train) / max(1, len(setup.data.train))
+    return mean * setup.supply.batch_size * setup.supply.total
+
+
+class _Memory:
+    """The bound of a micro-batch and the layers that recompute their activations, by what is free on every rank."""
+
+    def __init__(
+        self, setup: Setup, model: Any, layers: list[torch.nn.Module], loss: Any, packed: bool, attention: str
+    ) -> None:
+        self.setup, self.model, self.layers, self.loss, self.packed = setup, model, layers, loss, packed
+        self.asked = asked_bound(setup.cfg.algo, setup.data.longest)
+        self.recompute = setup.cfg.algo.gradient_checkpointing
+        self.most = MOST_TOKENS if attention == "variable-length" else MASK_TOKENS
+        self.device = setup.session.device
+
+    def choose(self) -> tuple[int, int, str]:
+        """The bound, the number of layers that recompute, and why. The layers are set up for it."""
+        longest = self.setup.data.longest
+        if self.device.type != "cuda":
+            num = len(self.layers) if self.recompute == "all" else 0
+            recompute(self.layers[:num])
+            return self.asked or max(longest, CPU_TOKENS), num, "asked for" if self.asked else "enough to keep the CPU busy"
+        if self.asked and self.recompute != AUTO:
+            num = len(self.layers) if self.recompute == "all" else 0
+            recompute(self.layers[:num])
+            return self.asked, num, "asked for"
+        strategy = self.setup.session.strategy
+        room = room_for_activations(self.model, self.device, strategy.shares_of_state(self.setup.session.group.world))
+        room = -max_over_ranks(-room)
+        need = self._measure(room)
+        found = choose_bound(need, room, self.asked or longest, self.asked or self.most)
+        bound, num = found or (self.asked or longest, len(self.layers))
+        bound, num = int(-max_over_ranks(-bound)), int(max_over_ranks(num))
+        recompute(self.layers[:num])
+        return bound, num, "asked for" if self.asked else in_words(need, room, num)
+
+    def _measure(self, room: float) -> Need:
+        """What a token takes with all activations kept, and with all recomputed; by estimate where a pass would be unsafe."""
+        config, has_engine = self.model.config, self.setup.session.strategy.has_engine
+        kept, recomputed = (hidden_bytes(config, checkpointed) for checkpointed in (False, True))
+        samples = self._samples(int(room / kept))
+        tokens = sum(len(sample) for sample in samples)
+        if has_engine or not self.layers or max_over_ranks(float(recomputed * tokens > room)):
+            return Need(kept, recomputed, len(self.layers))
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        batch = (pack(samples) if self.packed else pad(samples, 0)).to(self.device)
+
+        def run_pass() -> int:
+            with torch.autocast(
+                self.device.type, self.setup.session.compute_dtype, enabled=self.setup.session.compute_dtype != torch.float32
+            ):
+                found = self.loss(self.model, batch)
+            found.backward()
+            return batch.input_ids.numel()
+
+        keeps = self.recompute != "all" and not max_over_ranks(float(kept * tokens > room))
+        if keeps:
+            kept = measured_bytes(run_pass, parameters, self.device)
+        if self.recompute == "none":
+            return Need(kept, kept, 0)
+        undo = recompute(self.layers)
+        recomputed = measured_bytes(run_pass, parameters, self.device)
+        undo()
+        kept = kept if keeps else max(kept, recomputed)
+        return Need(recomputed if self.recompute == "all" else kept, recomputed, len(self.layers))
+
+    def _samples(self, most: int) -> list[Sample]:
+        """Some of the run's own samples: as many as a usual micro-batch has, and no more tokens than are sure to fit."""
+        chosen: list[Sample] = []
+        for sample in self.setup.data.train:
+            if sum(map(len, chosen)) + len(sample) <= min(ENOUGH_TOKENS, most):
+                chosen.append(sample)
+        return chosen or [min(self.setup.data.train, key=len)]

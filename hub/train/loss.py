@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from hub.train.collate import MicroBatch
+from hub.train.kernels import base_of, fused_head, sample_bounds, uses_varlen
 
 
 def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
@@ -20,17 +21,29 @@ def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
     Only the positions that count go through the output layer where the model allows it: its result is the largest
     tensor of a training step.
     """
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    inputs = model_inputs(model, batch)
     # The positions would have to lie on the GPU of the last layer, where the layers are spread over several.
-    select = batch.packed and takes_positions(_class_of(model)) and not _is_split(model)
+    select = batch.packed and takes_positions(type(base_of(model))) and not _is_split(model)
     if select:
         inputs["logits_to_keep"] = batch.loss_positions
-    if not batch.packed:
-        inputs["attention_mask"] = batch.attention_mask
+        if head := fused_head(model):
+            with head.on(batch.targets):
+                fused: torch.Tensor = model(**inputs).logits
+                return fused
     logits = model(**inputs).logits.flatten(0, 1)
     if not select:
         logits = logits[batch.loss_positions.to(logits.device)]
     return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="sum")
+
+
+def model_inputs(model: Any, batch: MicroBatch) -> dict[str, Any]:
+    """The keywords of the model's forward for a micro-batch."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if not batch.packed:
+        inputs["attention_mask"] = batch.attention_mask
+    elif uses_varlen(model):
+        inputs |= sample_bounds(batch)
+    return inputs
 
 
 @cache
@@ -41,12 +54,3 @@ def takes_positions(model_class: Any) -> bool:
 
 def _is_split(model: Any) -> bool:
     return len(set(getattr(model, "hf_device_map", {}).values())) > 1
-
-
-def _class_of(model: Any) -> Any:
-    """The transformers class inside DDP and PEFT wrappers."""
-    if hasattr(model, "module"):
-        model = model.module
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return type(model)

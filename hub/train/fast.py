@@ -1,0 +1,87 @@
+"""Which of the fast ways in `kernels.py` a run takes, and why. Each is tried on the model itself before it is kept."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hub.data.prepare import Sample
+from hub.options import AUTO
+from hub.train import kernels
+from hub.train.collate import MicroBatch, pack
+from hub.train.isolation import can_pack
+from hub.train.loss import causal_lm_loss, takes_positions
+
+WORTH_COMPILING = 5e15
+"""Parameters times tokens of a run from which on compiling (half a minute or so) pays."""
+
+HEAD_TOLERANCE = 2e-2
+"""Largest relative difference of the fused loss that passes as rounding of the half-precision logits."""
+
+
+def choose_attention(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype) -> tuple[bool, str, str]:
+    """Whether samples are packed and why, and the name of the attention.
+
+    On a GPU in half precision torch's variable-length attention is taken where the model isolates packed samples with it.
+    """
+    own = str(getattr(kernels.base_of(model).config, "_attn_implementation", None))
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and own != "eager":
+        with kernels.varlen_attention(model) as keep:
+            packed, why = can_pack(model, vocab_size, device, dtype)
+            if packed:
+                keep()
+                return packed, why, "variable-length"
+    return *can_pack(model, vocab_size, device, dtype), own
+
+
+def choose_head(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, packed: bool) -> tuple[bool, str]:
+    """Whether the output layer and its loss are one, and why. The layer is set up for it if so."""
+    if device.type != "cuda":
+        return False, "it runs on a GPU only"
+    if not packed or not takes_positions(type(kernels.base_of(model))) or not kernels.can_fuse_head(model):
+        return False, "Liger is not installed, or the model's output layer is of another kind"
+    batch = pack(_any_samples(vocab_size)).to(device)
+    plain = _loss(model, batch, dtype)
+    head = kernels.FusedHead(kernels.base_of(model).get_output_embeddings())
+    fused = _loss(model, batch, dtype)
+    difference = abs(fused - plain) / max(abs(plain), 1e-6)
+    if difference <= HEAD_TOLERANCE:
+        return True, f"same loss as the plain layer's (relative difference {difference:.0e})"
+    head.remove()
+    return False, f"the fused layer's loss differs (relative difference {difference:.0e})"
+
+
+def choose_compile(asked: str, num_parameters: int, num_tokens: float, device: torch.device) -> tuple[bool, str]:
+    """Whether the layers are compiled, and why.
+
+    Args:
+        asked: auto, layers or none.
+        num_parameters: of the model.
+        num_tokens: that the run will train on.
+        device: where it runs.
+    """
+    if asked != AUTO:
+        return asked == "layers", "asked for"
+    if device.type != "cuda":
+        return False, "it pays on a GPU only"
+    worth = num_parameters * num_tokens
+    return worth >= WORTH_COMPILING, f"parameters times tokens is {worth:.0e}, compiling pays from {WORTH_COMPILING:.0e} on"
+
+
+def _any_samples(vocab_size: int) -> Sequence[Sample]:
+    rng = np.random.default_rng(0)
+    return [
+        Sample(rng.integers(0, vocab_size, length).astype(np.int32), np.ones(length, dtype=bool), "") for length in (19, 40)
+    ]
+
+
+@torch.no_grad()
+def _loss(model: Any, batch: MicroBatch, dtype: torch.dtype) -> float:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+            return float(causal_lm_loss(model, batch))
+    finally:
+        model.train(was_training)

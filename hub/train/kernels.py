@@ -1,0 +1,252 @@
+"""Fast ways through a model on a GPU, each kept only if the model is seen to give the same with it.
+
+* Attention over a packed row by torch's variable-length kernel: no mask, and the work grows with each sample's own length.
+* The output layer and its loss in one (Liger's fused linear cross entropy): the logits never exist as a whole.
+* Each decoder layer compiled; activations of some layers recomputed in the backward pass.
+* The hidden states in the type of the arithmetic, also where the weights are kept in float32.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from hub.train.collate import MicroBatch
+
+VARLEN = "hub_varlen"
+"""Name of the attention in transformers' register."""
+
+RECOMPILE_LIMIT = 64
+"""Versions of one layer's code: of its few kinds, with fixed and with free lengths, in training and in evaluation."""
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside an engine and PEFT's wrapper."""
+    if hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def layers_of(model: Any) -> list[torch.nn.Module]:
+    """The decoder layers: the modules of the classes that the model declares to belong together."""
+    base = base_of(model)
+    names = set(getattr(base, "_no_split_modules", None) or ())
+
+    def is_layer(module: torch.nn.Module) -> bool:
+        return type(module).__name__ in names or any(kind.__name__ in names for kind in type(module).__mro__)
+
+    return [module for module in base.modules() if is_layer(module)]
+
+
+# Attention
+
+
+@cache
+def _varlen_parameters() -> frozenset[str]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sample of a packed row.
+
+    Args:
+        module: the attention layer.
+        query: (1, heads, T, head size).
+        key: (1, key-value heads, T, head size).
+        value: the same.
+        attention_mask: None; the samples' bounds say all.
+        scaling: of the scores. None: one over the root of the head size.
+        dropout: of the attention weights; only 0 is known here.
+        cu_seq_lens_q: (n + 1,) int32, where the samples begin. None: the row is one sample.
+        max_length_q: no sample is longer.
+        sliding_window: how far back a token sees, itself included.
+        others: what some models need besides; those that change the result are refused.
+
+    Returns:
+        (1, T, heads, head size), and None.
+
+    Raises:
+        NotImplementedError: the model needs what this attention does not have.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = _varlen_parameters()
+    unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
+    if unknown or dropout or attention_mask is not None or query.shape[0] != 1 or getattr(module, "is_causal", True) is False:
+        raise NotImplementedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
+    length = query.shape[2]
+    if cu_seq_lens_q is None or max_length_q is None:
+        cu_seq_lens_q, max_length_q = torch.tensor([0, length], dtype=torch.int32, device=query.device), length
+    wanted = value.dtype
+    if wanted == torch.float32:
+        wanted = torch.get_autocast_dtype(query.device.type)
+    query, key, value = (part[0].transpose(0, 1).to(wanted) for part in (query, key, value))
+    options: dict[str, Any] = {}
+    if "window_size" in known:
+        options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
+    elif sliding_window and sliding_window < length:
+        raise NotImplementedError("sliding windows with this torch's variable-length attention")
+    else:
+        options["is_causal"] = True
+    if scaling is not None and "scale" in known:
+        options["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * query.shape[-1] ** 0.5)
+    if "enable_gqa" in known:
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    elif query.shape[1] != key.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    return varlen_attn(query, key, value, *bounds, **options).unsqueeze(0), None
+
+
+def sample_bounds(batch: MicroBatch) -> dict[str, Any]:
+    """What a packed row's samples are, under the names that transformers hands through to an attention."""
+    longest = 1 << (batch.longest - 1).bit_length()  # few different numbers, for compiled layers
+    return {"cu_seq_lens_q": batch.starts, "cu_seq_lens_k": batch.starts, "max_length_q": longest, "max_length_k": longest}
+
+
+def uses_varlen(model: Any) -> bool:
+    """Whether the model's attention is the one here."""
+    return bool(getattr(base_of(model).config, "_attn_implementation", None) == VARLEN)
+
+
+@contextmanager
+def varlen_attention(model: Any) -> Iterator[Callable[[], None]]:
+    """Turn the attention here on. Yields what keeps it; else the model has its own again afterwards."""
+    AttentionInterface.register(VARLEN, _varlen_attention)
+    AttentionMaskInterface.register(VARLEN, lambda *args, **kwargs: None)
+    configs = {id(m.config): m.config for m in base_of(model).modules() if hasattr(m, "config")}.values()
+    before = [(config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")]
+    kept: list[bool] = []
+    for config, _ in before:
+        config._attn_implementation = VARLEN
+    try:
+        yield lambda: kept.append(True)
+    finally:
+        if not kept:
+            for config, name in before:
+                config._attn_implementation = name
+
+
+# Output layer
+
+
+class FusedHead:
+    """Puts the loss into a model's output layer: with targets set, the layer returns their summed cross entropy."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+        self._head, self._plain, self._targets = head, head.forward, None
+        trains = any(p.requires_grad for p in head.parameters())
+        self._loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32 if trains else None)
+        head.forward = self._forward
+        head.hub_fused = self
+
+    def remove(self) -> None:
+        """The layer is as it was."""
+        self._head.forward = self._plain
+        del self._head.hub_fused
+
+    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._targets is None:
+            return self._plain(hidden)
+        hidden = hidden.flatten(0, -2)
+        if not len(self._targets):
+            return hidden.float().sum() * 0.0
+        weight, bias = self._head.weight, getattr(self._head, "bias", None)
+        if torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        bias = None if bias is None else bias.to(hidden.dtype)
+        return self._loss(weight.to(hidden.dtype), hidden, self._targets, bias)
+
+    @contextmanager
+    def on(self, targets: torch.Tensor) -> Iterator[None]:
+        """Within it the model's `logits` are the summed loss of these targets."""
+        self._targets = targets
+        try:
+            yield
+        finally:
+            self._targets = None
+
+
+def fused_head(model: Any) -> FusedHead | None:
+    """The model's fused output layer, if it has one."""
+    found: FusedHead | None = getattr(base_of(model).get_output_embeddings(), "hub_fused", None)
+    return found
+
+
+def can_fuse_head(model: Any) -> bool:
+    """Whether the parts for it are there: Liger, and a plain linear output layer."""
+    return find_spec("liger_kernel") is not None and type(base_of(model).get_output_embeddings()) is torch.nn.Linear
+
+
+# Layers
+
+
+def hidden_states_in(model: Any, dtype: torch.dtype) -> None:
+    """Let the hidden states have this type from the embedding on, whatever type the weights are kept in."""
+    base_of(model).get_input_embeddings().register_forward_hook(lambda module, args, output: output.to(dtype))
+
+
+def compile_layers(layers: list[torch.nn.Module]) -> None:
+    """Compile what each layer does in training. In evaluation it runs as it is: not worth a second version."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+
+    def wrap(layer: torch.nn.Module) -> None:
+        plain = layer.forward
+        compiled = torch.compile(plain)
+        layer.forward = lambda *args, **kwargs: (compiled if layer.training else plain)(*args, **kwargs)
+
+    for layer in layers:
+        wrap(layer)
+
+
+def recompute(layers: list[torch.nn.Module]) -> Callable[[], None]:
+    """Keep of these layers only the input, and run them again in the backward pass.
+
+    Returns:
+        What undoes it.
+    """
+    before = [(layer, layer.forward) for layer in layers]
+
+    def wrap(layer: torch.nn.Module) -> None:
+        plain = layer.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not (layer.training and torch.is_grad_enabled()):
+                return plain(*args, **kwargs)
+            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+
+        layer.forward = forward
+
+    for layer in layers:
+        wrap(layer)
+
+    def undo() -> None:
+        for layer, forward in before:
+            layer.forward = forward
+
+    return undo
