@@ -1,9 +1,11 @@
 """The hub: fine-tune language models with algorithms that are plugins. See `python -m hub --help` and README.md."""
 
 from hub.algorithm import Algorithm, Backend
-from hub.api import lora_sft, run, sft
+from hub.api import lora_sft, osft, run, sft
 from hub.compose import compose
 from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
+from hub.data.config import DataSource
+from hub.data.examples import DataFormat
 from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
 from hub.hookspecs import hookimpl
 from hub.options import option
@@ -18,6 +20,8 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DataError",
+    "DataFormat",
+    "DataSource",
     "DivergedError",
     "HubError",
     "Interrupted",
@@ -35,6 +39,7 @@ __all__ = [
     "hookimpl",
     "lora_sft",
     "option",
+    "osft",
     "run",
     "sft",
 ]

@@ -1,44 +1,57 @@
-"""The Python face: `sft()`, `lora_sft()` and `run()` take keyword arguments, build a RunConfig and launch it.
+"""The Python face: `sft()`, `lora_sft()`, `osft()` and `run()` take keyword arguments, build a RunConfig and launch it.
 
 Every option of the command line is a keyword under its last name: `algo.lora_r=8` is `lora_r=8`. Workers are processes
 of their own, so a notebook's memory stays free and `nproc=8` just works.
 """
 
 import re
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from itertools import chain, islice
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, TrackConfig
+from hub.data.config import DataSource
+from hub.data.rows import write_rows
 from hub.errors import ConfigError, did_you_mean
 from hub.run import Result
 
 PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "launch": LaunchConfig, "track": TrackConfig}
-BY_ARGUMENT = ("path", "tool")
+BY_ARGUMENT = ("path", "mix", "tool")
 """Options that the arguments `model`, `data` and `track` set."""
+
+Data = str | PathLike[str] | Iterable[DataSource | Mapping[str, Any]]
 
 TOP = ("output_dir", "run_name")
 ALIASES = {"nproc": "nproc_per_node"}
 
 
-def sft(*, model: str | PathLike[str], data: str | PathLike[str], **options: Any) -> Result:
+def sft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
     """Fine-tune all weights of a model. See `run` for the arguments; needs the plugin hub-sft."""
     return run("sft", model=model, data=data, **options)
 
 
-def lora_sft(*, model: str | PathLike[str], data: str | PathLike[str], **options: Any) -> Result:
+def lora_sft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
     """Fine-tune a low-rank adapter (LoRA, arXiv 2106.09685) on a model. See `run`; needs the plugin hub-lora-sft."""
     return run("lora_sft", model=model, data=data, **options)
 
 
-def run(algo: str, *, model: str | PathLike[str], data: str | PathLike[str], track: str = "none", **options: Any) -> Result:
+def osft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
+    """Fine-tune in directions that are hardly used so far (OSFT, arXiv 2504.07097). See `run`; needs the plugin hub-osft."""
+    return run("osft", model=model, data=data, **options)
+
+
+def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none", **options: Any) -> Result:
     """Train with any installed algorithm, and wait for the end.
 
     Args:
         algo: name of an algorithm (`sft`, `lora_sft`, ...) or of one of its presets (`qlora_sft`).
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
-        data: a preset's name (`"tiny"`), a file, a folder, or an id of the hub's data sets.
+        data: a preset's name (`"tiny"`), a file, a folder, or an id of the hub's data sets; or a list of several sources, each
+            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`; or any iterable of
+            rows, each a dictionary in one of the formats, which are written into `output_dir`.
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
         options: any option of the algorithm, of `data.`, `model.`, `launch.` and `track.`, `output_dir` and `run_name`,
             under the names that `python -m hub show` prints, without the part before the dot.
@@ -57,7 +70,14 @@ def run(algo: str, *, model: str | PathLike[str], data: str | PathLike[str], tra
     overrides = [f"algo={algo}"]
     values = _sort(algo, type(compose(*overrides).algo), options)
     presets = groups()
-    for part, given in (("model", fspath(model)), ("data", fspath(data))):
+    named = [("model", fspath(model))]
+    if isinstance(data, str | PathLike):
+        named.append(("data", fspath(data)))
+    elif isinstance(data, Iterable):
+        values.setdefault("data", {}).update(_in_memory(data, Path(options.get("output_dir", "runs"))))
+    else:
+        raise TypeError(f"data must be a name, a path, a list of sources or an iterable of rows, not {type(data).__name__}")
+    for part, given in named:
         if given in presets[part] and not Path(given).exists():
             overrides.append(f"{part}={given}")
             continue
@@ -68,6 +88,25 @@ def run(algo: str, *, model: str | PathLike[str], data: str | PathLike[str], tra
     if track != "none":
         overrides.append(f"track={track}")
     return launch(compose(*overrides, values=values))
+
+
+def _in_memory(data: Iterable[Any], output_dir: Path) -> dict[str, Any]:
+    """The options for a list of sources, or for rows."""
+    rows = iter(data)
+    first = list(islice(rows, 1))
+    is_source = first and (
+        isinstance(first[0], DataSource)
+        or (isinstance(first[0], Mapping) and "path" in first[0] and not any(isinstance(v, list | dict) for v in first[0].values()))
+    )
+    every = chain(first, rows)
+    if is_source:
+        return {"mix": [_source(source) for source in every]}
+    return {"path": str(write_rows(every, output_dir.expanduser() / "data"))}
+
+
+def _source(given: DataSource | Mapping[str, Any]) -> dict[str, Any]:
+    values = asdict(given) if isinstance(given, DataSource) else dict(given)
+    return {name: fspath(value) if isinstance(value, PathLike) else value for name, value in values.items()}
 
 
 def _sort(algo: str, config: type[AlgoConfig], options: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import hub
+from hub.runfile import read as runfile_of
 from hub.testing import tiny_model, write_chats
 
 
@@ -119,3 +120,27 @@ def test_ctrl_c_in_a_notebook_ends_the_run_and_gives_the_handler_back():
     result = hub.Result.read(Path("runs/latest/result.json").resolve())
     assert result.status == "interrupted"
     assert (result.model_path / "config.json").is_file()
+
+
+def test_several_sources_are_a_list_of_dictionaries_or_of_sources(tmp_path):
+    chats = [write_chats(tmp_path / f"{name}.jsonl", num_rows=20) for name in "ab"]
+    data = [{"path": chats[0], "weight": 3}, hub.DataSource(path=str(chats[1]), weight=1)]
+    result = hub.lora_sft(model="tiny", data=data, output_dir=tmp_path, mode="inline", max_steps=2, effective_batch_size=8)
+    assert [(line["num_samples.a"], line["num_samples.b"]) for line in result.metrics] == [(6, 2), (6, 2)]
+    with pytest.raises(hub.ConfigError, match=r"data\.mix\[0\]\.wieght: there is no such option\. Did you mean weight\?"):
+        hub.lora_sft(model="tiny", data=[{"path": "a.jsonl", "wieght": 1}])
+
+
+def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path):
+    rows = [{"prompt": f"What is {number} + 0?", "completion": str(number)} for number in range(20)]
+    options = {"model": "tiny", "output_dir": tmp_path, "mode": "inline", "max_steps": 2, "effective_batch_size": 8}
+    paths = [hub.lora_sft(data=data, **options).run_path / "run.yaml" for data in (rows, (row for row in rows))]
+    first, second = (runfile_of(path).data.path for path in paths)
+    assert first == second
+    assert len(Path(first).read_text().splitlines()) == 20
+    for wrong, said in (([], "no row"), ([1], "row 1 is int"), ([{"prompt": {1}, "completion": "x"}], "row 1 can't be written")):
+        with pytest.raises(hub.ConfigError, match=said):
+            hub.lora_sft(data=wrong, **options)
+    with pytest.raises(TypeError, match="an iterable of rows, not int"):
+        hub.lora_sft(data=7, **options)
+    assert not list(tmp_path.glob("data/.*"))

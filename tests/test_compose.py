@@ -27,7 +27,7 @@ def problems(*overrides: str, **values: object) -> list[str]:
         ("algo.lora_r=8", "algo.lora_r: choose the algorithm first. Type algo=NAME, one of: lora_sft"),
         ("algo=sft algo.lora_r=8", "algo.lora_r: this algorithm has no such option; algo.lora_r is of algo=lora_sft"),
         ("algo=lora", "algo=lora: there is no such algorithm. Did you mean lora_sft or qlora_sft?"),
-        ("algo=ppo", "algo=ppo: there is no such algorithm. Installed: lora_sft, sft."),
+        ("algo=ppo", "algo=ppo: there is no such algorithm. Installed: lora_sft, osft, sft."),
         ("model=llama3_8", "model=llama3_8: there is no such preset. Did you mean llama3_8b"),
         ("model=zzz", "model=zzz: there is no such preset. Allowed: deepseek_v2_lite, gemma2_9b,"),
         ("model=org/name", "model=org/name: there is no such preset. For a file, a folder or an id of the model hub"),

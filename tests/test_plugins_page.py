@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hub_lora_sft.config import LoraSftConfig
+from hub_osft.config import OsftConfig
 from hub_sft.config import SftConfig
 
 from hub.config import AlgoConfig
@@ -82,7 +83,7 @@ def test_an_author_who_follows_the_page_has_a_working_plugin(tmp_path):
     assert num_commands == 10
 
 
-@pytest.mark.parametrize(("plugin", "config"), [("sft", SftConfig), ("lora_sft", LoraSftConfig)])
+@pytest.mark.parametrize(("plugin", "config"), [("sft", SftConfig), ("lora_sft", LoraSftConfig), ("osft", OsftConfig)])
 def test_a_readme_lists_the_options_of_its_algorithm_with_their_defaults(plugin, config):
     text = (PAGE.parents[1] / "plugins" / plugin / "README.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `algo\.(\w+)` \| `(.*?)` \|", text, re.MULTILINE))

@@ -20,6 +20,7 @@ PROJECTS = {
     "finetune_hub": ROOT,
     "hub_sft": ROOT / "plugins" / "sft",
     "hub_lora_sft": ROOT / "plugins" / "lora_sft",
+    "hub_osft": ROOT / "plugins" / "osft",
     "hub_example": EXAMPLE,
 }
 
@@ -103,6 +104,7 @@ def test_the_command_line_answers_from_an_empty_folder(python, tmp_path):
         "example  hub-example 0.1.0  (hub_example)",
         "sft  hub-sft 0.1.0  (hub_sft)",
         "lora_sft  hub-lora-sft 0.1.0",
+        "osft  hub-osft 0.1.0",
     ):
         assert line in listed
     assert "left out" not in listed

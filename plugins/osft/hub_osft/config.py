@@ -1,0 +1,184 @@
+"""Options of OSFT."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hub import AlgoConfig, DataError, RunConfig, option
+from hub.data.read import data_files, is_hub_id
+
+TARGET_WORDS = ("all", "attention", "mlp")
+ADAPTIVE = "adaptive"
+ACTIVATIONS = "activations"
+FACTORED = "factored"
+DEFAULT_RATIO = {"weights": 0.25, ACTIVATIONS: 0.5}
+
+
+@dataclass(kw_only=True)
+class OsftConfig(AlgoConfig):
+    """Orthogonal subspace fine-tuning (arXiv 2504.07097): full-rank updates within directions that are hardly used so far."""
+
+    learning_rate: float = option(5e-5, gt=0)
+    """Peak learning rate. Only a share of each matrix moves, which takes a higher rate than full fine-tuning."""
+
+    num_epochs: float = option(2.0, gt=0)
+    """Passes over the training data."""
+
+    unfreeze_rank_ratio: float | None = option(None, gt=0, le=1)
+    """Share of each matrix's directions that may move, exactly as given, at least one. 1.0 is plain SFT. null: 0.25, with
+    subspace=activations 0.5, with rank_policy=adaptive what follows from min_keep and max_keep."""
+
+    subspace: str = option("weights", choices=("weights", ACTIVATIONS))
+    """Which directions are kept. weights: those of the largest singular values. activations: the input directions that
+    protect_data uses most."""
+
+    rank_policy: str = option("fixed", choices=("fixed", ADAPTIVE))
+    """fixed: the same ratio for every matrix. adaptive: more is kept in layers that change protect_data less."""
+
+    min_keep: float = option(0.1, ge=0, lt=1)
+    """With rank_policy=adaptive: share of directions that a layer of no importance keeps."""
+
+    max_keep: float = option(0.8, gt=0, le=1)
+    """With rank_policy=adaptive: share of directions that a layer of mean importance keeps. More important ones keep more."""
+
+    target_patterns: Any = "all"
+    """Matrices that train: all, attention, mlp, or a list of regular expressions for module names. The output layer is none."""
+
+    constraint: str = option("strict", choices=("strict", "corner"))
+    """What a change must leave alone. strict: everything that reads or writes a kept direction. corner: only what does both,
+    as in the paper's equation; takes the memory of full fine-tuning."""
+
+    parametrization: str = option("fast", choices=("fast", FACTORED))
+    """fast: coordinates of the change, at the speed of plain training. factored: the paper's trained factors U, S, V; slow,
+    for comparison."""
+
+    protect_data: Any = None
+    """Data to protect, for subspace=activations and rank_policy=adaptive: a file or a list of files, in the forms of
+    data.path."""
+
+    protect_samples: int = option(512, ge=1)
+    """Rows taken from each file of protect_data at most, chosen by seed."""
+
+    protect_from: str | None = None
+    """Model folder of an earlier run with save_protection: what it protected, and learnt, is protected too."""
+
+    save_protection: bool = False
+    """With subspace=activations: write the covariances of protect_data and of the training data beside the model, for a
+    next task's protect_from."""
+
+    train_embeddings: bool = False
+    """The input embeddings learn too, without protection."""
+
+    train_norms: bool = False
+    """Norms and biases learn too, without protection."""
+
+    train_head: bool = False
+    """The output layer learns too, without protection. One with the embeddings in models that tie them."""
+
+    cache: bool = True
+    """Keep the directions of subspace=weights in the user's cache (HUB_CACHE), so that the next run on this model starts at
+    once."""
+
+    @property
+    def ratio(self) -> float:
+        """The share that is free with rank_policy=fixed."""
+        return DEFAULT_RATIO[self.subspace] if self.unfreeze_rank_ratio is None else self.unfreeze_rank_ratio
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the choice of directions needs data to protect."""
+        return self.subspace == ACTIVATIONS or self.rank_policy == ADAPTIVE
+
+    @property
+    def protect_files(self) -> list[str]:
+        """`protect_data` as a list."""
+        if self.protect_data is None:
+            return []
+        return [self.protect_data] if isinstance(self.protect_data, str) else list(self.protect_data)
+
+    def with_paths(self, full: Callable[[Any, str], Any]) -> "OsftConfig":
+        files = [full(path, "algo.protect_data") for path in self.protect_files]
+        return replace(self, protect_data=files or None, protect_from=full(self.protect_from, ""))
+
+    def problems(self, cfg: RunConfig) -> Iterator[str]:
+        yield from super().problems(cfg)
+        if cfg.model.quantization:
+            yield (
+                f"algo=osft can't train the {cfg.model.quantization} weights of model.path={cfg.model.path}: quantised weights "
+                "can't take small changes, and have no exact spectrum. Type algo=lora_sft, or a model preset without _bnb_4bit"
+            )
+        if cfg.launch.strategy == "split":
+            yield "launch.strategy=split: osft needs its layers on one GPU per process. Type launch.strategy=fsdp or ddp"
+        yield from self._target_problems()
+        yield from self._data_problems()
+        yield from self._clashes(cfg)
+
+    def _target_problems(self) -> Iterator[str]:
+        targets = self.target_patterns
+        if isinstance(targets, str) and targets in TARGET_WORDS:
+            return
+        if not isinstance(targets, list) or not targets or not all(isinstance(word, str) and word for word in targets):
+            allowed = f"Allowed: {', '.join(TARGET_WORDS)}, or a list of regular expressions like [q_proj,v_proj]"
+            yield f"algo.target_patterns={targets} is not allowed. {allowed}"
+            return
+        for word in targets:
+            try:
+                re.compile(word)
+            except re.error as error:
+                yield f"algo.target_patterns: {word} is no regular expression ({error})"
+
+    def _data_problems(self) -> Iterator[str]:
+        given = self.protect_data
+        is_list = isinstance(given, list) and given and all(isinstance(path, str) and path for path in given)
+        if given is not None and not is_list and not (isinstance(given, str) and given):
+            yield f"algo.protect_data={given} is not allowed. Allowed: a file, or a list of files"
+            return
+        for path in self.protect_files:
+            try:
+                if not path.startswith("tiny:") and not is_hub_id(path):
+                    data_files(path)
+            except DataError as error:
+                yield f"algo.protect_data: {error}"
+        if self.protect_from and not (Path(self.protect_from).expanduser() / PROTECTION).is_file():
+            yield (
+                f"algo.protect_from={self.protect_from}: there is no {PROTECTION}. Type the model folder of a run with "
+                "algo.subspace=activations algo.save_protection=true"
+            )
+        if self.subspace == ACTIVATIONS and not (self.protect_files or self.protect_from):
+            yield (
+                "algo.subspace=activations needs data to protect. Type algo.protect_data=FILE, with samples of what the model "
+                "shall keep, or algo.protect_from=MODEL_FOLDER of an earlier run"
+            )
+        if self.rank_policy == ADAPTIVE and not self.protect_files:
+            yield "algo.rank_policy=adaptive needs data of earlier tasks. Type algo.protect_data=FILE or algo.rank_policy=fixed"
+        if given is not None and not self.needs_data:
+            yield "algo.protect_data is of no use here. Type algo.subspace=activations or algo.rank_policy=adaptive as well"
+        for name in ("protect_from", "save_protection"):
+            if getattr(self, name) and self.subspace != ACTIVATIONS:
+                yield f"algo.{name} goes with algo.subspace=activations only"
+
+    def _clashes(self, cfg: RunConfig) -> Iterator[str]:
+        if self.rank_policy == ADAPTIVE:
+            if self.unfreeze_rank_ratio is not None:
+                yield (
+                    "algo.rank_policy=adaptive finds the ratio of each layer: leave algo.unfreeze_rank_ratio out, and set "
+                    "algo.min_keep and algo.max_keep"
+                )
+            if self.min_keep > self.max_keep:
+                yield f"algo.min_keep={self.min_keep} is above algo.max_keep={self.max_keep}"
+        if self.subspace == ACTIVATIONS and self.constraint != "strict":
+            yield "algo.constraint=corner is of the weights' own directions. With algo.subspace=activations leave it out"
+        if self.parametrization == FACTORED:
+            if self.subspace == ACTIVATIONS or self.constraint != "strict":
+                yield (
+                    "algo.parametrization=factored is the weights' own low factors: it goes with algo.subspace=weights and "
+                    "algo.constraint=strict only. Type algo.parametrization=fast"
+                )
+            if cfg.launch.strategy == "fsdp":
+                yield "algo.parametrization=factored runs with whole copies only. Type launch.strategy=ddp"
+
+
+PROTECTION = "protection.safetensors"
+"""File beside a model with the covariances of what it protects."""

@@ -1,0 +1,311 @@
+"""Finds each target's directions once: spread over the processes by cost, kept in the user's cache and in the run folder.
+
+The run folder's copy is what a resumed run reads: coordinates mean nothing without the very Q that they were trained with.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hub import ConfigError, ModelError
+from hub.cache import cache_dir, make_once
+from hub.train.distributed import barrier, broadcast_text
+from hub.train.session import Session
+from hub.train.setup import Setup
+from hub_osft.config import FACTORED, OsftConfig
+from hub_osft.subspace import decompose, oriented, split
+from hub_osft.targets import Target
+
+RECIPE = 1
+"""Raised when what is stored changes its meaning."""
+
+INDEX = "directions.json"
+PIECE = 2**26
+"""Bytes of a weights' file that one thread hashes at a time."""
+
+SECONDS_BETWEEN_LINES = 5.0
+NUM_THREADS = min(16, os.cpu_count() or 1)
+
+Directions = dict[str, torch.Tensor]
+"""Of one target: `free` (Q) and `kept` (U_h); `left` (U_l) and `scale` (S_l) too for the factored form. Empty: all is free."""
+
+Find = Callable[[Target, torch.Tensor], Directions]
+"""Finds the directions of a target from its weight, on the weight's device."""
+
+
+def find_directions(setup: Setup, model: Any, targets: Sequence[Target], find: Find, cached: bool) -> dict[str, Directions]:
+    """The directions of all targets, on this process's device, the same on all.
+
+    Args:
+        setup: config, run folder, processes, folder of the weights.
+        model: not yet changed.
+        targets: with `num_free` filled in.
+        find: how one target's directions are found.
+        cached: whether they follow from the weights alone, so that the user's cache may hold them.
+
+    Raises:
+        ConfigError: the disk has no room for them.
+        ModelError: a weight is not finite.
+    """
+    session, run, algo = setup.session, setup.run, setup.cfg.algo
+    assert isinstance(algo, OsftConfig)
+    store = run.path / "directions"
+    shapes = {target.name: _shapes(target, algo, session) for target in targets}
+    started = time.monotonic()
+    source = ""
+    if session.group.is_main:
+        if setup.cfg.resume and _is_whole(store):
+            source = str(store)
+        elif cached and algo.cache:
+            folder = cache_dir() / "osft" / _key(setup.base_path, shapes, algo, session)
+            source = f"{'' if _is_whole(folder) else 'new '}{folder}"
+        else:
+            source = f"new {store}"
+    source = broadcast_text(source)
+    folder = Path(source.removeprefix("new "))
+    if source.startswith("new "):
+        problem = _lack_of_room(folder, shapes) if session.group.is_main else ""
+        if problem := broadcast_text(problem):
+            raise ConfigError(problem)
+        found = _find_all(setup, model, targets, shapes, find, folder)
+        how = "found"
+    else:
+        found = _load_all(session, targets, shapes, folder)
+        how = "read from the run folder" if folder == store else "read from the cache"
+    if session.group.is_main and folder != store:
+        _link(folder, store)
+    seconds = time.monotonic() - started
+    run.say(f"directions of {len(targets)} weights {how} in {seconds:.1f} s ({folder})")
+    run.write_plan(directions_seconds=round(seconds, 2), directions_from=how, num_targets=len(targets))
+    barrier()
+    return found
+
+
+def by_spectrum(algo: OsftConfig, dtype: torch.dtype) -> Find:
+    """Directions by singular values, as `subspace=weights` has it."""
+
+    def find(target: Target, weight: torch.Tensor) -> Directions:
+        matrices = oriented(weight, target.left)
+        if target.num_free == target.size:
+            return {}
+        each = [_of_matrix(a, target.num_free, algo, dtype) for a in (matrices if target.experts else [matrices])]
+        return {name: torch.stack([one[name] for one in each]) for name in each[0]} if target.experts else each[0]
+
+    return find
+
+
+def _of_matrix(matrix: torch.Tensor, num_free: int, algo: OsftConfig, dtype: torch.dtype) -> Directions:
+    if algo.parametrization == FACTORED:
+        left, scale, right = decompose(matrix)
+        kept = matrix.shape[-1] - num_free
+        factors = {"left": left[:, kept:], "scale": scale[kept:], "free": right[:, kept:], "kept": left[:, :kept]}
+        return {name: factor.float().contiguous() for name, factor in factors.items()}
+    space = split(matrix, num_free)
+    assert space.free is not None
+    assert space.kept is not None
+    return {"free": space.free.float(), "kept": space.kept.to(dtype)}
+
+
+def _shapes(target: Target, algo: OsftConfig, session: Session) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """What `find` gives for a target, before it is found."""
+    if target.num_free == target.size:
+        return {}
+    batch, kept = target.shape[:-2], target.size - target.num_free
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"free": ((*batch, target.size, target.num_free), torch.float32)}
+    if algo.subspace == "weights":
+        dtype = torch.float32 if algo.parametrization == FACTORED else session.compute_dtype
+        shapes["kept"] = ((*batch, target.rows, kept), dtype)
+    if algo.parametrization == FACTORED:
+        shapes["left"] = ((target.rows, target.num_free), torch.float32)
+        shapes["scale"] = ((target.num_free,), torch.float32)
+    return shapes
+
+
+class _Search:
+    """Finds this process's share of the directions, tells how far it is, and writes down what is found."""
+
+    def __init__(self, setup: Setup, model: Any, targets: Sequence[Target], find: Find) -> None:
+        self.setup, self.model, self.targets, self.find = setup, model, targets, find
+        self.found: dict[str, Directions] = {}
+
+    def check(self) -> None:
+        """Every process looks at all weights, so that none waits for one that has given up."""
+        for target in self.targets:
+            if not bool(torch.isfinite(target.weight(self.model)).all()):
+                raise ModelError(
+                    f"model.path={self.setup.cfg.model.path}: {target.name} has NaN or infinity, so it has no spectrum. "
+                    "Download the model again, or take an earlier checkpoint"
+                )
+
+    def run(self, numbers: Sequence[int], then: Callable[[int], None] = lambda number: None) -> None:
+        """Find the directions of the targets of these numbers."""
+        started = shown = time.monotonic()
+        for done, number in enumerate(numbers, 1):
+            target = self.targets[number]
+            self.found[target.name] = self.find(target, target.weight(self.model).detach().to(self.setup.session.device))
+            then(number)
+            now = time.monotonic()
+            if now - shown > SECONDS_BETWEEN_LINES:
+                shown = now
+                left = (now - started) / done * (len(numbers) - done)
+                self.setup.run.say(f"directions: {done} of {len(numbers)} weights, about {left:.0f} s left")
+
+    def run_and_write(self, folder: Path) -> None:
+        """Find all; they are written while the next ones are sought."""
+        with ThreadPoolExecutor(4) as writers:
+            written: list[Future[None]] = []
+            self.run(range(len(self.targets)), lambda number: written.append(writers.submit(self._write, folder, number)))
+            for future in written:
+                future.result()
+        _write_index(folder, self.targets)
+
+    def write(self, folder: Path) -> None:
+        """Write down all that was found."""
+        with ThreadPoolExecutor(4) as writers:
+            for future in [writers.submit(self._write, folder, number) for number in range(len(self.targets))]:
+                future.result()
+        _write_index(folder, self.targets)
+
+    def _write(self, folder: Path, number: int) -> None:
+        tensors = {name: tensor.cpu() for name, tensor in self.found[self.targets[number].name].items()}
+        try:
+            save_file(tensors, folder / _file(number))
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+
+
+def _find_all(
+    setup: Setup, model: Any, targets: Sequence[Target], shapes: dict[str, Any], find: Find, folder: Path
+) -> dict[str, Directions]:
+    session, search = setup.session, _Search(setup, model, targets, find)
+    search.check()
+    if session.group.world == 1:
+        make_once(folder, search.run_and_write, _is_whole)
+        # Another run may have been faster.
+        return search.found or _load_all(session, targets, shapes, folder)
+    owners = _owners(targets, session.group.world)
+    search.run([number for number, owner in enumerate(owners) if owner == session.group.rank])
+    for target, owner in zip(targets, owners, strict=True):
+        mine = search.found.setdefault(target.name, _empty(shapes[target.name], session.device))
+        for name in sorted(mine):
+            dist.broadcast(mine[name], owner)
+    if session.group.is_main:
+        make_once(folder, search.write, _is_whole)
+    return search.found
+
+
+def _load_all(session: Session, targets: Sequence[Target], shapes: dict[str, Any], folder: Path) -> dict[str, Directions]:
+    """The first process reads and gives to the others: their machines may not see the folder."""
+
+    def load(number: int) -> Directions:
+        return dict(load_file(folder / _file(number), device=str(session.device)))
+
+    found: dict[str, Directions] = {}
+    if session.group.is_main:
+        with ThreadPoolExecutor(NUM_THREADS) as readers:
+            found = dict(zip((target.name for target in targets), readers.map(load, range(len(targets))), strict=True))
+    if session.group.world > 1:
+        for target in targets:
+            tensors = found.setdefault(target.name, _empty(shapes[target.name], session.device))
+            for name in sorted(tensors):
+                dist.broadcast(tensors[name], 0)
+    return found
+
+
+def _empty(shapes: dict[str, Any], device: torch.device) -> Directions:
+    return {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
+
+
+def _owners(targets: Sequence[Target], world: int) -> list[int]:
+    """Which process finds which target: the costliest first, each to the one with the least to do so far."""
+    costs = [t.size**2 * (10 * t.size + t.rows) * (t.shape[0] if t.experts else 1) for t in targets]
+    loads, owners = [0] * world, [0] * len(targets)
+    for number in sorted(range(len(targets)), key=lambda n: -costs[n]):
+        owners[number] = loads.index(min(loads))
+        loads[owners[number]] += costs[number]
+    return owners
+
+
+def _key(folder: Path, shapes: dict[str, Any], algo: OsftConfig, session: Session) -> str:
+    """Name in the cache: the weights' hash, and everything that the directions depend on besides."""
+    found = hashlib.sha256(f"{RECIPE} {algo.parametrization} {session.compute_dtype}".encode())
+    found.update(repr(sorted(shapes.items())).encode())
+    found.update(weights_digest(folder).encode())
+    return found.hexdigest()[:32]
+
+
+def weights_digest(folder: Path) -> str:
+    """A hash of all safetensors files in a folder: of the hashes of their pieces, which threads find side by side."""
+    files = sorted(folder.glob("*.safetensors"))
+    pieces = [(file, start) for file in files for start in range(0, file.stat().st_size, PIECE)]
+
+    def digest(piece: tuple[Path, int]) -> bytes:
+        file, start = piece
+        with file.open("rb", buffering=0) as stream:
+            stream.seek(start)
+            return hashlib.sha256(stream.read(PIECE)).digest()
+
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        digests = list(threads.map(digest, pieces))
+    whole = hashlib.sha256()
+    for (file, start), one in zip(pieces, digests, strict=True):
+        whole.update(f"{file.name} {start} ".encode() + one)
+    return whole.hexdigest()
+
+
+def _lack_of_room(folder: Path, shapes: dict[str, Any]) -> str:
+    """What is wrong with the disk; empty when there is room."""
+    needed = 0
+    for tensors in shapes.values():
+        for shape, dtype in tensors.values():
+            needed += dtype.itemsize * torch.Size(shape).numel()
+    there = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed <= free:
+        return ""
+    in_cache = cache_dir() in folder.parents
+    where = f"the cache {cache_dir()}" if in_cache else f"output_dir={folder.parents[1]}"
+    todo = "Set HUB_CACHE=FOLDER on a larger disk, or type algo.cache=false" if in_cache else "Type output_dir=FOLDER"
+    return f"{where} has {free / 2**30:.1f} GB free, the directions need {needed / 2**30:.1f} GB. {todo}"
+
+
+def _file(number: int) -> str:
+    return f"{number:05d}.safetensors"
+
+
+def _write_index(folder: Path, targets: Sequence[Target]) -> None:
+    sizes = {_file(number): (folder / _file(number)).stat().st_size for number in range(len(targets))}
+    names = {_file(number): target.name for number, target in enumerate(targets)}
+    (folder / INDEX).write_text(json.dumps({"sizes": sizes, "names": names}), encoding="utf-8")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / INDEX).read_text(encoding="utf-8"))["sizes"]
+        return all((folder / file).stat().st_size == size for file, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _link(folder: Path, store: Path) -> None:
+    """The run folder's own copy; it takes no room where both are on one disk."""
+
+    def link(aside: Path) -> None:
+        for file in folder.iterdir():
+            try:
+                os.link(file, aside / file.name)
+            except OSError:
+                shutil.copyfile(file, aside / file.name)
+
+    make_once(store, link, _is_whole)

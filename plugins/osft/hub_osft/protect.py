@@ -1,0 +1,255 @@
+"""Data to protect: which input directions it uses (subspace=activations), and which layers it needs (rank_policy=adaptive).
+
+One forward pass over the data collects, for each target, the covariance X^T X of its inputs. A change Delta = Z Q^T, with Q the
+directions of least covariance, hardly changes what the layer answers to such inputs (gradient projection memory, arXiv
+2103.09762; Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659). Covariances of several tasks add up, so that a next task can do
+without the data of the earlier ones.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hub import ModelError
+from hub.data.config import DataConfig
+from hub.data.prepare import Sample, prepare
+from hub.train.collate import pad
+from hub.train.model import load_config
+from hub.train.setup import Setup
+from hub.train.step import autocast
+from hub.train.strategy import layer_classes
+from hub_osft.config import PROTECTION, OsftConfig
+from hub_osft.directions import Directions
+from hub_osft.targets import Target
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of one forward pass, padding included."""
+
+LARGEST_IN_FLOAT64 = 8192
+"""Widest input whose covariance is decomposed in float64; a GPU takes ten times as long for it as in float32."""
+
+
+class Protection:
+    """What given data needs of a model."""
+
+    def __init__(self, setup: Setup, model: Any, targets: Sequence[Target]) -> None:
+        """Read the data, and measure it on the model as it is before training.
+
+        Raises:
+            DataError: a row can't be used.
+            ModelError: `algo.protect_from` is of a model with other layers.
+        """
+        algo = setup.cfg.algo
+        assert isinstance(algo, OsftConfig)
+        self.setup, self.model, self.targets, self.algo = setup, model, targets, algo
+        self.samples = _read(setup, algo)
+        self.aliases: dict[str, str] = {}
+        self.sums: dict[str, torch.Tensor] = {}
+        self.cosines: dict[str, torch.Tensor] = {}
+        self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None
+        with_covariances = algo.subspace == "activations"
+        self._measure(self.samples, with_covariances)
+        if algo.protect_from:
+            self._add_earlier(Path(algo.protect_from).expanduser() / PROTECTION)
+        tokens = sum(map(len, self.samples))
+        earlier = f", and what {algo.protect_from} protects" if algo.protect_from else ""
+        setup.run.say(f"protecting {len(self.samples)} samples, {tokens:,} tokens{earlier}")
+        setup.run.write_plan(num_protected_samples=len(self.samples), num_protected_tokens=tokens)
+
+    def directions(self, target: Target, weight: torch.Tensor) -> Directions:
+        """The target's input directions that the data uses least, as columns."""
+        if target.num_free == target.size:
+            return {}
+        name = self.aliases[target.name]
+        if self._last is None or self._last[0] != name:
+            covariance = self.sums[name].to(weight.device)
+            in_float64 = len(covariance) <= LARGEST_IN_FLOAT64
+            values, vectors = torch.linalg.eigh(covariance.double() if in_float64 else covariance)
+            self._last = (name, values, vectors)
+        vectors = self._last[2][:, : target.num_free]
+        if vectors.dtype == torch.float32:
+            vectors = torch.linalg.qr(vectors)[0]
+        return {"free": vectors.float().contiguous()}
+
+    def keep_of_layers(self) -> dict[str, float]:
+        """The share of directions that each target keeps: the paper's rule, min + I (max - min).
+
+        I is the importance of the decoder layer that the target is in: the mean cosine of what goes into the layer and what
+        comes out, over all tokens, divided by its mean over the layers. (A single matrix seldom has an input and an output
+        of one width.) More than all can't be kept.
+        """
+        means = {name: float(total[0] / total[1]) for name, total in self.cosines.items()}
+        mean = sum(means.values()) / len(means)
+        least, most = self.algo.min_keep, self.algo.max_keep
+        keep = {name: min(1.0, max(0.0, least + value / mean * (most - least))) for name, value in means.items()}
+        self.setup.run.say(f"layers keep {min(keep.values()):.0%} to {max(keep.values()):.0%} of their directions")
+        self.setup.run.write_plan(kept_share_of_layers=keep, cosine_of_layers=means)
+
+        def of(target: Target) -> float:
+            return next((share for layer, share in keep.items() if target.name.startswith(f"{layer}.")), most)
+
+        return {target.name: of(target) for target in self.targets}
+
+    def save(self, folder: Path) -> None:
+        """Write what is protected, with the samples of this run added, beside the trained model. All ranks call it.
+
+        The samples that were trained on are measured on the model as it is now.
+        """
+        samples = self.setup.data.train
+        chosen = Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
+        self._measure(chosen, True)
+        if self.setup.session.group.is_main:
+            tensors = {name: total.float().cpu().contiguous() for name, total in self.sums.items()}
+            try:
+                save_file(tensors, folder / PROTECTION, metadata={"aliases": json.dumps(self.aliases)})
+            except SafetensorError as error:
+                raise ModelError(f"{folder / PROTECTION} can't be written ({error})") from None
+            size = sum(t.numel() * 4 for t in tensors.values()) / 2**30
+            self.setup.run.say(f"protection of {len(tensors)} inputs written: {folder / PROTECTION} ({size:.2f} GB)")
+
+    def _add_earlier(self, file: Path) -> None:
+        with safe_open(file, "pt", device=str(self.setup.session.device)) as stored:
+            aliases = json.loads((stored.metadata() or {}).get("aliases", "{}"))
+            missing = sorted({target.name for target in self.targets} - set(aliases))
+            if missing:
+                raise ModelError(
+                    f"algo.protect_from={file.parent}: it protects other layers; {missing[0]} is none of them. "
+                    "Type the same model.path family and algo.target_patterns as in that run"
+                )
+            self.aliases = self.aliases or {target.name: aliases[target.name] for target in self.targets}
+            done: set[str] = set()
+            for target in self.targets:
+                name = self.aliases[target.name]
+                if name in done:
+                    continue
+                earlier = stored.get_tensor(aliases[target.name])
+                if earlier.shape != (target.size, target.size):
+                    raise ModelError(f"algo.protect_from={file.parent}: {target.name} has another width there")
+                self.sums[name] = self.sums[name] + earlier if name in self.sums else earlier
+                done.add(name)
+
+    def _measure(self, samples: Sequence[Sample], with_covariances: bool) -> None:
+        """Run samples through the model, each rank its share, and add up what its layers see."""
+        session = self.setup.session
+        batches = list(_batches(samples, session.device, session.group.rank, session.group.world))
+        if not samples:
+            return
+        mask: list[torch.Tensor] = []
+        handles = self._watch_inputs(mask) if with_covariances else []
+        if not with_covariances:
+            handles += self._watch_layers(mask)
+        before = {name: total.clone() for name, total in self.sums.items()} if session.group.world > 1 else {}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), autocast(session), _on_device(self.setup, self.model):
+                for chosen in batches:
+                    batch = pad(chosen or [samples[0]], 0).to(session.device)
+                    assert batch.attention_mask is not None
+                    mask[:] = [batch.attention_mask.bool() & bool(chosen)]
+                    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+                    self.model(**inputs, position_ids=batch.position_ids, use_cache=False)
+        finally:
+            self.model.train(was_training)
+            for handle in handles:
+                handle.remove()
+        if session.group.world > 1:
+            for name, total in self.sums.items():
+                added = total - before[name] if name in before else total
+                dist.all_reduce(added)
+                self.sums[name] = before[name] + added if name in before else added
+            for total in self.cosines.values():
+                dist.all_reduce(total)
+
+    def _watch_inputs(self, mask: list[torch.Tensor]) -> list[Any]:
+        """Hooks that add up the covariances of the targets' inputs. Layers that are given the very same input share one."""
+        recent: list[tuple[str, torch.Tensor]] = []
+
+        def watch(target: Target) -> Callable[..., None]:
+            def hook(module: Any, inputs: tuple[Any, ...]) -> None:
+                x = inputs[0]
+                if target.name not in self.aliases:
+                    same = next((name for name, seen in recent if seen is x), target.name)
+                    self.aliases[target.name] = same
+                    recent[:] = [*recent[-3:], (same, x)]
+                if self.aliases[target.name] != target.name:
+                    return
+                # Experts' layers may see some tokens only, already without padding.
+                rows = x[mask[0]] if x.shape[:2] == mask[0].shape else x.flatten(0, -2)
+                with torch.autocast(x.device.type, enabled=False):
+                    rows = rows.float()
+                    added = rows.mT @ rows
+                self.sums[target.name] = self.sums[target.name] + added if target.name in self.sums else added
+
+            return hook
+
+        return [self.model.get_submodule(t.module).register_forward_pre_hook(watch(t)) for t in self.targets]
+
+    def _watch_layers(self, mask: list[torch.Tensor]) -> list[Any]:
+        """Hooks that add up the cosine of each decoder layer's input and output."""
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+                x = inputs[0] if inputs else named["hidden_states"]
+                y = output[0] if isinstance(output, tuple) else output
+                cosine = F.cosine_similarity(x[mask[0]].double(), y[mask[0]].double(), dim=-1)
+                found = torch.stack([cosine.sum(), torch.tensor(float(len(cosine)), dtype=torch.float64, device=x.device)])
+                self.cosines[name] = self.cosines[name] + found if name in self.cosines else found
+
+            return hook
+
+        layers = layer_classes(self.model)
+        return [
+            module.register_forward_hook(watch(name), with_kwargs=True)
+            for name, module in self.model.named_modules()
+            if type(module).__name__ in layers
+        ]
+
+
+def _read(setup: Setup, algo: OsftConfig) -> list[Sample]:
+    """The samples of all files, from each no more than `protect_samples`."""
+    cfg = setup.cfg
+    positions = getattr(load_config(cfg.model, setup.base_path).get_text_config(), "max_position_embeddings", None)
+    chosen: list[Sample] = []
+    for file in algo.protect_files:
+        data = DataConfig(path=file, template=cfg.data.template, max_seq_len=cfg.data.max_seq_len)
+        samples = prepare(replace(cfg, data=data), setup.tokenizer, positions).train
+        chosen += Random(algo.seed).sample(samples, min(algo.protect_samples, len(samples)))
+    return chosen
+
+
+def _batches(samples: Sequence[Sample], device: torch.device, rank: int, world: int) -> Iterator[list[Sample]]:
+    """This rank's samples in groups of similar length; as many groups on every rank, the last of them may be empty."""
+    ordered = sorted(samples, key=len)
+    groups: list[list[Sample]] = []
+    for sample in ordered:
+        if not groups or (len(groups[-1]) + 1) * len(sample) > BATCH_TOKENS[device.type]:
+            groups.append([])
+        groups[-1].append(sample)
+    groups += [[] for _ in range(-len(groups) % world)]
+    yield from groups[rank::world]
+
+
+@contextmanager
+def _on_device(setup: Setup, model: Any) -> Iterator[None]:
+    """Models that will be shared out wait on the host: bring them to the device for these passes."""
+    device = setup.session.device
+    home = next(model.parameters()).device
+    if home == device or any(hasattr(p, "placements") for p in model.parameters()):
+        yield
+        return
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)

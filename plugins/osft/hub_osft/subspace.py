@@ -1,0 +1,158 @@
+"""The mathematics of OSFT on plain tensors: which directions of a matrix are free, and changes that keep to them.
+
+A matrix A (M x p, M >= p) with singular values s_1 >= ... >= s_p is split into the k = p - f largest ("kept") and the f
+smallest ("free") directions: A = U_h S_h V_h^T + U_l S_l V_l^T (Nayak et al., arXiv 2504.07097). Training may add Delta with
+
+    strict:  U_h^T Delta = 0 and Delta V_h = 0      what a product of trained low factors can reach, and no more
+    corner:  U_h^T Delta V_h = 0                    the paper's equation: only what is high on both sides stays
+
+Strict changes are Delta = Z Q^T, where Q = V_l (p x f) stays and Z (M x f) is trained with U_h^T Z = 0. Corner changes fill
+the whole matrix. A wide matrix is split as its transpose. Leading dimensions are a batch (a layer's experts).
+
+`split` finds Q and U_h by one float64 `eigh` of the smaller Gram matrix. Directions whose singular value is below
+`NEGLIGIBLE` of the largest have no left partner that could be kept; they stay kept on the right side.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+NEGLIGIBLE = 1e-6
+"""Share of the largest singular value below which a singular value counts as zero."""
+
+WELL_CONDITIONED = 1e-4
+"""Share of the largest singular value down to which the Gram matrix gives left vectors that are orthogonal to 1e-8."""
+
+NUM_REFINEMENTS = 4
+"""Corrections after a projection by normal equations; each lowers what is left over by four orders of magnitude or more."""
+
+
+@dataclass
+class Subspace:
+    """What is free to move in one matrix."""
+
+    free: torch.Tensor | None
+    """Q (..., p, f) with orthonormal columns. None: all of the matrix is free."""
+
+    kept: torch.Tensor | None
+    """U_h (..., M, k) with orthonormal columns (zero where a singular value is negligible). None: no left side is kept."""
+
+
+def num_free(ratio: float, size: int) -> int:
+    """How many of `size` directions are free: `ratio * size` to the nearest whole number, halves up, at least 1."""
+    return min(size, max(1, int(ratio * size + 0.5)))
+
+
+def oriented(weight: torch.Tensor, left: bool) -> torch.Tensor:
+    """A weight (..., a, b) as A, whose columns are what Q mixes: itself, or its transpose when Q acts on the left."""
+    return weight.mT if left else weight
+
+
+def split(matrix: torch.Tensor, num_free: int) -> Subspace:
+    """Find the free and the kept directions of one matrix A.
+
+    Args:
+        matrix: A (M, p) with M >= p, finite, in any floating type.
+        num_free: f, from 1 to p. With f = p everything is free and nothing is computed.
+
+    Returns:
+        Q (p, f) and U_h (M, p - f) in float64.
+    """
+    size = matrix.shape[-1]
+    if num_free == size:
+        return Subspace(None, None)
+    a = matrix.double()
+    squares, right = torch.linalg.eigh(a.mT @ a)
+    kept_right = right[:, num_free:]
+    left = a @ kept_right
+    lengths = left.norm(dim=0)
+    largest = squares[-1].clamp(min=0).sqrt()
+    usable = lengths > NEGLIGIBLE * largest
+    left = torch.where(usable, left / torch.where(usable, lengths, 1.0), 0.0)
+    return Subspace(right[:, :num_free].contiguous(), left)
+
+
+def decompose(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U, S and V of a matrix (M, p) with M >= p, the largest singular values first, in float64.
+
+    By `eigh` of the Gram matrix, which a GPU does in a tenth of the time of its `svd`; by the latter where a singular value is
+    too small for that.
+
+    Returns:
+        U (M, p), S (p,), V (p, p): A = U diag(S) V^T.
+    """
+    a = matrix.double()
+    right = torch.linalg.eigh(a.mT @ a)[1].flip(-1)
+    left = a @ right
+    scale = left.norm(dim=0)
+    if bool(scale[-1] > WELL_CONDITIONED * scale[0]):
+        return left / scale, scale, right
+    left, scale, right = torch.linalg.svd(a, full_matrices=False)
+    return left, scale, right.mT
+
+
+def project_(change: torch.Tensor, kept: torch.Tensor, corner: torch.Tensor | None = None) -> None:
+    """Take out of a change what the kept directions forbid, in place.
+
+    With U_h in a type coarser than float32 the change is read as a sum of two such numbers, so that only the subspace is
+    rounded, not the change.
+
+    Args:
+        change: Z (..., M, f) of a strict change, or Delta (..., M, p) of a corner change; float32 or float64.
+        kept: U_h (..., M, k) in any type.
+        corner: Q (..., p, f) for a corner change, else None.
+    """
+    inner = change if corner is None else change - (change @ corner) @ corner.mT
+    high = inner.to(kept.dtype)
+    along = kept.mT @ high
+    if kept.dtype != inner.dtype:
+        along = along + kept.mT @ (inner - high).to(kept.dtype)
+    leak = (kept @ along).to(change.dtype)
+    change.sub_(leak if corner is None else leak - (leak @ corner) @ corner.mT)
+
+
+def project_exactly(change: torch.Tensor, matrix: torch.Tensor, free: torch.Tensor, corner: bool = False) -> torch.Tensor:
+    """The same projection to float64 accuracy, from A and Q alone: for weights that are stored.
+
+    The range of U_h is that of A_h = A (I - Q Q^T), so the projection is a least squares problem. It is solved by its
+    normal equations (one Cholesky factor of size p) and refined.
+
+    Args:
+        change: Z (M, f) or Delta (M, p).
+        matrix: A (M, p) that was split.
+        free: Q (p, f).
+        corner: whether the change is a corner change.
+
+    Returns:
+        What is left of the change, float64.
+    """
+    a, q, z = matrix.double(), free.double(), change.double()
+    inner = z - (z @ q) @ q.mT if corner else z
+    gram = a.mT @ a
+    gram = gram - q @ (q.mT @ gram)
+    gram = gram - (gram @ q) @ q.mT
+    scale = torch.linalg.matrix_norm(gram).clamp(min=torch.finfo(torch.float64).tiny)
+    # Q's own directions, and those of negligible singular values, are only made invertible.
+    ridge = (NEGLIGIBLE**2 * scale) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky((gram + gram.mT) / 2 + scale * (q @ q.mT) + ridge)
+    rest = inner
+    for _ in range(NUM_REFINEMENTS):
+        along = a.mT @ rest
+        along = along - q @ (q.mT @ along)
+        along = torch.cholesky_solve(along, factor)
+        along = along - q @ (q.mT @ along)
+        rest = rest - a @ along
+    if not corner:
+        return rest
+    leak = inner - rest
+    return z - (leak - (leak @ q) @ q.mT)
+
+
+def change_of(coordinates: torch.Tensor, free: torch.Tensor | None, left: bool) -> torch.Tensor:
+    """The change of a weight (..., a, b) that coordinates stand for: Z Q^T, or Q Z^T when Q acts on the left.
+
+    Coordinates without Q are the whole change, in A's orientation.
+    """
+    if free is None:
+        return oriented(coordinates, left)
+    return free @ coordinates.mT if left else coordinates @ free.mT

@@ -1,0 +1,144 @@
+"""OSFT on one page: set up, load, find the free directions, let coordinates of them learn, fit."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hub import Outcome, Run, RunConfig
+from hub.train.coordinates import Coordinates
+from hub.train.loop import fit
+from hub.train.model import save_whole_model, trainable_in_float32
+from hub.train.setup import set_up
+from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, OsftConfig
+from hub_osft.coordinates import FactoredCoordinates, FastCoordinates, Part
+from hub_osft.directions import Directions, by_spectrum, find_directions
+from hub_osft.layers import OsftExperts, OsftFactored, OsftLinear, name_in_plain_model
+from hub_osft.protect import Protection
+from hub_osft.subspace import decompose, oriented
+from hub_osft.targets import Target, experts_left_out, find_targets, with_keep, with_ratio
+
+
+def train(cfg: RunConfig, run: Run) -> Outcome:
+    """Train within free directions. The result is a dense model that transformers loads."""
+    setup, algo = set_up(cfg, run), cfg.algo
+    assert isinstance(algo, OsftConfig)
+    model = setup.load_model(setup.session.compute_dtype, frozen=True)
+    targets = find_targets(model, algo)
+    protection = Protection(setup, model, targets) if algo.needs_data else None
+    if protection is not None and algo.rank_policy == ADAPTIVE:
+        targets = with_keep(targets, protection.keep_of_layers())
+    else:
+        targets = with_ratio(targets, algo.ratio)
+    if protection is not None and algo.subspace == ACTIVATIONS:
+        found = find_directions(setup, model, targets, protection.directions, cached=False)
+    else:
+        found = find_directions(setup, model, targets, by_spectrum(algo, setup.session.compute_dtype), cached=True)
+    what_trains(model, algo, run, targets)
+    coordinates = with_coordinates(model, algo, targets, found, setup.session.device)
+    del found
+
+    def save(trained: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        plain = {new: tensor for name, tensor in weights.items() if (new := name_in_plain_model(name))}
+        save_whole_model(trained, setup.tokenizer, folder, setup.session.compute_dtype, plain)
+
+    outcome = fit(setup, model, save, coordinates=coordinates)
+    if protection is not None and algo.save_protection and outcome.model_path is not None:
+        protection.save(outcome.model_path)
+    if outcome.stopped_by is None and run.is_main:
+        # A run that is over is not resumed: nothing will read them again.
+        shutil.rmtree(run.path / "directions", ignore_errors=True)
+    return outcome
+
+
+def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target]) -> None:
+    """Freeze everything but what the options name, and say so in one line."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weights = {id(target.weight(model)) for target in targets}
+    groups: dict[str, list[torch.nn.Parameter]] = {
+        "embeddings": list(embeddings.parameters()),
+        "norms": [p for p in model.parameters() if p.ndim == 1 and id(p) not in weights],
+        "head": [] if head is None else list(head.parameters()),
+    }
+    learning = [name for name in groups if getattr(algo, f"train_{name}")]
+    for name in learning:
+        for parameter in groups[name]:
+            parameter.requires_grad_(True)
+    trainable_in_float32(model)
+    if any(p is q for p in groups["embeddings"] for q in groups["head"]) and {"embeddings", "head"} & set(learning):
+        learning = sorted({*learning, "embeddings", "head"})
+    still = [name for name in groups if name not in learning]
+    free = sum(target.num_free for target in targets) / sum(target.size for target in targets)
+    shown = f"{free:.1%} of the directions of {len(targets)} weights are free"
+    if learning:
+        shown += f"; {', '.join(learning)} learn too, without protection"
+    if still:
+        options = " ".join(f"algo.train_{name}=true" for name in still)
+        shown += f"; {', '.join(still)} stay as they are ({options})"
+    run.say(shown)
+    if left_out := experts_left_out(model, algo):
+        form = "parametrization=factored" if algo.subspace == "weights" else "subspace=activations"
+        run.say(
+            f"the experts' weights lie in {len(left_out)} fused tensors, which algo.{form} can't train: they stay as they are "
+            "(algo.subspace=weights algo.parametrization=fast trains them)"
+        )
+    run.write_plan(
+        directions_free=round(free, 4),
+        experts_left_out=left_out,
+        directions_free_of=({target.name: target.num_free / target.size for target in targets}),
+        learning_unprotected=learning,
+    )
+
+
+def with_coordinates(
+    model: Any, algo: OsftConfig, targets: Sequence[Target], found: dict[str, Directions], device: torch.device
+) -> Coordinates:
+    """Put layers that learn coordinates in place of the targets. The coordinates lie on `device`, where they are trained."""
+    if algo.parametrization == FACTORED:
+        return _factored(model, targets, found)
+    parts = []
+    for target in targets:
+        directions = found[target.name]
+        free, corner = directions.get("free"), algo.constraint == "corner" and "free" in directions
+        whole = free is None or corner
+        shape = (*target.shape[:-2], target.rows, target.size if whole else target.num_free)
+        coordinates = torch.zeros(shape, dtype=torch.float32, device=device)
+        q = None if whole else free
+        parent, _, last = target.module.rpartition(".")
+        holder, owner = model.get_submodule(target.module), model.get_submodule(parent)
+        if target.experts:
+            experts = holder if isinstance(holder, OsftExperts) else OsftExperts(holder)
+            setattr(owner, last, experts)
+            experts.add(target.parameter, coordinates, q, target.left)
+            holder, trained = experts.osft_inner, getattr(experts, f"osft_coordinates_{target.parameter}")
+        else:
+            holder = OsftLinear(holder, coordinates, q, target.left, target.conv1d)
+            setattr(owner, last, holder)
+            trained = holder.osft_coordinates
+        kept = directions.pop("kept", None)
+        parts.append(Part(holder, target.parameter, trained, free, kept, target.left, corner, kept is not None))
+    return FastCoordinates(parts)
+
+
+def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredCoordinates:
+    layers = []
+    for target in targets:
+        weight, directions = target.weight(model), found[target.name]
+        a = oriented(weight.detach(), target.left)
+        if not directions:
+            left, scale, right = decompose(a)
+            directions = {"left": left, "scale": scale, "free": right, "kept": left[:, :0]}
+            directions = {name: tensor.float().contiguous() for name, tensor in directions.items()}
+        left, scale, free = directions["left"], directions["scale"], directions["free"]
+        high = (a.to(left.device).double() - (left.double() * scale.double()) @ free.double().mT).float()
+        # A copy: with one direction the transpose would be the very memory of Q.
+        factors = (left, scale, free.mT.clone(memory_format=torch.contiguous_format))
+        layer = OsftFactored(model.get_submodule(target.module), high, factors, target.left, target.conv1d)
+        parent, _, last = target.module.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer)
+        layers.append((layer, directions["kept"], free))
+    return FactoredCoordinates(layers)

@@ -1,0 +1,70 @@
+import pytest
+from hub_osft.config import OsftConfig
+
+import hub
+from hub import ConfigError, RunConfig, compose
+
+
+def config(*overrides: str) -> RunConfig:
+    return compose("algo=osft", "model=tiny", "data=tiny", *overrides)
+
+
+def test_defaults():
+    algo = config().algo
+    assert type(algo) is OsftConfig
+    assert (algo.ratio, algo.subspace, algo.constraint, algo.parametrization) == (0.25, "weights", "strict", "fast")
+    assert (algo.train_embeddings, algo.train_norms, algo.train_head) == (False, False, False)
+    assert config().problems() == []
+
+
+@pytest.mark.parametrize("value", ["all", "attention", "mlp", "[q_proj]", "['layers\\.[01]\\..*proj$']"])
+def test_targets_are_a_word_or_patterns(value):
+    assert config(f"algo.target_patterns={value}").problems() == []
+
+
+ADAPTIVE = ["algo.rank_policy=adaptive", "algo.protect_data=tiny:chats"]
+ACTIVATIONS = ["algo.subspace=activations", "algo.protect_data=tiny:chats"]
+
+
+def test_more_is_free_where_data_says_what_must_stay():
+    assert config(*ACTIVATIONS).algo.ratio == 0.5
+    assert config(*ACTIVATIONS, "algo.unfreeze_rank_ratio=1").algo.ratio == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["algo.unfreeze_rank_ratio=0"], "algo.unfreeze_rank_ratio=0.0 is not allowed. Allowed: a number above 0 and at"),
+        (["algo.unfreeze_rank_ratio=1.5"], "algo.unfreeze_rank_ratio=1.5 is not allowed."),
+        (["algo.subspace=activations"], "algo.subspace=activations needs data to protect. Type algo.protect_data=FILE"),
+        (["algo.rank_policy=adaptive"], "algo.rank_policy=adaptive needs data of earlier tasks."),
+        (["algo.protect_data=no.jsonl", ACTIVATIONS[0]], "algo.protect_data: no.jsonl: there is no such file or folder."),
+        (["algo.protect_data=tiny:chats"], "algo.protect_data is of no use here."),
+        (["algo.protect_from=.", ACTIVATIONS[0]], "algo.protect_from=.: there is no protection.safetensors."),
+        (["algo.save_protection=true"], "algo.save_protection goes with algo.subspace=activations only"),
+        (["algo.target_patterns=q_proj"], "algo.target_patterns=q_proj is not allowed. Allowed: all, attention, mlp, or"),
+        (["algo.target_patterns=['(q']"], "algo.target_patterns: (q is no regular expression"),
+        ([*ACTIVATIONS, "algo.constraint=corner"], "algo.constraint=corner is of the weights' own directions."),
+        ([*ACTIVATIONS, "algo.parametrization=factored"], "algo.parametrization=factored is the weights' own low factors"),
+        (["algo.parametrization=factored", "launch.strategy=fsdp"], "algo.parametrization=factored runs with whole"),
+        (["model=llama3_8b_bnb_4bit"], "algo=osft can't train the bnb-4bit weights"),
+        ([*ADAPTIVE, "algo.unfreeze_rank_ratio=0.5"], "algo.rank_policy=adaptive finds"),
+        ([*ADAPTIVE, "algo.min_keep=0.9"], "algo.min_keep=0.9 is above"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_in_one_line(overrides, line):
+    (problem,) = config(*overrides).problems()
+    assert problem.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("option", "allowed"), [("unfreeze_rank_ratio=half", "a number or null"), ("train_head=often", "true or")]
+)
+def test_a_value_of_another_type_is_refused(option, allowed):
+    with pytest.raises(ConfigError, match=rf"algo\.{option} is not allowed\. Allowed: {allowed}"):
+        config(f"algo.{option}")
+
+
+def test_the_python_function_takes_the_same_options():
+    with pytest.raises(TypeError, match=r"osft has no option 'unfreeze_ratio'\. Did you mean .*unfreeze_rank_ratio"):
+        hub.osft(model="tiny", data="tiny", unfreeze_ratio=0.5)

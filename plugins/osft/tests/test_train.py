@@ -1,0 +1,247 @@
+"""Whole runs: what is learnt, where it may go, what is saved, and that it can be resumed, on tiny models."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_osft.config import OsftConfig
+from hub_osft.directions import by_spectrum
+from hub_osft.targets import find_targets, with_ratio
+from hub_osft.train import with_coordinates
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from hub import ConfigError, HubError, Interrupted, Result, compose
+from hub.launch import launch
+from hub.testing import tiny_model, tiny_model_path
+
+OPTIONS = ["model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.max_steps=6",
+           "algo.effective_batch_size=8", "data.eval_fraction=0.1"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of the test's own; the tiny models stay where they are."""
+    found = {family: tiny_model_path(family) for family in ("llama",)}
+    monkeypatch.setenv("HUB_CACHE", str(tmp_path / "cache"))
+    return found
+
+
+def run(tmp_path: Path, *overrides: str) -> Result:
+    algo = [] if any(word.startswith("algo=") for word in overrides) else ["algo=osft"]
+    return launch(compose(*algo, *OPTIONS, "launch=inline", f"output_dir={tmp_path / 'runs'}", *overrides))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def losses(result: Result) -> list[float]:
+    return [line["loss"] for line in result.metrics]
+
+
+def test_with_everything_free_it_is_plain_fine_tuning(tmp_path):
+    rest = ["algo.weight_decay=0.1", "algo.max_grad_norm=0.5"]
+    plain = run(tmp_path, "algo=sft", *rest)
+    free = [f"algo.train_{name}=true" for name in ("embeddings", "norms", "head")]
+    osft = run(tmp_path, "algo.unfreeze_rank_ratio=1.0", *free, *rest)
+    assert losses(osft) == pytest.approx(losses(plain), rel=1e-5)
+    assert osft.eval_loss == pytest.approx(plain.eval_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [[], ["algo.constraint=corner"], ["algo.parametrization=factored"], ["model.dtype=bfloat16", "algo.weight_decay=0.1"]],
+)
+def test_the_saved_model_loads_and_differs_from_the_first_in_free_directions_only(tmp_path, form, cache):
+    result = run(tmp_path, *form)
+    assert result.eval_loss < result.eval_loss_before - 0.2
+    AutoModelForCausalLM.from_pretrained(result.model_path)
+    first, last = weights(cache["llama"]), weights(result.model_path)
+    assert first.keys() == last.keys()
+    rounding = 2**-8 if "model.dtype=bfloat16" in form else 2**-22
+    for name, before in first.items():
+        before = before.to(last[name].dtype).double()
+        change = last[name].double() - before
+        if "proj" not in name:
+            assert not change.any()
+            continue
+        u, _, v = torch.linalg.svd(before, full_matrices=False)
+        kept = min(before.shape) * 3 // 4
+        u, v = u[:, :kept], v[:kept].mT
+        leak = [u.mT @ change @ v] if "algo.constraint=corner" in form else [u.mT @ change, change @ v]
+        assert change.norm() > 1e-3
+        assert all(part.norm() < 1e-5 * change.norm() + rounding * before.norm() for part in leak), name
+
+
+def test_the_factors_of_a_single_free_direction_are_projected_onto_it_and_not_changed_otherwise(cache):
+    model, algo = AutoModelForCausalLM.from_pretrained(cache["llama"]), OsftConfig(parametrization="factored")
+    targets = with_ratio(find_targets(model, algo), 1 / 64)
+    find = by_spectrum(algo, torch.float32)
+    found = {target.name: find(target, target.weight(model).detach()) for target in targets}
+    coordinates = with_coordinates(model, algo, targets, found, torch.device("cpu"))
+    for layer, _, _ in coordinates.layers:
+        right = layer.osft_right.detach().clone()
+        layer.osft_right.data.mul_(0.5)
+        for _ in range(2):
+            coordinates.follow(None)
+        torch.testing.assert_close(layer.osft_right.detach(), 0.5 * right)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt2", "gpt_oss", "deepseek_v2"])
+def test_experts_and_conv1d_train_and_the_saved_model_is_the_trained_one(tmp_path, family):
+    result = run(tmp_path, f"model.path=tiny:{family}")
+    plan = json.loads((result.run_path / "plan.json").read_text())
+    again = run(tmp_path, f"model.path={result.model_path}", "algo.max_steps=1")
+    assert again.eval_loss_before == pytest.approx(result.eval_loss, abs=1e-4)
+    assert result.eval_loss < result.eval_loss_before - 0.1
+    targets = plan["directions_free_of"]
+    assert any("c_attn" in name for name in targets) if family == "gpt2" else any("experts." in name for name in targets)
+
+
+@pytest.mark.parametrize("form", ["algo.subspace=activations", "algo.parametrization=factored"])
+def test_experts_that_a_form_leaves_frozen_are_named(tmp_path, capsys, form):
+    protected = ["algo.protect_data=tiny:chats"] if "activations" in form else []
+    run(tmp_path, "model.path=tiny:mixtral", form, *protected, "algo.max_steps=1")
+    said = f"the experts' weights lie in 4 fused tensors, which {form} can't train: they stay as they are"
+    assert said in " ".join(capsys.readouterr().out.split())
+    if protected:
+        with pytest.raises(ConfigError, match=r"algo\.target_patterns=mlp: no matrix of this model trains so"):
+            run(tmp_path, "model.path=tiny:mixtral", form, *protected, "algo.target_patterns=mlp")
+
+
+def test_a_stopped_run_resumes_bit_for_bit_even_when_the_cache_is_gone(tmp_path, monkeypatch):
+    from hub.train import loop
+
+    options = ["algo.save_every_steps=2", "algo.weight_decay=0.1", "algo.train_norms=true"]
+    whole = run(tmp_path, *options)
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 3 else None)
+        with pytest.raises(Interrupted):
+            run(tmp_path, *options)
+    shutil.rmtree(tmp_path / "cache" / "osft")
+    # The directions must be those of the run, whatever a new search would give.
+    monkeypatch.setattr("hub_osft.subspace.torch.linalg.eigh", None)
+    resumed = run(tmp_path, *options, "resume=latest")
+    first, second = weights(whole.model_path), weights(resumed.model_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert losses(whole) == losses(resumed)
+    assert not (resumed.run_path / "directions").exists()
+
+
+def command(folder: Path, *words: str) -> Result:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    line = [sys.executable, "-m", "hub", *words, "algo=osft", *OPTIONS, f"output_dir={folder}"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Result.read(folder / "latest" / "result.json")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_layout_changes_nothing(tmp_path, processes):
+    assert command(tmp_path / "runs", "verify", f"launch.nproc_per_node={processes}").status == "verified"
+
+
+def test_two_processes_with_whole_copies_and_with_shares_train_as_one(tmp_path):
+    options = ["algo.weight_decay=0.1", "algo.train_norms=true", "algo.save_every_steps=3"]
+    one = run(tmp_path, *options)
+    for strategy in ("ddp", "fsdp"):
+        two = command(tmp_path / strategy, *options, "launch.nproc_per_node=2", f"launch.strategy={strategy}")
+        assert losses(two) == pytest.approx(losses(one), rel=2e-5)
+        first, second = weights(one.model_path), weights(two.model_path)
+        assert all((first[name] - second[name]).norm() <= 1e-4 * first[name].norm() for name in first)
+        stored = load_file(two.run_path / "checkpoints/step-00000003/trainable.safetensors")
+        alone = load_file(one.run_path / "checkpoints/step-00000003/trainable.safetensors")
+        assert {name: t.shape for name, t in stored.items()} == {name: t.shape for name, t in alone.items()}
+
+
+def test_the_second_run_on_a_model_takes_its_directions_from_the_cache(tmp_path, capsys):
+    first = run(tmp_path)
+    assert "directions of 14 weights found" in capsys.readouterr().out
+    second = run(tmp_path)
+    assert "directions of 14 weights read from the cache" in capsys.readouterr().out
+    assert losses(first) == losses(second)
+    run(tmp_path, "algo.unfreeze_rank_ratio=0.5")
+    assert "directions of 14 weights found" in capsys.readouterr().out
+    for file in (tmp_path / "cache" / "osft").glob("*/00003.safetensors"):
+        file.write_bytes(b"cut")
+    run(tmp_path)
+    assert "directions of 14 weights found" in capsys.readouterr().out
+
+
+def test_protected_inputs_are_answered_as_before_and_protection_goes_on_without_the_data(tmp_path, cache):
+    protected = ["algo.subspace=activations", "algo.protect_data=tiny:chats"]
+    result = run(tmp_path, *protected, "algo.save_protection=true", "algo.unfreeze_rank_ratio=0.1")
+    assert result.eval_loss < result.eval_loss_before
+    first, last = weights(cache["llama"]), weights(result.model_path)
+    kept = load_file(result.model_path / "protection.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    change = last[f"{name}.weight"] - first[f"{name}.weight"]
+    # All tokens of the samples went in, with those that were learnt added; a layer's three projections share them.
+    assert len(kept) == 8
+    assert f"{name.replace('q_proj', 'k_proj')}" not in kept
+    random = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
+    covariance = kept[name].double()
+
+    def answer(delta: torch.Tensor) -> float:
+        return float((delta.double() @ covariance @ delta.double().mT).trace())
+
+    assert answer(change) < 0.02 * answer(change @ random)
+    again = run(
+        tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", f"model.path={result.model_path}",
+        "algo.save_protection=true",
+    )  # fmt: skip
+    more = load_file(again.model_path / "protection.safetensors")
+    assert all(more[key].trace() > kept[key].trace() for key in kept)
+
+
+def test_adaptive_keeps_more_where_a_layer_changes_its_input_less(tmp_path):
+    result = run(tmp_path, "algo.rank_policy=adaptive", "algo.protect_data=tiny:chats", "algo.max_keep=0.6")
+    plan = json.loads((result.run_path / "plan.json").read_text())
+    cosines, kept, free = plan["cosine_of_layers"], plan["kept_share_of_layers"], plan["directions_free_of"]
+    mean = sum(cosines.values()) / len(cosines)
+    assert len(cosines) == 2
+    for layer, cosine in cosines.items():
+        assert kept[layer] == pytest.approx(min(1.0, 0.1 + cosine / mean * 0.5))
+        assert free[f"{layer}.mlp.up_proj"] == pytest.approx((64 - int(kept[layer] * 64)) / 64)
+
+
+def test_a_pattern_that_matches_nothing_names_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match=r"algo\.target_patterns: q_prj matches no matrix\. Did you mean q_proj"):
+        run(tmp_path, "algo.target_patterns=[q_prj]")
+
+
+def test_a_model_that_is_too_small_for_the_ratio_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"unfreeze_rank_ratio=0\.001 leaves no direction free: .* has 64\. Type at least"):
+        run(tmp_path, "algo.unfreeze_rank_ratio=0.001")
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path):
+    folder = tiny_model(tmp_path / "broken")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HubError, match=r"model\.layers\.1\.mlp\.up_proj has NaN or infinity"):
+        run(tmp_path, f"model.path={folder}", "data.eval_fraction=0")
+
+
+def test_too_little_room_for_the_cache_is_found_before_the_search(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("hub_osft.directions.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    said = r"the cache .* GB free, the directions need .* HUB_CACHE=FOLDER .* algo\.cache=false"
+    with pytest.raises(ConfigError, match=said):
+        run(tmp_path)
+
+
+def test_protection_of_another_model_is_refused(tmp_path):
+    result = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.save_protection=true",
+                 "algo.target_patterns=attention", "algo.max_steps=1")  # fmt: skip
+    with pytest.raises(HubError, match=r"it protects other layers; model\.layers\.0\.mlp\.down_proj is none of them"):
+        run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}")
