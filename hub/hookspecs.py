@@ -1,6 +1,6 @@
 """Every hook of the hub. A plugin implements those it needs with `@hub.hookimpl`; docs/plugins.md explains each.
 
-The first three are called before the command line is read: they import the standard library and `hub` only.
+The first four are called before the command line is read: they import the standard library and `hub` only.
 The others run on rank 0 of a training run.
 """
 
@@ -13,6 +13,7 @@ import pluggy
 if TYPE_CHECKING:
     from hub.algorithm import Algorithm, Backend
     from hub.config import RunConfig
+    from hub.data.examples import DataFormat
     from hub.run import Result, Run
 
 hookspec = pluggy.HookspecMarker("hub")
@@ -27,6 +28,11 @@ def hub_algorithms() -> Iterable["Algorithm"]:  # type: ignore[empty-body]
 @hookspec
 def hub_backends() -> Iterable["Backend"]:  # type: ignore[empty-body]
     """Backends that this plugin adds, for its own or for another plugin's algorithms."""
+
+
+@hookspec
+def hub_data_formats() -> Iterable["DataFormat"]:  # type: ignore[empty-body]
+    """Formats of rows that this plugin adds to `data.format`."""
 
 
 @hookspec

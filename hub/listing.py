@@ -1,6 +1,7 @@
 """What the command line prints besides a run: overview, help, options with their origins, plugins, the end of a run."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from rich.console import Console
@@ -146,6 +147,9 @@ def _value(value: Any) -> str:
         return f"[{','.join(_value(item) for item in value)}]"
     if isinstance(value, bool):
         return str(value).lower()
+    if is_dataclass(value):
+        set_here = [item for item in fields(value) if getattr(value, item.name) != item.default]
+        return f"{{{', '.join(f'{item.name}: {_value(getattr(value, item.name))}' for item in set_here)}}}"
     return str(value)
 
 

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, field, fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hub.errors import did_you_mean
 
@@ -60,6 +60,14 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
             yield f"{name}={value} is not allowed. Allowed: a finite number"
 
 
+def list_item(cls: Any, name: str) -> Any:
+    """The dataclass of which an option is a list, or None."""
+    for item in fields(cls) if is_dataclass(cls) else ():
+        if item.name == name and get_origin(item.type) is list and is_dataclass(get_args(item.type)[0]):
+            return get_args(item.type)[0]
+    return None
+
+
 def type_words(cls: Any, name: str) -> str:
     """The type of an option of a dataclass in words: `a whole number or auto`. Empty for no such option."""
     words = {
@@ -72,6 +80,8 @@ def type_words(cls: Any, name: str) -> str:
     }
     for item in fields(cls) if is_dataclass(cls) else ():
         if item.name == name:
+            if part := list_item(cls, name):
+                return f"a list of {{{', '.join(inner.name for inner in fields(part))}}}"
             text = item.type.__name__ if isinstance(item.type, type) else str(item.type)
             kinds = [part.strip() for part in text.removeprefix("typing.").split("|")]
             if "str" in kinds and ("int" in kinds or "float" in kinds):
@@ -127,4 +137,6 @@ def leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
             yield from leaves(value, f"{name}.")
         else:
             default = item.default if item.default is not MISSING else None
+            if item.default_factory is not MISSING:
+                default = item.default_factory()
             yield name, value, default, docs.get(item.name, "")

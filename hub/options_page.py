@@ -1,8 +1,8 @@
-"""docs/options.md, from the docstrings of the options: `python -m hub.options_page sft lora_sft > docs/options.md`."""
+"""docs/options.md, from the docstrings of the options: `python -m hub.options_page sft lora_sft osft > docs/options.md`."""
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from inspect import getdoc
 from typing import Any
 
@@ -53,7 +53,7 @@ def _table(part: str, cls: Any, base: Any = None, leave_out: Sequence[str] = ())
         cells = [
             f"`{name}`",
             _values(cls, item),
-            f"`{_shown(item.default)}`" if item.default != "" else "",
+            f"`{_shown(_default(item))}`" if item.default != "" else "",
             docs[item.name],
         ]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
@@ -65,6 +65,10 @@ def _values(cls: Any, item: Field[Any]) -> str:
         return ", ".join([*choices, *(["null"] if item.default is None else [])])
     words = type_words(cls, item.name)
     return f"{words}; {bounds}" if (bounds := bounds_words(item.metadata)) else words
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def _shown(value: Any) -> str:

@@ -23,7 +23,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from hub.config import PARTS, AlgoConfig, RunConfig
 from hub.errors import ConfigError, did_you_mean
-from hub.options import type_words
+from hub.options import list_item, type_words
 from hub.plugins import registry
 
 CONFIG_NAME = "config"
@@ -208,6 +208,8 @@ def _choice_problem(loader: Any, item: Override) -> str | None:
     wrong = [str(word) for word in (value if isinstance(value, list) else [value]) if word not in options]
     if not wrong:
         return None
+    if name == "algo" and (missing := registry().not_installed(wrong[0])):
+        return missing
     near = did_you_mean(wrong[0], options)
     if name == "algo" and not (near and registry().algorithms):
         return registry().no_algorithm(wrong[0])
@@ -251,12 +253,34 @@ def _set(node: DictConfig, name: str, value: Any, shown: str) -> str | None:
     is_open = place is not None and not is_dataclass(OmegaConf.get_type(place))
     if not (is_open or _exists(node, name)):
         return _unknown(node, name)
+    if (item_type := list_item(OmegaConf.get_type(place), last)) and (problem := _list_problem(item_type, name, value, shown)):
+        return problem
     try:
         if value == "???":
             raise OmegaConfBaseException("this mark stands for no value")
         OmegaConf.update(node, name, value, force_add=is_open)
     except OmegaConfBaseException as error:
         return f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or one_line(error)}"
+    return None
+
+
+def _list_problem(item_type: Any, name: str, value: Any, shown: str) -> str | None:
+    """What is wrong with a list of parts such as data.mix, down to the option of one of them."""
+    known = [item.name for item in fields(item_type)]
+    form = f"Allowed: a list of {{{', '.join(known)}}}, e.g. {name}=[{{{known[0]}: VALUE}}, ...]"
+    if not isinstance(value, list | tuple):
+        return f"{name}={shown} is not allowed. {form}"
+    for number, part in enumerate(value):
+        if not isinstance(part, Mapping):
+            return f"{name}[{number}]={part} is not allowed. {form}"
+        for key, inner in part.items():
+            if key not in known:
+                near = did_you_mean(str(key), known) or f" Allowed: {', '.join(known)}"
+                return f"{name}[{number}].{key}: there is no such option.{near}"
+            try:
+                OmegaConf.update(OmegaConf.structured(item_type), key, inner)
+            except OmegaConfBaseException:
+                return f"{name}[{number}].{key}={inner} is not allowed. Allowed: {type_words(item_type, key)}"
     return None
 
 

@@ -12,6 +12,8 @@ import pluggy
 from hub import hookspecs
 from hub.algorithm import Algorithm, Backend
 from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig
+from hub.data.config import FORMATS
+from hub.data.examples import DataFormat
 from hub.errors import PluginError, did_you_mean
 from hub.options import AUTO
 
@@ -142,6 +144,22 @@ def check_backend(backend: Backend, others: Collection[Backend]) -> None:
         raise PluginError(f"{name}: train={backend.train!r} is not allowed. Write it as 'package.module:function'")
     if not isinstance(backend.needs, tuple) or not all(isinstance(word, str) and word.isidentifier() for word in backend.needs):
         raise PluginError(f"{name}: needs={backend.needs!r} is not allowed. Write top-level modules as a tuple: ('peft',)")
+
+
+def check_data_format(item: DataFormat, others: Collection[DataFormat]) -> None:
+    """Refuse a format of data that can't be told from another one.
+
+    Raises:
+        PluginError: what is wrong.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", item.name) or item.name == AUTO:
+        raise PluginError(f"data format {item.name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores")
+    if item.name in FORMATS or any(other.name == item.name for other in others):
+        raise PluginError(f"data format {item.name}: there is one of this name already; rename it")
+    if not item.fields or not isinstance(item.fields, tuple) or not all(isinstance(name, str) for name in item.fields):
+        raise PluginError(f"data format {item.name}: fields={item.fields!r} is not allowed. Write names as a tuple: ('question',)")
+    if any(set(other.fields) == set(item.fields) for other in others):
+        raise PluginError(f"data format {item.name}: another plugin has a format with these fields; uninstall one of the two")
 
 
 def check_config_dir(

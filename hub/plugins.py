@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ import pluggy
 from hub import hookspecs
 from hub.algorithm import Algorithm, Backend
 from hub.config import AlgoConfig
+from hub.data.examples import DataFormat
 from hub.errors import HubError, PluginError, did_you_mean
 from hub.options import AUTO
 from hub.plugin_checks import (
     check_algorithm,
     check_backend,
     check_config_dir,
+    check_data_format,
     check_hooks,
     check_list,
     first_line,
@@ -33,6 +35,9 @@ from hub.plugin_checks import (
 
 GROUP = "hub"
 ONLY = "HUB_PLUGINS"
+OWN = {"sft": "hub-sft", "lora_sft": "hub-lora-sft", "qlora_sft": "hub-lora-sft", "osft": "hub-osft"}
+"""The hub's own algorithms, and the distributions that bring them."""
+
 HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "trl", "accelerate"}
 
 
@@ -67,6 +72,9 @@ class Registry:
     """Algorithm name -> backend name -> backend."""
     owners: dict[str, str] = field(default_factory=dict)
     """Algorithm name -> name of the plugin that offers it."""
+    data_formats: dict[str, DataFormat] = field(default_factory=dict)
+    """Name -> format of data."""
+
     config_dirs: list[tuple[str, Path]] = field(default_factory=list)
     presets: dict[str, str] = field(default_factory=dict)
     """`group/name` of each YAML preset -> whose it is."""
@@ -98,9 +106,21 @@ class Registry:
 
     def no_algorithm(self, name: str) -> str:
         """The line for an algorithm that does not exist here."""
+        if missing := self.not_installed(name):
+            return missing
         known = ", ".join(sorted(self.algorithms)) or "none: install one, e.g. pip install hub-lora-sft"
         near = did_you_mean(name, self.algorithms)
         return f"algo={name}: there is no such algorithm. Installed: {known}.{near}{self.left_out()}"
+
+    def not_installed(self, name: str) -> str | None:
+        """The line for an algorithm of the hub's own whose plugin is missing; None for any other."""
+        if name in self.algorithms or name not in OWN:
+            return None
+        try:
+            distribution(OWN[name])
+        except PackageNotFoundError:
+            return f"algo={name}: its plugin {OWN[name]} is not installed. Type pip install {OWN[name]}"
+        return None
 
     def left_out(self) -> str:
         """Sentences on what is installed but not loaded, each after a space; empty when nothing is."""
@@ -248,6 +268,9 @@ def register(found: Registry, plugin: Plugin, module: Any) -> None:
         manager.register(module, name=plugin.name)
         algorithms = check_list("hub_algorithms", found._ask(module, "hub_algorithms") or (), Algorithm)
         backends = check_list("hub_backends", found._ask(module, "hub_backends") or (), Backend)
+        formats = check_list("hub_data_formats", found._ask(module, "hub_data_formats") or (), DataFormat)
+        for number, item in enumerate(formats):
+            check_data_format(item, [*found.data_formats.values(), *formats[:number]])
         for number, algorithm in enumerate(algorithms):
             others = [*found.algorithms.values(), *algorithms[:number]]
             check_algorithm(algorithm, others, found.owners, found.presets)
@@ -264,6 +287,7 @@ def register(found: Registry, plugin: Plugin, module: Any) -> None:
     for algorithm in algorithms:
         found.algorithms[algorithm.name] = algorithm
         found.owners[algorithm.name] = plugin.name
+    found.data_formats |= {item.name: item for item in formats}
     for backend in backends:
         found.backends.setdefault(backend.algorithm, {})[backend.name] = backend
     if directory is not None:

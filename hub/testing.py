@@ -251,13 +251,17 @@ def _turn(dice: random.Random) -> tuple[str, str]:
     return f"Say {word} {numbers[times - 1]} times.", " ".join([word] * times)
 
 
-def tiny_data_path(name: str = "chats") -> Path:
+def tiny_data_path(name: str = "chats", option: str = "data.path") -> Path:
     """The JSONL file behind `data.path=tiny:chats`, made once into the user's cache.
+
+    Args:
+        name: `chats`.
+        option: where the name was given, for messages.
 
     Raises:
         DataError: there is no tiny data of that name.
     """
     if name != "chats":
-        raise DataError(f"data.path=tiny:{name}: there is no such tiny data. Allowed: tiny:chats")
+        raise DataError(f"{option}=tiny:{name}: there is no such tiny data. Allowed: tiny:chats")
     folder = make_once(cache_dir() / "tiny" / f"chats-{RECIPE}", lambda aside: write_chats(aside / "chats.jsonl", num_rows=128))
     return folder / "chats.jsonl"

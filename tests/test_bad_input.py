@@ -51,7 +51,22 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("model.path=./nowhere", "model.path=./nowhere: there is no such folder"),
         ("model.path=tiny:lama", "model.path=tiny:lama: there is no tiny model of this family. Did you mean llama?"),
         ("data.path=tiny:chat", "data.path=tiny:chat: there is no such tiny data. Allowed: tiny:chats"),
+        ("data.eval_fraction=0 data.eval_path=tiny:chat", "data.eval_path=tiny:chat: there is no such tiny data."),
+        ("data.path='' data.mix=[{path:tiny:chat}]", "data.mix[0].path=tiny:chat: there is no such tiny data."),
+        ("data.mix=[{path:tiny:chats}]", "data.path=tiny:chats and data.mix are both set."),
+        ("data.mix=[{pth:a.jsonl}]", "data.mix[0].pth: there is no such option. Did you mean path?"),
+        ("data.mix=[{path:a.jsonl,weight:much}]", "data.mix[0].weight=much is not allowed. Allowed: a number or null"),
+        ("data.mix=[a.jsonl]", "data.mix[0]=a.jsonl is not allowed. Allowed: a list of {path, weight, epochs,"),
+        ("data.mix=a.jsonl", "data.mix=a.jsonl is not allowed. Allowed: a list of {path, weight, epochs,"),
         ("data.format=alpaka", "data.format=alpaka is not allowed. Allowed: auto, messages, sharegpt, alpaca,"),
+        ("data.format=preference", "data.format=preference is not allowed. Allowed: auto, messages,"),
+        ("data.template=chatlm", "data.template=chatlm: there is no such file. Allowed: FILE.jinja, or plain, alpaca,"),
+        ("data.loss_on=user", "data.loss_on=user is not allowed. Allowed: assistant, last, completion, all"),
+        ("data.on_long=cut", "data.on_long=cut is not allowed. Allowed: auto, drop, truncate, split, error"),
+        ("data.block_size=64 data.format=messages", "data.block_size=64 joins raw documents, but data.format=messages"),
+        ("data.text_column=x data.format=alpaca", "data.text_column=x is for raw documents. Leave data.format=alpaca out"),
+        ("data.split=test", "data.split=test is for data sets of the model hub, but path=tiny:chats is none"),
+        ("data.subset=en", "data.subset=en is for data sets of the model hub, but path=tiny:chats is none"),
         ("data.max_seq_len=0", "data.max_seq_len=0 is not allowed. Allowed: a number at least 8 or auto"),
         ("launch.rdzv_endpoint=nowhere.invalid:1234", "launch.rdzv_endpoint=nowhere.invalid:1234: the host"),
         ("launch.python=/no/python", "launch.python=/no/python: there is no such interpreter"),
@@ -169,19 +184,28 @@ def test_a_package_that_is_not_installed(plugin_folder, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["process", "inline"])
-def test_a_model_without_chat_template_is_one_line_from_the_worker(hub, tmp_path, mode):
+def test_a_chat_template_that_refuses_the_data_is_one_line_from_the_worker(hub, tmp_path, mode):
     model = tmp_path / "model"
     shutil.copytree(tiny_model_path("llama"), model)
-    (model / "chat_template.jinja").unlink()
+    (model / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
     said = hub("algo=sft", "model.path=model", "data=tiny", f"launch.mode={mode}")
     assert said.code == 2
     (line,) = [line for line in said.err.splitlines() if line.startswith("hub: ")]
-    assert "no chat template" in line
-    assert "data.template=" in line
+    assert "chats.jsonl:1: the chat template refuses this conversation. It says: never" in line
     assert "Traceback" not in said.out + said.err
     result = json.loads((tmp_path / "runs/latest/result.json").read_text())
     assert result["status"] == "failed"
     assert result["error"] in line
+
+
+def test_a_base_model_without_chat_template_is_trained_with_a_plain_one_and_that_is_said(hub, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_path("llama"), model)
+    (model / "chat_template.jinja").unlink()
+    said = hub("algo=sft", "model.path=model", "data=tiny", "launch.mode=inline", "algo.max_steps=1")
+    assert said.code == 0
+    assert "The tokenizer has no chat template (a base model?): data.template=plain is taken" in said.out
+    assert "Assistant: " in (tmp_path / "runs/latest/model/chat_template.jinja").read_text()
 
 
 def test_a_layer_that_the_model_does_not_have(hub, tmp_path):

@@ -22,7 +22,7 @@ OBSERVER = """
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from hub import AlgoConfig, Algorithm, Backend, hookimpl
+from hub import AlgoConfig, Algorithm, Backend, DataFormat, hookimpl
 
 @dataclass(kw_only=True)
 class Options(AlgoConfig):
@@ -41,6 +41,11 @@ def hub_algorithms():
 def hub_backends():
     write(hook="hub_backends")
     return [Backend(name="native", algorithm="fall", train=f"{__name__}.train:train")]
+
+@hookimpl
+def hub_data_formats():
+    write(hook="hub_data_formats")
+    return [DataFormat(name="faq", fields=("question", "answer"), convert=dict)]
 
 @hookimpl
 def hub_config_dir():
@@ -110,6 +115,10 @@ def completed(observed):
     return observed("completed", *words)
 
 
+FIRST = ("hub_algorithms", "hub_backends", "hub_data_formats", "hub_config_dir")
+"""Hooks that are called while plugins are loaded."""
+
+
 @pytest.mark.parametrize("name", HOOKS)
 def test_every_hook_is_documented_with_its_signature(name):
     hook = getattr(hookspecs, name)
@@ -126,7 +135,7 @@ def test_every_hook_is_called_in_a_run(completed):
 
 def test_observers_see_a_run_in_order(completed):
     _, calls = completed
-    seen = [call for call in calls if call["hook"] not in ("hub_algorithms", "hub_backends", "hub_config_dir")]
+    seen = [call for call in calls if call["hook"] not in FIRST]
     start, *middle, end = seen
     run = Path(start.pop("run"))
     assert start == {"hook": "hub_run_start", "steps": 3, "plan": True}

@@ -343,3 +343,20 @@ def test_plugins_lists_slow_imports_and_backends_without_algorithm(plugin_folder
     shown = hub("plugins", path=folder.path, cwd=tmp_path)
     assert "slow: it imports numpy while it is loaded" in shown.stdout
     assert "backend one of digg (priority 0): of no use: no plugin has the algorithm digg. Did you mean dig?" in shown.stdout
+
+
+def test_an_algorithm_of_the_hub_whose_plugin_is_missing_says_what_to_install(monkeypatch, tmp_path):
+    from hub import ConfigError, compose, plugins
+
+    # As if the hub had one more plugin of its own; its name is near that of another algorithm.
+    monkeypatch.setitem(plugins.OWN, "sftt", "hub-sftt-of-nobody")
+    line = "algo=sftt: its plugin hub-sftt-of-nobody is not installed. Type pip install hub-sftt-of-nobody"
+    with pytest.raises(ConfigError) as caught:
+        compose("algo=sftt", "algo.learning_rate=1e-4")
+    assert str(caught.value).splitlines()[0] == line
+    with pytest.raises(PluginError, match="Type pip install hub-sftt-of-nobody"):
+        load([]).algorithm("sftt")
+    # Installed but switched off is another matter.
+    narrowed = hub("algo=osft", "model=tiny", "data=tiny", path=tmp_path, cwd=tmp_path, HUB_PLUGINS="sft")
+    assert "pip install" not in narrowed.stderr
+    assert "HUB_PLUGINS=sft loads these plugins only." in narrowed.stderr

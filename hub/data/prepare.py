@@ -3,41 +3,27 @@
 Every rank does the same and gets the same: nothing here depends on anything but the config and the files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from hub.config import RunConfig
-from hub.data.formats import Conversation, conversations
-from hub.data.read import num_held_out, read_rows
-from hub.data.template import encode, load_template, require_template, template_report
+from hub.data.encode import Item, Sample
+from hub.data.kept import encoded_rows, is_large, keep
+from hub.data.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
+from hub.data.part import Part
+from hub.data.template import fallback_line, load_template, require_template, template_report
 from hub.errors import ConfigError, DataError
 from hub.options import AUTO
 
-_MOST_LISTED = 1000
-_MOST_PRINTED = 3
+__all__ = ["Prepared", "Sample", "length_limit", "prepare"]
 
+FIRST_ROWS = 256
+"""Rows of each source of a stream that are looked at before training."""
 
-@dataclass(slots=True)
-class Sample:
-    """One conversation, ready to be trained on."""
-
-    input_ids: npt.NDArray[np.int32]
-    """Token ids, shape (length,)."""
-
-    loss_mask: npt.NDArray[np.bool_]
-    """True where the token is a target of the loss, shape (length,)."""
-
-    where: str
-    """`chats.jsonl:17`."""
-
-    def __len__(self) -> int:
-        """Number of tokens."""
-        return len(self.input_ids)
+_NOT_RENDERED = {"document", "tokens"}
 
 
 @dataclass
@@ -45,8 +31,16 @@ class Prepared:
     """All samples of a run, and what became of the data."""
 
     train: list[Sample]
+    """The sources of `mix` one after the other. Of a stream: its first samples, to look at only."""
+
     evaluation: list[Sample]
     """Held-out samples; empty when none were asked for."""
+
+    mix: Mix
+    """What each source gives to the run."""
+
+    limit: int | None
+    """Longest sample in tokens."""
 
     report: dict[str, Any]
     """Counts, and each row that was left out: for plan.json."""
@@ -54,105 +48,154 @@ class Prepared:
     lines: list[str]
     """The same in short, to be printed."""
 
-
-@dataclass
-class _Part:
-    """The training or the evaluation data."""
-
-    samples: list[Sample]
-    too_long: list[Sample]
-    omitted: list[str]
-    """Where the chat template leaves out a text that stands beside tool calls."""
-
-    def counts(self) -> dict[str, int]:
-        return {
-            "num_rows": len(self.samples) + len(self.too_long),
-            "num_samples": len(self.samples),
-            "num_tokens": sum(map(len, self.samples)),
-            "num_loss_tokens": sum(int(sample.loss_mask.sum()) for sample in self.samples),
-            "longest": max(map(len, self.samples), default=0),
-        }
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample that is in memory."""
+        return max(map(len, [*self.train, *self.evaluation]))
 
 
-def prepare(cfg: RunConfig, tokenizer: Any, max_positions: int | None) -> Prepared:
-    """Read and encode the training and evaluation data of a run.
+def prepare(
+    cfg: RunConfig,
+    tokenizer: Any,
+    max_positions: int | None,
+    base_path: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Prepared:
+    """Read and encode the training and evaluation data of a run; of a stream only the first rows.
 
     Args:
-        cfg: the run; `data`, `model.path` and `algo.seed` are read.
-        tokenizer: a Hugging Face tokenizer. Its chat template becomes that of `data.template`, when set.
+        cfg: the run; `data`, `algo.seed` and, for a stream, `algo.max_tokens_per_gpu` are read.
+        tokenizer: a Hugging Face tokenizer. Its chat template becomes that of `data.template`, when set; one without any
+            gets one.
         max_positions: the longest sequence in tokens that the model can hold. None: any.
+        base_path: local folder with the same tokenizer: then large sources are encoded by several processes, and kept.
+        say: takes a line when something takes a while.
 
     Raises:
-        ConfigError: `data.max_seq_len` is above `max_positions`.
+        ConfigError: `data.max_seq_len` or `data.block_size` is above `max_positions`.
         DataError: a row can't be used, or nothing is left to train or to evaluate on.
     """
-    limit = _length_limit(cfg.data.max_seq_len, max_positions)
+    limit = length_limit(cfg, max_positions)
     if cfg.data.template:
         load_template(tokenizer, cfg.data.template)
-    require_template(tokenizer, cfg.model.path)
-    rows = list(conversations(read_rows(cfg.data.path), cfg.data.format))
-    held_out: list[Conversation] = []
-    if cfg.data.eval_path:
-        held_out = list(conversations(read_rows(cfg.data.eval_path), cfg.data.format))
-    elif cfg.data.eval_fraction:
-        rows, held_out = _hold_out(rows, cfg.data.eval_fraction, cfg.algo.seed, cfg.data.path)
-    train, evaluation = _encode_all(tokenizer, rows, limit), _encode_all(tokenizer, held_out, limit)
-    for part, name in ((train, "train"), (evaluation, "evaluate")):
-        if part.too_long and not part.samples:
-            shortest = min(map(len, part.too_long))
-            raise DataError(
-                f"No row is left to {name} on: all {len(part.too_long)} are longer than {limit} tokens, the shortest "
-                f"has {shortest}. {_longer(cfg.data.max_seq_len, shortest, max_positions)}"
-            )
-    template = template_report(tokenizer, train.samples)
-    formats = sorted({row.format for row in rows + held_out})
-    unused = sorted({name for row in rows + held_out for name in row.unused})
-    left_out = train.too_long + evaluation.too_long
-    omitted = train.omitted + evaluation.omitted
+    has_template = bool(tokenizer.chat_template)
+    sources = sources_of(cfg.data)
+    trained: list[Part] = []
+    held_out: list[Part] = []
+    for source in sources:
+        most = FIRST_ROWS if cfg.data.streaming else None
+        rows = encoded_rows(cfg, source, tokenizer, limit, base_path, say, most)
+        if cfg.data.eval_fraction:
+            rows, out = _hold_out(rows, cfg.data.eval_fraction, cfg.algo.seed, source.path)
+            held_out.append(Part.of(out, cfg.data.block_size))
+        trained.append(Part.of(rows, cfg.data.block_size))
+    if evaluation_source := eval_source_of(cfg.data):
+        rows = encoded_rows(cfg, evaluation_source, tokenizer, limit, base_path, say)
+        held_out.append(Part.of(rows, cfg.data.block_size))
+    train, evaluation = Part.together(trained), Part.together(held_out)
+    whole = Part.together([train, evaluation])
+    for part, source in zip(trained, sources, strict=True):
+        _require_samples(part, "train on", source.path, cfg, max_positions, limit)
+    if held_out:
+        _require_samples(evaluation, "evaluate on", cfg.data.eval_path or "", cfg, max_positions, limit)
+    if cfg.data.block_size is not None and "document" not in whole.formats:
+        raise ConfigError(
+            f"data.block_size={cfg.data.block_size} joins raw documents, but these rows are "
+            f"{', '.join(sorted(whole.formats))}. Leave block_size out, or name the column: data.text_column=NAME"
+        )
+    sizes = [
+        source.num_rows if cfg.data.streaming else len(part.samples) for part, source in zip(trained, sources, strict=True)
+    ]
+    mix = make_mix(sources, sizes)
+    rendered = whole.formats - _NOT_RENDERED
+    if rendered:
+        require_template(tokenizer)  # other processes may have done the rendering
+    template = template_report(tokenizer, train.uncut(), cfg.data.loss_on) if rendered else "Loss is on every token."
+    formats = sorted(whole.formats)
     report = {
-        "path": cfg.data.path,
+        "path": cfg.data.path or None,
         "eval_path": cfg.data.eval_path,
+        "streaming": cfg.data.streaming,
         "formats": formats,
-        "fields_not_used": unused,
+        "fields_not_used": sorted(whole.unused),
         "max_seq_len": limit,
         "train": train.counts(),
         "evaluation": evaluation.counts(),
-        "num_left_out": len(left_out),
-        "left_out": [
-            {"where": sample.where, "num_tokens": len(sample), "reason": f"longer than {limit} tokens"}
-            for sample in left_out[:_MOST_LISTED]
-        ],
-        "num_rows_with_texts_omitted": len(omitted),
-        "texts_omitted": omitted[:_MOST_LISTED],
+        **whole.losses(),
         "template": template,
     }
-    lines = [_summary(train, evaluation, formats)]
-    if left_out:
-        some = _some([sample.where for sample in left_out])
-        lines.append(
-            f"Left out: {len(left_out)} rows longer than {limit} tokens ({some}). "
-            f"{_longer(cfg.data.max_seq_len, max(map(len, left_out)), max_positions)}"
-        )
-    if omitted:
-        lines.append(f"In {len(omitted)} rows the chat template leaves out texts beside tool calls ({_some(omitted)}).")
-    if unused:
-        lines.append(f"Fields that are not used: {', '.join(unused[:12])}{', ...' if len(unused) > 12 else ''}")
+    if len(sources) > 1:
+        report["sources"] = [
+            {
+                "name": name,
+                "path": source.path,
+                "share": float(share),
+                "formats": sorted(part.formats),
+                **part.counts(),
+                **{key: value for key, value in part.losses().items() if isinstance(value, int)},
+            }
+            for name, source, share, part in zip(mix.names, sources, mix.shares, trained, strict=True)
+        ]
+    lines = [_summary(cfg, train, evaluation, formats)]
+    longest = max((item.num_tokens for item in whole.left_out), default=0)
+    lines += whole.lines(limit, _longer(cfg.data.max_seq_len, longest, max_positions))
+    if rendered and not has_template:
+        lines.append(fallback_line(tokenizer))
     lines.append(template)
-    return Prepared(train.samples, evaluation.samples, report, lines)
+    return Prepared(train.samples, evaluation.samples, mix, limit, report, lines)
 
 
-def _some(places: list[str]) -> str:
-    return ", ".join(places[:_MOST_PRINTED]) + (", ..." if len(places) > _MOST_PRINTED else "")
+def keep_large(cfg: RunConfig, tokenizer: Any, max_positions: int | None, base_path: Path, say: Callable[[str], None]) -> None:
+    """Encode the large sources of a run, so that `prepare` finds them in every process of this machine."""
+    limit = length_limit(cfg, max_positions)
+    sources = [] if cfg.data.streaming else sources_of(cfg.data)
+    for source in [*sources, *filter(None, [eval_source_of(cfg.data)])]:
+        if is_large(source):
+            keep(cfg, source, tokenizer, limit, base_path, say)
 
 
-def _length_limit(max_seq_len: int | str, max_positions: int | None) -> int | None:
-    if max_seq_len == AUTO:
+def _require_samples(part: Part, verb: str, path: str, cfg: RunConfig, max_positions: int | None, limit: int | None) -> None:
+    if part.samples:
+        return
+    of = f" of {path}" if path else ""
+    if part.left_out:
+        shortest = min(item.num_tokens for item in part.left_out)
+        raise DataError(
+            f"No row{of} is left to {verb}: all {len(part.left_out)} are longer than {limit} tokens, the shortest "
+            f"has {shortest}. {_longer(cfg.data.max_seq_len, shortest, max_positions)}"
+        )
+    first = f" The first: {part.bad[0].reason}" if part.bad else ""
+    raise DataError(f"No row{of} is left to {verb}: {len(part.bad)} bad rows are left out.{first}")
+
+
+def length_limit(cfg: RunConfig, max_positions: int | None) -> int | None:
+    """Tokens of the longest sample that is trained on. None: any.
+
+    Raises:
+        ConfigError: `data.max_seq_len` or `data.block_size` is above `max_positions`.
+    """
+    block = cfg.data.block_size
+    if block is not None and max_positions is not None and block > max_positions:
+        raise ConfigError(
+            f"data.block_size={block} is more than the {max_positions} tokens that the model can hold. "
+            f"Type data.block_size={max_positions} or less"
+        )
+    bound = cfg.algo.max_tokens_per_gpu
+    if cfg.data.max_seq_len == AUTO:
+        if cfg.data.streaming and bound != AUTO:
+            # Nobody knows the longest sample of a stream, and one above the bound would end the run days later.
+            return min(int(bound), max_positions or int(bound))
         return max_positions
-    limit = int(max_seq_len)
+    limit = int(cfg.data.max_seq_len)
     if max_positions is not None and limit > max_positions:
         raise ConfigError(
             f"data.max_seq_len={limit} is more than the {max_positions} tokens that the model can hold. "
             f"Type data.max_seq_len={max_positions} or less, or auto"
+        )
+    if cfg.data.streaming and bound != AUTO and int(bound) < limit:
+        raise ConfigError(
+            f"algo.max_tokens_per_gpu={bound} is below data.max_seq_len={limit}, so a sample of the stream may not fit. "
+            f"Type algo.max_tokens_per_gpu={limit}, or data.max_seq_len={bound} to leave longer samples out"
         )
     return limit
 
@@ -163,41 +206,30 @@ def _longer(max_seq_len: int | str, num_tokens: int, max_positions: int | None) 
         return f"To have them: data.max_seq_len={num_tokens}"
     if max_seq_len != AUTO and max_positions is not None and int(max_seq_len) < max_positions:
         return f"The model can hold up to {max_positions}: data.max_seq_len=auto"
-    return "The model can hold no more: split them, or take a model with a longer context"
+    return "The model can hold no more: data.on_long=split or truncate, or take a model with a longer context"
 
 
-def _hold_out(rows: list[Conversation], fraction: float, seed: int, path: str) -> tuple[list[Conversation], list[Conversation]]:
-    if len(rows) < 2:
+def _hold_out(rows: Sequence[list[Item]], fraction: float, seed: int, path: str) -> tuple[list[list[Item]], list[list[Item]]]:
+    """The rows to train on, bad ones included, and those to evaluate on."""
+    good = [number for number, items in enumerate(rows) if not items[0].bad]
+    if len(good) < 2:
         raise DataError(f"{path}: one row only, so none can be held out. Type data.eval_fraction=0, or give more rows")
-    chosen = set(Random(seed).sample(range(len(rows)), num_held_out(len(rows), fraction)))
+    chosen = {good[place] for place in Random(seed).sample(range(len(good)), num_held_out(len(good), fraction))}
     return (
-        [row for number, row in enumerate(rows) if number not in chosen],
-        [row for number, row in enumerate(rows) if number in chosen],
+        [items for number, items in enumerate(rows) if number not in chosen],
+        [items for number, items in enumerate(rows) if number in chosen],
     )
 
 
-def _encode_all(tokenizer: Any, rows: Sequence[Conversation], limit: int | None) -> _Part:
-    part = _Part([], [], [])
-    for row in rows:
-        encoded = encode(tokenizer, row)
-        sample = Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.loss_mask, np.bool_), row.where)
-        if encoded.num_omitted:
-            part.omitted.append(row.where)
-        # The first token has nothing before it that could foretell it.
-        if not sample.loss_mask[1:].any():
-            raise DataError(
-                f"{row.where}: nothing in this row is trained: the chat template leaves out what the assistant says. "
-                "Take the row out, or type data.template=FILE.jinja"
-            )
-        (part.samples if limit is None or len(sample) <= limit else part.too_long).append(sample)
-    return part
-
-
-def _summary(train: _Part, evaluation: _Part, formats: list[str]) -> str:
+def _summary(cfg: RunConfig, train: Part, evaluation: Part, formats: Sequence[str]) -> str:
     counts, held_out = train.counts(), evaluation.counts()
     share = counts["num_loss_tokens"] / counts["num_tokens"]
+    begin = "a stream, of which the first " if cfg.data.streaming else ""
+    verb = " are" if cfg.data.streaming else ""
     text = (
-        f"Data: {counts['num_samples']:,} samples ({', '.join(formats)}), {counts['num_tokens']:,} tokens, "
-        f"{share:.0%} of them with loss, longest {counts['longest']:,}."
+        f"Data: {begin}{counts['num_samples']:,} samples ({', '.join(formats)}){verb}{'' if verb else ','} "
+        f"{counts['num_tokens']:,} tokens, {share:.0%} of them with loss, longest {counts['longest']:,}."
     )
+    if train.num_joined:
+        text += f" They are {train.num_joined:,} documents, joined and cut to {cfg.data.block_size} tokens."
     return text + (f" Evaluation: {held_out['num_samples']:,} samples held out." if held_out["num_samples"] else "")

@@ -1,12 +1,14 @@
-"""Rows of a data file, one at a time, each with the file and line that it came from.
+"""Rows of a data source, one at a time, each with the file and line that it came from.
 
 JSONL, JSON and CSV are read with the standard library alone, so that a broken line is found, with its number, before
-anything heavy is imported. Parquet and data sets of the model hub go through `datasets`.
+anything heavy is imported. Parquet, Arrow and data sets of the model hub go through pyarrow and `datasets`.
+
+What is read is an `Entry`: a row, a line that is not parsed yet, or the mistake that is in its place. So the work of parsing
+can be shared, and a broken row can be left out where that is asked for.
 """
 
 import csv
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hub.errors import DataError, did_you_mean
+from hub.data.files import LONGEST_QUOTE, data_files, file_kind, is_hub_id, open_file, shorten
+from hub.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LONGEST_QUOTE = 80
+__all__ = ["Broken", "Cursor", "Entry", "Row", "Unread", "data_files", "is_hub_id", "read_rows", "rows_after"]
+
 _HUB_TIMEOUT_SECONDS = 10
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,142 +36,188 @@ class Row:
     """Path of the file, or id of the data set."""
 
     line: int
-    """Line on which the row begins, from 1. For parquet and data sets of the model hub: the number of the row."""
+    """Line on which the row begins, from 1. For parquet, Arrow and data sets of the model hub: the number of the row."""
 
     @property
     def where(self) -> str:
         """`chats.jsonl:17`, for messages."""
         return f"{Path(self.file).name}:{self.line}"
 
-
-class Checked(NamedTuple):
-    """What `check_rows` saw."""
-
-    num_rows: int | None
-    """Good rows seen. None where counting them needs `datasets`."""
-
-    complete: bool
-    """Whether these are all rows that there are."""
+    def read(self) -> "Row":
+        """Itself: it is read already."""
+        return self
 
 
-def read_rows(path: str) -> Iterator[Row]:
-    """All rows of a file, a folder of files (sorted by name) or a data set of the model hub (its split `train`).
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A row that is held as text until it is needed."""
+
+    text: str
+    file: str
+    line: int
+
+    def read(self) -> Row:
+        """The row.
+
+        Raises:
+            DataError: it is broken.
+        """
+        return _json_row(self.text, Path(self.file), self.line)
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """What stands where a row should be."""
+
+    error: DataError
+    file: str
+    line: int
+
+    def read(self) -> Row:
+        """Raises:
+        DataError: what is wrong.
+        """
+        raise self.error
+
+
+Entry = Row | Unread | Broken
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place between two rows of a source."""
+
+    file: int = 0
+    """Number of the file in `data_files`."""
+
+    offset: int = 0
+    """Bytes before it (unpacked) in a file with a row on each line; rows before it in others."""
+
+    line: int = 0
+    """Lines before it, where `offset` counts bytes."""
+
+
+class _Line(NamedTuple):
+    number: int
+    text: str
+    end: int
+    """The place in bytes behind it."""
+
+    error: DataError | None = None
+    """Why it is no text."""
+
+    def entry(self, file: Path) -> "Entry":
+        """The row on this line."""
+        return Broken(self.error, str(file), self.number) if self.error else Unread(self.text, str(file), self.number)
+
+
+def read_rows(path: str, subset: str | None = None, split: str = "train") -> Iterator[Row]:
+    """All rows of a file, a folder of files (sorted by name) or a data set of the model hub.
+
+    Args:
+        path: a file, a folder, or an id of the model hub.
+        subset: of a data set of the model hub, which of its parts (there it is called config).
+        split: of a data set of the model hub.
 
     Raises:
         DataError: nothing is there, or a row can't be read; the message names file and line.
     """
+    return (entry.read() for entry, _ in rows_after(path, Cursor(), subset, split, stream=False))
+
+
+def rows_after(
+    path: str, cursor: Cursor, subset: str | None = None, split: str = "train", stream: bool = True
+) -> Iterator[tuple[Entry, Cursor]]:
+    """The rows of a source behind a place, each with the place behind it.
+
+    Args:
+        path: as for `read_rows`.
+        cursor: a place that was given before, or `Cursor()` for the first row.
+        subset: as for `read_rows`.
+        split: as for `read_rows`.
+        stream: no more than one row is to be in memory.
+
+    Raises:
+        DataError: nothing is there, a file holds no row, or a file can only be read as a whole and `stream` forbids it. What is
+            wrong with a single row is in its place.
+    """
     if is_hub_id(path):
-        yield from _read_hub(path)
+        found = _read_hub(path, subset, split, stream)
+        for count, row in enumerate(islice(found, cursor.offset, None), cursor.offset + 1):
+            yield row, Cursor(0, count)
         return
-    for file in data_files(path):
-        empty = True
-        for row in _READERS[file.suffix.lower()](file):
-            empty = False
-            yield row
+    for number, file in enumerate(data_files(path)):
+        if number < cursor.file:
+            continue
+        begin = cursor if number == cursor.file else Cursor(number)
+        empty = begin.offset == 0
+        kind = file_kind(file)
+        is_list = kind == ".json" and _is_list(file)
+        if is_list and stream:
+            raise DataError(f"{file}: a JSON list is read as a whole and can't be streamed. Write one object per line (JSONL)")
+        if kind in (".jsonl", ".json") and not is_list:
+            for line in _lines(file, begin.offset, begin.line):
+                if line.error or line.text.strip():
+                    empty = False
+                    yield line.entry(file), Cursor(number, line.end, line.number)
+        else:
+            entries = _read_list(file) if is_list else _READERS[kind or ""](file)
+            for count, entry in enumerate(islice(entries, begin.offset, None), begin.offset + 1):
+                empty = False
+                yield entry, Cursor(number, count)
         if empty:
             raise DataError(f"{file}: the file holds no rows. Give a file with at least one, or take it out of the folder")
 
 
-def check_rows(path: str, format: str, limit: int = 20_000) -> Checked:
-    """Read and convert the first rows with no heavy import, to find mistakes before training is started.
+def _lines(file: Path, offset: int = 0, line: int = 0) -> Iterator[_Line]:
+    """Each line, line end included. Only a line feed ends a line, as in JSONL.
 
     Args:
-        path: as for `read_rows`. Of parquet files only the existence is checked, of ids of the model hub nothing.
-        format: as `data.format`.
-        limit: the number of rows after which to stop.
-
-    Raises:
-        DataError: the first mistake, with file and line.
+        file: a text file.
+        offset: byte to begin at.
+        line: lines before that.
     """
-    from hub.data.formats import conversations  # it imports Row from here
-
-    if is_hub_id(path) or any(file.suffix.lower() == ".parquet" for file in data_files(path)):
-        return Checked(None, False)
-    num_rows = sum(1 for _ in islice(conversations(read_rows(path), format), limit + 1))
-    return Checked(min(num_rows, limit), num_rows <= limit)
-
-
-def num_held_out(num_rows: int, fraction: float) -> int:
-    """Rows that `data.eval_fraction` takes from training: at least one, and never all."""
-    return min(num_rows - 1, max(1, round(num_rows * fraction))) if fraction else 0
-
-
-def is_hub_id(path: str) -> bool:
-    """Whether `path` is to be asked of the model hub: of the form `org/name`, and nothing local by these names."""
-    local = Path(path).expanduser()
-    return (
-        _HUB_ID.fullmatch(path) is not None
-        and local.suffix.lower() not in SUFFIXES
-        and not local.exists()
-        and not local.parent.exists()
-    )
-
-
-def data_files(path: str) -> list[Path]:
-    """The local files that `path` stands for.
-
-    Raises:
-        DataError: no such file or folder, no data file in the folder, or a suffix that is not known.
-    """
-    local = Path(path).expanduser()
-    allowed = ", ".join(SUFFIXES)
-    if local.is_dir():
-        inside = sorted(file for file in local.iterdir() if file.is_file() and not file.name.startswith("."))
-        files = [file for file in inside if file.suffix.lower() in SUFFIXES]
-        if not files:
-            found = f" It holds: {_shorten(', '.join(file.name for file in inside))}" if inside else " It is empty."
-            raise DataError(f"{path}: no data file in this folder. Allowed: {allowed}.{found}")
-        return files
-    if not local.exists():
-        raise DataError(f"{path}: there is no such file or folder.{_near_names(local)}")
-    if local.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: {local.suffix or 'a name without ending'} is no kind of data file. Allowed: {allowed}")
-    return [local]
-
-
-def _near_names(missing: Path) -> str:
-    folder = missing.parent
-    while not folder.is_dir() and folder != folder.parent:
-        missing, folder = folder, folder.parent
     try:
-        names = os.listdir(folder)
-    except OSError:
-        return ""
-    near = did_you_mean(missing.name, names)
-    return near if missing.parent == Path() or not near else f"{near} (in {folder})"
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "..."
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, line end included. Only a line feed ends a line, as in JSONL."""
-    try:
-        with file.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
+        with open_file(file) as stream:
+            stream.seek(offset)
+            for number, raw in enumerate(stream, line + 1):
+                offset += len(raw)
                 if number == 1:
                     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
                         raise DataError(f"{file}: the text is UTF-16. Save it as UTF-8")
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 if b"\0" in raw:
-                    raise DataError(f"{file}:{number}: a zero byte: this is a binary file, not text")
+                    error = DataError(f"{file}:{number}: a zero byte: this is a binary file, not text")
+                    yield _Line(number, "", offset, error)
+                    continue
                 try:
-                    yield number, raw.decode()
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{file}:{number}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8: "
+                    yield _Line(number, raw.decode(), offset)
+                except UnicodeDecodeError as wrong:
+                    error = DataError(
+                        f"{file}:{number}: byte {wrong.start + 1} of the line (0x{raw[wrong.start]:02x}) is not UTF-8: "
                         "a binary file, or text in another encoding. Save it as UTF-8"
-                    ) from None
-    except OSError as error:
-        raise DataError(f"{file}: can't be read ({error.strerror})") from None
+                    )
+                    yield _Line(number, "", offset, error)
+    except (OSError, EOFError) as error:  # of a file that is no archive, or one that is cut short
+        raise DataError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _parse(text: str, file: Path, first_line: int, decoder: json.JSONDecoder, start: int = 0) -> tuple[Any, int]:
+def _texts(file: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line.
+
+    Raises:
+        DataError: one of them is no text.
+    """
+    for line in _lines(file):
+        if line.error:
+            raise line.error
+        yield line.number, line.text
+
+
+def _parse(text: str, file: Path, first_line: int, start: int = 0) -> tuple[Any, int]:
     """The JSON value that begins at `start`, and the position after it."""
     try:
-        return decoder.raw_decode(text, start)
+        return _DECODER.raw_decode(text, start)
     except RecursionError:
         reason, position = "nested too deeply", start
     except json.JSONDecodeError as error:
@@ -179,40 +228,35 @@ def _parse(text: str, file: Path, first_line: int, decoder: json.JSONDecoder, st
     column = position - text.rfind("\n", 0, position)
     begin = start if line == first_line else position - column + 1
     end = text.find("\n", begin)
-    quote = _shorten(text[begin : end if end >= 0 else None])
+    quote = shorten(text[begin : end if end >= 0 else None])
     raise DataError(f"{file}:{line}: broken JSON at column {column} ({reason}). The line begins: {quote}")
 
 
 def _object(value: Any, file: Path, line: int, text: str) -> Row:
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a text", type(None): "null", bool: "true or false"}.get(type(value), "a number")
-        raise DataError(f"{file}:{line}: a row must be a JSON object {{...}}, this is {kind}: {_shorten(text)}")
+        raise DataError(f"{file}:{line}: a row must be a JSON object {{...}}, this is {kind}: {shorten(text)}")
     return Row(value, str(file), line)
 
 
-def _read_jsonl(file: Path) -> Iterator[Row]:
-    decoder = json.JSONDecoder()
-    for number, line in _lines(file):
-        text = line.strip()
-        if not text:
-            continue
-        value, end = _parse(text, file, number, decoder)
-        if text[end:].strip():
-            raise DataError(
-                f"{file}:{number}: broken JSON at column {end + 1} (one object per line; more text follows it). "
-                f"The line begins: {_shorten(text)}"
-            )
-        yield _object(value, file, number, text)
+def _json_row(line: str, file: Path, number: int) -> Row:
+    text = line.strip()
+    value, end = _parse(text, file, number)
+    if text[end:].strip():
+        raise DataError(
+            f"{file}:{number}: broken JSON at column {end + 1} (one object per line; more text follows it). "
+            f"The line begins: {shorten(text)}"
+        )
+    return _object(value, file, number, text)
 
 
-def _read_json(file: Path) -> Iterator[Row]:
-    """A list of objects; or, since many files named .json are that, one object per line."""
-    first = next((line.lstrip() for _, line in _lines(file) if line.strip()), "")
-    if not first.startswith("["):
-        yield from _read_jsonl(file)
-        return
-    text = "".join(line for _, line in _lines(file))
-    decoder = json.JSONDecoder()
+def _is_list(file: Path) -> bool:
+    """Whether a file is one JSON list. Many files named .json have one object per line instead."""
+    return next((line.text.lstrip() for line in _lines(file) if line.text.strip()), "").startswith("[")
+
+
+def _read_list(file: Path) -> Iterator[Entry]:
+    text = "".join(line for _, line in _texts(file))
     position, line = text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
     space = re.compile(r"[ \t\r\n]*")
 
@@ -225,67 +269,91 @@ def _read_json(file: Path) -> Iterator[Row]:
 
     position = skip(position)
     while not text.startswith("]", position):
-        value, end = _parse(text, file, line, decoder, position)
-        yield _object(value, file, line, text[position:end])
+        value, end = _parse(text, file, line, position)
+        try:
+            yield _object(value, file, line, text[position:end])
+        except DataError as error:
+            yield Broken(error, str(file), line)
         line += text.count("\n", position, end)
         position = skip(end)
         if text.startswith(",", position):
             position = skip(position + 1)
         elif not text.startswith("]", position):
-            rest = text[position : position + 2 * _LONGEST_QUOTE]
-            found = f"here stands: {_shorten(rest)}" if rest else "the file ends here: it seems to be cut short"
+            rest = text[position : position + 2 * LONGEST_QUOTE]
+            found = f"here stands: {shorten(rest)}" if rest else "the file ends here: it seems to be cut short"
             raise DataError(f"{file}:{line}: broken JSON: a comma or ] must follow a row; {found}")
     if text[position + 1 :].strip():
         line += text.count("\n", position, skip(position + 1))
         raise DataError(f"{file}:{line}: broken JSON: more text follows the end of the list")
 
 
-def _read_csv(file: Path) -> Iterator[Row]:
+def _read_csv(file: Path) -> Iterator[Entry]:
     """Cells are text. The first row names the fields."""
     csv.field_size_limit(2**31 - 1)
-    last_line = 0
-
-    def text_lines() -> Iterator[str]:
-        nonlocal last_line
-        for number, line in _lines(file):
-            last_line = number
-            yield line
-
-    table = csv.reader(text_lines(), strict=True)
+    table = csv.reader((text for _, text in _texts(file)), strict=True)
     header: list[str] | None = None
     begin = 1
+    while True:
+        error = ""
+        try:
+            cells = next(table)
+        except StopIteration:
+            return
+        except csv.Error as wrong:
+            cells, error = [], f"broken CSV ({wrong})"
+        if error:
+            yield Broken(DataError(f"{file}:{begin}: {error}"), str(file), begin)
+        elif any(cells) and header is None:
+            header = cells
+            if len(set(header)) < len(header) or "" in header:
+                raise DataError(f"{file}:{begin}: the first row must name the fields, each once: {shorten(str(header))}")
+        elif any(cells) and header is not None and len(cells) != len(header):
+            wrong_count = DataError(
+                f"{file}:{begin}: {len(cells)} cells, but the first row names {len(header)} fields. "
+                f"The row begins: {shorten(','.join(cells))}"
+            )
+            yield Broken(wrong_count, str(file), begin)
+        elif any(cells) and header is not None:
+            yield Row(dict(zip(header, cells, strict=True)), str(file), begin)
+        begin = table.line_num + 1
+
+
+def _read_parquet(file: Path) -> Iterator[Entry]:
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
     try:
-        for cells in table:
-            if not any(cells):
-                pass
-            elif header is None:
-                header = cells
-                if len(set(header)) < len(header) or "" in header:
-                    raise DataError(f"{file}:{begin}: the first row must name the fields, each once: {_shorten(str(header))}")
-            elif len(cells) != len(header):
-                raise DataError(
-                    f"{file}:{begin}: {len(cells)} cells, but the first row names {len(header)} fields. "
-                    f"The row begins: {_shorten(','.join(cells))}"
-                )
-            else:
-                yield Row(dict(zip(header, cells, strict=True)), str(file), begin)
-            begin = table.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{file}:{begin}: broken CSV ({error})") from None
-
-
-def _read_parquet(file: Path) -> Iterator[Row]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset("parquet", data_files=str(file), split="train", streaming=True)
-        for number, value in enumerate(rows, 1):
-            yield Row(dict(value), str(file), number)
-    except Exception as error:  # a damaged file shows as one of many classes of pyarrow and datasets
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield from _of_batches(table.iter_batches(batch_size=1000), file)
+    except Exception as error:  # a damaged file shows as one of many classes of pyarrow
         raise DataError(f"{file}: can't be read as parquet ({_first_line(error)})") from None
 
 
-def _read_hub(name: str) -> Iterator[Row]:
+def _read_arrow(file: Path) -> Iterator[Entry]:
+    """Both forms of Arrow files: the stream that `datasets` writes, and the one with an index."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(file)) as data:
+            try:
+                table = pyarrow.ipc.open_stream(data)
+                batches: Iterator[Any] = iter(table)
+            except pyarrow.ArrowInvalid:
+                table = pyarrow.ipc.open_file(data)
+                batches = (table.get_batch(number) for number in range(table.num_record_batches))
+            yield from _of_batches(batches, file)
+    except Exception as error:
+        raise DataError(f"{file}: can't be read as Arrow ({_first_line(error)})") from None
+
+
+def _of_batches(batches: Iterator[Any], file: Path) -> Iterator[Entry]:
+    number = 0
+    for batch in batches:
+        for value in batch.to_pylist():
+            number += 1
+            yield Row(value, str(file), number)
+
+
+def _read_hub(name: str, subset: str | None, split: str, stream: bool) -> Iterator[Entry]:
     from datasets import load_dataset
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -309,7 +377,7 @@ def _read_hub(name: str) -> Iterator[Row]:
                 "Give a local file, or set HF_HUB_OFFLINE=1 to take a data set that was loaded before"
             ) from None
     try:
-        rows = load_dataset(name, split="train")
+        rows = load_dataset(name, subset, split=split, streaming=stream)
     except Exception as error:  # load_dataset has no class of its own for its errors
         raise DataError(f"{name}: the data set can't be loaded ({_first_line(error)})") from None
     for number, value in enumerate(rows, 1):
@@ -321,4 +389,4 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+_READERS = {".csv": _read_csv, ".parquet": _read_parquet, ".arrow": _read_arrow}

@@ -9,10 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from hub.data.formats import Conversation
+from hub.data.config import TEMPLATES, TEMPLATES_FOLDER
+from hub.data.examples import Conversation
 from hub.data.limits import RAISED, check_sandbox, limits
-from hub.data.turns import find_turns, special_tokens
+from hub.data.turns import Rendered, find_turns, special_tokens
 from hub.errors import DataError
+
+FALLBACK = "plain"
+"""The template of `TEMPLATES` for a tokenizer without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +43,54 @@ class Tokens(Protocol):
         """Whether each token is trained, shape (length,)."""
 
 
-def encode(tokenizer: Any, conversation: Conversation) -> Encoded:
+def encode(tokenizer: Any, conversation: Conversation, loss_on: str = "assistant") -> Encoded:
     """Render a conversation with the tokenizer's chat template and tell the trained tokens from the others.
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
-        conversation: what to render.
+        conversation: what to render. Its `unmask` and `without_loss` change what is trained.
+        loss_on: as `data.loss_on`.
 
     Raises:
         DataError: the template refuses the conversation, or a turn of the assistant can't be found in what it renders.
     """
     rendered = find_turns(tokenizer, conversation)
-    input_ids, mask = _tokenise(tokenizer, rendered.text, rendered.spans)
+    input_ids, mask = _tokenise(tokenizer, rendered.text, _trained_spans(conversation, rendered, loss_on))
     _drop_trailing_space(tokenizer, input_ids, mask)
     return Encoded(input_ids, mask, rendered.num_omitted)
+
+
+def _trained_spans(conversation: Conversation, rendered: Rendered, loss_on: str) -> list[tuple[int, int]]:
+    """The characters that are trained."""
+    if loss_on == "all":
+        return [(0, len(rendered.text))]
+    if rendered.behind_system is not None:
+        return [(rendered.behind_system, len(rendered.text))]
+    turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    # Tags of a template may mark more or fewer stretches than there are turns.
+    known = len(turns) == len(rendered.spans)
+    spans = list(zip(turns if known else [-1] * len(rendered.spans), rendered.spans, strict=True))
+    if conversation.without_loss & set(turns):
+        if not known:
+            raise DataError(
+                f"{conversation.where}: a message has loss=false, but the chat template marks {len(spans)} stretches for "
+                f"{len(turns)} turns, so it can't be told which one is its. Take the row out, or type data.template=FILE.jinja"
+            )
+        spans = [(turn, span) for turn, span in spans if turn not in conversation.without_loss]
+    if loss_on == "completion" and conversation.completion is not None and known:
+        spans = [(turn, span) for turn, span in spans if turn >= (conversation.completion or 0)]
+    elif loss_on in ("last", "completion"):
+        spans = [(turn, span) for turn, span in spans[-1:] if not known or turn == turns[-1]]
+    return [span for _, span in spans]
+
+
+def encode_document(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text that is trained as a whole: with what the tokenizer itself puts around a text, and an end."""
+    input_ids: list[int] = list(tokenizer(text)["input_ids"])
+    end = tokenizer.eos_token_id
+    if end is not None and input_ids[-1:] != [end]:
+        input_ids.append(end)
+    return input_ids
 
 
 def _tokenise(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
@@ -108,7 +146,11 @@ def _drop_trailing_space(tokenizer: Any, input_ids: list[int], mask: list[bool])
 
 
 def load_template(tokenizer: Any, file: str) -> None:
-    """Give the tokenizer the chat template that a file holds. It is then saved with the trained model, too.
+    """Give the tokenizer a chat template. It is then saved with the trained model, too.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        file: a file with a Jinja template, or one of `TEMPLATES`.
 
     Raises:
         DataError: the file can't be read, is no Jinja template, or does not end.
@@ -116,7 +158,10 @@ def load_template(tokenizer: Any, file: str) -> None:
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
-        template = Path(file).expanduser().read_text(encoding="utf-8-sig")
+        path = TEMPLATES_FOLDER / f"{file}.jinja" if file in TEMPLATES else Path(file).expanduser()
+        template = path.read_text(encoding="utf-8-sig").removesuffix("\n")
+        if file in TEMPLATES and "bos_token" not in template and _adds_bos(tokenizer):
+            template = "{{- bos_token }}" + template
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.template={file}: can't be read ({error})") from None
     if not template.strip():
@@ -132,36 +177,60 @@ def load_template(tokenizer: Any, file: str) -> None:
         return  # it may well refuse this conversation; each row is tried and named
 
 
-def require_template(tokenizer: Any, model_path: str) -> None:
-    """Check that there is a chat template, and a sandbox to run it in.
+def require_template(tokenizer: Any) -> None:
+    """Make sure that there is a chat template, and a sandbox to run it in.
+
+    A base model has none. It gets `plain`, whose turns end with the end-of-text token: that one the model has seen, while the
+    embeddings of other special tokens may never have been trained. `fallback_line` says so.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, and no end-of-text token to make one with.
     """
     check_sandbox()
-    if not tokenizer.chat_template:
+    if tokenizer.chat_template:
+        return
+    if tokenizer.eos_token is None:
         raise DataError(
-            f"model.path={model_path}: its tokenizer has no chat template, so conversations can't be rendered. "
+            "The model's tokenizer has no chat template and no end-of-text token, so conversations can't be rendered. "
             "Take the instruct (chat) version of the model, or type data.template=FILE.jinja"
         )
+    load_template(tokenizer, FALLBACK)
 
 
-def template_report(tokenizer: Any, samples: Iterable[Tokens]) -> str:
+def fallback_line(tokenizer: Any) -> str:
+    """What to tell the user whose tokenizer has no chat template."""
+    return (
+        f"The tokenizer has no chat template (a base model?): data.template={FALLBACK} is taken, which writes User: and "
+        f"Assistant: before the turns and {tokenizer.eos_token} behind an answer. It is saved with the model"
+    )
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a token before every text by itself, which the model then expects."""
+    return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def template_report(tokenizer: Any, samples: Iterable[Tokens], loss_on: str = "assistant") -> str:
     """Prove on encoded samples that the model learns to end its turns.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        samples: whole ones, not cut.
+        loss_on: as `data.loss_on`.
 
     Returns:
         One sentence: what is trained, with the end-of-turn tokens; or a warning that the last turn of some samples has
         none among its trained tokens.
     """
+    import numpy as np
+
     special = {number: text for text, number in special_tokens(tokenizer).items()}
     ends: dict[str, int] = {}
     num_samples = num_ended = 0
     for sample in samples:
+        trained = np.flatnonzero(sample.loss_mask)
         num_samples += 1
-        mask = list(sample.loss_mask)
-        if not any(mask):
-            continue
-        last = special.get(int(sample.input_ids[len(mask) - 1 - mask[::-1].index(True)]))
+        last = special.get(int(sample.input_ids[trained[-1]])) if len(trained) else None
         if last is not None:
             num_ended += 1
             ends[last] = ends.get(last, 0) + 1
@@ -172,4 +241,9 @@ def template_report(tokenizer: Any, samples: Iterable[Tokens]) -> str:
             "template that ends its turns with one"
         )
     names = " or ".join(sorted(ends, key=lambda name: -ends[name]))
-    return f"Loss is on the assistant's turns only, their end-of-turn token {names} included."
+    what = {
+        "last": "the assistant's last turn only, its",
+        "completion": "the completion only, its",
+        "all": "every token, the",
+    }.get(loss_on, "the assistant's turns only, their")
+    return f"Loss is on {what} end-of-turn token {names} included." if names else f"Loss is on {what.split(',')[0]}."

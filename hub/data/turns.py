@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from hub.data.formats import Conversation
+from hub.data.examples import Conversation
 from hub.data.limits import RAISED, limits
 from hub.errors import DataError
 
@@ -39,6 +39,9 @@ class Rendered:
 
     num_omitted: int
     """Texts beside tool calls that the template leaves out, as many do."""
+
+    behind_system: int | None = None
+    """Where the first message that is not the system's begins, in a conversation that is trained from there on."""
 
 
 def find_turns(tokenizer: Any, conversation: Conversation) -> Rendered:
@@ -65,7 +68,7 @@ def _find_turns(tokenizer: Any, conversation: Conversation) -> Rendered:
     for (_, end), (start, _) in pairwise(spans):
         if start < end:
             raise DataError(f"{conversation.where}: the chat template mixes two assistant turns, so their loss can't be placed")
-    return Rendered(turns.full, spans, num_omitted)
+    return Rendered(turns.full, spans, num_omitted, turns.behind_system() if conversation.unmask else None)
 
 
 class _Turns:
@@ -141,6 +144,14 @@ class _Turns:
             return len(prompt), self._first_end(index, len(prompt), alone)
         return self._span_by_nonce(index)
 
+    def behind_system(self) -> int:
+        """The first character of the first message that is not the system's."""
+        first = next(index for index, message in enumerate(self.messages) if message["role"] != "system")
+        around = self._around(self.messages, first)
+        if around is None or not self.full.startswith(around[0]):
+            raise self._not_found(first)
+        return len(around[0])
+
     def _first_end(self, index: int, start: int, alone: str) -> int:
         """The end of a last turn, without a second special token that some templates put behind the first."""
         special, body = special_tokens(self.tokenizer), alone[start:].rstrip()
@@ -184,8 +195,8 @@ class _Turns:
 
     def _not_found(self, index: int) -> DataError:
         return DataError(
-            f"{self.conversation.where}: message {index + 1} (assistant) can't be found in what the chat template "
-            "renders, so its loss can't be placed. Take the row out, or type data.template=FILE.jinja with a template "
+            f"{self.conversation.where}: message {index + 1} ({self.messages[index]['role']}) can't be found in what the chat "
+            "template renders, so its loss can't be placed. Take the row out, or type data.template=FILE.jinja with a template "
             "that has {% generation %} tags"
         )
 

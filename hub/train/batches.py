@@ -1,6 +1,7 @@
 """Which samples make a step, and how a step is cut into micro-batches. Pure Python: the same on every rank.
 
-A step is N samples of a seeded permutation, whatever the number of processes. They are split into world x k bins: k is the
+A step is N samples, whatever the number of processes: of each source as many as the mix says, taken in the order of a seeded
+permutation of that source, a new one for each pass over it. They are split into world x k bins: k is the
 least for which every bin keeps within the token bound, and bins are balanced by cost = tokens + ratio * sum(length^2), since
 attention is quadratic in the length of a sample.
 """
@@ -8,7 +9,9 @@ attention is quadratic in the length of a sample.
 import heapq
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from hub.data.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,22 @@ class Step:
     place: int
     """Samples of this epoch that came before."""
 
-    samples: tuple[int, ...]
-    """Indices into the training set."""
+    counts: tuple[int, ...]
+    """Samples of each source."""
+
+    samples: tuple[int, ...] = ()
+    """Indices into the training set, in which the sources stand one after the other. Empty for a stream."""
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return sum(self.counts)
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
-    """The order of the samples in one pass. Python's own generator: the same on every machine and version."""
+def epoch_order(num_samples: int, seed: int, epoch: int, source: int = 0) -> list[int]:
+    """The order of a source's samples in one pass. Python's own generator: the same on every machine and version."""
     order = list(range(num_samples))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
+    random.Random(f"{seed}/{source}/{epoch}" if source else f"{seed}/{epoch}").shuffle(order)
     return order
 
 
@@ -40,24 +51,55 @@ def num_steps(num_samples: int, batch_size: int, num_epochs: float, max_steps: i
     return total if max_steps is None else min(total, max_steps)
 
 
-def auto_batch_size(num_samples: int) -> int:
-    """The effective batch size of `auto`.
+def auto_batch_size(num_samples: int | None) -> int:
+    """The effective batch size of `auto`. None: as many samples as one likes.
 
     Small data sets need many small steps to be learnt at all; large ones gain from a steadier gradient.
     """
+    if num_samples is None:
+        return 256
     return 32 if num_samples < 1000 else 128 if num_samples < 10000 else 256
 
 
-def steps(num_samples: int, batch_size: int, total: int, seed: int, after: int = 0) -> Iterator[Step]:
-    """All steps of a run, or those after step `after`."""
-    per_epoch = -(-num_samples // batch_size)
-    order, order_epoch = [], -1
-    for number in range(after + 1, total + 1):
-        epoch, turn = divmod(number - 1, per_epoch)
-        place = turn * batch_size
-        if epoch != order_epoch:
-            order, order_epoch = epoch_order(num_samples, seed, epoch), epoch
-        yield Step(number, epoch, place, tuple(order[place : place + batch_size]))
+def step_sizes(per_pass: int | None, batch_size: int, total: int) -> Iterator[int]:
+    """Samples of each step of a run. A pass ends with a smaller step when the batch size does not divide it."""
+    whole, rest = divmod(per_pass or batch_size, batch_size)
+    sizes = [batch_size] * whole + [rest] * (rest > 0)
+    for number in range(total):
+        yield sizes[number % len(sizes)]
+
+
+def draw(mix: Mix, batch_size: int, total: int, after: int = 0) -> Iterator[Step]:
+    """How many samples of each source the steps of a run take, or those after step `after`."""
+    epoch = place = 0
+    for number, counts in enumerate(mix.counts(step_sizes(mix.per_pass, batch_size, total)), 1):
+        if number > after:
+            yield Step(number, epoch, place, counts)
+        place += sum(counts)
+        if mix.per_pass is not None and place >= mix.per_pass:
+            epoch, place = epoch + 1, 0
+
+
+def steps(mix: Mix, batch_size: int, total: int, seed: int, after: int = 0) -> Iterator[Step]:
+    """All steps of a run over samples in memory, or those after step `after`."""
+    sizes = [size or 0 for size in mix.sizes]
+    begin = [sum(sizes[:source]) for source in range(len(sizes))]
+    taken = [0] * len(sizes)
+    orders: dict[int, tuple[int, list[int]]] = {}
+
+    def take(source: int) -> int:
+        turn, place = divmod(taken[source], sizes[source])
+        if source not in orders or orders[source][0] != turn:
+            orders[source] = turn, epoch_order(sizes[source], seed, turn, source)
+        taken[source] += 1
+        return begin[source] + orders[source][1][place]
+
+    for step in draw(mix, batch_size, total):
+        if step.number <= after:
+            taken = [before + count for before, count in zip(taken, step.counts, strict=True)]
+            continue
+        chosen = tuple(take(source) for source, count in enumerate(step.counts) for _ in range(count))
+        yield replace(step, samples=chosen)
 
 
 def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.0) -> list[list[list[int]]]:

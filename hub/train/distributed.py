@@ -102,12 +102,18 @@ def max_over_ranks(value: float) -> float:
 
 def broadcast_text(text: str) -> str:
     """Rank 0's text on every rank. Plain bytes: nothing is unpickled."""
+    return broadcast_bytes(text.encode()).decode()
+
+
+def broadcast_bytes(given: bytes) -> bytes:
+    """Rank 0's bytes on every rank."""
     if not dist.is_initialized():
-        return text
-    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
-    size = torch.tensor([data.numel()])
+        return given
+    size = torch.tensor([len(given)])
     dist.broadcast(size, 0)
-    if dist.get_rank() != 0:
-        data = torch.empty(int(size.item()), dtype=torch.uint8)
+    data = torch.empty(int(size.item()), dtype=torch.uint8)
+    if dist.get_rank() == 0 and given:
+        data.copy_(torch.frombuffer(bytearray(given), dtype=torch.uint8))
     dist.broadcast(data, 0)
-    return bytes(data.tolist()).decode()
+    received: bytes = data.numpy().tobytes()
+    return received

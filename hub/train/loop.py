@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from hub.errors import ConfigError, DivergedError
+from hub.data.prepare import Sample
+from hub.errors import DivergedError
 from hub.options import AUTO
 from hub.plugins import registry
 from hub.run import Outcome, read_metrics
 from hub.signals import stop_request
 from hub.train import batches
-from hub.train.checkpoint import fingerprint, save_checkpoint
 from hub.train.collate import num_loss_tokens
+from hub.train.coordinates import Coordinates
 from hub.train.distributed import barrier, max_over_ranks
 from hub.train.layout import choose_layout
 from hub.train.loss import causal_lm_loss
@@ -26,10 +27,13 @@ from hub.train.meters import Meter, SpikeMeter, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
 from hub.train.progress import ProgressLine
 from hub.train.resume import check_disk, resume
+from hub.train.save import Saved
 from hub.train.setup import Setup
 from hub.train.step import Loss, StepOutcome, evaluate, train_step
 from hub.train.strategy import full_weights
+from hub.train.supply import mix_lines
 from hub.train.verify import verify
+from hub.train.writer import CheckpointWriter
 
 Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
 
@@ -40,15 +44,19 @@ NUM_RECENT = 10
 """Logged steps over which a run's training loss is averaged."""
 
 
-def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Outcome:
+def fit(
+    setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss, coordinates: Coordinates | None = None
+) -> Outcome:
     """Train a model to the end of the run, or to the signal that stops it.
 
     Args:
         setup: config, run folder, processes, tokenizer, data.
         model: on its device, with `requires_grad` set on what trains.
         save: writes the model as a user loads it: `save(model, folder, weights)`. `weights` are whole tensors on the CPU
-            by name: all of them, or those that train when the model carries adapters. Called on rank 0.
+            by name: all of them, or those that train when the model carries adapters. Called on rank 0; for checkpoints in a
+            thread while the model trains, so it must not change the model, nor read what training changes.
         loss: sum of a micro-batch's losses over its loss tokens.
+        coordinates: how the model's weights follow from what trains. None: they are what trains.
 
     Returns:
         What was reached. Equal on all ranks.
@@ -59,6 +67,8 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss) -> Ou
     """
     if setup.cfg.task == "verify":
         return verify(setup, model, loss)
+    if coordinates is not None:
+        setup.session.strategy.coordinates = coordinates
     return _Fit(setup, model, save, loss).run_to_end()
 
 
@@ -68,38 +78,53 @@ class _Fit:
     def __init__(self, setup: Setup, model: Any, save: Save, loss: Loss) -> None:
         self.setup, self.model, self.save, self.loss = setup, model, save, loss
         self.cfg, self.run, self.session, self.data = setup.cfg, setup.run, setup.session, setup.data
-        self.algo, group = setup.cfg.algo, setup.session.group
-        num_train = len(self.data.train)
-        self.batch_size = effective_batch_size(self.algo.effective_batch_size, num_train, group.world)
-        self.per_epoch = -(-num_train // self.batch_size)
-        self.total = batches.num_steps(num_train, self.batch_size, self.algo.num_epochs, self.algo.max_steps)
+        self.algo = setup.cfg.algo
+        self.supply = setup.supply
+        self.batch_size, self.total = self.supply.batch_size, self.supply.total
         self.session.strategy.place(model)
-        self.layout = choose_layout(setup, model)
+        self.coordinates = self.session.strategy.coordinates
+        self.coordinates.placed()
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.algo, parameter_groups(trained, self.algo.weight_decay), self.session.device)
         self.scheduler = make_scheduler(self.algo, self.optimizer, self.total)
-        self.fingerprint = fingerprint(self.data.train)
         self.done = 0
         self.skipped_in_a_row = self.skipped = 0
         self.eval_before: float | None = None
         self.eval_loss: float | None = None
         self.meter, self.spikes = Meter(), SpikeMeter()
         self.recent: deque[float] = deque(maxlen=NUM_RECENT)
-        self._announce(trained)
+        self.num_trained, self.num_parameters = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
+        check_disk(setup, model)
+        self.engine = self.session.strategy.start(model, self.optimizer)
+        self.layout = choose_layout(setup, model, loss, self.num_parameters)
+        self._announce()
+        self._saves = self.algo.save_every_steps is not None or self.algo.save_every_epochs is not None
+        self.writer = CheckpointWriter(
+            self.run.checkpoints_path,
+            self.session,
+            model,
+            self.optimizer,
+            lambda folder, weights: self.save(self.model, folder, weights),
+            self.algo.keep_checkpoints,
+            self.run.say,
+        )
 
-    def _announce(self, trained: list[tuple[str, Any]]) -> None:
-        num_trained, num_all = sum(p.numel() for _, p in trained), sum(p.numel() for p in self.model.parameters())
+    def _announce(self) -> None:
+        lines, plan = mix_lines(self.supply)
         self.run.write_plan(
             effective_batch_size=self.batch_size,
             num_steps=self.total,
-            trainable_parameters=num_trained,
-            parameters=num_all,
+            trainable_parameters=self.num_trained,
+            parameters=self.num_parameters,
+            **plan,
         )
+        what = "a stream" if self.cfg.data.streaming else f"{len(self.data.train)} samples"
         self.run.say(
-            f"training {num_trained:,} of {num_all:,} parameters on {len(self.data.train)} samples: {self.total} steps of "
+            f"training {self.num_trained:,} of {self.num_parameters:,} parameters on {what}: {self.total} steps of "
             f"{self.batch_size} samples, micro-batches of at most {self.layout.max_tokens} tokens"
         )
-        check_disk(self.setup, self.model)
+        for line in lines:
+            self.run.say(line)
 
     def run_to_end(self) -> Outcome:
         """All steps that are left, then the model."""
@@ -118,18 +143,26 @@ class _Fit:
         stopping: int | None = None
         model_path: Path | None = self.run.model_path
         try:
-            for step in batches.steps(len(self.data.train), self.batch_size, self.total, self.algo.seed, after=self.done):
-                stopping = self._step(step)
+            for step, samples in self.supply.steps(after=self.done):
+                stopping = self._step(step, samples)
                 if stopping is not None and self.done < self.total:
                     break
+            if self.done < self.total:
+                checkpoint = self._checkpoint(wait=True)
+                model_path = checkpoint / "model" if checkpoint else None
+            self._tell(self.writer.wait())
         finally:
             stop_request.in_loop = False
             self.progress.stop()
-        if self.done < self.total:
-            checkpoint = self._checkpoint()
-            model_path = checkpoint / "model" if checkpoint else None
-        else:
-            weights = full_weights(self.model)
+            self.supply.close()
+            lines, seen = self.supply.report()
+            self.run.write_plan(**seen)
+            for line in lines:
+                self.run.say(line)
+            self._tell(self.writer.close())
+        if self.done == self.total:
+            with self.coordinates.exact():
+                weights = full_weights(self.model, whole=self.session.strategy.whole)
             if self.run.is_main:
                 self.save(self.model, self.run.model_path, weights)
             barrier()
@@ -150,12 +183,12 @@ class _Fit:
             stopped_by=stopping if self.done < self.total else None,
         )
 
-    def _step(self, step: batches.Step) -> int | None:
+    def _step(self, step: batches.Step, samples: list[Sample]) -> int | None:
         """One step with all that follows it. Returns the signal that asks to stop, if there is one."""
-        samples = [self.data.train[i] for i in step.samples]
         self.meter.begin()
         rate = self.optimizer.param_groups[0]["lr"]
-        outcome = train_step(self.session, self.model, self.optimizer, samples, self.layout, self.algo.max_grad_norm, self.loss)
+        bound = self.algo.max_grad_norm
+        outcome = train_step(self.session, self.engine, self.optimizer, samples, self.layout, bound, self.loss)
         self.scheduler.step()
         self.done = step.number
         num_tokens = sum(len(sample) for sample in samples)
@@ -164,7 +197,6 @@ class _Fit:
         stopping = stop_requested()
         metrics: dict[str, Any] = {
             "step": self.done,
-            "epoch": round(step.epoch + (step.place + len(samples)) / len(self.data.train), 4),
             "loss": outcome.loss,
             "learning_rate": rate,
             "grad_norm": outcome.grad_norm,
@@ -174,20 +206,29 @@ class _Fit:
             "tokens_per_second": round(speed, 1),
             "peak_memory_gb": round(peak_memory_gb(self.session.device), 3),
         }
-        self._judge(outcome, step, metrics)
+        mix = self.supply.mix
+        if mix.per_pass is not None:
+            metrics["epoch"] = round(step.epoch + (step.place + step.size) / mix.per_pass, 4)
+        if len(mix.names) > 1:
+            metrics |= {f"num_samples.{name}": count for name, count in zip(mix.names, step.counts, strict=True)}
+        self._judge(outcome, samples, metrics)
         last = self.done == self.total
         measure = last or stopping is not None or _due(self.done, self.algo.eval_every_steps)
         if measure and (measured := self._measure()) is not None:
             self.eval_loss = metrics["eval_loss"] = measured
         if last or stopping is not None or "skipped" in metrics or _due(self.done, self.algo.log_every_steps):
             self._log(metrics)
-        per_epoch = self.algo.save_every_epochs
-        epoch_due = per_epoch is not None and self.done % (per_epoch * self.per_epoch) == 0
+        every = self.algo.save_every_epochs
+        self._tell(self.writer.poll())
+        ends_pass = mix.per_pass is not None and step.place + step.size >= mix.per_pass
+        epoch_due = every is not None and ends_pass and (step.epoch + 1) % every == 0
         if (epoch_due or _due(self.done, self.algo.save_every_steps)) and not last and stopping is None:
             self._checkpoint(metrics.get("eval_loss"))
+        elif self._saves:
+            self.writer.prepare()
         return stopping
 
-    def _judge(self, outcome: StepOutcome, step: batches.Step, metrics: dict[str, Any]) -> None:
+    def _judge(self, outcome: StepOutcome, samples: list[Sample], metrics: dict[str, Any]) -> None:
         """NaN and infinity: the step changed nothing; after a few in a row the run is given up. Spikes are noted.
 
         Raises:
@@ -207,8 +248,8 @@ class _Fit:
         if self.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW:
             return
         self._log(metrics)
-        checkpoint = self._checkpoint()
-        rows = ", ".join(self.data.train[i].where for i in step.samples[:5])
+        checkpoint = self._checkpoint(wait=True)
+        rows = ", ".join(sample.where for sample in samples[:5])
         raise DivergedError(
             f"{self.skipped_in_a_row} steps in a row gave NaN or infinity (the last: step {self.done}, {what}; rows {rows}, "
             f"...). Type a lower algo.learning_rate than {self.algo.learning_rate:g} or algo.max_grad_norm=0.5, and look at "
@@ -233,7 +274,7 @@ class _Fit:
         if not self.data.evaluation:
             return None
         found: float
-        found, layout = evaluate(self.session, self.model, self.data.evaluation, self.layout, self.loss)
+        found, layout = evaluate(self.session, self.engine, self.data.evaluation, self.layout, self.loss)
         if layout.max_tokens != self.layout.max_tokens:
             self._smaller(layout)
         return found
@@ -249,12 +290,18 @@ class _Fit:
             self.session.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=self.done)
         self._observe("hub_log", run=self.run, step=self.done, metrics=metrics)
 
-    def _checkpoint(self, eval_loss: float | None = None) -> Path | None:
-        """Write a checkpoint; a failure is said and training goes on without it."""
+    def _checkpoint(self, eval_loss: float | None = None, wait: bool = False) -> Path | None:
+        """Begin to write a checkpoint, after the one before is written. A failure is said and training goes on without it.
+
+        Returns:
+            Its folder, if `wait` and it could be written.
+        """
+        self._tell(self.writer.wait())
         state = {
             "num_steps": self.total,
             "effective_batch_size": self.batch_size,
-            "data": self.fingerprint,
+            "data": self.supply.fingerprint,
+            "supply": self.supply.state(),
             "scheduler": self.scheduler.state_dict(),
             "eval_loss_before": self.eval_before,
             "last_eval_loss": self.eval_loss,
@@ -263,26 +310,26 @@ class _Fit:
             "skipped": self.skipped,
             "spikes": self.spikes.state(),
         }
-        path, failure = save_checkpoint(
-            self.run.checkpoints_path,
-            self.done,
-            self.session,
-            self.model,
-            self.optimizer,
-            state,
-            lambda folder, weights: self.save(self.model, folder, weights),
-            self.algo.keep_checkpoints,
-        )
-        if path is None:
-            self.progress.say(f"no checkpoint could be written after step {self.done}: {failure}. Training goes on")
+        with self.coordinates.exact():
+            saved = self.writer.save(self.done, state, wait)
+        self._tell(saved)
+        return saved.path if saved else None
+
+    def _tell(self, saved: Saved | None) -> None:
+        """Say how a save ended that is no longer in flight."""
+        if saved is None:
+            return
+        if saved.path is None:
+            self.progress.say(f"no checkpoint could be written after step {saved.step}: {saved.failure}. Training goes on")
         else:
-            self.progress.say(f"checkpoint {path}")
-            self._observe("hub_checkpoint", run=self.run, step=self.done, path=path)
-        return path
+            self.progress.say(f"checkpoint {saved.path}")
+            self._observe("hub_checkpoint", run=self.run, step=saved.step, path=saved.path)
 
     def _resume(self) -> None:
         """Go to where the newest whole checkpoint left this run."""
-        state = resume(self.setup, self.model, self.optimizer, self.fingerprint, self.total)
+        state = resume(self.setup, self.model, self.optimizer, self.supply.fingerprint, self.total)
+        self.coordinates.loaded()
+        self.supply.restore(state["supply"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.done = state["step"]
         self.eval_before, self.eval_loss = state["eval_loss_before"], state["last_eval_loss"]
@@ -303,21 +350,6 @@ def stop_requested() -> int | None:
     """The signal that any rank received, so that all stop after the same step."""
     number = int(max_over_ranks(stop_request.signal_number or 0))
     return number or None
-
-
-def effective_batch_size(asked: int | str, num_samples: int, world: int) -> int:
-    """Samples per step: as asked, or by the size of the data set.
-
-    Raises:
-        ConfigError: fewer samples than processes.
-    """
-    size = batches.auto_batch_size(num_samples) if asked == AUTO else int(asked)
-    if size < world:
-        raise ConfigError(
-            f"algo.effective_batch_size={size} is below the number of processes ({world}). "
-            f"Type algo.effective_batch_size={world}"
-        )
-    return size
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from hub.config import WORK_ON_SHARES, RunConfig
-from hub.data.prepare import Prepared, prepare
+from hub.data.prepare import Prepared, keep_large, prepare
 from hub.errors import ConfigError
 from hub.run import Run
+from hub.train.distributed import barrier
 from hub.train.model import find_weights, load_causal_lm, load_config, load_tokenizer, num_parameters
 from hub.train.session import Session, start_session
 from hub.train.strategy import choose_strategy
+from hub.train.supply import Supply, make_supply
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Setup:
 
     tokenizer: Any
     data: Prepared
+    supply: Supply
+    """Gives the steps their samples."""
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None, frozen: bool = False) -> Any:
         """The base model in training mode, where the strategy wants it before `fit` places it.
@@ -42,23 +46,22 @@ class Setup:
             return load_causal_lm(self.cfg.model, self.base_path, "balanced", dtype, quantization)
         several = session.group.world > 1
         shape = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
-        strategy, why = choose_strategy(
-            launch.strategy, session.group, shape, 0.0 if frozen else 1.0, session.compute_dtype, launch.cpu_offload
-        )
-        if quantization is not None and strategy.name == "fsdp":
+        strategy, why = choose_strategy(launch, session.group, shape, 0.0 if frozen else 1.0, session.compute_dtype)
+        if getattr(quantization, "load_in_8bit", False) and strategy.name == "fsdp":
             raise ConfigError(
-                "launch.strategy=fsdp can't share out 4-bit and 8-bit weights. Type launch.strategy=ddp, or algo=lora_sft"
+                "launch.strategy=fsdp can't share out 8-bit weights. Type algo.load_in_4bit=true algo.load_in_8bit=false, "
+                "or launch.strategy=ddp"
             )
-        if strategy.name == "fsdp" and self.cfg.algo.optimizer not in WORK_ON_SHARES:
+        if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARES:
             raise ConfigError(
-                f"algo.optimizer={self.cfg.algo.optimizer} can't work on shares of weights (launch.strategy=fsdp). "
+                f"algo.optimizer={self.cfg.algo.optimizer} can't work on shares of weights (launch.strategy={strategy.name}). "
                 "Type algo.optimizer=adamw"
             )
         session.strategy = strategy
         self.run.write_plan(strategy=strategy.name, strategy_because=why)
         if session.group.world > 1:
             self.run.say(f"strategy {strategy.name} ({why})")
-        device = torch.device("cpu") if strategy.name == "fsdp" else session.device
+        device = torch.device("cpu") if strategy.shares_weights else session.device
         return load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
 
 
@@ -72,8 +75,12 @@ def set_up(cfg: RunConfig, run: Run) -> Setup:
     path = find_weights(cfg.model, run, session)
     tokenizer = load_tokenizer(cfg, path)
     positions = getattr(load_config(cfg.model, path).get_text_config(), "max_position_embeddings", None)
-    data = prepare(cfg, tokenizer, positions)
+    if session.group.world > 1:
+        if session.group.local_rank == 0:
+            keep_large(cfg, tokenizer, positions, path, run.say)
+        barrier()
+    data = prepare(cfg, tokenizer, positions, path, run.say)
     run.write_plan(base_model_path=str(path), data=data.report)
     for line in data.lines:
         run.say(line)
-    return Setup(cfg, run, session, path, tokenizer, data)
+    return Setup(cfg, run, session, path, tokenizer, data, make_supply(cfg, data, session.group, path))

@@ -61,7 +61,7 @@ def verify(setup: Setup, model: Any, loss: step.Loss = causal_lm_loss) -> Outcom
     """
     run, session = setup.run, setup.session
     session.strategy.place(model)
-    layout = choose_layout(setup, model)
+    layout = choose_layout(setup, model, loss, sum(p.numel() for p in model.parameters()))
     switched_off = without_chance(model)
     proof = _Proof(setup, model, loss, layout)
     run.say(

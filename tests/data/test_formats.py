@@ -97,8 +97,8 @@ def test_text_parts_are_joined_and_null_fields_count_as_absent():
 
 
 def test_fields_that_nothing_reads_are_told():
-    value = {"messages": [USER, ANSWER | {"weight": 0}], "id": 3, "source": None}
-    assert one(value).unused == ("id", "messages[].weight")
+    value = {"messages": [USER, ANSWER | {"score": 0}], "id": 3, "source": None}
+    assert one(value).unused == ("id", "messages[].score")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,24 @@ def test_fields_that_nothing_reads_are_told():
         ({"instruction": "x", "output": "y", "history": ["z"]}, "list of pairs"),
         ({"prompt": "x", "completion": 3}, "a number"),
         ({"mesages": []}, "Did you mean messages?"),
-        ({"text": "x"}, "these fields are of no known format: text. Allowed: messages has messages; sharegpt"),
+        ({"texts": "x"}, "these fields are of no known format: texts. Allowed: messages has messages; sharegpt"),
+        ({"texts": "x"}, "document has text or document. For a column with texts type data.text_column=NAME"),
+        ({"messages": [USER, ANSWER], "chosen": "x", "rejected": "y"}, "are of several formats (messages, preference)"),
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, "To train on the chosen ones type data.format=chosen"),
+        ({"messages": [USER, ANSWER], "unmask": "yes"}, "unmask is a text. Allowed: true or false"),
+        ({"messages": [USER, ANSWER | {"loss": "no"}]}, 'message 2 has loss="no". Allowed: true, false, 0, 1'),
+        ({"messages": [USER | {"loss": True}, ANSWER]}, "message 1 (user) has loss=true. Only the assistant's"),
+        ({"messages": [USER, ANSWER | {"tool_calls": [CALL]}], "tools": [{"name": "sub"}]}, "message 2 calls add, which is"),
+        ({"text": " "}, "text is empty"),
+        ({"text": "", "document": None}, "text is empty"),
+        ({"document": "a", "text": 3}, "text must be a text, not a number"),
+        ({"input_ids": "1 2"}, "input_ids is a text that is no JSON"),
+        ({"input_ids": []}, "input_ids is empty"),
+        ({"input_ids": [1, 2.5]}, "input_ids must be a list of whole numbers"),
+        ({"input_ids": [1, -2]}, "input_ids has -2"),
+        ({"input_ids": [1, 2], "labels": [1]}, "labels has 1 numbers, input_ids has 2"),
+        ({"input_ids": [1, 2], "labels": [2, -100]}, "labels[0] is 2, input_ids[0] is 1"),
+        ({"input_ids": [1, 2], "attention_mask": [1, 0]}, "attention_mask must be 1 everywhere"),
     ],
 )
 def test_bad_row_is_refused_with_its_place_and_what_is_wrong(value, expected):
@@ -153,3 +170,50 @@ def test_a_row_of_another_format_than_the_first_is_refused_with_its_line():
     assert [conversation.format for conversation in conversations(files)] == ["messages", "alpaca"]
     with pytest.raises(DataError, match="not in the format alpaca"):
         convert(files[0], "alpaca")
+
+
+PLUGIN = """
+from hub import DataFormat, hookimpl
+def convert(row):
+    if not row["answer"]:
+        raise ValueError("answer is empty")
+    return {"messages": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]}
+@hookimpl
+def hub_data_formats():
+    return [DataFormat(name="faq", fields=("question", "answer"), convert=convert)]
+"""
+
+
+def test_a_plugin_adds_a_format_that_is_found_by_its_fields_or_asked_for(plugin_folder, monkeypatch):
+    from hub import plugins
+    from hub.config import RunConfig
+    from hub.data.config import DataConfig
+
+    folder = plugin_folder()
+    folder.add("faq", PLUGIN)
+    found = plugins.load(folder.entry_points)
+    assert not found.warnings
+    monkeypatch.setattr(plugins, "registry", lambda: found)
+    conversation = one({"question": USER["content"], "answer": "4"})
+    assert (conversation.messages, conversation.format) == ([USER, ANSWER], "faq")
+    assert refusal({"question": "x", "answer": ""}) == "chats.jsonl:1: answer is empty"
+    assert not list(DataConfig(path="a.jsonl", format="faq").problems(RunConfig()))
+    assert "Allowed: auto, messages," in next(DataConfig(path="a.jsonl", format="fag").problems(RunConfig()))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('name="faq"', 'name="messages"', "data format messages: there is one of this name already"),
+        ('name="faq"', 'name="f a q"', "data format 'f a q': this name is not allowed"),
+        ('("question", "answer")', '"question"', "data format faq: fields='question' is not allowed"),
+        ("[DataFormat", "[str, DataFormat", "hub_data_formats() must return a list of hub.DataFormat"),
+    ],
+)
+def test_a_format_of_a_plugin_that_can_not_be_told_from_others_is_refused(plugin_folder, old, new, said):
+    from hub import plugins
+
+    folder = plugin_folder()
+    folder.add("faq", PLUGIN.replace(old, new))
+    (line,) = plugins.load(folder.entry_points).warnings
+    assert said in line

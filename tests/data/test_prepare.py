@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hub.config import AlgoConfig, DataConfig, ModelConfig, RunConfig
+from hub.data.config import DataSource
 from hub.data.prepare import prepare
 from hub.errors import ConfigError, DataError
 
@@ -102,9 +103,6 @@ def test_what_leaves_nothing_to_train_on_is_refused(tmp_path, tokenizer):
         prepare(config(path, max_seq_len=200), tokenizer, 100)
     with pytest.raises(DataError, match="one row only"):
         prepare(config(long, eval_fraction=0.5), tokenizer, None)
-    tokenizer.chat_template = None
-    with pytest.raises(DataError, match="no chat template"):
-        prepare(config(path), tokenizer, None)
 
 
 def test_row_of_which_nothing_is_trained_is_refused(tmp_path, tokenizer):
@@ -112,3 +110,59 @@ def test_row_of_which_nothing_is_trained_is_refused(tmp_path, tokenizer):
     file.write_text("{% for message in messages %}{% if false %}{% generation %}{% endgeneration %}{% endif %}x{% endfor %}")
     with pytest.raises(DataError, match=r"a\.jsonl:1: nothing in this row is trained"):
         prepare(config(write(tmp_path / "a.jsonl", [3]), template=str(file)), tokenizer, None)
+
+
+def test_documents_are_joined_and_counted(tmp_path, tokenizer):
+    rows = [{"text": "a" * length} for length in (3, 50, 4)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer.chat_template = None
+    prepared = prepare(config(str(path), block_size=16), tokenizer, 100)
+    # Each text has an end.
+    assert [len(sample) for sample in prepared.train] == [16, 16, 16, 12]
+    assert prepared.report["train"]["num_loss_tokens"] == 60
+    assert "They are 3 documents, joined and cut to 16 tokens." in prepared.lines[0]
+    assert prepared.lines[-1] == "Loss is on every token."
+    assert tokenizer.chat_template is None
+    with pytest.raises(ConfigError, match=r"data\.block_size=200 is more than the 100 tokens"):
+        prepare(config(str(path), block_size=200), tokenizer, 100)
+    with pytest.raises(ConfigError, match=r"data\.block_size=16 joins raw documents, but these rows are prompt_completion"):
+        prepare(config(write(tmp_path / "b.jsonl", [3]), block_size=16), tokenizer, 100)
+
+
+def test_bad_rows_are_counted_and_named_and_cut_rows_with_their_tokens(tmp_path, tokenizer):
+    path = write(tmp_path / "a.jsonl", [3, 50, 4])
+    with open(path, "a") as file:
+        file.write("{oops\n[]\n")
+    prepared = prepare(config(path, on_bad_row="skip", max_seq_len=20, on_long="truncate", eval_fraction=0.3), tokenizer, 100)
+    assert prepared.report["num_bad_rows"] == 2
+    assert [row["where"] for row in prepared.report["bad_rows"]] == ["a.jsonl:4", "a.jsonl:5"]
+    assert (prepared.report["num_rows_cut"], prepared.report["num_tokens_cut"]) == (1, 37)
+    assert any(line.startswith("Left out: 2 bad rows. The first: ") and "a.jsonl:4" in line for line in prepared.lines)
+    assert any(line.startswith("Cut off: 37 tokens of 1 rows (a.jsonl:2)") for line in prepared.lines)
+    assert (len(prepared.train), len(prepared.evaluation)) == (2, 1)
+    assert not any("Warning" in line for line in prepared.lines)
+    with pytest.raises(DataError, match=r"a\.jsonl:4: broken JSON"):
+        prepare(config(path), tokenizer, 100)
+
+
+def test_a_mix_counts_and_holds_out_by_source(tmp_path, tokenizer):
+    paths = [write(tmp_path / "a.jsonl", range(1, 11)), write(tmp_path / "b.jsonl", range(1, 31))]
+    mix = [DataSource(path=path, weight=weight) for path, weight in zip(paths, (3, 1), strict=True)]
+    prepared = prepare(config("", mix=mix, eval_fraction=0.1, max_seq_len=30), tokenizer, 100)
+    assert sorted(sample.where.split(":")[0] for sample in prepared.evaluation) == ["a.jsonl"] + ["b.jsonl"] * 3
+    by_source = [(part["name"], part["num_samples"], part["num_left_out"]) for part in prepared.report["sources"]]
+    assert by_source[0] == ("a", 9, 0)
+    assert sum(by_source[1][1:]) == 27
+    assert prepared.mix.sizes == tuple(part[1] for part in by_source)
+    paths[0] = write(tmp_path / "c.jsonl", [30, 40])
+    with pytest.raises(DataError, match=r"No row of .*c\.jsonl is left to train on"):
+        prepare(config("", mix=[DataSource(path=path) for path in paths], max_seq_len=30), tokenizer, 100)
+
+
+def test_a_base_model_gets_a_template_and_is_told_so(tmp_path, tokenizer):
+    tokenizer.chat_template = None
+    prepared = prepare(config(write(tmp_path / "a.jsonl", [3])), tokenizer, 100)
+    said = "The tokenizer has no chat template (a base model?): data.template=plain"
+    assert any(line.startswith(said) for line in prepared.lines)
+    assert prepared.lines[-1].endswith("</s> included.")

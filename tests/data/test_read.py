@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -6,7 +5,7 @@ import sys
 import pytest
 from datasets import Dataset
 
-from hub.data.read import Checked, check_rows, is_hub_id, read_rows
+from hub.data.read import Cursor, Unread, is_hub_id, read_rows, rows_after
 from hub.errors import DataError
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -123,27 +122,75 @@ def test_unreachable_data_set_is_one_line():
     assert done.stdout.count("\n") == 1
 
 
-def test_check_rows_counts_up_to_its_limit_and_stops_at_the_first_bad_row(tmp_path):
-    file = tmp_path / "chats.jsonl"
-    file.write_text((json.dumps(ROW) + "\n") * 5)
-    assert check_rows(str(file), "auto") == Checked(5, True)
-    assert check_rows(str(file), "messages", limit=5) == Checked(5, True)
-    assert check_rows(str(file), "messages", limit=3) == Checked(3, False)
-    with file.open("a") as stream:
-        stream.write('{"messages": []}\n')
-    assert "chats.jsonl:6" in message_of(file, lambda path: check_rows(path, "auto"))
-    assert "alpaca" in message_of(file, lambda path: check_rows(path, "alpaca"))
+def test_rows_can_be_had_from_behind_any_row_in_every_kind_of_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xa4"}\r\n\n{"a": "2"}\n')
+    (tmp_path / "b.csv").write_text('a\n"3\n3"\n4\n')
+    Dataset.from_list([{"a": "5"}, {"a": "6"}]).to_parquet(tmp_path / "c.parquet")
+
+    def rows(cursor):
+        return [(row.read() if isinstance(row, Unread) else row, after) for row, after in rows_after(str(tmp_path), cursor)]
+
+    whole = rows(Cursor())
+    assert [row for row, _ in whole] == list(read_rows(str(tmp_path)))
+    assert [row.where for row, _ in whole] == ["a.jsonl:1", "a.jsonl:3", "b.csv:2", "b.csv:4", "c.parquet:1", "c.parquet:2"]
+    for number, (_, cursor) in enumerate(whole, 1):
+        assert rows(cursor) == whole[number:]
 
 
-def test_check_rows_imports_nothing_heavy_and_leaves_parquet_and_hub_ids_uncounted(tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps(ROW))
-    (tmp_path / "b.parquet").write_bytes(b"not looked at")
-    code = (
-        "import sys\nfrom hub.data.read import check_rows\n"
-        f"print(*check_rows({str(tmp_path / 'a.jsonl')!r}, 'auto'), "
-        f"*check_rows({str(tmp_path / 'b.parquet')!r}, 'auto'),"
-        "*check_rows('some-org/chats', 'auto'))\n"
-        "print([name for name in ('torch', 'transformers', 'datasets', 'numpy', 'pyarrow') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["1 True None False None False", "[]"]
+def test_a_json_list_can_not_be_streamed(tmp_path):
+    (tmp_path / "a.json").write_text('[{"a": 1}]')
+    assert "JSONL" in message_of(tmp_path / "a.json", lambda path: list(rows_after(path, Cursor())))
+
+
+def test_compressed_files_are_read_as_their_content_and_from_behind_any_row(tmp_path):
+    import bz2
+    import gzip
+    import lzma
+
+    text = b'{"a": "1"}\n{"a": "2"}\n{"a": "3"}\n'
+    for ending, module in (("gz", gzip), ("bz2", bz2), ("xz", lzma)):
+        file = tmp_path / f"a.jsonl.{ending}"
+        with module.open(file, "wb") as stream:
+            stream.write(text)
+        whole = list(rows_after(str(file), Cursor()))
+        assert [(row.read().value["a"], row.read().where) for row, _ in whole] == [
+            (str(number), f"a.jsonl.{ending}:{number}") for number in (1, 2, 3)
+        ]
+        assert list(rows_after(str(file), whole[0][1])) == whole[1:]
+        file.write_bytes(file.read_bytes()[:-6])
+        assert "can't be read" in message_of(file)
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"a\n4\n"))
+    assert [row.value for row in read_rows(str(tmp_path / "b.csv.gz"))] == [{"a": "4"}]
+    (tmp_path / "c.jsonl.zst").write_bytes(b"x")
+    assert ".jsonl.zst is no kind of data file" in message_of(tmp_path / "c.jsonl.zst")
+
+
+def test_arrow_files_and_folders_that_datasets_wrote_are_read(tmp_path):
+    import pyarrow
+    from datasets import DatasetDict
+
+    data = Dataset.from_list([ROW, ROW])
+    data.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "several")
+    with pyarrow.ipc.new_file(str(tmp_path / "b.arrow"), data.data.table.schema) as file:
+        file.write_table(data.data.table)
+    for path in ("one", "several", "b.arrow"):
+        assert [row.value for row in read_rows(str(tmp_path / path))] == [ROW, ROW]
+    (tmp_path / "c.arrow").write_bytes(b"no arrow")
+    assert "can't be read as Arrow" in message_of(tmp_path / "c.arrow")
+    DatasetDict({"test": data}).save_to_disk(tmp_path / "none")
+    assert "none is called train" in message_of(tmp_path / "none")
+
+
+def test_a_bad_row_stands_in_its_place_and_the_others_can_be_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{oops\n\xff\n\0\n{"a": 5}\n')
+    (tmp_path / "b.csv").write_text("a,b\n1,2\n1\n3,4\n")
+    (tmp_path / "c.json").write_text('[{"a": 1}, 7, {"a": 2}]')
+    good, bad = [], []
+    for entry, _ in rows_after(str(tmp_path), Cursor(), stream=False):
+        try:
+            good.append(entry.read().where)
+        except DataError:
+            bad.append(f"{entry.file.rsplit('/', 1)[1]}:{entry.line}")
+    assert good == ["a.jsonl:1", "a.jsonl:5", "b.csv:2", "b.csv:4", "c.json:1", "c.json:1"]
+    assert bad == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4", "b.csv:3", "c.json:1"]

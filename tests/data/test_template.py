@@ -6,9 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
+from hub.data.config import TEMPLATES
 from hub.data.formats import conversations
 from hub.data.read import Row
-from hub.data.template import encode, load_template, require_template, template_report
+from hub.data.template import encode, fallback_line, load_template, require_template, template_report
 from hub.errors import DataError
 
 SPECIAL = ["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<start_of_turn>", "<end_of_turn>"]
@@ -178,11 +179,12 @@ def tokenizer(request):
     return TOKENIZERS[request.param]
 
 
-def trained(tokenizer, template, messages, tools=None):
+def trained(tokenizer, template, messages, tools=None, unmask=False, loss_on="assistant"):
     """The text of each unbroken stretch of trained tokens."""
     tokenizer.chat_template = template
-    conversation = next(conversations([Row({"messages": messages, "tools": tools}, "chats.jsonl", 3)]))
-    encoded = encode(tokenizer, conversation)
+    require_template(tokenizer)
+    conversation = next(conversations([Row({"messages": messages, "tools": tools, "unmask": unmask}, "chats.jsonl", 3)]))
+    encoded = encode(tokenizer, conversation, loss_on)
     whole = tokenizer.apply_chat_template(conversation.messages, tools=tools, tokenize=False)
     assert encoded.input_ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
     stretches, before = [], False
@@ -338,14 +340,17 @@ def test_report_names_the_end_of_turn_token_and_warns_when_there_is_none(tokeniz
     assert report(NO_END.replace("\\n", ""), "4 ☃").startswith("Warning")
 
 
-def test_template_comes_from_a_file_or_is_asked_for(tmp_path, tokenizer):
-    tokenizer.chat_template = None
-    with pytest.raises(DataError, match=r"some/model: .*no chat template.*data\.template=FILE\.jinja"):
-        require_template(tokenizer, "some/model")
+def test_template_comes_from_a_file_and_a_base_model_gets_one_that_ends_with_its_end_of_text(tmp_path, tokenizer):
+    assert trained(tokenizer, None, chat("What?", "It is 4.", "Surely?", "4")) == [" It is 4.</s>", " 4</s>"]
+    assert "User: and Assistant: before the turns and </s> behind an answer" in fallback_line(tokenizer)
+    tokenizer.chat_template, end, tokenizer.eos_token = None, tokenizer.eos_token, None
+    with pytest.raises(DataError, match=r"no chat template and no end-of-text token.*data\.template=FILE\.jinja"):
+        require_template(tokenizer)
+    tokenizer.eos_token = end
     file = tmp_path / "chat.jinja"
     file.write_text(GEMMA)
     load_template(tokenizer, str(file))
-    require_template(tokenizer, "some/model")
+    require_template(tokenizer)
     assert tokenizer.chat_template == GEMMA
     file.write_text("{% for message in messages %}\n{{ message.content }")
     with pytest.raises(DataError, match=r"chat\.jinja: line 2"):
@@ -353,3 +358,63 @@ def test_template_comes_from_a_file_or_is_asked_for(tmp_path, tokenizer):
     file.write_text(" ")
     with pytest.raises(DataError, match="empty"):
         load_template(tokenizer, str(file))
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "expected"),
+    [("assistant", ["One<|im_end|>", "Two<|im_end|>"]), ("last", ["Two<|im_end|>"]), ("completion", ["Two<|im_end|>"])],
+)
+@pytest.mark.parametrize("template", [CHATML, TAGGED])
+def test_what_is_trained_of_a_conversation_can_be_said(tokenizer, template, loss_on, expected):
+    messages = chat("What?", "One", "Surely?", "Two", system="Be kind.")
+    assert trained(tokenizer, template, messages, loss_on=loss_on) == expected
+    # What follows the last answer is not trained in its place.
+    assert trained(tokenizer, template, [*messages, *chat("Why?")], loss_on=loss_on) == expected
+
+
+def test_everything_or_everything_behind_the_system_message_can_be_trained(tokenizer):
+    messages = chat("What?", "One", system="Be kind.")
+    (whole,) = trained(tokenizer, CHATML, messages, loss_on="all")
+    assert whole.startswith("<|im_start|>system")
+    assert trained(tokenizer, CHATML, messages, unmask=True) == ["What?<|im_end|>\n<|im_start|>assistant\nOne<|im_end|>"]
+    # A system message that the template adds by itself is none of the row's.
+    assert trained(tokenizer, CHATML, chat("What?", "One"), unmask=True)[0].startswith("What?")
+    assert trained(tokenizer, CHATML, messages, unmask=True, loss_on="all") == [whole]
+
+
+@pytest.mark.parametrize("manner", ["chatml", "llama3", "gemma", "qwen3", "tagged"])
+def test_a_message_can_be_without_loss(tokenizer, manner):
+    template, last_start, last_end, earlier_start, earlier_end = MANNERS[manner]
+    messages = chat("What?", "One", "Surely?", "Two")
+    messages[1]["loss"] = False
+    assert trained(tokenizer, template, messages) == [f"{last_start}Two{last_end}"]
+    messages[1], messages[3] = {"role": "assistant", "content": "One", "weight": 1}, messages[3] | {"weight": 0}
+    assert trained(tokenizer, template, messages) == [f"{earlier_start}One{earlier_end}"]
+
+
+def test_the_completion_of_a_row_is_told_from_the_answers_in_its_prompt(tokenizer):
+    tokenizer.chat_template = CHATML
+    turns = chat("What?", "One", "Surely?", "Two", "Why?", "Three")
+    row = Row({"prompt": turns[:3], "completion": turns[3:]}, "chats.jsonl", 1)
+    encoded = encode(tokenizer, next(conversations([row])), "completion")
+    text = tokenizer.decode([number for number, flag in zip(encoded.input_ids, encoded.loss_mask, strict=True) if flag])
+    assert text == "Two<|im_end|>Three<|im_end|>"
+
+
+@pytest.mark.parametrize("word", TEMPLATES)
+def test_every_template_of_the_hub_has_its_turns_found_in_any_tokenizer(tokenizer, word):
+    load_template(tokenizer, word)
+    found = trained(tokenizer, tokenizer.chat_template, chat("What?", "It is 4.", "Surely?", "4", system="Be kind."))
+    assert [text.split("<")[0].strip() for text in found] == ["It is 4.", "4"]
+    assert all(text.rstrip().endswith(">") for text in found)
+
+
+def test_a_template_of_the_hub_begins_with_the_token_that_the_tokenizer_puts_before_every_text():
+    core = byte_level(False).backend_tokenizer
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+    for word in TEMPLATES:
+        load_template(tokenizer, word)
+        text = tokenizer.apply_chat_template(chat("What?", "4"), tokenize=False)
+        assert text.startswith("<s>")
+        assert text.count("<s>") == 1

@@ -92,10 +92,10 @@ def test_a_jinja_whose_sandbox_has_known_ways_out_is_refused(tokens, monkeypatch
     monkeypatch.setattr(limits, "version", lambda name: release)
     tokens.chat_template = CHATML
     if safe:
-        require_template(tokens, "model")
+        require_template(tokens)
         return
     with pytest.raises(DataError, match="pip install --upgrade jinja2"):
-        require_template(tokens, "model")
+        require_template(tokens)
 
 
 @pytest.mark.parametrize("place", ["option", "tokenizer_config.json", "chat_template.jinja"])

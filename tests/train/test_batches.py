@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from hub.data.mix import single
 from hub.train.batches import epoch_order, num_steps, split, steps
 
 
@@ -48,7 +49,7 @@ def test_a_sample_above_the_bound_is_refused():
 
 
 def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own_and_the_last_step_keeps_the_rest():
-    found = list(steps(num_samples=10, batch_size=4, total=6, seed=1))
+    found = list(steps(single(10), batch_size=4, total=6, seed=1))
     assert [len(step.samples) for step in found] == [4, 4, 2, 4, 4, 2]
     first, second = (sum((step.samples for step in found if step.epoch == epoch), ()) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(10))
@@ -56,8 +57,8 @@ def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own_and_the_last_
 
 
 def test_steps_after_a_given_one_are_those_of_the_whole_run():
-    whole = list(steps(num_samples=23, batch_size=5, total=14, seed=7))
-    assert list(steps(num_samples=23, batch_size=5, total=14, seed=7, after=9)) == whole[9:]
+    whole = list(steps(single(23), batch_size=5, total=14, seed=7))
+    assert list(steps(single(23), batch_size=5, total=14, seed=7, after=9)) == whole[9:]
 
 
 def test_the_order_depends_on_seed_and_epoch_only():

@@ -1,0 +1,172 @@
+"""OSFT beside full fine-tuning, and beside mini_trainer's OSFT where that is installed: set-up, tokens/s, memory, in one go.
+
+python -m benchmarks.osft                             # a Llama of 1B shape with random weights, on one GPU
+python -m benchmarks.osft --shape 8b                  # OSFT alone: full fine-tuning needs several GPUs
+python -m benchmarks.osft --shape tiny --steps 4      # anywhere, to see that it works
+python -m benchmarks.osft --only mini_trainer --json osft.json
+
+Weights that train, or coordinates of their change, are float32 with float32 Adam; the arithmetic is in bfloat16. Samples are
+packed, 8192 tokens in a micro-batch. tokens/s is the median of the later half of the steps.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import hub
+from benchmarks.shapes import SHAPES, made
+from hub.run import read_metrics
+
+WAYS = ("sft", "osft cold", "osft", "mini_trainer")
+"""`osft cold` finds the directions, and takes two steps; `osft` reads them from the cache."""
+
+RATIO = {"8b": 0.25}
+DEFAULT_RATIO = 0.3
+MAX_TOKENS = 8192
+BATCH = {"tiny": 8}
+"""Samples of a step; else as many as make four micro-batches."""
+
+PEER_BATCH, PEER_STEPS = 32, 5
+"""A step of the peer takes seconds, so it gets few."""
+
+MARKS = {
+    "begin": "Work distribution complete, starting SVD",
+    "end": "Distributed SVD computation complete",
+}
+"""What mini_trainer says before and after it has decomposed all matrices."""
+
+
+def ours(way: str, shape: str, model: Path, steps: int, folder: Path) -> dict[str, Any]:
+    """A run of the hub in a process of its own."""
+    algo = way.partition(" ")[0]
+    cold = way == "osft cold"
+    options: dict[str, Any] = {"unfreeze_rank_ratio": RATIO.get(shape, DEFAULT_RATIO)} if algo == "osft" else {}
+    result = hub.run(
+        algo, model=model, data=model / "chats.jsonl", learning_rate=1e-5, num_epochs=99, max_steps=2 if cold else steps,
+        effective_batch_size=BATCH.get(shape, 64), max_tokens_per_gpu=MAX_TOKENS, compile="none" if cold else "layers",
+        nproc_per_node=1, output_dir=folder, **options,
+    )  # fmt: skip
+    plan = json.loads((result.run_path / "plan.json").read_text(encoding="utf-8"))
+    shutil.rmtree(result.run_path / "model")
+    found: dict[str, Any] = {"set_up_seconds": plan.get("directions_seconds")}
+    if not cold:
+        speeds = [line["tokens_per_second"] for line in result.metrics]
+        found |= {"tokens_per_second": statistics.median(speeds[len(speeds) // 2 :]), "peak_gb": result.peak_memory_gb}
+        found |= {name: plan.get(name) for name in ("layers_recomputed", "compiled", "attention", "fused_head")}
+    return found
+
+
+def peer(shape: str, model: Path, folder: Path) -> dict[str, Any]:
+    """mini_trainer's OSFT on the same samples."""
+    spec = find_spec("mini_trainer")
+    assert spec is not None
+    assert spec.origin is not None
+    data = tokens(model, folder / "tokens.jsonl")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1",
+        str(Path(spec.origin).with_name("train.py")), f"--model-name-or-path={model}", f"--data-path={data}",
+        f"--batch-size={PEER_BATCH}", f"--max-tokens-per-gpu={MAX_TOKENS}", "--learning-rate=1e-5",
+        f"--output-dir={folder / 'peer'}", "--training-mode=step", f"--max-steps={PEER_STEPS}", "--lr-scheduler=constant",
+        "--train-dtype=float32", "--seed=42", "--osft", f"--osft-unfreeze-rank-ratio={RATIO.get(shape, DEFAULT_RATIO)}",
+    ]  # fmt: skip
+    (folder / "peer").mkdir(parents=True)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    marks: dict[str, float] = {}
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        print(line, end="", flush=True)
+        for name, words in MARKS.items():
+            if words in line:
+                marks.setdefault(name, time.monotonic())
+    if child.wait():
+        raise SystemExit(f"mini_trainer ended with exit code {child.returncode}")
+    steps = [line for file in (folder / "peer").glob("training_metrics_*.jsonl") for line in read_metrics(file)]
+    steps = [line for line in steps if "time_per_batch" in line]
+    later = steps[len(steps) // 2 :]
+    speeds = [line["num_total_tokens"] / line["time_per_batch"] for line in later]
+    return {
+        "set_up_seconds": round(marks["end"] - marks["begin"], 2) if len(marks) == len(MARKS) else None,
+        "tokens_per_second": statistics.median(speeds),
+        "peak_gb": round(max(line["peak_memory_usage_GB"] for line in later) * 1e9 / 2**30, 3),
+    }
+
+
+def tokens(model: Path, file: Path) -> Path:
+    """The chats as tokens, as mini_trainer takes them: enough for its steps."""
+    from transformers import AutoTokenizer
+
+    from hub.data.prepare import prepare
+
+    cfg = hub.compose("algo=sft", values={"model": {"path": str(model)}, "data": {"path": str(model / "chats.jsonl")}})
+    samples = prepare(cfg, AutoTokenizer.from_pretrained(model), None).train
+    with file.open("w", encoding="utf-8") as stream:
+        for sample in samples[: PEER_BATCH * PEER_STEPS]:
+            ids = sample.input_ids.tolist()
+            labels = [token if trained else -100 for token, trained in zip(ids, sample.loss_mask, strict=True)]
+            count = sum(label != -100 for label in labels[1:])
+            row = {"input_ids": ids, "labels": labels, "len": len(ids), "num_loss_counted_tokens": count}
+            stream.write(json.dumps(row) + "\n")
+    return file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--only", nargs="+", choices=WAYS, help="rows of the table")
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    asked = parser.parse_args()
+    has_peer = find_spec("mini_trainer") is not None
+    if asked.only and "mini_trainer" in asked.only and not has_peer:
+        raise SystemExit("mini_trainer is not installed. Type pip install rhai-innovation-mini-trainer")
+    fitting = WAYS[1:3] if asked.shape == "8b" else WAYS
+    chosen = [way for way in WAYS if way in (asked.only or fitting) and (way != "mini_trainer" or has_peer)]
+    model = made(asked.shape)
+    rows: dict[str, dict[str, Any]] = {}
+    Path("runs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir="runs", prefix="benchmark-osft-") as name:
+        folder = Path(name).absolute()
+        os.environ["HUB_CACHE"] = str(folder / "cache")  # so that the first set-up finds nothing there
+        for way in chosen:
+            begun = time.monotonic()
+            rows[way] = (
+                peer(asked.shape, model, folder)
+                if way == "mini_trainer"
+                else ours(way, asked.shape, model, asked.steps, folder)
+            )
+            rows[way]["seconds"] = round(time.monotonic() - begun, 1)
+            print(f"{way}: {rows[way]}", flush=True)
+    ratio = RATIO.get(asked.shape, DEFAULT_RATIO)
+    base = rows.get("sft", {}).get("tokens_per_second")
+    print(f"\n{asked.shape} shape, ratio {ratio}, packed, {MAX_TOKENS} tokens in a micro-batch\n")
+    print("| training | set-up, s | from the cache, s | tokens/s | ratio to sft | peak GB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    cold = rows.get("osft cold", {}).get("set_up_seconds")
+    for way, row in rows.items():
+        if way == "osft cold":
+            continue
+        set_up = {"sft": (None, None), "osft": (cold, row["set_up_seconds"] if cold else None)}
+        first, again = set_up.get(way, (row["set_up_seconds"], None))
+        if way == "osft" and cold is None:
+            first = row["set_up_seconds"]
+        cells = [f"{value:.1f}" if value is not None else "" for value in (first, again)]
+        speed = row["tokens_per_second"]
+        cells += [f"{speed:,.0f}", f"{speed / base:.2f}" if base else "", f"{row['peak_gb']:.1f}"]
+        print(f"| {way} | {' | '.join(cells)} |")
+    if asked.json:
+        found = {"shape": asked.shape, "ratio": ratio, "max_tokens": MAX_TOKENS, "rows": rows}
+        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

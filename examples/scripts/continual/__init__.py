@@ -1,0 +1,1 @@
+"""Parts of `continual_learning.py`."""

@@ -1,0 +1,152 @@
+"""One run, in a process of its own: a search for a learning rate on the first task, or the way through all tasks."""
+
+import gc
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from continual.measure import accuracies, load, text_loss
+from continual.methods import NUM_DOCUMENTS, Method
+from continual.study import DOCUMENT_TOKENS, Study, as_rows, chosen, rows_of, write_rows
+from hub import DivergedError, run
+
+
+def train(study: Study, method: Method, model: str, data: str, rate: float, seed: int, folder: Path, **options: Any) -> Any:
+    """Train on one task in this process."""
+    import torch
+
+    algo, own = method.of_the_hub()
+    if torch.cuda.is_available():
+        # Room enough for a whole batch of short samples, also beside other runs on the same GPU.
+        own |= {"max_tokens_per_gpu": 16384, "gradient_checkpointing": "none"}
+    return run(
+        algo, model=model, data=data, learning_rate=rate, seed=seed, num_epochs=method.options.get("epochs", study.epochs),
+        effective_batch_size=study.batch, compile="none", mode="inline", output_dir=folder / "runs", log_every_steps=10,
+        **own, **options,
+    )  # fmt: skip
+
+
+def search(study: Study, method: Method, rate: float, folder: Path) -> dict[str, Any]:
+    """Train on a part of the first task and measure the loss on the rest of its training rows."""
+    rows = study.read(next(iter(study.tasks)))
+    held_out = max(4, min(200, len(rows) // 5))
+    options: dict[str, Any] = {"eval_path": write_rows(folder / "held_out.jsonl", as_rows(rows[-held_out:]))}
+    options |= protection(study, method, folder, [], study.model, 0) if method.protects_data else {}
+    data = write_rows(folder / "train.jsonl", as_rows(rows[:-held_out]))
+    try:
+        loss = train(study, method, study.model, data, rate, 0, folder, **options).eval_loss
+    except DivergedError as error:
+        return {"loss": None, "error": str(error)}
+    return {"loss": loss if math.isfinite(loss) else None}
+
+
+def protection(study: Study, method: Method, folder: Path, earlier: list[str], model: str, seed: int) -> dict[str, Any]:
+    """Options that say what is to be kept: rows of earlier tasks, and general text."""
+    from transformers import AutoTokenizer
+
+    if method.by_covariances and earlier:
+        return {"protect_from": model}
+    tokenizer = AutoTokenizer.from_pretrained(study.model)
+    texts = [row["text"] for row in rows_of(study.text[0])[:NUM_DOCUMENTS]]
+    cut = [tokenizer.decode(tokenizer(text)["input_ids"][:DOCUMENT_TOKENS], skip_special_tokens=True) for text in texts]
+    files = [write_rows(folder / "text.jsonl", [{"text": text} for text in cut if text])]
+    for task in earlier:
+        files.append(write_rows(folder / f"protect-{task}.jsonl", as_rows(chosen(study, task, method.protect, seed))))
+    return {"protect_data": files}
+
+
+def through_all_tasks(study: Study, method: Method, rate: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Learn the tasks one after the other, and measure after each."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(study.model)
+    names, model = list(study.tasks), study.model
+    found: dict[str, Any] = {"strict": [], "containing": [], "text_loss": [], "train_loss": [], "tokens": []}
+
+    def measure(also_tasks: bool = True) -> None:
+        network = load(model)
+        found["text_loss"].append(text_loss(study, tokenizer, network))
+        if also_tasks:
+            strict, containing = accuracies(study, tokenizer, network)
+            found["strict"].append(strict)
+            found["containing"].append(containing)
+
+    measure(also_tasks=method.kind == "untrained")
+    for number, task in enumerate(names if method.kind != "untrained" else []):
+        rows = study.read(task)
+        tokens = [len(tokenizer.apply_chat_template(row, return_dict=True)["input_ids"]) for row in rows]
+        if method.kind == "replay":
+            rows, tokens = with_replay(study, method, tokenizer, rows, tokens, names[:number], seed)
+        options: dict[str, Any] = {}
+        if method.protects_data:
+            options |= protection(study, method, folder, names[:number], model, seed)
+        if method.kind == "osft" and number:
+            options["cache"] = False  # nobody will ask for the directions of these weights again
+        data = write_rows(folder / f"train-{task}.jsonl", as_rows(rows))
+        result = train(study, method, model, data, rate, seed, folder, **options)
+        before, model = model, str(result.model_path)
+        if method.kind == "lora_sft":
+            model = merged(model, folder / f"merged-{task}")
+        if number:
+            remove(before)
+        found["train_loss"].append(result.train_loss)
+        found["tokens"].append(round(sum(tokens) * method.options.get("epochs", study.epochs)))
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        measure()
+    return found
+
+
+def with_replay(
+    study: Study, method: Method, tokenizer: Any, rows: list[Any], tokens: list[int], earlier: list[str], seed: int
+) -> tuple[list[Any], list[int]]:
+    """Rows of earlier tasks, and as many new ones as make the same number of tokens."""
+    old = [row for task in earlier for row in chosen(study, task, method.protect, seed)]
+    old_tokens = [len(tokenizer.apply_chat_template(row, return_dict=True)["input_ids"]) for row in old]
+    left, kept = sum(tokens) - sum(old_tokens), 0
+    while kept < len(rows) and left >= tokens[kept]:
+        left -= tokens[kept]
+        kept += 1
+    return old + rows[:kept], old_tokens + tokens[:kept]
+
+
+def merged(adapter: str, folder: Path) -> str:
+    """A dense model with the adapter in it."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    cuda = torch.cuda.is_available()
+    model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).to("cuda" if cuda else "cpu")
+    model.merge_and_unload().to(torch.bfloat16 if cuda else torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
+    return str(folder)
+
+
+def remove(model: str) -> None:
+    for file in Path(model).glob("*.safetensors"):
+        file.unlink()
+
+
+def one_job(text: str) -> None:
+    """What a child process does."""
+    asked = json.loads(text)
+    study, method, target = Study(**asked["study"]), Method(asked["method"]), Path(asked["file"])
+    begun = time.monotonic()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".run-") as name:
+        folder = Path(name)
+        if asked["seed"] is None:
+            found = search(study, method, asked["rate"], folder)
+        else:
+            found = through_all_tasks(study, method, asked["rate"], asked["seed"], folder)
+            found |= {"tasks": list(study.tasks), "seed": asked["seed"]}
+    found |= {"method": method.name, "learning_rate": asked["rate"], "seconds": round(time.monotonic() - begun, 1)}
+    aside = target.with_suffix(".part")
+    aside.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    aside.rename(target)

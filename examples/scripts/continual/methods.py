@@ -1,0 +1,107 @@
+"""The methods that are compared: what stands in a row's name, and the algorithm and options of the hub that it means."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+METHODS = (
+    "untrained",
+    "activations:ratio=0.5",
+    "sft",
+    "replay",
+    "lora_sft",
+    "osft:ratio=0.25",
+    "osft:ratio=0.25,form=factored",
+    "activations:ratio=0.25",
+    "osft:policy=adaptive",
+    "osft:ratio=0.1",
+    "osft:ratio=0.1,form=factored",
+    "activations:ratio=0.75",
+    "sft:lr=2e-5",
+    "activations:ratio=0.5,protect=10",
+    "activations:ratio=0.5,memory=covariances",
+    "activations:ratio=0.5,epochs=6",
+    "osft:policy=adaptive,form=factored",
+    "activations:ratio=0.9",
+)
+"""The most important first: with --time-limit the last ones may be left out."""
+
+RATES = {
+    "sft": (2e-5, 5e-5, 1e-4, 2e-4),
+    "lora_sft": (3e-4, 1e-3, 3e-3),
+    "osft fast": (3e-5, 1e-4, 3e-4),
+    "osft factored": (1e-5, 3e-5, 1e-4),
+    "activations": (1e-4, 3e-4, 1e-3),
+}
+"""Learning rates that are tried."""
+
+KNOWN = {"lr": float, "epochs": float, "protect": int, "ratio": float, "policy": str, "form": str, "memory": str}
+NUM_DOCUMENTS = 16
+"""General texts that are protected."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table."""
+
+    name: str
+
+    @cached_property
+    def kind(self) -> str:
+        return self.name.partition(":")[0]
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """What stands behind the colon.
+
+        Raises:
+            ValueError: there is no such method or option.
+        """
+        pairs = [pair.partition("=") for pair in self.name.partition(":")[2].split(",") if pair]
+        unknown = [name for name, _, _ in pairs if name not in KNOWN]
+        if unknown or self.kind not in ("untrained", "sft", "replay", "lora_sft", "osft", "activations"):
+            raise ValueError(f"{self.name}: there is no such method or option. Type --help for those that there are")
+        return {name: KNOWN[name](value) for name, _, value in pairs}
+
+    @property
+    def protect(self) -> int:
+        return int(self.options.get("protect", 100))
+
+    @property
+    def by_covariances(self) -> bool:
+        return self.options.get("memory") == "covariances"
+
+    @property
+    def protects_data(self) -> bool:
+        return self.kind == "activations" or self.options.get("policy") == "adaptive"
+
+    @property
+    def searched_as(self) -> str:
+        """Methods that do the same on the first task share a search."""
+        kind = "sft" if self.kind == "replay" else self.kind
+        rest = [f"{name}={value}" for name, value in self.options.items() if name in ("ratio", "policy", "form")]
+        return f"{kind}:{','.join(rest)}".rstrip(":")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        if "lr" in self.options or self.kind == "untrained":
+            return (self.options.get("lr", 0.0),)
+        kind = "sft" if self.kind == "replay" else self.kind
+        return RATES[f"osft {self.options.get('form', 'fast')}" if kind == "osft" else kind]
+
+    def of_the_hub(self) -> tuple[str, dict[str, Any]]:
+        """The algorithm and its options."""
+        if self.kind in ("sft", "replay"):
+            return "sft", {}
+        if self.kind == "lora_sft":
+            return "lora_sft", {"lora_r": 16, "lora_alpha": 32.0}
+        found: dict[str, Any] = {"parametrization": self.options.get("form", "fast")}
+        if self.kind == "activations":
+            found |= {"subspace": "activations"}
+        if self.options.get("policy") == "adaptive":
+            found |= {"rank_policy": "adaptive"}
+        else:
+            found |= {"unfreeze_rank_ratio": self.options.get("ratio", 0.25)}
+        if self.by_covariances:
+            found |= {"save_protection": True, "protect_samples": max(self.protect, NUM_DOCUMENTS)}
+        return "osft", found

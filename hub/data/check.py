@@ -1,0 +1,53 @@
+"""A look at data with no heavy import, to find mistakes before a run is started."""
+
+from typing import NamedTuple
+
+from hub.data.config import DataConfig, DataSource
+from hub.data.files import data_files, file_kind, is_hub_id
+from hub.data.formats import convert, detect
+from hub.data.read import Cursor, rows_after
+from hub.errors import DataError
+from hub.options import AUTO
+
+_SLOW = (".parquet", ".arrow")
+
+
+class Checked(NamedTuple):
+    """What `check_rows` saw."""
+
+    num_rows: int | None
+    """Good rows seen. None where counting them needs pyarrow."""
+
+    complete: bool
+    """Whether these are all rows that there are."""
+
+
+def check_rows(source: DataSource, data: DataConfig, limit: int = 20_000) -> Checked:
+    """Read and convert the first rows, to find mistakes before training is started.
+
+    Args:
+        source: of parquet and Arrow files only the existence is checked, of data sets of the model hub nothing.
+        data: what happens to bad rows, and how raw documents are found.
+        limit: the number of rows after which to stop.
+
+    Raises:
+        DataError: the first mistake, with file and line; or that there is no good row.
+    """
+    if is_hub_id(source.path) or any(file_kind(file) in _SLOW for file in data_files(source.path)):
+        return Checked(None, False)
+    num_rows, file, format = 0, None, source.format
+    for number, (entry, _) in enumerate(rows_after(source.path, Cursor(), stream=False)):
+        if number == limit:
+            return Checked(num_rows, False)
+        try:
+            row = entry.read()
+            if source.format == AUTO and data.text_column is None and row.file != file:
+                file, format = row.file, detect(row)
+            convert(row, format, data.text_column)
+            num_rows += 1
+        except DataError:
+            if data.on_bad_row == "error":
+                raise
+    if not num_rows:
+        raise DataError(f"{source.path}: none of its rows can be used. Type data.on_bad_row=error to see why")
+    return Checked(num_rows, True)

@@ -1,0 +1,215 @@
+"""From a row to the samples that it gives, or to the reason why it gives none."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hub.data.config import DataConfig, DataSource
+from hub.data.examples import Conversation, Document, Example, Tokens
+from hub.data.formats import convert, detect
+from hub.data.read import Cursor, Entry, Row, rows_after
+from hub.data.template import encode, encode_document, require_template
+from hub.errors import DataError
+from hub.options import AUTO
+
+
+@dataclass(slots=True)
+class Sample:
+    """What is trained on as one text."""
+
+    input_ids: npt.NDArray[np.int32]
+    """Token ids, shape (length,)."""
+
+    loss_mask: npt.NDArray[np.bool_]
+    """True where the token is a target of the loss, shape (length,)."""
+
+    where: str
+    """`chats.jsonl:17`."""
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.input_ids)
+
+
+class Item(NamedTuple):
+    """A sample, or a row or part of one that is left out."""
+
+    where: str
+    num_tokens: int
+    sample: Sample | None
+    """None: it is left out."""
+
+    reason: str = ""
+    """Why it is left out."""
+
+    bad: bool = False
+    """It can't be used at all, and data.on_bad_row=skip."""
+
+    omitted: bool = False
+    """Whether the chat template leaves out a text beside tool calls."""
+
+    num_cut: int = 0
+    """Tokens of the row that are cut off behind this sample."""
+
+    format: str = ""
+    unused: tuple[str, ...] = ()
+    """Fields of the row that nothing reads."""
+
+
+class Encoder:
+    """Turns the rows of one source into items."""
+
+    def __init__(self, tokenizer: Any, data: DataConfig, source: DataSource, limit: int | None) -> None:
+        """Args:
+        tokenizer: a Hugging Face tokenizer. Without a chat template it gets one when the first conversation comes.
+        data: what is trained, and what happens to rows that are too long or bad.
+        source: where the rows come from, and their format.
+        limit: tokens of the longest sample. None: any.
+        """
+        self._tokenizer, self._data, self._source, self._limit = tokenizer, data, source, limit
+        self._formats: dict[str, str] = {}
+        self._ready = False
+
+    def __call__(self, entry: Entry) -> list[Item]:
+        """Encode one row: one item, or several where it is split.
+
+        Raises:
+            DataError: it can't be used, and data.on_bad_row=error.
+        """
+        try:
+            row = entry.read()
+            example = convert(row, self._format(row), self._data.text_column)
+            return self._cut(example, *self._sample(example))
+        except DataError as error:
+            if self._data.on_bad_row == "error":
+                raise
+            return [Item(f"{Path(entry.file).name}:{entry.line}", 0, None, str(error), bad=True)]
+
+    def _format(self, row: Row) -> str:
+        """The format of a row's file: that of the file's first row, which may be long past."""
+        if self._data.text_column is not None:
+            return "document"
+        if self._source.format != AUTO:
+            return self._source.format
+        if row.file not in self._formats:
+            self._formats[row.file] = detect(_first_row(row, self._source))
+        return self._formats[row.file]
+
+    def _sample(self, example: Example) -> tuple[Sample, bool]:
+        """All of a row as one sample, and whether the chat template leaves something out."""
+        if isinstance(example, Conversation):
+            if not self._ready:
+                require_template(self._tokenizer)
+                self._ready = True
+            encoded = encode(self._tokenizer, example, self._data.loss_on)
+            found = Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.loss_mask, np.bool_), example.where)
+            omitted = encoded.num_omitted > 0
+        elif isinstance(example, Tokens):
+            most = len(self._tokenizer)
+            if max(example.input_ids) >= most:
+                raise DataError(
+                    f"{example.where}: input_ids has {max(example.input_ids)}, but the model's tokenizer has {most} tokens. "
+                    "Were they made with another tokenizer?"
+                )
+            found = Sample(np.asarray(example.input_ids, np.int32), np.asarray(example.loss_mask, np.bool_), example.where)
+            omitted = False
+        else:
+            ids = encode_document(self._tokenizer, example.text)
+            found, omitted = Sample(np.asarray(ids, np.int32), np.ones(len(ids), np.bool_), example.where), False
+        # The first token has nothing before it that could foretell it.
+        if not found.loss_mask[1:].any():
+            raise DataError(f"{example.where}: nothing in this row is trained: {_why_nothing(example)}")
+        return found, omitted
+
+    def _cut(self, example: Example, sample: Sample, omitted: bool) -> list[Item]:
+        """The sample as it is, cut, split or left out."""
+        item = Item(sample.where, len(sample), sample, omitted=omitted, format=example.format, unused=example.unused)
+        limit, size = self._limit, len(sample)
+        in_blocks = isinstance(example, Document) and self._data.block_size is not None
+        if limit is None or size <= limit or in_blocks:
+            return [item]
+        on_long = self._data.on_long
+        if on_long == AUTO:
+            on_long = "split" if isinstance(example, Document) else "drop"
+        if on_long == "error":
+            raise DataError(
+                f"{sample.where}: this row has {size:,} tokens, more than {limit:,}. Type data.on_long=drop, truncate or split"
+            )
+        if on_long == "drop":
+            return [item._replace(sample=None, reason=f"longer than {limit} tokens")]
+        starts = range(0, size if on_long == "split" else 1, limit)
+        parts = [_part(sample, start, limit, len(starts)) for start in starts]
+        kept = [part for part in parts if part.loss_mask[1:].any()]
+        if not kept:
+            return [item._replace(sample=None, reason=f"nothing is trained in its first {limit} tokens")]
+        num_cut = size - sum(map(len, kept))
+        items = [Item(part.where, len(part), part, format=example.format, unused=example.unused) for part in kept]
+        return [items[0]._replace(num_cut=num_cut, omitted=omitted), *items[1:]]
+
+
+class Blocks:
+    """Joins documents to samples of one length (data.block_size). Nothing is dropped: the rest begins the next one."""
+
+    def __init__(self, size: int) -> None:
+        """Args:
+        size: tokens of a sample.
+        """
+        self._size = size
+        self._ids, self._where = np.zeros(0, np.int32), ""
+
+    def add(self, sample: Sample) -> list[Sample]:
+        """The samples that are full now."""
+        self._where = self._where if len(self._ids) else sample.where
+        ids = np.concatenate([self._ids, sample.input_ids])
+        whole = len(ids) // self._size * self._size
+        found = []
+        for start in range(0, whole, self._size):
+            found.append(self._block(ids[start : start + self._size]))
+            self._where = sample.where
+        self._ids = ids[whole:]
+        return found
+
+    def rest(self) -> list[Sample]:
+        """The last sample, which is shorter; none where nothing is left."""
+        ids, self._ids = self._ids, np.zeros(0, np.int32)
+        return [self._block(ids)] if len(ids) > 1 else []
+
+    def state(self) -> dict[str, Any]:
+        """What is not given out yet. JSON."""
+        return {"ids": self._ids.tolist(), "where": self._where}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._ids, self._where = np.asarray(state["ids"], np.int32), state["where"]
+
+    def _block(self, ids: npt.NDArray[np.int32]) -> Sample:
+        return Sample(ids, np.ones(len(ids), np.bool_), self._where)
+
+
+def _part(sample: Sample, start: int, size: int, num_parts: int) -> Sample:
+    stop = start + size
+    where = f"{sample.where} part {start // size + 1}" if num_parts > 1 else sample.where
+    return Sample(sample.input_ids[start:stop], sample.loss_mask[start:stop], where)
+
+
+def _first_row(row: Row, source: DataSource) -> Row:
+    """The first good row of the file that a row is from."""
+    for entry, _ in rows_after(row.file, Cursor(), source.subset, source.split, stream=False):
+        try:
+            return entry.read()
+        except DataError:
+            continue
+    return row
+
+
+def _why_nothing(example: Example) -> str:
+    if isinstance(example, Tokens):
+        return "no label is a token. Take the row out"
+    if isinstance(example, Document):
+        return "it is a single token. Take the row out"
+    if example.without_loss:
+        return 'its turns have "loss": false, or are not what data.loss_on asks for. Take the row out'
+    return "the chat template leaves out what the assistant says. Take the row out, or type data.template=FILE.jinja"

@@ -1,0 +1,159 @@
+"""The messages of a conversation, checked: roles, texts, tool calls. Every mistake is one line with its place."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from hub.errors import DataError, did_you_mean
+
+ROLES = ("system", "user", "assistant", "tool")
+
+KNOWN_FIELDS = (
+    "role",
+    "content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "loss",
+    "weight",
+)
+"""Fields of a message that something reads. Others are shown to the chat template only."""
+
+_OF_LOSS = ("loss", "weight")
+
+
+def check_messages(messages: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]], frozenset[int]]:
+    """The messages with texts as contents and dicts as arguments of tool calls, and those without loss.
+
+    Args:
+        messages: as they were read.
+        where: the row, for messages.
+
+    Returns:
+        The messages, without the fields `loss` and `weight`; and the places of those in which these are false or 0.
+
+    Raises:
+        DataError: one of them can't be used, or none is an assistant's.
+    """
+    checked: list[dict[str, Any]] = []
+    without_loss = set()
+    for number, message in enumerate(messages, 1):
+        role = message.get("role")
+        if not isinstance(role, str) or role not in ROLES:
+            named = f"has the role {role!r}" if "role" in message else f"has no role; its fields: {listed(message)}"
+            raise DataError(f"{where}: message {number} {named}. Allowed: {', '.join(ROLES)}.{did_you_mean(str(role), ROLES)}")
+        if role == "system" and number > 1:
+            raise DataError(f"{where}: message {number} has the role system. Only the first message may have it")
+        calls = _tool_calls(message, number, where)
+        if not _has_loss(message, number, where):
+            without_loss.add(number - 1)
+        message = {key: item for key, item in message.items() if key not in ("tool_calls", *_OF_LOSS)}
+        message["content"] = _text(message, number, where, bool(calls))
+        checked.append(message | {"tool_calls": calls} if calls else message)
+    if not any(message["role"] == "assistant" for message in checked):
+        raise DataError(f"{where}: no assistant turn, so there is nothing to train on. Add one, or take the row out")
+    return checked, frozenset(without_loss)
+
+
+def _has_loss(message: dict[str, Any], number: int, where: str) -> bool:
+    """What the fields `loss` (true, false) and `weight` (0, 1) of a message say; true where there are none."""
+    found = True
+    for name in _OF_LOSS:
+        value = message.get(name)
+        if value is None:
+            continue
+        if value not in (0, 1) or not isinstance(value, int | float):
+            raise DataError(f"{where}: message {number} has {name}={json.dumps(value)[:40]}. Allowed: true, false, 0, 1")
+        if value and message["role"] != "assistant" and name == "loss":
+            raise DataError(
+                f"{where}: message {number} ({message['role']}) has loss=true. Only the assistant's messages are trained one "
+                'by one; "unmask": true in the row trains all but the system message'
+            )
+        found = found and bool(value)
+    return found
+
+
+def _text(message: dict[str, Any], number: int, where: str, has_calls: bool) -> str:
+    role, content = message["role"], message.get("content")
+    named = f"{where}: message {number} ({role})"
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+                raise DataError(f"{named}: a content part is {kind!r}. Only parts of type text can be trained on")
+        content = "".join(part["text"] for part in content)
+    if content is None and has_calls:
+        return ""
+    if not isinstance(content, str):
+        what = "has no content" if "content" not in message else f"has content that is {kind_of(content)}, not a text"
+        raise DataError(f"{named} {what}. Only an assistant with tool_calls may go without. Give a text, or take the row out")
+    # A tool may have nothing to say. Anyone else who says nothing is a mistake in the data.
+    if not content.strip() and not has_calls and role != "tool":
+        raise DataError(f"{named} has empty content. Give a text, or take the message or the row out")
+    return content
+
+
+def _tool_calls(message: dict[str, Any], number: int, where: str) -> list[dict[str, Any]]:
+    calls = message.get("tool_calls")
+    if not calls:
+        return []
+    named = f"{where}: message {number}"
+    if message["role"] != "assistant":
+        raise DataError(f"{named} ({message['role']}) has tool_calls. Only an assistant can call tools")
+    calls = json_if_text(calls, where, f"tool_calls of message {number}")
+    if not isinstance(calls, list):
+        raise DataError(f"{named}: tool_calls must be a list, not {kind_of(calls)}")
+    normal = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise DataError(f'{named}: a tool call must be {{"function": {{"name": "...", "arguments": {{...}}}}}}')
+        arguments = function.get("arguments")
+        arguments = {} if arguments in (None, "") else json_if_text(arguments, where, f"arguments in message {number}")
+        if not isinstance(arguments, dict):
+            raise DataError(f"{named}: the arguments of {function['name']} must be an object, not {kind_of(arguments)}")
+        outside = {key: item for key, item in call.items() if key not in ("function", "name", "arguments")}
+        inside = {key: item for key, item in function.items() if key in ("name", "arguments") or function is not call}
+        normal.append({"type": "function"} | outside | {"function": inside | {"arguments": arguments}})
+    return normal
+
+
+def message_list(value: Any, where: str, name: str) -> list[dict[str, Any]]:
+    """A list of objects from a field of a row, which may be JSON text. Fields that are null count as absent."""
+    turns = json_if_text(value, where, name)
+    if not isinstance(turns, list) or not turns:
+        what = "is empty" if turns == [] else f"must be a list of messages, not {kind_of(turns)}"
+        raise DataError(f"{where}: {name} {what}")
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise DataError(f"{where}: message {number} of {name} must be an object with role and content, not {kind_of(turn)}")
+    return [{key: item for key, item in turn.items() if item is not None or key in ("role", "content")} for turn in turns]
+
+
+def json_if_text(value: Any, where: str, name: str) -> Any:
+    """CSV and some data sets carry lists and objects as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise DataError(f"{where}: {name} is a text that is no JSON: {value[:80]}") from None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, not too many."""
+    every = list(names)
+    return ", ".join(every[:12]) + (", ..." if len(every) > 12 else "") if every else "none"
+
+
+def kind_of(value: Any) -> str:
+    """The type of a JSON value in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    names: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")

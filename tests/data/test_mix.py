@@ -1,0 +1,112 @@
+"""Shares are exact: fractions are compared, never floating point."""
+
+import random
+from fractions import Fraction
+
+import pytest
+
+from hub.data.config import DataConfig, DataSource
+from hub.data.mix import make_mix, single, source_names
+from hub.train.batches import num_steps, step_sizes, steps
+
+
+def sources(*options: dict) -> list[DataSource]:
+    return [DataSource(path=f"{number}.jsonl", **values) for number, values in enumerate(options)]
+
+
+def mix_of(sizes, *options):
+    return make_mix(sources(*options), sizes)
+
+
+def test_weights_that_divide_the_batch_give_every_step_the_same_composition():
+    mix = mix_of([1000, 10], {"weight": 0.7}, {"weight": 0.3})
+    assert mix.shares == (Fraction(7, 10), Fraction(3, 10))
+    assert set(mix.counts([10] * 200)) == {(7, 3)}
+    assert mix.per_pass == 1429
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_step_has_the_whole_numbers_next_to_its_shares_and_the_run_stays_on_them(seed):
+    rng = random.Random(seed)
+    weights = [rng.randint(1, 100) for _ in range(rng.choice((2, 3, 5, 9)))]
+    mix = mix_of([100] * len(weights), *({"weight": weight} for weight in weights))
+    given, total = [0] * len(weights), 0
+    for size, counts in zip(sizes := [*[7] * 200, 3], mix.counts(sizes), strict=True):
+        assert sum(counts) == size
+        total += size
+        given = [have + count for have, count in zip(given, counts, strict=True)]
+        assert all(abs(count - share * size) < 1 for count, share in zip(counts, mix.shares, strict=True))
+        assert all(abs(have - share * total) < 2 for have, share in zip(given, mix.shares, strict=True))
+
+
+def test_a_pass_ends_with_the_source_of_the_largest_weight_or_the_one_that_has_epochs():
+    assert mix_of([100, 400], {"weight": 1}, {"weight": 3}).per_pass == 533
+    assert mix_of([100, 400], {"weight": 1}, {"weight": 1}).per_pass == 200
+    assert mix_of([100, 400], {"weight": 1, "epochs": 2}, {"weight": 3}).per_pass == 800
+
+
+def test_epochs_alone_give_each_source_exactly_its_passes():
+    mix = mix_of([30, 7, 100], {"epochs": 2}, {"epochs": 3}, {"epochs": 0.5})
+    assert mix.per_pass == 60 + 21 + 50
+    drawn = [index for step in steps(mix, 8, num_steps(mix.per_pass, 8, 1, None), seed=1) for index in step.samples]
+    parts = [range(30), range(30, 37), range(37, 137)]
+    times = [sorted(drawn.count(index) for index in part) for part in parts]
+    assert times == [[2] * 30, [3] * 7, [0] * 50 + [1] * 50]
+
+
+def test_whole_passes_come_out_even_where_the_last_step_has_to_make_good_more_than_a_sample():
+    sizes = [20, 2, 20, 2, 3, 1, 100, 50, 100, 1, 1, 1]
+    mix = mix_of(sizes, *({} for _ in sizes))
+    assert mix.drawn(step_sizes(mix.per_pass, 3, -(-sum(sizes) // 3))) == sizes
+
+
+def test_sources_without_weights_are_all_seen_once():
+    mix = mix_of([30, 7], {}, {})
+    assert sorted(i for step in steps(mix, 5, num_steps(37, 5, 1, None), seed=3) for i in step.samples) == list(range(37))
+
+
+def test_a_source_is_passed_over_again_in_another_order():
+    mix = mix_of([1000, 10], {"weight": 1}, {"weight": 1})
+    drawn = [i - 1000 for step in steps(mix, 4, 20, seed=1) for i in step.samples if i >= 1000]
+    assert sorted(drawn[:10]) == sorted(drawn[10:20]) == list(range(10))
+    assert drawn[:10] != drawn[10:20]
+
+
+def test_steps_after_a_given_one_are_those_of_the_whole_run():
+    mix = mix_of([23, 11], {"weight": 0.7}, {"weight": 0.3})
+    whole = list(steps(mix, 5, 40, seed=7))
+    assert list(steps(mix, 5, 40, seed=7, after=17)) == whole[17:]
+
+
+def test_one_source_is_a_mix_of_one():
+    assert list(step_sizes(10, 4, 6)) == [4, 4, 2, 4, 4, 2]
+    assert [step.counts for step in steps(single(10), 4, 3, 1)] == [(4,), (4,), (2,)]
+
+
+def test_names_are_those_of_the_files_and_no_two_are_alike():
+    named = [DataSource(path=path) for path in ("x/a.jsonl", "y/a.jsonl", "org/chats")] + [DataSource(path="z", name="mine")]
+    assert source_names(named) == ("a", "a-2", "chats", "mine")
+
+
+@pytest.mark.parametrize(
+    ("mix", "line"),
+    [
+        ([{"weight": -1}], "data.mix[0].weight=-1 is not allowed. Allowed: a number at least 0"),
+        ([{"weight": float("nan")}], "data.mix[0].weight=nan is not allowed"),
+        ([{"epochs": 0}], "data.mix[0].epochs=0 is not allowed. Allowed: a number above 0"),
+        ([{"weight": 0}, {"weight": 0}], "data.mix: all weights are 0"),
+        ([{"weight": 1}, {}], "data.mix[1] has no weight, but others have"),
+        ([{"weight": 1, "epochs": 1}, {"weight": 1, "epochs": 2}], "data.mix: several sources have both weight and epochs"),
+        ([{"weight": 1}, {"weight": 0, "epochs": 2}], "data.mix[1] has epochs=2 and weight=0"),
+        ([{"name": "a"}, {"name": "a"}], "data.mix: two sources have the name a"),
+        ([{"path": ""}], "data.mix[0] has no path"),
+        ([{"num_rows": 5}], "data.mix[0].num_rows=5 goes with data.streaming=true"),
+    ],
+)
+def test_a_mix_that_makes_no_sense_is_one_line(mix, line):
+    from hub.config import RunConfig
+
+    data = DataConfig(mix=[DataSource(**{"path": "a.jsonl"} | values) for values in mix])
+    problems = list(data.problems(RunConfig(data=data)))
+    assert len(problems) == 1
+    assert problems[0].startswith(line)
