@@ -88,16 +88,19 @@ def asked_bound(cfg: AlgoConfig, longest: int) -> int | None:
     return bound
 
 
-def room_for_activations(model: torch.nn.Module, device: torch.device, shares: int) -> float:
+def room_for_activations(model: torch.nn.Module, device: torch.device, shares: int, repeatable: bool) -> float:
     """Bytes for activations: what is free less gradients and two moments in float32 of what trains.
 
     Args:
         model: placed, without gradients.
         device: a GPU.
         shares: processes among which gradients and moments are shared out.
+        repeatable: the same in every run on such a GPU: as if nothing else were on it.
     """
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(device)
+    if repeatable:
+        free = total - sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return (free - 12 * trained / shares) * SHARE_OF_FREE_MEMORY
 

@@ -7,8 +7,10 @@ backward pass, and only the optimizer's step, which changes what is copied, wait
 import math
 import mmap
 import threading
+import weakref
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -51,7 +53,7 @@ class HostCopies:
     def __init__(self) -> None:
         self._layout: Layout | None = None
         self._views: dict[Key, torch.Tensor] = {}
-        self._locked: list[int] = []
+        self._locked: list[weakref.finalize[..., np.ndarray[Any, Any]]] = []
         self._taking: threading.Thread | None = None
         self._problem: Exception | None = None
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -114,10 +116,10 @@ class HostCopies:
             self._taking.join()
         self.wait()
         self._copied.clear()
-        self._views.clear()
-        for address in self._locked:
-            torch.cuda.cudart().cudaHostUnregister(address)
+        for unlock in self._locked:
+            unlock()
         self._locked.clear()
+        self._views.clear()
         self._layout = self._taking = self._problem = None
 
     def _take(self, layout: Layout, device: torch.device | None) -> None:
@@ -133,7 +135,10 @@ class HostCopies:
                         locked = torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
                     # Where it can't be locked the copy still is right, only slower.
                     if int(locked) == 0:
-                        self._locked.append(memory.ctypes.data)
+                        # Memory that is given back while it is locked corrupts what the program keeps there next: copies from
+                        # it to a GPU would no longer wait. So it is unlocked at the latest when nothing refers to it.
+                        self._locked.append(weakref.finalize(memory, _unlock, memory.ctypes.data))
+                        self._locked[-1].atexit = False
                 start = 0
                 for key, shape, dtype in block:
                     length = _length(shape, dtype)
@@ -143,6 +148,10 @@ class HostCopies:
                     start += _aligned(length)
         except Exception as error:
             self._problem = error
+
+
+def _unlock(address: int) -> None:
+    torch.cuda.cudart().cudaHostUnregister(address)
 
 
 def _layout(tensors: Tensors) -> Layout:

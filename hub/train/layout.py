@@ -133,7 +133,8 @@ class _Memory:
             recompute(self.layers[:num])
             return self.asked, num, "asked for"
         strategy = self.setup.session.strategy
-        room = room_for_activations(self.model, self.device, strategy.shares_of_state(self.setup.session.group.world))
+        shares, repeatable = strategy.shares_of_state(self.setup.session.group.world), self.setup.cfg.algo.deterministic
+        room = room_for_activations(self.model, self.device, shares, repeatable)
         room = -max_over_ranks(-room)
         need = self._measure(room)
         found = choose_bound(need, room, self.asked or longest, self.asked or self.most)
@@ -144,11 +145,13 @@ class _Memory:
 
     def _measure(self, room: float) -> Need:
         """What a token takes with all activations kept, and with all recomputed; by estimate where a pass would be unsafe."""
-        config, has_engine = self.model.config, self.setup.session.strategy.has_engine
+        # A measure differs a little from run to run, and with it the cut into micro-batches: other sums, other dropout.
+        estimated = self.setup.session.strategy.has_engine or self.setup.cfg.algo.deterministic
+        config = self.model.config
         kept, recomputed = (hidden_bytes(config, checkpointed) for checkpointed in (False, True))
         samples = self._samples(int(room / kept))
         tokens = sum(len(sample) for sample in samples)
-        if has_engine or not self.layers or max_over_ranks(float(recomputed * tokens > room)):
+        if estimated or not self.layers or max_over_ranks(float(recomputed * tokens > room)):
             return Need(kept, recomputed, len(self.layers))
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         batch = (pack(samples) if self.packed else pad(samples, 0)).to(self.device)

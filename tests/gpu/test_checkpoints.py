@@ -15,7 +15,7 @@ SESSION = Session(Group(0, 1, 0, torch.device("cuda", 0)), Accelerator(), torch.
 def make(seed: int):
     torch.manual_seed(seed)
     model = torch.nn.Sequential(*[torch.nn.Linear(4096, 4096, device="cuda") for _ in range(8)])
-    return model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
 def step(model, optimizer) -> None:

@@ -120,7 +120,7 @@ def test_a_step_that_runs_out_of_memory_is_compared_as_it_got_through(hub, monke
             raise torch.OutOfMemoryError("no room")
         return causal_lm_loss(model, batch)
 
-    monkeypatch.setattr(loop.fit, "__defaults__", (little_memory,))
+    monkeypatch.setattr(loop.fit, "__defaults__", (little_memory, None))
     said = hub(*RUN, "algo=sft", "algo.effective_batch_size=16", "launch=inline")
     assert said.code == 0, said.err
     assert "memory ran out and it was done again in at most" in said.out
@@ -134,7 +134,7 @@ def test_a_mistake_that_goes_unnoticed_fails_the_proof(hub, monkeypatch):
 
 
 def test_a_loss_of_the_algorithms_own_is_its_own_reference(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.fit, "__defaults__", (lambda model, batch: 3 * causal_lm_loss(model, batch),))
+    monkeypatch.setattr(loop.fit, "__defaults__", (lambda model, batch: 3 * causal_lm_loss(model, batch), None))
     assert hub(*RUN, "algo=sft", "launch=inline").code == 0
     assert verified(tmp_path)["reference"] == "the algorithm's own loss"
 

@@ -3,8 +3,10 @@
 import gc
 import json
 import math
+import random
 import tempfile
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from continual.measure import accuracies, load, text_loss
 from continual.methods import NUM_DOCUMENTS, Method
 from continual.study import DOCUMENT_TOKENS, Study, as_rows, chosen, rows_of, write_rows
 from hub import DivergedError, run
+
+MOST_REPLAYED = 0.8
+"""Share of a task's tokens that rows of earlier tasks may take: room for new ones must be left."""
 
 
 def train(study: Study, method: Method, model: str, data: str, rate: float, seed: int, folder: Path, **options: Any) -> Any:
@@ -107,12 +112,16 @@ def with_replay(
 ) -> tuple[list[Any], list[int]]:
     """Rows of earlier tasks, and as many new ones as make the same number of tokens."""
     old = [row for task in earlier for row in chosen(study, task, method.protect, seed)]
+    random.Random(seed).shuffle(old)
     old_tokens = [len(tokenizer.apply_chat_template(row, return_dict=True)["input_ids"]) for row in old]
-    left, kept = sum(tokens) - sum(old_tokens), 0
-    while kept < len(rows) and left >= tokens[kept]:
-        left -= tokens[kept]
-        kept += 1
-    return old + rows[:kept], old_tokens + tokens[:kept]
+    num_old = num_within(old_tokens, MOST_REPLAYED * sum(tokens))
+    num_new = num_within(tokens, sum(tokens) - sum(old_tokens[:num_old]))
+    return old[:num_old] + rows[:num_new], old_tokens[:num_old] + tokens[:num_new]
+
+
+def num_within(tokens: list[int], bound: float) -> int:
+    """How many of the first rows have no more tokens than that together."""
+    return sum(total <= bound for total in accumulate(tokens))
 
 
 def merged(adapter: str, folder: Path) -> str:
