@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 
 from hub.data.mix import Mix
 
+MOST_IMBALANCE = 1.05
+"""Cost of the busiest rank over the mean, up to which fewer micro-batches are worth it."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -124,14 +127,29 @@ def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.
     heaviest_first = sorted(range(len(lengths)), key=lambda i: (-costs[i], i))
     per_rank = max(1, -(-sum(lengths) // (world * max_tokens)))
     while (bins := _fill(heaviest_first, lengths, costs, world * per_rank, max_tokens)) is None:
+        # Bins that are filled up one by one hold more, but one may cost more than another.
+        tight = _fill_up(heaviest_first, lengths, world * per_rank, max_tokens)
+        if tight is not None and _imbalance(parts := _deal(tight, costs, world), costs) <= MOST_IMBALANCE:
+            return parts
         per_rank += 1
-    bins.sort(key=lambda positions: -sum(costs[i] for i in positions))
+    return _deal(bins, costs, world)
+
+
+def _deal(bins: list[list[int]], costs: Sequence[float], world: int) -> list[list[list[int]]]:
+    """The bins of each rank. Those of like cost meet in the same turn; who gets the dearer one alternates."""
+    bins = sorted(bins, key=lambda positions: -sum(costs[i] for i in positions))
     parts: list[list[list[int]]] = [[] for _ in range(world)]
-    for turn in range(per_rank):
+    for turn in range(len(bins) // world):
         row = bins[turn * world : (turn + 1) * world]
         for rank, positions in enumerate(row if turn % 2 == 0 else reversed(row)):
             parts[rank].append(sorted(positions))
     return parts
+
+
+def _imbalance(parts: list[list[list[int]]], costs: Sequence[float]) -> float:
+    """Cost of the rank that has most to do, over the mean of all. Ranks wait for each other once per step."""
+    totals = [sum(costs[i] for micro in part for i in micro) for part in parts]
+    return max(totals) * len(totals) / sum(totals)
 
 
 def _fill(
@@ -152,6 +170,20 @@ def _fill(
         tokens[number] += lengths[i]
         for entry in [*passed_over, (cost + costs[i], number)]:
             heapq.heappush(heap, entry)
+    return bins
+
+
+def _fill_up(order: Sequence[int], lengths: Sequence[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:
+    """Best fit: each sample goes to the fullest bin that has room. None when one finds no room."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    room = [max_tokens] * num_bins
+    for i in order:
+        able = [number for number in range(num_bins) if room[number] >= lengths[i]]
+        if not able:
+            return None
+        number = min(able, key=lambda number: (room[number], number))
+        bins[number].append(i)
+        room[number] -= lengths[i]
     return bins
 
 

@@ -102,7 +102,7 @@ def room_for_activations(model: torch.nn.Module, device: torch.device, shares: i
     if repeatable:
         free = total - sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return (free - 12 * trained / shares) * SHARE_OF_FREE_MEMORY
+    return float((free - 12 * trained / shares) * SHARE_OF_FREE_MEMORY)
 
 
 def measured_bytes(run_pass: Callable[[], int], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> float:
@@ -119,7 +119,7 @@ def measured_bytes(run_pass: Callable[[], int], parameters: Sequence[torch.nn.Pa
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             tokens = run_pass()
-        return (torch.cuda.max_memory_allocated(device) - before) / tokens
+        return float((torch.cuda.max_memory_allocated(device) - before) / tokens)
     finally:
         for parameter in parameters:
             parameter.grad = None

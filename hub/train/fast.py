@@ -39,7 +39,7 @@ def choose_head(model: Any, vocab_size: int, device: torch.device, dtype: torch.
     """Whether the output layer and its loss are one, and why. The layer is set up for it if so."""
     if device.type != "cuda":
         return False, "it runs on a GPU only"
-    if not packed or not takes_positions(type(kernels.base_of(model))) or not kernels.can_fuse_head(model):
+    if not packed or not takes_positions(kernels.base_of(model).__class__) or not kernels.can_fuse_head(model):
         return False, "Liger is not installed, or the model's output layer is of another kind"
     batch = pack(_any_samples(vocab_size)).to(device)
     plain = _loss(model, batch, dtype)

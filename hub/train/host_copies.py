@@ -159,7 +159,7 @@ def _layout(tensors: Tensors) -> Layout:
 
 
 def _length(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return math.prod(shape) * dtype.itemsize
+    return int(math.prod(shape) * dtype.itemsize)
 
 
 def _aligned(length: int) -> int:

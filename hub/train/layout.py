@@ -157,12 +157,10 @@ class _Memory:
         batch = (pack(samples) if self.packed else pad(samples, 0)).to(self.device)
 
         def run_pass() -> int:
-            with torch.autocast(
-                self.device.type, self.setup.session.compute_dtype, enabled=self.setup.session.compute_dtype != torch.float32
-            ):
+            with self.setup.session.autocast():
                 found = self.loss(self.model, batch)
             found.backward()
-            return batch.input_ids.numel()
+            return int(batch.input_ids.numel())
 
         keeps = self.recompute != "all" and not max_over_ranks(float(kept * tokens > room))
         if keeps:

@@ -23,7 +23,7 @@ def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
     """
     inputs = model_inputs(model, batch)
     # The positions would have to lie on the GPU of the last layer, where the layers are spread over several.
-    select = batch.packed and takes_positions(type(base_of(model))) and not _is_split(model)
+    select = batch.packed and takes_positions(base_of(model).__class__) and not _is_split(model)
     if select:
         inputs["logits_to_keep"] = batch.loss_positions
         if head := fused_head(model):

@@ -128,7 +128,7 @@ class Measure:
         together = self.session.strategy.name == "fsdp"  # a layer's shares are gathered: all ranks must run it
         total = 0.0
         for sample in samples if together or self.rank == 0 else ():
-            with step.autocast(self.session):
+            with self.session.autocast():
                 loss_sum = self._loss_of(sample, otherwise)
             ((loss_sum / self.num_loss_tokens) * (1.0 if self.rank == 0 else 0.0)).backward()
             total += float(loss_sum.detach())

@@ -3,6 +3,7 @@
 import os
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +32,10 @@ class Session:
     @property
     def device(self) -> torch.device:
         return self.group.device
+
+    def autocast(self) -> Any:
+        """Within it arithmetic is in `compute_dtype`; nothing to do in float32."""
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
 
 def start_session(cfg: RunConfig, run: Run) -> Session:

@@ -78,7 +78,7 @@ def accumulate_gradients(
     num_targets = count_targets(samples)
     total = torch.zeros((), dtype=torch.float64, device=session.device)
     for batch in layout.micro_batches(samples, session.group.rank, session.group.world):
-        with autocast(session):
+        with session.autocast():
             loss_sum = loss(model, batch.to(session.device))
         session.strategy.backward(loss_sum / num_targets)
         total += loss_sum.detach().double()
@@ -100,7 +100,7 @@ def evaluate(
         total = torch.zeros((), dtype=torch.float64, device=session.device)
         for start in range(0, len(samples), chunk):
             for batch in smaller.micro_batches(samples[start : start + chunk], group.rank, group.world):
-                with autocast(session):
+                with session.autocast():
                     total += loss(model, batch.to(session.device)).double()
         return float(total)
 
@@ -161,9 +161,3 @@ def within_memory(
 def count_targets(samples: Sequence[Sample]) -> int:
     """Loss tokens of a step, at least 1."""
     return max(1, sum(num_loss_tokens(sample) for sample in samples))
-
-
-def autocast(session: Session) -> Any:
-    """The arithmetic's type; nothing to do in float32."""
-    enabled = session.compute_dtype != torch.float32
-    return torch.autocast(session.device.type, session.compute_dtype, enabled=enabled)

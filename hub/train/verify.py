@@ -138,7 +138,7 @@ class _Proof(Measure):
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
-        with torch.no_grad(), step.autocast(self.session):
+        with torch.no_grad(), self.session.autocast():
             logits = self.model(**inputs).logits
         if batch.attention_mask is not None:
             return [row[: len(sample)].clone() for row, sample in zip(logits, samples, strict=True)]
@@ -148,7 +148,7 @@ class _Proof(Measure):
         """How much the second sample's logits change when it goes on from the first as one text."""
         ids = torch.from_numpy(np.concatenate([first.input_ids, second.input_ids]).astype(np.int64))
         ids = ids[-(self.most_positions() or len(ids)) :][None].to(self.device)
-        with torch.no_grad(), step.autocast(self.session):
+        with torch.no_grad(), self.session.autocast():
             together = self.model(input_ids=ids, use_cache=False).logits[0, -len(second) :]
         return max(rms(together - alone), 1e-30)
 

@@ -26,7 +26,6 @@ from hub.data.prepare import Sample, prepare
 from hub.train.collate import pad
 from hub.train.model import load_config
 from hub.train.setup import Setup
-from hub.train.step import autocast
 from hub.train.strategy import layer_classes
 from hub_osft.config import PROTECTION, OsftConfig
 from hub_osft.directions import Directions
@@ -152,7 +151,7 @@ class Protection:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), autocast(session), _on_device(self.setup, self.model):
+            with torch.no_grad(), session.autocast(), _on_device(self.setup, self.model):
                 for chosen in batches:
                     batch = pad(chosen or [samples[0]], 0).to(session.device)
                     assert batch.attention_mask is not None
