@@ -1,0 +1,83 @@
+"""What a run on a GPU chooses for itself, as far as it can be seen without one. tests/gpu has the kernels."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hub.data.prepare import Sample
+from hub.testing import tiny_model_path
+from hub.train.budget import Need, choose_bound
+from hub.train.collate import pack
+from hub.train.fast import choose_attention, choose_compile, choose_head
+from hub.train.kernels import layers_of, recompute, sample_bounds
+from hub.train.loss import causal_lm_loss
+
+CPU = torch.device("cpu")
+
+
+def load():
+    return AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32).train()
+
+
+@pytest.fixture
+def samples():
+    rng = np.random.default_rng(0)
+    return [Sample(rng.integers(3, 512, n).astype(np.int32), np.ones(n, dtype=bool), "") for n in (30, 7, 19)]
+
+
+@pytest.mark.parametrize(
+    ("room", "longest", "expected"),
+    [
+        (1e9, 100, (16384, 0)),  # all fits: as many tokens as are of use, nothing recomputed
+        (8000 * 1000.0, 100, (7680, 0)),  # fewer tokens, rather than recompute
+        (3100 * 1000.0, 100, (4096, 3)),  # enough tokens, and as few layers recomputed as that asks for
+        (800 * 1000.0, 100, (6656, 10)),
+        (200 * 1000.0, 100, (1536, 10)),  # all recomputed, and fewer tokens
+        (1000 * 1000.0, 5000, (8192, 10)),  # the longest sample has to fit
+        (100 * 1000.0, 5000, None),
+    ],
+)
+def test_activations_are_kept_before_more_tokens_are_taken(room, longest, expected):
+    need = Need(kept=1000.0, recomputed=120.0, num_layers=10)
+    found = choose_bound(need, room, longest)
+    assert found == expected
+    if found:
+        assert found[0] * need.of(found[1]) <= max(room, longest * need.of(found[1]))
+
+
+def test_compiling_is_for_long_runs_on_a_gpu():
+    gpu = torch.device("cuda")
+    assert choose_compile("auto", 8 * 10**9, 1e6, gpu)[0]
+    assert not choose_compile("auto", 8 * 10**9, 1e4, gpu)[0]
+    assert not choose_compile("auto", 8 * 10**9, 1e9, CPU)[0]
+    assert choose_compile("layers", 10, 10, gpu) == (True, "asked for")
+
+
+def test_a_cpu_keeps_the_models_own_attention_and_output_layer():
+    model = load()
+    packed, _, attention = choose_attention(model, 512, CPU, torch.float32)
+    assert (packed, attention) == (True, "sdpa")
+    assert not choose_head(model, 512, CPU, torch.float32, packed)[0]
+
+
+def test_recomputed_layers_give_the_same_gradients_and_can_be_kept_again(samples):
+    def gradients(num: int) -> dict[str, torch.Tensor]:
+        model = load()
+        undo = recompute(layers_of(model)[:num])
+        causal_lm_loss(model, pack(samples)).backward()
+        undo()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    kept = gradients(0)
+    for num in (1, 2):
+        recomputed = gradients(num)
+        assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
+def test_a_packed_row_says_where_its_samples_are(samples):
+    batch = pack(samples)
+    bounds = sample_bounds(batch)
+    lengths = [len(sample) for sample in samples]
+    assert bounds["cu_seq_lens_q"].tolist() == [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+    assert max(lengths) <= bounds["max_length_q"] < 2 * max(lengths)
