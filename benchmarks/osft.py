@@ -52,7 +52,7 @@ def ours(way: str, shape: str, model: Path, steps: int, folder: Path) -> dict[st
     options: dict[str, Any] = {"unfreeze_rank_ratio": RATIO.get(shape, DEFAULT_RATIO)} if algo == "osft" else {}
     result = hub.run(
         algo, model=model, data=model / "chats.jsonl", learning_rate=1e-5, num_epochs=99, max_steps=2 if cold else steps,
-        effective_batch_size=BATCH.get(shape, 64), max_tokens_per_gpu=MAX_TOKENS, compile="none" if cold else "layers",
+        effective_batch_size=BATCH.get(shape, 64), max_tokens_per_gpu=MAX_TOKENS, torch_compile="none" if cold else "layers",
         nproc_per_node=1, output_dir=folder, **options,
     )  # fmt: skip
     plan = json.loads((result.run_path / "plan.json").read_text(encoding="utf-8"))

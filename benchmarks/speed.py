@@ -4,7 +4,7 @@ python -m benchmarks.speed                       # all of them, on random weight
 python -m benchmarks.speed lora_8b --steps 12
 python -m benchmarks.speed tiny --steps 4        # anywhere, to see that it works
 
-Nothing is tuned by hand but `algo.compile`: what `auto` chose for the rest stands in the table.
+Nothing is tuned by hand but `algo.torch_compile`: what `auto` chose for the rest stands in the table.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def row(work: str, compiled: str, steps: int) -> dict[str, Any]:
     algo, shape = WORKS[work]
     model = made(shape)
     result = hub.run(
-        algo, model=model, data=model / "chats.jsonl", max_steps=steps, num_epochs=99, compile=compiled,
+        algo, model=model, data=model / "chats.jsonl", max_steps=steps, num_epochs=99, torch_compile=compiled,
         effective_batch_size=64, nproc_per_node=1, output_dir="runs/benchmarks",
     )  # fmt: skip
     plan = json.loads((result.run_path / "plan.json").read_text(encoding="utf-8"))

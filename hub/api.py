@@ -96,7 +96,11 @@ def _in_memory(data: Iterable[Any], output_dir: Path) -> dict[str, Any]:
     first = list(islice(rows, 1))
     is_source = first and (
         isinstance(first[0], DataSource)
-        or (isinstance(first[0], Mapping) and "path" in first[0] and not any(isinstance(v, list | dict) for v in first[0].values()))
+        or (
+            isinstance(first[0], Mapping)
+            and "path" in first[0]
+            and not any(isinstance(v, list | dict) for v in first[0].values())
+        )
     )
     every = chain(first, rows)
     if is_source:

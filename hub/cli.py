@@ -20,6 +20,7 @@ class Flags:
     """What the command line says besides verb and overrides."""
 
     multirun: bool = False
+    json: bool = False
     config_dir: str | None = None
 
 
@@ -47,6 +48,30 @@ def verify(overrides: list[str], flags: Flags) -> int:
     return train([*overrides, "task=verify"], flags)
 
 
+def data(overrides: list[str], flags: Flags) -> int:
+    """Look at the data of a run: lengths, what is trained, what would spoil it. With --json for scripts; exit code 1 if so."""
+    import contextlib
+
+    from hub.compose import compose
+    from hub.preflight import prepare_data
+
+    cfg = prepare_data(compose(*overrides, config_dir=flags.config_dir))
+    from hub.data.doctor import examine
+    from hub.data.doctor_page import print_examined
+    from hub.train.model import load_config, load_tokenizer
+    from hub.train.session import quiet_libraries
+    from hub.train.weights import local_weights
+
+    quiet_libraries()
+    with contextlib.redirect_stdout(sys.stderr):
+        path = local_weights(cfg.model, print)
+        tokenizer = load_tokenizer(cfg, path)
+        positions = getattr(load_config(cfg.model, path).get_text_config(), "max_position_embeddings", None)
+        found = examine(cfg, tokenizer, positions)
+    print_examined(found, tokenizer, flags.json)
+    return 1 if found.spoils else 0
+
+
 def show(overrides: list[str], flags: Flags) -> int:
     """Print the composed config: each option, its value, where that came from, its meaning."""
     from hub.listing import show_config
@@ -68,6 +93,7 @@ def plugins(overrides: list[str], flags: Flags) -> int:
 VERBS: dict[str, Callable[[list[str], Flags], int]] = {
     "train": train,
     "verify": verify,
+    "data": data,
     "show": show,
     "plugins": plugins,
 }
@@ -105,12 +131,13 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--multirun", action="store_true")
     parser.add_argument("--config-dir")
+    parser.add_argument("--json", action="store_true")
     try:
         known, words = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from None
     if unknown := [word for word in words if word.startswith("-")]:
-        flags = ["--help", "--version", "--multirun", "--config-dir"]
+        flags = ["--help", "--version", "--multirun", "--config-dir", "--json"]
         near = did_you_mean(unknown[0], flags)
         raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(flags)}.{near}")
     if known.version:
@@ -134,4 +161,6 @@ def _run(arguments: list[str]) -> int:
             )
     if known.multirun and verb != "train":
         raise ConfigError(f"--multirun goes with training only, not with {verb}")
-    return VERBS[verb](words, Flags(multirun=known.multirun, config_dir=known.config_dir))
+    if known.json and verb != "data":
+        raise ConfigError(f"--json goes with data only, not with {verb}")
+    return VERBS[verb](words, Flags(multirun=known.multirun, json=known.json, config_dir=known.config_dir))

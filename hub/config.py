@@ -73,7 +73,7 @@ class AlgoConfig:
     gradient_checkpointing: str = option(AUTO, choices=(AUTO, "none", "all"))
     """Recompute the layers' activations in the backward pass to save memory. auto: of as few layers as memory asks for."""
 
-    compile: str = option(AUTO, choices=(AUTO, "none", "layers"))
+    torch_compile: str = option(AUTO, choices=(AUTO, "none", "layers"))
     """torch.compile of each decoder layer. auto: on a GPU, when the run is long enough to gain more than compiling takes."""
 
     seed: int = option(42, ge=0, le=2**32 - 1)

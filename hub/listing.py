@@ -59,6 +59,7 @@ def usage(verbs: Mapping[str, Callable[..., int]]) -> str:
         "flags",
         "  --multirun        one run for each combination of values: algo.lora_r=8,16 algo.learning_rate=1e-4,2e-4",
         "  --config-dir DIR  a folder of yours with more choices for the groups above (DIR/model/mine.yaml)",
+        "  --json            with the verb data: what is found, for scripts",
         "  --version, --help",
         "",
         "options: python -m hub show algo=NAME lists every option with its value and meaning.",

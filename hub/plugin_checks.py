@@ -153,11 +153,15 @@ def check_data_format(item: DataFormat, others: Collection[DataFormat]) -> None:
         PluginError: what is wrong.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", item.name) or item.name == AUTO:
-        raise PluginError(f"data format {item.name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores")
+        raise PluginError(
+            f"data format {item.name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores"
+        )
     if item.name in FORMATS or any(other.name == item.name for other in others):
         raise PluginError(f"data format {item.name}: there is one of this name already; rename it")
     if not item.fields or not isinstance(item.fields, tuple) or not all(isinstance(name, str) for name in item.fields):
-        raise PluginError(f"data format {item.name}: fields={item.fields!r} is not allowed. Write names as a tuple: ('question',)")
+        raise PluginError(
+            f"data format {item.name}: fields={item.fields!r} is not allowed. Write names as a tuple: ('question',)"
+        )
     if any(set(other.fields) == set(item.fields) for other in others):
         raise PluginError(f"data format {item.name}: another plugin has a format with these fields; uninstall one of the two")
 

@@ -77,6 +77,18 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend]:
     return cfg, backend
 
 
+def prepare_data(cfg: RunConfig) -> RunConfig:
+    """Check the parts `data` and `model` of a config alone, and make their paths absolute.
+
+    Raises:
+        HubError: of what is wrong.
+    """
+    if problems := cfg.problems({"data", "model"}):
+        raise ConfigError(problems)
+    _check_tiny_model(cfg)
+    return _absolute(cfg)
+
+
 def num_visible_gpus() -> int:
     """GPUs that a worker would see, without asking torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -19,7 +19,7 @@ MAY_CHANGE = {
     "algo.keep_checkpoints",
     "algo.max_tokens_per_gpu",
     "algo.gradient_checkpointing",
-    "algo.compile",
+    "algo.torch_compile",
     "model.notes",
 }
 """Options of algo, model and data that change nothing in what is learnt."""

@@ -26,6 +26,9 @@ MAX_LENGTH = 512
 RECIPE = 1
 """Raised when the tiny models change, so that none made before is taken from the cache."""
 
+CHATS_RECIPE = 2
+"""Raised when the tiny chats change."""
+
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -34,6 +37,7 @@ CHATML = (
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
+_MOST_TRIES = 20
 _WINDOW = 32
 _SHAPE: dict[str, Any] = {
     "hidden_size": 64,
@@ -209,7 +213,12 @@ def write_chats(file: Path, num_rows: int = 64, seed: int = 0) -> Path:
     Returns:
         `file`.
     """
-    lines = (json.dumps({"messages": messages}) for messages in _chats(num_rows, random.Random(seed)))
+    dice, lines, seen = random.Random(seed), [], set()
+    for _ in range(num_rows):
+        # No two alike, as far as there are so many: what is held out must not stand in the training data.
+        tries = [json.dumps({"messages": messages}) for messages in _chats(_MOST_TRIES, dice)]
+        lines.append(next((line for line in tries if line not in seen), tries[0]))
+        seen.add(lines[-1])
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return file
 
@@ -263,5 +272,6 @@ def tiny_data_path(name: str = "chats", option: str = "data.path") -> Path:
     """
     if name != "chats":
         raise DataError(f"{option}=tiny:{name}: there is no such tiny data. Allowed: tiny:chats")
-    folder = make_once(cache_dir() / "tiny" / f"chats-{RECIPE}", lambda aside: write_chats(aside / "chats.jsonl", num_rows=128))
+    folder = cache_dir() / "tiny" / f"chats-{CHATS_RECIPE}"
+    make_once(folder, lambda aside: write_chats(aside / "chats.jsonl", num_rows=128))
     return folder / "chats.jsonl"

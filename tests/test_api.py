@@ -138,7 +138,8 @@ def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path)
     first, second = (runfile_of(path).data.path for path in paths)
     assert first == second
     assert len(Path(first).read_text().splitlines()) == 20
-    for wrong, said in (([], "no row"), ([1], "row 1 is int"), ([{"prompt": {1}, "completion": "x"}], "row 1 can't be written")):
+    unwritable = [{"prompt": {1}, "completion": "x"}]
+    for wrong, said in (([], "no row"), ([1], "row 1 is int"), (unwritable, "row 1 can't be written")):
         with pytest.raises(hub.ConfigError, match=said):
             hub.lora_sft(data=wrong, **options)
     with pytest.raises(TypeError, match="an iterable of rows, not int"):

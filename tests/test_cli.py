@@ -130,7 +130,7 @@ def test_show_names_the_file_of_a_preset_of_ones_own(hub, tmp_path):
         (["sho"], f"sho: there is no such verb. Allowed: {', '.join(VERBS)}. Did you mean show?"),
         (
             ["--halp"],
-            "--halp: there is no such flag. Allowed: --help, --version, --multirun, --config-dir. Did you mean",
+            "--halp: there is no such flag. Allowed: --help, --version, --multirun, --config-dir, --json. Did you mean",
         ),
         (["--config-dir"], "argument --config-dir: expected one argument"),
         (["--config-dir", "nowhere", "algo=sft"], "--config-dir nowhere: there is no such folder"),

@@ -114,4 +114,6 @@ def test_every_option_has_a_meaning_of_its_own():
 
 def test_the_page_of_options_is_up_to_date():
     written = Path(__file__).parents[1] / "docs" / "options.md"
-    assert written.read_text(encoding="utf-8") == page(["sft", "lora_sft", "osft"]), "run: python -m hub.options_page, see the page"
+    assert written.read_text(encoding="utf-8") == page(["sft", "lora_sft", "osft"]), (
+        "run: python -m hub.options_page, see the page"
+    )

@@ -1,8 +1,12 @@
 """From files to tokens.
 
-read      files, folders and data sets of the model hub -> rows, each with its file and line
-formats   a row -> a conversation: messages with roles, checked
-turns     a conversation -> its text by the chat template, and where the assistant's turns stand in it
-template  a conversation -> token ids and the mask of the tokens that are trained
-prepare   all of it for one run: held-out rows, lengths, counts (imports numpy: for workers)
+files, read      a path -> rows, each with its file and line
+formats          a row -> what is trained on: a conversation, a document, tokens (examples, messages, converters)
+turns            a conversation -> its text by the chat template, and where the assistant's turns stand in it
+template         a conversation -> token ids and the mask of the tokens that are trained
+encode           a row -> its samples, or why it gives none
+mix              how many samples each source gives to each step
+prepare, part    all of it for one run: held-out rows, lengths, counts; large sources are kept (kept)
+stream, feed     the same for data that does not fit into memory; workers and frames make it beside training
+doctor           `python -m hub data`
 """

@@ -203,6 +203,11 @@ class DataConfig:
             )
         if cfg.task == "verify":
             return
+        if self.block_size is not None and self.length_is_known:
+            yield (
+                f"data.block_size={self.block_size} joins the rows of a stream, so their number says nothing about the "
+                "samples. Type algo.max_steps=N in place of num_rows"
+            )
         if len(self.mix) > 1 and all(source.weight is None for source in self.mix):
             for number, source in enumerate(self.mix):
                 if source.num_rows is None:

@@ -11,9 +11,12 @@ from hub.data.config import DataConfig, DataSource
 from hub.data.examples import Conversation, Document, Example, Tokens
 from hub.data.formats import convert, detect
 from hub.data.read import Cursor, Entry, Row, rows_after
-from hub.data.template import encode, encode_document, require_template
+from hub.data.template import TooLongError, encode, encode_document, require_template
 from hub.errors import DataError
 from hub.options import AUTO
+
+LEAST_CHARACTERS = 1_000_000
+"""Texts up to this are tokenised even if they are too long for sure, so that their length can be told."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,8 @@ class Item(NamedTuple):
 
     where: str
     num_tokens: int
+    """Of the sample, or of the row that is left out; at least that many of one that is far too long."""
+
     sample: Sample | None
     """None: it is left out."""
 
@@ -72,6 +77,10 @@ class Encoder:
         self._tokenizer, self._data, self._source, self._limit = tokenizer, data, source, limit
         self._formats: dict[str, str] = {}
         self._ready = False
+        # A text of more characters than that is too long for sure. A token for unknown text may stand for any number of them.
+        self._longest_token = 0
+        if limit is not None and data.on_long in (AUTO, "drop") and tokenizer.unk_token is None:
+            self._longest_token = max(map(len, tokenizer.get_vocab()))
 
     def __call__(self, entry: Entry) -> list[Item]:
         """Encode one row: one item, or several where it is split.
@@ -80,13 +89,26 @@ class Encoder:
             DataError: it can't be used, and data.on_bad_row=error.
         """
         try:
-            row = entry.read()
-            example = convert(row, self._format(row), self._data.text_column)
-            return self._cut(example, *self._sample(example))
+            example = self.example(entry)
+            try:
+                return self._cut(example, *self._sample(example))
+            except TooLongError as error:
+                reason = f"longer than {self._limit} tokens ({error.num_characters:,} characters)"
+                least = error.num_characters // self._longest_token
+                return [Item(example.where, least, None, reason, format=example.format, unused=example.unused)]
         except DataError as error:
             if self._data.on_bad_row == "error":
                 raise
             return [Item(f"{Path(entry.file).name}:{entry.line}", 0, None, str(error), bad=True)]
+
+    def example(self, entry: Entry) -> Example:
+        """What a row is, before it becomes tokens.
+
+        Raises:
+            DataError: it can't be used.
+        """
+        row = entry.read()
+        return convert(row, self._format(row), self._data.text_column)
 
     def _format(self, row: Row) -> str:
         """The format of a row's file: that of the file's first row, which may be long past."""
@@ -104,7 +126,8 @@ class Encoder:
             if not self._ready:
                 require_template(self._tokenizer)
                 self._ready = True
-            encoded = encode(self._tokenizer, example, self._data.loss_on)
+            most = max(LEAST_CHARACTERS, self._longest_token * (self._limit or 0)) if self._longest_token else None
+            encoded = encode(self._tokenizer, example, self._data.loss_on, most)
             found = Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.loss_mask, np.bool_), example.where)
             omitted = encoded.num_omitted > 0
         elif isinstance(example, Tokens):

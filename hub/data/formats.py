@@ -12,7 +12,7 @@ document           {"text": "..."} or {"document": "..."}, or any column that da
 A plugin adds others: see `hub_data_formats` in docs/plugins.md.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from hub.data import converters
@@ -21,7 +21,6 @@ from hub.data.examples import DataFormat, Example
 from hub.data.messages import kind_of, listed
 from hub.data.read import Row
 from hub.errors import DataError, did_you_mean
-from hub.options import AUTO
 
 
 class _Format(NamedTuple):
@@ -87,19 +86,6 @@ def convert(row: Row, format: str, text_column: str | None = None) -> Example:
             f"Its fields: {listed(row.value)}. All rows of a file must be in one format"
         )
     return spec.convert(row, format)
-
-
-def conversations(rows: Iterable[Row], format: str = AUTO, text_column: str | None = None) -> Iterator[Example]:
-    """Turn rows into what is trained on. With `auto`, the first row of each file decides for that file.
-
-    Raises:
-        DataError: as `detect` and `convert`.
-    """
-    file, current = None, format
-    for row in rows:
-        if format == AUTO and row.file != file and text_column is None:
-            file, current = row.file, detect(row)
-        yield convert(row, current, text_column)
 
 
 def known_formats() -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 Every rank does the same and gets the same: nothing here depends on anything but the config and the files.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ __all__ = ["Prepared", "Sample", "length_limit", "prepare"]
 
 FIRST_ROWS = 256
 """Rows of each source of a stream that are looked at before training."""
+
+MOST_REPEATED = 0.01
+"""Share of samples that repeat another one above which that is said before training."""
 
 _NOT_RENDERED = {"document", "tokens"}
 
@@ -141,7 +145,9 @@ def prepare(
     lines += whole.lines(limit, _longer(cfg.data.max_seq_len, longest, max_positions))
     if rendered and not has_template:
         lines.append(fallback_line(tokenizer))
-    lines.append(template)
+    repeated, leaked = _repetitions(train.samples, evaluation.samples)
+    report |= {"num_samples_repeated": len(repeated), "num_held_out_samples_in_training_data": len(leaked)}
+    lines += [*_repetition_lines(repeated, leaked, len(train.samples), len(evaluation.samples)), template]
     return Prepared(train.samples, evaluation.samples, mix, limit, report, lines)
 
 
@@ -152,6 +158,37 @@ def keep_large(cfg: RunConfig, tokenizer: Any, max_positions: int | None, base_p
     for source in [*sources, *filter(None, [eval_source_of(cfg.data)])]:
         if is_large(source):
             keep(cfg, source, tokenizer, limit, base_path, say)
+
+
+def _repetitions(train: Sequence[Sample], evaluation: Sequence[Sample]) -> tuple[list[str], list[str]]:
+    """Training samples that repeat an earlier one, and held-out samples that stand in the training data, token by token."""
+    seen: set[bytes] = set()
+    repeated = []
+    for sample in train:
+        digest = _digest(sample)
+        if digest in seen:
+            repeated.append(sample.where)
+        seen.add(digest)
+    return repeated, [sample.where for sample in evaluation if _digest(sample) in seen]
+
+
+def _digest(sample: Sample) -> bytes:
+    return hashlib.blake2b(sample.input_ids.tobytes(), digest_size=16).digest()
+
+
+def _repetition_lines(repeated: list[str], leaked: list[str], num_train: int, num_held_out: int) -> list[str]:
+    lines = []
+    look = "python -m hub data with the same options shows more"
+    if len(repeated) > MOST_REPEATED * num_train:
+        lines.append(
+            f"Note: {len(repeated):,} of {num_train:,} samples repeat another one word by word ({repeated[0]}, ...); {look}."
+        )
+    if leaked:
+        lines.append(
+            f"Warning: {len(leaked):,} of {num_held_out:,} held-out samples stand in the training data, too ({leaked[0]}, "
+            f"...), so the held-out loss will look better than it is; {look}."
+        )
+    return lines
 
 
 def _require_samples(part: Part, verb: str, path: str, cfg: RunConfig, max_positions: int | None, limit: int | None) -> None:

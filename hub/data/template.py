@@ -43,18 +43,32 @@ class Tokens(Protocol):
         """Whether each token is trained, shape (length,)."""
 
 
-def encode(tokenizer: Any, conversation: Conversation, loss_on: str = "assistant") -> Encoded:
+class TooLongError(Exception):
+    """A text has more characters than is worth while to tokenise."""
+
+    def __init__(self, num_characters: int) -> None:
+        super().__init__(f"{num_characters} characters")
+        self.num_characters = num_characters
+
+
+def encode(
+    tokenizer: Any, conversation: Conversation, loss_on: str = "assistant", most_characters: int | None = None
+) -> Encoded:
     """Render a conversation with the tokenizer's chat template and tell the trained tokens from the others.
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
         conversation: what to render. Its `unmask` and `without_loss` change what is trained.
         loss_on: as `data.loss_on`.
+        most_characters: of what is rendered, beyond which it is not tokenised. None: any.
 
     Raises:
         DataError: the template refuses the conversation, or a turn of the assistant can't be found in what it renders.
+        TooLongError: it has more characters than that.
     """
     rendered = find_turns(tokenizer, conversation)
+    if most_characters is not None and len(rendered.text) > most_characters:
+        raise TooLongError(len(rendered.text))
     input_ids, mask = _tokenise(tokenizer, rendered.text, _trained_spans(conversation, rendered, loss_on))
     _drop_trailing_space(tokenizer, input_ids, mask)
     return Encoded(input_ids, mask, rendered.num_omitted)

@@ -105,7 +105,7 @@ def steps(mix: Mix, batch_size: int, total: int, seed: int, after: int = 0) -> I
         yield replace(step, samples=chosen)
 
 
-def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.0) -> list[list[list[int]]]:
+def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.0, least: int = 1) -> list[list[list[int]]]:
     """Cut one step into micro-batches.
 
     Args:
@@ -113,6 +113,7 @@ def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.
         world: number of ranks.
         max_tokens: bound of tokens in one micro-batch; no sample may be longer.
         ratio: cost of one squared token in units of one token's cost (see `cost_ratio`).
+        least: micro-batches on each rank, at least.
 
     Returns:
         For each rank its k micro-batches, each a list of positions in `lengths`. k is the same on all ranks; a micro-batch
@@ -125,7 +126,7 @@ def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.
         raise ValueError(f"a sample of {max(lengths)} tokens does not fit into max_tokens={max_tokens}")
     costs = [length + ratio * length * length for length in lengths]
     heaviest_first = sorted(range(len(lengths)), key=lambda i: (-costs[i], i))
-    per_rank = max(1, -(-sum(lengths) // (world * max_tokens)))
+    per_rank = max(least, -(-sum(lengths) // (world * max_tokens)))
     while (bins := _fill(heaviest_first, lengths, costs, world * per_rank, max_tokens)) is None:
         # Bins that are filled up one by one hold more, but one may cost more than another.
         tight = _fill_up(heaviest_first, lengths, world * per_rank, max_tokens)

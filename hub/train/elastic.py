@@ -18,6 +18,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from hub import runfile
 from hub.signals import STOP_SIGNALS, end_with_parent
 
+MEETING_SECONDS = 900
+"""How long a machine waits for the others."""
+
 
 def main(run_path: Path) -> int:
     """Start the workers and wait for them. Returns the exit code of the first that failed, or 0."""
@@ -30,9 +33,10 @@ def main(run_path: Path) -> int:
         max_nodes=cfg.nnodes,
         nproc_per_node=int(cfg.nproc_per_node),
         run_id=uuid.uuid4().hex if one_machine else f"hub-{cfg.rdzv_endpoint}",
-        rdzv_backend="c10d",
+        # With c10d the machine that comes first would get rank 0; the run folder is on machine 0.
+        rdzv_backend="c10d" if one_machine else "static",
         rdzv_endpoint="localhost:0" if one_machine else str(cfg.rdzv_endpoint),
-        rdzv_configs={} if one_machine else {"is_host": cfg.node_rank == 0},
+        rdzv_configs={} if one_machine else {"rank": cfg.node_rank, "timeout": MEETING_SECONDS},
         max_restarts=0,
         monitor_interval=0.2,
     )

@@ -38,6 +38,8 @@ class Layout:
     packed: bool
     pad_id: int
     cost_ratio: float
+    least: int = 1
+    """Micro-batches of a step on each process, at least."""
 
     def micro_batches(self, samples: Sequence[Sample], rank: int, world: int) -> list[MicroBatch]:
         """This rank's micro-batches of one step. All ranks get the same number of them."""
@@ -47,7 +49,7 @@ class Layout:
             lengths = [max(lengths)] * len(lengths)
         # Of a stream nobody knows the longest sample: one above the bound has a micro-batch of its length.
         bound = max(self.max_tokens, *lengths)
-        parts = batches.split(lengths, world, bound, self.cost_ratio)[rank]
+        parts = batches.split(lengths, world, bound, self.cost_ratio, self.least)[rank]
         chosen = [[samples[i] for i in part] or [weightless(samples[0])] for part in parts]
         return [pack(part) if self.packed else pad(part, self.pad_id) for part in chosen]
 
@@ -77,7 +79,7 @@ def choose_layout(setup: Setup, model: Any, loss: Callable[[Any, MicroBatch], to
         hidden_states_in(model, dtype)
     layers = layers_of(model)
     num_tokens = expected_tokens(setup)
-    compiled, compiled_because = choose_compile(cfg.algo.compile, num_parameters, num_tokens, device)
+    compiled, compiled_because = choose_compile(cfg.algo.torch_compile, num_parameters, num_tokens, device)
     if compiled:
         compile_layers(layers)
         run.say("layers are compiled: the first steps take longer")

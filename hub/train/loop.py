@@ -44,9 +44,7 @@ NUM_RECENT = 10
 """Logged steps over which a run's training loss is averaged."""
 
 
-def fit(
-    setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss, coordinates: Coordinates | None = None
-) -> Outcome:
+def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss, coordinates: Coordinates | None = None) -> Outcome:
     """Train a model to the end of the run, or to the signal that stops it.
 
     Args:

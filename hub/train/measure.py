@@ -242,12 +242,12 @@ class Measure:
     def in_pieces(self, layout: Layout, count: int) -> Layout | None:
         """The layout with the least bound that gives `count` micro-batches on each process; None when none does."""
         lengths = [len(sample) for sample in self.samples]
+        if count * self.world > len(lengths):
+            return None
         bound = max(max(lengths), -(-sum(lengths) // (self.world * count)))
-        while True:
-            found = len(batches.split(lengths, self.world, bound, layout.cost_ratio)[0])
-            if found <= count:
-                return replace(layout, max_tokens=bound) if found == count else None
+        while len(batches.split(lengths, self.world, bound, layout.cost_ratio, count)[0]) > count:
             bound += max(1, bound // 50)
+        return replace(layout, max_tokens=bound, least=count)
 
 
 def _can_select(model: Any) -> bool:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hub.data.config import DataConfig, DataSource
-from hub.data.encode import Blocks, Encoder
+from hub.data.encode import Blocks, Encoder, Sample
 from hub.data.read import Broken, Row, rows_after
 from hub.errors import DataError
 
@@ -159,3 +159,20 @@ def test_documents_are_joined_to_blocks_of_one_size_and_no_token_is_lost(tokeniz
     assert ids(found) == ids(samples)
     assert all(block.loss_mask.all() for block in found)
     assert "one<|im_end|>two" in text(tokenizer, found[0])
+    numbered = [Sample(sample.input_ids, sample.loss_mask, f"a:{number}") for number, sample in enumerate(samples)]
+    blocks = Blocks(16)
+    found = [block for sample in numbered for block in blocks.add(sample)] + blocks.rest()
+    begins = [sum(map(len, numbered[: number + 1])) for number in range(len(numbered))]
+    for number, block in enumerate(found):
+        assert block.where == f"a:{next(place for place, end in enumerate(begins) if end > 16 * number)}"
+
+
+def test_a_row_that_is_far_too_long_is_not_even_tokenised(tokenizer, monkeypatch):
+    from hub.data import template
+
+    monkeypatch.setattr(template, "_tokenise", lambda *given: pytest.fail("it is tokenised"))
+    long = {"messages": [{"role": "user", "content": "word " * 250_000}, CHAT["messages"][1]]}
+    (item,) = encode(tokenizer, long, 512)
+    assert (item.sample, item.bad) == (None, False)
+    assert item.num_tokens > 512
+    assert item.reason.startswith("longer than 512 tokens (1,250,")

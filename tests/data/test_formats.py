@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hub.data.formats import conversations, convert, detect
+from hub.data.formats import convert, detect
 from hub.data.read import Row
 from hub.errors import DataError
 
@@ -16,12 +16,12 @@ def row(value, line=7):
 
 
 def one(value):
-    return next(conversations([row(value)]))
+    return convert(row(value), detect(row(value)))
 
 
-def refusal(*values):
+def refusal(value):
     with pytest.raises(DataError) as caught:
-        list(conversations([row(value, line) for line, value in enumerate(values, 1)]))
+        convert(row(value, 1), detect(row(value, 1)))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -163,13 +163,9 @@ def test_bad_row_is_refused_with_its_place_and_what_is_wrong(value, expected):
     assert expected in text
 
 
-def test_a_row_of_another_format_than_the_first_is_refused_with_its_line():
-    alpaca = {"instruction": "x", "output": "y"}
-    assert refusal({"messages": [USER, ANSWER]}, alpaca).startswith("chats.jsonl:2: this row is not in the format messages")
-    files = [Row({"messages": [USER, ANSWER]}, "a.jsonl", 1), Row(alpaca, "b.jsonl", 1)]
-    assert [conversation.format for conversation in conversations(files)] == ["messages", "alpaca"]
-    with pytest.raises(DataError, match="not in the format alpaca"):
-        convert(files[0], "alpaca")
+def test_a_row_of_another_format_than_its_file_is_refused_with_its_line():
+    with pytest.raises(DataError, match=r"chats\.jsonl:7: this row is not in the format messages, which has messages"):
+        convert(row({"instruction": "x", "output": "y"}), "messages")
 
 
 PLUGIN = """

@@ -77,7 +77,7 @@ def test_the_name_of_what_is_kept_changes_with_all_that_it_depends_on(tmp_path, 
 
     first = key()
     text = chats.read_text()
-    chats.write_text(text.replace("blue", "grey"))
+    chats.write_text(text.replace("assistant", "ASSISTANT", 1))
     keys = [first, key(), key(61)]
     chats.write_text(text)
     keys += [key(loss_on="last"), key(on_long="split"), key(on_bad_row="skip"), key(format="messages"), key(block_size=64)]

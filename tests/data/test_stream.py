@@ -203,6 +203,7 @@ def test_first_window_of_the_second_source_is_not_shuffled_as_that_of_the_first(
         ({"max_steps": 5, "eval_fraction": 0.1}, "data.eval_fraction=0.1 can't be combined with data.streaming=true"),
         ({"max_steps": 5, "save_every_epochs": 1}, "algo.save_every_epochs=1: it is not known how long a pass"),
         ({"streaming": False, "shuffle_window": 5}, "data.shuffle_window=5 goes with data.streaming=true"),
+        ({"block_size": 64, "num_rows": 5}, "data.block_size=64 joins the rows of a stream, so their"),
         ({"streaming": False, "num_rows": 5}, "data.num_rows=5 goes with data.streaming=true"),
         ({"mix": [{"weight": 1, "num_rows": 5}], "num_rows": 5}, "data.num_rows=5 goes with data.path"),
         ({"mix": [{"num_rows": 5}, {}], "max_steps": 5}, "data.mix[1] has neither weight nor num_rows"),

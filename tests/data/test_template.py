@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from hub.data.config import TEMPLATES
-from hub.data.formats import conversations
+from hub.data.formats import convert
 from hub.data.read import Row
 from hub.data.template import encode, fallback_line, load_template, require_template, template_report
 from hub.errors import DataError
@@ -183,7 +183,7 @@ def trained(tokenizer, template, messages, tools=None, unmask=False, loss_on="as
     """The text of each unbroken stretch of trained tokens."""
     tokenizer.chat_template = template
     require_template(tokenizer)
-    conversation = next(conversations([Row({"messages": messages, "tools": tools, "unmask": unmask}, "chats.jsonl", 3)]))
+    conversation = convert(Row({"messages": messages, "tools": tools, "unmask": unmask}, "chats.jsonl", 3), "messages")
     encoded = encode(tokenizer, conversation, loss_on)
     whole = tokenizer.apply_chat_template(conversation.messages, tools=tools, tokenize=False)
     assert encoded.input_ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
@@ -323,14 +323,14 @@ def test_turn_that_the_template_does_not_show_is_refused(tokenizer):
 def test_text_beside_tool_calls_that_the_template_leaves_out_is_counted(tokenizer):
     tokenizer.chat_template = MISTRAL
     rows = [Row({"messages": [*chat("What?"), calling(text)]}, "chats.jsonl", 1) for text in ("Let me see.", None)]
-    assert [encode(tokenizer, conversation).num_omitted for conversation in conversations(rows)] == [1, 0]
+    assert [encode(tokenizer, convert(row, "messages")).num_omitted for row in rows] == [1, 0]
 
 
 def test_report_names_the_end_of_turn_token_and_warns_when_there_is_none(tokenizer):
     def report(template, answer="It is 4."):
         tokenizer.chat_template = template
         rows = [Row({"messages": chat("What?", "4", "Surely?", answer)}, "chats.jsonl", line) for line in (1, 2)]
-        return template_report(tokenizer, [encode(tokenizer, conversation) for conversation in conversations(rows)])
+        return template_report(tokenizer, [encode(tokenizer, convert(row, "messages")) for row in rows])
 
     assert "<|eot_id|> included" in report(LLAMA3)
     assert "<|return|> included" in report(GPT_OSS)
@@ -389,6 +389,7 @@ def test_a_message_can_be_without_loss(tokenizer, manner):
     messages[1]["loss"] = False
     assert trained(tokenizer, template, messages) == [f"{last_start}Two{last_end}"]
     messages[1], messages[3] = {"role": "assistant", "content": "One", "weight": 1}, messages[3] | {"weight": 0}
+    assert trained(tokenizer, template, messages, loss_on="last") == []
     assert trained(tokenizer, template, messages) == [f"{earlier_start}One{earlier_end}"]
 
 
@@ -396,7 +397,7 @@ def test_the_completion_of_a_row_is_told_from_the_answers_in_its_prompt(tokenize
     tokenizer.chat_template = CHATML
     turns = chat("What?", "One", "Surely?", "Two", "Why?", "Three")
     row = Row({"prompt": turns[:3], "completion": turns[3:]}, "chats.jsonl", 1)
-    encoded = encode(tokenizer, next(conversations([row])), "completion")
+    encoded = encode(tokenizer, convert(row, "prompt_completion"), "completion")
     text = tokenizer.decode([number for number, flag in zip(encoded.input_ids, encoded.loss_mask, strict=True) if flag])
     assert text == "Two<|im_end|>Three<|im_end|>"
 
@@ -406,6 +407,9 @@ def test_every_template_of_the_hub_has_its_turns_found_in_any_tokenizer(tokenize
     load_template(tokenizer, word)
     found = trained(tokenizer, tokenizer.chat_template, chat("What?", "It is 4.", "Surely?", "4", system="Be kind."))
     assert [text.split("<")[0].strip() for text in found] == ["It is 4.", "4"]
+    # These tokenizers put nothing before a text by themselves.
+    begins = tokenizer.apply_chat_template(chat("What?", "4"), tokenize=False).startswith("<s>")
+    assert begins == (word in ("gemma", "llama3", "mistral"))
     assert all(text.rstrip().endswith(">") for text in found)
 
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from hub.data import limits
-from hub.data.formats import conversations
+from hub.data.formats import convert
 from hub.data.read import Row
 from hub.data.template import encode, load_template, require_template
 from hub.errors import DataError
@@ -26,7 +26,7 @@ def refusal(tokens, template: str, content: str = "Hi") -> str:
     """What is said about a conversation whose first message is `content`."""
     tokens.chat_template = template
     turns = [{"role": "user", "content": content}, TURNS[1]]
-    (conversation,) = conversations([Row({"messages": turns}, "chats.jsonl", 1)])
+    conversation = convert(Row({"messages": turns}, "chats.jsonl", 1), "messages")
     with pytest.raises(DataError) as caught:
         encode(tokens, conversation)
     assert "\n" not in str(caught.value)

@@ -30,6 +30,21 @@ def test_split_takes_no_more_micro_batches_than_the_tokens_need_by_much():
     assert len(split(lengths, 1, 1000)[0]) <= least + 1
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_micro_batches_are_as_few_as_possible_when_filling_them_one_by_one_keeps_the_ranks_balanced(world):
+    rng = random.Random(3)
+    least = taken = 0
+    for _ in range(40):
+        lengths = [min(3000, int(rng.lognormvariate(7, 0.6))) for _ in range(128)]
+        parts = split(lengths, world, 8192, ratio=1e-5)
+        assert sorted(i for part in parts for micro in part for i in micro) == list(range(128))
+        totals = [sum(lengths[i] for micro in part for i in micro) for part in parts]
+        assert max(totals) * world / sum(totals) < 1.06
+        least += -(-sum(lengths) // (world * 8192))
+        taken += len(parts[0])
+    assert taken <= 1.01 * least
+
+
 def test_ranks_get_balanced_costs_although_attention_is_quadratic():
     lengths = [*ragged(128, seed=2), 900, 850, 800]
     ratio = 1 / 500
@@ -72,3 +87,7 @@ def test_the_order_depends_on_seed_and_epoch_only():
 )
 def test_number_of_steps(samples, batch, epochs, most, expected):
     assert num_steps(samples, batch, epochs, most) == expected
+
+
+def test_a_step_can_be_cut_into_more_micro_batches_than_it_needs():
+    assert [len(part) for part in split([5, 5, 5, 5, 5, 5, 5, 5], 2, 1000, least=3)] == [3, 3]

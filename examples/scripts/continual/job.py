@@ -29,7 +29,7 @@ def train(study: Study, method: Method, model: str, data: str, rate: float, seed
         own |= {"max_tokens_per_gpu": 16384, "gradient_checkpointing": "none"}
     return run(
         algo, model=model, data=data, learning_rate=rate, seed=seed, num_epochs=method.options.get("epochs", study.epochs),
-        effective_batch_size=study.batch, compile="none", mode="inline", output_dir=folder / "runs", log_every_steps=10,
+        effective_batch_size=study.batch, torch_compile="none", mode="inline", output_dir=folder / "runs", log_every_steps=10,
         **own, **options,
     )  # fmt: skip
 

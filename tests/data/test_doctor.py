@@ -1,0 +1,159 @@
+"""The doctor finds what was put into the data, and says where."""
+
+import json
+
+import pytest
+
+from hub.config import AlgoConfig, ModelConfig, RunConfig
+from hub.data.config import DataConfig
+from hub.data.doctor import examine, lengths_of
+from hub.data.near import near_duplicates
+from hub.testing import write_chats
+
+LONG = "The quick brown fox jumps over the lazy dog and runs away from the very angry farmer who owns the land"
+
+
+def chat(*contents, roles=("user", "assistant") * 5, **fields):
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]} | fields
+
+
+GOOD = [chat(f"What is {number} + 1?", str(number + 1)) for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from hub.testing import tokenizer
+
+    return tokenizer()
+
+
+@pytest.fixture
+def found(tmp_path, tokenizer):
+    """What the doctor says about these rows in front of 40 good ones."""
+
+    def examined(*rows, evaluation=(), **options):
+        def write(name, rows):
+            text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+            (tmp_path / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+            return str(tmp_path / name)
+
+        data = DataConfig(path=write("train.jsonl", [*rows, *GOOD]), **options)
+        if evaluation:
+            data.eval_path = write("test.jsonl", evaluation)
+        cfg = RunConfig(algo=AlgoConfig(seed=1), model=ModelConfig(path="m"), data=data)
+        return examine(cfg, tokenizer, 512)
+
+    return examined
+
+
+def test_good_data_has_nothing_to_complain_about_and_is_counted(found):
+    examined = found()
+    assert (examined.findings, examined.spoils) == ([], False)
+    (source,) = examined.report()["sources"]
+    assert (source["name"], source["formats"], source["num_rows"]) == ("train", ["messages"], 40)
+    assert 0 < source["num_loss_tokens"] < source["num_tokens"]
+    assert "<|im_end|> included" in examined.template
+    json.dumps(examined.report())
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "level", "words", "examples"),
+    [
+        (["{oops"], {}, "bad", "rows can't be used", ["train.jsonl:1: broken JSON"]),
+        (["{oops"], {"on_bad_row": "skip"}, "look", "rows can't be used", ["train.jsonl:1: broken JSON"]),
+        ([chat("a", " ")], {}, "bad", "rows can't be used", ["message 2 (assistant) has empty content"]),
+        ([chat("a", "b" * 400)], {"max_seq_len": 64}, "look", "rows are longer than 64 tokens", ["train.jsonl:1 ("]),
+        ([chat("a", "b" * 400)] * 9, {"max_seq_len": 64}, "bad", "rows are longer than 64 tokens", ["train.jsonl:1 ("]),
+        ([chat("a", "b" * 400)], {"max_seq_len": 64, "on_long": "error"}, "bad", "rows are longer than 64 tokens", []),
+        ([chat("a", "b" * 400)], {"max_seq_len": 64, "on_long": "truncate"}, "look", "rows are cut, by ", ["train.jsonl:1"]),
+        ([chat("a", "b"), chat("a", "b")], {}, "look", "repeat another one word by word", ["train.jsonl:1 = train.jsonl:2"]),
+        ([chat(LONG, "b"), chat(LONG + "!", "b")], {}, "look", "are nearly another one", ["train.jsonl:1 ~ train.jsonl:2"]),
+        ([chat("a", "b"), chat("a", "c")], {}, "look", "several different answers", ["train.jsonl:1 / train.jsonl:2"]),
+        ([chat("a", "caf\ufffd")], {}, "look", "could not be decoded (U+FFFD)", ["train.jsonl:1"]),
+        ([chat("a", "caf\u00c3\u00a9")], {}, "look", "UTF-8 that was read as another encoding", ["train.jsonl:1"]),
+        ([chat("a", "it\u00e2\u20ac\u2122s")], {}, "look", "UTF-8 that was read as another encoding", ["train.jsonl:1"]),
+        ([chat("a", "b\x07")], {}, "look", "a control character", ["train.jsonl:1"]),
+        ([chat("a", "\ufeffb")], {}, "look", "a byte order mark", ["train.jsonl:1"]),
+        ([chat("b", roles=("assistant",))], {}, "look", "the assistant speaks first", ["train.jsonl:1"]),
+        ([chat("a", "b", "c")], {}, "look", "the last message is the user's", ["train.jsonl:1"]),
+        ([chat("a", "b", "c", roles=("user", "user", "assistant"))], {}, "look", "the user speaks twice", ["train.jsonl:1"]),
+        ([chat("a", "b", "c", roles=("user", "assistant", "assistant"))], {}, "look", "the assistant speaks twice", []),
+        ([chat("a", "b", "c", roles=("user", "tool", "assistant"))], {}, "look", "a tool answers that was not called", []),
+        ([chat("a", "b", topic=1)], {}, "look", "fields that nothing reads: topic", []),
+    ],
+)
+def test_what_is_wrong_is_found_with_its_place(found, rows, options, level, words, examples):
+    examined = found(*rows, **options)
+    finding = next(finding for finding in examined.findings if words in finding.what)
+    assert finding.level == level
+    assert examined.spoils == (level == "bad")
+    assert all(any(expected in example for example in finding.examples) for expected in examples)
+    assert all(other is finding or other.level == "look" for other in examined.findings)
+
+
+def test_rows_to_evaluate_on_that_stand_in_the_training_data_spoil_it(found):
+    examined = found(evaluation=[GOOD[3], chat("What is 5 + 1?", "seven"), chat("new", "row")])
+    leak = next(finding for finding in examined.findings if "to evaluate on stand in" in finding.what)
+    assert (leak.level, leak.count, leak.examples) == ("bad", 1, ("test.jsonl:1 = train.jsonl:4",))
+    asked = next(finding for finding in examined.findings if "have a prompt of the training data" in finding.what)
+    assert (asked.level, asked.count, asked.examples) == ("look", 1, ("test.jsonl:2 / train.jsonl:6",))
+    repeated = found(*GOOD, eval_fraction=0.2)
+    assert any("to evaluate on stand in" in finding.what for finding in repeated.findings)
+
+
+def test_a_template_without_end_spoils_training(found, tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text("{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}")
+    examined = found(template=str(file))
+    assert any(finding.level == "bad" and "may not learn to stop" in finding.what for finding in examined.findings)
+
+
+def test_lengths_have_percentiles_a_histogram_of_all_rows_and_a_recommendation():
+    lengths = lengths_of([*range(1, 100), 5000], None)
+    assert (lengths["median"], lengths["p95"], lengths["p99"], lengths["max"]) == (51, 96, 5000, 5000)
+    assert sum(part["num_rows"] for part in lengths["histogram"]) == 100
+    assert lengths_of([*range(1, 1000), 5000], None)["recommended_max_seq_len"] == 1024
+    assert lengths_of([100, 110, 120], None)["recommended_max_seq_len"] == 128
+    assert lengths_of([100, 110, 120], 96)["recommended_max_seq_len"] == 96
+    assert lengths_of([], None) == {"num_rows": 0}
+
+
+def test_near_duplicates_are_pairs_with_four_fifths_in_common_and_no_others():
+    words = [f"word{number}" for number in range(60)]
+    near = [*words[:57], "other", "words", "here"]
+    far = [*words[:40], *(f"else{number}" for number in range(20))]
+    texts = [" ".join(words), " ".join(near).upper() + "!", " ".join(far), "too short", "too short"]
+    assert near_duplicates(texts) == [(0, 1)]
+
+
+def run(hub, *words):
+    said = hub("data", "model=tiny", *words)
+    return said.code, said.out, said.err
+
+
+def test_the_command_prints_a_page_or_json_and_ends_with_1_when_something_would_spoil_training(hub, tmp_path):
+    write_chats(tmp_path / "chats.jsonl", num_rows=20)
+    code, out, err = run(hub, "data.path=chats.jsonl")
+    assert (code, err) == (0, "")
+    assert "tokens per row: mean" in out
+    assert "[[" in out
+    code, out, _ = run(hub, "data.path=chats.jsonl", "--json")
+    report = json.loads(out)
+    assert (code, report["spoils_training"], report["sources"][0]["num_rows"]) == (0, False, 20)
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        file.write("{oops\n")
+    code, out, _ = run(hub, "data.path=chats.jsonl", "--json")
+    assert (code, json.loads(out)["num_bad_rows"]) == (1, 1)
+    assert run(hub, "data.path=nowhere.jsonl")[0] == 2
+    assert hub("show", "algo=sft", "--json").code == 2
+
+
+def test_training_says_that_held_out_samples_stand_in_the_training_data(tmp_path, tokenizer):
+    from hub.data.prepare import prepare
+
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*GOOD, *GOOD[:4]]))
+    (tmp_path / "b.jsonl").write_text(json.dumps(GOOD[7]) + "\n")
+    data = DataConfig(path=str(tmp_path / "a.jsonl"), eval_path=str(tmp_path / "b.jsonl"))
+    prepared = prepare(RunConfig(data=data), tokenizer, 512)
+    assert any(line.startswith("Note: 4 of 44 samples repeat another one word by word (a.jsonl:41") for line in prepared.lines)
+    assert any(line.startswith("Warning: 1 of 1 held-out samples stand in the training data") for line in prepared.lines)
