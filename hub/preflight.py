@@ -157,6 +157,11 @@ def _machine_problems(cfg: RunConfig) -> Iterator[str]:
     if cfg.launch.strategy == "split" and gpus < 2:
         yield f"launch.strategy=split spreads the layers over several GPUs, but {gpus} are visible. Type launch.strategy=auto"
     world = nproc * cfg.launch.nnodes
+    if cfg.launch.strategy in ("fsdp", *ZERO) and world == 1:
+        yield (
+            f"launch.strategy={cfg.launch.strategy} shares a model out over several processes, and there is one here. "
+            "Type launch.nproc_per_node=2 or launch.strategy=auto"
+        )
     batch = cfg.algo.effective_batch_size
     if isinstance(batch, int) and 0 < batch < world:
         yield (

@@ -107,7 +107,7 @@ class NarrowConfig(SftConfig):
 
 @hookimpl
 def hub_algorithms():
-    return [Algorithm(name="narrow", config=NarrowConfig, summary="memory for 200 tokens on rank 1, from its third step on")]
+    return [Algorithm(name="narrow", config=NarrowConfig, summary="memory for 200 tokens on rank 1, from its tenth pass on")]
 
 @hookimpl
 def hub_backends():
@@ -122,7 +122,7 @@ def train(cfg, run):
 
     def loss(model, batch):
         passes.append(model.training)
-        if setup.session.group.rank == 1 and sum(passes) > 5 and batch.num_tokens > 200:
+        if setup.session.group.rank == 1 and sum(passes) > 9 and batch.num_tokens > 200:
             raise torch.OutOfMemoryError("no room")
         return causal_lm_loss(model, batch)
 

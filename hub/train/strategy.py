@@ -200,10 +200,6 @@ def choose_strategy(
         ConfigError: an option does not fit to the strategy.
     """
     asked = launch.strategy
-    if asked in ("fsdp", *ZERO) and group.world == 1:
-        raise ConfigError(
-            f"launch.strategy={asked} needs several processes. Type launch.nproc_per_node=2 or launch.strategy=auto"
-        )
     if asked in ZERO and trained_share == 0:
         raise ConfigError(f"launch.strategy={asked} trains whole models only. For adapters type launch.strategy=fsdp or ddp")
     if group.world == 1:
