@@ -67,23 +67,25 @@ def _varlen_attention(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each sample of a packed row.
+    """Causal attention within each sample of a packed row, or within each of several rows.
+
+    Rows may be padded on the right: no token sees what is behind it.
 
     Args:
         module: the attention layer.
-        query: (1, heads, T, head size).
-        key: (1, key-value heads, T, head size).
+        query: (R, heads, T, head size).
+        key: (R, key-value heads, T, head size).
         value: the same.
         attention_mask: None; the samples' bounds say all.
         scaling: of the scores. None: one over the root of the head size.
         dropout: of the attention weights; only 0 is known here.
-        cu_seq_lens_q: (n + 1,) int32, where the samples begin. None: the row is one sample.
+        cu_seq_lens_q: (n + 1,) int32, where the samples of the one row begin. None: each row is a sample.
         max_length_q: no sample is longer.
         sliding_window: how far back a token sees, itself included.
         others: what some models need besides; those that change the result are refused.
 
     Returns:
-        (1, T, heads, head size), and None.
+        (R, T, heads, head size), and None.
 
     Raises:
         NotImplementedError: the model needs what this attention does not have.
@@ -92,15 +94,16 @@ def _varlen_attention(
 
     known = _varlen_parameters()
     unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
-    if unknown or dropout or attention_mask is not None or query.shape[0] != 1 or getattr(module, "is_causal", True) is False:
+    if unknown or dropout or attention_mask is not None or getattr(module, "is_causal", True) is False:
         raise NotImplementedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
-    length = query.shape[2]
+    rows, _, length, _ = query.shape
     if cu_seq_lens_q is None or max_length_q is None:
-        cu_seq_lens_q, max_length_q = torch.tensor([0, length], dtype=torch.int32, device=query.device), length
+        cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
+        max_length_q = length
     wanted = value.dtype
-    if wanted == torch.float32:
+    if wanted == torch.float32 and torch.is_autocast_enabled(query.device.type):
         wanted = torch.get_autocast_dtype(query.device.type)
-    query, key, value = (part[0].transpose(0, 1).to(wanted) for part in (query, key, value))
+    query, key, value = (part.transpose(1, 2).flatten(0, 1).to(wanted) for part in (query, key, value))
     options: dict[str, Any] = {}
     if "window_size" in known:
         options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
@@ -118,7 +121,7 @@ def _varlen_attention(
         groups = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-    return varlen_attn(query, key, value, *bounds, **options).unsqueeze(0), None
+    return varlen_attn(query, key, value, *bounds, **options).unflatten(0, (rows, length)), None
 
 
 def sample_bounds(batch: MicroBatch) -> dict[str, Any]:

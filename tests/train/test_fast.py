@@ -1,17 +1,21 @@
 """What a run on a GPU chooses for itself, as far as it can be seen without one. tests/gpu has the kernels."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.attention.varlen
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.budget import Need, choose_bound
-from hub.train.collate import pack
+from hub.train.collate import pack, pad
 from hub.train.fast import choose_attention, choose_compile, choose_head
-from hub.train.kernels import layers_of, recompute, sample_bounds
-from hub.train.loss import causal_lm_loss
+from hub.train.kernels import layers_of, recompute, sample_bounds, uses_varlen, varlen_attention
+from hub.train.loss import causal_lm_loss, model_inputs
 
 CPU = torch.device("cpu")
 
@@ -59,6 +63,44 @@ def test_a_cpu_keeps_the_models_own_attention_and_output_layer():
     packed, _, attention = choose_attention(model, 512, CPU, torch.float32)
     assert (packed, attention) == (True, "sdpa")
     assert not choose_head(model, 512, CPU, torch.float32, packed)[0]
+
+
+def reference(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+    """What torch's kernel does, sample by sample, for a CPU, where it does not run."""
+    assert max_q >= int(cu_seq_q.diff().max())
+    assert window_size[1] == 0, "not causal"
+    found = []
+    for begin, end in pairwise(cu_seq_q.tolist()):
+        q, k, v = (part[begin:end].transpose(0, 1)[None] for part in (query, key, value))
+        seen = torch.ones(end - begin, end - begin, dtype=torch.bool).tril()
+        if window_size[0] >= 0:
+            seen &= ~seen.tril(-window_size[0] - 1)
+        found.append(F.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=enable_gqa)[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "granite", "gpt2"])
+def test_variable_length_attention_gives_the_models_own_result(family, samples, monkeypatch):
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", reference)
+    options = {"sliding_window": 8} if family == "mistral" else {}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path(family), dtype=torch.float32, **options).eval()
+
+    def logits():
+        batches = [pack(samples), pad(samples, 0), pack(samples[:1])]
+        with torch.no_grad():
+            outputs = [model(**model_inputs(model, batch)).logits for batch in batches]
+        lengths = [len(sample) for sample in samples]
+        rows = [row[:length] for row, length in zip(outputs[1], lengths, strict=True)]
+        return torch.cat([outputs[0][0], *rows, outputs[2][0]])
+
+    own = logits()
+    with varlen_attention(model) as keep:
+        assert uses_varlen(model)
+        assert torch.allclose(logits(), own, atol=1e-5)
+    assert not uses_varlen(model)
+    with varlen_attention(model) as keep:
+        keep()
+    assert uses_varlen(model)
 
 
 def test_recomputed_layers_give_the_same_gradients_and_can_be_kept_again(samples):
