@@ -26,6 +26,10 @@ RECOMPILE_LIMIT = 64
 """Versions of one layer's code: of its few kinds, with fixed and with free lengths, in training and in evaluation."""
 
 
+class UnsuitedError(Exception):
+    """A model needs what the attention here does not have. It keeps its own then."""
+
+
 def base_of(model: Any) -> Any:
     """The transformers model inside an engine and PEFT's wrapper."""
     if hasattr(model, "module"):
@@ -88,14 +92,14 @@ def _varlen_attention(
         (R, T, heads, head size), and None.
 
     Raises:
-        NotImplementedError: the model needs what this attention does not have.
+        UnsuitedError: the model needs what this attention does not have.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     known = _varlen_parameters()
     unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
     if unknown or dropout or attention_mask is not None or getattr(module, "is_causal", True) is False:
-        raise NotImplementedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
+        raise UnsuitedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
     rows, _, length, _ = query.shape
     if cu_seq_lens_q is None or max_length_q is None:
         cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
@@ -107,8 +111,9 @@ def _varlen_attention(
     options: dict[str, Any] = {}
     if "window_size" in known:
         options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
-    elif sliding_window and sliding_window < length:
-        raise NotImplementedError("sliding windows with this torch's variable-length attention")
+    elif sliding_window:
+        # Also where the row at hand is shorter: rows of training will be longer than the one that this is tried on.
+        raise UnsuitedError("sliding windows with this torch's variable-length attention")
     else:
         options["is_causal"] = True
     if scaling is not None and "scale" in known:

@@ -21,8 +21,12 @@ def flat_optimizer_state(
                 tensors[place] = value.detach()
             else:
                 values[place] = value
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return tensors, {"values": values, "groups": groups}
+    return tensors, {"values": values, "groups": group_numbers(optimizer)}
+
+
+def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The numbers of the parameter groups: learning rate, decay, and so on."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
 def restore_optimizer(

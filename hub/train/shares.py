@@ -52,7 +52,7 @@ def place_of(tensor: torch.Tensor) -> Place:
     if not isinstance(tensor, DTensor):
         return Place((0,) * tensor.ndim, tuple(tensor.shape))
     if tensor.device_mesh.ndim != 1:
-        raise NotImplementedError(f"tensors shared out over a mesh of {tensor.device_mesh.ndim} dimensions")
+        raise ModelError(f"a checkpoint has no form for tensors shared out over a mesh of {tensor.device_mesh.ndim} dimensions")
     shape, offsets = list(local(tensor).shape), [0] * tensor.ndim
     (placement,) = tensor.placements
     if isinstance(placement, Shard):
@@ -61,7 +61,7 @@ def place_of(tensor: torch.Tensor) -> Place:
         chunk = -(-whole // tensor.device_mesh.size())
         offsets[placement.dim] = min(whole, tensor.device_mesh.get_local_rank() * chunk)
     elif not isinstance(placement, Replicate):
-        raise NotImplementedError(f"a tensor shared out as {placement}")
+        raise ModelError(f"a checkpoint has no form for a tensor shared out as {placement}")
     return Place(tuple(offsets), tuple(shape))
 
 

@@ -14,7 +14,7 @@ import torch
 
 from hub.errors import ConfigError
 from hub.train.distributed import Group, same_on_all_ranks
-from hub.train.optimizer_state import restore_groups
+from hub.train.optimizer_state import group_numbers, restore_groups
 from hub.train.shares import StoredTensors
 from hub.train.strategy import Replicated
 
@@ -90,8 +90,7 @@ class Zero(Replicated):
                 whole = safe_get_full_optimizer_state(parameter, key)
                 if self._group.is_main:
                     tensors[f"{name}/{key}"] = whole.view(self.shape(parameter)).cpu()
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        return tensors if self._group.is_main else {}, {"values": {}, "groups": groups}
+        return tensors if self._group.is_main else {}, {"values": {}, "groups": group_numbers(optimizer)}
 
     def load(
         self,

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
+from hub.train import kernels
 from hub.train.budget import Need, choose_bound
 from hub.train.collate import pack, pad
 from hub.train.fast import choose_attention, choose_compile, choose_head
@@ -101,6 +102,20 @@ def test_variable_length_attention_gives_the_models_own_result(family, samples, 
     with varlen_attention(model) as keep:
         keep()
     assert uses_varlen(model)
+
+
+def test_a_window_that_the_kernel_does_not_know_leaves_the_model_its_own_attention(samples, monkeypatch):
+    def without_windows(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, is_causal=False):
+        raise AssertionError("called although the model has a window, wider than these samples")
+
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", without_windows)
+    kernels._varlen_parameters.cache_clear()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path("mistral"), dtype=torch.float32, sliding_window=4096).eval()
+    try:
+        with varlen_attention(model), pytest.raises(kernels.UnsuitedError, match="sliding windows"):
+            model(**model_inputs(model, pack(samples)))
+    finally:
+        kernels._varlen_parameters.cache_clear()
 
 
 def test_recomputed_layers_give_the_same_gradients_and_can_be_kept_again(samples):
