@@ -45,7 +45,7 @@ MARKS = {
 """What mini_trainer says before and after it has decomposed all matrices."""
 
 
-def ours(way: str, shape: str, model: Path, steps: int, folder: Path) -> dict[str, Any]:
+def ours(way: str, shape: str, model: Path, steps: int, folder: Path, memory: float | None) -> dict[str, Any]:
     """A run of the hub in a process of its own."""
     algo = way.partition(" ")[0]
     cold = way == "osft cold"
@@ -53,7 +53,7 @@ def ours(way: str, shape: str, model: Path, steps: int, folder: Path) -> dict[st
     result = hub.run(
         algo, model=model, data=model / "chats.jsonl", learning_rate=1e-5, num_epochs=99, max_steps=2 if cold else steps,
         effective_batch_size=BATCH.get(shape, 64), max_tokens_per_gpu=MAX_TOKENS, torch_compile="none" if cold else "layers",
-        nproc_per_node=1, output_dir=folder, **options,
+        nproc_per_node=1, gpu_memory_gb=None if algo == "sft" else memory, output_dir=folder, **options,
     )  # fmt: skip
     plan = json.loads((result.run_path / "plan.json").read_text(encoding="utf-8"))
     shutil.rmtree(result.run_path / "model")
@@ -123,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--gpu-memory-gb", type=float, help="what osft may take")
     parser.add_argument("--only", nargs="+", choices=WAYS, help="rows of the table")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     asked = parser.parse_args()
@@ -142,7 +143,7 @@ def main() -> None:
             rows[way] = (
                 peer(asked.shape, model, folder)
                 if way == "mini_trainer"
-                else ours(way, asked.shape, model, asked.steps, folder)
+                else ours(way, asked.shape, model, asked.steps, folder, asked.gpu_memory_gb)
             )
             rows[way]["seconds"] = round(time.monotonic() - begun, 1)
             print(f"{way}: {rows[way]}", flush=True)

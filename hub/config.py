@@ -198,6 +198,9 @@ class LaunchConfig:
     """With fsdp and zero1 to zero3: keep optimizer state (fsdp, zero3: weights too) in the host's memory. Slow, for what
     fits nowhere else."""
 
+    gpu_memory_gb: float | None = option(None, gt=0)
+    """Memory in GiB that a process may take of its GPU. It decides how much is kept for the backward pass. null: all of it."""
+
     python: str | None = None
     """Interpreter of the workers, for a backend that lives in an environment of its own. null: this one."""
 

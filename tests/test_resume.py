@@ -18,7 +18,7 @@ from hub.run import Result, read_metrics
 from hub.testing import write_chats
 
 # Dropout draws random numbers in every step; the data ends in the middle of an epoch, with a smaller step in between.
-NUM_STEPS = 600 if torch.cuda.is_available() else 40  # enough that a run does not end before it is killed
+NUM_STEPS = 200 if torch.cuda.is_available() else 40  # enough that a run does not end before it is killed
 OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.num_epochs=999",
            "algo.lora_dropout=0.1", f"algo.max_steps={NUM_STEPS}", "algo.save_every_steps=3", "algo.eval_every_steps=5",
            "algo.deterministic=true"]  # fmt: skip

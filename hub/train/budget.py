@@ -88,6 +88,11 @@ def asked_bound(cfg: AlgoConfig, longest: int) -> int | None:
     return bound
 
 
+def allowed_memory(device: torch.device) -> float:
+    """Bytes that this process may take of a GPU."""
+    return float(torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device))
+
+
 def room_for_activations(model: torch.nn.Module, device: torch.device, shares: int, repeatable: bool) -> float:
     """Bytes for activations: what is free less gradients and two moments in float32 of what trains.
 
@@ -98,7 +103,9 @@ def room_for_activations(model: torch.nn.Module, device: torch.device, shares: i
         repeatable: the same in every run on such a GPU: as if nothing else were on it.
     """
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
+    free = torch.cuda.mem_get_info(device)[0]
+    total = allowed_memory(device)
+    free = min(free, total - torch.cuda.memory_reserved(device))
     if repeatable:
         free = total - sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -10,6 +10,7 @@ from hub.data.prepare import Sample
 from hub.options import AUTO
 from hub.train import kernels
 from hub.train.collate import MicroBatch, pack
+from hub.train.head import FusedHead
 from hub.train.isolation import can_pack
 from hub.train.loss import causal_lm_loss, takes_positions
 
@@ -40,10 +41,10 @@ def choose_head(model: Any, vocab_size: int, device: torch.device, dtype: torch.
     if device.type != "cuda":
         return False, "it runs on a GPU only"
     if not packed or not takes_positions(kernels.base_of(model).__class__) or not kernels.can_fuse_head(model):
-        return False, "Liger is not installed, or the model's output layer is of another kind"
+        return False, "samples are padded, or the model's output layer is of another kind"
     batch = pack(_any_samples(vocab_size)).to(device)
     plain = _loss(model, batch, dtype)
-    head = kernels.FusedHead(kernels.base_of(model).get_output_embeddings())
+    head = FusedHead(kernels.base_of(model).get_output_embeddings())
     fused = _loss(model, batch, dtype)
     difference = abs(fused - plain) / max(abs(plain), 1e-6)
     if difference <= HEAD_TOLERANCE:

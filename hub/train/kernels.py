@@ -1,7 +1,7 @@
 """Fast ways through a model on a GPU, each kept only if the model is seen to give the same with it.
 
 * Attention over a packed row by torch's variable-length kernel: no mask, and the work grows with each sample's own length.
-* The output layer and its loss in one (Liger's fused linear cross entropy): the logits never exist as a whole.
+* The output layer and its loss in one (`head.py`): the logits never exist as a whole.
 * Each decoder layer compiled; activations of some layers recomputed in the backward pass.
 * The hidden states in the type of the arithmetic, also where the weights are kept in float32.
 """
@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from hub.train.collate import MicroBatch
+from hub.train.head import FusedHead
 
 VARLEN = "hub_varlen"
 """Name of the attention in transformers' register."""
@@ -161,45 +161,6 @@ def varlen_attention(model: Any) -> Iterator[Callable[[], None]]:
 # Output layer
 
 
-class FusedHead:
-    """Puts the loss into a model's output layer: with targets set, the layer returns their summed cross entropy."""
-
-    def __init__(self, head: torch.nn.Module) -> None:
-        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
-
-        self._head, self._plain, self._targets = head, head.forward, None
-        trains = any(p.requires_grad for p in head.parameters())
-        self._loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32 if trains else None)
-        head.forward = self._forward
-        head.hub_fused = self
-
-    def remove(self) -> None:
-        """The layer is as it was."""
-        self._head.forward = self._plain
-        del self._head.hub_fused
-
-    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self._targets is None:
-            return self._plain(hidden)
-        hidden = hidden.flatten(0, -2)
-        if not len(self._targets):
-            return hidden.float().sum() * 0.0
-        weight, bias = self._head.weight, getattr(self._head, "bias", None)
-        if torch.is_autocast_enabled(hidden.device.type):
-            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        bias = None if bias is None else bias.to(hidden.dtype)
-        return self._loss(weight.to(hidden.dtype), hidden, self._targets, bias)
-
-    @contextmanager
-    def on(self, targets: torch.Tensor) -> Iterator[None]:
-        """Within it the model's `logits` are the summed loss of these targets."""
-        self._targets = targets
-        try:
-            yield
-        finally:
-            self._targets = None
-
-
 def fused_head(model: Any) -> FusedHead | None:
     """The model's fused output layer, if it has one."""
     found: FusedHead | None = getattr(base_of(model).get_output_embeddings(), "hub_fused", None)
@@ -207,8 +168,8 @@ def fused_head(model: Any) -> FusedHead | None:
 
 
 def can_fuse_head(model: Any) -> bool:
-    """Whether the parts for it are there: Liger, and a plain linear output layer."""
-    return find_spec("liger_kernel") is not None and type(base_of(model).get_output_embeddings()) is torch.nn.Linear
+    """Whether the model's output layer is a plain linear one."""
+    return type(base_of(model).get_output_embeddings()) is torch.nn.Linear
 
 
 # Layers

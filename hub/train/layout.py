@@ -25,7 +25,7 @@ from hub.train.budget import (
 from hub.train.collate import MicroBatch, pack, pad, weightless
 from hub.train.distributed import max_over_ranks
 from hub.train.fast import choose_attention, choose_compile, choose_head
-from hub.train.kernels import compile_layers, hidden_states_in, layers_of, recompute
+from hub.train.kernels import compile_layers, fused_head, hidden_states_in, layers_of, recompute
 from hub.train.loss import causal_lm_loss
 from hub.train.setup import Setup
 
@@ -82,6 +82,8 @@ def choose_layout(setup: Setup, model: Any, loss: Callable[[Any, MicroBatch], to
     compiled, compiled_because = choose_compile(cfg.algo.torch_compile, num_parameters, num_tokens, device)
     if compiled:
         compile_layers(layers)
+        if head := fused_head(model):
+            head.compiled = True
         run.say("layers are compiled: the first steps take longer")
     memory = _Memory(setup, model, layers, loss, packed, attention)
     bound, recomputed, bound_because = memory.choose()

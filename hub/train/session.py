@@ -11,8 +11,10 @@ from accelerate.utils import set_seed
 from transformers.utils import logging as transformers_logging
 
 from hub.config import RunConfig
+from hub.errors import ConfigError
 from hub.options import AUTO
 from hub.run import Run
+from hub.train.budget import GIB
 from hub.train.distributed import Group, start_group
 from hub.train.strategy import Replicated
 
@@ -42,6 +44,7 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
     """Join the group, choose the precision, seed everything, set up the tracker."""
     quiet_libraries()
     group = start_group()
+    limit_memory(cfg.launch.gpu_memory_gb, group.device)
     dtype, why = choose_dtype(cfg.model.dtype, group.device)
     tool = None if cfg.track.tool == "none" else cfg.track.tool
     accelerator = Accelerator(cpu=group.device.type == "cpu", log_with=tool, project_dir=str(run.path))
@@ -53,6 +56,27 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
     run.write_plan(dtype=name, dtype_because=why, num_processes=group.world, device=_device_name(group.device))
     run.say(f"arithmetic in {name} ({why}), {group.world} process(es) on {_device_name(group.device)}")
     return Session(group, accelerator, dtype)
+
+
+def limit_memory(limit: float | None, device: torch.device) -> None:
+    """Let this process take no more of a GPU than that.
+
+    Args:
+        limit: GiB; None for all of it.
+        device: of this process.
+
+    Raises:
+        ConfigError: there is no GPU, or it has less.
+    """
+    if device.type != "cuda":
+        if limit is not None:
+            raise ConfigError(f"launch.gpu_memory_gb={limit:g}: there is no GPU here. Leave it out")
+        return
+    total = torch.cuda.get_device_properties(device).total_memory / GIB
+    if limit is not None and limit > total:
+        raise ConfigError(f"launch.gpu_memory_gb={limit:g} is more than the GPU has ({total:.1f}). Type less, or leave it out")
+    for number in range(torch.cuda.device_count()):
+        torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit / total, number)
 
 
 def quiet_libraries() -> None:

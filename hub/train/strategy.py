@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from hub.config import ZERO, LaunchConfig
 from hub.errors import ConfigError
 from hub.options import AUTO
+from hub.train.budget import allowed_memory
 from hub.train.coordinates import Coordinates
 from hub.train.distributed import Group, same_on_all_ranks, sum_gradients
 from hub.train.optimizer_state import flat_optimizer_state, restore_optimizer
@@ -209,7 +210,7 @@ def choose_strategy(
     elif group.device.type != "cuda":
         name, why = "ddp", "on a CPU every process has the same memory"
     else:
-        room = torch.cuda.get_device_properties(group.device).total_memory
+        room = allowed_memory(group.device)
         needed = weights_bytes * (1 + 3 * trained_share)
         share = f"weights, gradients and optimizer take {needed / room:.0%} of a GPU"
         name, why = ("ddp", f"{share}: each holds all") if needed < 0.7 * room else ("fsdp", f"{share}: they are shared out")

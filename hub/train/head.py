@@ -1,0 +1,142 @@
+"""A model's output layer and its loss in one: the logits exist for a few rows at a time only.
+
+The gradient of the logits is known as soon as they are (softmax less one-hot), so both products of the backward pass are made
+at once, while a chunk of logits lies there. What is kept for the backward pass is as large as the layer's input and weight.
+The idea is that of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), section 3.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+CHUNK_BYTES = 2**27
+"""Of logits at a time: enough rows that products are fast. Twice as many where the weight trains, since each chunk reads and
+writes the whole gradient of it."""
+
+
+class FusedHead:
+    """Puts the loss into a model's output layer: with targets set, the layer returns their summed cross entropy."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        self._head, self._plain, self._targets = head, head.forward, None
+        self.compiled = False
+        head.forward = self._forward
+        head.hub_fused = self
+
+    def remove(self) -> None:
+        """The layer is as it was."""
+        self._head.forward = self._plain
+        del self._head.hub_fused
+
+    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._targets is None:
+            return self._plain(hidden)
+        hidden = hidden.flatten(0, -2)
+        if not len(self._targets):
+            return hidden.float().sum() * 0.0
+        if torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        return linear_cross_entropy(hidden, self._head.weight, getattr(self._head, "bias", None), self._targets, self.compiled)
+
+    @contextmanager
+    def on(self, targets: torch.Tensor) -> Iterator[None]:
+        """Within it the model's `logits` are the summed loss of these targets."""
+        self._targets = targets
+        try:
+            yield
+        finally:
+            self._targets = None
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, compiled: bool = False
+) -> torch.Tensor:
+    """Sum of the cross entropies of `hidden @ weight.T + bias`, in nats. Scalar, float32.
+
+    Products are made in the type of `hidden`; losses and the gradients of weight and bias are summed in float32.
+
+    Args:
+        hidden: (N, H), N > 0.
+        weight: (V, H), in any type.
+        bias: (V,) or None.
+        targets: (N,) integers below V.
+        compiled: whether the work on logits is compiled.
+    """
+    if not torch.is_grad_enabled():
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, compiled)
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, compiled: bool
+    ) -> torch.Tensor:
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        loss_and_gradient = _compiled if compiled else _loss_and_gradient
+        with torch.autocast(hidden.device.type, enabled=False):
+            used = weight.to(hidden.dtype)
+            loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+            grad_weight = grad_bias = None
+            rows = max(1, CHUNK_BYTES * (1 + needs_weight) // (len(used) * used.element_size()))
+            rows = -(-len(hidden) // -(-len(hidden) // rows))
+            for start in range(0, len(hidden), rows):
+                part = hidden[start : start + rows]
+                logits = part @ used.T
+                if bias is not None:
+                    logits += bias.to(logits.dtype)
+                chunk_loss, gradient = loss_and_gradient(logits, targets[start : start + rows])
+                loss += chunk_loss
+                del logits
+                if grad_hidden is not None:
+                    torch.mm(gradient, used, out=grad_hidden[start : start + rows])
+                if needs_weight:
+                    grad_weight = _add_product(grad_weight, gradient, part)
+                if needs_bias:
+                    summed = gradient.sum(0, dtype=torch.float32)
+                    grad_bias = summed if grad_bias is None else grad_bias + summed
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
+        ctx.types = (hidden.dtype, weight.dtype, bias.dtype if bias is not None else None)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve once
+        scaled = [None if g is None else g.mul_(upstream[0]).to(kind) for g, kind in zip(gradients, ctx.types, strict=True)]
+        return *scaled, None, None
+
+
+def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross entropy of (n, V) logits, and its gradient in their type."""
+    log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
+    targets = targets.unsqueeze(-1)
+    loss = -log_probabilities.gather(-1, targets).sum()
+    gradient = log_probabilities.exp_()
+    gradient.scatter_(-1, targets, gradient.gather(-1, targets) - 1)
+    return loss, gradient.to(logits.dtype)
+
+
+def _fusible(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, written so that a compiler makes two passes over the logits of it."""
+    wide = logits.float()
+    total = wide.logsumexp(-1, keepdim=True)
+    loss = (total - wide.gather(-1, targets.unsqueeze(-1))).sum()
+    is_target = torch.arange(wide.shape[-1], device=wide.device) == targets.unsqueeze(-1)
+    return loss, ((wide - total).exp() - is_target.float()).to(logits.dtype)
+
+
+_compiled = torch.compile(_fusible, dynamic=True)
+
+
+def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """`total + gradient.T @ hidden`, summed in float32."""
+    if gradient.is_cuda and gradient.dtype != torch.float32:
+        if total is None:
+            return torch.mm(gradient.T, hidden, out_dtype=torch.float32)
+        return torch.addmm(total, gradient.T, hidden, out_dtype=torch.float32, out=total)
+    product = (gradient.T @ hidden).float()
+    return product if total is None else total.add_(product)

@@ -1,0 +1,44 @@
+"""At the end of a GPU's memory a step is done again in smaller parts; before it, layers recompute their activations."""
+
+import json
+
+import pytest
+
+from hub import compose
+from hub.launch import launch
+from hub.testing import write_chats
+
+LAYOUT = ("algo=sft", "model=tiny", "model.dtype=float32", "algo.effective_batch_size=256", "algo.max_steps=3", "launch=inline")
+
+
+def train(folder, *more: str):
+    chats = folder.parent / "chats.jsonl"
+    if not chats.is_file():
+        write_chats(chats, num_rows=600)
+    result = launch(compose(*LAYOUT, f"data.path={chats}", "algo.num_epochs=9", f"output_dir={folder}", *more))
+    return result, json.loads((result.run_path / "plan.json").read_text())
+
+
+def test_a_bound_set_too_high_gives_the_same_run_in_smaller_micro_batches(tmp_path):
+    free, plan = train(tmp_path / "free", "algo.max_tokens_per_gpu=1000000", "algo.gradient_checkpointing=none")
+    assert plan["max_tokens_per_gpu"] == 1000000
+    limit = f"launch.gpu_memory_gb={0.5 * free.peak_memory_gb}"
+    short, plan = train(tmp_path / "short", "algo.max_tokens_per_gpu=1000000", "algo.gradient_checkpointing=none", limit)
+    assert plan["max_tokens_per_gpu"] < 1000000
+    assert plan["max_tokens_per_gpu_because"] == "memory ran out above it"
+    assert short.peak_memory_gb < 0.5 * free.peak_memory_gb
+    losses = [[line["loss"] for line in result.metrics] for result in (free, short)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_less_memory_makes_layers_recompute_and_is_kept_to(tmp_path):
+    bound = "algo.max_tokens_per_gpu=30000"
+    free, plan = train(tmp_path / "free", bound)
+    assert plan["layers_recomputed"] == 0, plan
+    limit = 0.75 * free.peak_memory_gb
+    short, plan = train(tmp_path / "short", bound, f"launch.gpu_memory_gb={limit}")
+    assert plan["layers_recomputed"] > 0, plan
+    assert plan["max_tokens_per_gpu"] == 30000, plan
+    assert short.peak_memory_gb < limit, plan
+    losses = [[line["loss"] for line in result.metrics] for result in (free, short)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
