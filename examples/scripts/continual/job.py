@@ -26,7 +26,7 @@ def train(study: Study, method: Method, model: str, data: str, rate: float, seed
     algo, own = method.of_the_hub()
     if torch.cuda.is_available():
         # Room enough for a whole batch of short samples, also beside other runs on the same GPU.
-        own |= {"max_tokens_per_gpu": 16384, "gradient_checkpointing": "none"}
+        own |= {"max_tokens_per_gpu": 8192, "gradient_checkpointing": "none"}
     return run(
         algo, model=model, data=data, learning_rate=rate, seed=seed, num_epochs=method.options.get("epochs", study.epochs),
         effective_batch_size=study.batch, torch_compile="none", mode="inline", output_dir=folder / "runs", log_every_steps=10,
