@@ -178,7 +178,7 @@ def tiny_model(folder: Path, family: str = "llama", seed: int = 0, vocab: int = 
         pad_token_id=tokens.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators as well
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     tokens.save_pretrained(folder)
