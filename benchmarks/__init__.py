@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: `python -m benchmarks.NAME`. Each prints a table; ratios come from one run."""
+"""Measurements that anyone can repeat: `python -m benchmarks`, `python -m benchmarks.NAME`. See README.md in this folder."""

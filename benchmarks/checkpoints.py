@@ -8,7 +8,6 @@ python -m benchmarks.checkpoints --processes 2 --strategy fsdp --every 10 --json
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,20 +17,11 @@ from pathlib import Path
 import psutil
 
 from benchmarks.checkpoint_probe import FILE
+from benchmarks.plugin import as_plugin
 from benchmarks.shapes import SHAPES, made
 from hub.run import read_metrics
 
 WAYS = {"none": "no checkpoints", "beside": "written beside training", "waiting": "training waits"}
-
-
-def as_plugin(folder: Path) -> dict[str, str]:
-    """The environment in which the hub finds the probe."""
-    info = folder / "hub_benchmark_probe-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hub-benchmark-probe\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[hub]\nprobe = benchmarks.checkpoint_probe\n", encoding="utf-8")
-    paths = [str(folder), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def measured(
@@ -107,7 +97,7 @@ def main() -> None:
     Path("runs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir="runs", prefix="benchmark-checkpoints-") as name:
         folder = Path(name).absolute()
-        environment = as_plugin(folder)
+        environment = as_plugin(folder, "benchmarks.checkpoint_probe")
         rows = {way: measured(command, environment, way, folder, asked.every, asked.saves) for way in WAYS}
         resumed = killed_and_resumed(command, folder, asked.every)
         size = sum(file.stat().st_size for file in (folder / "beside/latest/checkpoints").rglob("*") if file.is_file())

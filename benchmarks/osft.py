@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import hub
+from benchmarks.peers import mini_trainer
+from benchmarks.runner import speed
 from benchmarks.shapes import SHAPES, made
-from hub.run import read_metrics
 
 WAYS = ("sft", "osft cold", "osft", "mini_trainer")
 """`osft cold` finds the directions, and takes two steps; `osft` reads them from the cache."""
 
 RATIO = {"8b": 0.25}
 DEFAULT_RATIO = 0.3
-MAX_TOKENS = 8192
+MAX_TOKENS = mini_trainer.MAX_TOKENS
 BATCH = {"tiny": 8}
 """Samples of a step; else as many as make four micro-batches."""
 
@@ -67,17 +68,9 @@ def ours(way: str, shape: str, model: Path, steps: int, folder: Path, memory: fl
 
 def peer(shape: str, model: Path, folder: Path) -> dict[str, Any]:
     """mini_trainer's OSFT on the same samples."""
-    spec = find_spec("mini_trainer")
-    assert spec is not None
-    assert spec.origin is not None
-    data = tokens(model, folder / "tokens.jsonl")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1",
-        str(Path(spec.origin).with_name("train.py")), f"--model-name-or-path={model}", f"--data-path={data}",
-        f"--batch-size={PEER_BATCH}", f"--max-tokens-per-gpu={MAX_TOKENS}", "--learning-rate=1e-5",
-        f"--output-dir={folder / 'peer'}", "--training-mode=step", f"--max-steps={PEER_STEPS}", "--lr-scheduler=constant",
-        "--train-dtype=float32", "--seed=42", "--osft", f"--osft-unfreeze-rank-ratio={RATIO.get(shape, DEFAULT_RATIO)}",
-    ]  # fmt: skip
+    rows = tokens(model, folder / "tokens.jsonl")
+    command = [sys.executable, *mini_trainer.options(model, rows, folder / "peer", batch=PEER_BATCH, steps=PEER_STEPS)]
+    command += ["--osft", f"--osft-unfreeze-rank-ratio={RATIO.get(shape, DEFAULT_RATIO)}"]
     (folder / "peer").mkdir(parents=True)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     marks: dict[str, float] = {}
@@ -89,15 +82,12 @@ def peer(shape: str, model: Path, folder: Path) -> dict[str, Any]:
             if words in line:
                 marks.setdefault(name, time.monotonic())
     if child.wait():
-        raise SystemExit(f"mini_trainer ended with exit code {child.returncode}")
-    steps = [line for file in (folder / "peer").glob("training_metrics_*.jsonl") for line in read_metrics(file)]
-    steps = [line for line in steps if "time_per_batch" in line]
-    later = steps[len(steps) // 2 :]
-    speeds = [line["num_total_tokens"] / line["time_per_batch"] for line in later]
+        return {"failure": f"mini_trainer ended with exit code {child.returncode}"}
+    steps = mini_trainer.steps(folder / "peer")
     return {
         "set_up_seconds": round(marks["end"] - marks["begin"], 2) if len(marks) == len(MARKS) else None,
-        "tokens_per_second": statistics.median(speeds),
-        "peak_gb": round(max(line["peak_memory_usage_GB"] for line in later) * 1e9 / 2**30, 3),
+        "tokens_per_second": speed(steps),
+        "peak_gb": round(max(step.peak_bytes or 0 for step in steps) / 2**30, 3),
     }
 
 
@@ -154,7 +144,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     cold = rows.get("osft cold", {}).get("set_up_seconds")
     for way, row in rows.items():
-        if way == "osft cold":
+        if way == "osft cold" or "failure" in row:
             continue
         set_up = {"sft": (None, None), "osft": (cold, row["set_up_seconds"] if cold else None)}
         first, again = set_up.get(way, (row["set_up_seconds"], None))

@@ -178,9 +178,10 @@ class _Memory:
         return Need(recomputed if self.recompute == "all" else kept, recomputed, len(self.layers))
 
     def _samples(self, most: int) -> list[Sample]:
-        """Some of the run's own samples: as many as a usual micro-batch has, and no more tokens than are sure to fit."""
+        """Some of the run's own samples: as many as a micro-batch has, and no more tokens than are sure to fit."""
+        most = min(self.asked or ENOUGH_TOKENS, MOST_TOKENS, most)
         chosen: list[Sample] = []
         for sample in self.setup.data.train:
-            if sum(map(len, chosen)) + len(sample) <= min(ENOUGH_TOKENS, most):
+            if sum(map(len, chosen)) + len(sample) <= most:
                 chosen.append(sample)
         return chosen or [min(self.setup.data.train, key=len)]

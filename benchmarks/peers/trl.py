@@ -1,0 +1,97 @@
+"""TRL's SFTTrainer with flash-attn 2 and Liger where they are installed; several GPUs by accelerate's FSDP2.
+
+`trl` keeps its default of recomputing all activations. `trl_tuned` keeps activations; where memory is what counts, it moves
+what is kept to the host.
+"""
+
+import os
+import sys
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import LORA_ALPHA, LORA_RANK, Peer, Task, step_log
+
+FSDP = (
+    "--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
+    "--fsdp_transformer_layer_cls_to_wrap", "LlamaDecoderLayer", "--fsdp_reshard_after_forward", "true",
+    "--fsdp_state_dict_type", "SHARDED_STATE_DICT", "--fsdp_cpu_ram_efficient_loading", "true",
+    "--mixed_precision", "bf16",
+)  # fmt: skip
+
+
+def refuses(kind: str, gpus: int) -> str | None:
+    return "4-bit weights are not shared out here" if gpus > 1 and kind == "qlora" else None
+
+
+def command(task: Task, folder: Path) -> list[str]:
+    words = ["-m", "benchmarks.peers.trl", str(folder)]
+    if task.gpus == 1:
+        return words
+    checkpointing = ["--fsdp_activation_checkpointing", str(task.way == "trl").lower()]
+    processes = ["--num_processes", str(task.gpus), "--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0"]
+    return ["-m", "accelerate.commands.launch", *FSDP, *checkpointing, *processes, *words]
+
+
+def main(folder: Path) -> None:
+    """The side that trains."""
+    task = Task.read(folder)
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from trl import SFTConfig, SFTTrainer
+
+    from benchmarks.peers import trainer
+
+    cuda = torch.cuda.is_available()
+    attention = "flash_attention_2" if cuda and find_spec("flash_attn") else "sdpa"
+    liger = cuda and find_spec("liger_kernel") is not None
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    recomputed = task.way == "trl"
+    offloaded = not recomputed and task.least_memory and cuda
+    # With FSDP it is accelerate that recomputes.
+    asked = {"gradient_checkpointing": (recomputed or offloaded) and task.gpus == 1, "activation_offloading": offloaded}
+    # Before the model: it joins the group of processes, which decides where weights are loaded.
+    args = SFTConfig(**trainer.options(task, folder, task.micro_rows), **asked, use_liger_kernel=liger)
+    load: dict[str, Any] = {"quantization_config": four_bit} if task.kind == "qlora" else {}
+    if task.gpus == 1 and cuda:
+        load["device_map"] = {"": 0}
+    model = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.bfloat16, attn_implementation=attention, **load)
+    model.config.use_cache = False
+    adapters = None
+    if task.kind != "full":
+        adapters = LoraConfig(
+            task_type="CAUSAL_LM", r=LORA_RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules="all-linear"
+        )
+    made = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=trainer.dataset(task, with_labels=True),
+        processing_class=AutoTokenizer.from_pretrained(task.model),
+        peft_config=adapters,
+    )
+    words = ["layers recomputed" if recomputed or offloaded else "activations kept"]
+    words += ["activations on the host"] if offloaded else []
+    words += ["flash-attn 2" if attention != "sdpa" else "sdpa", *(["Liger"] if liger else [])]
+    if task.kind == "full":
+        words.append("fp32 weights" if task.gpus > 1 else "bf16 weights and moments")
+    if task.gpus > 1:
+        words.append("FSDP2" if made.is_fsdp_enabled else "DDP")
+    trainer.train(made, task, folder, trainer.in_words(task, task.micro_rows, *words))
+
+
+_peer = partial(
+    Peer, needs="trl", environment="trl", command=command, refuses=refuses, steps=step_log.steps, about=step_log.about
+)
+WAYS = {"trl": _peer(title="TRL"), "trl_tuned": _peer(title="TRL, tuned")}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # what was measured is written; tearing the GPU's state down takes seconds

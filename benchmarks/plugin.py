@@ -1,0 +1,19 @@
+"""Lets the hub find a module here as a plugin, in the runs of a benchmark only."""
+
+import os
+from pathlib import Path
+
+
+def as_plugin(folder: Path, module: str) -> dict[str, str]:
+    """The environment in which the hub finds it.
+
+    Args:
+        folder: receives what an installed distribution would have.
+        module: with the hooks, e.g. `benchmarks.step_probe`.
+    """
+    info = folder / "hub_benchmark_probe-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hub-benchmark-probe\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[hub]\nprobe = {module}\n", encoding="utf-8")
+    paths = [str(folder), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -1,0 +1,58 @@
+"""A plugin for the hub's runs in `python -m benchmarks`: notes when each step ended, and profiles two of them if asked to.
+
+`HUB_BENCHMARK_PROFILE=5:7` profiles what comes after step 5 up to the end of step 7: `trace.json` and `profile.json` beside the
+run folder.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.peers.step_log import StepLog
+from hub import Run, RunConfig, hookimpl
+
+PROFILE = "HUB_BENCHMARK_PROFILE"
+
+_open: list[tuple[Any, float, list[int]]] = []
+"""The profiler that is at work, when it began, and the tokens of the steps since."""
+
+
+@hookimpl
+def hub_run_start(cfg: RunConfig, run: Run) -> None:
+    StepLog(run.path.parent).begin()
+
+
+@hookimpl
+def hub_log(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+    folder, tokens = run.path.parent, int(metrics["num_tokens"])
+    first, _, last = os.environ.get(PROFILE, "").partition(":")
+    for _, _, counts in _open:
+        counts.append(tokens)
+    if last == str(step):
+        _finish(folder)
+    StepLog(folder).end(step, tokens, metrics["loss"])
+    if first == str(step):
+        _begin()
+
+
+def _begin() -> None:
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    profiler = profile(activities=[ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU])
+    profiler.start()
+    _open.append((profiler, time.perf_counter(), []))
+
+
+def _finish(folder: Any) -> None:
+    import torch
+
+    profiler, begun, counts = _open.pop()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begun
+    profiler.stop()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    (folder / "profile.json").write_text(json.dumps({"seconds": seconds, "tokens": counts}), encoding="utf-8")

@@ -1,0 +1,85 @@
+"""The table of `python -m benchmarks`, and what a GPU could do at most."""
+
+import shutil
+import subprocess
+from typing import Any
+
+from benchmarks.runner import Row
+from benchmarks.shapes import num_multiplied
+from benchmarks.works import WORKS
+
+PEAK = {
+    "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
+    "NVIDIA H100 PCIe": (756e12, 2.0e12),
+    "NVIDIA H200": (989e12, 4.8e12),
+    "NVIDIA A100-SXM4-80GB": (312e12, 2.039e12),
+    "NVIDIA A100-SXM4-40GB": (312e12, 1.555e12),
+}
+"""From NVIDIA's data sheets: dense bfloat16 operations per second, bytes per second from memory."""
+
+HEAD = ("work", "who", "tokens/s", "ratio", "peak GiB", "of peak", "first step, s", "how")
+CONVENTION = (
+    "tokens/s: without padding, the median over the later half of the steps. ratio: to the fastest peer of the same work. "
+    "peak GiB: allocated by torch, of one GPU. of peak: 4N operations per token for LoRA and QLoRA, 6N for full "
+    "fine-tuning (N: weights without the embedding, with the output layer; attention and recomputation are not counted), over "
+    "the GPUs' dense bfloat16 peak. first step: seconds from the start of the process to the end of its first step."
+)
+
+
+def gpu_name() -> str | None:
+    """Of the first GPU; None without any."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return said.stdout.splitlines()[0].strip() if said.returncode == 0 and said.stdout.strip() else None
+
+
+def share_of_peak(row: Row, shape: str, gpu: str | None, gpus: int) -> float | None:
+    """Operations per second over what the GPUs could do. None: unknown GPU, no figure, or rows so long that attention rules."""
+    work = WORKS[row.work]
+    if row.tokens_per_second is None or gpu not in PEAK or work.search:
+        return None
+    return row.tokens_per_second * work.flops * num_multiplied(shape) / (PEAK[gpu][0] * gpus)
+
+
+def ratio(row: Row, rows: list[Row]) -> float | None:
+    """Of tokens/s, or of the longest row where that is looked for, to the best peer of the same work or of its yardstick."""
+    work = WORKS[row.work]
+    yardsticks = {row.work, work.compared_with}
+    peers = [figure(other) for other in rows if other.work in yardsticks and other.way != "ours" and figure(other)]
+    mine = figure(row)
+    return mine / max(peers) if mine and peers else None
+
+
+def figure(row: Row) -> float:
+    """What the works are about: the longest row that fits, or speed. 0: there is none."""
+    return float((row.longest if WORKS[row.work].search else row.tokens_per_second) or 0)
+
+
+def cells(row: Row, shape: str, gpu: str | None, gpus: int, rows: list[Row] | None = None) -> list[str]:
+    """A row in words. Without the others there is no ratio."""
+    share, to_best = share_of_peak(row, shape, gpu, gpus), ratio(row, rows) if rows else None
+    how = [f"**{row.longest:,} tokens**"] if row.longest else []
+    how += [row.about.get("how", ""), row.failure]
+    return [
+        row.work,
+        row.title,
+        f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "",
+        f"{to_best:.2f}" if to_best else "",
+        f"{row.peak_gib:.1f}" if row.peak_gib else "",
+        f"{share:.1%}" if share else "",
+        f"{row.first_step_seconds:.0f}" if row.first_step_seconds else "",
+        "; ".join(filter(None, how)),
+    ]
+
+
+def line(words: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(words)} |"
+
+
+def markdown(lines: list[list[str]], machine: dict[str, Any], versions: dict[str, dict[str, str]]) -> str:
+    """The whole table, with what it was measured on and the command that repeats it."""
+    told = [f"{machine['gpus']} x {machine['gpu'] or 'CPU'}, {machine['date']}: `{machine['command']}`"]
+    told += [f"{title}: {', '.join(f'{name} {number}' for name, number in found.items())}" for title, found in versions.items()]
+    return "\n".join([line(HEAD), line(["---"] * len(HEAD)), *map(line, lines), "", CONVENTION, "", *told]) + "\n"
