@@ -8,6 +8,7 @@ attention is quadratic in the length of a sample.
 
 import heapq
 import random
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,10 @@ from hub.data.mix import Mix
 
 MOST_IMBALANCE = 1.05
 """Cost of the busiest rank over the mean, up to which fewer micro-batches are worth it."""
+
+
+EVEN_ENOUGH = 1.003
+"""Cost of the dearest micro-batch over the mean, from which on they are not made more even."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.
         if tight is not None and _imbalance(parts := _deal(tight, costs, world), costs) <= MOST_IMBALANCE:
             return parts
         per_rank += 1
+    _level(bins, lengths, costs, max_tokens)
     return _deal(bins, costs, world)
 
 
@@ -172,6 +178,47 @@ def _fill(
         for entry in [*passed_over, (cost + costs[i], number)]:
             heapq.heappush(heap, entry)
     return bins
+
+
+def _level(bins: list[list[int]], lengths: Sequence[int], costs: Sequence[float], max_tokens: int) -> None:
+    """Make bins more even: as long as it helps, the dearest one gives a sample to a cheaper one, for another or for nothing."""
+    totals = [sum(costs[i] for i in positions) for positions in bins]
+    tokens = [sum(lengths[i] for i in positions) for positions in bins]
+    mean = sum(totals) / len(totals)
+    for _ in range(4 * len(bins)):
+        high = max(range(len(bins)), key=totals.__getitem__)
+        if totals[high] <= EVEN_ENOUGH * mean:
+            return
+        for low in sorted(range(len(bins)), key=totals.__getitem__):
+            if found := _best_exchange(
+                bins[high], bins[low], totals[high] - totals[low], lengths, costs, max_tokens - tokens[low]
+            ):
+                break
+        else:
+            return
+        given, taken = found
+        for source, target, moved in ((high, low, given), (low, high, taken)):
+            if moved is not None:
+                bins[source].remove(moved)
+                bins[target].append(moved)
+                totals[source], totals[target] = totals[source] - costs[moved], totals[target] + costs[moved]
+                tokens[source], tokens[target] = tokens[source] - lengths[moved], tokens[target] + lengths[moved]
+
+
+def _best_exchange(
+    dear: list[int], cheap: list[int], gap: float, lengths: Sequence[int], costs: Sequence[float], room: int
+) -> tuple[int, int | None] | None:
+    """What to give from the dear bin to the cheap one, and what to take for it, so that their costs come closest."""
+    offers = sorted([(0.0, -1), *((costs[i], i) for i in cheap)])
+    best: tuple[float, int, int] | None = None
+    for i in dear:
+        near = bisect_left(offers, (costs[i] - gap / 2, -1))
+        for cost, j in offers[max(0, near - 1) : near + 1]:
+            moved, fits = costs[i] - cost, lengths[i] - (lengths[j] if j >= 0 else 0) <= room
+            distance = abs(moved - gap / 2)
+            if fits and 0 < moved < gap and (best is None or distance < best[0]):
+                best = (distance, i, j)
+    return (best[1], best[2] if best[2] >= 0 else None) if best else None
 
 
 def _fill_up(order: Sequence[int], lengths: Sequence[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:

@@ -91,3 +91,13 @@ def test_number_of_steps(samples, batch, epochs, most, expected):
 
 def test_a_step_can_be_cut_into_more_micro_batches_than_it_needs():
     assert [len(part) for part in split([5, 5, 5, 5, 5, 5, 5, 5], 2, 1000, least=3)] == [3, 3]
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_micro_batches_of_real_lengths_are_filled_alike(world):
+    rng = random.Random(5)
+    for _ in range(20):
+        lengths = [min(4000, int(rng.lognormvariate(6, 0.9))) for _ in range(128)]
+        parts = split(lengths, world, 8192, ratio=1e-5)
+        tokens = [sum(lengths[i] for i in micro) for part in parts for micro in part]
+        assert sum(tokens) >= 0.97 * max(tokens) * len(tokens)
