@@ -1,14 +1,18 @@
 """Algorithm and Backend: the two things that a plugin offers to the hub."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from hub.config import AlgoConfig
+from hub.config import AlgoConfig, RunConfig
 
 
 def _always() -> str | None:
     return None
+
+
+def _anything(cfg: RunConfig) -> Iterable[str]:
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,10 @@ class Backend:
 
     available: Callable[[], str | None] = _always
     """Returns None when the backend can run here, else the reason why not. Must not import anything heavy."""
+
+    problems: Callable[[RunConfig], Iterable[str]] = _anything
+    """A line for each option that this backend can't do, with what to type. Called when it is the one that will run; must not
+    import anything heavy."""
 
     def obstacle(self) -> str | None:
         """Why this backend can't run in this interpreter, with what to type; None when it can."""

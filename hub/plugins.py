@@ -38,6 +38,9 @@ ONLY = "HUB_PLUGINS"
 OWN = {"sft": "hub-sft", "lora_sft": "hub-lora-sft", "qlora_sft": "hub-lora-sft", "osft": "hub-osft"}
 """The hub's own algorithms, and the distributions that bring them."""
 
+OWN_BACKENDS = {("lora_sft", "unsloth"): "hub-unsloth"}
+"""Backends of the hub's own that come in a distribution apart from their algorithm."""
+
 HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "trl", "accelerate"}
 
 
@@ -116,11 +119,9 @@ class Registry:
         """The line for an algorithm of the hub's own whose plugin is missing; None for any other."""
         if name in self.algorithms or name not in OWN:
             return None
-        try:
-            distribution(OWN[name])
-        except PackageNotFoundError:
-            return f"algo={name}: its plugin {OWN[name]} is not installed. Type pip install {OWN[name]}"
-        return None
+        if _is_installed(OWN[name]):
+            return None
+        return f"algo={name}: its plugin {OWN[name]} is not installed. Type pip install {OWN[name]}"
 
     def left_out(self) -> str:
         """Sentences on what is installed but not loaded, each after a space; empty when nothing is."""
@@ -151,6 +152,11 @@ class Registry:
         offered = self.backends.get(algorithm.name, {})
         if config.backend != AUTO:
             if config.backend not in offered:
+                missing = OWN_BACKENDS.get((algorithm.name, config.backend))
+                if missing and not _is_installed(missing):
+                    raise PluginError(
+                        f"algo.backend={config.backend}: its plugin {missing} is not installed. Type pip install {missing}"
+                    )
                 names = ", ".join([AUTO, *sorted(offered)])
                 raise PluginError(
                     f"algo.backend={config.backend}: {algorithm.name} has no such backend. Allowed: {names}."
@@ -301,3 +307,11 @@ def _distribution(point: EntryPoint) -> str:
 
 def _source(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "of an unknown distribution"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -44,6 +44,7 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend]:
     if type(cfg.algo) is not AlgoConfig:
         try:
             backend, _ = registry().backend(cfg.algo, check_needs)
+            errors += [ConfigError(line) for line in backend.problems(cfg)] if all(checked.values()) else []
             cfg = replace(cfg, algo=replace(cfg.algo, backend=backend.name))
         except PluginError as error:
             errors.append(error)

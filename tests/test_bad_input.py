@@ -45,7 +45,7 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("algo.target_modules=q_proj", "algo.target_modules=q_proj is not allowed. Allowed: auto, attention, mlp,"),
         ("algo.target_modules=[]", "algo.target_modules=[] is not allowed."),
         ("algo.use_dora=true algo.init=pissa", "algo.use_dora and algo.init=pissa can't be combined"),
-        ("algo.backend=unslot", "algo.backend=unslot: lora_sft has no such backend. Allowed: auto, native."),
+        ("algo.backend=unslot", "algo.backend=unslot: lora_sft has no such backend. Allowed: auto, native, unsloth. Did"),
         ("algo=sft model=llama3_8b_bnb_4bit", "algo=sft can't train the bnb-4bit weights of"),
         ("model=llama3_8b_bnb_4bit algo=qlora_sft", "model.path=unsloth/llama-3-8b-Instruct-bnb-4bit is stored as"),
         ("model.path=./nowhere", "model.path=./nowhere: there is no such folder"),

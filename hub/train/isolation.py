@@ -5,23 +5,33 @@ model's attention (or convolution, or recurrence) listens to them is measured he
 changed, and the second one's logits must stay as they were, and be those that it has alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from hub.data.prepare import Sample
-from hub.train.collate import pack
+from hub.train.collate import MicroBatch, pack
 from hub.train.kernels import UnsuitedError
 from hub.train.loss import model_inputs
 
 TOLERANCE = 0.1
 """Largest share of a full leak's effect that passes as rounding. bfloat16 rounds to about 0.03, float32 to 1e-5."""
 
+Inputs = Callable[[Any, MicroBatch], dict[str, Any]]
+
 
 @torch.no_grad()
-def leak(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype) -> float:
+def leak(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs) -> float:
     """How much packing changes a sample's logits, as a share of what its neighbour does when it is seen in full.
+
+    Args:
+        model: any causal language model.
+        vocab_size: tokens are drawn below it.
+        device: where the model is.
+        dtype: of the arithmetic.
+        inputs: the keywords of its forward for a micro-batch.
 
     Returns:
         The larger of two root mean squares (neighbour changed; packed against alone) over that of two samples run as one
@@ -38,7 +48,7 @@ def leak(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype) 
     def logits(*samples: Sample) -> torch.Tensor:
         batch = pack(samples).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = model(**model_inputs(model, batch)).logits
+            output = model(**inputs(model, batch)).logits
         return output[0, -len(second) :].double()
 
     was_training = model.training
@@ -56,9 +66,11 @@ def leak(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype) 
     return max(size(packed - changed), size(packed - alone)) / max(size(seen - alone), 1e-30)
 
 
-def can_pack(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+def can_pack(
+    model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs
+) -> tuple[bool, str]:
     """Whether packing is safe for this model, and the reason in words."""
-    found = leak(model, vocab_size, device, dtype)
+    found = leak(model, vocab_size, device, dtype, inputs)
     words = f"measured leak {found:.1e}, allowed {TOLERANCE:.0e}"
     if found <= TOLERANCE:
         return True, f"packed samples do not see each other ({words})"

@@ -25,8 +25,10 @@ from hub.train.budget import (
 from hub.train.collate import MicroBatch, pack, pad, weightless
 from hub.train.distributed import max_over_ranks
 from hub.train.fast import choose_attention, choose_compile, choose_head
+from hub.train.isolation import can_pack
 from hub.train.kernels import compile_layers, fused_head, hidden_states_in, layers_of, recompute
 from hub.train.loss import causal_lm_loss
+from hub.train.own_kernels import OwnKernels
 from hub.train.setup import Setup
 
 
@@ -59,7 +61,13 @@ class Layout:
         return replace(self, max_tokens=smaller) if smaller < self.max_tokens else None
 
 
-def choose_layout(setup: Setup, model: Any, loss: Callable[[Any, MicroBatch], torch.Tensor], num_parameters: int) -> Layout:
+def choose_layout(
+    setup: Setup,
+    model: Any,
+    loss: Callable[[Any, MicroBatch], torch.Tensor],
+    num_parameters: int,
+    own: OwnKernels | None = None,
+) -> Layout:
     """Decide how steps are cut and which kernels run on this machine, say why, and set the model up for it.
 
     Args:
@@ -67,25 +75,32 @@ def choose_layout(setup: Setup, model: Any, loss: Callable[[Any, MicroBatch], to
         model: ready to train; passes forward work.
         loss: of a micro-batch.
         num_parameters: of the model.
+        own: what the model's library has put into it; the hub puts in nothing then.
     """
     cfg, run, session, tokenizer = setup.cfg, setup.run, setup.session, setup.tokenizer
     dtype, device = session.compute_dtype, session.device
     config = model.config.get_text_config()
-    packed, packed_because, attention = choose_attention(model, config.vocab_size, device, dtype)
+    if own is not None:
+        attention = own.attention
+        packed, packed_because = can_pack(model, config.vocab_size, device, dtype, own.inputs)
+    else:
+        packed, packed_because, attention = choose_attention(model, config.vocab_size, device, dtype)
     fused, fused_because = False, "the loss is the algorithm's own"
     if loss is causal_lm_loss:
         fused, fused_because = choose_head(model, config.vocab_size, device, dtype, packed)
-    if device.type == "cuda" and dtype != torch.float32:
+    if own is None and device.type == "cuda" and dtype != torch.float32:
         hidden_states_in(model, dtype)
     layers = layers_of(model)
-    num_tokens = expected_tokens(setup)
-    compiled, compiled_because = choose_compile(cfg.algo.torch_compile, num_parameters, num_tokens, device)
+    compiled, compiled_because = False, f"{own.library} compiles what it wants to" if own is not None else ""
+    if own is None:
+        num_tokens = expected_tokens(setup)
+        compiled, compiled_because = choose_compile(cfg.algo.torch_compile, num_parameters, num_tokens, device)
     if compiled:
         compile_layers(layers)
         if head := fused_head(model):
             head.compiled = True
         run.say("layers are compiled: the first steps take longer")
-    memory = _Memory(setup, model, layers, loss, packed, attention)
+    memory = _Memory(setup, model, layers, loss, packed, attention, own)
     bound, recomputed, bound_because = memory.choose()
     if not packed:
         run.say(f"samples are padded, not packed: {packed_because}")
@@ -117,9 +132,16 @@ class _Memory:
     """The bound of a micro-batch and the layers that recompute their activations, by what is free on every rank."""
 
     def __init__(
-        self, setup: Setup, model: Any, layers: list[torch.nn.Module], loss: Any, packed: bool, attention: str
+        self,
+        setup: Setup,
+        model: Any,
+        layers: list[torch.nn.Module],
+        loss: Any,
+        packed: bool,
+        attention: str,
+        own: OwnKernels | None,
     ) -> None:
-        self.setup, self.model, self.layers, self.loss, self.packed = setup, model, layers, loss, packed
+        self.setup, self.model, self.layers, self.loss, self.packed, self.own = setup, model, layers, loss, packed, own
         self.asked = asked_bound(setup.cfg.algo, setup.data.longest)
         self.recompute = setup.cfg.algo.gradient_checkpointing
         self.most = MOST_TOKENS if attention == "variable-length" else MASK_TOKENS
@@ -129,12 +151,10 @@ class _Memory:
         """The bound, the number of layers that recompute, and why. The layers are set up for it."""
         longest = self.setup.data.longest
         if self.device.type != "cuda":
-            num = len(self.layers) if self.recompute == "all" else 0
-            recompute(self.layers[:num])
+            num = self._recompute(len(self.layers) if self.recompute == "all" else 0)
             return self.asked or max(longest, CPU_TOKENS), num, "asked for" if self.asked else "enough to keep the CPU busy"
-        if self.asked and self.recompute != AUTO:
-            num = len(self.layers) if self.recompute == "all" else 0
-            recompute(self.layers[:num])
+        if self.asked and (self.recompute != AUTO or self.own is not None):
+            num = self._recompute(len(self.layers) if self.recompute == "all" else 0)
             return self.asked, num, "asked for"
         strategy = self.setup.session.strategy
         shares, repeatable = strategy.shares_of_state(self.setup.session.group.world), self.setup.cfg.algo.deterministic
@@ -144,8 +164,15 @@ class _Memory:
         found = choose_bound(need, room, self.asked or longest, self.asked or self.most)
         bound, num = found or (self.asked or longest, len(self.layers))
         bound, num = int(-max_over_ranks(-bound)), int(max_over_ranks(num))
+        because = "asked for" if self.asked else in_words(need, room, num)
+        return bound, self._recompute(num), because
+
+    def _recompute(self, num: int) -> int:
+        """Let so many layers recompute their activations, if that is for the hub to say. Returns how many do."""
+        if self.own is not None:
+            return len(self.layers) if self.own.recomputes else 0
         recompute(self.layers[:num])
-        return bound, num, "asked for" if self.asked else in_words(need, room, num)
+        return num
 
     def _measure(self, room: float) -> Need:
         """What a token takes with all activations kept, and with all recomputed; by estimate where a pass would be unsafe."""
@@ -153,10 +180,12 @@ class _Memory:
         estimated = self.setup.session.strategy.has_engine or self.setup.cfg.algo.deterministic
         config = self.model.config
         kept, recomputed = (hidden_bytes(config, checkpointed) for checkpointed in (False, True))
+        if self.own is not None:
+            kept = recomputed = hidden_bytes(config, self.own.recomputes)
         samples = self._samples(int(room / kept))
         tokens = sum(len(sample) for sample in samples)
         if estimated or not self.layers or max_over_ranks(float(recomputed * tokens > room)):
-            return Need(kept, recomputed, len(self.layers))
+            return Need(kept, recomputed, len(self.layers) if self.own is None else 0)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         batch = (pack(samples) if self.packed else pad(samples, 0)).to(self.device)
 
@@ -166,6 +195,9 @@ class _Memory:
             found.backward()
             return int(batch.input_ids.numel())
 
+        if self.own is not None:
+            as_it_is = measured_bytes(run_pass, parameters, self.device)
+            return Need(as_it_is, as_it_is, 0)
         keeps = self.recompute != "all" and not max_over_ranks(float(kept * tokens > room))
         if keeps:
             kept = measured_bytes(run_pass, parameters, self.device)

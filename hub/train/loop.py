@@ -25,6 +25,7 @@ from hub.train.layout import choose_layout
 from hub.train.loss import causal_lm_loss
 from hub.train.meters import Meter, SpikeMeter, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
+from hub.train.own_kernels import OwnKernels
 from hub.train.progress import ProgressLine
 from hub.train.resume import check_disk, resume
 from hub.train.save import Saved
@@ -44,7 +45,15 @@ NUM_RECENT = 10
 """Logged steps over which a run's training loss is averaged."""
 
 
-def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss, coordinates: Coordinates | None = None) -> Outcome:
+def fit(
+    setup: Setup,
+    model: Any,
+    save: Save,
+    loss: Loss = causal_lm_loss,
+    coordinates: Coordinates | None = None,
+    *,
+    own_kernels: OwnKernels | None = None,
+) -> Outcome:
     """Train a model to the end of the run, or to the signal that stops it.
 
     Args:
@@ -55,6 +64,7 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss, coord
             thread while the model trains, so it must not change the model, nor read what training changes.
         loss: sum of a micro-batch's losses over its loss tokens.
         coordinates: how the model's weights follow from what trains. None: they are what trains.
+        own_kernels: what the model's library has put into it, so that the hub puts in nothing of its own. None: the hub does.
 
     Returns:
         What was reached. Equal on all ranks.
@@ -67,13 +77,13 @@ def fit(setup: Setup, model: Any, save: Save, loss: Loss = causal_lm_loss, coord
         return verify(setup, model, loss)
     if coordinates is not None:
         setup.session.strategy.coordinates = coordinates
-    return _Fit(setup, model, save, loss).run_to_end()
+    return _Fit(setup, model, save, loss, own_kernels).run_to_end()
 
 
 class _Fit:
     """The state of one training run in one process."""
 
-    def __init__(self, setup: Setup, model: Any, save: Save, loss: Loss) -> None:
+    def __init__(self, setup: Setup, model: Any, save: Save, loss: Loss, own_kernels: OwnKernels | None) -> None:
         self.setup, self.model, self.save, self.loss = setup, model, save, loss
         self.cfg, self.run, self.session, self.data = setup.cfg, setup.run, setup.session, setup.data
         self.algo = setup.cfg.algo
@@ -94,7 +104,7 @@ class _Fit:
         self.num_trained, self.num_parameters = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
         check_disk(setup, model)
         self.engine = self.session.strategy.start(model, self.optimizer)
-        self.layout = choose_layout(setup, model, loss, self.num_parameters)
+        self.layout = choose_layout(setup, model, loss, self.num_parameters, own_kernels)
         self._announce()
         self._saves = self.algo.save_every_steps is not None or self.algo.save_every_epochs is not None
         self.writer = CheckpointWriter(

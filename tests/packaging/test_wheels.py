@@ -21,6 +21,7 @@ PROJECTS = {
     "hub_sft": ROOT / "plugins" / "sft",
     "hub_lora_sft": ROOT / "plugins" / "lora_sft",
     "hub_osft": ROOT / "plugins" / "osft",
+    "hub_unsloth": ROOT / "plugins" / "unsloth",
     "hub_example": EXAMPLE,
 }
 
@@ -105,6 +106,7 @@ def test_the_command_line_answers_from_an_empty_folder(python, tmp_path):
         "sft  hub-sft 0.1.0  (hub_sft)",
         "lora_sft  hub-lora-sft 0.1.0",
         "osft  hub-osft 0.1.0",
+        "backend unsloth of lora_sft (priority -10): not installed: unsloth, unsloth_zoo. Type: pip install",
     ):
         assert line in listed
     assert "left out" not in listed

@@ -1,0 +1,24 @@
+"""Unsloth as a second backend of `lora_sft`: its kernels and its checkpointing, the hub's loop."""
+
+from collections.abc import Iterable
+
+from hub import Backend, hookimpl
+from hub_unsloth.environment import INSTALL, obstacle
+from hub_unsloth.limits import problems
+
+
+@hookimpl
+def hub_backends() -> Iterable[Backend]:
+    return [
+        Backend(
+            name="unsloth",
+            algorithm="lora_sft",
+            train="hub_unsloth.train:train",
+            needs=("torch", "transformers", "accelerate", "peft", "unsloth", "unsloth_zoo"),
+            install=INSTALL,
+            # Below the native backend, which was measured to be faster (README.md).
+            priority=-10,
+            available=obstacle,
+            problems=problems,
+        )
+    ]

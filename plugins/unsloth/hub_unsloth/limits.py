@@ -1,0 +1,37 @@
+"""What the native backend can do and this one can't: refused before anything is started, one line each."""
+
+from collections.abc import Iterator
+
+from hub import RunConfig
+from hub.options import AUTO
+
+NATIVE = "or algo.backend=native"
+INITS = ("default", "gaussian", "orthogonal")
+"""Starts of the adapters that leave the frozen weights as they are. After the others Unsloth restores the frozen weights in a
+way of its own when an adapter is loaded, so that plain PEFT would load another model."""
+
+
+def problems(cfg: RunConfig) -> Iterator[str]:
+    """A line for each option that Unsloth can't do, with what to type."""
+    algo, launch = cfg.algo, cfg.launch
+    if cfg.task == "verify":
+        yield "algo.backend=unsloth can't be verified: its kernels do not run in float32. Type algo.backend=native"
+    elif cfg.model.dtype == "float32":
+        yield f"model.dtype=float32: Unsloth's kernels are for bfloat16. Type model.dtype=bfloat16 {NATIVE}"
+    if launch.strategy not in (AUTO, "ddp"):
+        yield f"launch.strategy={launch.strategy} is not for algo.backend=unsloth. Type launch.strategy=ddp {NATIVE}"
+    if launch.cpu_offload:
+        yield f"launch.cpu_offload is not for algo.backend=unsloth. Leave it out, {NATIVE}"
+    if algo.torch_compile != AUTO:
+        yield (
+            f"algo.torch_compile={algo.torch_compile}: Unsloth decides by itself what is compiled. "
+            f"Type algo.torch_compile=auto {NATIVE}"
+        )
+    if algo.deterministic:
+        yield f"algo.deterministic can't be promised for Unsloth's kernels. Type algo.deterministic=false {NATIVE}"
+    init = getattr(algo, "init", "default")
+    quantised = cfg.model.quantization or getattr(algo, "load_in_4bit", False) or getattr(algo, "load_in_8bit", False)
+    if init not in INITS:
+        yield f"algo.init={init} is not for algo.backend=unsloth. Allowed: {', '.join(INITS)}. Type algo.init=default {NATIVE}"
+    elif init == "orthogonal" and quantised:
+        yield f"algo.init=orthogonal: Unsloth has it for weights that are not quantised. Type algo.init=default {NATIVE}"

@@ -1,0 +1,77 @@
+"""How Unsloth's models are told which samples a row holds, and their fused loss as the hub needs it: a sum."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hub import ModelError
+from hub.data.prepare import Sample
+from hub.train.collate import MicroBatch, pad
+from hub.train.session import Session
+
+NOT_COUNTED = -100
+TOLERANCE = 2e-2
+"""Largest relative difference of the fused loss that passes as rounding of logits in half precision."""
+
+
+def inputs_of(model: Any, batch: MicroBatch) -> dict[str, Any]:
+    """The keywords of the model's forward.
+
+    With `packed_seq_lengths` ((n,) int32, tokens of each sample) Unsloth's attention is block-diagonal, by the variable-length
+    kernel of flash-attn, xformers or torch, and a row may be longer than the longest sequence of the model.
+    """
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if batch.starts is not None:
+        inputs["packed_seq_lengths"] = batch.starts.diff()
+    else:
+        inputs["attention_mask"] = batch.attention_mask
+    return inputs
+
+
+def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """Sum of the cross entropies of a micro-batch, in nats, by Unsloth's fused output layer.
+
+    Unsloth divides the sum by a count that it is given: 1. The labels stand where their logits are (`shift_labels`), so that no
+    sample's last token is asked for its neighbour's first one.
+    """
+    inputs = inputs_of(model, batch)
+    if not len(batch.targets):
+        nothing: torch.Tensor = model(**inputs, logits_to_keep=1).logits.float().sum() * 0.0
+        return nothing
+    labels = torch.full_like(batch.input_ids, NOT_COUNTED)
+    labels.view(-1)[batch.loss_positions] = batch.targets
+    one = batch.targets.new_ones(())
+    loss: torch.Tensor = model(**inputs, labels=labels, shift_labels=labels, num_items_in_batch=one).loss
+    return loss
+
+
+@torch.no_grad()
+def check_sum(model: Any, vocab_size: int, session: Session) -> float:
+    """The relative difference between Unsloth's loss and the plain sum, on two padded rows.
+
+    Raises:
+        ModelError: it is more than rounding.
+    """
+    dice = np.random.default_rng(0)
+    samples = [
+        Sample(dice.integers(0, vocab_size, length).astype(np.int32), dice.random(length) < 0.7, "") for length in (19, 40)
+    ]
+    batch = pad(samples, 0).to(session.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with session.autocast():
+            logits = model(**inputs_of(model, batch)).logits.flatten(0, 1)[batch.loss_positions]
+            found = float(summed_loss(model, batch))
+    finally:
+        model.train(was_training)
+    plain = float(F.cross_entropy(logits.float(), batch.targets, reduction="sum"))
+    difference = abs(found - plain) / abs(plain)
+    if not difference <= TOLERANCE:
+        raise ModelError(
+            f"Unsloth's loss of this model is not the sum over its tokens ({found:.4g}, plainly {plain:.4g}). "
+            "Type algo.backend=native"
+        )
+    return difference

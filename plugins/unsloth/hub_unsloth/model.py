@@ -1,0 +1,143 @@
+"""A model that Unsloth loads and changes, and its adapters."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hub_lora_sft.config import LoraSftConfig
+from hub_lora_sft.train import target_names
+
+from hub import ConfigError, ModelError, Run
+from hub.train.model import linear_layers, load_config, trainable_in_float32
+from hub.train.setup import Setup
+from hub_unsloth.first import FastLanguageModel, quiet
+
+FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError)
+"""What Unsloth raises for models and options that it does not know. NotImplementedError is a RuntimeError."""
+
+
+def load(setup: Setup, checkpointing: str | bool) -> Any:
+    """The base model, loaded and changed by Unsloth, in training mode.
+
+    Args:
+        setup: config, processes, local folder, tokenizer.
+        checkpointing: `unsloth` or False.
+
+    Raises:
+        ModelError: Unsloth can't load it, or it has experts.
+    """
+    cfg, algo = setup.cfg, setup.cfg.algo
+    assert isinstance(algo, LoraSftConfig)
+    config = load_config(cfg.model, setup.base_path).get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    with TemporaryDirectory() as folder:
+        bare_tokenizer(setup.tokenizer, config, Path(folder))
+        with _failures_in_one_line(f"model.path={cfg.model.path}: Unsloth can't load it"):
+            model, _ = FastLanguageModel.from_pretrained(
+                str(setup.base_path),
+                tokenizer_name=folder,
+                max_seq_length=positions or max(setup.data.longest, 2048),
+                dtype=setup.session.compute_dtype,
+                load_in_4bit=algo.load_in_4bit or cfg.model.quantization == "bnb-4bit",
+                load_in_8bit=algo.load_in_8bit,
+                device_map={"": str(setup.session.device)},
+                use_gradient_checkpointing=checkpointing,
+                trust_remote_code=cfg.model.trust_remote_code,
+                use_exact_model_name=True,
+                local_files_only=True,
+                use_safetensors=True,
+                fix_tokenizer=False,
+                offload_embedding=False,
+            )
+    if any(parameter.ndim == 3 for parameter in model.parameters()):
+        raise ModelError(
+            f"model.path={cfg.model.path}: Unsloth puts adapters on the experts of a mixture, which the hub does not ask for. "
+            "Type algo.backend=native"
+        )
+    model.config.use_cache = False
+    model.train()
+    return model
+
+
+def bare_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
+    """Write a copy of the tokenizer that gives Unsloth nothing to mend: no chat template, a padding token of its own.
+
+    Unsloth renders templates, adds a padding token where there is none, and sets the padding token's embedding to zero. The
+    hub's samples are tokens already, and the weights are to stay as they are.
+
+    Args:
+        tokenizer: the hub's; it is not changed.
+        config: the model's.
+        folder: receives the files.
+    """
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    taken = {*ends, config.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    words = sorted(bare.get_vocab().items(), key=lambda pair: pair[1])
+    bare.pad_token = next(word for word, number in words if number not in taken)
+    bare.save_pretrained(folder)
+
+
+def add_adapters(setup: Setup, model: Any, checkpointing: str | bool) -> Any:
+    """The model with Unsloth's fused adapters, in float32; nothing else trains but the biases that `algo.bias` names.
+
+    Raises:
+        ConfigError: a name that no linear layer has, or Unsloth would adapt other layers than those asked for.
+    """
+    algo, run = setup.cfg.algo, setup.run
+    assert isinstance(algo, LoraSftConfig)
+    names = target_names(algo.target_modules, model)
+    options: dict[str, Any] = {"use_dora": True} if algo.use_dora else {}
+    with _failures_in_one_line("Unsloth can't add these adapters"):
+        adapted = FastLanguageModel.get_peft_model(
+            model,
+            r=algo.lora_r,
+            lora_alpha=algo.lora_alpha,
+            lora_dropout=algo.lora_dropout,
+            target_modules=_as_leaves(names, model),
+            bias=algo.bias,
+            use_rslora=algo.use_rslora,
+            init_lora_weights=True if algo.init == "default" else algo.init,
+            use_gradient_checkpointing=checkpointing,
+            random_state=algo.seed,
+            **options,
+        )
+    _check_targets(names, adapted, run)
+    # Unsloth names the class that it changed there; plain PEFT needs none.
+    adapted.peft_config["default"].auto_mapping = None
+    trainable_in_float32(adapted)
+    return adapted
+
+
+def _as_leaves(names: list[str], model: Any) -> list[str]:
+    """The last parts of the names, which Unsloth knows, where they say the same; else the full names."""
+    leaves = {name.rsplit(".", 1)[-1] for name in names}
+    same = [name for name in linear_layers(model) if name.rsplit(".", 1)[-1] in leaves] == names
+    return sorted(leaves) if same else names
+
+
+def _check_targets(names: list[str], adapted: Any, run: Run) -> None:
+    prefix = "base_model.model."
+    found = {name.removeprefix(prefix) for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    if found != set(names):
+        other = sorted(found ^ set(names))
+        raise ConfigError(
+            f"algo.target_modules: Unsloth adapts {len(found)} layers where {len(names)} were asked for ({other[0]}, ...). "
+            "Type algo.backend=native"
+        )
+    run.write_plan(target_modules=sorted({name.rsplit(".", 1)[-1] for name in names}), num_adapters=len(names))
+
+
+@contextmanager
+def _failures_in_one_line(what: str) -> Iterator[None]:
+    with quiet():
+        try:
+            yield
+        except FAILURES as error:
+            text = str(error).strip()
+            line = text.splitlines()[0] if text else type(error).__name__
+            raise ModelError(f"{what}: {line}. Type algo.backend=native") from error
