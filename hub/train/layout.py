@@ -45,15 +45,23 @@ class Layout:
 
     def micro_batches(self, samples: Sequence[Sample], rank: int, world: int) -> list[MicroBatch]:
         """This rank's micro-batches of one step. All ranks get the same number of them."""
+        chosen = [[samples[i] for i in part] or [weightless(samples[0])] for part in self._split(samples, world)[rank]]
+        return [pack(part) if self.packed else pad(part, self.pad_id) for part in chosen]
+
+    def efficiency(self, samples: Sequence[Sample], world: int) -> float:
+        """Tokens of a step over those that its micro-batches would hold if all were as large as the largest."""
+        parts = [[len(samples[i]) for i in part] for rank in self._split(samples, world) for part in rank]
+        sizes = [sum(part) if self.packed else len(part) * max(part, default=0) for part in parts]
+        return sum(map(sum, parts)) / (len(sizes) * max(sizes))
+
+    def _split(self, samples: Sequence[Sample], world: int) -> list[list[list[int]]]:
+        """Positions of each rank's samples, by micro-batch."""
         lengths = [len(sample) for sample in samples]
         if not self.packed:
             # Padding counts against the bound as well.
             lengths = [max(lengths)] * len(lengths)
         # Of a stream nobody knows the longest sample: one above the bound has a micro-batch of its length.
-        bound = max(self.max_tokens, *lengths)
-        parts = batches.split(lengths, world, bound, self.cost_ratio, self.least)[rank]
-        chosen = [[samples[i] for i in part] or [weightless(samples[0])] for part in parts]
-        return [pack(part) if self.packed else pad(part, self.pad_id) for part in chosen]
+        return batches.split(lengths, world, max(self.max_tokens, *lengths), self.cost_ratio, self.least)
 
     def halved(self, longest: int) -> "Layout | None":
         """Half the tokens per micro-batch, but room for the longest sample; None when it was no more than that already."""

@@ -33,6 +33,7 @@ from hub.train.setup import Setup
 from hub.train.step import Loss, StepOutcome, evaluate, train_step
 from hub.train.strategy import full_weights
 from hub.train.supply import mix_lines
+from hub.train.utilization import flops_per_token, peak_flops
 from hub.train.verify import verify
 from hub.train.writer import CheckpointWriter
 
@@ -105,6 +106,9 @@ class _Fit:
         check_disk(setup, model)
         self.engine = self.session.strategy.start(model, self.optimizer)
         self.layout = choose_layout(setup, model, loss, self.num_parameters, own_kernels)
+        peak = peak_flops(self.session.device, self.session.compute_dtype)
+        flops = flops_per_token(self.cfg.model, setup.base_path, self.num_trained) if peak else None
+        self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
         self._announce()
         self._saves = self.algo.save_every_steps is not None or self.algo.save_every_epochs is not None
         self.writer = CheckpointWriter(
@@ -212,8 +216,11 @@ class _Fit:
             "num_tokens": num_tokens,
             "num_loss_tokens": sum(num_loss_tokens(sample) for sample in samples),
             "tokens_per_second": round(speed, 1),
+            "packing_efficiency": round(self.layout.efficiency(samples, self.session.group.world), 4),
             "peak_memory_gb": round(peak_memory_gb(self.session.device), 3),
         }
+        if self.peak_tokens_per_second:
+            metrics["mfu"] = round(speed / self.peak_tokens_per_second, 4)
         mix = self.supply.mix
         if mix.per_pass is not None:
             metrics["epoch"] = round(step.epoch + (step.place + step.size) / mix.per_pass, 4)

@@ -42,7 +42,9 @@ class ProgressLine:
             return
         text = (
             f"loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s  {metrics['peak_memory_gb']:.1f} GB"
+            f"{metrics['tokens_per_second']:,.0f} tokens/s  "
+            + (f"{metrics['mfu']:.0%} of peak  " if "mfu" in metrics else "")
+            + f"{metrics['packing_efficiency']:.0%} filled  {metrics['peak_memory_gb']:.1f} GB"
         )
         if self.bar is not None:
             self.bar.update(self.task, completed=number, description=text)
