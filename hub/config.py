@@ -73,6 +73,10 @@ class AlgoConfig:
     gradient_checkpointing: str = option(AUTO, choices=(AUTO, "none", "all"))
     """Recompute the layers' activations in the backward pass to save memory. auto: of as few layers as memory asks for."""
 
+    activation_offload: str = option(AUTO, choices=(AUTO, "none", "all"))
+    """Keep the inputs of layers that recompute in the host's memory, for long contexts on a GPU. auto: when not even the
+    longest sample fits otherwise. all: always."""
+
     torch_compile: str = option(AUTO, choices=(AUTO, "none", "layers"))
     """torch.compile of each decoder layer. auto: on a GPU, when the run is long enough to gain more than compiling takes."""
 
@@ -116,6 +120,11 @@ class AlgoConfig:
             yield (
                 f"algo.warmup_steps={self.warmup_steps} is not shorter than the run: algo.max_steps={self.max_steps}. "
                 f"Type e.g. algo.warmup_steps={self.max_steps // 10}"
+            )
+        if self.activation_offload == "all" and self.gradient_checkpointing == "none":
+            yield (
+                "algo.activation_offload=all moves what recomputed layers keep, but algo.gradient_checkpointing=none has "
+                "none. Type algo.gradient_checkpointing=all"
             )
         if self.eval_every_steps is not None and not (cfg.data.eval_path or cfg.data.eval_fraction):
             yield (

@@ -107,7 +107,8 @@ def room_for_activations(model: torch.nn.Module, device: torch.device, shares: i
     total = allowed_memory(device)
     free = min(free, total - torch.cuda.memory_reserved(device))
     if repeatable:
-        free = total - sum(p.numel() * p.element_size() for p in model.parameters())
+        held = (*model.parameters(), *model.buffers())
+        free = total - sum(tensor.numel() * tensor.element_size() for tensor in held)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return float((free - 12 * trained / shares) * SHARE_OF_FREE_MEMORY)
 

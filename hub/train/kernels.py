@@ -2,7 +2,7 @@
 
 * Attention over a packed row by torch's variable-length kernel: no mask, and the work grows with each sample's own length.
 * The output layer and its loss in one (`head.py`): the logits never exist as a whole.
-* Each decoder layer compiled; activations of some layers recomputed in the backward pass.
+* Activations of some layers recomputed in the backward pass.
 * The hidden states in the type of the arithmetic, also where the weights are kept in float32.
 """
 
@@ -18,12 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from hub.train.collate import MicroBatch
 from hub.train.head import FusedHead
+from hub.train.offload import HostInputs
 
 VARLEN = "hub_varlen"
 """Name of the attention in transformers' register."""
-
-RECOMPILE_LIMIT = 64
-"""Versions of one layer's code: of its few kinds, with fixed and with free lengths, in training and in evaluation."""
 
 
 class UnsuitedError(Exception):
@@ -180,21 +178,12 @@ def hidden_states_in(model: Any, dtype: torch.dtype) -> None:
     base_of(model).get_input_embeddings().register_forward_hook(lambda module, args, output: output.to(dtype))
 
 
-def compile_layers(layers: list[torch.nn.Module]) -> None:
-    """Compile what each layer does in training. In evaluation it runs as it is: not worth a second version."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
-
-    def wrap(layer: torch.nn.Module) -> None:
-        plain = layer.forward
-        compiled = torch.compile(plain)
-        layer.forward = lambda *args, **kwargs: (compiled if layer.training else plain)(*args, **kwargs)
-
-    for layer in layers:
-        wrap(layer)
-
-
-def recompute(layers: list[torch.nn.Module]) -> Callable[[], None]:
+def recompute(layers: list[torch.nn.Module], offload: HostInputs | None = None) -> Callable[[], None]:
     """Keep of these layers only the input, and run them again in the backward pass.
+
+    Args:
+        layers: some of a model's.
+        offload: keeps the inputs on the host.
 
     Returns:
         What undoes it.
@@ -207,7 +196,12 @@ def recompute(layers: list[torch.nn.Module]) -> Callable[[], None]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not (layer.training and torch.is_grad_enabled()):
                 return plain(*args, **kwargs)
-            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+            if offload is None:
+                return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+            with offload.hooks():
+                found = checkpoint(plain, *args, use_reentrant=False, **kwargs)
+            offload.parked()
+            return found
 
         layer.forward = forward
 

@@ -7,26 +7,13 @@ from typing import Any
 import torch
 
 from hub.data.prepare import Sample
-from hub.options import AUTO
 from hub.train import batches
-from hub.train.budget import (
-    CPU_TOKENS,
-    ENOUGH_TOKENS,
-    MASK_TOKENS,
-    MOST_TOKENS,
-    Need,
-    asked_bound,
-    choose_bound,
-    hidden_bytes,
-    in_words,
-    measured_bytes,
-    room_for_activations,
-)
+from hub.train.activations import Activations
 from hub.train.collate import MicroBatch, pack, pad, weightless
-from hub.train.distributed import max_over_ranks
+from hub.train.compiled import compile_layers
 from hub.train.fast import choose_attention, choose_compile, choose_head
 from hub.train.isolation import can_pack
-from hub.train.kernels import compile_layers, fused_head, hidden_states_in, layers_of, recompute
+from hub.train.kernels import fused_head, hidden_states_in, layers_of
 from hub.train.loss import causal_lm_loss
 from hub.train.own_kernels import OwnKernels
 from hub.train.setup import Setup
@@ -108,7 +95,7 @@ def choose_layout(
         if head := fused_head(model):
             head.compiled = True
         run.say("layers are compiled: the first steps take longer")
-    memory = _Memory(setup, model, layers, loss, packed, attention, own)
+    memory = Activations(setup, model, layers, loss, packed, attention, own)
     bound, recomputed, bound_because = memory.choose()
     if not packed:
         run.say(f"samples are padded, not packed: {packed_because}")
@@ -122,6 +109,8 @@ def choose_layout(
         compiled_because=compiled_because,
         layers_recomputed=recomputed,
         num_layers=len(layers),
+        activation_offload=memory.offload is not None,
+        activation_offload_because=memory.offload_because,
         max_tokens_per_gpu=bound,
         max_tokens_per_gpu_because=bound_because,
     )
@@ -134,94 +123,3 @@ def expected_tokens(setup: Setup) -> float:
     """Tokens that the whole run trains on, by the mean length of the samples at hand."""
     mean = sum(len(sample) for sample in setup.data.train) / max(1, len(setup.data.train))
     return mean * setup.supply.batch_size * setup.supply.total
-
-
-class _Memory:
-    """The bound of a micro-batch and the layers that recompute their activations, by what is free on every rank."""
-
-    def __init__(
-        self,
-        setup: Setup,
-        model: Any,
-        layers: list[torch.nn.Module],
-        loss: Any,
-        packed: bool,
-        attention: str,
-        own: OwnKernels | None,
-    ) -> None:
-        self.setup, self.model, self.layers, self.loss, self.packed, self.own = setup, model, layers, loss, packed, own
-        self.asked = asked_bound(setup.cfg.algo, setup.data.longest)
-        self.recompute = setup.cfg.algo.gradient_checkpointing
-        self.most = MOST_TOKENS if attention == "variable-length" else MASK_TOKENS
-        self.device = setup.session.device
-
-    def choose(self) -> tuple[int, int, str]:
-        """The bound, the number of layers that recompute, and why. The layers are set up for it."""
-        longest = self.setup.data.longest
-        if self.device.type != "cuda":
-            num = self._recompute(len(self.layers) if self.recompute == "all" else 0)
-            return self.asked or max(longest, CPU_TOKENS), num, "asked for" if self.asked else "enough to keep the CPU busy"
-        if self.asked and (self.recompute != AUTO or self.own is not None):
-            num = self._recompute(len(self.layers) if self.recompute == "all" else 0)
-            return self.asked, num, "asked for"
-        strategy = self.setup.session.strategy
-        shares, repeatable = strategy.shares_of_state(self.setup.session.group.world), self.setup.cfg.algo.deterministic
-        room = room_for_activations(self.model, self.device, shares, repeatable)
-        room = -max_over_ranks(-room)
-        need = self._measure(room)
-        found = choose_bound(need, room, self.asked or longest, self.asked or self.most)
-        bound, num = found or (self.asked or longest, len(self.layers))
-        bound, num = int(-max_over_ranks(-bound)), int(max_over_ranks(num))
-        because = "asked for" if self.asked else in_words(need, room, num)
-        return bound, self._recompute(num), because
-
-    def _recompute(self, num: int) -> int:
-        """Let so many layers recompute their activations, if that is for the hub to say. Returns how many do."""
-        if self.own is not None:
-            return len(self.layers) if self.own.recomputes else 0
-        recompute(self.layers[:num])
-        return num
-
-    def _measure(self, room: float) -> Need:
-        """What a token takes with all activations kept, and with all recomputed; by estimate where a pass would be unsafe."""
-        # A measure differs a little from run to run, and with it the cut into micro-batches: other sums, other dropout.
-        estimated = self.setup.session.strategy.has_engine or self.setup.cfg.algo.deterministic
-        config = self.model.config
-        kept, recomputed = (hidden_bytes(config, checkpointed) for checkpointed in (False, True))
-        if self.own is not None:
-            kept = recomputed = hidden_bytes(config, self.own.recomputes)
-        samples = self._samples(int(room / kept))
-        tokens = sum(len(sample) for sample in samples)
-        if estimated or not self.layers or max_over_ranks(float(recomputed * tokens > room)):
-            return Need(kept, recomputed, len(self.layers) if self.own is None else 0)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        batch = (pack(samples) if self.packed else pad(samples, 0)).to(self.device)
-
-        def run_pass() -> int:
-            with self.setup.session.autocast():
-                found = self.loss(self.model, batch)
-            found.backward()
-            return int(batch.input_ids.numel())
-
-        if self.own is not None:
-            as_it_is = measured_bytes(run_pass, parameters, self.device)
-            return Need(as_it_is, as_it_is, 0)
-        keeps = self.recompute != "all" and not max_over_ranks(float(kept * tokens > room))
-        if keeps:
-            kept = measured_bytes(run_pass, parameters, self.device)
-        if self.recompute == "none":
-            return Need(kept, kept, 0)
-        undo = recompute(self.layers)
-        recomputed = measured_bytes(run_pass, parameters, self.device)
-        undo()
-        kept = kept if keeps else max(kept, recomputed)
-        return Need(recomputed if self.recompute == "all" else kept, recomputed, len(self.layers))
-
-    def _samples(self, most: int) -> list[Sample]:
-        """Some of the run's own samples: as many as a micro-batch has, and no more tokens than are sure to fit."""
-        most = min(self.asked or ENOUGH_TOKENS, MOST_TOKENS, most)
-        chosen: list[Sample] = []
-        for sample in self.setup.data.train:
-            if sum(map(len, chosen)) + len(sample) <= most:
-                chosen.append(sample)
-        return chosen or [min(self.setup.data.train, key=len)]

@@ -19,6 +19,7 @@ from hub.run import Outcome, read_metrics
 from hub.signals import stop_request
 from hub.train import batches
 from hub.train.collate import num_loss_tokens
+from hub.train.compiled import num_compiled
 from hub.train.coordinates import Coordinates
 from hub.train.distributed import barrier, max_over_ranks
 from hub.train.layout import choose_layout
@@ -221,6 +222,8 @@ class _Fit:
         }
         if self.peak_tokens_per_second:
             metrics["mfu"] = round(speed / self.peak_tokens_per_second, 4)
+        if compiled := num_compiled():
+            metrics["graphs_compiled"] = compiled
         mix = self.supply.mix
         if mix.per_pass is not None:
             metrics["epoch"] = round(step.epoch + (step.place + step.size) / mix.per_pass, 4)

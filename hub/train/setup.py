@@ -32,13 +32,17 @@ class Setup:
     supply: Supply
     """Gives the steps their samples."""
 
-    def load_model(self, dtype: torch.dtype, quantization: Any = None, frozen: bool = False) -> Any:
+    def load_model(self, dtype: torch.dtype, quantization: Any = None, frozen: bool = False, whole: str | None = None) -> Any:
         """The base model in training mode, where the strategy wants it before `fit` places it.
 
         Args:
             dtype: type of the weights.
             quantization: a transformers quantisation config, or None.
             frozen: whether the weights stay as they are while something small (an adapter) learns.
+            whole: an option that needs all weights on each process.
+
+        Raises:
+            ConfigError: the weights would be shared out, and something asked for does not work with that.
         """
         launch, session = self.cfg.launch, self.session
         if launch.strategy == "split":
@@ -52,6 +56,8 @@ class Setup:
                 "launch.strategy=fsdp can't share out 8-bit weights. Type algo.load_in_4bit=true algo.load_in_8bit=false, "
                 "or launch.strategy=ddp"
             )
+        if whole and strategy.shares_weights:
+            raise ConfigError(f"{whole} needs all weights on each process ({why}). Leave it out, or type launch.strategy=ddp")
         if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARES:
             raise ConfigError(
                 f"algo.optimizer={self.cfg.algo.optimizer} can't work on shares of weights (launch.strategy={strategy.name}). "

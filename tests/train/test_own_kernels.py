@@ -8,7 +8,7 @@ import pytest
 
 from hub import compose
 from hub.launch import launch
-from hub.train import layout
+from hub.train import activations, layout
 from hub.train.loop import fit
 from hub.train.loss import causal_lm_loss, model_inputs
 from hub.train.own_kernels import OwnKernels
@@ -38,8 +38,9 @@ def expected(tmp_path_factory):
 def test_the_hub_puts_nothing_in_and_tries_the_librarys_way_of_packing(tmp_path, monkeypatch, expected, inputs):
     own = OwnKernels(library="Spade", attention="spade", inputs=inputs, recomputes=True)
     monkeypatch.setattr(hub_sft.train, "fit", partial(fit, loss=own_loss, own_kernels=own))
-    for name in ("recompute", "compile_layers", "choose_attention", "choose_head", "hidden_states_in"):
-        monkeypatch.setattr(layout, name, None)  # called, they would end the run
+    monkeypatch.setattr(activations, "recompute", None)  # called, they would end the run
+    for name in ("compile_layers", "choose_attention", "choose_head", "hidden_states_in"):
+        monkeypatch.setattr(layout, name, None)
     found = launch(compose(*OPTIONS, f"output_dir={tmp_path}", "algo.gradient_checkpointing=all", "algo.torch_compile=layers"))
     plan = json.loads((found.run_path / "plan.json").read_text())
     assert plan["packed"] == (inputs is model_inputs)

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from hub import AlgoConfig, RunConfig, option
+from hub.options import AUTO
 
 TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
 INITS = ("default", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq", "orthogonal")
@@ -51,6 +52,10 @@ class LoraSftConfig(AlgoConfig):
     load_in_8bit: bool = False
     """Hold the frozen weights in 8 bit (LLM.int8()). Needs bitsandbytes."""
 
+    precision: str = option(AUTO, choices=(AUTO, "fp8"))
+    """auto: frozen weights and arithmetic in `model.dtype`. fp8: products with frozen linear layers in 8-bit floats with a
+    scale for each row and token, forward and backward: faster, less exact. Needs GPUs of Hopper's generation or later."""
+
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
         yield from self._target_problems()
@@ -66,8 +71,26 @@ class LoraSftConfig(AlgoConfig):
             )
         if (quantised or cfg.model.quantization) and self.init not in ("default", "gaussian", "orthogonal"):
             yield f"algo.init={self.init} reads the full weights, which a quantised model does not have. Type algo.init=default"
+        if self.precision == "fp8":
+            yield from self._fp8_problems(cfg)
         if self.use_dora and self.init != "default":
             yield f"algo.use_dora and algo.init={self.init} can't be combined. Type algo.init=default or algo.use_dora=false"
+
+    def _fp8_problems(self, cfg: RunConfig) -> Iterator[str]:
+        clashes = {
+            "algo.load_in_4bit=true": self.load_in_4bit,
+            "algo.load_in_8bit=true": self.load_in_8bit,
+            f"model.quantization={cfg.model.quantization}": cfg.model.quantization,
+            "model.dtype=float32": cfg.model.dtype == "float32",
+            "algo.use_dora=true": self.use_dora,
+            "algo.init=loftq": self.init == "loftq",
+            f"launch.strategy={cfg.launch.strategy}": cfg.launch.strategy in ("fsdp", "split"),
+        }
+        for other, is_set in clashes.items():
+            if is_set:
+                yield f"algo.precision=fp8 can't be combined with {other}. Type algo.precision=auto, or leave the other out"
+        if cfg.task == "verify":
+            yield "algo.precision=fp8 can't be verified: its rounding hides what a proof looks for. Type algo.precision=auto"
 
     def _target_problems(self) -> Iterator[str]:
         allowed = f"Allowed: {', '.join(TARGET_GROUPS)}, or a list like [q_proj,v_proj]"

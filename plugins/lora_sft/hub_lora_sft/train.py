@@ -1,4 +1,4 @@
-"""LoRA on one page: set up, load (in 4 or 8 bit where asked for), add the adapters, fit."""
+"""LoRA on one page: set up, load (in 4 or 8 bit or fp8 where asked for), add the adapters, fit."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,23 @@ from hub.train.model import linear_layers, trainable_in_float32
 from hub.train.session import Session
 from hub.train.setup import set_up
 from hub_lora_sft.config import LoraSftConfig
+from hub_lora_sft.float8 import MULTIPLE, check_gpu, hold_in_fp8
 
 
 def train(cfg: RunConfig, run: Run) -> Outcome:
     """Train adapters on frozen weights. The result is an adapter folder that peft loads onto the same base."""
+    in_fp8 = cfg.algo.precision == "fp8"
+    if in_fp8:
+        check_gpu()
     setup = set_up(cfg, run)
-    model = setup.load_model(setup.session.compute_dtype, quantization(cfg.algo, setup.session), frozen=True)
+    quantised, whole = quantization(cfg.algo, setup.session), "algo.precision=fp8" if in_fp8 else None
+    model = setup.load_model(setup.session.compute_dtype, quantised, frozen=True, whole=whole)
     model = add_adapters(cfg.algo, model, run)
+    if in_fp8:
+        num_held, num_left = hold_in_fp8(model)
+        run.write_plan(precision="fp8", precision_because="asked for", fp8_layers=num_held, fp8_layers_left_out=num_left)
+        rest = f", {num_left} can't be (sizes that are no multiples of {MULTIPLE}, or other layers)" if num_left else ""
+        run.say(f"{num_held} linear layers are in fp8{rest}")
 
     def save(trained: Any, folder: Path, weights: dict[str, Any]) -> None:
         trained.save_pretrained(folder, state_dict=weights)

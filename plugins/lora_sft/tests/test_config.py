@@ -56,6 +56,15 @@ def test_other_target_modules_are_refused(value):
             ["model=qwen3_8b_bnb_4bit", "algo.load_in_8bit=true"],
             ["model.path=unsloth/Qwen3-8B-bnb-4bit is stored as bnb-4bit"],
         ),
+        (
+            ["algo=qlora_sft", "algo.precision=fp8", "model.dtype=float32", "algo.use_dora=true", "launch.strategy=fsdp"],
+            [
+                f"algo.precision=fp8 can't be combined with {other}. Type algo.precision=auto, or leave the other out"
+                for other in ("algo.load_in_4bit=true", "model.dtype=float32", "algo.use_dora=true", "launch.strategy=fsdp")
+            ],
+        ),
+        (["algo.precision=fp16"], ["algo.precision=fp16 is not allowed. Allowed: auto, fp8."]),
+        (["algo.precision=fp8", "task=verify"], ["algo.precision=fp8 can't be verified"]),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(overrides, texts):

@@ -27,6 +27,13 @@ def problems(cfg: RunConfig) -> Iterator[str]:
             f"algo.torch_compile={algo.torch_compile}: Unsloth decides by itself what is compiled. "
             f"Type algo.torch_compile=auto {NATIVE}"
         )
+    if algo.activation_offload != AUTO:
+        yield (
+            f"algo.activation_offload={algo.activation_offload}: Unsloth has a way of its own. "
+            f"Type algo.activation_offload=auto {NATIVE}"
+        )
+    if getattr(algo, "precision", AUTO) != AUTO:
+        yield f"algo.precision={algo.precision} is not for algo.backend=unsloth. Type algo.precision=auto {NATIVE}"
     if algo.deterministic:
         yield f"algo.deterministic can't be promised for Unsloth's kernels. Type algo.deterministic=false {NATIVE}"
     init = getattr(algo, "init", "default")

@@ -1,0 +1,218 @@
+"""Frozen layers in fp8, without a GPU: the products are exact sums of the very numbers that a GPU would multiply."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from hub_lora_sft import float8
+from hub_lora_sft.float8 import Float8Linear, hold_in_fp8, to_fp8
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from hub import ConfigError, Interrupted, Result, compose
+from hub.launch import launch
+from hub.testing import tiny_model_path
+
+
+def by_hand(rows: torch.Tensor) -> torch.Tensor:
+    """(n, k) float64: what is left of float64 rows in e4m3 with a scale per row, by arithmetic alone.
+
+    4 significant bits; below 2^-6 of the scale steps of 2^-9, halves to even.
+    """
+    scales = rows.abs().amax(1, keepdim=True).float().double() / 448
+    units = rows / scales
+    exponents = torch.floor(torch.log2(units.abs().clamp(min=2.0**-6)))
+    steps = 2.0 ** (exponents - 3)
+    return torch.round(units / steps) * steps * scales
+
+
+def layer_of(out: int = 48, size: int = 32, bias: bool = False) -> nn.Linear:
+    torch.manual_seed(0)
+    layer = nn.Linear(size, out, bias=bias)
+    layer.weight.data *= torch.logspace(-2, 1, out)[:, None]  # rows of very different size
+    return layer.requires_grad_(False)
+
+
+def test_an_element_comes_back_within_a_sixteenth_of_itself():
+    torch.manual_seed(1)
+    rows = torch.randn(64, 256) * torch.logspace(-30, 30, 64)[:, None]
+    codes, scales = to_fp8(rows)
+    found = codes.double() * scales
+    assert ((found - rows.double()).abs() <= (rows.double().abs() / 16).maximum(scales * 2**-10) * (1 + 1e-6)).all()
+    assert torch.equal(codes.double().abs().amax(1), torch.full((64,), 448.0, dtype=torch.float64))
+
+
+def test_zeros_stay_zero_and_what_is_not_finite_is_seen():
+    codes, scales = to_fp8(torch.tensor([[0.0, 0.0], [1e-36, -1e-37], [float("nan"), 1.0], [float("inf"), 1.0]]))
+    found = codes.float() * scales
+    assert torch.equal(found[0], torch.zeros(2))
+    assert found[1] == pytest.approx([1e-36, -1e-37], rel=1 / 16)
+    assert not found[2:].isfinite().all(1).any()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_both_products_are_those_of_the_same_rounded_numbers(bias, dtype):
+    layer = layer_of(bias=bias)
+    held = Float8Linear(layer)
+    weight = by_hand(layer.weight.double())
+    torch.manual_seed(2)
+    x = torch.randn(3, 5, 32).to(dtype).requires_grad_()
+    y = held(x)
+    assert y.dtype == torch.bfloat16
+    expected = by_hand(x.detach().double().flatten(0, 1)) @ weight.T
+    if bias:
+        expected = expected + layer.bias.double()
+    torch.testing.assert_close(y.double().flatten(0, 1), expected, rtol=2**-7, atol=1e-3)
+    gradient = torch.randn(3, 5, 48).bfloat16() * 1e-12  # of the size that single tokens have
+    y.backward(gradient)
+    scales = layer.weight.double().abs().amax(1) / 448
+    expected = by_hand(gradient.double().flatten(0, 1) * scales) @ (weight / scales[:, None])
+    assert x.grad.dtype == dtype
+    assert x.grad.abs().max() > 0
+    torch.testing.assert_close(x.grad.double().flatten(0, 1), expected, rtol=2**-7, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_the_error_of_a_layer_is_that_of_its_rounding():
+    torch.manual_seed(3)
+    layer = nn.Linear(512, 256, bias=False).requires_grad_(False)
+    x = torch.randn(64, 512, requires_grad=True)
+    exact, found = layer(x), Float8Linear(layer)(x)
+    # Two operands with a relative error of about 2^-5 (root mean square below 2^-4 / sqrt 3) and signs that are independent.
+    assert 0.005 < (found - exact).norm() / exact.norm() < 2**0.5 * 2**-4 / 3**0.5
+
+
+def model_in_fp8(**sizes: int):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.bfloat16, **sizes)
+    adapted = get_peft_model(model.train(), LoraConfig(target_modules=["q_proj", "down_proj"], r=4, init_lora_weights=False))
+    return adapted, hold_in_fp8(adapted)
+
+
+def test_all_frozen_linear_layers_but_the_output_are_held_and_nothing_else():
+    model, (held, left) = model_in_fp8()
+    kinds = {name: type(module).__name__ for name, module in model.named_modules() if hasattr(module, "in_features")}
+    is_held = {name for name, kind in kinds.items() if kind == "Float8Linear"}
+    assert (held, left) == (14, 0) == (len(is_held), 0)
+    assert all("lora_" in name or name.endswith("lm_head") or kinds[name] == "Linear" for name in set(kinds) - is_held)
+    assert all("_proj" in name for name in is_held)
+    numbers = {p.dtype for name, p in model.named_parameters() if name.endswith("codes")}
+    assert numbers == {torch.float8_e4m3fn}
+    assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
+
+
+def test_layers_of_odd_sizes_stay_as_they_are_and_are_counted():
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"))
+    block = model.model.layers[0].mlp
+    block.gate_proj, block.up_proj, block.down_proj = nn.Linear(64, 40), nn.Linear(64, 40), nn.Linear(40, 64)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    assert hold_in_fp8(adapted) == (11, 3)
+    adapted(input_ids=torch.arange(5)[None]).logits.sum().backward()
+
+
+def test_a_model_without_a_fitting_layer_is_refused():
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path("gpt2"))
+    adapted = get_peft_model(model, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    with pytest.raises(ConfigError, match=r"none of the model's 8 linear layers can be held in fp8.*Type algo\.precision=auto"):
+        hold_in_fp8(adapted)
+
+
+def test_an_adapter_is_not_merged_into_codes():
+    model, _ = model_in_fp8()
+    with pytest.raises(ConfigError, match="Load the saved adapter onto the base model and merge it there"):
+        model.merge_adapter()
+
+
+def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch):
+    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+
+    from hub.train import compiled
+    from hub.train.kernels import layers_of
+
+    model, _ = model_in_fp8()
+    ids = torch.randint(3, 512, (1, 40), generator=torch.Generator().manual_seed(0))
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=ids, use_cache=False, labels=ids).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    expected = gradient()
+    casts: list[int] = []
+
+    def count(graph, inputs):
+        calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+        casts.append(sum(torch.float8_e4m3fn in (*call.args, *call.kwargs.values()) for call in calls))
+        return make_boxed_func(graph.forward)
+
+    real, before = torch.compile, compiled.num_compiled()
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=count, partition_fn=min_cut_rematerialization_partition)  # as inductor divides graphs
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend))
+    compiled.compile_layers(layers_of(model))
+    assert torch.equal(gradient(), expected)
+    assert compiled.num_compiled() - before <= 2  # adapted layers are alike: all share one version
+    assert casts[0] == 4  # the inputs of q k v, of o, of gate and up, of down
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    from hub_lora_sft import train
+
+    monkeypatch.setattr(train, "check_gpu", lambda: None)
+
+
+def run(tmp_path: Path, *overrides: str) -> Result:
+    options = ["algo=lora_sft", "algo.precision=fp8", "model=tiny", "data=tiny", "launch=inline", "algo.learning_rate=1e-2"]
+    options += ["algo.max_steps=6", "algo.effective_batch_size=8", "model.dtype=bfloat16", f"output_dir={tmp_path}"]
+    return launch(compose(*options, *overrides))
+
+
+@pytest.mark.parametrize("options", [[], ["algo.init=pissa"], ["algo.bias=all", "model.path=tiny:qwen2"]])
+def test_a_run_learns_and_its_adapter_is_like_any_other(tmp_path, emulated, options):
+    result = run(tmp_path, *options)
+    assert result.eval_loss < result.eval_loss_before - 0.05
+    plan = json.loads((result.run_path / "plan.json").read_text())
+    assert (plan["precision"], plan["fp8_layers"], plan["fp8_layers_left_out"]) == ("fp8", 14, 0)
+    plain = run(tmp_path, "algo.precision=auto", *options)
+    found, expected = (load_file(one.model_path / "adapter_model.safetensors") for one in (result, plain))
+    assert {name: tensor.shape for name, tensor in found.items()} == {name: tensor.shape for name, tensor in expected.items()}
+    assert result.eval_loss == pytest.approx(plain.eval_loss, abs=0.05)
+    assert json.loads((plain.run_path / "plan.json").read_text())["parameters"] == plan["parameters"]
+    AutoPeftModelForCausalLM.from_pretrained(result.model_path)
+
+
+def test_a_stopped_run_resumes_bit_for_bit_from_what_trains_alone(tmp_path, emulated, monkeypatch):
+    from hub.train import loop
+
+    whole = run(tmp_path, "algo.save_every_steps=2")
+    checkpoint = max((whole.run_path / "checkpoints").glob("step-*"))
+    stored = [name for file in (checkpoint).rglob("*.safetensors") for name in load_file(file)]
+    assert stored
+    assert not [name for name in stored if "codes" in name or "scales" in name or "turned" in name]
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 3 else None)
+        with pytest.raises(Interrupted):
+            run(tmp_path, "algo.save_every_steps=2", "run_name=stopped")
+    resumed = launch(compose(f"resume={tmp_path / 'stopped'}"))
+    assert [line["loss"] for line in resumed.metrics] == [line["loss"] for line in whole.metrics]
+
+
+def test_a_machine_without_such_a_gpu_is_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^algo\.precision=fp8 needs NVIDIA GPUs.*none here\. Type algo\.precision=auto$"):
+        run(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: [(9, 0), (8, 0)][number])
+    with pytest.raises(ConfigError, match=r"this one is older: NVIDIA A100\. Type algo\.precision=auto"):
+        float8.check_gpu()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (9, 0))
+    float8.check_gpu()

@@ -1,0 +1,62 @@
+"""Inputs of recomputed layers in the host's memory: less on the GPU, and the same bits."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from hub import compose
+from hub.launch import launch
+from hub.train import activations
+from hub.train.kernels import recompute
+from hub.train.offload import HostInputs
+
+TOKENS, HIDDEN, LAYERS = 16384, 1024, 12
+
+
+def passed(offload: HostInputs | None) -> tuple[list[torch.Tensor], float]:
+    """Gradients after two passes, and the peak of the second over what was there before it, in bytes."""
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=HIDDEN, intermediate_size=1024, num_hidden_layers=LAYERS, num_attention_heads=8,
+                         num_key_value_heads=2, vocab_size=512, attn_implementation="sdpa")  # fmt: skip
+    with torch.device("cuda"):
+        model = LlamaModel(config).to(torch.bfloat16).train()
+    recompute(list(model.layers), offload)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        ids = torch.randint(0, 512, (1, TOKENS), device="cuda")
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        output = model(input_ids=ids, use_cache=False).last_hidden_state
+        output.backward(torch.randn_like(output) * 1e-3)
+    torch.cuda.synchronize()
+    return [p.grad for p in model.parameters()], torch.cuda.max_memory_allocated() - before
+
+
+def test_gradients_are_bit_equal_and_all_but_a_few_inputs_leave_the_gpu():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        kept, peak = passed(None)
+        moved, peak_moved = passed(HostInputs(torch.device("cuda")))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(kept, moved, strict=True))
+    assert peak - peak_moved > (LAYERS - 4) * TOKENS * HIDDEN * 2
+
+
+@pytest.mark.parametrize("compiled", ["none", "layers"])
+def test_a_run_gives_the_same_losses_with_it(tmp_path, monkeypatch, compiled):
+    monkeypatch.setattr(activations, "HostInputs", partial(HostInputs, least_bytes=1))
+    options = ["algo=lora_sft", "model=tiny", "data=tiny", "launch=inline", "algo.max_steps=6", "algo.max_tokens_per_gpu=2000"]
+    options += ["algo.gradient_checkpointing=all", f"algo.torch_compile={compiled}", f"output_dir={tmp_path}"]
+
+    def losses(offload: str) -> list[float]:
+        result = launch(compose(*options, f"algo.activation_offload={offload}"))
+        plan = json.loads((result.run_path / "plan.json").read_text())
+        assert plan["activation_offload"] == (offload == "all")
+        return [line["loss"] for line in result.metrics]
+
+    assert losses("all") == pytest.approx(losses("none"), rel=1e-3)

@@ -1,0 +1,135 @@
+"""Inputs of recomputed layers on the host: the same gradients, and nothing kept behind. tests/gpu has the memory."""
+
+import gc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hub import compose
+from hub.data.prepare import Sample
+from hub.testing import tiny_model_path
+from hub.train import activations, offload
+from hub.train.budget import Need
+from hub.train.collate import pack
+from hub.train.kernels import layers_of, recompute
+from hub.train.loss import causal_lm_loss
+from hub.train.offload import HostInputs
+from hub.train.strategy import Replicated
+
+CPU = torch.device("cpu")
+
+
+def batch(seed: int = 0):
+    rng = np.random.default_rng(seed)
+    return pack([Sample(rng.integers(3, 512, n).astype(np.int32), np.ones(n, dtype=bool), "") for n in (30, 7, 19)])
+
+
+def load():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model_path("llama"), dtype=torch.float32, num_hidden_layers=4, attention_dropout=0.1
+    )
+    return model.train()
+
+
+def gradients(num: int, inputs: HostInputs | None) -> list[torch.Tensor]:
+    model = load()
+    recompute(layers_of(model)[:num], inputs)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        causal_lm_loss(model, batch(seed)).backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("num", [1, 4])
+def test_gradients_are_bit_equal(num, monkeypatch):
+    monkeypatch.setattr(offload, "PIECE_BYTES", 1000)
+    inputs = HostInputs(CPU, least_bytes=1)
+    parked = []
+    inputs._park = lambda tensor, park=inputs._park: parked.append(tensor) or park(tensor)
+    found = gradients(num, inputs)
+    assert sum(tensor.ndim == 3 for tensor in parked) == 3 * num
+    assert all(torch.equal(a, b) for a, b in zip(found, gradients(0, None), strict=True))
+
+
+def test_the_next_one_comes_back_ahead_and_each_only_once(monkeypatch):
+    inputs = HostInputs(CPU, least_bytes=1)
+    brought: list[int] = []
+    asked: list[int] = []
+    bring, fetch = inputs._bring, inputs._fetch
+
+    def record(parked):
+        if parked.back is None:
+            brought.append(id(parked))
+        bring(parked)
+
+    monkeypatch.setattr(inputs, "_bring", record)
+
+    def watch(held):
+        if isinstance(held, offload._Parked):
+            asked.append(len(brought))
+        return fetch(held)
+
+    monkeypatch.setattr(inputs, "_fetch", watch)
+    model = load()
+    recompute(layers_of(model), inputs)
+    causal_lm_loss(model, batch()).backward()
+    assert len(brought) == len(set(brought)) == 4
+    assert asked == [0, 2, 3, 4]  # how many were on their way when each was asked for: the last layer's is the only late one
+
+
+def test_nothing_is_held_after_the_backward_pass_or_after_one_that_failed():
+    inputs = HostInputs(CPU, least_bytes=1)
+    model = load()
+    recompute(layers_of(model), inputs)
+    causal_lm_loss(model, batch()).backward()
+    loss = causal_lm_loss(model, batch())
+    del loss
+    gc.collect()
+    assert inputs._last() is None
+
+
+def test_small_tensors_and_evaluation_are_left_alone():
+    inputs = HostInputs(CPU)
+    model = load()
+    recompute(layers_of(model), inputs)
+    causal_lm_loss(model, batch()).backward()
+    model.eval()
+    causal_lm_loss(model, batch())
+    assert inputs._last is None
+
+
+def test_it_goes_with_recomputed_layers_only():
+    options = ["algo=sft", "model=tiny", "data=tiny", "algo.activation_offload=all", "algo.gradient_checkpointing=none"]
+    (line,) = compose(*options).problems()
+    assert line.endswith("Type algo.gradient_checkpointing=all")
+
+
+@pytest.mark.parametrize(
+    ("option", "room", "offloads"),
+    [
+        ("auto", 1e6, False),  # the longest sample fits with all layers recomputed
+        ("auto", 1e5, True),
+        ("none", 1e5, False),
+        ("all", 1e9, True),
+    ],
+)
+def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, offloads):
+    calls = []
+    monkeypatch.setattr(activations, "HostInputs", lambda device: "host")
+    monkeypatch.setattr(activations, "recompute", lambda layers, offload: calls.append((len(layers), offload)))
+    monkeypatch.setattr(activations, "room_for_activations", lambda *args: room)
+    monkeypatch.setattr(activations.Activations, "_measure", lambda self, room: Need(1000.0, 120.0, 10))
+    cfg = compose("algo=sft", "model=tiny", "data=tiny", f"algo.activation_offload={option}")
+    session = SimpleNamespace(device=torch.device("cuda"), strategy=Replicated(), group=SimpleNamespace(world=1))
+    said = []
+    setup = SimpleNamespace(cfg=cfg, session=session, data=SimpleNamespace(longest=5000), run=SimpleNamespace(say=said.append))
+    memory = activations.Activations(setup, None, [torch.nn.Module()] * 10, None, True, "variable-length", None)
+    bound, num, _ = memory.choose()
+    assert calls == [(num, "host" if offloads else None)]
+    assert (bound, num) == (5000, 10) if room == 1e5 else bound >= 5000
+    assert bool(said) == (option == "auto" and offloads)
+    assert (memory.offload is not None) == offloads
