@@ -76,6 +76,7 @@ def limit_memory(limit: float | None, device: torch.device) -> None:
     if limit is not None and limit > total:
         raise ConfigError(f"launch.gpu_memory_gb={limit:g} is more than the GPU has ({total:.1f}). Type less, or leave it out")
     torch.cuda.empty_cache()  # what an earlier run in this process held counts only when it is asked for anew
+    torch.cuda.reset_peak_memory_stats(device)
     for number in range(torch.cuda.device_count()):
         torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit / total, number)
 

@@ -24,6 +24,11 @@ NEEDED_BY_ONE = (
     "which the longest sample needs. Type algo.gradient_checkpointing=all, a smaller data.max_seq_len, or algo=qlora_sft"
 )
 
+NEEDED_BY_THE_OPTIMIZER = (
+    "out of memory in the optimizer's step: there is no room for its state. Type algo.optimizer=adamw_8bit, algo=lora_sft, or "
+    "launch.strategy=fsdp on several GPUs"
+)
+
 Loss = Callable[[Any, MicroBatch], torch.Tensor]
 
 
@@ -55,14 +60,21 @@ def train_step(
     max_grad_norm: float | None,
     loss: Loss = causal_lm_loss,
 ) -> StepOutcome:
-    """One optimizer step on the same samples on every rank. Weights stay as they are when a number is not finite."""
+    """One optimizer step on the same samples on every rank. Weights stay as they are when a number is not finite.
+
+    Raises:
+        ModelError: memory runs out even with the longest sample alone, or in the optimizer.
+    """
 
     def attempt(smaller: Layout) -> float:
         optimizer.zero_grad(set_to_none=True)
         return accumulate_gradients(session, model, samples, smaller, loss)
 
     loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
-    norm = session.strategy.update(optimizer, max_grad_norm, math.isfinite(loss_sum))
+    try:
+        norm = session.strategy.update(optimizer, max_grad_norm, math.isfinite(loss_sum))
+    except torch.OutOfMemoryError:
+        raise ModelError(NEEDED_BY_THE_OPTIMIZER) from None  # half of the weights may have changed: not to be done again
     optimizer.zero_grad(set_to_none=True)
     return StepOutcome(loss_sum / count_targets(samples), norm, layout)
 

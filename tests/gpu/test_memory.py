@@ -3,28 +3,37 @@
 import json
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hub import compose
 from hub.launch import launch
-from hub.testing import write_chats
+from hub.testing import tokenizer, write_chats
 
-LAYOUT = ("algo=sft", "model=tiny", "algo.effective_batch_size=256", "algo.max_steps=3", "launch=inline")
+LAYOUT = ("algo=sft", "algo.effective_batch_size=256", "algo.max_steps=3", "launch=inline", "algo.num_epochs=9")
 
 
-def train(folder, *more: str):
-    chats = folder.parent / "chats.jsonl"
-    if not chats.is_file():
-        write_chats(chats, num_rows=600)
-    result = launch(compose(*LAYOUT, f"data.path={chats}", "algo.num_epochs=9", f"output_dir={folder}", *more))
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A model whose activations are most of what it takes, and chats."""
+    folder = tmp_path_factory.mktemp("parts")
+    config = LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8,
+                         num_key_value_heads=8, vocab_size=512, tie_word_embeddings=True)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return [f"model.path={folder}", f"data.path={write_chats(folder / 'chats.jsonl', num_rows=600)}"]
+
+
+def train(parts, folder, *more: str):
+    result = launch(compose(*LAYOUT, *parts, f"output_dir={folder}", *more))
     return result, json.loads((result.run_path / "plan.json").read_text())
 
 
-def test_a_bound_set_too_high_gives_the_same_run_in_smaller_micro_batches(tmp_path):
+def test_a_bound_set_too_high_gives_the_same_run_in_smaller_micro_batches(parts, tmp_path):
     bound = ("algo.max_tokens_per_gpu=1000000", "algo.gradient_checkpointing=none", "model.dtype=float32")
-    free, plan = train(tmp_path / "free", *bound)
+    free, plan = train(parts, tmp_path / "free", *bound)
     assert plan["max_tokens_per_gpu"] == 1000000
     limit = f"launch.gpu_memory_gb={0.5 * free.peak_memory_gb}"
-    short, plan = train(tmp_path / "short", *bound, limit)
+    short, plan = train(parts, tmp_path / "short", *bound, limit)
     assert plan["max_tokens_per_gpu"] < 1000000
     assert plan["max_tokens_per_gpu_because"] == "memory ran out above it"
     assert short.peak_memory_gb < 0.5 * free.peak_memory_gb
@@ -32,12 +41,12 @@ def test_a_bound_set_too_high_gives_the_same_run_in_smaller_micro_batches(tmp_pa
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_less_memory_makes_layers_recompute_and_is_kept_to(tmp_path):
+def test_less_memory_makes_layers_recompute_and_is_kept_to(parts, tmp_path):
     bound = "algo.max_tokens_per_gpu=30000"
-    free, plan = train(tmp_path / "free", bound)
+    free, plan = train(parts, tmp_path / "free", bound)
     assert plan["layers_recomputed"] == 0, plan
     limit = 0.75 * free.peak_memory_gb
-    short, plan = train(tmp_path / "short", bound, f"launch.gpu_memory_gb={limit}")
+    short, plan = train(parts, tmp_path / "short", bound, f"launch.gpu_memory_gb={limit}")
     assert plan["layers_recomputed"] > 0, plan
     assert plan["max_tokens_per_gpu"] == 30000, plan
     assert short.peak_memory_gb < limit, plan

@@ -53,6 +53,15 @@ def test_a_sample_that_does_not_fit_alone_ends_the_run_with_what_to_type(tmp_pat
         train(tmp_path)
 
 
+def test_no_room_for_the_optimizers_state_ends_the_run_with_what_to_type(tmp_path, monkeypatch):
+    def step(self, closure=None):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(ModelError, match=r"algo\.optimizer=adamw_8bit"):
+        train(tmp_path)
+
+
 def broken_steps(monkeypatch, numbers: set[int]) -> None:
     real, count = loop.train_step, iter(range(1, 100))
 
