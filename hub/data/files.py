@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import re
@@ -12,12 +13,21 @@ from typing import IO, Any
 from hub.errors import DataError, did_you_mean
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def _open_zstd(file: Path, mode: str) -> IO[bytes]:
+    import pyarrow  # type: ignore[import-untyped]
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd"))
+
+
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
 _OF_LINES = (".jsonl", ".json", ".csv")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """Files that `datasets` writes beside its Arrow files."""
 
+_PIECE = 2**20
 LONGEST_QUOTE = 80
 
 
@@ -31,13 +41,17 @@ def file_kind(file: Path) -> str | None:
     return None
 
 
-def open_file(file: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked where it is compressed.
+def open_file(file: Path, offset: int = 0) -> IO[bytes]:
+    """The bytes of a file, unpacked where it is compressed, from one of them on.
 
     Raises:
         OSError: it can't be read.
     """
     found: IO[bytes] = _OPENERS.get(file.suffix.lower(), open)(file, "rb")
+    if file.suffix.lower() != ".zst":
+        found.seek(offset)
+    while file.suffix.lower() == ".zst" and offset > 0:  # pyarrow's stream goes forward only
+        offset -= len(found.read(min(offset, _PIECE))) or offset
     return found
 
 

@@ -178,8 +178,7 @@ def _lines(file: Path, offset: int = 0, line: int = 0) -> Iterator[_Line]:
         line: lines before that.
     """
     try:
-        with open_file(file) as stream:
-            stream.seek(offset)
+        with open_file(file, offset) as stream:
             for number, raw in enumerate(stream, line + 1):
                 offset += len(raw)
                 if number == 1:
@@ -379,9 +378,22 @@ def _read_hub(name: str, subset: str | None, split: str, stream: bool) -> Iterat
     try:
         rows = load_dataset(name, subset, split=split, streaming=stream)
     except Exception as error:  # load_dataset has no class of its own for its errors
-        raise DataError(f"{name}: the data set can't be loaded ({_first_line(error)})") from None
+        raise DataError(f"{name}: the data set can't be loaded ({_first_line(error)}).{_parts_of(name, subset)}") from None
     for number, value in enumerate(rows, 1):
         yield Row(dict(value), name, number)
+
+
+def _parts_of(name: str, subset: str | None) -> str:
+    """What there is to choose from, where no part was chosen or one that does not exist."""
+    from datasets import get_dataset_config_names, get_dataset_split_names
+
+    try:
+        subsets = get_dataset_config_names(name)
+        if subset not in (subsets if subset or len(subsets) > 1 else [None]):
+            return f" Type data.subset=NAME; there are {shorten(', '.join(subsets))}"
+        return f" Type data.split=NAME; there are {shorten(', '.join(get_dataset_split_names(name, subset)))}"
+    except Exception:  # what there is can't be found out: the first error stands
+        return ""
 
 
 def _first_line(error: BaseException) -> str:
