@@ -89,6 +89,10 @@ class Work:
 LEAST = STEADY | {"max_tokens_per_gpu": 4096, "gradient_checkpointing": "all"}
 WORKS: dict[str, Work] = {
     "full_1b": Work(algo="sft", shape="1b", batch=64),
+    "full_1b_bf16": Work(
+        algo="sft", shape="1b", batch=64, ours=STEADY | {"master_weights": False, "max_tokens_per_gpu": 8192},
+        peers=(), compared_with="full_1b",
+    ),
     "lora_8b": Work(algo="lora_sft", shape="8b"),
     "lora_8b_least_memory": Work(
         algo="lora_sft", shape="8b", lengths=FULL, batch=2, micro_rows=2, ours=LEAST, least_memory=True

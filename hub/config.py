@@ -144,7 +144,8 @@ class ModelConfig:
     """Branch, tag or commit on the model hub. null: its default branch."""
 
     dtype: str = option(AUTO, choices=(AUTO, "bfloat16", "float32"))
-    """Type of the arithmetic and of frozen weights. auto: bfloat16. Weights that train stay in float32 all the same."""
+    """Type of the arithmetic and of frozen weights. auto: bfloat16. Weights that train stay in float32 all the same
+    (sft: see `algo.master_weights`)."""
 
     trust_remote_code: bool = False
     """Allow Python code that lies in the model's folder to run. Only for sources that you would let into your shell."""

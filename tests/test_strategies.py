@@ -78,6 +78,15 @@ def test_from_one_process_to_shares(tmp_path):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
+def test_weights_in_bfloat16_are_rounded_in_shares_as_in_the_whole(tmp_path):
+    options = ["algo=sft", "algo.master_weights=false", "model.dtype=bfloat16", "algo.max_steps=3"]
+    whole = shared(tmp_path / "whole", "ddp", *options)
+    parts = shared(tmp_path / "parts", "fsdp", *options)
+    assert [line["loss"] for line in parts.metrics] == [line["loss"] for line in whole.metrics]
+    first, second = (load_file(result.model_path / "model.safetensors") for result in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
 def test_deepspeed_trains_like_one_process_and_checkpoints_go_to_it_and_back(tmp_path, strategy):

@@ -4,7 +4,7 @@ On a GPU it is measured: one pass forward and backward with all layers kept, one
 samples. Memory grows with the number of tokens, so these two say what any bound and any number of layers would take.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +93,13 @@ def allowed_memory(device: torch.device) -> float:
     return float(torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device))
 
 
+def three_of_each(trained: Iterable[torch.Tensor]) -> int:
+    """Bytes of gradients and Adam's two moments, or of weights and moments, all in the types of the weights that train."""
+    return sum(3 * weight.numel() * weight.element_size() for weight in trained)
+
+
 def room_for_activations(model: torch.nn.Module, device: torch.device, shares: int, repeatable: bool) -> float:
-    """Bytes for activations: what is free less gradients and two moments in float32 of what trains.
+    """Bytes for activations: what is free less gradients and two moments of what trains.
 
     Args:
         model: placed, without gradients.
@@ -109,8 +114,8 @@ def room_for_activations(model: torch.nn.Module, device: torch.device, shares: i
     if repeatable:
         held = (*model.parameters(), *model.buffers())
         free = total - sum(tensor.numel() * tensor.element_size() for tensor in held)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return float((free - 12 * trained / shares) * SHARE_OF_FREE_MEMORY)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return float((free - three_of_each(trained) / shares) * SHARE_OF_FREE_MEMORY)
 
 
 def measured_bytes(run_pass: Callable[[], int], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> float:

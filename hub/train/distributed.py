@@ -59,13 +59,14 @@ def sum_over_ranks(*values: float) -> list[float]:
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = 2**28) -> None:
-    """Sum the gradients over all ranks in place, in buckets. A missing gradient counts as zero."""
+    """Sum the gradients over all ranks in place, in buckets, in float32 at least. A missing gradient counts as zero."""
     if not dist.is_initialized():
         return
     bucket: list[torch.Tensor] = []
 
     def reduce() -> None:
         flat = torch.cat([gradient.flatten() for gradient in bucket])
+        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
         dist.all_reduce(flat)
         for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(summed.view_as(gradient))
@@ -74,9 +75,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = 
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        if bucket and (
-            bucket[0].dtype != parameter.grad.dtype or sum(g.numel() * g.element_size() for g in bucket) >= bucket_bytes
-        ):
+        if bucket and (bucket[0].dtype != parameter.grad.dtype or sum(4 * g.numel() for g in bucket) >= bucket_bytes):
             reduce()
         bucket.append(parameter.grad)
     if bucket:

@@ -95,6 +95,7 @@ class _Fit:
         self.coordinates = self.session.strategy.coordinates
         self.coordinates.placed()
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.kept_in = " and ".join(sorted({str(p.dtype).removeprefix("torch.") for _, p in trained}))
         self.optimizer = make_optimizer(self.algo, parameter_groups(trained, self.algo.weight_decay), self.session.device)
         self.scheduler = make_scheduler(self.algo, self.optimizer, self.total)
         self.done = 0
@@ -129,12 +130,13 @@ class _Fit:
             num_steps=self.total,
             trainable_parameters=self.num_trained,
             parameters=self.num_parameters,
+            weights_kept_in=self.kept_in,
             **plan,
         )
         what = "a stream" if self.cfg.data.streaming else f"{len(self.data.train)} samples"
         self.run.say(
-            f"training {self.num_trained:,} of {self.num_parameters:,} parameters on {what}: {self.total} steps of "
-            f"{self.batch_size} samples, micro-batches of at most {self.layout.max_tokens} tokens"
+            f"training {self.num_trained:,} of {self.num_parameters:,} parameters in {self.kept_in} on {what}: "
+            f"{self.total} steps of {self.batch_size} samples, micro-batches of at most {self.layout.max_tokens} tokens"
         )
         for line in lines:
             self.run.say(line)

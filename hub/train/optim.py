@@ -9,6 +9,7 @@ from transformers import get_scheduler
 
 from hub.config import AlgoConfig
 from hub.errors import ConfigError
+from hub.train.rounding import StochasticAdamW
 
 SCHEDULERS = {"constant": "constant_with_warmup", "cosine_with_restarts": "cosine_with_restarts"}
 DEFAULT_WARMUP_RATIO = 0.03
@@ -24,7 +25,7 @@ def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_dec
 
 
 def make_optimizer(cfg: AlgoConfig, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of `algo.optimizer`.
+    """The optimizer of `algo.optimizer`. AdamW rounds stochastically where a weight that trains is kept in bfloat16.
 
     Raises:
         ConfigError: it can't run on this device.
@@ -32,6 +33,10 @@ def make_optimizer(cfg: AlgoConfig, groups: list[dict[str, Any]], device: torch.
     groups = [group for group in groups if group["params"]]
     adam: dict[str, Any] = {"lr": cfg.learning_rate, "betas": (cfg.adam_beta1, cfg.adam_beta2), "eps": cfg.adam_epsilon}
     if cfg.optimizer == "adamw":
+        trained = [parameter for group in groups for parameter in group["params"]]
+        if any(parameter.dtype == torch.bfloat16 for parameter in trained):
+            compiled = cfg.torch_compile != "none" and all(parameter.is_cuda for parameter in trained)
+            return StochasticAdamW(groups, seed=cfg.seed, compiled=compiled, **adam)
         return torch.optim.AdamW(groups, fused=device.type == "cuda", **adam)
     if cfg.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=cfg.learning_rate)

@@ -9,6 +9,7 @@ import torch
 
 from hub.errors import ConfigError
 from hub.run import Run, read_metrics
+from hub.train.budget import three_of_each
 from hub.train.checkpoint import damage, load_checkpoint, newest_valid, read_state
 from hub.train.distributed import broadcast_text
 from hub.train.setup import Setup
@@ -81,16 +82,16 @@ def check_disk(setup: Setup, model: Any) -> None:
     algo, run = setup.cfg.algo, setup.run
     if not run.is_main:
         return
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = [p for p in model.parameters() if p.requires_grad]
     is_adapter = any(not p.requires_grad for p in model.parameters())
-    saved_model = trained * (4 if is_adapter else setup.session.compute_dtype.itemsize)
-    checkpoint = saved_model + 12 * trained  # weights and two moments in float32
+    saved_model = sum(p.numel() for p in trained) * (4 if is_adapter else setup.session.compute_dtype.itemsize)
+    checkpoint = saved_model + three_of_each(trained)
     saves = algo.save_every_steps is not None or algo.save_every_epochs is not None
     # One more is written before the oldest goes, and the best may be kept besides.
     needed = saved_model + (checkpoint * (algo.keep_checkpoints + 2) if saves else 0)
     free = shutil.disk_usage(run.path).free
     if saves:
-        copied = 12 * sum(local(p).numel() for p in model.parameters() if p.requires_grad)
+        copied = three_of_each(local(p) for p in trained)
         run.say(
             f"a checkpoint takes about {checkpoint / 2**30:.2f} GB; {algo.keep_checkpoints} newest and the best are kept. "
             f"It is written while training goes on, from a copy of {copied / 2**30:.2f} GB in the host's memory"

@@ -108,7 +108,7 @@ class Replicated:
         gradients = [p.grad for p in parameters if p.grad is not None]
         whole = [g for g in gradients if not isinstance(g, DTensor)]
         shares = [g for g in gradients if isinstance(g, DTensor)]
-        norms = [torch.nn.utils.get_total_norm(part) for part in (whole, shares) if part]
+        norms = [total_norm(part) for part in (whole, shares) if part]
         norm = math.sqrt(sum(float(full(n)) ** 2 for n in norms))
         if norm > bound:
             # Not finite: nothing to scale, the loop leaves such a step out.
@@ -165,6 +165,15 @@ class FullyShard(Replicated):
         same_on_all_ranks(p.data for p in whole)
 
 
+def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Norm of all of them together, in float32 at least. Scalar."""
+    if all(gradient.dtype != torch.bfloat16 for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    # That would round each norm, and their sum, to bfloat16.
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+
 def hold_4bit_as_plain_tensor(layer: Any, device: torch.device) -> None:
     """Let a bitsandbytes layer keep its packed weight as a plain tensor that can be shared out.
 
@@ -194,7 +203,7 @@ def choose_strategy(
         launch: for `strategy` (any but split), `cpu_offload` and `deepspeed_config`.
         group: the processes.
         weights_bytes: the weights as they are held.
-        trained_share: share of them that trains in float32 with a gradient and two moments; 0 for adapters.
+        trained_share: share of them that trains, with a gradient and two moments of the same type; 0 for adapters.
         compute_dtype: type of the arithmetic.
 
     Raises:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hub import AlgoConfig, RunConfig, option
+from hub.config import ZERO
 
 
 @dataclass(kw_only=True)
@@ -19,10 +20,31 @@ class SftConfig(AlgoConfig):
     effective_batch_size: int | str = option("auto", ge=1)
     """Samples per optimizer step over all processes, exactly. auto: 32 below 1,000 samples, 128 below 10,000, else 256."""
 
+    master_weights: bool = True
+    """Keep weights, gradients and AdamW's moments in float32: 16 bytes a parameter. false: in `model.dtype`, which is 8 bytes a
+    parameter in bfloat16; what the optimizer writes is rounded stochastically, so that small steps add up. With adamw only."""
+
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
         if cfg.model.quantization:
             yield (
                 f"algo=sft can't train the {cfg.model.quantization} weights of model.path={cfg.model.path}: quantised weights "
                 "take no gradient. Type algo=lora_sft, or a model preset without _bnb_4bit"
+            )
+        if self.master_weights:
+            return
+        if self.optimizer != "adamw":
+            yield (
+                f"algo.master_weights=false with algo.optimizer={self.optimizer}: it rounds to the nearest bfloat16, where "
+                "small steps are lost. Type algo.optimizer=adamw, or algo.master_weights=true"
+            )
+        if cfg.launch.strategy in ZERO:
+            yield (
+                f"algo.master_weights=false with launch.strategy={cfg.launch.strategy}: DeepSpeed keeps weights its own way. "
+                "Type launch.strategy=fsdp, or algo.master_weights=true"
+            )
+        if cfg.model.dtype == "float32" and cfg.task == "train":
+            yield (
+                "algo.master_weights=false keeps the weights in model.dtype, which is float32: that would save nothing. Type "
+                "model.dtype=bfloat16, or algo.master_weights=true"
             )

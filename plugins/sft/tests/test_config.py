@@ -21,3 +21,20 @@ def test_the_batch_is_a_number_or_auto(value):
     cfg = compose("algo=sft", "model=tiny", "data=tiny", values={"algo": {"effective_batch_size": value}})
     line = f"algo.effective_batch_size={value} is not allowed. Allowed: a number at least 1 or auto"
     assert cfg.problems() == [line]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["algo.optimizer=adamw_8bit"], "algo.master_weights=false with algo.optimizer=adamw_8bit: it rounds to the nearest"),
+        (["algo.optimizer=sgd"], "algo.master_weights=false with algo.optimizer=sgd: it rounds to the nearest"),
+        (["launch.strategy=zero2"], "algo.master_weights=false with launch.strategy=zero2: DeepSpeed keeps weights its"),
+        (["model.dtype=float32"], "algo.master_weights=false keeps the weights in model.dtype, which is float32"),
+        (["launch.strategy=fsdp"], None),
+        (["task=verify", "model.dtype=float32"], None),
+    ],
+)
+def test_weights_in_bfloat16_are_refused_where_they_would_lose_small_steps(options, line):
+    found = compose("algo=sft", "model=tiny", "data=tiny", "algo.master_weights=false", *options).problems()
+    assert [problem[: len(line or "")] for problem in found] == ([line] if line else [])
+    assert compose("algo=sft", "model=tiny", "data=tiny", *options).problems() == []
