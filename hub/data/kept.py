@@ -31,6 +31,10 @@ RECIPE = 1
 SMALL_BYTES = 4 * 2**20
 """Below this a single process is done before others have started."""
 
+LONG_BYTES = 100 * 2**20
+"""From here on it takes minutes on a few cores."""
+
+SECONDS_BETWEEN_LINES = 10.0
 MOST_PROCESSES = 32
 MOST_DAYS = 30
 """Days after which what was not used is removed."""
@@ -75,12 +79,17 @@ def keep(
 
     def make(folder: Path) -> None:
         number = max(1, min(MOST_PROCESSES, num_cores()))
-        say(f"tokenising {source.path} with {number} process(es); kept in {kept.parent}")
+        hint = ". A stream begins at once: data.streaming=true" if _num_bytes(source) >= LONG_BYTES else ""
+        say(f"tokenising {source.path} with {number} process(es); kept in {kept.parent}{hint}")
+        said = time.monotonic()
         processes = Processes(cfg, base_path, limit, number)
         try:
             with (folder / "rows").open("wb") as stream:
-                for items in processes.rows(source):
+                for count, items in enumerate(processes.rows(source), 1):
                     stream.write(to_bytes(items))
+                    if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                        said = time.monotonic()
+                        say(f"tokenised {count:,} rows")
         finally:
             processes.close()
 

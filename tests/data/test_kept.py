@@ -108,3 +108,11 @@ def test_what_was_not_used_for_long_is_removed(rows_of, tmp_path):
     assert not old.parent.exists()
     assert young.exists()
     assert len(list((tmp_path / "cache/data").glob("*/rows"))) == 2
+
+
+def test_a_large_source_says_how_far_it_is_and_that_a_stream_would_not_wait(rows_of, monkeypatch):
+    monkeypatch.setattr(kept, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(kept, "LONG_BYTES", 1)
+    _, said = rows_of()
+    assert said[0].endswith("data.streaming=true")
+    assert said[-1] == "tokenised 30 rows"
