@@ -15,7 +15,8 @@ A method is a name, or NAME:OPTION=VALUE,...
     replay         the same with 100 rows of each earlier task among the new ones; protect=100 is their number
     lora_sft       an adapter of rank 16, merged after each task
     osft           ratio=0.25 or policy=adaptive; form=fast or factored
-    activations    OSFT by the inputs of what is to be kept: protect=100 rows of each earlier task and general text; ratio=0.5.
+    activations    OSFT by the inputs of what is to be kept: protect=100 rows of each earlier task and texts=16 general texts;
+                   ratio=0.5.
                    memory=covariances protects what was learnt without any row of it
 `epochs=2` is the number of passes. A run that is in --out already is not done again.
 """

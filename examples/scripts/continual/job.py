@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from continual.measure import accuracies, load, text_loss
-from continual.methods import NUM_DOCUMENTS, Method
+from continual.methods import Method
 from continual.study import DOCUMENT_TOKENS, Study, as_rows, chosen, rows_of, write_rows
 from hub import DivergedError, run
 
@@ -55,7 +55,7 @@ def protection(study: Study, method: Method, folder: Path, earlier: list[str], m
     if method.by_covariances and earlier:
         return {"protect_from": model}
     tokenizer = AutoTokenizer.from_pretrained(study.model)
-    texts = [row["text"] for row in rows_of(study.text[0])[:NUM_DOCUMENTS]]
+    texts = [row["text"] for row in rows_of(study.text[0])[: method.texts]]
     cut = [tokenizer.decode(tokenizer(text)["input_ids"][:DOCUMENT_TOKENS], skip_special_tokens=True) for text in texts]
     files = [write_rows(folder / "text.jsonl", [{"text": text} for text in cut if text])]
     for task in earlier:

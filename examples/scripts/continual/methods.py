@@ -13,6 +13,8 @@ METHODS = (
     "osft:ratio=0.25",
     "osft:ratio=0.25,form=factored",
     "activations:ratio=0.25",
+    "activations:ratio=0.5,lr=3e-4",
+    "activations:ratio=0.5,lr=3e-4,texts=50",
     "osft:policy=adaptive",
     "osft:ratio=0.1",
     "osft:ratio=0.1,form=factored",
@@ -35,9 +37,8 @@ RATES = {
 }
 """Learning rates that are tried."""
 
-KNOWN = {"lr": float, "epochs": float, "protect": int, "ratio": float, "policy": str, "form": str, "memory": str}
-NUM_DOCUMENTS = 16
-"""General texts that are protected."""
+KNOWN = {"lr": float, "epochs": float, "protect": int, "ratio": float, "policy": str, "form": str, "memory": str,
+         "texts": int}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Method:
     @property
     def protect(self) -> int:
         return int(self.options.get("protect", 100))
+
+    @property
+    def texts(self) -> int:
+        """General texts that are protected."""
+        return int(self.options.get("texts", 16))
 
     @property
     def by_covariances(self) -> bool:
@@ -103,5 +109,5 @@ class Method:
         else:
             found |= {"unfreeze_rank_ratio": self.options.get("ratio", 0.25)}
         if self.by_covariances:
-            found |= {"save_protection": True, "protect_samples": max(self.protect, NUM_DOCUMENTS)}
+            found |= {"save_protection": True, "protect_samples": max(self.protect, self.texts)}
         return "osft", found
