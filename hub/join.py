@@ -28,7 +28,7 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
     message = _start(overrides, config_dir) if rank == 0 else None
 
     from hub.signals import stop_request
-    from hub.train.distributed import broadcast_text, start_group
+    from hub.train.parallel.distributed import broadcast_text, start_group
     from hub.worker import work
 
     stop_request.install()

@@ -57,7 +57,7 @@ def _command(cfg: RunConfig, run: Run) -> list[str]:
     python = cfg.launch.python or sys.executable
     if int(cfg.launch.nproc_per_node) * cfg.launch.nnodes == 1 and cfg.launch.rdzv_endpoint is None:
         return [python, "-m", "hub.worker", str(run.path)]
-    return [python, "-m", "hub.train.elastic", str(run.path)]
+    return [python, "-m", "hub.train.parallel.elastic", str(run.path)]
 
 
 def _environment(cfg: RunConfig) -> dict[str, str]:

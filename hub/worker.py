@@ -89,7 +89,7 @@ def _joined(run: Run) -> tuple[RunConfig, Run]:
     """What to run, and where: on several machines rank 0's config and folder, on one machine those that were given."""
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:
         return runfile.read(run.config_file), run
-    from hub.train.distributed import broadcast_text, start_group
+    from hub.train.parallel.distributed import broadcast_text, start_group
 
     start_group()
     shared = Path(broadcast_text(str(run.path)))

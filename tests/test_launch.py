@@ -83,7 +83,7 @@ def test_a_dead_worker_ends_the_others_and_the_launcher_names_its_rank(tmp_path)
         "import os\nfrom hub import Backend, hookimpl\n\n@hookimpl\ndef hub_backends():\n"
         "    return [Backend(name='deadly', algorithm='lora_sft', train='deadly:train')]\n\n"
         "def train(cfg, run):\n"
-        "    from hub.train.distributed import barrier, start_group\n"
+        "    from hub.train.parallel.distributed import barrier, start_group\n"
         "    group = start_group()\n    barrier()\n"
         "    if group.rank == 1:\n        raise RuntimeError('the roof is on fire')\n    barrier()\n"
     )

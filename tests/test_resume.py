@@ -54,7 +54,7 @@ def cmdline(pid: str) -> str:
         text = Path("/proc", pid, "cmdline").read_bytes().decode()
     except OSError:
         return ""
-    return text if "hub.worker" in text or "hub.train.elastic" in text else ""
+    return text if "hub.worker" in text or "hub.train.parallel.elastic" in text else ""
 
 
 def same(one: Result, other: Result) -> None:

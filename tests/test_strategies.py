@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from hub import ConfigError, compose
 from hub.launch import launch
 from hub.run import Result
-from hub.train.zero import engine_config
+from hub.train.parallel.zero import engine_config
 
 OPTIONS = ["model=tiny", "data=tiny", "model.dtype=float32", "algo.effective_batch_size=16", "algo.learning_rate=1e-3",
            "algo.max_steps=6", "algo.save_every_steps=3", "algo.keep_checkpoints=9",

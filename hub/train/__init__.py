@@ -2,4 +2,5 @@
 
 A backend's train function puts the parts together: `session` (processes, device, precision), `weights` and `model`
 (load), `hub.data.prepare` (samples), then `loop.fit` (steps, evaluation, checkpoints) with its own way to save.
+`fast` has what a GPU gains by, `parallel` the strategies for several processes, `checkpoints` the state on disk.
 """

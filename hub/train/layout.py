@@ -8,14 +8,14 @@ import torch
 
 from hub.data.prepare import Sample
 from hub.train import batches
-from hub.train.activations import Activations
 from hub.train.collate import MicroBatch, pack, pad, weightless
-from hub.train.compiled import compile_layers
-from hub.train.fast import choose_attention, choose_compile, choose_head
-from hub.train.isolation import can_pack
-from hub.train.kernels import fused_head, hidden_states_in, layers_of
+from hub.train.fast.activations import Activations
+from hub.train.fast.choose import choose_attention, choose_compile, choose_head
+from hub.train.fast.compiled import compile_layers
+from hub.train.fast.isolation import can_pack
+from hub.train.fast.kernels import fused_head, hidden_states_in, layers_of
+from hub.train.fast.own_kernels import OwnKernels
 from hub.train.loss import causal_lm_loss
-from hub.train.own_kernels import OwnKernels
 from hub.train.setup import Setup
 
 

@@ -18,25 +18,25 @@ from hub.plugins import registry
 from hub.run import Outcome, read_metrics
 from hub.signals import stop_request
 from hub.train import batches
+from hub.train.checkpoints.resume import check_disk, resume
+from hub.train.checkpoints.save import Saved
+from hub.train.checkpoints.writer import CheckpointWriter
 from hub.train.collate import num_loss_tokens
-from hub.train.compiled import num_compiled
 from hub.train.coordinates import Coordinates
-from hub.train.distributed import barrier, max_over_ranks
+from hub.train.fast.compiled import num_compiled
+from hub.train.fast.own_kernels import OwnKernels
+from hub.train.fast.utilization import flops_per_token, peak_flops
 from hub.train.layout import choose_layout
 from hub.train.loss import causal_lm_loss
 from hub.train.meters import Meter, SpikeMeter, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
-from hub.train.own_kernels import OwnKernels
+from hub.train.parallel.distributed import barrier, max_over_ranks
+from hub.train.parallel.strategy import full_weights
 from hub.train.progress import ProgressLine
-from hub.train.resume import check_disk, resume
-from hub.train.save import Saved
 from hub.train.setup import Setup
 from hub.train.step import Loss, StepOutcome, evaluate, train_step
-from hub.train.strategy import full_weights
 from hub.train.supply import mix_lines
-from hub.train.utilization import flops_per_token, peak_flops
 from hub.train.verify import verify
-from hub.train.writer import CheckpointWriter
 
 Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
 

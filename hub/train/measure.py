@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor
 from hub.data.prepare import Sample
 from hub.options import AUTO
 from hub.train import batches, collate, step
-from hub.train.distributed import max_over_ranks, sum_over_ranks
 from hub.train.layout import Layout
 from hub.train.loss import causal_lm_loss, takes_positions
+from hub.train.parallel.distributed import max_over_ranks, sum_over_ranks
+from hub.train.parallel.strategy import full
 from hub.train.setup import Setup
-from hub.train.strategy import full
 
 MOST_SAMPLES = 32
 MOST_TOKENS = {"cpu": 1024, "cuda": 4096}

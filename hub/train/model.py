@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from hub.config import ModelConfig, RunConfig
 from hub.errors import ModelError
 from hub.run import Run
-from hub.train.distributed import barrier
 from hub.train.model_files import choose_kernels_ourselves, not_heeded
+from hub.train.parallel.distributed import barrier
 from hub.train.session import Session
 from hub.train.weights import local_weights
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from hub.train.compiled import RECOMPILE_LIMIT
-from hub.train.shares import local, place_of
+from hub.train.fast.compiled import RECOMPILE_LIMIT
+from hub.train.parallel.shares import local, place_of
 
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
 """Numbers that are updated at a time where nothing is compiled: each operation makes a tensor of so many."""

@@ -14,9 +14,9 @@ from hub.config import RunConfig
 from hub.errors import ConfigError
 from hub.options import AUTO
 from hub.run import Run
-from hub.train.budget import GIB
-from hub.train.distributed import Group, start_group
-from hub.train.strategy import Replicated
+from hub.train.fast.budget import GIB
+from hub.train.parallel.distributed import Group, start_group
+from hub.train.parallel.strategy import Replicated
 
 
 @dataclass

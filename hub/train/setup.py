@@ -10,10 +10,10 @@ from hub.config import WORK_ON_SHARES, RunConfig
 from hub.data.prepare import Prepared, keep_large, prepare
 from hub.errors import ConfigError
 from hub.run import Run
-from hub.train.distributed import barrier
 from hub.train.model import find_weights, load_causal_lm, load_config, load_tokenizer, num_parameters
+from hub.train.parallel.distributed import barrier
+from hub.train.parallel.strategy import choose_strategy
 from hub.train.session import Session, start_session
-from hub.train.strategy import choose_strategy
 from hub.train.supply import Supply, make_supply
 
 

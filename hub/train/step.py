@@ -15,9 +15,9 @@ import torch
 from hub.data.prepare import Sample
 from hub.errors import ModelError, NoMemoryError
 from hub.train.collate import MicroBatch, num_loss_tokens
-from hub.train.distributed import sum_over_ranks
 from hub.train.layout import Layout
 from hub.train.loss import causal_lm_loss
+from hub.train.parallel.distributed import sum_over_ranks
 from hub.train.session import Session
 
 NEEDED_BY_ONE = (

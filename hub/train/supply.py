@@ -18,8 +18,8 @@ from hub.data.workers import Processes, num_cores
 from hub.errors import ConfigError, HubError
 from hub.options import AUTO
 from hub.train import batches
-from hub.train.checkpoint import fingerprint
-from hub.train.distributed import Group, broadcast_bytes
+from hub.train.checkpoints.checkpoint import fingerprint
+from hub.train.parallel.distributed import Group, broadcast_bytes
 
 MOST_PROCESSES = 8
 """Processes that encode a stream. Each makes some hundred thousand tokens a second."""

@@ -17,12 +17,12 @@ from hub.data.prepare import Sample
 from hub.errors import VerifyError
 from hub.run import Outcome, write_json
 from hub.train import collate, step
-from hub.train.distributed import barrier, max_over_ranks
-from hub.train.isolation import TOLERANCE as LEAK_TOLERANCE
+from hub.train.fast.isolation import TOLERANCE as LEAK_TOLERANCE
 from hub.train.layout import Layout, choose_layout
 from hub.train.loss import causal_lm_loss
 from hub.train.measure import Gradient, Measure, OneByOne, rms, without_chance
 from hub.train.meters import peak_memory_gb
+from hub.train.parallel.distributed import barrier, max_over_ranks
 from hub.train.setup import Setup
 
 MOST_NOISE = 1e-3

@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from hub import compose
 from hub.launch import launch
-from hub.train import activations
-from hub.train.kernels import recompute
-from hub.train.offload import HostInputs
+from hub.train.fast import activations
+from hub.train.fast.kernels import recompute
+from hub.train.fast.offload import HostInputs
 
 TOKENS, HIDDEN, LAYERS = 16384, 1024, 12
 

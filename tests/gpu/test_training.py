@@ -14,7 +14,7 @@ from hub.launch import launch
 from hub.run import Run
 from hub.testing import FAMILIES, tiny_model, tiny_model_path
 from hub.train.collate import pack
-from hub.train.isolation import can_pack
+from hub.train.fast.isolation import can_pack
 from hub.train.layout import Layout
 from hub.train.session import start_session
 from hub.train.step import accumulate_gradients

@@ -125,7 +125,7 @@ from hub import Outcome, Run, compose
 from hub.data.prepare import Sample
 from hub.preflight import prepare
 from hub.train.collate import pack, pad
-from hub.train.isolation import leak
+from hub.train.fast.isolation import leak
 
 
 def probe(setup, model, save, loss, *, own_kernels):

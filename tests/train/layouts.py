@@ -19,9 +19,9 @@ from hub.signals import end_process
 from hub.train import collate, step
 from hub.train import layout as layouts
 from hub.train.batches import split
-from hub.train.distributed import barrier, start_group, sum_gradients
 from hub.train.layout import Layout
 from hub.train.loss import causal_lm_loss
+from hub.train.parallel.distributed import barrier, start_group, sum_gradients
 from hub.train.session import Session
 from hub.train.step import accumulate_gradients, evaluate
 

@@ -125,7 +125,7 @@ SAVES = [("hub_checkpoint", number) for number in range(9)]
     ids=["the next save waits", "told at the end of the step in which it is complete"],
 )
 def test_steps_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch, every, events):
-    from hub.train import save
+    from hub.train.checkpoints import save
 
     real, found = save.seal, []
 
@@ -149,7 +149,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch, every,
 
 
 def test_a_write_that_fails_in_the_background_is_said_and_training_goes_on(tmp_path, monkeypatch, capsys):
-    from hub.train import save
+    from hub.train.checkpoints import save
 
     real = save.seal
 
@@ -167,7 +167,7 @@ def test_a_write_that_fails_in_the_background_is_said_and_training_goes_on(tmp_p
 
 
 def test_an_error_that_ends_the_run_leaves_the_checkpoint_that_was_being_written(tmp_path, monkeypatch):
-    from hub.train import save
+    from hub.train.checkpoints import save
 
     broken_steps(monkeypatch, set())
     working, real, told = loop.train_step, save.seal, threading.Event()

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 from hub import compose
 from hub.config import AlgoConfig
 from hub.launch import launch
-from hub.train import distributed, rounding
-from hub.train.budget import three_of_each
+from hub.train import rounding
+from hub.train.fast.budget import three_of_each
 from hub.train.optim import make_optimizer
+from hub.train.parallel import distributed
+from hub.train.parallel.strategy import total_norm
 from hub.train.rounding import StochasticAdamW, mixed, rounded
-from hub.train.strategy import total_norm
 
 MANY = 2**16
 

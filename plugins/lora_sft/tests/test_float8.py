@@ -130,8 +130,8 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
     from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
 
-    from hub.train import compiled
-    from hub.train.kernels import layers_of
+    from hub.train.fast import compiled
+    from hub.train.fast.kernels import layers_of
 
     model, _ = model_in_fp8()
     ids = torch.randint(3, 512, (1, 40), generator=torch.Generator().manual_seed(0))

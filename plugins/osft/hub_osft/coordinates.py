@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from hub.train.coordinates import Coordinates
-from hub.train.strategy import full
+from hub.train.parallel.strategy import full
 from hub_osft.layers import OsftFactored
 from hub_osft.subspace import change_of, oriented, project_, project_exactly
 

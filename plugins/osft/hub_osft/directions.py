@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from hub import ConfigError, ModelError
 from hub.cache import cache_dir, make_once
-from hub.train.distributed import barrier, broadcast_text
+from hub.train.parallel.distributed import barrier, broadcast_text
 from hub.train.session import Session
 from hub.train.setup import Setup
 from hub_osft.config import FACTORED, OsftConfig

@@ -25,8 +25,8 @@ from hub.data.config import DataConfig
 from hub.data.prepare import Sample, prepare
 from hub.train.collate import pad
 from hub.train.model import load_config
+from hub.train.parallel.strategy import layer_classes
 from hub.train.setup import Setup
-from hub.train.strategy import layer_classes
 from hub_osft.config import PROTECTION, OsftConfig
 from hub_osft.directions import Directions
 from hub_osft.targets import Target

@@ -5,7 +5,7 @@ from transformers import AutoConfig
 
 from hub.config import ModelConfig
 from hub.testing import tiny_model_path
-from hub.train.utilization import flops_per_token
+from hub.train.fast.utilization import flops_per_token
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hub.train.host_copies import free_host_memory
+from hub.train.checkpoints.host_copies import free_host_memory
 
 LEAST_BYTES = 2**20
 """Less is not worth a copy."""

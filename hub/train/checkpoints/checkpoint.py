@@ -24,9 +24,9 @@ import torch
 
 from hub.data.prepare import Sample
 from hub.errors import ModelError
-from hub.train.rng import restore_random_state
+from hub.train.checkpoints.rng import restore_random_state
+from hub.train.parallel.shares import StoredTensors
 from hub.train.session import Session
-from hub.train.shares import StoredTensors
 
 MANIFEST = "manifest.json"
 

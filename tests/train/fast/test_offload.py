@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM
 from hub import compose
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
-from hub.train import activations, offload
-from hub.train.budget import Need
 from hub.train.collate import pack
-from hub.train.kernels import layers_of, recompute
+from hub.train.fast import activations, offload
+from hub.train.fast.budget import Need
+from hub.train.fast.kernels import layers_of, recompute
+from hub.train.fast.offload import HostInputs
 from hub.train.loss import causal_lm_loss
-from hub.train.offload import HostInputs
-from hub.train.strategy import Replicated
+from hub.train.parallel.strategy import Replicated
 
 CPU = torch.device("cpu")
 

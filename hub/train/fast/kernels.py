@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from hub.train.collate import MicroBatch
-from hub.train.head import FusedHead
-from hub.train.offload import HostInputs
+from hub.train.fast.head import FusedHead
+from hub.train.fast.offload import HostInputs
 
 VARLEN = "hub_varlen"
 """Name of the attention in transformers' register."""

@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from hub import ModelError
-from hub.train.checkpoint import damage, load_checkpoint
-from hub.train.distributed import Group
+from hub.train.checkpoints.checkpoint import damage, load_checkpoint
+from hub.train.checkpoints.writer import CheckpointWriter
+from hub.train.parallel.distributed import Group
+from hub.train.parallel.shares import StoredTensors
 from hub.train.session import Session
-from hub.train.shares import StoredTensors
-from hub.train.writer import CheckpointWriter
 
 SCRIPT = Path(__file__).with_name("shared_out.py")
 

@@ -9,11 +9,11 @@ import torch
 
 from hub.errors import ConfigError
 from hub.run import Run, read_metrics
-from hub.train.budget import three_of_each
-from hub.train.checkpoint import damage, load_checkpoint, newest_valid, read_state
-from hub.train.distributed import broadcast_text
+from hub.train.checkpoints.checkpoint import damage, load_checkpoint, newest_valid, read_state
+from hub.train.fast.budget import three_of_each
+from hub.train.parallel.distributed import broadcast_text
+from hub.train.parallel.shares import local
 from hub.train.setup import Setup
-from hub.train.shares import local
 
 
 def resume(setup: Setup, model: Any, optimizer: torch.optim.Optimizer, data: str, num_steps: int) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import fully_shard
 
 from hub.signals import end_process
-from hub.train import save
-from hub.train.checkpoint import load_checkpoint
-from hub.train.distributed import barrier, start_group
-from hub.train.optimizer_state import flat_optimizer_state
+from hub.train.checkpoints import save
+from hub.train.checkpoints.checkpoint import load_checkpoint
+from hub.train.checkpoints.optimizer_state import flat_optimizer_state
+from hub.train.checkpoints.writer import CheckpointWriter
+from hub.train.parallel.distributed import barrier, start_group
+from hub.train.parallel.strategy import full
 from hub.train.session import Session
-from hub.train.strategy import full
-from hub.train.writer import CheckpointWriter
 
 
 def make(seed: int = 0) -> torch.nn.Sequential:

@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor
 from hub.config import ZERO, LaunchConfig
 from hub.errors import ConfigError
 from hub.options import AUTO
-from hub.train.budget import allowed_memory
+from hub.train.checkpoints.optimizer_state import flat_optimizer_state, restore_optimizer
 from hub.train.coordinates import Coordinates
-from hub.train.distributed import Group, same_on_all_ranks, sum_gradients
-from hub.train.optimizer_state import flat_optimizer_state, restore_optimizer
-from hub.train.shares import StoredTensors, local, place_of
+from hub.train.fast.budget import allowed_memory
+from hub.train.parallel.distributed import Group, same_on_all_ranks, sum_gradients
+from hub.train.parallel.shares import StoredTensors, local, place_of
 
 
 class Replicated:
@@ -226,7 +226,7 @@ def choose_strategy(
     if launch.cpu_offload and name == "ddp":
         raise ConfigError("launch.cpu_offload goes with sharing out only. Type launch.strategy=fsdp or leave it out")
     if name in ZERO:
-        from hub.train.zero import Zero
+        from hub.train.parallel.zero import Zero
 
         return Zero(int(name[-1]), group, compute_dtype, launch.cpu_offload, launch.deepspeed_config), why
     return (FullyShard(group, compute_dtype, launch.cpu_offload), why) if name == "fsdp" else (Replicated(), why)

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from hub.train.distributed import sum_over_ranks
-from hub.train.host_copies import HostCopies, free_host_memory, num_bytes
-from hub.train.save import Save, Saved, SaveModel
+from hub.train.checkpoints.host_copies import HostCopies, free_host_memory, num_bytes
+from hub.train.checkpoints.save import Save, Saved, SaveModel
+from hub.train.checkpoints.snapshot import Snapshot, take_snapshot
+from hub.train.parallel.distributed import sum_over_ranks
 from hub.train.session import Session
-from hub.train.snapshot import Snapshot, take_snapshot
 
 ROOM = 1.25
 """Free memory that copies need, as a multiple of their size: the model in the type that it is stored in comes besides."""

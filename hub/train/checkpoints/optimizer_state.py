@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hub.train.shares import StoredTensors, place_of, shared_like
+from hub.train.parallel.shares import StoredTensors, place_of, shared_like
 
 
 def flat_optimizer_state(

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from hub.run import write_json
-from hub.train.checkpoint import MANIFEST, Files, checkpoint_name, remove_old, seal, sync_folder
-from hub.train.distributed import Group
-from hub.train.shares import StoredTensors, write_shares
-from hub.train.snapshot import Snapshot
+from hub.train.checkpoints.checkpoint import MANIFEST, Files, checkpoint_name, remove_old, seal, sync_folder
+from hub.train.checkpoints.snapshot import Snapshot
+from hub.train.parallel.distributed import Group
+from hub.train.parallel.shares import StoredTensors, write_shares
 
 SaveModel = Callable[[Path, dict[str, torch.Tensor]], None]
 

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
-from hub.train import head
 from hub.train.collate import pack
-from hub.train.head import FusedHead, linear_cross_entropy
+from hub.train.fast import head
+from hub.train.fast.head import FusedHead, linear_cross_entropy
 from hub.train.loss import causal_lm_loss
 
 

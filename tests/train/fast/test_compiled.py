@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
-from hub.train import kernels
 from hub.train.collate import pack, pad
-from hub.train.compiled import compile_layers, num_compiled
-from hub.train.kernels import layers_of, recompute, varlen_attention
+from hub.train.fast import kernels
+from hub.train.fast.compiled import compile_layers, num_compiled
+from hub.train.fast.kernels import layers_of, recompute, varlen_attention
+from hub.train.fast.offload import HostInputs
 from hub.train.loss import causal_lm_loss
-from hub.train.offload import HostInputs
 
 LENGTHS = [(30, 7, 19), (100, 3), (64,), (5,) * 20, (2,), (1,), (300, 20, 200), (128, 128), (3, 1), (16, 16), (600,)]
 """Among them: one sample, one token, as many tokens as the model has features (64) or a head has (16), a power of two."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from hub.errors import ConfigError
-from hub.train.distributed import Group, same_on_all_ranks
-from hub.train.optimizer_state import group_numbers, restore_groups
-from hub.train.shares import StoredTensors
-from hub.train.strategy import Replicated
+from hub.train.checkpoints.optimizer_state import group_numbers, restore_groups
+from hub.train.parallel.distributed import Group, same_on_all_ranks
+from hub.train.parallel.shares import StoredTensors
+from hub.train.parallel.strategy import Replicated
 
 OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
         "optimizer", "scheduler", "managed_gradient_accumulation")  # fmt: skip

@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
 from hub.testing import tiny_model_path, tokenizer
-from hub.train.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
-from hub.train.distributed import Group
+from hub.train.checkpoints.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
+from hub.train.checkpoints.writer import CheckpointWriter
 from hub.train.model import save_whole_model
+from hub.train.parallel.distributed import Group
 from hub.train.session import Session
-from hub.train.writer import CheckpointWriter
 
 SESSION = Session(Group(0, 1, 0, torch.device("cpu")), Accelerator(cpu=True), torch.float32)
 
@@ -63,7 +63,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
 
 
 def test_what_is_written_is_the_state_at_the_save_although_training_goes_on(tmp_path, monkeypatch):
-    from hub.train import save as module
+    from hub.train.checkpoints import save as module
 
     model, optimizer = make()
     step(model, optimizer)
@@ -87,7 +87,7 @@ def test_what_is_written_is_the_state_at_the_save_although_training_goes_on(tmp_
 
 
 def test_without_memory_for_a_copy_training_waits_and_is_told_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("hub.train.writer.free_host_memory", lambda: 100)
+    monkeypatch.setattr("hub.train.checkpoints.writer.free_host_memory", lambda: 100)
     model, optimizer = make()
     step(model, optimizer)
     said = []
@@ -182,7 +182,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hub.train.save.save_file", full)
+        patch.setattr("hub.train.checkpoints.save.save_file", full)
         path, failure = save(tmp_path, 2, model, optimizer)
     assert path is None
     assert "No space left on device" in failure

@@ -8,10 +8,11 @@ import pytest
 
 from hub import compose
 from hub.launch import launch
-from hub.train import activations, layout
+from hub.train import layout
+from hub.train.fast import activations
+from hub.train.fast.own_kernels import OwnKernels
 from hub.train.loop import fit
 from hub.train.loss import causal_lm_loss, model_inputs
-from hub.train.own_kernels import OwnKernels
 
 OPTIONS = ["algo=sft", "model=tiny", "data=tiny", "launch=inline", "model.dtype=float32", "algo.learning_rate=1e-3",
            "algo.effective_batch_size=16", "algo.max_steps=3"]  # fmt: skip

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from hub.data.prepare import Sample
 from hub.testing import FAMILIES, tiny_model_path
 from hub.train.collate import pack
-from hub.train.isolation import can_pack
+from hub.train.fast.isolation import can_pack
 
 CPU = torch.device("cpu")
 NOT_PACKED = {"gpt_oss"}

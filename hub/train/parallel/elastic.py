@@ -1,4 +1,4 @@
-"""Several worker processes on this machine, by torch's elastic agent: `python -m hub.train.elastic RUN_FOLDER`.
+"""Several worker processes on this machine, by torch's elastic agent: `python -m hub.train.parallel.elastic RUN_FOLDER`.
 
 The agent is what torchrun uses: it sets RANK, WORLD_SIZE and the rendezvous, and ends all workers when one of them
 dies.

@@ -8,10 +8,10 @@ import torch
 
 from hub.data.prepare import Sample
 from hub.options import AUTO
-from hub.train import kernels
 from hub.train.collate import MicroBatch, pack
-from hub.train.head import FusedHead
-from hub.train.isolation import can_pack
+from hub.train.fast import kernels
+from hub.train.fast.head import FusedHead
+from hub.train.fast.isolation import can_pack
 from hub.train.loss import causal_lm_loss, takes_positions
 
 WORTH_COMPILING = 5e15

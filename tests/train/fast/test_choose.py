@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
-from hub.train import kernels
-from hub.train.budget import Need, choose_bound
 from hub.train.collate import pack, pad
-from hub.train.fast import choose_attention, choose_compile, choose_head
-from hub.train.kernels import layers_of, recompute, sample_bounds, uses_varlen, varlen_attention
+from hub.train.fast import kernels
+from hub.train.fast.budget import Need, choose_bound
+from hub.train.fast.choose import choose_attention, choose_compile, choose_head
+from hub.train.fast.kernels import layers_of, recompute, sample_bounds, uses_varlen, varlen_attention
 from hub.train.loss import causal_lm_loss, model_inputs
 
 CPU = torch.device("cpu")

@@ -6,7 +6,8 @@ import torch
 
 from hub.data.prepare import Sample
 from hub.options import AUTO
-from hub.train.budget import (
+from hub.train.collate import pack, pad
+from hub.train.fast.budget import (
     CPU_TOKENS,
     ENOUGH_TOKENS,
     MASK_TOKENS,
@@ -19,11 +20,10 @@ from hub.train.budget import (
     measured_bytes,
     room_for_activations,
 )
-from hub.train.collate import pack, pad
-from hub.train.distributed import max_over_ranks
-from hub.train.kernels import recompute
-from hub.train.offload import HostInputs
-from hub.train.own_kernels import OwnKernels
+from hub.train.fast.kernels import recompute
+from hub.train.fast.offload import HostInputs
+from hub.train.fast.own_kernels import OwnKernels
+from hub.train.parallel.distributed import max_over_ranks
 from hub.train.setup import Setup
 
 
