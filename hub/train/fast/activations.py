@@ -49,6 +49,8 @@ class Activations:
         self.offload_because = "asked for" if asked != AUTO else "it fits without"
         if self.device.type != "cuda":
             self.offload_because = "there is no GPU: all is in the host's memory"
+            if asked == "all":
+                setup.run.say(f"algo.activation_offload=all changes nothing: {self.offload_because.partition(': ')[0]}")
         self.may_offload = asked == AUTO and self.recompute != "none" and own is None
         self.offload = HostInputs(self.device) if asked == "all" and self.device.type == "cuda" else None
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hub import compose
 from hub.data.prepare import Sample
+from hub.launch import launch
 from hub.testing import tiny_model_path
 from hub.train.collate import pack
 from hub.train.fast import activations, offload
@@ -106,6 +107,12 @@ def test_it_goes_with_recomputed_layers_only():
     options = ["algo=sft", "model=tiny", "data=tiny", "algo.activation_offload=all", "algo.gradient_checkpointing=none"]
     (line,) = compose(*options).problems()
     assert line.endswith("Type algo.gradient_checkpointing=all")
+
+
+def test_on_a_cpu_it_is_said_to_change_nothing(tmp_path, capsys):
+    options = ["algo=sft", "model=tiny", "data=tiny", "launch=inline", "algo.max_steps=1", f"output_dir={tmp_path}"]
+    launch(compose(*options, "algo.activation_offload=all", "algo.gradient_checkpointing=all"))
+    assert "algo.activation_offload=all changes nothing: there is no GPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
