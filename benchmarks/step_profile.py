@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shapes import SHAPES, num_multiplied
-from benchmarks.table import PEAK, line
+from benchmarks.table import BANDWIDTH, line, peak_flops
 from benchmarks.works import Work
 
 ELEMENTWISE = "elementwise, norms, reductions"
@@ -79,7 +79,8 @@ def floor(work: Work, tokens: int, rows: dict[str, float], micro_batches: int, g
         micro_batches: of the step.
         gpu: one that is known.
     """
-    operations, bandwidth = PEAK[gpu]
+    operations, bandwidth = peak_flops(gpu), BANDWIDTH[gpu]
+    assert operations is not None
     size = SHAPES[work.shape]
     hidden, intermediate, layers = size["hidden_size"], size["intermediate_size"], size["num_hidden_layers"]
     keys = hidden * size["num_key_value_heads"] // size["num_attention_heads"]
@@ -121,7 +122,7 @@ def report(folder: Path, work: Work, rows_file: Path, gpu: str | None) -> str:
         lines.append(line((group, f"{1000 * share:.1f}", f"{share / wall:.1%}", f"{count // num_steps:,}")))
     lines.append(line(("idle: no kernel at work", f"{1000 * (wall - busy):.1f}", f"{1 - busy / wall:.1%}", "")))
     lines.append(line(("the step", f"{1000 * wall:.1f}", "", f"{tokens:,} tokens, {tokens / wall:,.0f} per second")))
-    if gpu not in PEAK:
+    if gpu not in BANDWIDTH:
         return "\n".join([*lines, "", f"The peak of {gpu or 'a CPU'} is not known here, so no floor is given."])
     plan = json.loads((folder / "run" / "plan.json").read_text(encoding="utf-8"))
     micro_batches = -(-tokens // int(plan["max_tokens_per_gpu"]))

@@ -8,14 +8,14 @@ from benchmarks.runner import Row
 from benchmarks.shapes import num_multiplied
 from benchmarks.works import WORKS
 
-PEAK = {
-    "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
-    "NVIDIA H100 PCIe": (756e12, 2.0e12),
-    "NVIDIA H200": (989e12, 4.8e12),
-    "NVIDIA A100-SXM4-80GB": (312e12, 2.039e12),
-    "NVIDIA A100-SXM4-40GB": (312e12, 1.555e12),
+BANDWIDTH = {
+    "NVIDIA H100 80GB HBM3": 3.35e12,
+    "NVIDIA H100 PCIe": 2.0e12,
+    "NVIDIA H200": 4.8e12,
+    "NVIDIA A100-SXM4-80GB": 2.039e12,
+    "NVIDIA A100-SXM4-40GB": 1.555e12,
 }
-"""From NVIDIA's data sheets: dense bfloat16 operations per second, bytes per second from memory."""
+"""From NVIDIA's data sheets: bytes per second from memory."""
 
 HEAD = ("work", "who", "tokens/s", "ratio", "peak GiB", "of peak", "first step, s", "how")
 CONVENTION = (
@@ -35,12 +35,22 @@ def gpu_name() -> str | None:
     return said.stdout.splitlines()[0].strip() if said.returncode == 0 and said.stdout.strip() else None
 
 
+def peak_flops(gpu: str | None) -> float | None:
+    """Dense bfloat16 operations per second; None for a GPU that is not known."""
+    if gpu is None:
+        return None
+    from hub.train.fast.utilization import PEAK_FLOPS
+
+    return PEAK_FLOPS.get(gpu)
+
+
 def share_of_peak(row: Row, shape: str, gpu: str | None, gpus: int) -> float | None:
     """Operations per second over what the GPUs could do. None: unknown GPU, no figure, or rows so long that attention rules."""
     work = WORKS[row.work]
-    if row.tokens_per_second is None or gpu not in PEAK or work.search:
+    peak = peak_flops(gpu)
+    if row.tokens_per_second is None or peak is None or work.search:
         return None
-    return row.tokens_per_second * work.flops * num_multiplied(shape) / (PEAK[gpu][0] * gpus)
+    return row.tokens_per_second * work.flops * num_multiplied(shape) / (peak * gpus)
 
 
 def ratio(row: Row, rows: list[Row]) -> float | None:

@@ -1,6 +1,6 @@
 """From files to tokens.
 
-files, read      a path -> rows, each with its file and line
+files, read      a path, also one of the model hub (model_hub) -> rows, each with its file and line
 formats          a row -> what is trained on: a conversation, a document, tokens (examples, messages, converters)
 turns            a conversation -> its text by the chat template, and where the assistant's turns stand in it
 template         a conversation -> token ids and the mask of the tokens that are trained

@@ -48,10 +48,11 @@ def open_file(file: Path, offset: int = 0) -> IO[bytes]:
         OSError: it can't be read.
     """
     found: IO[bytes] = _OPENERS.get(file.suffix.lower(), open)(file, "rb")
-    if file.suffix.lower() != ".zst":
+    if found.seekable():
         found.seek(offset)
-    while file.suffix.lower() == ".zst" and offset > 0:  # pyarrow's stream goes forward only
-        offset -= len(found.read(min(offset, _PIECE))) or offset
+        return found
+    while offset > 0 and (skipped := len(found.read(min(offset, _PIECE)))):
+        offset -= skipped
     return found
 
 
@@ -86,6 +87,12 @@ def data_files(path: str) -> list[Path]:
         ending = "".join(local.suffixes[-2:]) or "a name without ending"
         raise DataError(f"{path}: {ending} is no kind of data file. Allowed: {allowed}")
     return [local]
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def shorten(text: str) -> str:

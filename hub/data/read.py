@@ -16,12 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hub.data.files import LONGEST_QUOTE, data_files, file_kind, is_hub_id, open_file, shorten
+from hub.data.files import LONGEST_QUOTE, data_files, file_kind, is_hub_id, one_line, open_file, shorten
+from hub.data.model_hub import read_model_hub
 from hub.errors import DataError
 
 __all__ = ["Broken", "Cursor", "Entry", "Row", "Unread", "data_files", "is_hub_id", "read_rows", "rows_after"]
 
-_HUB_TIMEOUT_SECONDS = 10
 _DECODER = json.JSONDecoder()
 
 
@@ -142,9 +142,9 @@ def rows_after(
             wrong with a single row is in its place.
     """
     if is_hub_id(path):
-        found = _read_hub(path, subset, split, stream)
-        for count, row in enumerate(islice(found, cursor.offset, None), cursor.offset + 1):
-            yield row, Cursor(0, count)
+        found = enumerate(read_model_hub(path, subset, split, stream), 1)
+        for count, value in islice(found, cursor.offset, None):
+            yield Row(value, path, count), Cursor(0, count)
         return
     for number, file in enumerate(data_files(path)):
         if number < cursor.file:
@@ -324,7 +324,7 @@ def _read_parquet(file: Path) -> Iterator[Entry]:
         with pyarrow.parquet.ParquetFile(file) as table:
             yield from _of_batches(table.iter_batches(batch_size=1000), file)
     except Exception as error:  # a damaged file shows as one of many classes of pyarrow
-        raise DataError(f"{file}: can't be read as parquet ({_first_line(error)})") from None
+        raise DataError(f"{file}: can't be read as parquet ({one_line(error)})") from None
 
 
 def _read_arrow(file: Path) -> Iterator[Entry]:
@@ -341,7 +341,7 @@ def _read_arrow(file: Path) -> Iterator[Entry]:
                 batches = (table.get_batch(number) for number in range(table.num_record_batches))
             yield from _of_batches(batches, file)
     except Exception as error:
-        raise DataError(f"{file}: can't be read as Arrow ({_first_line(error)})") from None
+        raise DataError(f"{file}: can't be read as Arrow ({one_line(error)})") from None
 
 
 def _of_batches(batches: Iterator[Any], file: Path) -> Iterator[Entry]:
@@ -350,55 +350,6 @@ def _of_batches(batches: Iterator[Any], file: Path) -> Iterator[Entry]:
         for value in batch.to_pylist():
             number += 1
             yield Row(value, str(file), number)
-
-
-def _read_hub(name: str, subset: str | None, split: str, stream: bool) -> Iterator[Entry]:
-    from datasets import load_dataset
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if not HF_HUB_OFFLINE:
-        # Asked first, since load_dataset retries for half a minute where there is no network.
-        try:
-            HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_SECONDS)
-        except GatedRepoError:
-            raise DataError(
-                f"{name}: this data set must be asked for. Accept its terms on its page, then: hf auth login"
-            ) from None
-        except RepositoryNotFoundError:
-            raise DataError(
-                f"{name}: no such file here, and no such data set on the model hub. If it is private: hf auth login"
-            ) from None
-        except Exception as error:  # each version of huggingface_hub has other classes for a missing network
-            raise DataError(
-                f"{name}: no such file here, and the model hub can't be reached ({_first_line(error)}). "
-                "Give a local file, or set HF_HUB_OFFLINE=1 to take a data set that was loaded before"
-            ) from None
-    try:
-        rows = load_dataset(name, subset, split=split, streaming=stream)
-    except Exception as error:  # load_dataset has no class of its own for its errors
-        raise DataError(f"{name}: the data set can't be loaded ({_first_line(error)}).{_parts_of(name, subset)}") from None
-    for number, value in enumerate(rows, 1):
-        yield Row(dict(value), name, number)
-
-
-def _parts_of(name: str, subset: str | None) -> str:
-    """What there is to choose from, where no part was chosen or one that does not exist."""
-    from datasets import get_dataset_config_names, get_dataset_split_names
-
-    try:
-        subsets = get_dataset_config_names(name)
-        if subset not in (subsets if subset or len(subsets) > 1 else [None]):
-            return f" Type data.subset=NAME; there are {shorten(', '.join(subsets))}"
-        return f" Type data.split=NAME; there are {shorten(', '.join(get_dataset_split_names(name, subset)))}"
-    except Exception:  # what there is can't be found out: the first error stands
-        return ""
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 _READERS = {".csv": _read_csv, ".parquet": _read_parquet, ".arrow": _read_arrow}

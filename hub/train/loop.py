@@ -219,7 +219,6 @@ class _Fit:
             "num_tokens": num_tokens,
             "num_loss_tokens": sum(num_loss_tokens(sample) for sample in samples),
             "tokens_per_second": round(speed, 1),
-            "packing_efficiency": round(self.layout.efficiency(samples, self.session.group.world), 4),
             "peak_memory_gb": round(peak_memory_gb(self.session.device), 3),
         }
         if self.peak_tokens_per_second:
@@ -237,7 +236,7 @@ class _Fit:
         if measure and (measured := self._measure()) is not None:
             self.eval_loss = metrics["eval_loss"] = measured
         if last or stopping is not None or "skipped" in metrics or _due(self.done, self.algo.log_every_steps):
-            self._log(metrics)
+            self._log(metrics, samples)
         every = self.algo.save_every_epochs
         self._tell(self.writer.poll())
         ends_pass = mix.per_pass is not None and step.place + step.size >= mix.per_pass
@@ -267,7 +266,7 @@ class _Fit:
         self.progress.say(f"step {self.done} is passed over, the weights stay as they were: {what}")
         if self.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW:
             return
-        self._log(metrics)
+        self._log(metrics, samples)
         checkpoint = self._checkpoint(wait=True)
         rows = ", ".join(sample.where for sample in samples[:5])
         raise DivergedError(
@@ -299,7 +298,8 @@ class _Fit:
             self._smaller(layout)
         return found
 
-    def _log(self, metrics: dict[str, Any]) -> None:
+    def _log(self, metrics: dict[str, Any], samples: list[Sample]) -> None:
+        metrics["packing_efficiency"] = round(self.layout.efficiency(samples, self.session.group.world), 4)
         if "skipped" not in metrics:
             self.recent.append(metrics["loss"])
         self.run.log(metrics)

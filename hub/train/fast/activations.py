@@ -26,6 +26,9 @@ from hub.train.fast.own_kernels import OwnKernels
 from hub.train.parallel.distributed import max_over_ranks
 from hub.train.setup import Setup
 
+NUM_LOOKED_AT = 1000
+"""Samples among which those for a measurement are found."""
+
 
 class Activations:
     """The bound of a micro-batch and the layers that recompute their activations, by what is free on every rank."""
@@ -124,7 +127,8 @@ class Activations:
         """Some of the run's own samples: as many as a micro-batch has, and no more tokens than are sure to fit."""
         most = min(self.asked or ENOUGH_TOKENS, MOST_TOKENS, most)
         chosen: list[Sample] = []
-        for sample in self.setup.data.train:
-            if sum(map(len, chosen)) + len(sample) <= most:
+        for sample in self.setup.data.train[:NUM_LOOKED_AT]:
+            if len(sample) <= most:
                 chosen.append(sample)
+                most -= len(sample)
         return chosen or [min(self.setup.data.train, key=len)]

@@ -16,7 +16,7 @@ from hub.train.setup import Setup
 from hub_unsloth.first import FastLanguageModel, quiet
 
 FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError)
-"""What Unsloth raises for models and options that it does not know. NotImplementedError is a RuntimeError."""
+"""What Unsloth raises for models and options that it does not know."""
 
 
 def load(setup: Setup, checkpointing: str | bool) -> Any:
