@@ -56,17 +56,25 @@ def outermost(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def measured(trace: Path) -> tuple[dict[str, tuple[float, int]], float]:
-    """Seconds and number of kernels of each group, and the seconds in which the device was busy."""
+LONGEST = 15
+"""Kernels that are named one by one."""
+
+NAME = 80
+"""Letters of a kernel's name that are shown: templates make some of a thousand."""
+
+
+def measured(trace: Path) -> tuple[dict[str, tuple[float, int]], dict[str, tuple[float, int]], float]:
+    """Seconds and number of kernels of each group and of each name, and the seconds in which the device was busy."""
     events = [event for event in json.loads(trace.read_text(encoding="utf-8"))["traceEvents"] if event.get("ph") == "X"]
     kernels = [event for event in events if event.get("cat") in ON_GPU]
     kernels = kernels or outermost([event for event in events if event.get("cat") == "cpu_op"])
     groups: dict[str, tuple[float, int]] = {}
+    names: dict[str, tuple[float, int]] = {}
     for event in kernels:
-        group = group_of(event["name"])
-        seconds, count = groups.get(group, (0.0, 0))
-        groups[group] = (seconds + event["dur"] / 1e6, count + 1)
-    return groups, busy_seconds([(event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6) for event in kernels])
+        for found, name in ((groups, group_of(event["name"])), (names, event["name"])):
+            seconds, count = found.get(name, (0.0, 0))
+            found[name] = (seconds + event["dur"] / 1e6, count + 1)
+    return groups, names, busy_seconds([(event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6) for event in kernels])
 
 
 def floor(work: Work, tokens: int, rows: dict[str, float], micro_batches: int, gpu: str) -> dict[str, float]:
@@ -103,7 +111,7 @@ def floor(work: Work, tokens: int, rows: dict[str, float], micro_batches: int, g
 
 
 def report(folder: Path, work: Work, rows_file: Path, gpu: str | None) -> str:
-    """Two tables: where the time went, and what it would be at least.
+    """Tables: where the time went by group and by kernel, and what it would be at least.
 
     Args:
         folder: with the hub's run, `profile.json` and `trace.json`.
@@ -114,7 +122,7 @@ def report(folder: Path, work: Work, rows_file: Path, gpu: str | None) -> str:
     said = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
     num_steps, wall = len(said["tokens"]), said["seconds"] / len(said["tokens"])
     tokens = sum(said["tokens"]) // num_steps
-    groups, busy = measured(folder / "trace.json")
+    groups, names, busy = measured(folder / "trace.json")
     busy /= num_steps
     lines = [line(("group", "ms per step", "of the step", "kernels per step")), line(["---"] * 4)]
     for group, (seconds, count) in sorted(groups.items(), key=lambda item: -item[1][0]):
@@ -122,6 +130,10 @@ def report(folder: Path, work: Work, rows_file: Path, gpu: str | None) -> str:
         lines.append(line((group, f"{1000 * share:.1f}", f"{share / wall:.1%}", f"{count // num_steps:,}")))
     lines.append(line(("idle: no kernel at work", f"{1000 * (wall - busy):.1f}", f"{1 - busy / wall:.1%}", "")))
     lines.append(line(("the step", f"{1000 * wall:.1f}", "", f"{tokens:,} tokens, {tokens / wall:,.0f} per second")))
+    lines += ["", line(("the longest kernels", "ms per step", "of the step", "kernels per step")), line(["---"] * 4)]
+    for name, (seconds, count) in sorted(names.items(), key=lambda item: -item[1][0])[:LONGEST]:
+        share, shown = seconds / num_steps, f"`{name.replace('|', ' ')[:NAME]}`"
+        lines.append(line((shown, f"{1000 * share:.1f}", f"{share / wall:.1%}", f"{count // num_steps:,}")))
     if gpu not in BANDWIDTH:
         return "\n".join([*lines, "", f"The peak of {gpu or 'a CPU'} is not known here, so no floor is given."])
     plan = json.loads((folder / "run" / "plan.json").read_text(encoding="utf-8"))

@@ -128,11 +128,11 @@ def test_a_profile_sorts_kernels_and_finds_the_idle_time(tmp_path):
         {"ph": "X", "cat": "cuda_runtime", "name": "x", "ts": 0, "dur": 9000},
     ]
     (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": events}))
-    groups, busy = step_profile.measured(tmp_path / "trace.json")
+    groups, by_name, busy = step_profile.measured(tmp_path / "trace.json")
     assert set(groups) == {
         "attention", "matrix products", "elementwise, norms, reductions", "loss of the output layer", "communication",
     }  # fmt: skip
-    assert groups["attention"] == (pytest.approx(600e-6), 1)
+    assert groups["attention"] == by_name[names[0]] == (pytest.approx(600e-6), 1)
     assert busy == pytest.approx(4 * 600e-6)
     (tmp_path / "profile.json").write_text(json.dumps({"seconds": 0.008, "tokens": [100, 100]}))
     (tmp_path / "run").mkdir()
@@ -140,6 +140,7 @@ def test_a_profile_sorts_kernels_and_finds_the_idle_time(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps({"tokens": 50, "squares": 2500}))
     said = step_profile.report(tmp_path, WORKS["lora_8b"], tmp_path / "rows.json", "NVIDIA H100 80GB HBM3")
     assert "| idle: no kernel at work | 2.8 | 70.0% |" in said
+    assert "| `nvjet_tst_128x256` | 0.3 | 7.5% | 0 |" in said
     assert f"{1000 * 4 * 7_504_658_432 * 100 / 989e12:.1f}" in said
 
 

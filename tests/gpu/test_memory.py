@@ -52,3 +52,19 @@ def test_less_memory_makes_layers_recompute_and_is_kept_to(parts, tmp_path):
     assert short.peak_memory_gb < limit, plan
     losses = [[line["loss"] for line in result.metrics] for result in (free, short)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_memory_is_flat_over_500_steps(parts, tmp_path):
+    steps = ["algo.max_steps=500", "algo.num_epochs=100", "algo.effective_batch_size=16", "algo.max_tokens_per_gpu=4000"]
+    options = [
+        "algo=sft",
+        "launch=inline",
+        "algo.log_every_steps=50",
+        "data.eval_fraction=0.05",
+        "algo.eval_every_steps=100",
+        *steps,
+    ]
+    result = launch(compose(*options, *parts, f"output_dir={tmp_path}"))
+    peaks = [line["peak_memory_gb"] for line in result.metrics]
+    assert len(peaks) >= 10
+    assert peaks[-1] == pytest.approx(peaks[1], rel=0.02), peaks
