@@ -43,7 +43,8 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, non_blocking=True)
+            # From memory that may be moved itself, a copy would wait until the GPU has done all that it was told before.
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
         mask = None if self.attention_mask is None else move(self.attention_mask)
         tensors = (move(self.loss_positions), move(self.targets))

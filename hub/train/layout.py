@@ -13,7 +13,7 @@ from hub.train.fast.activations import Activations
 from hub.train.fast.choose import choose_attention, choose_compile, choose_head
 from hub.train.fast.compiled import compile_layers
 from hub.train.fast.isolation import can_pack
-from hub.train.fast.kernels import fused_head, hidden_states_in, layers_of
+from hub.train.fast.kernels import hidden_states_in, layers_of
 from hub.train.fast.own_kernels import OwnKernels
 from hub.train.loss import causal_lm_loss
 from hub.train.setup import Setup
@@ -92,8 +92,6 @@ def choose_layout(
         compiled, compiled_because = choose_compile(cfg.algo.torch_compile, num_parameters, num_tokens, device)
     if compiled:
         compile_layers(layers)
-        if head := fused_head(model):
-            head.compiled = True
         run.say("layers are compiled: the first steps take longer")
     memory = Activations(setup, model, layers, loss, packed, attention, own)
     bound, recomputed, bound_because = memory.choose()

@@ -3,6 +3,7 @@
 The samples of step n depend on the seed and on n only, so a run that is stopped and resumed sees what it would have seen.
 """
 
+import gc
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -155,6 +156,9 @@ class _Fit:
                 count = len(self.data.evaluation)
                 self.progress.say(f"held-out loss before training {self.eval_before:.4f} ({count} samples)")
         stop_request.in_loop = True
+        # What was made until here stays: Python's collector need not go over it again and again while the GPU waits.
+        gc.collect()
+        gc.freeze()
         stopping: int | None = None
         model_path: Path | None = self.run.model_path
         try:
@@ -168,6 +172,7 @@ class _Fit:
             self._tell(self.writer.wait())
         finally:
             stop_request.in_loop = False
+            gc.unfreeze()
             self.progress.stop()
             self.supply.close()
             lines, seen = self.supply.report()
@@ -202,12 +207,20 @@ class _Fit:
         """One step with all that follows it. Returns the signal that asks to stop, if there is one."""
         self.meter.begin()
         rate = self.optimizer.param_groups[0]["lr"]
-        bound = self.algo.max_grad_norm
-        outcome = train_step(self.session, self.engine, self.optimizer, samples, self.layout, bound, self.loss)
+        counts: dict[str, Any] = {}
+        outcome = train_step(
+            self.session,
+            self.engine,
+            self.optimizer,
+            samples,
+            self.layout,
+            self.algo.max_grad_norm,
+            self.loss,
+            meanwhile=lambda: counts.update(self._counts(step, samples)),
+        )
         self.scheduler.step()
         self.done = step.number
-        num_tokens = sum(len(sample) for sample in samples)
-        speed = self.meter.end(num_tokens)
+        speed = self.meter.end(counts["num_tokens"])
         self._keep_smaller(outcome)
         stopping = stop_requested()
         metrics: dict[str, Any] = {
@@ -215,9 +228,7 @@ class _Fit:
             "loss": outcome.loss,
             "learning_rate": rate,
             "grad_norm": outcome.grad_norm,
-            "num_samples": len(samples),
-            "num_tokens": num_tokens,
-            "num_loss_tokens": sum(num_loss_tokens(sample) for sample in samples),
+            **counts,
             "tokens_per_second": round(speed, 1),
             "peak_memory_gb": round(peak_memory_gb(self.session.device), 3),
         }
@@ -225,13 +236,8 @@ class _Fit:
             metrics["mfu"] = round(speed / self.peak_tokens_per_second, 4)
         if compiled := num_compiled():
             metrics["graphs_compiled"] = compiled
-        mix = self.supply.mix
-        if mix.per_pass is not None:
-            metrics["epoch"] = round(step.epoch + (step.place + step.size) / mix.per_pass, 4)
-        if len(mix.names) > 1:
-            metrics |= {f"num_samples.{name}": count for name, count in zip(mix.names, step.counts, strict=True)}
         self._judge(outcome, samples, metrics)
-        last = self.done == self.total
+        mix, last = self.supply.mix, self.done == self.total
         measure = last or stopping is not None or _due(self.done, self.algo.eval_every_steps)
         if measure and (measured := self._measure()) is not None:
             self.eval_loss = metrics["eval_loss"] = measured
@@ -246,6 +252,25 @@ class _Fit:
         elif self._saves:
             self.writer.prepare()
         return stopping
+
+    def _counts(self, step: batches.Step, samples: list[Sample]) -> dict[str, Any]:
+        """What a step's line has that does not depend on how it went."""
+        counts: dict[str, Any] = {
+            "num_samples": len(samples),
+            "num_tokens": sum(len(sample) for sample in samples),
+            "num_loss_tokens": sum(num_loss_tokens(sample) for sample in samples),
+        }
+        mix = self.supply.mix
+        if mix.per_pass is not None:
+            counts["epoch"] = round(step.epoch + (step.place + step.size) / mix.per_pass, 4)
+        if len(mix.names) > 1:
+            counts |= {f"num_samples.{name}": count for name, count in zip(mix.names, step.counts, strict=True)}
+        if step.number == self.total or _due(step.number, self.algo.log_every_steps):
+            counts["packing_efficiency"] = self._packing_efficiency(samples)
+        return counts
+
+    def _packing_efficiency(self, samples: list[Sample]) -> float:
+        return round(self.layout.efficiency(samples, self.session.group.world), 4)
 
     def _judge(self, outcome: StepOutcome, samples: list[Sample], metrics: dict[str, Any]) -> None:
         """NaN and infinity: the step changed nothing; after a few in a row the run is given up. Spikes are noted.
@@ -299,7 +324,8 @@ class _Fit:
         return found
 
     def _log(self, metrics: dict[str, Any], samples: list[Sample]) -> None:
-        metrics["packing_efficiency"] = round(self.layout.efficiency(samples, self.session.group.world), 4)
+        if "packing_efficiency" not in metrics:
+            metrics["packing_efficiency"] = self._packing_efficiency(samples)
         if "skipped" not in metrics:
             self.recent.append(metrics["loss"])
         self.run.log(metrics)

@@ -7,6 +7,7 @@ through: so a rank that runs out of memory leaves nobody waiting, and the step i
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from hub.errors import ModelError, NoMemoryError
 from hub.train.collate import MicroBatch, num_loss_tokens
 from hub.train.layout import Layout
 from hub.train.loss import causal_lm_loss
-from hub.train.parallel.distributed import sum_over_ranks
+from hub.train.parallel.distributed import sum_over_ranks, summed_over_ranks
 from hub.train.session import Session
 
 NEEDED_BY_ONE = (
@@ -59,33 +60,46 @@ def train_step(
     layout: Layout,
     max_grad_norm: float | None,
     loss: Loss = causal_lm_loss,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> StepOutcome:
     """One optimizer step on the same samples on every rank. Weights stay as they are when a number is not finite.
+
+    Args:
+        session: device, arithmetic, processes.
+        model: in training mode.
+        optimizer: of the weights that train.
+        samples: of the step.
+        layout: how it is cut.
+        max_grad_norm: bound of the gradient's norm. None: none.
+        loss: of a micro-batch.
+        meanwhile: called once while the device is at work, for what the processor has to do anyway.
 
     Raises:
         ModelError: memory runs out even with the longest sample alone, or in the optimizer.
     """
 
-    def attempt(smaller: Layout) -> float:
+    def attempt(smaller: Layout) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         return accumulate_gradients(session, model, samples, smaller, loss)
 
     loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
+    meanwhile()
     try:
-        norm = session.strategy.update(optimizer, max_grad_norm, math.isfinite(loss_sum))
+        found, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum)
     except torch.OutOfMemoryError:
         raise ModelError(NEEDED_BY_THE_OPTIMIZER) from None  # half of the weights may have changed: not to be done again
     optimizer.zero_grad(set_to_none=True)
-    return StepOutcome(loss_sum / count_targets(samples), norm, layout)
+    return StepOutcome(found / count_targets(samples), norm, layout)
 
 
 def accumulate_gradients(
     session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss = causal_lm_loss
-) -> float:
+) -> torch.Tensor:
     """Leave this rank's share of the gradient of the step's mean loss per loss token in the weights.
 
     Returns:
-        This rank's sum of losses. The gradients of all ranks are still to be summed.
+        This rank's sum of losses: a scalar on the device, float64, not waited for. The gradients of all ranks are still to
+        be summed.
     """
     num_targets = count_targets(samples)
     total = torch.zeros((), dtype=torch.float64, device=session.device)
@@ -94,7 +108,7 @@ def accumulate_gradients(
             loss_sum = loss(model, batch.to(session.device))
         session.strategy.backward(loss_sum / num_targets)
         total += loss_sum.detach().double()
-    return float(total)
+    return total
 
 
 @torch.no_grad()
@@ -108,47 +122,45 @@ def evaluate(
     """
     group, chunk = session.group, 64 * session.group.world
 
-    def attempt(smaller: Layout) -> float:
+    def attempt(smaller: Layout) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64, device=session.device)
         for start in range(0, len(samples), chunk):
             for batch in smaller.micro_batches(samples[start : start + chunk], group.rank, group.world):
                 with session.autocast():
                     total += loss(model, batch.to(session.device)).double()
-        return float(total)
+        return total
 
     model.eval()
     try:
         loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
     finally:
         model.train()
-    return loss_sum / count_targets(samples), layout
+    return float(loss_sum) / count_targets(samples), layout
 
 
 def within_memory(
-    attempt: Callable[[Layout], float], samples: Sequence[Sample], layout: Layout, recovers: bool = True
-) -> tuple[float, Layout]:
+    attempt: Callable[[Layout], torch.Tensor], samples: Sequence[Sample], layout: Layout, recovers: bool = True
+) -> tuple[torch.Tensor, Layout]:
     """Do something that may run out of memory, again with half the tokens per micro-batch until all ranks get through.
 
     Args:
-        attempt: does it on this rank without talking to the others; can be repeated. Returns a number.
+        attempt: does it on this rank without talking to the others; can be repeated. Returns a scalar on its device.
         samples: what it works on.
         layout: the layout to begin with.
         recovers: whether a rank may leave a pass half done. Not when the ranks exchange shares of layers during it.
 
     Returns:
-        The sum of the ranks' numbers, and the layout that got through.
+        The sum of the ranks' scalars, and the layout that got through. What the device still has to do is not waited for.
 
     Raises:
         ModelError: memory runs out even with the longest sample alone.
         NoMemoryError: it runs out, and this rank can't leave the pass without the others waiting for it.
     """
     while True:
-        mine, ran_out = 0.0, False
-        try:
+        mine: torch.Tensor | None = None
+        with suppress(torch.OutOfMemoryError):
             mine = attempt(layout)
-        except torch.OutOfMemoryError:
-            ran_out = True
-        if ran_out and not recovers:
+        if mine is None and not recovers:
             smaller = layout.halved(max(len(sample) for sample in samples))
             if smaller is None:
                 raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NEEDED_BY_ONE}")
@@ -158,9 +170,9 @@ def within_memory(
                 smaller.max_tokens,
             )
         # The exception, which holds on to the tensors of the failed pass, is gone here.
-        total, num_out = sum_over_ranks(mine, float(ran_out))
-        if not num_out:
-            return total, layout
+        (num_out,) = sum_over_ranks(float(mine is None))
+        if mine is not None and not num_out:
+            return summed_over_ranks(mine), layout
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         longest = max(len(sample) for sample in samples)

@@ -42,9 +42,10 @@ def test_the_compiled_step_rounds_as_the_plain_one_and_is_compiled_twice_at_most
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     for one, other in zip(found, after_two(False), strict=True):
         # A kernel may round a product and a sum once together: chance then falls on the other side now and then, by one place.
-        bits = [tensor.flatten().view(torch.int16).int() for tensor in (one, other)]
-        assert (bits[0] - bits[1]).abs().max() <= 1
-        assert (bits[0] != bits[1]).double().mean() < 1e-3 or one.numel() < 1000
+        # Where a sum almost vanishes, what float32 loses in it is many places.
+        one, other = one.double(), other.double()
+        assert ((one - other).abs() <= 2**-7 * other.abs() + 1e-6).all()
+        assert (one != other).double().mean() < 1e-3 or one.numel() < 1000
 
 
 def test_small_steps_add_up_in_the_kernel():

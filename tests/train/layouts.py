@@ -55,11 +55,11 @@ def leaking_attention(samples):
 def got_through(session, model, samples, layout, loss) -> float:
     """As train_step does it: all ranks again in smaller micro-batches when one runs out of memory."""
 
-    def attempt(smaller: Layout) -> float:
+    def attempt(smaller: Layout) -> torch.Tensor:
         model.zero_grad()
         return accumulate_gradients(session, model, samples, smaller, loss)
 
-    return step.within_memory(attempt, samples, layout)[0]
+    return float(step.within_memory(attempt, samples, layout)[0])
 
 
 def little_memory(model, most_tokens: int) -> None:

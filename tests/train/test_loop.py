@@ -65,11 +65,11 @@ def test_no_room_for_the_optimizers_state_ends_the_run_with_what_to_type(tmp_pat
 def broken_steps(monkeypatch, numbers: set[int]) -> None:
     real, count = loop.train_step, iter(range(1, 100))
 
-    def sometimes(session, model, optimizer, samples, layout, norm, loss):
+    def sometimes(session, model, optimizer, samples, layout, norm, loss, **rest):
         broken = next(count) in numbers
         return real(
             session, model, optimizer, samples, layout, norm,
-            (lambda m, b: causal_lm_loss(m, b) * math.nan) if broken else loss,
+            (lambda m, b: causal_lm_loss(m, b) * math.nan) if broken else loss, **rest,
         )  # fmt: skip
 
     monkeypatch.setattr(loop, "train_step", sometimes)
@@ -176,11 +176,11 @@ def test_an_error_that_ends_the_run_leaves_the_checkpoint_that_was_being_written
         told.wait(60)
         return real(folder, files)
 
-    def failing(*args):
+    def failing(*args, **named):
         if (tmp_path / "latest/checkpoints").exists():
             told.set()
             raise ModelError("it broke")
-        return working(*args)
+        return working(*args, **named)
 
     monkeypatch.setattr(save, "seal", slow)
     monkeypatch.setattr(loop, "train_step", failing)

@@ -5,8 +5,10 @@ at once, while a chunk of logits lies there. What is kept for the backward pass 
 The idea is that of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), section 3.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,7 +23,6 @@ class FusedHead:
 
     def __init__(self, head: torch.nn.Module) -> None:
         self._head, self._plain, self._targets = head, head.forward, None
-        self.compiled = False
         head.forward = self._forward
         head.hub_fused = self
 
@@ -38,7 +39,7 @@ class FusedHead:
             return hidden.float().sum() * 0.0
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        return linear_cross_entropy(hidden, self._head.weight, getattr(self._head, "bias", None), self._targets, self.compiled)
+        return linear_cross_entropy(hidden, self._head.weight, getattr(self._head, "bias", None), self._targets)
 
     @contextmanager
     def on(self, targets: torch.Tensor) -> Iterator[None]:
@@ -51,7 +52,7 @@ class FusedHead:
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, compiled: bool = False
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
 ) -> torch.Tensor:
     """Sum of the cross entropies of `hidden @ weight.T + bias`, in nats. Scalar, float32.
 
@@ -62,21 +63,20 @@ def linear_cross_entropy(
         weight: (V, H), in any type.
         bias: (V,) or None.
         targets: (N,) integers below V.
-        compiled: whether the work on logits is compiled.
     """
     if not torch.is_grad_enabled():
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, compiled)
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, compiled: bool
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
     ) -> torch.Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        loss_and_gradient = _compiled if compiled else _loss_and_gradient
+        loss_and_gradient = _way(hidden.device.type, hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             used = weight.to(hidden.dtype)
             loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -107,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve once
         scaled = [None if g is None else g.mul_(upstream[0]).to(kind) for g, kind in zip(gradients, ctx.types, strict=True)]
-        return *scaled, None, None
+        return *scaled, None
 
 
 def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,16 +120,15 @@ def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[tor
     return loss, gradient.to(logits.dtype)
 
 
-def _fusible(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, written so that a compiler makes two passes over the logits of it."""
-    wide = logits.float()
-    total = wide.logsumexp(-1, keepdim=True)
-    loss = (total - wide.gather(-1, targets.unsqueeze(-1))).sum()
-    is_target = torch.arange(wide.shape[-1], device=wide.device) == targets.unsqueeze(-1)
-    return loss, ((wide - total).exp() - is_target.float()).to(logits.dtype)
+@cache
+def _way(device_type: str, dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """What works on a chunk of logits: one kernel where there is Triton, else plain operations. Either may overwrite them."""
+    if device_type == "cuda" and find_spec("triton") is not None:
+        from hub.train.fast.loss_kernel import TYPES, loss_and_gradient
 
-
-_compiled = torch.compile(_fusible, dynamic=True)
+        if dtype in TYPES:
+            return loss_and_gradient
+    return _loss_and_gradient
 
 
 def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

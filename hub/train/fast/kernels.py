@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from hub.train.collate import MicroBatch
 from hub.train.fast.head import FusedHead
@@ -141,8 +141,8 @@ def uses_varlen(model: Any) -> bool:
 @contextmanager
 def varlen_attention(model: Any) -> Iterator[Callable[[], None]]:
     """Turn the attention here on. Yields what keeps it; else the model has its own again afterwards."""
+    # With no mask registered under its name, transformers makes none, and does not wait for the GPU to look for packed rows.
     AttentionInterface.register(VARLEN, _varlen_attention)
-    AttentionMaskInterface.register(VARLEN, lambda *args, **kwargs: None)
     configs = {id(m.config): m.config for m in base_of(model).modules() if hasattr(m, "config")}.values()
     before = [(config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")]
     kept: list[bool] = []

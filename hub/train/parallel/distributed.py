@@ -58,6 +58,13 @@ def sum_over_ranks(*values: float) -> list[float]:
     return found
 
 
+def summed_over_ranks(scalar: torch.Tensor) -> torch.Tensor:
+    """A scalar summed over all ranks where it lies, without waiting for it. Every rank gets the sum."""
+    if dist.is_initialized():
+        dist.all_reduce(scalar)
+    return scalar
+
+
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = 2**28) -> None:
     """Sum the gradients over all ranks in place, in buckets, in float32 at least. A missing gradient counts as zero."""
     if not dist.is_initialized():

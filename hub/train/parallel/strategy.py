@@ -82,39 +82,35 @@ class Replicated:
         """The backward pass of one micro-batch."""
         loss.backward()
 
-    def update(self, optimizer: torch.optim.Optimizer, bound: float | None, loss_is_finite: bool) -> float:
+    def update(self, optimizer: torch.optim.Optimizer, bound: float | None, loss: torch.Tensor) -> tuple[float, float]:
         """Bring the gradients together, scale them down to a norm of `bound`, and change the weights.
 
         The weights stay as they are when the loss or the gradients' norm is not finite.
 
+        Args:
+            optimizer: of the weights that train.
+            bound: of the gradients' norm. None: none.
+            loss: of the step, a scalar.
+
         Returns:
-            The norm before.
+            The loss, and the norm before. They are waited for once, together.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.reduce(parameters)
         self.coordinates.project_gradients()
-        norm = self.clip(parameters, math.inf if bound is None else bound)
-        if loss_is_finite and math.isfinite(norm):
-            optimizer.step()
-            self.coordinates.follow(optimizer)
-        return norm
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        found, norm = torch.stack([loss.double(), norm_of(gradients).to(loss.device)]).tolist()
+        if not (math.isfinite(found) and math.isfinite(norm)):
+            return found, norm
+        if bound is not None and norm > bound:
+            torch._foreach_mul_([local(gradient) for gradient in gradients], bound / (norm + 1e-6))
+        optimizer.step()
+        self.coordinates.follow(optimizer)
+        return found, norm
 
     def reduce(self, parameters: list[torch.nn.Parameter]) -> None:
         """Sum the gradients over the ranks."""
         sum_gradients(p for p in parameters if not isinstance(p, DTensor))
-
-    def clip(self, parameters: list[torch.nn.Parameter], bound: float) -> float:
-        """Scale the gradients down to a norm of `bound`. Returns their norm before."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        whole = [g for g in gradients if not isinstance(g, DTensor)]
-        shares = [g for g in gradients if isinstance(g, DTensor)]
-        norms = [total_norm(part) for part in (whole, shares) if part]
-        norm = math.sqrt(sum(float(full(n)) ** 2 for n in norms))
-        if norm > bound:
-            # Not finite: nothing to scale, the loop leaves such a step out.
-            for gradient in gradients:
-                gradient.mul_(bound / (norm + 1e-6))
-        return norm
 
 
 class FullyShard(Replicated):
@@ -163,6 +159,19 @@ class FullyShard(Replicated):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         same_on_all_ranks(p.data for p in whole)
+
+
+def norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Norm of all gradients together, whole ones and shares. Scalar, float64. All ranks must ask where there are shares."""
+    whole = [g for g in gradients if not isinstance(g, DTensor)]
+    shares = [g for g in gradients if isinstance(g, DTensor)]
+    norms = [full(total_norm(part)).double() for part in (whole, shares) if part]
+    device = norms[0].device if norms else None
+    return (
+        torch.stack([norm.to(device) for norm in norms]).square().sum().sqrt()
+        if norms
+        else torch.zeros((), dtype=torch.float64)
+    )
 
 
 def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:

@@ -141,11 +141,11 @@ class Zero(Replicated):
         keep = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
         self._engine.backward(loss * keep * self._group.world)
 
-    def update(self, optimizer: torch.optim.Optimizer, bound: float | None, loss_is_finite: bool) -> float:
+    def update(self, optimizer: torch.optim.Optimizer, bound: float | None, loss: torch.Tensor) -> tuple[float, float]:
         """The engine's step: it reduces, clips, and leaves the weights alone when a gradient is not finite."""
         self._engine.optimizer.clip_grad = bound or 0.0
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        return float(loss), float(self._engine.get_global_grad_norm())
 
 
 def engine_config(stage: int, compute_dtype: torch.dtype, cpu_offload: bool, config_file: str | None) -> dict[str, Any]:

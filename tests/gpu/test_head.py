@@ -1,0 +1,38 @@
+"""The loss kernel on a GPU, against cross entropy of whole logits in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hub.train.fast.loss_kernel import BLOCK, loss_and_gradient
+
+ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("size", [2, 50, 49152, BLOCK, BLOCK + 1, 128256])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_loss_and_gradient_are_those_of_whole_logits(dtype, size, scale):
+    torch.manual_seed(0)
+    logits = (scale * torch.randn(37, size, device="cuda")).to(dtype)
+    targets = torch.randint(0, size, (37,), device="cuda")
+    targets[:2] = torch.tensor([0, size - 1])
+    exact = logits.double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="sum")
+    expected.backward()
+    loss, gradient = loss_and_gradient(logits, targets)
+    assert gradient.data_ptr() == logits.data_ptr()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-4)
+    assert (gradient - exact.grad).norm() <= ROUNDING[dtype] * exact.grad.norm()
+
+
+def test_infinite_logits_make_the_loss_infinite_or_nan_and_minus_infinity_has_no_probability():
+    logits = torch.zeros(3, 100, device="cuda")
+    logits[0, 5], logits[1, 5] = torch.inf, torch.nan
+    logits[2, 50:] = -torch.inf
+    targets = torch.tensor([1, 1, 1], device="cuda")
+    assert not loss_and_gradient(logits[:1].clone(), targets[:1])[0].isfinite()
+    assert not loss_and_gradient(logits[1:2].clone(), targets[:1])[0].isfinite()
+    loss, gradient = loss_and_gradient(logits[2:].clone(), targets[:1])
+    assert loss.item() == pytest.approx(3.912023, rel=1e-6)
+    assert (gradient[0, 50:] == 0).all()
