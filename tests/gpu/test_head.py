@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hub.train.fast.head import kernel_problem
 from hub.train.fast.loss_kernel import BLOCK, loss_and_gradient
 
-ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 6e-3}
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
@@ -24,6 +25,10 @@ def test_loss_and_gradient_are_those_of_whole_logits(dtype, size, scale):
     assert gradient.data_ptr() == logits.data_ptr()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-4)
     assert (gradient - exact.grad).norm() <= ROUNDING[dtype] * exact.grad.norm()
+
+
+def test_the_kernel_is_used():
+    assert kernel_problem("cuda") == ""
 
 
 def test_infinite_logits_make_the_loss_infinite_or_nan_and_minus_infinity_has_no_probability():

@@ -10,7 +10,7 @@ from hub.data.prepare import Sample
 from hub.options import AUTO
 from hub.train.collate import MicroBatch, pack
 from hub.train.fast import kernels
-from hub.train.fast.head import FusedHead
+from hub.train.fast.head import FusedHead, kernel_problem
 from hub.train.fast.isolation import can_pack
 from hub.train.loss import causal_lm_loss, takes_positions
 
@@ -48,7 +48,9 @@ def choose_head(model: Any, vocab_size: int, device: torch.device, dtype: torch.
     fused = _loss(model, batch, dtype)
     difference = abs(fused - plain) / max(abs(plain), 1e-6)
     if difference <= HEAD_TOLERANCE:
-        return True, f"same loss as the plain layer's (relative difference {difference:.0e})"
+        problem = kernel_problem(device.type)
+        slower = f". Its loss is made of plain operations, which is slower: {problem}" if problem else ""
+        return True, f"same loss as the plain layer's (relative difference {difference:.0e}){slower}"
     head.remove()
     return False, f"the fused layer's loss differs (relative difference {difference:.0e})"
 

@@ -5,6 +5,7 @@ at once, while a chunk of logits lies there. What is kept for the backward pass 
 The idea is that of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), section 3.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -121,13 +122,27 @@ def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[tor
 
 
 @cache
-def _way(device_type: str, dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """What works on a chunk of logits: one kernel where there is Triton, else plain operations. Either may overwrite them."""
-    if device_type == "cuda" and find_spec("triton") is not None:
-        from hub.train.fast.loss_kernel import TYPES, loss_and_gradient
+def kernel_problem(device_type: str) -> str:
+    """Why the loss kernel can't be used on such a device; empty when it can. Seen by using it: Triton needs a compiler too."""
+    if device_type != "cuda" or find_spec("triton") is None:
+        return "there is no GPU with Triton"
+    from hub.train.fast.loss_kernel import loss_and_gradient
 
-        if dtype in TYPES:
-            return loss_and_gradient
+    try:
+        loss, _ = loss_and_gradient(
+            torch.zeros(1, 2, device=device_type), torch.zeros(1, dtype=torch.int64, device=device_type)
+        )
+        return "" if abs(float(loss) - math.log(2)) < 1e-6 else f"it gives {float(loss)} for the logarithm of 2"
+    except Exception as error:  # whatever a compiler raises, plain operations do the same
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _way(device_type: str, dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """What works on a chunk of logits: one kernel, or plain operations. Either may overwrite them."""
+    if dtype != torch.float64 and not kernel_problem(device_type):
+        from hub.train.fast.loss_kernel import loss_and_gradient
+
+        return loss_and_gradient
     return _loss_and_gradient
 
 
