@@ -27,7 +27,7 @@ LAST_OUTPUT = [""]
 
 
 def shared(folder: Path, strategy: str, *more: str) -> Result:
-    command = [sys.executable, "-m", "hub", *OPTIONS, *more, f"output_dir={folder}", "launch.nproc_per_node=2"]
+    command = [sys.executable, "-m", "hub", *OPTIONS, "launch.nproc_per_node=2", *more, f"output_dir={folder}"]
     done = subprocess.run(
         [*command, f"launch.strategy={strategy}"], env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300, check=False,
@@ -66,6 +66,23 @@ def test_shares_train_like_the_whole_and_checkpoints_go_from_one_to_the_other(tm
     checkpoint = parts.run_path / "checkpoints" / "step-00000003"
     (parts.run_path / "result.json").unlink()
     same_path(alone(tmp_path / "shared", f"algo={algo}", f"resume={checkpoint}"), whole)
+
+
+@pytest.mark.parametrize("algo", ["sft", "lora_sft", "osft", "osft algo.subspace=activations algo.protect_data=tiny:chats"])
+def test_twenty_steps_of_four_processes_in_small_micro_batches_have_the_losses_of_one(tmp_path, algo):
+    options = [
+        *f"algo={algo}".split(),
+        "algo.max_steps=20",
+        "algo.num_epochs=9",
+        "algo.save_every_steps=null",
+        "data.eval_fraction=0",
+    ]
+    one = alone(tmp_path / "one", *options, "algo.max_tokens_per_gpu=4000")
+    four = shared(tmp_path / "four", "ddp", *options, "algo.max_tokens_per_gpu=130", "launch.nproc_per_node=4")
+    assert [line["num_tokens"] for line in four.metrics] == [line["num_tokens"] for line in one.metrics]
+    for mine, theirs in zip(four.metrics, one.metrics, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine["num_loss_tokens"] == theirs["num_loss_tokens"]
 
 
 def test_from_one_process_to_shares(tmp_path):
