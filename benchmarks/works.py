@@ -93,6 +93,9 @@ WORKS: dict[str, Work] = {
         algo="sft", shape="1b", batch=64, ours=STEADY | {"master_weights": False, "max_tokens_per_gpu": 8192},
         peers=(), compared_with="full_1b",
     ),
+    "full_1b_fp8": Work(
+        algo="sft", shape="1b", batch=64, ours=STEADY | {"precision": "fp8"}, peers=(), compared_with="full_1b"
+    ),
     "lora_8b": Work(algo="lora_sft", shape="8b"),
     "lora_8b_least_memory": Work(
         algo="lora_sft", shape="8b", lengths=FULL, batch=2, micro_rows=2, ours=LEAST, least_memory=True

@@ -133,6 +133,26 @@ class AlgoConfig:
             )
 
 
+def fp8_problems(cfg: "RunConfig", others: dict[str, Any], strategies: Collection[str]) -> Iterator[str]:
+    """What can't go with `algo.precision=fp8`, for an algorithm that has it.
+
+    Args:
+        cfg: of the run.
+        others: the algorithm's own options that it excludes, as they are typed, and whether they are set.
+        strategies: those that it excludes.
+    """
+    strategy = cfg.launch.strategy
+    others = others | {
+        "model.dtype=float32": cfg.model.dtype == "float32",
+        f"launch.strategy={strategy}": strategy in strategies,
+    }
+    for other, is_set in others.items():
+        if is_set:
+            yield f"algo.precision=fp8 can't be combined with {other}. Type algo.precision=auto, or leave the other out"
+    if cfg.task == "verify":
+        yield "algo.precision=fp8 can't be verified: its rounding hides what a proof looks for. Type algo.precision=auto"
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
     """The model to begin from."""

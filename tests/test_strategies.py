@@ -120,6 +120,42 @@ def test_deepspeed_trains_like_one_process_and_checkpoints_go_to_it_and_back(tmp
     same_weights(again, whole, "model.safetensors")
 
 
+WITHOUT_A_GPU = '''
+from dataclasses import dataclass
+
+from hub import Algorithm, Backend, hookimpl
+from hub_sft.config import SftConfig
+
+@dataclass(kw_only=True)
+class EmulatedConfig(SftConfig):
+    """As sft."""
+
+@hookimpl
+def hub_algorithms():
+    return [Algorithm(name="emulated", config=EmulatedConfig, summary="sft in fp8 without a GPU")]
+
+@hookimpl
+def hub_backends():
+    return [Backend(name="native", algorithm="emulated", train=f"{__name__}:train")]
+
+def train(cfg, run):
+    import hub_sft.train
+
+    hub_sft.train.check_gpu = lambda: None
+    return hub_sft.train.train(cfg, run)
+'''
+
+
+def test_fp8_products_are_the_same_in_shares(tmp_path, plugin_folder, monkeypatch):
+    folder = plugin_folder()
+    folder.add("emulated", WITHOUT_A_GPU)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder.path), os.environ.get("PYTHONPATH", "")]))
+    options = ["algo=emulated", "algo.precision=fp8", "algo.master_weights=false", "model.dtype=bfloat16", "algo.max_steps=3"]
+    whole = shared(tmp_path / "whole", "ddp", *options)
+    parts = shared(tmp_path / "parts", "fsdp", *options)
+    assert [line["loss"] for line in parts.metrics] == [line["loss"] for line in whole.metrics]
+
+
 NARROW = '''
 from dataclasses import dataclass
 

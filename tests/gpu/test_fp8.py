@@ -1,14 +1,16 @@
-"""Frozen layers in fp8 on a GPU: torch's products beside exact sums of the same numbers, compiled, and in a run."""
+"""Layers in fp8 on a GPU, frozen and learning: torch's products beside exact sums of the same numbers, compiled, in a run."""
 
 import json
 
 import pytest
 import torch
-from hub_lora_sft.float8 import Float8Linear, check_gpu, product, to_fp8
+from hub_lora_sft.float8 import Float8Linear
+from hub_sft.float8 import Float8LearningLinear
 from torch import nn
 
 from hub import ConfigError, compose
 from hub.launch import launch
+from hub.train.fast.float8 import check_gpu, product, to_fp8
 
 
 @pytest.fixture(autouse=True)
@@ -79,17 +81,81 @@ def test_a_compiled_layer_gives_what_it_gives_as_it_is():
             assert difference(found, expected) < 5e-3
 
 
+def learning_layer(out: int, size: int, kept_in: torch.dtype) -> nn.Linear:
+    layer = layer_of(out, size).to(kept_in).requires_grad_()
+    layer.__class__ = Float8LearningLinear
+    return layer
+
+
+def both_ways(layer, x: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The output, and the gradients of the input and the weight."""
+    inputs = x.clone().requires_grad_()
+    with torch.autocast("cuda", torch.bfloat16):
+        y = layer(inputs)
+    (weight,) = layer.parameters()
+    return y, *torch.autograd.grad(y, (inputs, weight), gradient)
+
+
+@pytest.mark.parametrize("kept_in", [torch.float32, torch.bfloat16])
+def test_all_three_products_of_a_learning_layer_are_near_those_in_bfloat16(kept_in):
+    layer = learning_layer(1024, 512, kept_in)
+    torch.manual_seed(2)
+    x = torch.randn(2, 300, 512, device="cuda", dtype=torch.bfloat16)
+    gradient = torch.randn(2, 300, 1024, device="cuda", dtype=torch.bfloat16) * 1e-9
+    y, of_input, of_weight = both_ways(layer, x, gradient)
+    exact = both_ways(layer.eval(), x, gradient)
+    assert [tensor.dtype for tensor in (y, of_input, of_weight)] == [torch.bfloat16, torch.bfloat16, kept_in]
+    assert difference(y, exact[0]) < 0.05
+    assert difference(of_input, exact[1]) < 0.05
+    assert difference(of_weight, exact[2]) < 5e-3
+    assert difference(y, exact[0]) > 0.005
+
+
+@pytest.mark.parametrize("kept_in", [torch.float32, torch.bfloat16])
+def test_a_compiled_learning_layer_gives_what_it_gives_as_it_is(kept_in):
+    layer = learning_layer(512, 1024, kept_in)
+    compiled = torch.compile(layer, dynamic=True)
+    for tokens in (300, 17, 4099):
+        torch.manual_seed(tokens)
+        x = torch.randn(1, tokens, 1024, device="cuda", dtype=torch.bfloat16)
+        x *= torch.logspace(-12, 3, tokens, device="cuda")[:, None].bfloat16()
+        gradient = torch.randn(1, tokens, 512, device="cuda", dtype=torch.bfloat16)
+        expected, found = both_ways(layer, x, gradient), both_ways(compiled, x, gradient)
+        assert all(tensor.isfinite().all() for tensor in found)
+        for one, other in zip(found, expected, strict=True):
+            assert difference(one, other) < 1e-2  # numbers on the border, of the weight as well
+        with torch.no_grad():
+            layer.weight.mul_(-1.5)  # as an optimizer changes it
+
+
 def run(tmp_path, *overrides: str):
     options = ["algo=lora_sft", "model=tiny", "data=tiny", "launch=inline", "algo.learning_rate=1e-2", "algo.max_steps=8"]
     return launch(compose(*options, f"output_dir={tmp_path}", *overrides))
 
 
+FULL = ["algo=sft", "algo.learning_rate=1e-3", "algo.effective_batch_size=8"]
+
+
 @pytest.mark.parametrize("compiled", ["none", "layers"])
-def test_a_run_learns_like_one_in_bfloat16(tmp_path, compiled):
-    found = run(tmp_path, "algo.precision=fp8", f"algo.torch_compile={compiled}")
-    plain = run(tmp_path)
+@pytest.mark.parametrize(
+    "options",
+    [[], FULL, [*FULL, "algo.master_weights=false"], [*FULL, "algo.gradient_checkpointing=all"]],
+    ids=["lora", "full", "full in bfloat16", "full, recomputed"],
+)
+def test_a_run_learns_like_one_in_bfloat16(tmp_path, compiled, options):
+    found = run(tmp_path, *options, "algo.precision=fp8", f"algo.torch_compile={compiled}")
+    plain = run(tmp_path, *options)
     assert found.eval_loss < found.eval_loss_before - 0.05
     assert found.eval_loss == pytest.approx(plain.eval_loss, abs=0.05)
     plan = json.loads((found.run_path / "plan.json").read_text())
     assert (plan["precision"], plan["fp8_layers"], plan["fp8_layers_left_out"]) == ("fp8", 14, 0)
     assert plan["packed"]
+
+
+@pytest.mark.parametrize("recomputed", ["none", "all"])
+def test_nothing_is_compiled_after_the_first_step(tmp_path, recomputed):
+    options = [*FULL, "algo.precision=fp8", "algo.torch_compile=layers", f"algo.gradient_checkpointing={recomputed}"]
+    result = run(tmp_path, *options, "algo.max_tokens_per_gpu=700", "algo.max_steps=25", "algo.num_epochs=9")
+    counts = [line["graphs_compiled"] for line in result.metrics]
+    assert len(counts) == 25
+    assert len(set(counts)) == 1

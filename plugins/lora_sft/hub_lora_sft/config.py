@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from hub import AlgoConfig, RunConfig, option
+from hub.config import fp8_problems
 from hub.options import AUTO
 
 TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
@@ -72,25 +73,16 @@ class LoraSftConfig(AlgoConfig):
         if (quantised or cfg.model.quantization) and self.init not in ("default", "gaussian", "orthogonal"):
             yield f"algo.init={self.init} reads the full weights, which a quantised model does not have. Type algo.init=default"
         if self.precision == "fp8":
-            yield from self._fp8_problems(cfg)
+            others = {
+                "algo.load_in_4bit=true": self.load_in_4bit,
+                "algo.load_in_8bit=true": self.load_in_8bit,
+                f"model.quantization={cfg.model.quantization}": cfg.model.quantization,
+                "algo.use_dora=true": self.use_dora,
+                "algo.init=loftq": self.init == "loftq",
+            }
+            yield from fp8_problems(cfg, others, ("fsdp", "split"))
         if self.use_dora and self.init != "default":
             yield f"algo.use_dora and algo.init={self.init} can't be combined. Type algo.init=default or algo.use_dora=false"
-
-    def _fp8_problems(self, cfg: RunConfig) -> Iterator[str]:
-        clashes = {
-            "algo.load_in_4bit=true": self.load_in_4bit,
-            "algo.load_in_8bit=true": self.load_in_8bit,
-            f"model.quantization={cfg.model.quantization}": cfg.model.quantization,
-            "model.dtype=float32": cfg.model.dtype == "float32",
-            "algo.use_dora=true": self.use_dora,
-            "algo.init=loftq": self.init == "loftq",
-            f"launch.strategy={cfg.launch.strategy}": cfg.launch.strategy in ("fsdp", "split"),
-        }
-        for other, is_set in clashes.items():
-            if is_set:
-                yield f"algo.precision=fp8 can't be combined with {other}. Type algo.precision=auto, or leave the other out"
-        if cfg.task == "verify":
-            yield "algo.precision=fp8 can't be verified: its rounding hides what a proof looks for. Type algo.precision=auto"
 
     def _target_problems(self) -> Iterator[str]:
         allowed = f"Allowed: {', '.join(TARGET_GROUPS)}, or a list like [q_proj,v_proj]"

@@ -19,54 +19,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from hub import ConfigError
-
-LARGEST = 448.0
-"""Of float8_e4m3fn, which has 3 bits behind the point and no infinity (arXiv 2209.05433)."""
-
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-"""For a row of zeros. Gradients of single tokens are tiny, so that no larger number would do."""
-
-MULTIPLE = 16
-"""What both sizes of a weight have to be multiples of (torch._scaled_mm)."""
-
-HINT = "Type algo.precision=auto"
-
-
-def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows in fp8, each divided by a scale of its own. Plain torch, so that a compiler makes it one kernel.
-
-    An element comes back within 2^-4 of itself; one below 2^-6 scales, within 2^-10 scales (rounding to nearest).
-
-    Args:
-        rows: (n, k).
-
-    Returns:
-        (n, k) float8_e4m3fn, and (n, 1) float32: their product is the input. A row with NaN or infinity is NaN.
-    """
-    wide = rows.float()
-    scales = (wide.abs().amax(1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
-    return (wide / scales).to(torch.float8_e4m3fn).contiguous(), scales
-
-
-def product(a: torch.Tensor, b: torch.Tensor, a_scales: torch.Tensor, b_scales: torch.Tensor) -> torch.Tensor:
-    """The product a b^T of two fp8 matrices whose rows have scales.
-
-    Args:
-        a: (t, k) float8_e4m3fn.
-        b: (n, k) float8_e4m3fn.
-        a_scales: (t, 1) float32.
-        b_scales: (n,) float32.
-
-    Returns:
-        (t, n) bfloat16. Without a GPU the sums are exact before they are rounded: a reference for tests.
-    """
-    if a.is_cuda:
-        scales = {"scale_a": a_scales, "scale_b": b_scales[None]}
-        return torch._scaled_mm(a, b.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
-    return (a.double() @ b.double().t() * a_scales * b_scales).bfloat16()
+from hub.train.fast.float8 import input_gradient, product, replace_layers, to_fp8
 
 
 class _Frozen(torch.autograd.Function):
@@ -82,9 +37,7 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         turned, scales = ctx.saved_tensors
-        rows, row_scales = to_fp8(gradient.float() * scales)
-        found = product(rows, turned, row_scales, scales.new_ones(turned.shape[0]))
-        return found.to(ctx.dtype), None, None, None
+        return input_gradient(gradient, turned, scales).to(ctx.dtype), None, None, None
 
 
 class Float8Linear(nn.Module):
@@ -131,7 +84,7 @@ class Float8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def hold_in_fp8(model: Any) -> tuple[int, int]:
+def hold_in_fp8(model: Any) -> tuple[list[str], list[str]]:
     """Replace the frozen linear layers of a model that has its adapters already, one after the other.
 
     The output layer, embeddings and the adapters stay as they are, and so do layers that fp8 products can't take.
@@ -140,43 +93,10 @@ def hold_in_fp8(model: Any) -> tuple[int, int]:
         model: PEFT's.
 
     Returns:
-        How many layers are in fp8 now, and how many frozen linear layers are not.
+        Names of the layers that are in fp8 now, and of the frozen linear layers that are not.
 
     Raises:
         ConfigError: none could be replaced.
     """
     head = model.get_base_model().get_output_embeddings()
-
-    def is_frozen(layer: nn.Module) -> bool:
-        linear = isinstance(layer, nn.Linear | Conv1D) and layer is not head
-        return linear and not layer.weight.requires_grad
-
-    # Names only: a list of the layers would keep their weights until the last one is replaced.
-    names = [name for name, layer in model.named_modules() if is_frozen(layer)]
-    num_held = 0
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        layer = model.get_submodule(name)
-        if type(layer) is nn.Linear and not any(size % MULTIPLE for size in layer.weight.shape):
-            setattr(model.get_submodule(parent), last, Float8Linear(layer))
-            num_held += 1
-    if not num_held:
-        raise ConfigError(
-            f"algo.precision=fp8: none of the model's {len(names)} linear layers can be held in fp8, which takes plain linear "
-            f"layers whose sizes are multiples of {MULTIPLE}. {HINT}"
-        )
-    return num_held, len(names) - num_held
-
-
-def check_gpu() -> None:
-    """See that the GPUs here have fp8 products with a scale for each row.
-
-    Raises:
-        ConfigError: they don't, or there are none.
-    """
-    needs = "algo.precision=fp8 needs NVIDIA GPUs of Hopper's generation or later (H100, H200, B200)"
-    if not torch.cuda.is_available() or torch.version.hip:
-        raise ConfigError(f"{needs}, and there is none here. {HINT}")
-    for number in range(torch.cuda.device_count()):
-        if torch.cuda.get_device_capability(number)[0] < 9:
-            raise ConfigError(f"{needs}; this one is older: {torch.cuda.get_device_name(number)}. {HINT}")
+    return replace_layers(model, head, lambda layer: not layer.weight.requires_grad, Float8Linear)

@@ -8,12 +8,13 @@ from transformers.pytorch_utils import Conv1D
 
 from hub import ConfigError, Outcome, Run, RunConfig
 from hub.errors import did_you_mean
+from hub.train.fast.float8 import check_gpu, tell
 from hub.train.loop import fit
 from hub.train.model import linear_layers, trainable_in_float32
 from hub.train.session import Session
 from hub.train.setup import set_up
 from hub_lora_sft.config import LoraSftConfig
-from hub_lora_sft.float8 import MULTIPLE, check_gpu, hold_in_fp8
+from hub_lora_sft.float8 import hold_in_fp8
 
 
 def train(cfg: RunConfig, run: Run) -> Outcome:
@@ -26,10 +27,7 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
     model = setup.load_model(setup.session.compute_dtype, quantised, frozen=True, whole=whole)
     model = add_adapters(cfg.algo, model, run)
     if in_fp8:
-        num_held, num_left = hold_in_fp8(model)
-        run.write_plan(precision="fp8", precision_because="asked for", fp8_layers=num_held, fp8_layers_left_out=num_left)
-        rest = f", {num_left} can't be (sizes that are no multiples of {MULTIPLE}, or other layers)" if num_left else ""
-        run.say(f"{num_held} linear layers are in fp8{rest}")
+        tell(run, *hold_in_fp8(model))
 
     def save(trained: Any, folder: Path, weights: dict[str, Any]) -> None:
         trained.save_pretrained(folder, state_dict=weights)

@@ -60,7 +60,7 @@ def test_other_target_modules_are_refused(value):
             ["algo=qlora_sft", "algo.precision=fp8", "model.dtype=float32", "algo.use_dora=true", "launch.strategy=fsdp"],
             [
                 f"algo.precision=fp8 can't be combined with {other}. Type algo.precision=auto, or leave the other out"
-                for other in ("algo.load_in_4bit=true", "model.dtype=float32", "algo.use_dora=true", "launch.strategy=fsdp")
+                for other in ("algo.load_in_4bit=true", "algo.use_dora=true", "model.dtype=float32", "launch.strategy=fsdp")
             ],
         ),
         (["algo.precision=fp16"], ["algo.precision=fp16 is not allowed. Allowed: auto, fp8."]),

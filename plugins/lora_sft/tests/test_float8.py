@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_lora_sft import float8
-from hub_lora_sft.float8 import Float8Linear, hold_in_fp8, to_fp8
+from hub_lora_sft.float8 import Float8Linear, hold_in_fp8
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -35,23 +34,6 @@ def layer_of(out: int = 48, size: int = 32, bias: bool = False) -> nn.Linear:
     layer = nn.Linear(size, out, bias=bias)
     layer.weight.data *= torch.logspace(-2, 1, out)[:, None]  # rows of very different size
     return layer.requires_grad_(False)
-
-
-def test_an_element_comes_back_within_a_sixteenth_of_itself():
-    torch.manual_seed(1)
-    rows = torch.randn(64, 256) * torch.logspace(-30, 30, 64)[:, None]
-    codes, scales = to_fp8(rows)
-    found = codes.double() * scales
-    assert ((found - rows.double()).abs() <= (rows.double().abs() / 16).maximum(scales * 2**-10) * (1 + 1e-6)).all()
-    assert torch.equal(codes.double().abs().amax(1), torch.full((64,), 448.0, dtype=torch.float64))
-
-
-def test_zeros_stay_zero_and_what_is_not_finite_is_seen():
-    codes, scales = to_fp8(torch.tensor([[0.0, 0.0], [1e-36, -1e-37], [float("nan"), 1.0], [float("inf"), 1.0]]))
-    found = codes.float() * scales
-    assert torch.equal(found[0], torch.zeros(2))
-    assert found[1] == pytest.approx([1e-36, -1e-37], rel=1 / 16)
-    assert not found[2:].isfinite().all(1).any()
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -96,7 +78,8 @@ def test_all_frozen_linear_layers_but_the_output_are_held_and_nothing_else():
     model, (held, left) = model_in_fp8()
     kinds = {name: type(module).__name__ for name, module in model.named_modules() if hasattr(module, "in_features")}
     is_held = {name for name, kind in kinds.items() if kind == "Float8Linear"}
-    assert (held, left) == (14, 0) == (len(is_held), 0)
+    assert set(held) == is_held
+    assert (len(held), left) == (14, [])
     assert all("lora_" in name or name.endswith("lm_head") or kinds[name] == "Linear" for name in set(kinds) - is_held)
     assert all("_proj" in name for name in is_held)
     numbers = {p.dtype for name, p in model.named_parameters() if name.endswith("codes")}
@@ -109,7 +92,9 @@ def test_layers_of_odd_sizes_stay_as_they_are_and_are_counted():
     block = model.model.layers[0].mlp
     block.gate_proj, block.up_proj, block.down_proj = nn.Linear(64, 40), nn.Linear(64, 40), nn.Linear(40, 64)
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    assert hold_in_fp8(adapted) == (11, 3)
+    held, left = hold_in_fp8(adapted)
+    assert len(held) == 11
+    assert [name.rpartition(".")[2] for name in left] == ["gate_proj", "up_proj", "down_proj"]
     adapted(input_ids=torch.arange(5)[None]).logits.sum().backward()
 
 
@@ -208,11 +193,3 @@ def test_a_machine_without_such_a_gpu_is_refused_in_a_line(tmp_path, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"^algo\.precision=fp8 needs NVIDIA GPUs.*none here\. Type algo\.precision=auto$"):
         run(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA A100")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: [(9, 0), (8, 0)][number])
-    with pytest.raises(ConfigError, match=r"this one is older: NVIDIA A100\. Type algo\.precision=auto"):
-        float8.check_gpu()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (9, 0))
-    float8.check_gpu()

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hub import AlgoConfig, RunConfig, option
-from hub.config import ZERO
+from hub.config import ZERO, fp8_problems
+from hub.options import AUTO
 
 
 @dataclass(kw_only=True)
@@ -24,6 +25,10 @@ class SftConfig(AlgoConfig):
     """Keep weights, gradients and AdamW's moments in float32: 16 bytes a parameter. false: in `model.dtype`, which is 8 bytes a
     parameter in bfloat16; what the optimizer writes is rounded stochastically, so that small steps add up. With adamw only."""
 
+    precision: str = option(AUTO, choices=(AUTO, "fp8"))
+    """auto: arithmetic in `model.dtype`. fp8: products with linear layers in 8-bit floats with a scale for each row and token,
+    but those that give the gradients of weights: for speed, less exact. Needs GPUs of Hopper's generation or later."""
+
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
         if cfg.model.quantization:
@@ -31,6 +36,8 @@ class SftConfig(AlgoConfig):
                 f"algo=sft can't train the {cfg.model.quantization} weights of model.path={cfg.model.path}: quantised weights "
                 "take no gradient. Type algo=lora_sft, or a model preset without _bnb_4bit"
             )
+        if self.precision == "fp8":
+            yield from fp8_problems(cfg, {}, ("split",))
         if self.master_weights:
             return
         if self.optimizer != "adamw":

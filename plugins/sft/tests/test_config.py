@@ -38,3 +38,19 @@ def test_weights_in_bfloat16_are_refused_where_they_would_lose_small_steps(optio
     found = compose("algo=sft", "model=tiny", "data=tiny", "algo.master_weights=false", *options).problems()
     assert [problem[: len(line or "")] for problem in found] == ([line] if line else [])
     assert compose("algo=sft", "model=tiny", "data=tiny", *options).problems() == []
+
+
+@pytest.mark.parametrize("other", ["model.dtype=float32", "launch.strategy=split"])
+def test_what_can_not_be_in_fp8_is_refused(other):
+    found = compose("algo=sft", "model=tiny", "data=tiny", "algo.precision=fp8", other).problems()
+    assert found == [f"algo.precision=fp8 can't be combined with {other}. Type algo.precision=auto, or leave the other out"]
+
+
+@pytest.mark.parametrize("option", ["launch.strategy=fsdp", "launch.strategy=zero3", "algo.master_weights=false"])
+def test_fp8_goes_with_shares_and_weights_in_bfloat16(option):
+    assert compose("algo=sft", "model=tiny", "data=tiny", "algo.precision=fp8", option).problems() == []
+
+
+def test_fp8_is_not_verified():
+    (line,) = compose("algo=sft", "model=tiny", "data=tiny", "algo.precision=fp8", "task=verify").problems()
+    assert line.startswith("algo.precision=fp8 can't be verified")
