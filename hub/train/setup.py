@@ -11,8 +11,8 @@ from hub.data.prepare import Prepared, keep_large, prepare
 from hub.errors import ConfigError
 from hub.run import Run
 from hub.train.model import find_weights, load_causal_lm, load_config, load_tokenizer, num_parameters
+from hub.train.parallel.choose import choose_strategy
 from hub.train.parallel.distributed import barrier
-from hub.train.parallel.strategy import choose_strategy
 from hub.train.session import Session, start_session
 from hub.train.supply import Supply, make_supply
 
