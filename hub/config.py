@@ -231,6 +231,10 @@ class LaunchConfig:
     gpu_memory_gb: float | None = option(None, gt=0)
     """Memory in GiB that a process may take of its GPU. It decides how much is kept for the backward pass. null: all of it."""
 
+    grace_seconds: float = option(300.0, gt=0)
+    """With several processes: time that they have after SIGINT or SIGTERM to end their step and to write a checkpoint, before
+    they are killed. A second signal ends them at once."""
+
     python: str | None = None
     """Interpreter of the workers, for a backend that lives in an environment of its own. null: this one."""
 
@@ -268,7 +272,8 @@ class TrackConfig:
     """Where metrics go besides metrics.jsonl. Credentials come from the environment, never from here."""
 
     tool: str = option("none", choices=("none", "tensorboard", "wandb", "mlflow"))
-    """Tracker, through accelerate."""
+    """Tracker, through accelerate. wandb: its files lie in the run folder, or in WANDB_DIR. mlflow: the store that
+    MLFLOW_TRACKING_URI names. A resumed run goes on as the same one there."""
 
     project: str = "hub"
     """Project (wandb), experiment (mlflow) or folder name (tensorboard)."""

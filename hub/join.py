@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hub import runfile
-from hub.config import RunConfig
+from hub.config import LaunchConfig, RunConfig
 from hub.errors import ConfigError, HubError
 from hub.options import AUTO
 from hub.run import Run
@@ -57,8 +57,15 @@ def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
     from hub.preflight import prepare
     from hub.resume import open_run, recall
 
-    cfg, _ = prepare(_as_started(recall(compose(*overrides, config_dir=config_dir))))
-    run = open_run(cfg)
+    asked = compose(*overrides, config_dir=config_dir)
+    grace = asked.launch.grace_seconds
+    if grace != LaunchConfig().grace_seconds:
+        raise ConfigError(
+            f"launch.grace_seconds={grace:g}: torchrun ends the processes that it started. Leave it out, and type torchrun "
+            f"--shutdown-timeout={grace:.0f} (torch 2.12 and later; before, it is 30 s)"
+        )
+    cfg, _, why = prepare(_as_started(recall(asked)))
+    run = open_run(cfg, why)
     return {"config": runfile.to_text(cfg), "run_path": str(run.path)}
 
 

@@ -18,7 +18,7 @@ from hub import runfile
 from hub.algorithm import Backend
 from hub.config import RunConfig
 from hub.errors import HubError, Interrupted, LaunchError
-from hub.plugins import registry
+from hub.plugins import registry, said
 from hub.preflight import prepare
 from hub.resume import open_run, recall
 from hub.run import Failure, Result, Run
@@ -35,9 +35,9 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     Raises:
         HubError: what is wrong, in one line (or one line each). `exit_code` is what the command line ends with.
     """
-    cfg, backend = prepare(recall(cfg))
+    cfg, backend, why = prepare(recall(cfg))
     with held_back():
-        run = open_run(cfg, run_path)
+        run = open_run(cfg, why, run_path)
         algorithm = registry().algorithm_of(cfg.algo).name
         print(f"hub: {algorithm} with backend {backend.name}, run folder {run.path}", flush=True)
         workers = None if cfg.launch.mode == "inline" else _start_workers(cfg, run)
@@ -61,7 +61,7 @@ def _command(cfg: RunConfig, run: Run) -> list[str]:
 
 
 def _environment(cfg: RunConfig) -> dict[str, str]:
-    env = dict(os.environ)
+    env = os.environ | said()
     nproc = int(cfg.launch.nproc_per_node)
     if nproc > 1 and "OMP_NUM_THREADS" not in env:
         env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // nproc))

@@ -4,6 +4,7 @@ The loader is the hub's own: one plugin that fails to import is a warning and no
 that claim one name are both named instead of one being dropped. `HUB_PLUGINS=a,b` loads those entry points only.
 """
 
+import json
 import os
 import sys
 import traceback
@@ -35,6 +36,10 @@ from hub.plugin_checks import (
 
 GROUP = "hub"
 ONLY = "HUB_PLUGINS"
+SAID = "HUB_SAID"
+"""Variable with the warnings that the process which started this one has shown."""
+
+ASKED_FOR = "asked for"
 OWN = {"sft": "hub-sft", "lora_sft": "hub-lora-sft", "qlora_sft": "hub-lora-sft", "osft": "hub-osft"}
 """The hub's own algorithms, and the distributions that bring them."""
 
@@ -166,7 +171,7 @@ class Registry:
             chosen = offered[config.backend]
             if check_needs and (obstacle := chosen.obstacle()):
                 raise PluginError(f"algo.backend={chosen.name} can't run here: {obstacle}")
-            return chosen, "asked for"
+            return chosen, ASKED_FOR
         obstacles: list[str] = []
         for backend in sorted(offered.values(), key=lambda b: (-b.priority, b.name)):
             obstacle = backend.obstacle() if check_needs else None
@@ -226,8 +231,22 @@ def registry() -> Registry:
     found = load(entry_points(group=GROUP), names)
     if os.environ.get("RANK", "0") == "0":
         for line in found.warnings:
-            print(f"hub: {line}", file=sys.stderr)
+            if line not in _said():
+                print(f"hub: {line}", file=sys.stderr)
     return found
+
+
+def said() -> dict[str, str]:
+    """What a process that is started from here must have in its environment, so that it does not repeat the warnings.
+
+    It may be another interpreter with other plugins, whose own warnings are still shown.
+    """
+    return {SAID: json.dumps(sorted({*_said(), *registry().warnings}))}
+
+
+def _said() -> list[str]:
+    lines: list[str] = json.loads(os.environ.get(SAID, "[]"))
+    return lines
 
 
 def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry:

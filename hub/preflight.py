@@ -16,8 +16,9 @@ from typing import Any
 from hub.algorithm import Backend
 from hub.config import PARTS, ZERO, AlgoConfig, RunConfig
 from hub.data.check import check_rows
+from hub.data.files import path_problem
 from hub.data.mix import eval_source_of, make_mix, num_held_out, sources_of
-from hub.errors import ConfigError, HubError, ModelError, PluginError, did_you_mean
+from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
 from hub.options import AUTO, field_problems
 from hub.plugins import registry
 from hub.testing import FAMILIES, tiny_data_path
@@ -31,8 +32,11 @@ LOOK, STREAM_LOOK = 20_000, 1_000
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend]:
+def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend, str]:
     """Check a config against this machine and fill in what `auto` means for the launch.
+
+    Returns:
+        The config, its backend, and why it is this one.
 
     Raises:
         HubError: of the option, backend or data that is wrong; a ConfigError with all lines when it is more than one.
@@ -40,10 +44,10 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend]:
     errors: list[HubError] = [ConfigError(line) for line in cfg.problems()]
     checked = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
     check_needs = cfg.launch.python is None
-    backend = None
+    backend, why = None, ""
     if type(cfg.algo) is not AlgoConfig:
         try:
-            backend, _ = registry().backend(cfg.algo, check_needs)
+            backend, why = registry().backend(cfg.algo, check_needs)
             errors += [ConfigError(line) for line in backend.problems(cfg)] if all(checked.values()) else []
             cfg = replace(cfg, algo=replace(cfg.algo, backend=backend.name))
         except PluginError as error:
@@ -75,7 +79,7 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend]:
     if errors:
         raise errors[0]
     assert backend is not None
-    return cfg, backend
+    return cfg, backend, why
 
 
 def prepare_data(cfg: RunConfig) -> RunConfig:
@@ -87,7 +91,9 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
     if problems := cfg.problems({"data", "model"}):
         raise ConfigError(problems)
     _check_tiny_model(cfg)
-    return _absolute(cfg)
+    cfg = _absolute(cfg)
+    _check_paths(cfg)
+    return cfg
 
 
 def num_visible_gpus() -> int:
@@ -133,8 +139,21 @@ def _check_tiny_model(cfg: RunConfig) -> None:
         raise ModelError(f"model.path={cfg.model.path}: there is no tiny model of this family.{near}")
 
 
+def _check_paths(cfg: RunConfig) -> None:
+    """Whether there is data at each path.
+
+    Raises:
+        DataError: a line for each path where there is none.
+    """
+    named = [("data.path", cfg.data.path), ("data.eval_path", cfg.data.eval_path)]
+    named += [(f"data.mix[{number}].path", source.path) for number, source in enumerate(cfg.data.mix)]
+    if missing := [problem for option, path in named if path and (problem := path_problem(option, path))]:
+        raise DataError("\n".join(missing))
+
+
 def _check_data(cfg: RunConfig) -> int | None:
     """Number of samples in one pass, if no row is too long; None when finding that out takes more than a look."""
+    _check_paths(cfg)
     if any(cfg.data.format_problems()):
         return None
     if evaluation := eval_source_of(cfg.data):
@@ -179,7 +198,8 @@ def _missing_packages(cfg: RunConfig) -> Iterator[str]:
     if cfg.launch.strategy in ZERO and find_spec("deepspeed") is None:
         yield f"launch.strategy={cfg.launch.strategy} needs deepspeed. Type pip install deepspeed or launch.strategy=fsdp"
     package = TRACKER_PACKAGES.get(cfg.track.tool)
-    if package and find_spec(package) is None:
+    # A folder of that name, as trackers leave behind, is found too, but has no origin.
+    if package and getattr(find_spec(package), "origin", None) is None:
         yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
 
 

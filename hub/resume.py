@@ -9,6 +9,7 @@ from hub import runfile
 from hub.config import AlgoConfig, RunConfig
 from hub.errors import ConfigError
 from hub.options import leaves
+from hub.plugins import ASKED_FOR
 from hub.run import Run
 
 MAY_CHANGE = {
@@ -71,11 +72,13 @@ def recall(cfg: RunConfig) -> RunConfig:
     return replace(before, launch=launch, resume=cfg.resume, resume_with_changes=cfg.resume_with_changes)
 
 
-def open_run(cfg: RunConfig, run_path: Path | None = None) -> Run:
-    """Make the run folder, or take up that of the run to resume, and write run.yaml into it.
+def open_run(cfg: RunConfig, backend_because: str, run_path: Path | None = None) -> Run:
+    """Make the run folder, or take up that of the run to resume, and write run.yaml into it, and into plan.json why the
+    backend is this one: to a worker its name is given.
 
     Args:
         cfg: checked, with absolute paths.
+        backend_because: why the backend is this one.
         run_path: an existing, empty folder to use instead of a new one.
 
     Raises:
@@ -91,6 +94,9 @@ def open_run(cfg: RunConfig, run_path: Path | None = None) -> Run:
     else:
         run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
     run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
+    # The run.yaml of a run to go on with names the backend, whatever it was chosen for.
+    if not (cfg.resume and backend_because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
+        run.write_plan(backend_because=backend_because)
     return run
 
 

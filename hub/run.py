@@ -188,12 +188,16 @@ class Run:
             with self.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(metrics), allow_nan=False) + "\n")
 
+    def plan(self) -> dict[str, Any]:
+        """What plan.json holds so far."""
+        file = self.path / "plan.json"
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found
+
     def write_plan(self, **decisions: Any) -> None:
         """Add what was decided, and why, to plan.json."""
         if self.is_main:
-            file = self.path / "plan.json"
-            before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            write_json(file, before | decisions)
+            write_json(self.path / "plan.json", self.plan() | decisions)
 
     def write_failure(self, failure: Failure) -> None:
         """Any rank may write its own."""

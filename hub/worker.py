@@ -34,8 +34,8 @@ def work(cfg: RunConfig, run: Run) -> Result:
     # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
     os.environ.setdefault("USE_HUB_KERNELS", "0")
     algorithm = registry().algorithm_of(cfg.algo)
-    backend, why = registry().backend(cfg.algo)
-    run.write_plan(algorithm=algorithm.name, backend=backend.name, backend_because=why)
+    backend, _ = registry().backend(cfg.algo)
+    run.write_plan(algorithm=algorithm.name, backend=backend.name)
 
     def result(status: str, error: str | None = None, outcome: Outcome | None = None) -> Result:
         found: dict[str, Any] = {}

@@ -12,6 +12,8 @@ import hub
 from hub.runfile import read as runfile_of
 from hub.testing import tiny_model, write_chats
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):
@@ -65,7 +67,7 @@ def test_all_wrong_values_are_told_at_once():
     [
         ({"model": "llama3_8"}, "model='llama3_8': there is no such preset, file or folder. Did you mean llama3_8b"),
         ({"data": "tinny"}, "data='tinny': there is no such preset, file or folder. Did you mean tiny?"),
-        ({"data": "missing.jsonl"}, "missing.jsonl: there is no such file or folder."),
+        ({"data": "missing.jsonl"}, "data.path=missing.jsonl: there is no such file or folder."),
         ({"effective_batch_size": 1, "nproc": 2}, "algo.effective_batch_size=1 is below the number of processes (2)"),
         ({"output_dir": Path("file/runs")}, "output_dir="),
     ],

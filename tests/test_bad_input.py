@@ -12,6 +12,8 @@ import pytest
 
 from hub.testing import tiny_model, tiny_model_path
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
 GOOD = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
 
@@ -87,8 +89,30 @@ def test_problems_of_options_machine_and_data_are_found_at_once(hub):
         "launch.nproc_per_node=2", "algo.backend=fast", "model.path=tiny:lama",
     )  # fmt: skip
     assert said.code == 2
-    beginnings = ["algo.lora_alpha=", "algo.backend=", "model.path=", "no.jsonl", "algo.effective_batch_size="]
+    beginnings = ["algo.lora_alpha=", "algo.backend=", "model.path=", "data.path=no.jsonl", "algo.effective_batch_size="]
     assert [line.startswith(text) for line, text in zip(said.problems, beginnings, strict=True)] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "typed"),
+    [
+        ("data.path=no.jsonl", "data.path", "data.path=FILE"),
+        ("data=tiny data.eval_fraction=0 data.eval_path=no.jsonl", "data.eval_path", "data.eval_path=FILE"),
+        ("data.mix=[{path:tiny:chats},{path:no.jsonl}]", "data.mix[1].path", "data.mix=[{path: FILE, ...}, ...]"),
+        ("algo=osft data=tiny algo.subspace=activations algo.protect_data=no.jsonl", "algo.protect_data",
+         "algo.protect_data=FILE"),
+    ],
+)  # fmt: skip
+def test_a_path_without_data_names_its_option_what_is_allowed_and_what_to_type(hub, tmp_path, words, option, typed):
+    (tmp_path / "now.jsonl").write_text(GOOD)
+    (line,) = hub("algo=sft", "model=tiny", *words.split()).problems
+    assert line.startswith(
+        f"{option}=no.jsonl: there is no such file or folder. Did you mean now.jsonl? Allowed: a file (.jsonl,"
+    )
+    assert line.endswith(f"a folder of such files, or ORG/NAME of the model hub. Type {typed}")
+    assert not (tmp_path / "runs").exists()
+    if option != "algo.protect_data":
+        assert hub("data", "model=tiny", *words.split()).problems == [line]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +194,7 @@ def test_a_package_that_is_not_installed(plugin_folder, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-m", "hub", "algo=sft", "model=tiny", "data=tiny", "algo.backend=fast"],
-        env=os.environ | {"PYTHONPATH": str(folder.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder.path), os.environ.get("PYTHONPATH", "")])},
         cwd=tmp_path,
         capture_output=True,
         text=True,

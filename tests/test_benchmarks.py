@@ -16,6 +16,8 @@ from benchmarks.shapes import made, made_for, num_multiplied
 from benchmarks.table import ratio, share_of_peak
 from benchmarks.works import WORKS
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -155,7 +155,7 @@ def test_a_wrong_command_line_is_one_clear_line_and_exit_code_2(hub, words, text
         (["algo=lora_sft,sft", "algo.lora_r=8,16"], ["algo.lora_r: this algorithm has no such option"]),
         (["model=tiny,tinny"], ["model=tinny: there is no such preset. Did you mean tiny?"]),
         (["model=tiny,null"], ["model: null can't be one of several choices. Type model=tiny"]),
-        (["data.path=a.jsonl,b.jsonl"], ["a.jsonl: there is no such file", "b.jsonl: there is no such file"]),
+        (["data.path=a.jsonl,b.jsonl"], ["data.path=a.jsonl: there is no such", "data.path=b.jsonl: there is no such"]),
         (["output_dir=a,b"], ["output_dir can't be swept"]),
         (["algo.lora_r=1,2", "hydra/launcher=nope"], ["In 'hydra/config': Could not find 'hydra/launcher/nope'"]),
         (["algo.lora_r=interval(1,9)"], ["BasicSweeper does not support sweep type : INTERVAL_SWEEP"]),
@@ -170,6 +170,7 @@ def test_a_sweep_finds_a_failing_value_before_its_first_run(hub, tmp_path, swept
     assert not list(tmp_path.glob("runs/sweep*"))
 
 
+@pytest.mark.usefixtures("warm_python_here")
 def test_a_run_that_fails_in_a_sweep_is_told_and_does_not_stop_the_others(tmp_path):
     process = start(tmp_path, "--multirun", *TINY, "algo.max_steps=1", "run_name=try", "algo.target_modules=[nope],[q_proj]")
     out, err = process.communicate(timeout=120)

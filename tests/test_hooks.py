@@ -16,6 +16,8 @@ from hub.plugin_checks import HOOKS
 from hub.plugins import load
 from hub.run import Result, Run
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
 
 OBSERVER = """
@@ -97,7 +99,7 @@ def observed(tmp_path_factory):
         cwd.mkdir()
         done = subprocess.run(
             [sys.executable, "-m", "hub", *words, "model=tiny", "data=tiny"],
-            env=os.environ | {"PYTHONPATH": str(folder / "site")},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])},
             cwd=cwd,
             capture_output=True,
             text=True,

@@ -14,8 +14,10 @@ from hub.run import Result, read_metrics
 OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-3", "algo.max_steps=6"]
 
 
-def start(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(folder: Path, *command: str, site: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, with the plugins in `site` beside the installed ones."""
+    path = os.pathsep.join(filter(None, [str(site or ""), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -53,13 +55,16 @@ def test_a_run_leaves_all_that_it_promises(one_process):
 
 
 @pytest.mark.parametrize("how", ["launch.nproc_per_node=2", "torchrun"])
-def test_two_processes_walk_the_same_path_as_one(tmp_path, one_process, how):
+def test_two_processes_walk_the_same_path_as_one(tmp_path, one_process, plugin_folder, how):
+    site = plugin_folder()
+    site.add("broken", "import no_such_module_anywhere")
     if how == "torchrun":
         run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hub", *OPTIONS)
     else:
         run = ("-m", "hub", *OPTIONS, how)
-    done = start(tmp_path, sys.executable, *run)
+    done = start(tmp_path, sys.executable, *run, site=site.path)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("plugin broken (dist-broken 1.0) is left out") == 1
     result = result_of(tmp_path)
     assert done.stdout.count("completed: 6 steps") == 1
     for mine, theirs in zip(result.metrics, one_process.metrics, strict=True):
@@ -78,6 +83,7 @@ def test_a_mistake_under_torchrun_is_one_line_and_leaves_no_run_folder(tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.usefixtures("warm_python_here")
 def test_a_dead_worker_ends_the_others_and_the_launcher_names_its_rank(tmp_path):
     (tmp_path / "deadly.py").write_text(
         "import os\nfrom hub import Backend, hookimpl\n\n@hookimpl\ndef hub_backends():\n"
@@ -91,9 +97,8 @@ def test_a_dead_worker_ends_the_others_and_the_launcher_names_its_rank(tmp_path)
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[hub]\ndeadly = deadly\n")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "hub", *OPTIONS, "algo.backend=deadly", "launch.nproc_per_node=2"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = start(tmp_path, *command, site=tmp_path)
     assert done.returncode == 1
     assert "hub: rank 1 failed: RuntimeError: the roof is on fire" in done.stderr
     assert result_of(tmp_path).status == "failed"
@@ -112,6 +117,7 @@ def test_a_rendezvous_port_in_use_is_said_before_anything_starts(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.usefixtures("warm_python_here")
 def test_two_machines_meet_in_one_run_folder_and_walk_the_same_path(tmp_path, one_process):
     """Two launchers, each with a process of its own, as on two machines that share a disk."""
     with socket.socket() as probe:

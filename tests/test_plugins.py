@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -36,11 +37,16 @@ def backends(*arguments: str) -> str:
     return f"{HEAD}\n@hookimpl\ndef hub_backends():\n    return [{listed}]\n"
 
 
+def with_path(folder: Path) -> dict[str, str]:
+    """The environment, with a folder before what Python finds anyway."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+
 def hub(*words: str, path: Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command line with the plugins in a folder beside the installed ones."""
     return subprocess.run(
         [sys.executable, "-m", "hub", *words],
-        env=os.environ | {"PYTHONPATH": str(path)} | env,
+        env=with_path(path) | env,
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -79,6 +85,44 @@ def test_a_plugin_that_fails_to_import_is_one_warning_and_an_error_only_when_its
     assert error.startswith("hub: algo=lost: there is no such algorithm.")
     assert "Plugin broken (dist-broken 1.0) is left out" in error
     assert not (tmp_path / "runs").exists()
+
+
+QUICK = """
+import os
+from pathlib import Path
+from hub import Backend, Outcome, hookimpl
+
+@hookimpl
+def hub_backends():
+    return [Backend(name="quick", algorithm="lora_sft", train=f"{__name__}:train", priority=9)]
+
+def train(cfg, run):
+    return Outcome(num_steps=1, effective_batch_size=1, train_loss=1.0, eval_loss_before=None, eval_loss=None,
+                   tokens_per_second=None, peak_memory_gb=None, base_model_path=Path())
+"""
+
+
+@pytest.mark.parametrize("mode", ["process", "inline"])
+def test_a_run_says_once_what_is_wrong_with_a_plugin_and_why_it_has_its_backend(plugin_folder, tmp_path, mode):
+    folder = plugin_folder()
+    folder.add("broken", "import no_such_module_anywhere")
+    folder.add("quick", QUICK)
+    run = ("algo=lora_sft", "model=tiny", "data=tiny", "run_name=it", f"launch.mode={mode}", "launch.nproc_per_node=1")
+    done = hub(*run, path=folder.path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("plugin broken (dist-broken 1.0) is left out") == 1
+    plan = json.loads((tmp_path / "runs/it/plan.json").read_text())
+    assert (plan["backend"], plan["backend_because"]) == ("quick", "highest priority")
+
+
+def test_another_interpreter_still_says_what_is_wrong_with_its_own_plugins(plugin_folder, tmp_path):
+    folder = plugin_folder()
+    folder.add("broken", "import no_such_module_anywhere")
+    known = "plugin broken (dist-broken 1.0) is left out: ModuleNotFoundError: No module named 'no_such_module_anywhere'"
+    assert known in hub("--help", path=folder.path, cwd=tmp_path).stderr
+    folder.add("other", "1 / 0")
+    shown = hub("--help", path=folder.path, cwd=tmp_path, HUB_SAID=json.dumps([known]))
+    assert shown.stderr == "hub: plugin other (dist-other 1.0) is left out: ZeroDivisionError: division by zero\n"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from hub_sft.config import SftConfig
 
 from hub.config import AlgoConfig
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"^# (\S+\.\w+)$", re.MULTILINE)
@@ -40,10 +42,11 @@ def install(folder: Path) -> None:
 def run(command: str, folder: Path) -> str:
     """Run one command of the page in the author's folder."""
     words = shlex.split(command)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     words = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", *words]
     done = subprocess.run(
         words,
-        env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

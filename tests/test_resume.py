@@ -14,8 +14,13 @@ from safetensors.torch import load_file
 
 from hub import ConfigError, compose
 from hub.launch import launch
+from hub.plugins import ASKED_FOR
+from hub.preflight import prepare
+from hub.resume import open_run, recall
 from hub.run import Result, read_metrics
 from hub.testing import write_chats
+
+pytestmark = pytest.mark.usefixtures("warm_python")
 
 # Dropout draws random numbers in every step; the data ends in the middle of an epoch, with a smaller step in between.
 NUM_STEPS = 200 if torch.cuda.is_available() else 40  # enough that a run does not end before it is killed
@@ -24,21 +29,19 @@ OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "a
            "algo.deterministic=true"]  # fmt: skip
 
 
-def command(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "hub", *more, f"output_dir={folder}"]
-
-
 def run(folder: Path, *more: str) -> Result:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(folder, *more), env=env, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "hub", *more, f"output_dir={folder}"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return Result.read(folder / "latest" / "result.json")
 
 
-def kill_after(folder: Path, num_lines: int, *more: str) -> None:
+def kill_after(python: str, folder: Path, num_lines: int, *more: str) -> None:
     """Start a run and kill all its processes once it has logged so many steps."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    parent = subprocess.Popen(command(folder, *more), env=env, stdout=subprocess.DEVNULL, start_new_session=True)
+    command = [python, "-m", "hub", *more, f"output_dir={folder}"]
+    parent = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while len(read_metrics(folder / "latest" / "metrics.jsonl")) < num_lines and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -70,16 +73,28 @@ def same(one: Result, other: Result) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if torch.cuda.is_available() else ["float32"])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path, processes, dtype):
+def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path, warm_python, processes, dtype):
     if 0 < torch.cuda.device_count() < processes:
         pytest.skip("needs a GPU for each process")
     options = [*OPTIONS, f"launch.nproc_per_node={processes}", f"model.dtype={dtype}"]
     whole = run(tmp_path / "whole", *options)
-    kill_after(tmp_path / "killed", 8, *options)
+    kill_after(warm_python, tmp_path / "killed", 8, *options)
     assert not (tmp_path / "killed" / "latest" / "result.json").exists(), "the run ended before it was killed"
     # Once with the same options, once with none: what the run was asked for is in its folder.
     resumed = run(tmp_path / "killed", *(options if processes == 1 else []), f"resume={tmp_path / 'killed' / 'latest'}")
     same(whole, resumed)
+
+
+def test_the_reason_for_the_backend_stays_when_a_run_goes_on(tmp_path):
+    cfg, backend, why = prepare(compose("launch=inline", f"output_dir={tmp_path}", *OPTIONS))
+    run = open_run(cfg, why)
+    run.write_plan(backend=backend.name)
+    assert run.plan()["backend_because"] == why != ASKED_FOR
+    again, _, named = prepare(recall(compose(f"resume={run.path}")))
+    assert named == ASKED_FOR
+    assert open_run(again, named).plan()["backend_because"] == why
+    run.write_plan(backend="another")
+    assert open_run(again, named).plan()["backend_because"] == ASKED_FOR
 
 
 def inline(tmp_path, *more: str):

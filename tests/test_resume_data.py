@@ -13,6 +13,8 @@ from hub.run import Result
 from hub.testing import write_chats
 from hub.train import loop
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 OPTIONS = ["algo=lora_sft", "model=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.lora_dropout=0.1",
            "algo.effective_batch_size=10", "algo.max_steps=9", "data.max_seq_len=110", "algo.deterministic=true"]  # fmt: skip
 STREAM = ["data.streaming=true", "data.shuffle_window=16"]

@@ -17,6 +17,8 @@ from hub.launch import launch
 from hub.run import Result
 from hub.train.parallel.zero import engine_config
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 OPTIONS = ["model=tiny", "data=tiny", "model.dtype=float32", "algo.effective_batch_size=16", "algo.learning_rate=1e-3",
            "algo.max_steps=6", "algo.save_every_steps=3", "algo.keep_checkpoints=9",
            "algo.adam_epsilon=1e-6"]  # fmt: skip

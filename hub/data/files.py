@@ -27,6 +27,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """Files that `datasets` writes beside its Arrow files."""
 
+ALLOWED = (
+    f"a file ({', '.join(SUFFIXES)}; those of lines also as {', '.join(_OPENERS)}), a folder of such files, or ORG/NAME of the "
+    "model hub"
+)
+"""What a path of data may be, in words."""
+
 _PIECE = 2**20
 LONGEST_QUOTE = 80
 
@@ -69,7 +75,6 @@ def data_files(path: str) -> list[Path]:
         DataError: no such file or folder, no data file in the folder, or an ending that is not known.
     """
     local = Path(path).expanduser()
-    allowed = f"{', '.join(SUFFIXES)}; those of lines also as {', '.join(_OPENERS)}"
     if local.is_dir():
         if (local / "dataset_dict.json").is_file():
             if not (local / "train").is_dir():
@@ -78,15 +83,33 @@ def data_files(path: str) -> list[Path]:
         inside = sorted(file for file in local.iterdir() if file.is_file() and not file.name.startswith("."))
         files = [file for file in inside if file_kind(file) and file.name not in _DESCRIPTIONS]
         if not files:
-            found = f" It holds: {shorten(', '.join(file.name for file in inside))}" if inside else " It is empty."
-            raise DataError(f"{path}: no data file in this folder. Allowed: {allowed}.{found}")
+            found = f"It holds: {shorten(', '.join(file.name for file in inside))}" if inside else "It is empty"
+            raise DataError(f"{path}: no data file in this folder. {found}. Allowed: {ALLOWED}")
         return files
     if not local.exists():
-        raise DataError(f"{path}: there is no such file or folder.{_near_names(local)}")
+        raise DataError(f"{path}: there is no such file or folder.{_near_names(local)} Allowed: {ALLOWED}")
     if not file_kind(local):
         ending = "".join(local.suffixes[-2:]) or "a name without ending"
-        raise DataError(f"{path}: {ending} is no kind of data file. Allowed: {allowed}")
+        raise DataError(f"{path}: {ending} is no kind of data file. Allowed: {ALLOWED}")
     return [local]
+
+
+def path_problem(option: str, path: str) -> str | None:
+    """What is wrong with a path that an option names, and what to type. None: data can be read from there, or only the model
+    hub knows.
+
+    Args:
+        option: its full name, as `data.path` or `data.mix[0].path`.
+        path: its value.
+    """
+    try:
+        if not is_hub_id(path):
+            data_files(path)
+    except DataError as error:
+        name, in_list, _ = option.partition("[")
+        typed = f"{name}=[{{path: FILE, ...}}, ...]" if in_list else f"{option}=FILE"
+        return f"{option}={error}. Type {typed}"
+    return None
 
 
 def one_line(error: BaseException) -> str:

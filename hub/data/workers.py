@@ -25,6 +25,7 @@ from hub.data.frames import from_bytes, to_bytes, window_from
 from hub.data.mix import sources_of
 from hub.data.stream import FIRST, Window, in_order, items, windows
 from hub.errors import DataError, HubError
+from hub.plugins import said
 from hub.signals import end_with_parent
 
 PIPE_BYTES = 2**20
@@ -102,7 +103,7 @@ class Processes:
         }
         # No accelerator, no group of processes, and one core each.
         env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-        env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **said()}
         child = subprocess.Popen(
             [sys.executable, "-m", "hub.data.workers"],
             stdin=subprocess.PIPE,

@@ -6,14 +6,14 @@ The samples of step n depend on the seed and on n only, so a run that is stopped
 import gc
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hub.data.prepare import Sample
-from hub.errors import DivergedError
+from hub.errors import DivergedError, Interrupted
 from hub.options import AUTO
 from hub.plugins import registry
 from hub.run import Outcome, read_metrics
@@ -22,14 +22,13 @@ from hub.train import batches
 from hub.train.checkpoints.resume import check_disk, resume
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
-from hub.train.collate import num_loss_tokens
 from hub.train.coordinates import Coordinates
 from hub.train.fast.compiled import num_compiled
 from hub.train.fast.own_kernels import OwnKernels
 from hub.train.fast.utilization import flops_per_token, peak_flops
 from hub.train.layout import choose_layout
 from hub.train.loss import causal_lm_loss
-from hub.train.meters import Meter, SpikeMeter, peak_memory_gb
+from hub.train.meters import Meter, SpikeMeter, counts_of, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
 from hub.train.parallel.distributed import barrier, max_over_ranks
 from hub.train.parallel.strategy import full_weights
@@ -37,6 +36,7 @@ from hub.train.progress import ProgressLine
 from hub.train.setup import Setup
 from hub.train.step import Loss, StepOutcome, evaluate, train_step
 from hub.train.supply import mix_lines
+from hub.train.track import Tracking
 from hub.train.verify import verify
 
 Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
@@ -113,6 +113,7 @@ class _Fit:
         flops = flops_per_token(self.cfg.model, setup.base_path, self.num_trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
         self._announce()
+        self.tracking = Tracking(self.cfg, self.run, self.session.accelerator)
         self._saves = self.algo.save_every_steps is not None or self.algo.save_every_epochs is not None
         self.writer = CheckpointWriter(
             self.run.checkpoints_path,
@@ -144,8 +145,17 @@ class _Fit:
 
     def run_to_end(self) -> Outcome:
         """All steps that are left, then the model."""
-        if self.cfg.track.tool != "none":
-            self.session.accelerator.init_trackers(self.cfg.track.project, config=_flat(asdict(self.cfg)))
+        self.tracking.start()
+        try:
+            outcome = self._train()
+        except BaseException as error:
+            signal_number = error.signal_number if isinstance(error, Interrupted) else None
+            self.tracking.end(stopped_by=signal_number, failed=True)
+            raise
+        self.tracking.end(stopped_by=outcome.stopped_by)
+        return outcome
+
+    def _train(self) -> Outcome:
         self._observe("hub_run_start", cfg=self.cfg, run=self.run)
         if self.cfg.resume:
             self._resume()
@@ -187,8 +197,6 @@ class _Fit:
                 self.save(self.model, self.run.model_path, weights)
             barrier()
         memory = max_over_ranks(peak_memory_gb(self.session.device))
-        if self.cfg.track.tool != "none":
-            self.session.accelerator.end_training()
         speed = self.meter.tokens_per_second
         return Outcome(
             num_steps=self.done,
@@ -255,16 +263,7 @@ class _Fit:
 
     def _counts(self, step: batches.Step, samples: list[Sample]) -> dict[str, Any]:
         """What a step's line has that does not depend on how it went."""
-        counts: dict[str, Any] = {
-            "num_samples": len(samples),
-            "num_tokens": sum(len(sample) for sample in samples),
-            "num_loss_tokens": sum(num_loss_tokens(sample) for sample in samples),
-        }
-        mix = self.supply.mix
-        if mix.per_pass is not None:
-            counts["epoch"] = round(step.epoch + (step.place + step.size) / mix.per_pass, 4)
-        if len(mix.names) > 1:
-            counts |= {f"num_samples.{name}": count for name, count in zip(mix.names, step.counts, strict=True)}
+        counts = counts_of(step, samples, self.supply.mix)
         if step.number == self.total or _due(step.number, self.algo.log_every_steps):
             counts["packing_efficiency"] = self._packing_efficiency(samples)
         return counts
@@ -332,8 +331,7 @@ class _Fit:
         self.progress.step(self.done, metrics)
         if "eval_loss" in metrics:
             self.progress.say(f"held-out loss {metrics['eval_loss']:.4f} after step {self.done}")
-        if self.cfg.track.tool != "none":
-            self.session.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=self.done)
+        self.tracking.log(self.done, metrics)
         self._observe("hub_log", run=self.run, step=self.done, metrics=metrics)
 
     def _checkpoint(self, eval_loss: float | None = None, wait: bool = False) -> Path | None:
@@ -400,14 +398,3 @@ def stop_requested() -> int | None:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as `algo.lora_r: 8`, in the types that trackers take."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat

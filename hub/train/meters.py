@@ -1,11 +1,32 @@
-"""Tokens per second and memory."""
+"""What a step had, tokens per second, jumps of the loss and memory."""
 
 import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+
+from hub.data.mix import Mix
+from hub.data.prepare import Sample
+from hub.train.batches import Step
+from hub.train.collate import num_loss_tokens
+
+
+def counts_of(step: Step, samples: Sequence[Sample], mix: Mix) -> dict[str, Any]:
+    """Samples and tokens of a step, the passes done after it, and the samples of each source where there are several."""
+    counts: dict[str, Any] = {
+        "num_samples": len(samples),
+        "num_tokens": sum(len(sample) for sample in samples),
+        "num_loss_tokens": sum(num_loss_tokens(sample) for sample in samples),
+    }
+    if mix.per_pass is not None:
+        counts["epoch"] = round(step.epoch + (step.place + step.size) / mix.per_pass, 4)
+    if len(mix.names) > 1:
+        counts |= {f"num_samples.{name}": count for name, count in zip(mix.names, step.counts, strict=True)}
+    return counts
 
 
 class Meter:

@@ -68,7 +68,7 @@ def test_a_bad_row_is_refused_with_file_line_and_reason_or_left_out_when_asked(h
         ({"a.jsonl.gz": gzip.compress(line(GOOD) * 99)[:-9]}, "a.jsonl.gz", "can't be read"),
         ({"a.parquet": b"PAR1"}, "a.parquet", "can't be read as parquet"),
         ({"a.arrow": b"ARROW1"}, "a.arrow", "can't be read as Arrow"),
-        ({"in/notes.md": b"x"}, "in", "no data file in this folder. Allowed: .jsonl"),
+        ({"in/notes.md": b"x"}, "in", "no data file in this folder. It holds: notes.md. Allowed: a file (.jsonl"),
         ({"a.xlsx": b"PK"}, "a.xlsx", ".xlsx is no kind of data file"),
         ({}, "no-org/no-data", "no such file here, and"),
         ({"a.jsonl": b'{"question": "x"}\n'}, "a.jsonl", "these fields are of no known format: question"),

@@ -16,6 +16,8 @@ from hub.errors import DataError
 from hub.plugins import registry
 from hub.testing import tiny_model_path, write_chats
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 
 @pytest.fixture
 def tokenizer():

@@ -19,6 +19,8 @@ from hub.errors import DataError
 from hub.plugins import registry
 from hub.testing import tiny_model_path, write_chats
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 NUM_ROWS, WINDOW = 25, 10
 
 

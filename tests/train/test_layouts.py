@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from hub.testing import tiny_model_path
 from hub.train import layout, step
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 SCRIPT = Path(__file__).with_name("layouts.py")
 TOLERANCE = 1e-6
 

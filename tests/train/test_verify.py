@@ -14,6 +14,8 @@ from hub.train import layout, loop, measure, step
 from hub.train.collate import pack
 from hub.train.loss import causal_lm_loss
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 RUN = ["verify", "model=tiny", "data=tiny", "algo.effective_batch_size=8"]
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hub import AlgoConfig, DataError, RunConfig, option
-from hub.data.read import data_files, is_hub_id
+from hub import AlgoConfig, RunConfig, option
+from hub.data.files import path_problem
 
 TARGET_WORDS = ("all", "attention", "mlp")
 ADAPTIVE = "adaptive"
@@ -136,11 +136,8 @@ class OsftConfig(AlgoConfig):
             yield f"algo.protect_data={given} is not allowed. Allowed: a file, or a list of files"
             return
         for path in self.protect_files:
-            try:
-                if not path.startswith("tiny:") and not is_hub_id(path):
-                    data_files(path)
-            except DataError as error:
-                yield f"algo.protect_data: {error}"
+            if not path.startswith("tiny:") and (problem := path_problem("algo.protect_data", path)):
+                yield problem
         if self.protect_from and not (Path(self.protect_from).expanduser() / PROTECTION).is_file():
             yield (
                 f"algo.protect_from={self.protect_from}: there is no {PROTECTION}. Type the model folder of a run with "

@@ -38,7 +38,7 @@ def test_more_is_free_where_data_says_what_must_stay():
         (["algo.unfreeze_rank_ratio=1.5"], "algo.unfreeze_rank_ratio=1.5 is not allowed."),
         (["algo.subspace=activations"], "algo.subspace=activations needs data to protect. Type algo.protect_data=FILE"),
         (["algo.rank_policy=adaptive"], "algo.rank_policy=adaptive needs data of earlier tasks."),
-        (["algo.protect_data=no.jsonl", ACTIVATIONS[0]], "algo.protect_data: no.jsonl: there is no such file or folder."),
+        (["algo.protect_data=no.jsonl", ACTIVATIONS[0]], "algo.protect_data=no.jsonl: there is no such file or folder."),
         (["algo.protect_data=tiny:chats"], "algo.protect_data is of no use here."),
         (["algo.protect_from=.", ACTIVATIONS[0]], "algo.protect_from=.: there is no protection.safetensors."),
         (["algo.save_protection=true"], "algo.save_protection goes with algo.subspace=activations only"),

@@ -21,6 +21,8 @@ from hub import ConfigError, HubError, Interrupted, Result, compose
 from hub.launch import launch
 from hub.testing import tiny_model, tiny_model_path
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 OPTIONS = ["model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.max_steps=6",
            "algo.effective_batch_size=8", "data.eval_fraction=0.1"]  # fmt: skip
 

@@ -19,6 +19,8 @@ from hub.train.parallel.distributed import Group
 from hub.train.parallel.shares import StoredTensors
 from hub.train.session import Session
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 SCRIPT = Path(__file__).with_name("shared_out.py")
 
 
