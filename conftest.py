@@ -1,5 +1,6 @@
 """What the tests of the hub and those of its plugins share: processes that do not pay for their imports."""
 
+import os
 import subprocess
 import sys
 import time
@@ -25,7 +26,8 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
     (folder / "python").write_text(f"#!{sys.executable} -IS\n{text}", encoding="utf-8")
     (folder / "python").chmod(0o755)
     command = [sys.executable, str(WARM / "server.py"), str(folder / "socket")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as server:
+    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | one_thread, start_new_session=True) as server:
         while not (folder / "socket").exists() and server.poll() is None:
             time.sleep(0.01)
         yield folder / "python"

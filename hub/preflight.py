@@ -113,7 +113,7 @@ def _absolute(cfg: RunConfig) -> RunConfig:
     def full(path: Any, option: str = "") -> Any:
         if option and path and path.startswith(TINY):
             return str(tiny_data_path(path.removeprefix(TINY), option))
-        return str(Path(path).expanduser().absolute()) if path and Path(path).expanduser().exists() else path
+        return str(Path(path).expanduser().absolute()) if path and os.path.exists(Path(path).expanduser()) else path
 
     data, model, launch = cfg.data, cfg.model, cfg.launch
     return replace(

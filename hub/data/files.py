@@ -65,7 +65,12 @@ def open_file(file: Path, offset: int = 0) -> IO[bytes]:
 def is_hub_id(path: str) -> bool:
     """Whether `path` is to be asked of the model hub: of the form `org/name`, and nothing local by these names."""
     local = Path(path).expanduser()
-    return _HUB_ID.fullmatch(path) is not None and not file_kind(local) and not local.exists() and not local.parent.exists()
+    return (
+        _HUB_ID.fullmatch(path) is not None
+        and not file_kind(local)
+        and not os.path.exists(local)
+        and not os.path.exists(local.parent)
+    )
 
 
 def data_files(path: str) -> list[Path]:
@@ -75,7 +80,7 @@ def data_files(path: str) -> list[Path]:
         DataError: no such file or folder, no data file in the folder, or an ending that is not known.
     """
     local = Path(path).expanduser()
-    if local.is_dir():
+    if os.path.isdir(local):  # unlike Path's, it takes a name that is too long for one that does not exist
         if (local / "dataset_dict.json").is_file():
             if not (local / "train").is_dir():
                 raise DataError(f"{path}: this folder has several data sets and none is called train. Name one of its folders")
@@ -86,7 +91,7 @@ def data_files(path: str) -> list[Path]:
             found = f"It holds: {shorten(', '.join(file.name for file in inside))}" if inside else "It is empty"
             raise DataError(f"{path}: no data file in this folder. {found}. Allowed: {ALLOWED}")
         return files
-    if not local.exists():
+    if not os.path.exists(local):
         raise DataError(f"{path}: there is no such file or folder.{_near_names(local)} Allowed: {ALLOWED}")
     if not file_kind(local):
         ending = "".join(local.suffixes[-2:]) or "a name without ending"
@@ -126,7 +131,7 @@ def shorten(text: str) -> str:
 
 def _near_names(missing: Path) -> str:
     folder = missing.parent
-    while not folder.is_dir() and folder != folder.parent:
+    while not os.path.isdir(folder) and folder != folder.parent:
         missing, folder = folder, folder.parent
     try:
         names = os.listdir(folder)

@@ -14,6 +14,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class StochasticAdamW(torch.optim.Optimizer):  # type: ignore[misc]  # torch's t
             of_step = _hashed(self._seed, step)[:2]
             sent[place] = _static(settings, dtype, weight.device), _static(of_step, torch.int32, weight.device)
         numbers, step_key = sent[place]
-        update = _compiled if self._compiled else _update
+        update = _compiled() if self._compiled else _update
         # `data`: a compiler would look at what a view is a view of, and compile anew for each shape of that.
         parts = zip(*(tensor.reshape(-1).split(chunk) for tensor in tensors), strict=True)
         for part, key in zip(parts, self._keys[parameter], strict=True):
@@ -184,7 +185,11 @@ def _update(
     exp_avg_sq.copy_(second)
 
 
-_compiled = torch.compile(_update, dynamic=True)
+@cache
+def _compiled() -> Callable[..., None]:
+    """`_update` as one kernel. Made when it is asked for: the compiler's modules take most of a second to import."""
+    found: Callable[..., None] = torch.compile(_update, dynamic=True)
+    return found
 
 
 def rounded(value: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
