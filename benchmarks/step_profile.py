@@ -30,6 +30,12 @@ GROUPS = (
 REST = "other"
 ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
 
+LONGEST = 15
+"""Kernels that are named one by one."""
+
+NAME = 80
+"""Letters of a kernel's name that are shown: templates make some of a thousand."""
+
 
 def group_of(name: str) -> str:
     """The group of a kernel."""
@@ -54,13 +60,6 @@ def outermost(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
             ends[event["tid"]] = event["ts"] + event["dur"]
             found.append(event)
     return found
-
-
-LONGEST = 15
-"""Kernels that are named one by one."""
-
-NAME = 80
-"""Letters of a kernel's name that are shown: templates make some of a thousand."""
 
 
 def measured(trace: Path) -> tuple[dict[str, tuple[float, int]], dict[str, tuple[float, int]], float]:

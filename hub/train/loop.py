@@ -26,7 +26,7 @@ from hub.train.coordinates import Coordinates
 from hub.train.fast.compiled import num_compiled
 from hub.train.fast.own_kernels import OwnKernels
 from hub.train.fast.utilization import flops_per_token, peak_flops
-from hub.train.layout import choose_layout
+from hub.train.layout import Layout, choose_layout
 from hub.train.loss import causal_lm_loss
 from hub.train.meters import Meter, SpikeMeter, counts_of, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
@@ -216,6 +216,11 @@ class _Fit:
         self.meter.begin()
         rate = self.optimizer.param_groups[0]["lr"]
         counts: dict[str, Any] = {}
+
+        def count(layout: Layout) -> None:
+            counts.update(counts_of(step, samples, self.supply.mix))
+            counts["packing_efficiency"] = round(layout.efficiency(samples, self.session.group.world), 4)
+
         outcome = train_step(
             self.session,
             self.engine,
@@ -224,7 +229,7 @@ class _Fit:
             self.layout,
             self.algo.max_grad_norm,
             self.loss,
-            meanwhile=lambda: counts.update(self._counts(step, samples)),
+            meanwhile=count,
         )
         self.scheduler.step()
         self.done = step.number
@@ -250,7 +255,7 @@ class _Fit:
         if measure and (measured := self._measure()) is not None:
             self.eval_loss = metrics["eval_loss"] = measured
         if last or stopping is not None or "skipped" in metrics or _due(self.done, self.algo.log_every_steps):
-            self._log(metrics, samples)
+            self._log(metrics)
         every = self.algo.save_every_epochs
         self._tell(self.writer.poll())
         ends_pass = mix.per_pass is not None and step.place + step.size >= mix.per_pass
@@ -260,16 +265,6 @@ class _Fit:
         elif self._saves:
             self.writer.prepare()
         return stopping
-
-    def _counts(self, step: batches.Step, samples: list[Sample]) -> dict[str, Any]:
-        """What a step's line has that does not depend on how it went."""
-        counts = counts_of(step, samples, self.supply.mix)
-        if step.number == self.total or _due(step.number, self.algo.log_every_steps):
-            counts["packing_efficiency"] = self._packing_efficiency(samples)
-        return counts
-
-    def _packing_efficiency(self, samples: list[Sample]) -> float:
-        return round(self.layout.efficiency(samples, self.session.group.world), 4)
 
     def _judge(self, outcome: StepOutcome, samples: list[Sample], metrics: dict[str, Any]) -> None:
         """NaN and infinity: the step changed nothing; after a few in a row the run is given up. Spikes are noted.
@@ -290,7 +285,7 @@ class _Fit:
         self.progress.say(f"step {self.done} is passed over, the weights stay as they were: {what}")
         if self.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW:
             return
-        self._log(metrics, samples)
+        self._log(metrics)
         checkpoint = self._checkpoint(wait=True)
         rows = ", ".join(sample.where for sample in samples[:5])
         raise DivergedError(
@@ -304,7 +299,7 @@ class _Fit:
         if outcome.layout.max_tokens != self.layout.max_tokens:
             self._smaller(outcome.layout)
 
-    def _smaller(self, layout: Any) -> None:
+    def _smaller(self, layout: Layout) -> None:
         self.progress.say(
             f"out of memory at {self.layout.max_tokens} tokens: the step was done again in micro-batches of at most "
             f"{layout.max_tokens} tokens, with the same result. Next time type algo.max_tokens_per_gpu={layout.max_tokens}"
@@ -322,9 +317,7 @@ class _Fit:
             self._smaller(layout)
         return found
 
-    def _log(self, metrics: dict[str, Any], samples: list[Sample]) -> None:
-        if "packing_efficiency" not in metrics:
-            metrics["packing_efficiency"] = self._packing_efficiency(samples)
+    def _log(self, metrics: dict[str, Any]) -> None:
         if "skipped" not in metrics:
             self.recent.append(metrics["loss"])
         self.run.log(metrics)

@@ -60,7 +60,7 @@ def train_step(
     layout: Layout,
     max_grad_norm: float | None,
     loss: Loss = causal_lm_loss,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[Layout], None] = lambda layout: None,
 ) -> StepOutcome:
     """One optimizer step on the same samples on every rank. Weights stay as they are when a number is not finite.
 
@@ -72,7 +72,8 @@ def train_step(
         layout: how it is cut.
         max_grad_norm: bound of the gradient's norm. None: none.
         loss: of a micro-batch.
-        meanwhile: called once while the device is at work, for what the processor has to do anyway.
+        meanwhile: called once while the device is at work, with the layout that got through, for what the processor has to do
+            anyway.
 
     Raises:
         ModelError: memory runs out even with the longest sample alone, or in the optimizer.
@@ -83,7 +84,7 @@ def train_step(
         return accumulate_gradients(session, model, samples, smaller, loss)
 
     loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
-    meanwhile()
+    meanwhile(layout)
     try:
         found, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum)
     except torch.OutOfMemoryError:

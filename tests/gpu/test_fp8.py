@@ -18,7 +18,7 @@ def _fitting_gpu():
     try:
         check_gpu()
     except ConfigError as error:
-        pytest.skip(str(error))
+        pytest.skip(f"needs another GPU: {error}")
 
 
 def layer_of(out: int, size: int) -> nn.Linear:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-pytest.importorskip("triton", reason="torch brings Triton for GPUs only")
+pytest.importorskip("triton", reason="needs the package triton, which torch brings for GPUs only")
 
 from hub.train.fast.head import kernel_problem
 from hub.train.fast.loss_kernel import BLOCK, loss_and_gradient

@@ -162,12 +162,9 @@ def norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
     whole = [g for g in gradients if not isinstance(g, DTensor)]
     shares = [g for g in gradients if isinstance(g, DTensor)]
     norms = [full(total_norm(part)).double() for part in (whole, shares) if part]
-    device = norms[0].device if norms else None
-    return (
-        torch.stack([norm.to(device) for norm in norms]).square().sum().sqrt()
-        if norms
-        else torch.zeros((), dtype=torch.float64)
-    )
+    if not norms:
+        return torch.zeros((), dtype=torch.float64)
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum().sqrt()
 
 
 def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from hub import ConfigError, Interrupted, Result, compose
+from hub import ConfigError, Result, compose
 from hub.launch import launch
 from hub.testing import tiny_model_path
 from hub.train.fast.float8 import to_fp8
@@ -208,22 +207,3 @@ def test_a_run_learns_and_its_model_is_like_any_other(tmp_path, emulated, option
     saved, others = (load_file(one.model_path / "model.safetensors") for one in (result, plain))
     assert {name: (t.shape, t.dtype) for name, t in saved.items()} == {name: (t.shape, t.dtype) for name, t in others.items()}
     AutoModelForCausalLM.from_pretrained(result.model_path)
-
-
-def test_a_stopped_run_resumes_bit_for_bit(tmp_path, emulated, monkeypatch):
-    from hub.train import loop
-
-    whole = run(tmp_path, "algo.save_every_steps=2")
-    seen = iter(range(1, 100))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 3 else None)
-        with pytest.raises(Interrupted):
-            run(tmp_path, "algo.save_every_steps=2", "run_name=stopped")
-    resumed = launch(compose(f"resume={tmp_path / 'stopped'}"))
-    assert [line["loss"] for line in resumed.metrics] == [line["loss"] for line in whole.metrics]
-
-
-def test_a_machine_without_such_a_gpu_is_refused_in_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"^algo\.precision=fp8 needs NVIDIA GPUs.*none here\. Type algo\.precision=auto$"):
-        run(tmp_path)

@@ -1,10 +1,19 @@
-"""Rows in fp8, and the GPUs that multiply them."""
+"""Rows in fp8, the GPUs that multiply them, and what holds for every algorithm that has `algo.precision=fp8`."""
+
+import signal
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from hub import ConfigError, Run
+from hub import ConfigError, Interrupted, Result, Run, compose
+from hub.launch import launch
+from hub.train import loop
 from hub.train.fast.float8 import check_gpu, tell, to_fp8
+
+RATES = {"sft": "1e-3", "lora_sft": "1e-2"}
 
 
 def test_an_element_comes_back_within_a_sixteenth_of_itself():
@@ -41,3 +50,33 @@ def test_a_line_says_which_layers_take_part_and_which_do_not(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("3 linear layers are in fp8: up, q. The output layer and embeddings are not")
     assert said[1].endswith("1 can't be (sizes that are no multiples of 16, or other layers): gate")
+
+
+def run(algo: str, folder: Path, *overrides: str) -> Result:
+    options = [f"algo={algo}", "algo.precision=fp8", "model=tiny", "data=tiny", "launch=inline", "model.dtype=bfloat16"]
+    options += [f"algo.learning_rate={RATES[algo]}", "algo.max_steps=6", "algo.effective_batch_size=8", f"output_dir={folder}"]
+    return launch(compose(*options, *overrides))
+
+
+@pytest.mark.parametrize("algo", RATES)
+def test_a_stopped_run_resumes_bit_for_bit_and_no_fp8_is_stored(tmp_path, monkeypatch, algo):
+    monkeypatch.setattr(import_module(f"hub_{algo}.train"), "check_gpu", lambda: None)
+    whole = run(algo, tmp_path, "algo.save_every_steps=2")
+    checkpoint = max((whole.run_path / "checkpoints").glob("step-*"))
+    stored = [name for file in checkpoint.rglob("*.safetensors") for name in load_file(file)]
+    assert stored
+    assert not [name for name in stored if "codes" in name or "scales" in name or "turned" in name]
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 3 else None)
+        with pytest.raises(Interrupted):
+            run(algo, tmp_path, "algo.save_every_steps=2", "run_name=stopped")
+    resumed = launch(compose(f"resume={tmp_path / 'stopped'}"))
+    assert [line["loss"] for line in resumed.metrics] == [line["loss"] for line in whole.metrics]
+
+
+@pytest.mark.parametrize("algo", RATES)
+def test_a_machine_without_such_a_gpu_is_refused_in_a_line(tmp_path, monkeypatch, algo):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^algo\.precision=fp8 needs NVIDIA GPUs.*none here\. Type algo\.precision=auto$"):
+        run(algo, tmp_path)
