@@ -165,11 +165,15 @@ def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds:
             how = names.get(signal_number or 0, f"exit code {exit_code}")
             message = f"the worker ended by {how} and left no message (out of memory on the host?)"
         code = 1
-    if not run.result_file.is_file():
-        status = "interrupted" if signal_number in STOP_SIGNALS else "failed"
+    stopped = signal_number in STOP_SIGNALS
+    found = Result.read(run.result_file) if run.result_file.is_file() else None
+    if found is not None and found.status == "interrupted" and not stopped:
+        # Rank 0 was ended by a signal, because another one had failed.
+        run.write_result(replace(found, status="failed", error=message))
+    if found is None:
         run.write_result(
             Result(
-                status=status,
+                status="interrupted" if stopped else "failed",
                 algo=registry().algorithm_of(cfg.algo).name,
                 backend=backend.name,
                 model=cfg.model.path,

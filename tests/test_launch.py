@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hub.run import Result, read_metrics
+from hub import LaunchError, compose, launch
+from hub.run import Failure, Result, Run, read_metrics
 
 OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-3", "algo.max_steps=6"]
 
@@ -102,6 +103,28 @@ def test_a_dead_worker_ends_the_others_and_the_launcher_names_its_rank(tmp_path)
     assert done.returncode == 1
     assert "hub: rank 1 failed: RuntimeError: the roof is on fire" in done.stderr
     assert result_of(tmp_path).status == "failed"
+
+
+def test_a_run_whose_main_rank_was_ended_since_another_had_failed_has_failed(tmp_path, monkeypatch):
+    class Ended:
+        """Workers as they may leave a run folder: rank 1 failed, and rank 0 was ended by a signal for that."""
+
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            self.run = Run(Path(command[-1]))
+
+        def wait(self) -> int:
+            ended = {"status": "interrupted", "error": "stopped by SIGTERM", "seconds": 1.0}
+            self.run.write_result(Result(algo="", backend="", model="", run_path=self.run.path, **ended))
+            self.run.write_failure(Failure(rank=0, message="stopped", exit_code=143, time=2.0, signal_number=15))
+            self.run.write_failure(Failure(rank=1, message="on fire", exit_code=1, time=1.0, traceback="..."))
+            return 1
+
+    monkeypatch.setattr(launch, "_Workers", Ended)
+    with pytest.raises(LaunchError, match=r"^rank 1 failed: on fire"):
+        launch.launch(compose(*OPTIONS, "launch.nproc_per_node=2", f"output_dir={tmp_path}", "run_name=it"))
+    found = Result.read(tmp_path / "it" / "result.json")
+    assert (found.status, found.seconds) == ("failed", 1.0)
+    assert found.error.startswith("rank 1 failed: on fire")
 
 
 def test_a_rendezvous_port_in_use_is_said_before_anything_starts(tmp_path):
