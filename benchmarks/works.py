@@ -86,7 +86,7 @@ class Work:
         return self.lengths.mean is not None
 
 
-LEAST = STEADY | {"max_tokens_per_gpu": 4096, "gradient_checkpointing": "all"}
+LEAST = STEADY | {"max_tokens_per_gpu": 4096, "gradient_checkpointing": "all", "activation_offload": "all"}
 WORKS: dict[str, Work] = {
     "full_1b": Work(algo="sft", shape="1b", batch=64),
     "full_1b_bf16": Work(

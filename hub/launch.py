@@ -66,6 +66,8 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
     if nproc > 1 and "OMP_NUM_THREADS" not in env:
         env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // nproc))
     env.setdefault("TOKENIZERS_PARALLELISM", "true" if nproc == 1 else "false")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in env:
+        env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # micro-batches of many sizes leave fewer fragments
     env["PYTHONUNBUFFERED"] = "1"
     env["PYTHONSAFEPATH"] = "1"  # else a file torch.py in the folder where the command was typed would be imported
     if cfg.algo.deterministic:

@@ -1,7 +1,7 @@
 """How a step is cut into micro-batches on the machine at hand. It changes speed and memory, never the result."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,12 @@ class Layout:
     least: int = 1
     """Micro-batches of a step on each process, at least."""
 
+    num_recomputed: int = 0
+    """Layers that recompute their activations."""
+
+    recompute_more: Callable[[], int | None] = field(default=lambda: None, repr=False, compare=False)
+    """Lets more of them do so. Returns how many do now; None when no more can."""
+
     def micro_batches(self, samples: Sequence[Sample], rank: int, world: int) -> list[MicroBatch]:
         """This rank's micro-batches of one step. All ranks get the same number of them."""
         chosen = [[samples[i] for i in part] or [weightless(samples[0])] for part in self._split(samples, world)[rank]]
@@ -49,6 +55,11 @@ class Layout:
             lengths = [max(lengths)] * len(lengths)
         # Of a stream nobody knows the longest sample: one above the bound has a micro-batch of its length.
         return batches.split(lengths, world, max(self.max_tokens, *lengths), self.cost_ratio, self.least)
+
+    def eased(self, longest: int) -> "Layout | None":
+        """What training takes less memory with: more layers that recompute their activations, then half the tokens."""
+        more = self.recompute_more()
+        return self.halved(longest) if more is None else replace(self, num_recomputed=more)
 
     def halved(self, longest: int) -> "Layout | None":
         """Half the tokens per micro-batch, but room for the longest sample; None when it was no more than that already."""
@@ -114,7 +125,7 @@ def choose_layout(
     )
     ratio = batches.cost_ratio(config.num_hidden_layers, config.hidden_size, num_parameters)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    return Layout(bound, packed, pad_id, ratio)
+    return Layout(bound, packed, pad_id, ratio, num_recomputed=recomputed, recompute_more=memory.recompute_more)
 
 
 def expected_tokens(setup: Setup) -> float:

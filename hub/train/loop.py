@@ -234,7 +234,7 @@ class _Fit:
         self.scheduler.step()
         self.done = step.number
         speed = self.meter.end(counts["num_tokens"])
-        self._keep_smaller(outcome)
+        self._keep(outcome.layout)
         stopping = stop_requested()
         metrics: dict[str, Any] = {
             "step": self.done,
@@ -294,18 +294,22 @@ class _Fit:
             f"those rows. The weights before these steps: {checkpoint}"
         )
 
-    def _keep_smaller(self, outcome: StepOutcome) -> None:
-        """Remember the micro-batches that got through when memory ran out."""
-        if outcome.layout.max_tokens != self.layout.max_tokens:
-            self._smaller(outcome.layout)
-
-    def _smaller(self, layout: Layout) -> None:
-        self.progress.say(
-            f"out of memory at {self.layout.max_tokens} tokens: the step was done again in micro-batches of at most "
-            f"{layout.max_tokens} tokens, with the same result. Next time type algo.max_tokens_per_gpu={layout.max_tokens}"
-        )
-        self.layout = layout
-        self.run.write_plan(max_tokens_per_gpu=layout.max_tokens, max_tokens_per_gpu_because="memory ran out above it")
+    def _keep(self, layout: Layout) -> None:
+        """Remember the layout that got through when memory ran out."""
+        before, self.layout = self.layout, layout
+        recomputed, tokens = layout.num_recomputed, layout.max_tokens
+        if recomputed != before.num_recomputed:
+            self.progress.say(
+                f"out of memory: {recomputed} layers recompute their activations from now on, {before.num_recomputed} did. The "
+                f"step was done again with the same result"
+            )
+            self.run.write_plan(layers_recomputed=recomputed)
+        if tokens != before.max_tokens:
+            self.progress.say(
+                f"out of memory at {before.max_tokens} tokens: the step was done again in micro-batches of at most {tokens} "
+                f"tokens, with the same result. Next time type algo.max_tokens_per_gpu={tokens}"
+            )
+            self.run.write_plan(max_tokens_per_gpu=tokens, max_tokens_per_gpu_because="memory ran out above it")
 
     def _measure(self) -> float | None:
         """The held-out loss; None when nothing is held out."""
@@ -313,8 +317,7 @@ class _Fit:
             return None
         found: float
         found, layout = evaluate(self.session, self.engine, self.data.evaluation, self.layout, self.loss)
-        if layout.max_tokens != self.layout.max_tokens:
-            self._smaller(layout)
+        self._keep(layout)
         return found
 
     def _log(self, metrics: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 A micro-batch's loss is the sum over its loss tokens divided by the count of loss tokens in the whole step, over all ranks
 and micro-batches. Gradients are summed over micro-batches first and over ranks once, after every rank has said that it got
-through: so a rank that runs out of memory leaves nobody waiting, and the step is done again in smaller micro-batches.
+through: so a rank that runs out of memory leaves nobody waiting, and the step is done again with more layers that recompute
+their activations, or in smaller micro-batches.
 """
 
 import math
@@ -83,7 +84,7 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
         return accumulate_gradients(session, model, samples, smaller, loss)
 
-    loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
+    loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory, Layout.eased)
     meanwhile(layout)
     try:
         found, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum)
@@ -140,15 +141,20 @@ def evaluate(
 
 
 def within_memory(
-    attempt: Callable[[Layout], torch.Tensor], samples: Sequence[Sample], layout: Layout, recovers: bool = True
+    attempt: Callable[[Layout], torch.Tensor],
+    samples: Sequence[Sample],
+    layout: Layout,
+    recovers: bool = True,
+    eased: Callable[[Layout, int], Layout | None] = Layout.halved,
 ) -> tuple[torch.Tensor, Layout]:
-    """Do something that may run out of memory, again with half the tokens per micro-batch until all ranks get through.
+    """Do something that may run out of memory, again with a layout that takes less until all ranks get through.
 
     Args:
         attempt: does it on this rank without talking to the others; can be repeated. Returns a scalar on its device.
         samples: what it works on.
         layout: the layout to begin with.
         recovers: whether a rank may leave a pass half done. Not when the ranks exchange shares of layers during it.
+        eased: makes a layout that takes less, given the tokens of the longest sample; None when there is none.
 
     Returns:
         The sum of the ranks' scalars, and the layout that got through. What the device still has to do is not waited for.
@@ -176,8 +182,7 @@ def within_memory(
             return summed_over_ranks(mine), layout
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        longest = max(len(sample) for sample in samples)
-        smaller = layout.halved(longest)
+        smaller = eased(layout, max(len(sample) for sample in samples))
         if smaller is None:
             raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NEEDED_BY_ONE}")
         layout = smaller

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hub import compose
 from hub.launch import launch
 from hub.testing import tokenizer, write_chats
+from hub.train.fast import budget
 
 LAYOUT = ("algo=sft", "algo.effective_batch_size=256", "algo.max_steps=3", "launch=inline", "algo.num_epochs=9")
 
@@ -50,6 +51,19 @@ def test_less_memory_makes_layers_recompute_and_is_kept_to(parts, tmp_path):
     assert plan["layers_recomputed"] > 0, plan
     assert plan["max_tokens_per_gpu"] == 30000, plan
     assert short.peak_memory_gb < limit, plan
+    losses = [[line["loss"] for line in result.metrics] for result in (free, short)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_plan_that_was_too_bold_makes_more_layers_recompute(parts, tmp_path, monkeypatch):
+    bound = "algo.max_tokens_per_gpu=30000"
+    free, plan = train(parts, tmp_path / "free", bound)
+    assert plan["layers_recomputed"] == 0, plan
+    monkeypatch.setattr(budget, "SHARE_OF_FREE_MEMORY", 10.0)
+    limit = 0.75 * free.peak_memory_gb
+    short, plan = train(parts, tmp_path / "short", bound, f"launch.gpu_memory_gb={limit}")
+    assert plan["layers_recomputed"] > 0, plan
+    assert plan["max_tokens_per_gpu"] == 30000, plan
     losses = [[line["loss"] for line in result.metrics] for result in (free, short)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 

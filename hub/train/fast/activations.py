@@ -1,5 +1,6 @@
 """How many tokens a micro-batch may have, and what becomes of activations: kept, recomputed, or moved to the host."""
 
+import math
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ from hub.train.setup import Setup
 NUM_LOOKED_AT = 1000
 """Samples among which those for a measurement are found."""
 
+TIMES_EASED = 8
+"""Times that memory may run out before all layers recompute their activations."""
+
 
 class Activations:
     """The bound of a micro-batch and the layers that recompute their activations, by what is free on every rank."""
@@ -44,6 +48,7 @@ class Activations:
         own: OwnKernels | None,
     ) -> None:
         self.setup, self.model, self.layers, self.loss, self.packed, self.own = setup, model, layers, loss, packed, own
+        self.num_recomputed = 0
         self.asked = asked_bound(setup.cfg.algo, setup.data.longest)
         self.recompute = setup.cfg.algo.gradient_checkpointing
         self.most = MOST_TOKENS if attention == "variable-length" else MASK_TOKENS
@@ -68,7 +73,9 @@ class Activations:
             return self.asked, num, "asked for"
         strategy = self.setup.session.strategy
         shares, repeatable = strategy.shares_of_state(self.setup.session.group.world), self.setup.cfg.algo.deterministic
-        room = room_for_activations(self.model, self.device, shares, repeatable)
+        # Bytes are estimated where runs shall be alike, and a rank that holds shares of the others' layers can't go on alone.
+        cautious = repeatable or self.own is not None or not strategy.recovers_memory
+        room = room_for_activations(self.model, self.device, shares, repeatable, cautious)
         room = -max_over_ranks(-room)
         need = self._measure(room)
         found = choose_bound(need, room, self.asked or longest, self.asked or self.most)
@@ -86,7 +93,18 @@ class Activations:
         if self.own is not None:
             return len(self.layers) if self.own.recomputes else 0
         recompute(self.layers[:num], self.offload)
+        self.num_recomputed = num
         return num
+
+    def recompute_more(self) -> int | None:
+        """Let some more layers recompute their activations. Returns how many do now; None when it is not for the hub to say."""
+        left = len(self.layers) - self.num_recomputed
+        if self.own is not None or self.recompute != AUTO or not left:
+            return None
+        more = min(left, math.ceil(len(self.layers) / TIMES_EASED))
+        recompute(self.layers[self.num_recomputed : self.num_recomputed + more], self.offload)
+        self.num_recomputed += more
+        return self.num_recomputed
 
     def _measure(self, room: float) -> Need:
         """What a token takes with all activations kept, and with all recomputed; by estimate where a pass would be unsafe."""

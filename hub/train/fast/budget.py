@@ -26,8 +26,11 @@ ENOUGH_TOKENS = 4096
 MASK_TOKENS = 4096
 """Without variable-length attention the mask of a packed row grows with its square."""
 
-SHARE_OF_FREE_MEMORY = 0.85
+SHARE_OF_FREE_MEMORY = 0.94
 """The rest is for fragments, and for steps whose micro-batches differ from the measured one."""
+
+CAUTIOUS_SHARE = 0.85
+"""Of it where the bytes are estimated, or where a rank that runs out of memory can't go on by itself."""
 
 GIB = 2**30
 
@@ -98,7 +101,7 @@ def three_of_each(trained: Iterable[torch.Tensor]) -> int:
     return sum(3 * weight.numel() * weight.element_size() for weight in trained)
 
 
-def room_for_activations(model: torch.nn.Module, device: torch.device, shares: int, repeatable: bool) -> float:
+def room_for_activations(model: torch.nn.Module, device: torch.device, shares: int, repeatable: bool, cautious: bool) -> float:
     """Bytes for activations: what is free less gradients and two moments of what trains.
 
     Args:
@@ -106,6 +109,7 @@ def room_for_activations(model: torch.nn.Module, device: torch.device, shares: i
         device: a GPU.
         shares: processes among which gradients and moments are shared out.
         repeatable: the same in every run on such a GPU: as if nothing else were on it.
+        cautious: leave more of it free.
     """
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0]
@@ -115,7 +119,8 @@ def room_for_activations(model: torch.nn.Module, device: torch.device, shares: i
         held = (*model.parameters(), *model.buffers())
         free = total - sum(tensor.numel() * tensor.element_size() for tensor in held)
     trained = [p for p in model.parameters() if p.requires_grad]
-    return float((free - three_of_each(trained) / shares) * SHARE_OF_FREE_MEMORY)
+    share = CAUTIOUS_SHARE if cautious else SHARE_OF_FREE_MEMORY
+    return float((free - three_of_each(trained) / shares) * share)
 
 
 def measured_bytes(run_pass: Callable[[], int], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> float:

@@ -9,7 +9,8 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -49,14 +50,48 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
 # Attention
 
 
+@dataclass(frozen=True)
+class _Kernel:
+    """What torch's variable-length attention takes here. It differs between versions."""
+
+    options: frozenset[str]
+    """Names of its keywords."""
+
+    fewer_keys: bool
+    """Fewer key heads than query heads, though it has no keyword for it."""
+
+
 @cache
-def _varlen_parameters() -> frozenset[str]:
+def _kernel(device: torch.device) -> _Kernel:
     from torch.nn.attention.varlen import varlen_attn
 
-    return frozenset(inspect.signature(varlen_attn).parameters)
+    options = frozenset(inspect.signature(varlen_attn).parameters)
+    return _Kernel(options, "enable_gqa" not in options and device.type == "cuda" and _takes_fewer_keys(device))
+
+
+@torch.enable_grad()
+def _takes_fewer_keys(device: torch.device) -> bool:
+    """Whether keys and values of two query heads each give what they give when they are repeated."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds = torch.tensor([0, 5, 16], dtype=torch.int32, device=device)
+    numbers = torch.linspace(-1, 1, 16 * 8 * 64, device=device).to(torch.bfloat16).view(16, 8, 64)
+
+    def results(times: int) -> list[torch.Tensor]:
+        parts = [part.clone().requires_grad_() for part in numbers.split((4, 2, 2), dim=1)]
+        query, key, value = (part.repeat_interleave(times if i else 1, dim=1) for i, part in enumerate(parts))
+        output = varlen_attn(query, key, value, bounds, bounds, 16, 16)
+        return [output, *torch.autograd.grad(output.float().square().sum(), parts)]
+
+    try:
+        found = results(1)
+    except RuntimeError:
+        return False
+    return all(torch.allclose(one, other, rtol=2e-2, atol=2e-2) for one, other in zip(found, results(2), strict=True))
 
 
 def _varlen_attention(
+    kernel: _Kernel,
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -74,6 +109,7 @@ def _varlen_attention(
     Rows may be padded on the right: no token sees what is behind it.
 
     Args:
+        kernel: what torch's takes.
         module: the attention layer.
         query: (R, heads, T, head size).
         key: (R, key-value heads, T, head size).
@@ -94,7 +130,6 @@ def _varlen_attention(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    known = _varlen_parameters()
     unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
     if unknown or dropout or attention_mask is not None or getattr(module, "is_causal", True) is False:
         raise UnsuitedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
@@ -107,20 +142,20 @@ def _varlen_attention(
         wanted = torch.get_autocast_dtype(query.device.type)
     query, key, value = (part.transpose(1, 2).flatten(0, 1).to(wanted) for part in (query, key, value))
     options: dict[str, Any] = {}
-    if "window_size" in known:
+    if "window_size" in kernel.options:
         options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
     elif sliding_window:
         # Also where the row at hand is shorter: rows of training will be longer than the one that this is tried on.
         raise UnsuitedError("sliding windows with this torch's variable-length attention")
     else:
         options["is_causal"] = True
-    if scaling is not None and "scale" in known:
+    if scaling is not None and "scale" in kernel.options:
         options["scale"] = scaling
     elif scaling is not None:
         query = query * (scaling * query.shape[-1] ** 0.5)
-    if "enable_gqa" in known:
+    if "enable_gqa" in kernel.options:
         options["enable_gqa"] = query.shape[1] != key.shape[1]
-    elif query.shape[1] != key.shape[1]:
+    elif query.shape[1] != key.shape[1] and not kernel.fewer_keys:
         groups = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
@@ -142,7 +177,7 @@ def uses_varlen(model: Any) -> bool:
 def varlen_attention(model: Any) -> Iterator[Callable[[], None]]:
     """Turn the attention here on. Yields what keeps it; else the model has its own again afterwards."""
     # With no mask registered under its name, transformers makes none, and does not wait for the GPU to look for packed rows.
-    AttentionInterface.register(VARLEN, _varlen_attention)
+    AttentionInterface.register(VARLEN, partial(_varlen_attention, _kernel(next(base_of(model).parameters()).device)))
     configs = {id(m.config): m.config for m in base_of(model).modules() if hasattr(m, "config")}.values()
     before = [(config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")]
     kept: list[bool] = []

@@ -109,13 +109,13 @@ def test_a_window_that_the_kernel_does_not_know_leaves_the_model_its_own_attenti
         raise AssertionError("called although the model has a window, wider than these samples")
 
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", without_windows)
-    kernels._varlen_parameters.cache_clear()
+    kernels._kernel.cache_clear()
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("mistral"), dtype=torch.float32, sliding_window=4096).eval()
     try:
         with varlen_attention(model), pytest.raises(kernels.UnsuitedError, match="sliding windows"):
             model(**model_inputs(model, pack(samples)))
     finally:
-        kernels._varlen_parameters.cache_clear()
+        kernels._kernel.cache_clear()
 
 
 def test_recomputed_layers_give_the_same_gradients_and_can_be_kept_again(samples):

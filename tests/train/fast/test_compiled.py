@@ -54,10 +54,10 @@ def model(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="aot_eager"))
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", stand_in)
-    kernels._varlen_parameters.cache_clear()
+    kernels._kernel.cache_clear()
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32, num_hidden_layers=3).train()
     yield get_peft_model(model, LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False))
-    kernels._varlen_parameters.cache_clear()
+    kernels._kernel.cache_clear()
 
 
 def gradients(model, form) -> tuple[list[torch.Tensor], list[int]]:
