@@ -1,6 +1,7 @@
 """How many tokens a micro-batch may have, and what becomes of activations: kept, recomputed, or moved to the host."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from hub.train.fast.budget import (
     ENOUGH_TOKENS,
     MASK_TOKENS,
     MOST_TOKENS,
+    TOLL_OF_SHARES,
+    Line,
     Need,
     asked_bound,
     choose_bound,
     hidden_bytes,
     in_words,
-    measured_bytes,
+    loads_of,
+    measured,
     room_for_activations,
 )
 from hub.train.fast.kernels import recompute
@@ -78,7 +82,12 @@ class Activations:
         room = room_for_activations(self.model, self.device, shares, repeatable, cautious)
         room = -max_over_ranks(-room)
         need = self._measure(room)
-        found = choose_bound(need, room, self.asked or longest, self.asked or self.most)
+        loads: list[float] = []
+        if toll := TOLL_OF_SHARES if strategy.shares_weights else 0:
+            lengths = [len(sample) for sample in self.setup.data.train[:NUM_LOOKED_AT]]
+            loads = loads_of(lengths, self.setup.supply.batch_size / self.setup.session.group.world)
+        most = self.most * 2 if toll and self.most == MOST_TOKENS else self.most
+        found = choose_bound(need, room, self.asked or longest, self.asked or most, loads, toll)
         if max_over_ranks(float(found is None)) and self.may_offload:
             self.offload = HostInputs(self.device)
             self.offload_because = f"{self.asked or longest} tokens do not fit without, even with all layers recomputed"
@@ -107,39 +116,44 @@ class Activations:
         return self.num_recomputed
 
     def _measure(self, room: float) -> Need:
-        """What a token takes with all activations kept, and with all recomputed; by estimate where a pass would be unsafe."""
+        """What a pass takes with all activations kept, and with all recomputed; by estimate where it would be unsafe."""
         # A measure differs a little from run to run, and with it the cut into micro-batches: other sums, other dropout.
         estimated = self.setup.session.strategy.has_engine or self.setup.cfg.algo.deterministic
         config = self.model.config
-        kept, recomputed = (hidden_bytes(config, checkpointed) for checkpointed in (False, True))
+        kept, recomputed = (Line(hidden_bytes(config, checkpointed)) for checkpointed in (False, True))
         if self.own is not None:
-            kept = recomputed = hidden_bytes(config, self.own.recomputes)
-        samples = self._samples(int(room / kept))
+            kept = recomputed = Line(hidden_bytes(config, self.own.recomputes))
+        samples = self._samples(kept.tokens(room))
         tokens = sum(len(sample) for sample in samples)
-        if estimated or not self.layers or max_over_ranks(float(recomputed * tokens > room)):
+        if estimated or not self.layers or max_over_ranks(float(recomputed.per_token * tokens > room)):
             return Need(kept, recomputed, len(self.layers) if self.own is None else 0)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        batch = (pack(samples) if self.packed else pad(samples, 0)).to(self.device)
-
-        def run_pass() -> int:
-            with self.setup.session.autocast():
-                found = self.loss(self.model, batch)
-            found.backward()
-            return int(batch.input_ids.numel())
-
+        # Two sizes tell what grows with the tokens from what does not.
+        passes = [partial(self._pass, part) for part in (self._samples(tokens // 2), samples)]
         if self.own is not None:
-            as_it_is = measured_bytes(run_pass, parameters, self.device)
+            as_it_is = measured(passes, parameters, self.device)
             return Need(as_it_is, as_it_is, 0)
-        keeps = self.recompute != "all" and not max_over_ranks(float(kept * tokens > room))
+        keeps = self.recompute != "all" and not max_over_ranks(float(kept.per_token * tokens > room))
         if keeps:
-            kept = measured_bytes(run_pass, parameters, self.device)
+            kept = measured(passes, parameters, self.device)
         if self.recompute == "none":
             return Need(kept, kept, 0)
         undo = recompute(self.layers, self.offload)
-        recomputed = measured_bytes(run_pass, parameters, self.device)
+        recomputed = measured(passes, parameters, self.device)
         undo()
-        kept = kept if keeps else max(kept, recomputed)
-        return Need(recomputed if self.recompute == "all" else kept, recomputed, len(self.layers))
+        if self.recompute == "all":
+            kept = recomputed
+        elif not keeps:
+            kept = max(kept, recomputed, key=lambda line: line.per_token)
+        return Need(kept, recomputed, len(self.layers))
+
+    def _pass(self, samples: list[Sample]) -> int:
+        """One forward and backward. Returns its number of tokens."""
+        batch = (pack(samples) if self.packed else pad(samples, 0)).to(self.device)
+        with self.setup.session.autocast():
+            found = self.loss(self.model, batch)
+        found.backward()
+        return int(batch.input_ids.numel())
 
     def _samples(self, most: int) -> list[Sample]:
         """Some of the run's own samples: as many as a micro-batch has, and no more tokens than are sure to fit."""

@@ -4,6 +4,8 @@ On a GPU it is measured: one pass forward and backward with all layers kept, one
 samples. Memory grows with the number of tokens, so these two say what any bound and any number of layers would take.
 """
 
+import math
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,49 +31,110 @@ MASK_TOKENS = 4096
 SHARE_OF_FREE_MEMORY = 0.94
 """The rest is for fragments, and for steps whose micro-batches differ from the measured one."""
 
-CAUTIOUS_SHARE = 0.85
+CAUTIOUS_SHARE = 0.88
 """Of it where the bytes are estimated, or where a rank that runs out of memory can't go on by itself."""
+
+RECOMPUTING = 1 / 3
+"""Of a layer's work: its forward pass again."""
+
+TOLL_OF_SHARES = 1700
+"""What a micro-batch costs where its weights have to be brought together and its gradients shared out, as tokens of work:
+0.13 s where a token takes 77 microseconds (8 billion weights on two H200)."""
+
+NUM_LOADS = 32
+"""Steps whose loads are drawn."""
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes that one token takes at the peak of a pass, over what the model and its gradients take."""
+class Line:
+    """Bytes at the peak of a pass over what the model and its gradients take: they grow with the tokens in a straight line."""
 
-    kept: float
+    per_token: float
+    fixed: float = 0.0
+
+    def tokens(self, room: float) -> int:
+        """How many fit into so many bytes."""
+        return int(max(0.0, room - self.fixed) / self.per_token)
+
+    @classmethod
+    def through(cls, points: Sequence[tuple[int, float]]) -> "Line":
+        """Through the first and the last of the points (tokens, bytes), ascending; through zero where that says nothing."""
+        (few, less), (many, more) = points[0], points[-1]
+        slope = (more - less) / (many - few) if many > few else 0.0
+        fixed = more - slope * many
+        return cls(slope, fixed) if slope > 0 and fixed >= 0 else cls(more / many)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of a pass."""
+
+    kept: Line
     """With all activations kept."""
 
-    recomputed: float
+    recomputed: Line
     """With those of all layers recomputed."""
 
     num_layers: int
 
-    def of(self, num_recomputed: int) -> float:
+    def of(self, num_recomputed: int) -> Line:
         """With those of the first so many layers recomputed."""
         share = num_recomputed / max(1, self.num_layers)
-        return self.kept + (self.recomputed - self.kept) * share
+        kept, other = self.kept, self.recomputed
+        return Line(
+            kept.per_token + (other.per_token - kept.per_token) * share, kept.fixed + (other.fixed - kept.fixed) * share
+        )
 
 
-def choose_bound(need: Need, room: float, longest: int, most: int = MOST_TOKENS) -> tuple[int, int] | None:
-    """The bound of tokens and the number of layers to recompute: as few layers as leave room for enough tokens.
+def choose_bound(
+    need: Need, room: float, longest: int, most: int = MOST_TOKENS, loads: Sequence[float] = (), toll: float = 0.0
+) -> tuple[int, int] | None:
+    """The bound of tokens and the number of layers to recompute.
+
+    Where a micro-batch costs nothing of itself: as few layers as leave room for enough tokens. Where it has a toll, what is
+    least of the tolls and the time of recomputing together.
 
     Args:
-        need: bytes per token.
+        need: bytes of a pass.
         room: bytes that are free for it.
         longest: tokens of the longest sample.
         most: more tokens than this gain nothing.
+        loads: tokens that a process has in a step, of some steps.
+        toll: what each micro-batch costs of itself, as so many tokens of work.
 
     Returns:
         None when not even the longest sample fits with all layers recomputed.
     """
     least = max(longest, min(ENOUGH_TOKENS, most))
+    fitting: list[tuple[float, int, int]] = []
     for num_recomputed in range(need.num_layers + 1):
-        tokens = int(room / need.of(num_recomputed))
+        tokens = need.of(num_recomputed).tokens(room)
         if tokens >= least:
-            return max(longest, min(most, tokens // 512 * 512)), num_recomputed
-    tokens = int(room / need.recomputed)
+            bound = max(longest, min(most, tokens // 512 * 512))
+            extra = RECOMPUTING * num_recomputed / max(1, need.num_layers)
+            cost = sum(toll * math.ceil(load / bound) + extra * load for load in loads)
+            fitting.append((cost, num_recomputed, bound))
+            if not toll:
+                break
+    if fitting:
+        _, num_recomputed, bound = min(fitting)
+        return bound, num_recomputed
+    tokens = need.recomputed.tokens(room)
     return (max(longest, tokens // 256 * 256), need.num_layers) if tokens >= longest else None
+
+
+def loads_of(lengths: Sequence[int], num_samples: float) -> list[float]:
+    """Tokens that a process has in a step, of some steps drawn by chance.
+
+    Args:
+        lengths: of some samples.
+        num_samples: of a process in a step, on average.
+    """
+    draw = random.Random(0)
+    count = max(1, math.ceil(num_samples))
+    return [sum(draw.choices(lengths, k=count)) * num_samples / count for _ in range(NUM_LOADS)]
 
 
 def asked_bound(cfg: AlgoConfig, longest: int) -> int | None:
@@ -123,21 +186,24 @@ def room_for_activations(model: torch.nn.Module, device: torch.device, shares: i
     return float((free - three_of_each(trained) / shares) * share)
 
 
-def measured_bytes(run_pass: Callable[[], int], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> float:
-    """Bytes per token at the peak of a pass forward and backward, while gradients are there already.
+def measured(passes: Sequence[Callable[[], int]], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> Line:
+    """Bytes at the peak of a pass forward and backward, while gradients are there already.
 
     Args:
-        run_pass: does it, and returns its number of tokens.
+        passes: each does one and returns its number of tokens; ascending.
         parameters: whose gradients are taken away afterwards.
         device: a GPU.
     """
+    points: list[tuple[int, float]] = []
     try:
         with torch.random.fork_rng([device]):
-            run_pass()  # compiles, makes the gradients, and lets libraries take their buffers
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            tokens = run_pass()
-        return float((torch.cuda.max_memory_allocated(device) - before) / tokens)
+            passes[-1]()  # compiles, makes the gradients, and lets libraries take their buffers
+            for run_pass in passes:
+                torch.cuda.reset_peak_memory_stats(device)
+                before = torch.cuda.memory_allocated(device)
+                tokens = run_pass()
+                points.append((tokens, float(torch.cuda.max_memory_allocated(device) - before)))
+        return Line.through(points)
     finally:
         for parameter in parameters:
             parameter.grad = None
@@ -147,7 +213,7 @@ def measured_bytes(run_pass: Callable[[], int], parameters: Sequence[torch.nn.Pa
 
 def in_words(need: Need, room: float, num_recomputed: int) -> str:
     """Why this bound, for plan.json."""
-    return f"{room / GIB:.1f} GB are free for activations, a token takes {need.of(num_recomputed) / 2**20:.2f} MB"
+    return f"{room / GIB:.1f} GB are free for activations, a token takes {need.of(num_recomputed).per_token / 2**20:.2f} MB"
 
 
 def hidden_bytes(config: Any, checkpointed: bool) -> float:

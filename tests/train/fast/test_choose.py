@@ -13,7 +13,7 @@ from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.collate import pack, pad
 from hub.train.fast import kernels
-from hub.train.fast.budget import Need, choose_bound
+from hub.train.fast.budget import Line, Need, choose_bound, loads_of
 from hub.train.fast.choose import choose_attention, choose_compile, choose_head
 from hub.train.fast.kernels import layers_of, recompute, sample_bounds, uses_varlen, varlen_attention
 from hub.train.loss import causal_lm_loss, model_inputs
@@ -44,11 +44,41 @@ def samples():
     ],
 )
 def test_activations_are_kept_before_more_tokens_are_taken(room, longest, expected):
-    need = Need(kept=1000.0, recomputed=120.0, num_layers=10)
+    need = Need(Line(1000.0), Line(120.0), num_layers=10)
     found = choose_bound(need, room, longest)
     assert found == expected
     if found:
-        assert found[0] * need.of(found[1]) <= max(room, longest * need.of(found[1]))
+        assert found[0] * need.of(found[1]).per_token <= max(room, longest * need.of(found[1]).per_token)
+
+
+def test_what_does_not_grow_with_the_tokens_is_not_counted_for_each():
+    line = Line.through([(1000, 5e6), (2000, 7e6)])
+    assert (line.per_token, line.fixed) == (2000.0, 3e6)
+    assert line.tokens(9e6) == 3000
+    assert Line.through([(2000, 7e6)]) == Line(3500.0)
+    assert Line.through([(1000, 8e6), (2000, 7e6)]) == Line(3500.0)  # no line that grows
+    need = Need(line, Line(500.0, 1e6), num_layers=4)
+    assert need.of(2) == Line(1250.0, 2e6)
+
+
+@pytest.mark.parametrize(
+    ("toll", "expected"),
+    [
+        (0.0, (8192, 0)),  # nothing is recomputed: two micro-batches
+        (500.0, (8192, 0)),  # not worth it
+        (4000.0, (12288, 4)),  # some layers recompute, and one micro-batch holds all
+    ],
+)
+def test_a_micro_batch_that_costs_of_itself_is_worth_recomputing_for(toll, expected):
+    need = Need(Line(1000.0), Line(200.0), num_layers=10)
+    assert choose_bound(need, 8400e3, 100, 32768, [12000.0, 11000.0], toll) == expected
+
+
+def test_loads_are_those_of_the_samples():
+    loads = loads_of([100, 300], 64)
+    assert len(set(loads)) > 1
+    assert sum(loads) / len(loads) == pytest.approx(64 * 200, rel=0.05)
+    assert loads_of([100], 1.5) == [150.0] * len(loads)
 
 
 def test_compiling_is_for_long_runs_on_a_gpu():

@@ -14,7 +14,7 @@ from hub.launch import launch
 from hub.testing import tiny_model_path
 from hub.train.collate import pack
 from hub.train.fast import activations, offload
-from hub.train.fast.budget import Need
+from hub.train.fast.budget import Line, Need
 from hub.train.fast.kernels import layers_of, recompute
 from hub.train.fast.offload import HostInputs
 from hub.train.loss import causal_lm_loss
@@ -129,7 +129,7 @@ def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, of
     monkeypatch.setattr(activations, "HostInputs", lambda device: "host")
     monkeypatch.setattr(activations, "recompute", lambda layers, offload: calls.append((len(layers), offload)))
     monkeypatch.setattr(activations, "room_for_activations", lambda *args: room)
-    monkeypatch.setattr(activations.Activations, "_measure", lambda self, room: Need(1000.0, 120.0, 10))
+    monkeypatch.setattr(activations.Activations, "_measure", lambda self, room: Need(Line(1000.0), Line(120.0), 10))
     cfg = compose("algo=sft", "model=tiny", "data=tiny", f"algo.activation_offload={option}")
     session = SimpleNamespace(device=torch.device("cuda"), strategy=Replicated(), group=SimpleNamespace(world=1))
     said = []
