@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hub import compose
 from hub.launch import launch
 from hub.testing import tokenizer, write_chats
-from hub.train.fast import budget
+from hub.train.fast import activations
 
 LAYOUT = ("algo=sft", "algo.effective_batch_size=256", "algo.max_steps=3", "launch=inline", "algo.num_epochs=9")
 
@@ -59,7 +59,7 @@ def test_a_plan_that_was_too_bold_makes_more_layers_recompute(parts, tmp_path, m
     bound = "algo.max_tokens_per_gpu=30000"
     free, plan = train(parts, tmp_path / "free", bound)
     assert plan["layers_recomputed"] == 0, plan
-    monkeypatch.setattr(budget, "SHARE_OF_FREE_MEMORY", 1.6)
+    monkeypatch.setattr(activations, "choose_bound", lambda *asked: (30000, 0))
     limit = 0.75 * free.peak_memory_gb
     short, plan = train(parts, tmp_path / "short", bound, f"launch.gpu_memory_gb={limit}")
     assert plan["layers_recomputed"] > 0, plan

@@ -4,8 +4,8 @@ A weight W (out x in) is held as w_n Q_nk, with Q in float8_e4m3fn and one float
 brought to fp8 anew in each pass, each by its own largest magnitude, since activations differ far more from token to token than
 weights from row to row. What learns (the adapters, biases) never gets here and keeps its own precision.
 
-    y_tn = x_t w_n sum_k X_tk Q_nk          X = fp8(x / x_t), x_t = max_k |x_tk| / 448
-    dx_tk = d_t sum_n D_tn Q_nk             D = fp8(g w / d_t), d_t = max_n |g_tn w_n| / 448
+    y_tn = x_t w_n sum_k X_tk Q_nk          X = fp8(x / x_t), x_t = max_k |x_tk| / 439
+    dx_tk = d_t sum_n D_tn Q_nk             D = fp8(g w / d_t), d_t = max_n |g_tn w_n| / 439
 
 The sum of the input's gradient runs over the output rows, whose scales can't be taken out of it: the incoming gradient g is
 multiplied by them first. So the gradient is that of the very weights of the forward pass, without a second set of scales.

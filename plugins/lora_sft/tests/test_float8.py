@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from hub import ConfigError, Result, compose
 from hub.launch import launch
 from hub.testing import tiny_model_path
+from hub.train.fast.float8 import LARGEST
 
 
 def by_hand(rows: torch.Tensor) -> torch.Tensor:
@@ -21,7 +22,7 @@ def by_hand(rows: torch.Tensor) -> torch.Tensor:
 
     4 significant bits; below 2^-6 of the scale steps of 2^-9, halves to even.
     """
-    scales = rows.abs().amax(1, keepdim=True).float().double() / 448
+    scales = rows.abs().amax(1, keepdim=True).float().double() / LARGEST
     units = rows / scales
     exponents = torch.floor(torch.log2(units.abs().clamp(min=2.0**-6)))
     steps = 2.0 ** (exponents - 3)
@@ -51,7 +52,7 @@ def test_both_products_are_those_of_the_same_rounded_numbers(bias, dtype):
     torch.testing.assert_close(y.double().flatten(0, 1), expected, rtol=2**-7, atol=1e-3)
     gradient = torch.randn(3, 5, 48).bfloat16() * 1e-12  # of the size that single tokens have
     y.backward(gradient)
-    scales = layer.weight.double().abs().amax(1) / 448
+    scales = layer.weight.double().abs().amax(1) / LARGEST
     expected = by_hand(gradient.double().flatten(0, 1) * scales) @ (weight / scales[:, None])
     assert x.grad.dtype == dtype
     assert x.grad.abs().max() > 0
