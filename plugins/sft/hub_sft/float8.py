@@ -3,13 +3,16 @@
 The weight W (out x in) is kept as without fp8, in float32 or bfloat16. It changes from step to step: each pass brings it to fp8
 anew, with a scale w_n for each output row. With tokens x and the gradient g of y, each token with a scale of its own,
 
-    y_tn = x_t w_n sum_k X_tk Q_nk          Q = fp8(W / w_n), X = fp8(x / x_t)
+    y_tn = x_t w_n sum_k X_tk Q_nk          Q = fp8(bf16(W) / w_n), X = fp8(x / x_t)
     dx_tk = d_t sum_n D_tn Q_nk             D = fp8(g w / d_t)
     dW_nk = sum_t g_tn x_tk                 in bfloat16
 
 The gradient of W stays in bfloat16: its sum runs over the tokens, whose scales can't be taken out of it, and it is what adds up
 over the whole run. torchao's recipe `rowwise_with_gw_hp` divides the work alike, but rounds W anew for the second product, with
 one scale for all of it; here that product has the very numbers of the first one.
+
+Q comes from W in bfloat16, as it will be saved and as autocast takes it without fp8: what is below that precision would else be
+learnt in fp8 and be gone from the saved model.
 
 Between the passes W itself is kept and not Q: nothing to hold where layers are shared out (FSDP2 gathers W again), and no copy
 that is stale once the optimizer has stepped. Rounding W reads it once, for a product of it with thousands of tokens.
@@ -28,7 +31,7 @@ class _Learning(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        codes, scales = to_fp8(weight)
+        codes, scales = to_fp8(weight.to(x.dtype))
         ctx.save_for_backward(x, weight, scales)
         rows, row_scales = to_fp8(x)
         return product(rows, codes, row_scales, scales[:, 0])
@@ -36,7 +39,7 @@ class _Learning(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x, weight, scales = ctx.saved_tensors
-        turned = codes_of(weight, scales).t().contiguous()
+        turned = codes_of(weight.to(x.dtype), scales).t().contiguous()
         return input_gradient(gradient, turned, scales[:, 0]), (gradient.t() @ x).to(weight.dtype)
 
 

@@ -54,7 +54,7 @@ def test_all_three_products_are_those_of_the_same_numbers_and_follow_the_weight(
         x.grad = layer.weight.grad = None
         y = layer(x)
         y.backward(gradient)
-        kept = layer.weight.detach()
+        kept = layer.weight.detach().bfloat16()
         weight, rows, g = rounded(kept), x.detach().bfloat16().flatten(0, 1), gradient.flatten(0, 1)
         expected = rounded(rows) @ weight.T
         if bias:
@@ -68,6 +68,18 @@ def test_all_three_products_are_those_of_the_same_numbers_and_follow_the_weight(
         torch.testing.assert_close(layer.weight.grad.double(), g.double().T @ rows.double(), rtol=2**-7, atol=2**-7)
         with torch.no_grad():
             layer.weight.copy_(layer.weight.flip(0) * 1.5)  # as an optimizer changes it
+
+
+def test_what_a_saved_model_would_lose_is_not_computed_with():
+    torch.manual_seed(0)
+    layer = learning(nn.Linear(32, 48, bias=False))
+    layer.weight.data = layer.weight.data.bfloat16().float()
+    x = torch.randn(4, 32)
+    before = layer(x)
+    layer.weight.data *= 1 + 2**-10  # less than half a place of bfloat16
+    assert torch.equal(layer(x), before)
+    layer.weight.data *= 1 + 2**-4
+    assert not torch.equal(layer(x), before)
 
 
 def test_between_the_passes_the_weight_itself_is_kept_and_no_copy():
@@ -183,6 +195,7 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
 
 @pytest.fixture
 def emulated(monkeypatch):
+    monkeypatch.setattr("hub.preflight.has_no_gpu", lambda: False)
     monkeypatch.setattr(train, "check_gpu", lambda: None)
 
 
