@@ -82,12 +82,11 @@ class Activations:
         room = room_for_activations(self.model, self.device, shares, repeatable, cautious)
         room = -max_over_ranks(-room)
         need = self._measure(room)
-        loads: list[float] = []
-        if toll := TOLL_OF_SHARES if strategy.shares_weights else 0:
-            lengths = [len(sample) for sample in self.setup.data.train[:NUM_LOOKED_AT]]
-            loads = loads_of(lengths, self.setup.supply.batch_size / self.setup.session.group.world)
+        toll = TOLL_OF_SHARES if strategy.shares_weights else 0
         most = self.most * 2 if toll and self.most == MOST_TOKENS else self.most
-        found = choose_bound(need, room, self.asked or longest, self.asked or most, loads, toll)
+        # A bound that was asked for is planned for in full where no step can be done again.
+        loads = self._loads() if (toll and not self.asked) or (self.asked and not cautious) else []
+        found = choose_bound(need, room, longest, most, self.asked, loads, toll)
         if max_over_ranks(float(found is None)) and self.may_offload:
             self.offload = HostInputs(self.device)
             self.offload_because = f"{self.asked or longest} tokens do not fit without, even with all layers recomputed"
@@ -96,6 +95,10 @@ class Activations:
         bound, num = int(-max_over_ranks(-bound)), int(max_over_ranks(num))
         because = "asked for" if self.asked else in_words(need, room, num)
         return bound, self._recompute(num), because
+
+    def _loads(self) -> list[float]:
+        lengths = [len(sample) for sample in self.setup.data.train[:NUM_LOOKED_AT]]
+        return loads_of(lengths, self.setup.supply.batch_size / self.setup.session.group.world)
 
     def _recompute(self, num: int) -> int:
         """Let so many layers recompute their activations, if that is for the hub to say. Returns how many do."""

@@ -89,7 +89,13 @@ class Need:
 
 
 def choose_bound(
-    need: Need, room: float, longest: int, most: int = MOST_TOKENS, loads: Sequence[float] = (), toll: float = 0.0
+    need: Need,
+    room: float,
+    longest: int,
+    most: int = MOST_TOKENS,
+    asked: int | None = None,
+    loads: Sequence[float] = (),
+    toll: float = 0.0,
 ) -> tuple[int, int] | None:
     """The bound of tokens and the number of layers to recompute.
 
@@ -101,18 +107,22 @@ def choose_bound(
         room: bytes that are free for it.
         longest: tokens of the longest sample.
         most: more tokens than this gain nothing.
-        loads: tokens that a process has in a step, of some steps.
+        asked: the bound, where it is not to be chosen.
+        loads: tokens that a process has in a step, of some steps. With them it is enough that a bound that was asked for holds
+            the fullest of their micro-batches, which are all alike in size.
         toll: what each micro-batch costs of itself, as so many tokens of work.
 
     Returns:
-        None when not even the longest sample fits with all layers recomputed.
+        None when not even the longest sample fits with all layers recomputed, or not what was asked for.
     """
     least = max(longest, min(ENOUGH_TOKENS, most))
+    if asked:
+        least = max(longest, fullest(loads, asked))
     fitting: list[tuple[float, int, int]] = []
     for num_recomputed in range(need.num_layers + 1):
         tokens = need.of(num_recomputed).tokens(room)
         if tokens >= least:
-            bound = max(longest, min(most, tokens // 512 * 512))
+            bound = asked or max(longest, min(most, tokens // 512 * 512))
             extra = RECOMPUTING * num_recomputed / max(1, need.num_layers)
             cost = sum(toll * math.ceil(load / bound) + extra * load for load in loads)
             fitting.append((cost, num_recomputed, bound))
@@ -121,8 +131,13 @@ def choose_bound(
     if fitting:
         _, num_recomputed, bound = min(fitting)
         return bound, num_recomputed
-    tokens = need.recomputed.tokens(room)
+    tokens = 0 if asked else need.recomputed.tokens(room)
     return (max(longest, tokens // 256 * 256), need.num_layers) if tokens >= longest else None
+
+
+def fullest(loads: Sequence[float], bound: int) -> int:
+    """Tokens of the largest micro-batch of these loads. A load's micro-batches are levelled, and 2 % apart at most."""
+    return min(bound, math.ceil(max((1.02 * load / math.ceil(load / bound) for load in loads), default=bound)))
 
 
 def loads_of(lengths: Sequence[int], num_samples: float) -> list[float]:

@@ -71,7 +71,16 @@ def test_what_does_not_grow_with_the_tokens_is_not_counted_for_each():
 )
 def test_a_micro_batch_that_costs_of_itself_is_worth_recomputing_for(toll, expected):
     need = Need(Line(1000.0), Line(200.0), num_layers=10)
-    assert choose_bound(need, 8400e3, 100, 32768, [12000.0, 11000.0], toll) == expected
+    assert choose_bound(need, 8400e3, 100, 32768, None, [12000.0, 11000.0], toll) == expected
+
+
+def test_a_bound_that_was_asked_for_need_only_hold_what_a_step_makes_of_it():
+    need = Need(Line(1000.0), Line(200.0), num_layers=10)
+    assert choose_bound(need, 8192e3, 100, asked=8192) == (8192, 0)
+    assert choose_bound(need, 7800e3, 100, asked=8192) == (8192, 1)
+    assert choose_bound(need, 7800e3, 100, asked=8192, loads=[30000.0, 29000.0]) == (8192, 0)  # four micro-batches of 7,500
+    assert choose_bound(need, 7800e3, 7900, asked=8192, loads=[30000.0]) == (8192, 1)  # the longest sample has to fit
+    assert choose_bound(need, 1600e3, 100, asked=8192) is None
 
 
 def test_loads_are_those_of_the_samples():
