@@ -15,6 +15,10 @@ def _anything(cfg: RunConfig) -> Iterable[str]:
     return ()
 
 
+def _nothing(cfg: RunConfig) -> str | None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
     """What can be asked for with `algo=NAME` or `hub.run("NAME", ...)`."""
@@ -57,6 +61,10 @@ class Backend:
     problems: Callable[[RunConfig], Iterable[str]] = _anything
     """A line for each option that this backend can't do, with what to type. Called when it is the one that will run; must not
     import anything heavy."""
+
+    needs_gpu: Callable[[RunConfig], str | None] = _nothing
+    """The line for a user whose options need an NVIDIA GPU where there is none, with what to type; None when they need none.
+    Called when it is the one that will run; whether there is a GPU is found out by the hub."""
 
     def obstacle(self) -> str | None:
         """Why this backend can't run in this interpreter, with what to type; None when it can."""

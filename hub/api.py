@@ -4,6 +4,7 @@ Every option of the command line is a keyword under its last name: `algo.lora_r=
 of their own, so a notebook's memory stays free and `nproc=8` just works.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
@@ -74,14 +75,14 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
     if isinstance(data, str | PathLike):
         named.append(("data", fspath(data)))
     elif isinstance(data, Iterable):
-        values.setdefault("data", {}).update(_in_memory(data, Path(options.get("output_dir", "runs"))))
+        values.setdefault("data", {}).update(_in_memory(data, fspath(options.get("output_dir", "runs"))))
     else:
         raise TypeError(f"data must be a name, a path, a list of sources or an iterable of rows, not {type(data).__name__}")
     for part, given in named:
-        if given in presets[part] and not Path(given).exists():
+        if given in presets[part] and not os.path.exists(given):
             overrides.append(f"{part}={given}")
             continue
-        near = did_you_mean(given, presets[part]) if re.fullmatch(r"\w+", given) and not Path(given).exists() else ""
+        near = did_you_mean(given, presets[part]) if re.fullmatch(r"\w+", given) and not os.path.exists(given) else ""
         if near:
             raise ConfigError(f"{part}={given!r}: there is no such preset, file or folder.{near}")
         values.setdefault(part, {})["path"] = given
@@ -90,7 +91,7 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
     return launch(compose(*overrides, values=values))
 
 
-def _in_memory(data: Iterable[Any], output_dir: Path) -> dict[str, Any]:
+def _in_memory(data: Iterable[Any], output_dir: str) -> dict[str, Any]:
     """The options for a list of sources, or for rows."""
     rows = iter(data)
     first = list(islice(rows, 1))
@@ -105,7 +106,7 @@ def _in_memory(data: Iterable[Any], output_dir: Path) -> dict[str, Any]:
     every = chain(first, rows)
     if is_source:
         return {"mix": [_source(source) for source in every]}
-    return {"path": str(write_rows(every, output_dir.expanduser() / "data"))}
+    return {"path": str(write_rows(every, Path(os.path.expanduser(output_dir)) / "data"))}
 
 
 def _source(given: DataSource | Mapping[str, Any]) -> dict[str, Any]:

@@ -34,9 +34,9 @@ def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[
     Raises:
         HubError: the cache can't be written.
     """
-    if is_whole(folder):
-        return folder
     try:
+        if is_whole(folder):
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -4,6 +4,7 @@ are dataclasses only, never a DictConfig.
 Schemas come from the installed algorithms' dataclasses; YAML files are presets only.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -63,8 +64,8 @@ def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
         with initialize_config_dir(str(conf_dir()), job_name="hub", version_base=VERSION_BASE):
             loader: Any = state.config_loader()
             if config_dir is not None:
-                folder = Path(config_dir).expanduser().absolute()
-                if not folder.is_dir():
+                folder = Path(os.path.expanduser(config_dir)).absolute()
+                if not os.path.isdir(folder):
                     raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
                 loader.get_search_path().prepend(provider="command-line", path=f"file://{folder}")
                 loader.repository.initialize_sources(loader.get_search_path())

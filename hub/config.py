@@ -5,6 +5,8 @@ The part `data` is in data/config.py.
 docstrings under the fields are what `hub show` and docs/options.md print.
 """
 
+import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,12 @@ ZERO = ("zero1", "zero2", "zero3")
 """DeepSpeed's strategies."""
 PARTS = ("algo", "model", "data", "launch", "track")
 """The parts of a config. Each is a group of presets too."""
+_LONGEST_NAME = 255
+"""Bytes in the name of a file or folder, on all usual file systems."""
+FP8_NEEDS = "algo.precision=fp8 needs NVIDIA GPUs of Hopper's generation or later (H100, H200, B200)"
+FP8_HINT = "Type algo.precision=auto"
+_ELSEWHERE = re.compile(r"tiny:.*|\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
+"""A `model.path` that may be something else than a folder: made here, or an id of the model hub."""
 
 
 @dataclass(kw_only=True)
@@ -148,9 +156,14 @@ def fp8_problems(cfg: "RunConfig", others: dict[str, Any], strategies: Collectio
     }
     for other, is_set in others.items():
         if is_set:
-            yield f"algo.precision=fp8 can't be combined with {other}. Type algo.precision=auto, or leave the other out"
+            yield f"algo.precision=fp8 can't be combined with {other}. {FP8_HINT}, or leave the other out"
     if cfg.task == "verify":
-        yield "algo.precision=fp8 can't be verified: its rounding hides what a proof looks for. Type algo.precision=auto"
+        yield f"algo.precision=fp8 can't be verified: its rounding hides what a proof looks for. {FP8_HINT}"
+
+
+def fp8_needs_gpu(cfg: "RunConfig") -> str | None:
+    """`Backend.needs_gpu` for an algorithm that has `algo.precision`."""
+    return f"{FP8_NEEDS}, and there is none here. {FP8_HINT}" if getattr(cfg.algo, "precision", AUTO) == "fp8" else None
 
 
 @dataclass(kw_only=True)
@@ -186,12 +199,12 @@ class ModelConfig:
         if not self.path:
             yield "No model is chosen. Type model=NAME (python -m hub --help lists them) or model.path=FOLDER_OR_HUB_ID"
             return
-        folder = Path(self.path).expanduser()
-        looks_local = self.path.startswith((".", "/", "~")) or folder.exists()
-        if looks_local and not folder.is_dir():
+        folder = os.path.expanduser(self.path)  # os.path: Path's own raise errors for names that are too long
+        is_local = os.path.exists(folder) or not _ELSEWHERE.fullmatch(self.path)
+        if is_local and not os.path.isdir(folder):
             yield f"model.path={self.path}: there is no such folder. Type an existing folder or an id of the model hub"
-        elif looks_local and not (folder / "config.json").is_file():
-            is_adapter = (folder / "adapter_config.json").is_file()
+        elif is_local and not os.path.isfile(os.path.join(folder, "config.json")):
+            is_adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
             hint = " It holds a LoRA adapter: name its base model instead." if is_adapter else ""
             yield f"model.path={self.path}: no config.json in this folder, so transformers finds no model in it.{hint}"
 
@@ -245,7 +258,7 @@ class LaunchConfig:
             yield (
                 f"launch.deepspeed_config={self.deepspeed_config} goes with {', '.join(ZERO)} only. Type launch.strategy=zero2"
             )
-        elif self.deepspeed_config and not Path(self.deepspeed_config).is_file():
+        elif self.deepspeed_config and not os.path.isfile(os.path.expanduser(self.deepspeed_config)):
             yield f"launch.deepspeed_config={self.deepspeed_config}: there is no such file"
         if self.strategy in ZERO and cfg.task == "verify":
             yield f"launch.strategy={self.strategy} can't be verified: DeepSpeed keeps the gradients. Type launch.strategy=ddp"
@@ -263,7 +276,7 @@ class LaunchConfig:
             yield "launch.strategy=split runs in one process. Type launch.nproc_per_node=1, or launch.strategy=fsdp"
         if self.mode == "inline" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):
             yield "launch.mode=inline runs in this process only. Type launch.nproc_per_node=1 or launch.mode=process"
-        if self.python and not Path(self.python).is_file():
+        if self.python and not os.path.isfile(self.python):
             yield f"launch.python={self.python}: there is no such interpreter"
 
 
@@ -336,6 +349,10 @@ class RunConfig:
                     f"{name} holds {kind}, and options are written into the run folder. Take it out: secrets are read "
                     "from the environment (HF_TOKEN, WANDB_API_KEY, ...)"
                 )
-        if self.run_name is not None and (not self.run_name or Path(self.run_name).name != self.run_name):
-            found.append(f"run_name={self.run_name!r} is not the name of a folder. Type run_name=WORD, and output_dir=FOLDER")
+        folder = self.run_name
+        if folder is not None and (not folder or Path(folder).name != folder or len(os.fsencode(folder)) > _LONGEST_NAME):
+            found.append(
+                f"run_name={folder!r} is not the name of a folder (of at most {_LONGEST_NAME} bytes). "
+                "Type run_name=WORD, and output_dir=FOLDER"
+            )
         return [without_secrets(line) for line in found]

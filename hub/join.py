@@ -6,16 +6,14 @@ import json
 import os
 import sys
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
 from hub import runfile
 from hub.config import LaunchConfig, RunConfig
-from hub.errors import ConfigError, HubError
+from hub.errors import ConfigError
 from hub.options import AUTO
 from hub.run import Run
-from hub.secrets import without_secrets
 
 
 def join_group(overrides: list[str], config_dir: str | None) -> int:
@@ -29,7 +27,7 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
 
     from hub.signals import stop_request
     from hub.train.parallel.distributed import broadcast_text, start_group
-    from hub.worker import work
+    from hub.worker import failure_of, work
 
     stop_request.install()
     start_group()
@@ -37,14 +35,15 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
     run = Run(Path(message["run_path"]), is_main=rank == 0)
     try:
         result = work(runfile.from_text(message["config"]), run)
-    except HubError as error:
-        if rank == 0:
+    except Exception as error:
+        failure = failure_of(rank, error)
+        run.write_failure(failure)
+        if failure.traceback is not None:
+            print(failure.traceback, file=sys.stderr, flush=True)
+            time.sleep(0.5 if rank else 0)
+        elif rank == 0:
             raise
-        return error.exit_code
-    except Exception:
-        print(without_secrets(traceback.format_exc()), file=sys.stderr, flush=True)
-        time.sleep(0.5 if rank else 0)
-        return 1
+        return failure.exit_code
     if rank == 0:
         from hub.listing import print_result
 

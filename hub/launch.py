@@ -150,14 +150,11 @@ def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds:
         run = Run(Path(run.joined_file.read_text(encoding="utf-8")))
     if exit_code == 0 and run.result_file.is_file():
         return Result.read(run.result_file)
-    failures = Failure.read_all(run)
+    # The others are ended by a signal too when one has died without a word; then the exit code is another.
+    failures = [one for one in Failure.read_all(run) if one.signal_number in (None, exit_code - 128)]
     if failures:
         first = failures[0]
-        # What was foreseen (a HubError) says all itself.
-        message = first.message
-        if first.traceback is not None:
-            message = f"rank {first.rank} failed: {message} (see {first.file})"
-        code, signal_number = first.exit_code, first.signal_number
+        message, code, signal_number = first.text, first.exit_code, first.signal_number
     else:
         signal_number = -exit_code if exit_code < 0 else exit_code - 128 if exit_code > 128 else None
         if signal_number in STOP_SIGNALS:

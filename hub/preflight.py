@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from ctypes import CDLL
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,8 +33,12 @@ LOOK, STREAM_LOOK = 20_000, 1_000
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend, str]:
+def prepare(cfg: RunConfig, here: bool = True) -> tuple[RunConfig, Backend, str]:
     """Check a config against this machine and fill in what `auto` means for the launch.
+
+    Args:
+        cfg: what to run.
+        here: whether this is the machine that will train. If not, its GPUs and ports do not matter.
 
     Returns:
         The config, its backend, and why it is this one.
@@ -49,6 +54,8 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend, str]:
         try:
             backend, why = registry().backend(cfg.algo, check_needs)
             errors += [ConfigError(line) for line in backend.problems(cfg)] if all(checked.values()) else []
+            if here and (line := backend.needs_gpu(cfg)) and has_no_gpu():
+                errors.append(ConfigError(line))
             cfg = replace(cfg, algo=replace(cfg.algo, backend=backend.name))
         except PluginError as error:
             errors.append(error)
@@ -69,7 +76,7 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, Backend, str]:
         nproc = num_visible_gpus() or 1 if cfg.launch.nproc_per_node == AUTO else int(cfg.launch.nproc_per_node)
         one = cfg.launch.mode == "inline" or cfg.launch.strategy == "split"
         cfg = replace(cfg, launch=replace(cfg.launch, nproc_per_node=1 if one else nproc))
-        errors += [ConfigError(line) for line in _machine_problems(cfg)]
+        errors += [ConfigError(line) for line in _machine_problems(cfg)] if here else []
     if check_needs:
         errors += [ConfigError(line) for line in _missing_packages(cfg)]
     if num_rows is not None and checked["algo"] and (problem := _warmup_problem(cfg, num_rows)):
@@ -107,13 +114,27 @@ def num_visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 
+def has_no_gpu() -> bool:
+    """Whether it is certain that a worker would see no NVIDIA GPU: where just nvidia-smi is missing, it might."""
+    if num_visible_gpus():
+        return False
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return True
+    try:
+        CDLL("libcuda.so.1")  # the driver's library, which torch loads too
+    except OSError:
+        return True
+    return False
+
+
 def _absolute(cfg: RunConfig) -> RunConfig:
     """Workers may run in another folder or interpreter: make local paths absolute, and tiny data a file."""
 
     def full(path: Any, option: str = "") -> Any:
         if option and path and path.startswith(TINY):
             return str(tiny_data_path(path.removeprefix(TINY), option))
-        return str(Path(path).expanduser().absolute()) if path and os.path.exists(Path(path).expanduser()) else path
+        local = Path(os.path.expanduser(path)) if path else None
+        return str(local.absolute()) if local and os.path.exists(local) else path
 
     data, model, launch = cfg.data, cfg.model, cfg.launch
     return replace(
@@ -128,7 +149,7 @@ def _absolute(cfg: RunConfig) -> RunConfig:
         ),
         launch=replace(launch, deepspeed_config=full(launch.deepspeed_config)),
         model=model if model.path.startswith(TINY) else replace(model, path=full(model.path)),
-        output_dir=str(Path(cfg.output_dir).expanduser().absolute()),
+        output_dir=str(Path(os.path.expanduser(cfg.output_dir)).absolute()),
     )
 
 
@@ -209,7 +230,7 @@ def _port_problem(endpoint: str) -> Iterator[str]:
         return
     try:
         address = socket.gethostbyname(host)
-    except OSError:
+    except (OSError, UnicodeError):  # the second: a name too long to be asked for
         yield f"launch.rdzv_endpoint={endpoint}: the host {host} is not known. Type an address that all machines know"
         return
     with socket.socket() as probe:

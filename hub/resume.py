@@ -1,6 +1,7 @@
 """The run folder of a config: a new one, or that of the run that `resume` names, if it still is the same run."""
 
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -102,11 +103,10 @@ def open_run(cfg: RunConfig, backend_because: str, run_path: Path | None = None)
 
 def _folders(cfg: RunConfig) -> tuple[Path, Path]:
     """The run folder, and what `resume` names: that folder or one of its checkpoints."""
-    asked = Path(str(cfg.resume)).expanduser()
-    place = Path(cfg.output_dir).expanduser() / "latest" if cfg.resume == "latest" else asked
-    place = place.resolve()
-    folder = place.parents[1] if (place / "state.json").is_file() else place
-    if not (folder / "run.yaml").is_file():
+    asked = f"{cfg.output_dir}/latest" if cfg.resume == "latest" else str(cfg.resume)
+    place = Path(os.path.realpath(os.path.expanduser(asked)))
+    folder = place.parents[1] if os.path.isfile(place / "state.json") else place
+    if not os.path.isfile(folder / "run.yaml"):
         raise ConfigError(
             f"resume={cfg.resume}: {folder} is no run folder. Type resume=latest, or a folder in {cfg.output_dir}"
         )

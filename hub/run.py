@@ -100,6 +100,11 @@ class Failure:
     smaller_bound: int | None = None
     """Tokens per micro-batch with which the run can be started again, when memory ran out."""
 
+    @property
+    def text(self) -> str:
+        """For the user. What was foreseen (a HubError) says all itself."""
+        return self.message if self.traceback is None else f"rank {self.rank} failed: {self.message} (see {self.file})"
+
     @classmethod
     def read_all(cls, run: "Run") -> "list[Failure]":
         """The failures in a run folder, the earliest first."""
@@ -129,7 +134,7 @@ class Run:
         Raises:
             ConfigError: the folder can't be made, or one of that name stands already.
         """
-        parent = Path(output_dir).expanduser().absolute()
+        parent = Path(os.path.expanduser(output_dir)).absolute()
         try:
             parent.mkdir(parents=True, exist_ok=True)
             while True:
@@ -147,9 +152,7 @@ class Run:
             link.symlink_to(path.name)
             link.replace(parent / "latest")
         except OSError as error:
-            raise ConfigError(
-                f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER, one of yours"
-            ) from None
+            raise can_not_write(output_dir, error) from None
         return cls(path)
 
     @property
@@ -212,6 +215,11 @@ class Run:
     def write_result(self, result: Result) -> None:
         if self.is_main:
             write_json(self.result_file, asdict(result))
+
+
+def can_not_write(output_dir: str | Path, error: OSError) -> ConfigError:
+    """What to tell a user whose `output_dir` takes no files."""
+    return ConfigError(f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER, one of yours")
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:

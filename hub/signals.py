@@ -1,5 +1,6 @@
 """How a process of the hub is asked to stop: SIGINT and SIGTERM, and the death of the process that started it."""
 
+import math
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.time = math.inf
+        """When it came, as `time.time()` has it."""
         self.in_loop = False
 
     def install(self) -> "StopRequest":
@@ -35,7 +38,7 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
             os._exit(128 + number)
-        self.signal_number = number
+        self.signal_number, self.time = number, time.time()
         if not self.in_loop:
             raise Interrupted(f"stopped by {signal.Signals(number).name} before training began", number)
 

@@ -53,7 +53,8 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
         options = [item for item in parsed if not item.is_hydra_override()]
         arguments = [*choices(loader, options), *_set_options(loader, options)]
     checked = sweep_combinations([str(item.input_line) for item in options], config_dir)
-    _check_all(checked)
+    # With a launcher for a cluster they run elsewhere, and are checked there.
+    _check_all(checked, here=not any(item.key_or_group == "hydra/launcher" for item in parsed))
     with hydra_session(config_dir) as loader:
         _check_names_no_code(loader, options, of_hydra)
     name = checked[0].run_name or f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
@@ -171,11 +172,11 @@ def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[st
         raise ConfigError(one_line(error)) from None
 
 
-def _check_all(configs: list[RunConfig]) -> None:
+def _check_all(configs: list[RunConfig], here: bool) -> None:
     problems: list[str] = []
     for cfg in configs:
         try:
-            prepare(cfg)
+            prepare(cfg, here)
         except HubError as error:
             problems += str(error).splitlines()
     if problems:

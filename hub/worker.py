@@ -16,7 +16,7 @@ from typing import Any
 
 from hub import runfile
 from hub.config import RunConfig
-from hub.errors import ConfigError, HubError, Interrupted, PluginError
+from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError
 from hub.plugins import registry
 from hub.run import Failure, Outcome, Result, Run
 from hub.secrets import without_secrets
@@ -57,12 +57,16 @@ def work(cfg: RunConfig, run: Run) -> Result:
         outcome = _train_function(backend.train)(cfg, run)
         if not isinstance(outcome, Outcome):
             raise PluginError(f"{backend.train} must return hub.Outcome, as hub.train.loop.fit does, not {outcome!r:.60}")
-    except BaseException as error:
+    except BaseException as caught:
+        stop_request.in_loop = True  # from here on a signal is only noted, so that how it ended is written whole
+        error = _cause(caught, run) or caught
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         run.write_result(result(status, error=without_secrets(str(error)) or type(error).__name__))
         if run.is_main:
             observe("hub_run_end", run=run, result=None, error=error)
-        raise
+        if error is caught:
+            raise
+        raise error from None
     if outcome.stopped_by is not None:
         signal_name = Signals(outcome.stopped_by).name
         message = f"stopped by {signal_name} after step {outcome.num_steps}. To go on type: python -m hub resume={run.path}"
@@ -75,6 +79,39 @@ def work(cfg: RunConfig, run: Run) -> Result:
     if outcome.stopped_by is not None:
         raise Interrupted(final.error or "", outcome.stopped_by)
     return final
+
+
+def _cause(error: BaseException, run: Run) -> LaunchError | None:
+    """The failure of another rank for which this one was ended: by a signal of who started both, or by a lost connection.
+
+    A rank writes its failure down before it ends. What came after a signal did not bring it about; and a failure that was
+    not foreseen may itself be of a connection that was lost.
+    """
+    first = next(iter(Failure.read_all(run)), None)
+    if first is None or first.signal_number is not None:
+        return None
+    by_signal = isinstance(error, Interrupted) and first.time <= stop_request.time
+    if not by_signal and (isinstance(error, HubError) or first.traceback is not None):
+        return None
+    found = LaunchError(first.text)
+    found.exit_code = first.exit_code
+    return found
+
+
+def failure_of(rank: int, error: Exception) -> Failure:
+    """What a rank writes down when an error ends it."""
+    if isinstance(error, HubError):
+        return Failure(
+            rank=rank,
+            message=str(error),
+            exit_code=error.exit_code,
+            time=time.time(),
+            signal_number=error.signal_number if isinstance(error, Interrupted) else None,
+            smaller_bound=getattr(error, "smaller_bound", None),
+        )
+    text = without_secrets("".join(traceback.format_exception(error)))
+    message = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
+    return Failure(rank=rank, message=message, exit_code=1, time=time.time(), traceback=text)
 
 
 def _train_function(name: str) -> Any:
@@ -113,25 +150,12 @@ def main(run_path: Path) -> int:
         end_with_parent()
         work(*_joined(run))
         return 0
-    except HubError as error:
-        number = error.signal_number if isinstance(error, Interrupted) else None
-        run.write_failure(
-            Failure(
-                rank=rank,
-                message=str(error),
-                exit_code=error.exit_code,
-                time=time.time(),
-                signal_number=number,
-                smaller_bound=getattr(error, "smaller_bound", None),
-            )
-        )
-        return error.exit_code
     except Exception as error:
-        text = without_secrets(traceback.format_exc())
-        print(text, file=sys.stderr, flush=True)
-        message = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
-        run.write_failure(Failure(rank=rank, message=message, exit_code=1, time=time.time(), traceback=text))
-        return 1
+        failure = failure_of(rank, error)
+        if failure.traceback is not None:
+            print(failure.traceback, file=sys.stderr, flush=True)
+        run.write_failure(failure)
+        return failure.exit_code
 
 
 if __name__ == "__main__":

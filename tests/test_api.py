@@ -144,6 +144,10 @@ def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path)
     for wrong, said in (([], "no row"), ([1], "row 1 is int"), (unwritable, "row 1 can't be written")):
         with pytest.raises(hub.ConfigError, match=said):
             hub.lora_sft(data=wrong, **options)
+    with pytest.raises(hub.ConfigError, match=r"^output_dir=(long)+: can't write there"):
+        hub.lora_sft(data=rows, **options | {"output_dir": "long" * 100})
+    with pytest.raises(hub.ConfigError, match=r"^model\.path=(long)+: there is no such folder"):
+        hub.lora_sft(data="tiny", **options | {"model": "long" * 100})
     with pytest.raises(TypeError, match="an iterable of rows, not int"):
         hub.lora_sft(data=7, **options)
     assert not list(tmp_path.glob("data/.*"))

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from hub import compose
 from hub.testing import tiny_model, tiny_model_path
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
 TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
+LONG = "long" * 100
+"""More than the 255 bytes that a name may have."""
+
 GOOD = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
 
 
@@ -32,7 +36,7 @@ def test_nothing_chosen_is_told_at_once(hub):
     ("words", "text"),
     [
         ("algo.load_in_4bit=true algo.load_in_8bit=true", "algo.load_in_4bit and algo.load_in_8bit are both set."),
-        (f"data.path={'long' * 100}.jsonl", f"data.path={'long' * 100}.jsonl: there is no"),
+        (f"data.path={LONG}.jsonl", f"data.path={LONG}.jsonl: there is no such file or folder."),
         ("algo.lora_alpha=0", "algo.lora_alpha=0.0 is not allowed. Allowed: a number above 0"),
         ("algo.learning_rate=nan", "algo.learning_rate=nan is not allowed. Allowed: a number above 0"),
         ("algo.learning_rate=-1e-4", "algo.learning_rate=-0.0001 is not allowed. Allowed: a number above 0"),
@@ -52,6 +56,22 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("algo=sft model=llama3_8b_bnb_4bit", "algo=sft can't train the bnb-4bit weights of"),
         ("model=llama3_8b_bnb_4bit algo=qlora_sft", "model.path=unsloth/llama-3-8b-Instruct-bnb-4bit is stored as"),
         ("model.path=./nowhere", "model.path=./nowhere: there is no such folder"),
+        ("model.path=~nobody_here/model", "model.path=~nobody_here/model: there is no such folder"),
+        ("model.path=runs/last/model", "model.path=runs/last/model: there is no such folder. Type an existing folder or"),
+        (f"model.path={LONG}", f"model.path={LONG}: there is no such folder. Type an existing folder or an id of"),
+        (f"model.path=org/{LONG}", f"model.path=org/{LONG}: there is no such folder. Type an existing folder or an id of"),
+        (f"resume={LONG}", f"resume={LONG}: "),
+        (f"resume=latest output_dir={LONG}", "resume=latest: "),
+        (f"run_name={LONG}", f"run_name='{LONG}' is not the name of a folder (of at most 255 bytes). Type run_name="),
+        (f"run_name={'é' * 128}", "run_name='é"),
+        (f"data.template={LONG}.jinja", f"data.template={LONG}.jinja: there is no such file. Allowed: FILE.jinja, or plain"),
+        (f"data.path=org/{LONG}", f"data.path=org/{LONG}: there is no such file or folder. Allowed: a file"),
+        ("data.path=~nobody_here/a.jsonl", "data.path=~nobody_here/a.jsonl: there is no such file or folder."),
+        (f"launch.python={LONG}", f"launch.python={LONG}: there is no such interpreter"),
+        (f"algo=osft algo.subspace=activations algo.protect_from={LONG}", f"algo.protect_from={LONG}: there is no protection"),
+        (f"--config-dir {LONG}", f"--config-dir {LONG}: there is no such folder"),
+        (f"output_dir={LONG}", "output_dir="),
+        (f"launch.rdzv_endpoint={LONG}:1234", f"launch.rdzv_endpoint={LONG}:1234: the host {LONG} is not known"),
         ("model.path=tiny:lama", "model.path=tiny:lama: there is no tiny model of this family. Did you mean llama?"),
         ("data.path=tiny:chat", "data.path=tiny:chat: there is no such tiny data. Allowed: tiny:chats"),
         ("data.eval_fraction=0 data.eval_path=tiny:chat", "data.eval_path=tiny:chat: there is no such tiny data."),
@@ -82,6 +102,19 @@ def test_options_that_make_no_sense_are_refused(hub, tmp_path, words, text):
     assert len(said.problems) == 1
     assert said.problems[0].startswith(text)
     assert not (tmp_path / "runs").exists()
+
+
+def test_files_that_options_name_are_looked_for_in_the_home_folder_too(tmp_path, monkeypatch):
+    def problems(template: str, deepspeed: str) -> list[str]:
+        options = [f"data.template={template}", "launch.strategy=zero2", f"launch.deepspeed_config={deepspeed}"]
+        return sorted(line.split(": ")[0] for line in compose(*TINY, *options).problems())
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert problems("~/a", "~/b") == ["data.template=~/a", "launch.deepspeed_config=~/b"]
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    assert problems("~/a", "~/b") == []
+    assert problems(LONG, LONG) == [f"data.template={LONG}", f"launch.deepspeed_config={LONG}"]
 
 
 def test_problems_of_options_machine_and_data_are_found_at_once(hub):

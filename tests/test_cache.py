@@ -66,7 +66,8 @@ def test_failed_maker_leaves_nothing_and_what_a_killed_one_left_goes_after_a_day
     assert list(tmp_path.iterdir()) == [fresh]
 
 
-def test_cache_that_cannot_be_written_is_a_line_with_what_to_set(tmp_path):
+@pytest.mark.parametrize("place", ["file/thing", "long" * 100 + "/thing"])
+def test_cache_that_cannot_be_written_is_a_line_with_what_to_set(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(HubError, match="Set HUB_CACHE=FOLDER"):
-        make_once(tmp_path / "file" / "thing", Path.touch)
+        make_once(tmp_path / place, Path.touch)

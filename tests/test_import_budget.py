@@ -1,5 +1,6 @@
 """What answers at once must not import what takes seconds."""
 
+import os
 import subprocess
 import sys
 
@@ -42,6 +43,7 @@ COMMANDS = {{
     "algo=lora_sft model=tiny data=tiny algo.load_in_4bit=true algo.load_in_8bit=true": 2,
     "algo=lora_sft model=tiny data=tiny algo.warmup_steps=999": 2,
     "algo=sft model=tiny data=tiny output_dir=bad.jsonl": 2,
+    "algo=sft algo.precision=fp8 model=tiny data=tiny": 2,
     "--multirun algo=lora_sft model=tiny data=tiny algo.lora_r=1,0": 2,
 }}
 for words, expected in COMMANDS.items():
@@ -55,5 +57,6 @@ assert not (found := [name for name in HEAVY if name in sys.modules]), found
 
 def test_help_lists_and_mistakes_import_nothing_heavy(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{oops\n")
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

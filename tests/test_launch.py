@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,25 +86,102 @@ def test_a_mistake_under_torchrun_is_one_line_and_leaves_no_run_folder(tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hub")
+DEADLY = """
+import os, time
+from hub import Backend, ConfigError, hookimpl
+
+@hookimpl
+def hub_backends():
+    return [Backend(name="deadly", algorithm="lora_sft", train=f"{__name__}:train")]
+
+def train(cfg, run):
+    from hub.train.parallel.distributed import barrier, start_group
+    rank, way = start_group().rank, os.environ["WAY"]
+    barrier()
+    if rank == 1 and way == "killed":
+        os.kill(os.getpid(), 9)
+    if rank == 1 and way == "in a line":
+        raise ConfigError("this disk is full")
+    if rank == 1 and way in ("unforeseen", "while rank 0 sleeps"):
+        raise RuntimeError("the roof is on fire")
+    if way == "signalled while it writes that":
+        write, run.write_result = run.write_result, lambda result: (os.kill(os.getpid(), 15), write(result))
+        raise ConfigError("this disk is full")
+    if way in ("in a line", "unforeseen"):
+        barrier()
+    (run.path / f"asleep-{rank}").touch()
+    time.sleep(100)
+"""
+
+
+@pytest.fixture
+def deadly(plugin_folder, monkeypatch):
+    """Makes an environment with a backend whose rank 1 ends in some way, while rank 0 waits for it or sleeps."""
+
+    def make(way: str) -> Path:
+        site = plugin_folder()
+        site.add("deadly", DEADLY)
+        monkeypatch.setenv("WAY", way)
+        return site.path
+
+    return make
+
+
 @pytest.mark.usefixtures("warm_python_here")
-def test_a_dead_worker_ends_the_others_and_the_launcher_names_its_rank(tmp_path):
-    (tmp_path / "deadly.py").write_text(
-        "import os\nfrom hub import Backend, hookimpl\n\n@hookimpl\ndef hub_backends():\n"
-        "    return [Backend(name='deadly', algorithm='lora_sft', train='deadly:train')]\n\n"
-        "def train(cfg, run):\n"
-        "    from hub.train.parallel.distributed import barrier, start_group\n"
-        "    group = start_group()\n    barrier()\n"
-        "    if group.rank == 1:\n        raise RuntimeError('the roof is on fire')\n    barrier()\n"
-    )
-    info = tmp_path / "deadly-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[hub]\ndeadly = deadly\n")
+@pytest.mark.parametrize(
+    ("way", "code", "said"),
+    [
+        ("unforeseen", 1, "rank 1 failed: RuntimeError: the roof is on fire (see "),
+        ("while rank 0 sleeps", 1, "rank 1 failed: RuntimeError: the roof is on fire (see "),
+        ("in a line", 2, "this disk is full"),
+        ("signalled while it writes that", 2, "this disk is full"),
+        ("killed", 1, "the worker ended by signal SIGKILL and left no message"),
+    ],
+)
+def test_a_dead_worker_ends_the_others_and_the_launcher_says_how_it_died(tmp_path, deadly, way, code, said):
+    site = deadly(way)
     command = [sys.executable, "-m", "hub", *OPTIONS, "algo.backend=deadly", "launch.nproc_per_node=2"]
-    done = start(tmp_path, *command, site=tmp_path)
+    done = start(tmp_path, *command, site=site)
+    assert done.returncode == code
+    assert f"hub: {said}" in done.stderr
+    result = result_of(tmp_path)
+    assert result.status == "failed"
+    if way != "unforeseen":
+        assert result.error.startswith(said)
+
+
+@pytest.mark.usefixtures("warm_python_here")
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("while rank 0 sleeps", "rank 1 failed: RuntimeError: the roof is on fire (see "),
+        ("in a line", "this disk is full"),
+    ],
+)
+def test_under_torchrun_too_a_run_has_failed_of_what_another_rank_died_of(tmp_path, deadly, way, said):
+    done = start(tmp_path, sys.executable, *TORCHRUN, *OPTIONS, "algo.backend=deadly", site=deadly(way))
     assert done.returncode == 1
-    assert "hub: rank 1 failed: RuntimeError: the roof is on fire" in done.stderr
-    assert result_of(tmp_path).status == "failed"
+    assert done.stderr.count(f"hub: {said}") == 1
+    assert "stopped by" not in done.stderr
+    result = result_of(tmp_path)
+    assert result.status == "failed"
+    assert result.error.startswith(said)
+    assert json.loads((result.run_path / "error-rank1.json").read_text())["message"] in said
+
+
+@pytest.mark.usefixtures("warm_python_here")
+def test_a_run_that_is_stopped_under_torchrun_was_interrupted(tmp_path, deadly):
+    path = os.pathsep.join([str(deadly("stopped")), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, *TORCHRUN, *OPTIONS, "algo.backend=deadly"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}
+    ) as torchrun:
+        while len(list(tmp_path.glob("runs/latest/asleep-*"))) < 2:
+            assert torchrun.poll() is None
+            time.sleep(0.05)
+        torchrun.send_signal(signal.SIGTERM)
+    result = result_of(tmp_path)
+    assert (result.status, result.error) == ("interrupted", "stopped by SIGTERM before training began")
 
 
 def test_a_run_whose_main_rank_was_ended_since_another_had_failed_has_failed(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Options of the data of a run: `DataConfig`, and `DataSource` for each of several sources."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ class DataConfig:
             yield f"data.path={self.path} and data.mix are both set. Set one of them: data.path='' or data.mix=[]"
         if self.eval_path and self.eval_fraction:
             yield "data.eval_path and data.eval_fraction are both set. Set one of them."
-        if self.template and self.template not in TEMPLATES and not Path(self.template).is_file():
+        if self.template and self.template not in TEMPLATES and not os.path.isfile(os.path.expanduser(self.template)):
             near = did_you_mean(self.template, TEMPLATES)
             yield f"data.template={self.template}: there is no such file. Allowed: FILE.jinja, or {', '.join(TEMPLATES)}.{near}"
         yield from self.format_problems()

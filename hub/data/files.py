@@ -23,7 +23,7 @@ def _open_zstd(file: Path, mode: str) -> IO[bytes]:
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
 _OF_LINES = (".jsonl", ".json", ".csv")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """Files that `datasets` writes beside its Arrow files."""
 
@@ -64,7 +64,7 @@ def open_file(file: Path, offset: int = 0) -> IO[bytes]:
 
 def is_hub_id(path: str) -> bool:
     """Whether `path` is to be asked of the model hub: of the form `org/name`, and nothing local by these names."""
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))
     return (
         _HUB_ID.fullmatch(path) is not None
         and not file_kind(local)
@@ -79,7 +79,7 @@ def data_files(path: str) -> list[Path]:
     Raises:
         DataError: no such file or folder, no data file in the folder, or an ending that is not known.
     """
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))  # as a shell does, it leaves ~name where there is nobody of that name
     if os.path.isdir(local):  # unlike Path's, it takes a name that is too long for one that does not exist
         if (local / "dataset_dict.json").is_file():
             if not (local / "train").is_dir():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import ConfigError
+from hub.run import can_not_write
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
@@ -16,18 +17,21 @@ def write_rows(rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
 
     Args:
         rows: any iterable of dictionaries, such as a list, a generator or a `datasets.Dataset`.
-        folder: made when missing.
+        folder: in the `output_dir`; made when missing.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: there is no row, one is no dictionary, or one holds what JSON can't.
+        ConfigError: there is no row, one is no dictionary, or one holds what JSON can't; or the folder can't be made.
     """
     found = hashlib.sha256()
     number = 0
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=folder, prefix=".rows-")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, aside = tempfile.mkstemp(dir=folder, prefix=".rows-")
+    except OSError as error:
+        raise can_not_write(folder.parent, error) from None
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             for number, row in enumerate(rows, 1):

@@ -6,7 +6,8 @@ training goes on: metrics.jsonl has everything. A run that is resumed goes on in
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -19,9 +20,16 @@ from hub.plugins import registry
 from hub.run import Run
 from hub.secrets import without_secrets
 
+_WHILE_OPENED = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+"""In place of mlflow's own 7 retries, which take 4 minutes, and 120 s each. Later they are its own again: a run outlives a
+restart of the server."""
+
 _WAY_OUT = {
     "wandb": "Type wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline to upload later; or type track=none",
-    "mlflow": "See whether MLFLOW_TRACKING_URI names a store that can be reached, or type track=none",
+    "mlflow": (
+        "See whether MLFLOW_TRACKING_URI names a store that can be reached, set MLFLOW_HTTP_REQUEST_MAX_RETRIES and "
+        "MLFLOW_HTTP_REQUEST_TIMEOUT to wait longer for it, or type track=none"
+    ),
     "tensorboard": "Or type track=none",
 }
 _NOT_IN_A_NAME = re.compile(r"[^\w.\- ]")
@@ -109,7 +117,8 @@ class Tracking:
         elif self.tool == "mlflow":
             given = {"run_name": self.run.path.name, "run_id": earlier}
         self.accelerator.trackers = []
-        self.accelerator.init_trackers(self.cfg.track.project, init_kwargs={self.tool: given})
+        with _soon_given_up():
+            self.accelerator.init_trackers(self.cfg.track.project, init_kwargs={self.tool: given})
         if not self.accelerator.trackers:
             raise ImportError(f"the package {self.tool} is not installed for this interpreter")
 
@@ -140,6 +149,18 @@ class Tracking:
 
     def _say(self, text: str) -> None:
         self.run.say(without_secrets(f"track={self.tool}: {text}"))
+
+
+@contextmanager
+def _soon_given_up() -> Iterator[None]:
+    """Within it mlflow tries for some seconds only, where the user's environment does not say how long."""
+    added = {name: value for name, value in _WHILE_OPENED.items() if name not in os.environ}
+    os.environ |= added
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """What a tracker gets of a run, and what it learns of its end. No network: wandb is offline, mlflow has a store in a file."""
 
+import os
 import signal
+import socket
 import sqlite3
 import struct
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -145,13 +148,51 @@ def test_mlflow_has_options_metrics_and_end_and_goes_on_with_a_resumed_run(stopp
 
 @needs("mlflow")
 def test_mlflow_learns_that_an_error_ended_the_run(run, tmp_path, monkeypatch):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise RuntimeError("the roof is on fire")
 
     monkeypatch.setattr(loop, "train_step", fail)
     with pytest.raises(RuntimeError):
         run("mlflow")
     assert ask(tmp_path, "select name, status from runs") == [("it", "FAILED")]
+
+
+@needs("mlflow")
+@pytest.mark.parametrize(("options", "tries"), [({}, 3), ({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}, 1)])
+def test_a_server_that_can_not_be_reached_is_a_line_after_few_tries(run, monkeypatch, options, tries):
+    came = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with suppress(OSError):  # the server is closed
+                while True:
+                    connection, _ = server.accept()
+                    came.append(connection.close())
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        for name, value in {"MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0", "NO_PROXY": "127.0.0.1", **options}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=r"^track=mlflow can't be started \(MlflowException: .*or type track=none$"):
+            run("mlflow")
+    assert len(came) == tries
+
+
+def test_mlflow_is_given_up_soon_only_while_it_is_opened_and_not_where_the_user_says_how_long(run, monkeypatch):
+    names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+
+    def seen() -> list[str | None]:
+        return [os.environ.get(name) for name in names]
+
+    def init_trackers(self, project, config=None, init_kwargs=None):
+        raise OSError(f"{seen()}")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", init_trackers)
+    monkeypatch.delenv(names[0], raising=False)
+    monkeypatch.setenv(names[1], "60")
+    with pytest.raises(ConfigError, match=r"\['2', '60'\]"):
+        run("tensorboard")
+    assert seen() == [None, "60"]
 
 
 def test_a_tracker_that_fails_while_training_goes_on_is_told_no_more(run, monkeypatch, capsys):
@@ -175,7 +216,7 @@ def test_a_tracker_that_can_not_be_started_is_one_line_before_the_first_step(run
             raise OSError(f"no way to https://me:{SECRETS['HF_TOKEN']}@there")
 
     monkeypatch.setattr(Accelerator, "init_trackers", init_trackers)
-    monkeypatch.setattr(loop, "train_step", lambda *arguments: pytest.fail("it trains"))
+    monkeypatch.setattr(loop, "train_step", lambda *arguments, **options: pytest.fail("it trains"))
     with pytest.raises(ConfigError) as caught:
         run("tensorboard")
     reasons = {

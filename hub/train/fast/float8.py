@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hub.config import FP8_HINT, FP8_NEEDS
 from hub.errors import ConfigError
 from hub.run import Run
 
@@ -25,8 +26,6 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 MULTIPLE = 16
 """What both sizes of a weight have to be multiples of (torch._scaled_mm)."""
-
-HINT = "Type algo.precision=auto"
 
 
 def scales_of(rows: torch.Tensor) -> torch.Tensor:
@@ -131,7 +130,7 @@ def replace_layers(
     if not done:
         raise ConfigError(
             f"algo.precision=fp8: none of the model's {len(names)} linear layers can be held in fp8, which takes plain linear "
-            f"layers whose sizes are multiples of {MULTIPLE}. {HINT}"
+            f"layers whose sizes are multiples of {MULTIPLE}. {FP8_HINT}"
         )
     return done, [name for name in names if name not in set(done)]
 
@@ -155,9 +154,8 @@ def check_gpu() -> None:
     Raises:
         ConfigError: they don't, or there are none.
     """
-    needs = "algo.precision=fp8 needs NVIDIA GPUs of Hopper's generation or later (H100, H200, B200)"
     if not torch.cuda.is_available() or torch.version.hip:
-        raise ConfigError(f"{needs}, and there is none here. {HINT}")
+        raise ConfigError(f"{FP8_NEEDS}, and there is none here. {FP8_HINT}")
     for number in range(torch.cuda.device_count()):
         if torch.cuda.get_device_capability(number)[0] < 9:
-            raise ConfigError(f"{needs}; this one is older: {torch.cuda.get_device_name(number)}. {HINT}")
+            raise ConfigError(f"{FP8_NEEDS}; this one is older: {torch.cuda.get_device_name(number)}. {FP8_HINT}")

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hub import Algorithm, Backend, hookimpl
+from hub.config import fp8_needs_gpu
 from hub_lora_sft.config import LoraSftConfig
 
 
@@ -16,7 +17,8 @@ def hub_algorithms() -> Iterable[Algorithm]:
 @hookimpl
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate", "peft")
-    return [Backend(name="native", algorithm="lora_sft", train="hub_lora_sft.train:train", needs=needs)]
+    train = "hub_lora_sft.train:train"
+    return [Backend(name="native", algorithm="lora_sft", train=train, needs=needs, needs_gpu=fp8_needs_gpu)]
 
 
 @hookimpl

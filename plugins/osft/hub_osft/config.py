@@ -1,9 +1,9 @@
 """Options of OSFT."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from hub import AlgoConfig, RunConfig, option
@@ -138,7 +138,7 @@ class OsftConfig(AlgoConfig):
         for path in self.protect_files:
             if not path.startswith("tiny:") and (problem := path_problem("algo.protect_data", path)):
                 yield problem
-        if self.protect_from and not (Path(self.protect_from).expanduser() / PROTECTION).is_file():
+        if self.protect_from and not os.path.isfile(os.path.join(os.path.expanduser(self.protect_from), PROTECTION)):
             yield (
                 f"algo.protect_from={self.protect_from}: there is no {PROTECTION}. Type the model folder of a run with "
                 "algo.subspace=activations algo.save_protection=true"

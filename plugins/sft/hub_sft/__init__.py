@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from hub import Algorithm, Backend, hookimpl
+from hub.config import fp8_needs_gpu
 from hub_sft.config import SftConfig
 
 
@@ -14,4 +15,5 @@ def hub_algorithms() -> Iterable[Algorithm]:
 @hookimpl
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate")
-    return [Backend(name="native", algorithm="sft", train="hub_sft.train:train", needs=needs)]
+    train = "hub_sft.train:train"
+    return [Backend(name="native", algorithm="sft", train=train, needs=needs, needs_gpu=fp8_needs_gpu)]

@@ -1,5 +1,6 @@
 """Rows in fp8, the GPUs that multiply them, and what holds for every algorithm that has `algo.precision=fp8`."""
 
+import re
 import signal
 from importlib import import_module
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hub import ConfigError, Interrupted, Result, Run, compose
+from hub import ConfigError, Interrupted, Result, Run, compose, preflight, sweep
 from hub.launch import launch
 from hub.train import loop
 from hub.train.fast.float8 import check_gpu, tell, to_fp8
@@ -68,6 +69,7 @@ def run(algo: str, folder: Path, *overrides: str) -> Result:
 
 @pytest.mark.parametrize("algo", RATES)
 def test_a_stopped_run_resumes_bit_for_bit_and_no_fp8_is_stored(tmp_path, monkeypatch, algo):
+    monkeypatch.setattr("hub.preflight.has_no_gpu", lambda: False)
     monkeypatch.setattr(import_module(f"hub_{algo}.train"), "check_gpu", lambda: None)
     whole = run(algo, tmp_path, "algo.save_every_steps=2")
     checkpoint = max((whole.run_path / "checkpoints").glob("step-*"))
@@ -84,7 +86,54 @@ def test_a_stopped_run_resumes_bit_for_bit_and_no_fp8_is_stored(tmp_path, monkey
 
 
 @pytest.mark.parametrize("algo", RATES)
-def test_a_machine_without_such_a_gpu_is_refused_in_a_line(tmp_path, monkeypatch, algo):
+def test_a_machine_without_a_gpu_is_refused_in_a_line_before_there_is_a_run_folder(tmp_path, monkeypatch, algo):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"^algo\.precision=fp8 needs NVIDIA GPUs.*none here\. Type algo\.precision=auto$"):
+    with pytest.raises(
+        ConfigError, match=r"^algo\.precision=fp8 needs NVIDIA GPUs.*none here\. Type algo\.precision=auto$"
+    ) as first:
         run(algo, tmp_path)
+    assert not list(tmp_path.iterdir())
+    # Where that is not certain, as with a driver and no nvidia-smi, the worker says it.
+    monkeypatch.setattr("hub.preflight.has_no_gpu", lambda: False)
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(first.value))}$"):
+        run(algo, tmp_path)
+
+
+def test_no_gpu_is_certain_only_where_none_is_visible_and_the_driver_is_missing(monkeypatch):
+    found = {"gpus": 0, "driver": True}
+
+    def load(name: str) -> None:
+        assert name == "libcuda.so.1"
+        if not found["driver"]:
+            raise OSError
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(preflight, "CDLL", load)
+    monkeypatch.setattr(preflight, "num_visible_gpus", lambda: found["gpus"])
+    assert not preflight.has_no_gpu()
+    found["driver"] = False
+    assert preflight.has_no_gpu()
+    found["gpus"] = 1
+    assert not preflight.has_no_gpu()
+
+
+def test_the_jobs_of_a_cluster_are_checked_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    options = ["algo=sft", "algo.precision=fp8", "model=tiny", "data=tiny", "launch.strategy=fsdp", f"output_dir={tmp_path}"]
+    cfg = compose(*options)
+    preflight.prepare(cfg, here=False)
+    with pytest.raises(ConfigError) as here:
+        preflight.prepare(cfg)
+    assert [line.split(" ")[0] for line in here.value.problems] == ["algo.precision=fp8", "launch.strategy=fsdp"]
+    seen = []
+
+    def prepare(cfg, here):
+        seen.append(here)
+        raise ConfigError("enough seen")
+
+    monkeypatch.setattr(sweep, "prepare", prepare)
+    for launcher in ([], ["hydra/launcher=basic"]):
+        with pytest.raises(ConfigError, match="enough seen"):
+            sweep.sweep([*options, "algo.seed=1,2", *launcher], None)
+    assert seen == [True, True, False, False]
