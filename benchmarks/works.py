@@ -110,7 +110,7 @@ WORKS: dict[str, Work] = {
     "full_8b": Work(algo="sft", shape="8b", batch=64, ours=STEADY | {"strategy": "fsdp"}, gpus=2),
     "long_context": Work(
         algo="qlora_sft", shape="8b", lengths=Lengths(longest=8192), batch=1, micro_rows=1,
-        ours={"gradient_checkpointing": "all"}, least_memory=True, search=True,
+        ours=STEADY | {"gradient_checkpointing": "all", "activation_offload": "all"}, least_memory=True, search=True,
     ),
     "tiny": Work(algo="lora_sft", shape="tiny", lengths=Lengths(longest=256, mean=60), batch=8, micro_rows=2, ours={}),
 }  # fmt: skip
