@@ -3,25 +3,10 @@
 import json
 import statistics
 from pathlib import Path
-from typing import Any
 
+from continual.figures import figures
 from continual.methods import Method
 from continual.schedule import Job
-
-
-def figures(found: dict[str, Any]) -> dict[str, float]:
-    """The numbers of one run."""
-    strict, containing, text = found["strict"], found["containing"], found["text_loss"]
-    num = len(strict[0])
-    values = {"end": statistics.mean(strict[-1]), "contains": statistics.mean(containing[-1]), "text": text[-1] - text[0]}
-    if len(strict) == num:
-        values["learned"] = statistics.mean(strict[k][k] for k in range(num))
-        values["transfer"] = statistics.mean(strict[-1][k] - strict[k][k] for k in range(num - 1)) if num > 1 else 0.0
-        values["transfer_contains"] = (
-            statistics.mean(containing[-1][k] - containing[k][k] for k in range(num - 1)) if num > 1 else 0.0
-        )
-    return values
-
 
 COLUMNS = {
     "learned": "average when learned",

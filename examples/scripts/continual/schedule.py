@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from continual.figures import in_words
 from continual.methods import Method
 from continual.study import Study
 from hub.preflight import num_visible_gpus
@@ -91,8 +92,9 @@ def run_all(study: Study, schedule: Schedule, num_jobs: int, time_limit: float |
                     schedule.failed.add(job.file)
                     log = job.file.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip()
                     problems.append(f"{job.file.stem}: {log.splitlines()[-1] if log else child.returncode}")
-                outcome = "FAILED" if child.returncode else "done"
-                print(f"{time.monotonic() - begun:6.0f} s  {outcome}  {job.file.stem}", flush=True)
+                failed = bool(child.returncode)
+                outcome = "FAILED" if failed else f"done: {in_words(json.loads(job.file.read_text(encoding='utf-8')))}"
+                print(f"{time.monotonic() - begun:6.0f} s  {job.file.stem}  {outcome}", flush=True)
             late = time_limit is not None and time.monotonic() - begun > time_limit
             job_next = None if late else next(schedule.open(), None)
             if job_next is not None:
