@@ -19,7 +19,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """Turns the first signal into a request that the training loop meets at the end of its step; a second one ends all.
 
-    Outside the loop (loading, tokenising) the first signal raises `Interrupted` where the program is.
+    Before the loop (loading, tokenising) the first signal raises `Interrupted` where the program is. Once training is done it
+    is only noted, so that the model is saved.
     """
 
     def __init__(self) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import math
+import signal
 import threading
 import time
 
+import hub_sft.train
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from hub import DivergedError, ModelError, compose
 from hub.launch import launch
 from hub.run import Run, read_metrics
+from hub.signals import stop_request
 from hub.train import loop
 from hub.train.fast.kernels import layers_of
 from hub.train.loss import causal_lm_loss
@@ -79,6 +82,21 @@ def test_no_room_for_the_optimizers_state_ends_the_run_with_what_to_type(tmp_pat
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(ModelError, match=r"algo\.optimizer=adamw_8bit"):
         train(tmp_path)
+
+
+def test_a_signal_while_the_trained_model_is_saved_does_not_cost_it(tmp_path, monkeypatch):
+    real = hub_sft.train.save_whole_model
+
+    def interrupted(*args):
+        monkeypatch.setattr(stop_request, "signal_number", None)
+        stop_request._receive(signal.SIGTERM, None)
+        real(*args)
+
+    monkeypatch.setattr(hub_sft.train, "save_whole_model", interrupted)
+    result = train(tmp_path)
+    assert stop_request.signal_number == signal.SIGTERM
+    assert result.status == "completed"
+    assert load_file(result.model_path / "model.safetensors")
 
 
 def broken_steps(monkeypatch, numbers: set[int]) -> None:
