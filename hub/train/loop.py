@@ -302,8 +302,8 @@ class _Fit:
         recomputed, tokens = layout.num_recomputed, layout.max_tokens
         if recomputed != before.num_recomputed:
             self.progress.say(
-                f"out of memory: {recomputed} layers recompute their activations from now on, {before.num_recomputed} did. The "
-                f"step was done again with the same result"
+                f"out of memory: {recomputed} layers recompute their activations from now on, {before.num_recomputed} did; the "
+                "step was done again with the same result"
             )
             self.run.write_plan(layers_recomputed=recomputed)
         if tokens != before.max_tokens:

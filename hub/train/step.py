@@ -23,7 +23,8 @@ from hub.train.parallel.distributed import sum_over_ranks, summed_over_ranks
 from hub.train.session import Session
 
 NEEDED_BY_ONE = (
-    "which the longest sample needs. Type algo.gradient_checkpointing=all, a smaller data.max_seq_len, or algo=qlora_sft"
+    "which the longest sample needs. Type algo.gradient_checkpointing=all algo.activation_offload=all, a smaller "
+    "data.max_seq_len, or algo=qlora_sft"
 )
 
 NEEDED_BY_THE_OPTIMIZER = (

@@ -1,7 +1,8 @@
 """How many tokens a micro-batch may have, and which layers recompute their activations, when the user leaves it to the hub.
 
-On a GPU it is measured: one pass forward and backward with all layers kept, one with all recomputed, on a few of the run's own
-samples. Memory grows with the number of tokens, so these two say what any bound and any number of layers would take.
+On a GPU it is measured: passes forward and backward with all layers kept, and with all recomputed, on a few of the run's own
+samples and on half of them. Memory grows with the number of tokens in a straight line, so these say what any bound and any
+number of layers would take.
 """
 
 import math
