@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from hub.train.collate import MicroBatch
-from hub.train.fast.kernels import base_of, fused_head, sample_bounds, uses_varlen
+from hub.train.fast.attention import sample_bounds, uses_varlen
+from hub.train.fast.kernels import base_of, fused_head
 
 
 def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:

@@ -137,7 +137,7 @@ def choose_bound(
 
 
 def fullest(loads: Sequence[float], bound: int) -> int:
-    """Tokens of the largest micro-batch of these loads. A load's micro-batches are levelled, and 2 % apart at most."""
+    """Tokens of the largest micro-batch of these loads. A load's micro-batches are levelled: real data's are within 2 %."""
     return min(bound, math.ceil(max((1.02 * load / math.ceil(load / bound) for load in loads), default=bound)))
 
 

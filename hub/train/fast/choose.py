@@ -1,4 +1,4 @@
-"""Which of the fast ways in `kernels.py` a run takes, and why. Each is tried on the model itself before it is kept."""
+"""Which of the fast ways of this folder a run takes, and why. Each is tried on the model itself before it is kept."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from hub.data.prepare import Sample
 from hub.options import AUTO
 from hub.train.collate import MicroBatch, pack
 from hub.train.fast import kernels
+from hub.train.fast.attention import varlen_attention
 from hub.train.fast.head import FusedHead, kernel_problem
 from hub.train.fast.isolation import can_pack
 from hub.train.loss import causal_lm_loss, takes_positions
@@ -28,7 +29,7 @@ def choose_attention(model: Any, vocab_size: int, device: torch.device, dtype: t
     """
     own = str(getattr(kernels.base_of(model).config, "_attn_implementation", None))
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and own != "eager":
-        with kernels.varlen_attention(model) as keep:
+        with varlen_attention(model) as keep:
             packed, why = can_pack(model, vocab_size, device, dtype)
             if packed:
                 keep()

@@ -13,7 +13,7 @@ import torch
 
 from hub.data.prepare import Sample
 from hub.train.collate import MicroBatch, pack
-from hub.train.fast.kernels import UnsuitedError
+from hub.train.fast.attention import UnsuitedError
 from hub.train.loss import model_inputs
 
 TOLERANCE = 0.1

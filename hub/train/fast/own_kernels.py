@@ -1,6 +1,6 @@
 """A model whose library has put fast ways of its own into it: the hub then puts in none, and asks the library's way.
 
-Attention, compiled layers, the fused output layer and recomputed activations of `kernels.py` would work on the same
+Attention, compiled layers, the fused output layer and recomputed activations of this folder would work on the same
 forward passes as the library's, and undo or double them.
 """
 

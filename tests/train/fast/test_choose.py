@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.collate import pack, pad
-from hub.train.fast import kernels
+from hub.train.fast import attention
+from hub.train.fast.attention import sample_bounds, uses_varlen, varlen_attention
 from hub.train.fast.budget import Line, Need, choose_bound, loads_of
 from hub.train.fast.choose import choose_attention, choose_compile, choose_head
-from hub.train.fast.kernels import layers_of, recompute, sample_bounds, uses_varlen, varlen_attention
+from hub.train.fast.kernels import layers_of, recompute
 from hub.train.loss import causal_lm_loss, model_inputs
 
 CPU = torch.device("cpu")
@@ -148,13 +149,13 @@ def test_a_window_that_the_kernel_does_not_know_leaves_the_model_its_own_attenti
         raise AssertionError("called although the model has a window, wider than these samples")
 
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", without_windows)
-    kernels._kernel.cache_clear()
+    attention._kernel.cache_clear()
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("mistral"), dtype=torch.float32, sliding_window=4096).eval()
     try:
-        with varlen_attention(model), pytest.raises(kernels.UnsuitedError, match="sliding windows"):
+        with varlen_attention(model), pytest.raises(attention.UnsuitedError, match="sliding windows"):
             model(**model_inputs(model, pack(samples)))
     finally:
-        kernels._kernel.cache_clear()
+        attention._kernel.cache_clear()
 
 
 def test_recomputed_layers_give_the_same_gradients_and_can_be_kept_again(samples):

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.collate import pack, pad
-from hub.train.fast import kernels
+from hub.train.fast import attention
 from hub.train.fast.compiled import compile_layers, num_compiled
-from hub.train.fast.kernels import layers_of, recompute, varlen_attention
+from hub.train.fast.kernels import layers_of, recompute
 from hub.train.fast.offload import HostInputs
 from hub.train.loss import causal_lm_loss
 
@@ -54,10 +54,10 @@ def model(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="aot_eager"))
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", stand_in)
-    kernels._kernel.cache_clear()
+    attention._kernel.cache_clear()
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32, num_hidden_layers=3).train()
     yield get_peft_model(model, LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False))
-    kernels._kernel.cache_clear()
+    attention._kernel.cache_clear()
 
 
 def gradients(model, form) -> tuple[list[torch.Tensor], list[int]]:
@@ -75,7 +75,7 @@ def gradients(model, form) -> tuple[list[torch.Tensor], list[int]]:
 
 @pytest.mark.parametrize(("recomputed", "offload"), [(0, None), (2, None), (3, HostInputs(torch.device("cpu"), 1))])
 def test_one_version_serves_all_layers_and_lengths_and_gives_the_same(model, recomputed, offload):
-    with varlen_attention(model):
+    with attention.varlen_attention(model):
         expected, _ = gradients(model, pack)
         compile_layers(layers_of(model))
         recompute(layers_of(model)[:recomputed], offload)
