@@ -19,8 +19,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """Turns the first signal into a request that the training loop meets at the end of its step; a second one ends all.
 
-    Before the loop (loading, tokenising) the first signal raises `Interrupted` where the program is. Once training is done it
-    is only noted, so that the model is saved.
+    Before the loop (loading, tokenising) the first signal raises `Interrupted` where the program is. Behind it a signal changes
+    nothing: what is trained is worth the time to save it.
     """
 
     def __init__(self) -> None:
@@ -28,6 +28,7 @@ class StopRequest:
         self.time = math.inf
         """When it came, as `time.time()` has it."""
         self.in_loop = False
+        """Training has begun: from then on a signal is only noted, to the end of the run."""
 
     def install(self) -> "StopRequest":
         """Receive signals from now on, one that came since the process was started included: see `held_back`."""

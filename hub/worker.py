@@ -31,6 +31,7 @@ def work(cfg: RunConfig, run: Run) -> Result:
         HubError: the user's to mend.
     """
     started = time.monotonic()
+    stop_request.in_loop = False
     # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
     os.environ.setdefault("USE_HUB_KERNELS", "0")
     algorithm = registry().algorithm_of(cfg.algo)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_each_peer_does_the_same_work_and_has_its_row(tmp_path):
-    pytest.importorskip("trl", reason="trl is not installed")
+    pytest.importorskip("trl", reason="the package trl is not installed")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     words = ["tiny", "--only", "ours", "trl", "--steps", "4", "--json", "found.json", "--markdown", "found.md"]
     done = subprocess.run(

@@ -75,7 +75,7 @@ def same(one: Result, other: Result) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path, warm_python, processes, dtype):
     if 0 < torch.cuda.device_count() < processes:
-        pytest.skip("needs a GPU for each process")
+        pytest.skip(f"needs {processes} GPUs")
     options = [*OPTIONS, f"launch.nproc_per_node={processes}", f"model.dtype={dtype}"]
     whole = run(tmp_path / "whole", *options)
     kill_after(warm_python, tmp_path / "killed", 8, *options)

@@ -106,7 +106,7 @@ def test_weights_in_bfloat16_are_rounded_in_shares_as_in_the_whole(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="the package deepspeed is not installed")
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
 def test_deepspeed_trains_like_one_process_and_checkpoints_go_to_it_and_back(tmp_path, strategy):
     options = ["algo=sft", "algo.max_tokens_per_gpu=200", "algo.max_grad_norm=0.5"]  # several micro-batches, clipping
@@ -209,7 +209,7 @@ def test_where_ranks_wait_for_each_other_a_lack_of_memory_restarts_the_run_in_sm
     assert ("from the beginning" if saves == "null" else "from the last checkpoint") in LAST_OUTPUT[0]
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="the package bitsandbytes is not installed")
 def test_four_bit_weights_are_shared_out(tmp_path):
     options = ["algo=qlora_sft", "algo.max_steps=3"]
     whole = alone(tmp_path / "whole", *options)

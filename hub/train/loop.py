@@ -152,8 +152,6 @@ class _Fit:
             signal_number = error.signal_number if isinstance(error, Interrupted) else None
             self.tracking.end(stopped_by=signal_number, failed=True)
             raise
-        finally:
-            stop_request.in_loop = False
         self.tracking.end(stopped_by=outcome.stopped_by)
         return outcome
 
@@ -192,7 +190,6 @@ class _Fit:
                 self.run.say(line)
             self._tell(self.writer.close())
         if self.done == self.total:
-            # A signal is still only noted: what is trained is worth the time to save it.
             with self.coordinates.exact():
                 weights = full_weights(self.model, whole=self.session.strategy.whole)
             if self.run.is_main:

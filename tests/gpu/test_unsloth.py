@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hub.testing import tokenizer
 
-pytestmark = pytest.mark.skipif(find_spec("unsloth") is None, reason="needs unsloth")
+pytestmark = pytest.mark.skipif(find_spec("unsloth") is None, reason="the package unsloth is not installed")
 
 COMMON = (
     "algo=lora_sft", "data=tiny", "algo.max_steps=10", "algo.learning_rate=2e-3", "algo.warmup_ratio=0",

