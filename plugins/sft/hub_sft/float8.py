@@ -26,12 +26,30 @@ from torch import nn
 from hub.train.fast.float8 import codes_of, input_gradient, product, replace_layers, to_fp8
 
 
+def as_saved(weight: torch.Tensor) -> torch.Tensor:
+    """A weight's numbers as bfloat16 holds them, to the nearest, even on a tie.
+
+    By its bits: a compiler takes float32 to bfloat16 and back for nothing to do (inductor keeps float32 inside a kernel).
+
+    Args:
+        weight: float32 or bfloat16.
+
+    Returns:
+        The same type and shape.
+    """
+    if weight.dtype != torch.float32:
+        return weight
+    bits = weight.view(torch.int32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
+    return torch.where(weight.isnan(), weight, rounded)  # the sum could turn NaN into a number
+
+
 class _Learning(torch.autograd.Function):
     """y = x W^T with fp8 products, and both gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        codes, scales = to_fp8(weight.to(x.dtype))
+        codes, scales = to_fp8(as_saved(weight))
         ctx.save_for_backward(x, weight, scales)
         rows, row_scales = to_fp8(x)
         return product(rows, codes, row_scales, scales[:, 0])
@@ -39,7 +57,7 @@ class _Learning(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x, weight, scales = ctx.saved_tensors
-        turned = codes_of(weight.to(x.dtype), scales).t().contiguous()
+        turned = codes_of(as_saved(weight), scales).t().contiguous()
         return input_gradient(gradient, turned, scales[:, 0]), (gradient.t() @ x).to(weight.dtype)
 
 

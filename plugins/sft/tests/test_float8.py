@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_sft import train
-from hub_sft.float8 import Float8LearningLinear, learn_in_fp8
+from hub_sft.float8 import Float8LearningLinear, as_saved, learn_in_fp8
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -80,6 +80,15 @@ def test_what_a_saved_model_would_lose_is_not_computed_with():
     assert torch.equal(layer(x), before)
     layer.weight.data *= 1 + 2**-4
     assert not torch.equal(layer(x), before)
+
+
+def test_a_weight_is_rounded_as_torch_rounds_it_to_bfloat16():
+    torch.manual_seed(0)
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.4e38, 1e-40, 0.0, -0.0, torch.inf, -torch.inf])
+    for weight in (torch.randn(4096), ties, ties.bfloat16()):
+        assert torch.equal(as_saved(weight), weight.bfloat16().to(weight.dtype))
+    nans = torch.tensor([0x7FFFFFFF, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)
+    assert as_saved(nans).isnan().all()
 
 
 def test_between_the_passes_the_weight_itself_is_kept_and_no_copy():
@@ -162,6 +171,7 @@ def test_recomputed_layers_give_the_same():
 def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch):
     from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
 
     from hub.train.fast import compiled
 
@@ -181,7 +191,8 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
 
     real, before = torch.compile, compiled.num_compiled()
     torch._dynamo.reset()
-    backend = aot_autograd(fw_compiler=count, partition_fn=min_cut_rematerialization_partition)  # as inductor divides graphs
+    as_inductor = {"partition_fn": min_cut_rematerialization_partition, "decompositions": select_decomp_table()}
+    backend = aot_autograd(fw_compiler=count, **as_inductor)
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend))
     compiled.compile_layers(layers_of(model))
     again, found = loss_and_gradient(model)
