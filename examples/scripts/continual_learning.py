@@ -17,7 +17,8 @@ A method is a name, or NAME:OPTION=VALUE,...
     osft           ratio=0.25 or policy=adaptive; form=fast or factored
     activations    OSFT by the inputs of what is to be kept: protect=100 rows of each earlier task and texts=16 general texts;
                    ratio=0.5.
-                   memory=covariances protects what was learnt without any row of it
+                   memory=covariances protects what was learnt without any row of it;
+                   embeddings=1 lets those of tokens learn that nothing to be kept has
 `epochs=2` is the number of passes. A run that is in --out already is not done again.
 """
 

@@ -38,7 +38,7 @@ RATES = {
 """Learning rates that are tried."""
 
 KNOWN = {"lr": float, "epochs": float, "protect": int, "ratio": float, "policy": str, "form": str, "memory": str,
-         "texts": int}  # fmt: skip
+         "texts": int, "embeddings": int}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ class Method:
             found |= {"rank_policy": "adaptive"}
         else:
             found |= {"unfreeze_rank_ratio": self.options.get("ratio", 0.25)}
+        if self.options.get("embeddings"):
+            found |= {"train_embeddings": True}
         if self.by_covariances:
             found |= {"save_protection": True, "protect_samples": max(self.protect, self.texts)}
         return "osft", found

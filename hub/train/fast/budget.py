@@ -29,7 +29,7 @@ ENOUGH_TOKENS = 4096
 MASK_TOKENS = 4096
 """Without variable-length attention the mask of a packed row grows with its square."""
 
-SHARE_OF_FREE_MEMORY = 0.94
+SHARE_OF_FREE_MEMORY = 0.97
 """The rest is for fragments, and for steps whose micro-batches differ from the measured one."""
 
 CAUTIOUS_SHARE = 0.88

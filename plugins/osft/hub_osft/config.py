@@ -69,7 +69,8 @@ class OsftConfig(AlgoConfig):
     next task's protect_from."""
 
     train_embeddings: bool = False
-    """The input embeddings learn too, without protection."""
+    """The input embeddings learn too. With subspace=activations those of tokens that protect_data never has; else all of them,
+    without protection."""
 
     train_norms: bool = False
     """Norms and biases learn too, without protection."""

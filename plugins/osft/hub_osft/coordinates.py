@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from hub.train.coordinates import Coordinates
+from hub.train.parallel.shares import local, place_of
 from hub.train.parallel.strategy import full
+from hub_osft.embeddings import FreeRows
 from hub_osft.layers import OsftFactored
 from hub_osft.subspace import change_of, oriented, project_, project_exactly
 
@@ -60,25 +60,37 @@ class Part:
 class FastCoordinates(Coordinates):
     """Coordinates Z with Delta = Z Q^T, or the whole Delta, for each weight."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = list(parts)
+    def __init__(self, parts: Sequence[Part], embeddings: FreeRows | None = None) -> None:
+        """Take over what trains.
+
+        Args:
+            parts: the weights with coordinates.
+            embeddings: the rows of the embeddings that may change, where some but not all may.
+        """
+        self.parts, self.embeddings = list(parts), embeddings
         self._stacks = _stacks(self.parts)
 
     @torch.no_grad()
     def placed(self) -> None:
         for part in self.parts:
             part.base = part.weight.detach().clone()
+        if self.embeddings is not None:
+            self.embeddings.placed()
 
     @torch.no_grad()
     def project_gradients(self) -> None:
         for stack in self._stacks:
             stack.project_([part.coordinates.grad for part in stack.parts])
+        if self.embeddings is not None:
+            self.embeddings.project_gradient_()
 
     @torch.no_grad()
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         self._decay(optimizer)
         for stack in self._stacks:
             stack.project_([part.coordinates for part in stack.parts])
+        if self.embeddings is not None:
+            self.embeddings.follow_()
         self.loaded()
 
     @torch.no_grad()
@@ -189,7 +201,7 @@ def _stacks(parts: list[Part]) -> list[_Stack]:
 
 def form_(part: Part) -> None:
     """Bring a weight to its coordinates, in the weight's type: W_0 + Delta."""
-    weight, base = _local(part.weight), _local(part.base)
+    weight, base = local(part.weight), local(part.base)
     rows = _rows(part.weight)
     device = part.coordinates.device
     if part.q is None:
@@ -219,17 +231,10 @@ def _form_exactly_(part: Part) -> None:
             coordinates = project_exactly(coordinates, matrices, part.free, part.corner)
     free = None if part.q is None else part.q.double()
     whole = base.double() + change_of(coordinates.double(), free, part.left)
-    _local(part.weight).copy_(whole[_rows(part.weight)])
+    local(part.weight).copy_(whole[_rows(part.weight)])
 
 
-def _local(tensor: Any) -> torch.Tensor:
-    found: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return found
-
-
-def _rows(tensor: Any) -> slice:
+def _rows(tensor: torch.Tensor) -> slice:
     """Which rows of a tensor this rank has."""
-    if not isinstance(tensor, DTensor):
-        return slice(None)
-    share = -(-tensor.shape[0] // dist.get_world_size())
-    return slice(share * dist.get_rank(), share * (dist.get_rank() + 1))
+    place = place_of(tensor)
+    return slice(place.offsets[0], place.end[0])

@@ -34,6 +34,9 @@ from hub_osft.targets import Target
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of one forward pass, padding included."""
 
+SEEN = "tokens_seen"
+"""Name of the tensor (vocabulary,) that says which tokens the data had, beside the covariances."""
+
 LARGEST_IN_FLOAT64 = 8192
 """Widest input whose covariance is decomposed in float64; a GPU takes ten times as long for it as in float32."""
 
@@ -55,6 +58,8 @@ class Protection:
         self.aliases: dict[str, str] = {}
         self.sums: dict[str, torch.Tensor] = {}
         self.cosines: dict[str, torch.Tensor] = {}
+        self.seen = torch.zeros(len(model.get_input_embeddings().weight), dtype=torch.bool)
+        """Tokens that the data has."""
         self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None
         with_covariances = algo.subspace == "activations"
         self._measure(self.samples, with_covariances)
@@ -79,6 +84,13 @@ class Protection:
         if vectors.dtype == torch.float32:
             vectors = torch.linalg.qr(vectors)[0]
         return {"free": vectors.float().contiguous()}
+
+    def free_tokens(self) -> torch.Tensor:
+        """Tokens that the new data has and the data to protect never has, ascending."""
+        new = torch.zeros_like(self.seen)
+        for sample in self.setup.data.train:
+            new[torch.from_numpy(sample.input_ids.astype("int64"))] = True
+        return (new & ~self.seen).nonzero()[:, 0]
 
     def keep_of_layers(self) -> dict[str, float]:
         """The share of directions that each target keeps: the paper's rule, min + I (max - min).
@@ -108,13 +120,13 @@ class Protection:
         chosen = Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
         self._measure(chosen, True)
         if self.setup.session.group.is_main:
-            tensors = {name: total.float().cpu().contiguous() for name, total in self.sums.items()}
+            tensors = {name: total.float().cpu().contiguous() for name, total in self.sums.items()} | {SEEN: self.seen}
             try:
                 save_file(tensors, folder / PROTECTION, metadata={"aliases": json.dumps(self.aliases)})
             except SafetensorError as error:
                 raise ModelError(f"{folder / PROTECTION} can't be written ({error})") from None
-            size = sum(t.numel() * 4 for t in tensors.values()) / 2**30
-            self.setup.run.say(f"protection of {len(tensors)} inputs written: {folder / PROTECTION} ({size:.2f} GB)")
+            size = sum(t.nbytes for t in tensors.values()) / 2**30
+            self.setup.run.say(f"protection of {len(self.sums)} inputs written: {folder / PROTECTION} ({size:.2f} GB)")
 
     def _add_earlier(self, file: Path) -> None:
         with safe_open(file, "pt", device=str(self.setup.session.device)) as stored:
@@ -123,8 +135,9 @@ class Protection:
             if missing:
                 raise ModelError(
                     f"algo.protect_from={file.parent}: it protects other layers; {missing[0]} is none of them. "
-                    "Type the same model.path family and algo.target_patterns as in that run"
+                    "Type the same model.path family, algo.target_patterns and algo.train_embeddings as in that run"
                 )
+            self.seen |= stored.get_tensor(SEEN).to(self.seen.device)
             self.aliases = self.aliases or {target.name: aliases[target.name] for target in self.targets}
             done: set[str] = set()
             for target in self.targets:
@@ -143,6 +156,8 @@ class Protection:
         batches = list(_batches(samples, session.device, session.group.rank, session.group.world))
         if not samples:
             return
+        for sample in samples:
+            self.seen[torch.from_numpy(sample.input_ids.astype("int64"))] = True
         mask: list[torch.Tensor] = []
         handles = self._watch_inputs(mask) if with_covariances else []
         if not with_covariances:

@@ -15,6 +15,7 @@ from hub.train.setup import set_up
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, OsftConfig
 from hub_osft.coordinates import FactoredCoordinates, FastCoordinates, Part
 from hub_osft.directions import Directions, by_spectrum, find_directions
+from hub_osft.embeddings import FreeRows, as_target, is_tied
 from hub_osft.layers import OsftExperts, OsftFactored, OsftLinear, name_in_plain_model
 from hub_osft.protect import Protection
 from hub_osft.subspace import decompose, oriented
@@ -27,6 +28,9 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
     assert isinstance(algo, OsftConfig)
     model = setup.load_model(setup.session.compute_dtype, frozen=True)
     targets = find_targets(model, algo)
+    some_rows = algo.train_embeddings and algo.subspace == ACTIVATIONS and not (algo.train_head and is_tied(model))
+    if some_rows and is_tied(model):
+        targets.append(as_target(model))  # for the directions that it reads
     protection = Protection(setup, model, targets) if algo.needs_data else None
     if protection is not None and algo.rank_policy == ADAPTIVE:
         targets = with_keep(targets, protection.keep_of_layers())
@@ -36,8 +40,14 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
         found = find_directions(setup, model, targets, protection.directions, cached=False)
     else:
         found = find_directions(setup, model, targets, by_spectrum(algo, setup.session.compute_dtype), cached=True)
-    what_trains(model, algo, run, targets)
-    coordinates = with_coordinates(model, algo, targets, found, setup.session.device)
+    embeddings = None
+    if some_rows and protection is not None:
+        directions = found.pop(targets.pop().name) if is_tied(model) else {}
+        embeddings = FreeRows(model.get_input_embeddings(), protection.free_tokens(), directions.get("free"))
+    what_trains(model, algo, run, targets, embeddings)
+    if embeddings is not None and not len(embeddings.rows):
+        embeddings = None
+    coordinates = with_coordinates(model, algo, targets, found, setup.session.device, embeddings)
     del found
 
     def save(trained: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -53,7 +63,7 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
     return outcome
 
 
-def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target]) -> None:
+def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target], free_rows: FreeRows | None = None) -> None:
     """Freeze everything but what the options name, and say so in one line."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -65,15 +75,22 @@ def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target
         "head": [] if head is None else list(head.parameters()),
     }
     learning = [name for name in groups if getattr(algo, f"train_{name}")]
+    num_rows = len(free_rows.rows) if free_rows is not None else 0
+    if free_rows is not None and not num_rows:
+        learning.remove("embeddings")
     for name in learning:
         for parameter in groups[name]:
             parameter.requires_grad_(True)
     trainable_in_float32(model)
-    if any(p is q for p in groups["embeddings"] for q in groups["head"]) and {"embeddings", "head"} & set(learning):
+    if is_tied(model) and {"embeddings", "head"} & set(learning):
         learning = sorted({*learning, "embeddings", "head"})
     still = [name for name in groups if name not in learning]
     free = sum(target.num_free for target in targets) / sum(target.size for target in targets)
     shown = f"{free:.1%} of the directions of {len(targets)} weights are free"
+    if free_rows is not None:
+        shown += f"; embeddings of {num_rows:,} tokens that the data to protect never has learn too"
+        protected = {"embeddings", "head"} if is_tied(model) else {"embeddings"}
+        learning, still = ([name for name in names if name not in protected] for names in (learning, still))
     if learning:
         shown += f"; {', '.join(learning)} learn too, without protection"
     if still:
@@ -91,11 +108,17 @@ def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target
         experts_left_out=left_out,
         directions_free_of=({target.name: target.num_free / target.size for target in targets}),
         learning_unprotected=learning,
+        embeddings_free=num_rows,
     )
 
 
 def with_coordinates(
-    model: Any, algo: OsftConfig, targets: Sequence[Target], found: dict[str, Directions], device: torch.device
+    model: Any,
+    algo: OsftConfig,
+    targets: Sequence[Target],
+    found: dict[str, Directions],
+    device: torch.device,
+    embeddings: FreeRows | None = None,
 ) -> Coordinates:
     """Put layers that learn coordinates in place of the targets. The coordinates lie on `device`, where they are trained."""
     if algo.parametrization == FACTORED:
@@ -121,7 +144,7 @@ def with_coordinates(
             trained = holder.osft_coordinates
         kept = directions.pop("kept", None)
         parts.append(Part(holder, target.parameter, trained, free, kept, target.left, corner, kept is not None))
-    return FastCoordinates(parts)
+    return FastCoordinates(parts, embeddings)
 
 
 def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredCoordinates:

@@ -15,7 +15,7 @@ from hub_osft.directions import by_spectrum
 from hub_osft.targets import find_targets, with_ratio
 from hub_osft.train import with_coordinates
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hub import ConfigError, HubError, Interrupted, Result, compose
 from hub.launch import launch
@@ -187,6 +187,7 @@ def test_protected_inputs_are_answered_as_before_and_protection_goes_on_without_
     name = "model.layers.0.self_attn.q_proj"
     change = last[f"{name}.weight"] - first[f"{name}.weight"]
     # All tokens of the samples went in, with those that were learnt added; a layer's three projections share them.
+    kept.pop("tokens_seen")
     assert len(kept) == 8
     assert f"{name.replace('q_proj', 'k_proj')}" not in kept
     random = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
@@ -247,3 +248,83 @@ def test_protection_of_another_model_is_refused(tmp_path):
                  "algo.target_patterns=attention", "algo.max_steps=1")  # fmt: skip
     with pytest.raises(HubError, match=r"it protects other layers; model\.layers\.0\.mlp\.down_proj is none of them"):
         run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}")
+
+
+@pytest.fixture
+def beside_few_words(tmp_path):
+    """Options for training embeddings, while three words are protected; with a model whose output layer they are, or not."""
+    chat = [{"role": "user", "content": "one two three"}, {"role": "assistant", "content": "four five six"}]
+    file = tmp_path / "protect.jsonl"
+    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for _ in range(8)))
+
+    def made(tied: bool) -> tuple[Path, list[str]]:
+        folder = tmp_path / f"model-{tied}"
+        shutil.copytree(tiny_model_path("llama"), folder)
+        torch.manual_seed(0)
+        config = AutoConfig.from_pretrained(folder, tie_word_embeddings=tied)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        return folder, [f"model.path={folder}", "algo.subspace=activations", f"algo.protect_data={file}",
+                        "algo.train_embeddings=true", "algo.weight_decay=0.1", "algo.save_every_steps=3"]  # fmt: skip
+
+    return made
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(tmp_path, beside_few_words, tied, capsys):
+    folder, options = beside_few_words(tied)
+    result = run(tmp_path, *options, "algo.save_protection=true")
+    first, last = weights(folder), weights(result.model_path)
+    change = last["model.embed_tokens.weight"].double() - first["model.embed_tokens.weight"].double()
+    moved = change.abs().amax(1) > 0
+    num = json.loads((result.run_path / "plan.json").read_text())["embeddings_free"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"embeddings of {num} tokens that the data to protect never has learn too" in said
+    protected = protected_tokens(folder, options)
+    assert 0 < int(moved.sum()) <= num < len(moved) / 2
+    assert not moved[protected].any()
+    stored = load_file(result.model_path / "protection.safetensors")
+    assert stored["tokens_seen"][moved].all()  # learnt now, so the next task's run protects them
+    if tied:
+        with torch.no_grad():
+            hidden = AutoModelForCausalLM.from_pretrained(folder).model(protected).last_hidden_state[0].double()
+        covariance = hidden.mT @ hidden  # of what the output layer reads
+        random = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+        assert (change @ covariance @ change.mT).trace() < 0.01 * (change @ random @ covariance @ random.mT @ change.mT).trace()
+    else:
+        assert torch.equal(first["lm_head.weight"], last["lm_head.weight"])
+    again = run(tmp_path, *options[3:], f"model.path={result.model_path}", "algo.subspace=activations",
+                f"algo.protect_from={result.model_path}")  # fmt: skip
+    assert "embeddings of 0 tokens" in " ".join(capsys.readouterr().out.split())
+    assert torch.equal(weights(again.model_path)["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
+
+
+def protected_tokens(folder: Path, options: list[str]) -> torch.Tensor:
+    """Of a protected sample, (1, n)."""
+    rows = Path(next(word for word in options if "protect_data" in word).partition("=")[2]).read_text().splitlines()
+    found = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        json.loads(rows[0])["messages"], return_dict=True, return_tensors="pt"
+    )
+    return found["input_ids"]
+
+
+def test_embeddings_that_learn_in_part_resume_bit_for_bit_and_train_on_two_processes_as_on_one(
+    tmp_path, beside_few_words, monkeypatch
+):
+    from hub.train import loop
+
+    folder, options = beside_few_words(True)
+    whole = run(tmp_path, *options)
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 3 else None)
+        with pytest.raises(Interrupted):
+            run(tmp_path, *options)
+    resumed = run(tmp_path, *options, "resume=latest")
+    first, second = weights(whole.model_path), weights(resumed.model_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    two = command(tmp_path / "fsdp", *options, "launch.nproc_per_node=2", "launch.strategy=fsdp")
+    assert losses(two) == pytest.approx(losses(whole), rel=2e-5)
+    shared, start = weights(two.model_path), weights(folder)
+    moved = [(tensors["model.embed_tokens.weight"] != start["model.embed_tokens.weight"]).any(1) for tensors in (first, shared)]
+    assert torch.equal(*moved)
+    assert all((first[name] - shared[name]).norm() <= 1e-4 * first[name].norm() for name in first)
