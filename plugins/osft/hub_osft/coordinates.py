@@ -17,7 +17,7 @@ from hub.train.parallel.shares import local, place_of
 from hub.train.parallel.strategy import full
 from hub_osft.embeddings import FreeRows
 from hub_osft.layers import OsftFactored
-from hub_osft.subspace import change_of, oriented, project_, project_exactly
+from hub_osft.subspace import change_of, oriented, orthonormal, project_, project_exactly
 
 MOST_STACKED = 2**26
 """Numbers of coordinates that are projected in one call: equal shapes go together, which spares small models many calls."""
@@ -33,7 +33,7 @@ class Part:
     parameter: str
     coordinates: torch.nn.Parameter
     free: torch.Tensor | None
-    """Q, float32."""
+    """Q D, float32: Q has orthonormal columns, D says how far the optimizer moves each. Corner changes have no D."""
 
     kept: torch.Tensor | None
     """U_h, in the compute type; given over to a stack of equal ones. None: no left side is kept."""
@@ -53,12 +53,12 @@ class Part:
 
     @property
     def q(self) -> torch.Tensor | None:
-        """Q when the coordinates are those of Q, None when they are the whole change."""
+        """Q D when the coordinates are those of it, None when they are the whole change."""
         return None if self.corner else self.free
 
 
 class FastCoordinates(Coordinates):
-    """Coordinates Z with Delta = Z Q^T, or the whole Delta, for each weight."""
+    """Coordinates Z with Delta = Z (Q D)^T, or the whole Delta, for each weight."""
 
     def __init__(self, parts: Sequence[Part], embeddings: FreeRows | None = None) -> None:
         """Take over what trains.
@@ -117,10 +117,11 @@ class FastCoordinates(Coordinates):
         for part in self.parts:
             if rate := rates[id(part.coordinates)]:
                 first = oriented(full(part.base), part.left).to(part.coordinates)
-                if part.free is not None:
-                    first = first @ part.free
-                    if part.corner:
-                        first = first @ part.free.mT
+                if part.free is not None and part.corner:
+                    first = (first @ part.free) @ part.free.mT
+                elif part.free is not None:
+                    q, lengths = orthonormal(part.free)
+                    first = (first @ q) / lengths[..., None, :]
                 part.coordinates.sub_(first, alpha=rate)
 
 
@@ -224,11 +225,12 @@ def _form_exactly_(part: Part) -> None:
     base = full(part.base).to(part.coordinates.device)
     matrices, coordinates = oriented(base, part.left), part.coordinates
     if part.free is not None and part.keeps_left:
+        directions = part.free if part.corner else orthonormal(part.free.double())[0]
         if base.ndim == 3:
-            each = zip(coordinates, matrices, part.free, strict=True)
+            each = zip(coordinates, matrices, directions, strict=True)
             coordinates = torch.stack([project_exactly(z, a, q, part.corner) for z, a, q in each])
         else:
-            coordinates = project_exactly(coordinates, matrices, part.free, part.corner)
+            coordinates = project_exactly(coordinates, matrices, directions, part.corner)
     free = None if part.q is None else part.q.double()
     whole = base.double() + change_of(coordinates.double(), free, part.left)
     local(part.weight).copy_(whole[_rows(part.weight)])

@@ -27,7 +27,7 @@ from hub_osft.config import FACTORED, OsftConfig
 from hub_osft.subspace import decompose, oriented, split
 from hub_osft.targets import Target
 
-RECIPE = 1
+RECIPE = 2
 """Raised when what is stored changes its meaning."""
 
 INDEX = "directions.json"
@@ -38,7 +38,8 @@ SECONDS_BETWEEN_LINES = 5.0
 NUM_THREADS = min(16, os.cpu_count() or 1)
 
 Directions = dict[str, torch.Tensor]
-"""Of one target: `free` (Q) and `kept` (U_h); `left` (U_l) and `scale` (S_l) too for the factored form. Empty: all is free."""
+"""Of one target: `free` (Q); with `subspace=weights` also `kept` (U_h) and `scale` (S_l), in the factored form `left`
+(U_l) too. Empty: all is free."""
 
 Find = Callable[[Target, torch.Tensor], Directions]
 """Finds the directions of a target from its weight, on the weight's device."""
@@ -114,7 +115,8 @@ def _of_matrix(matrix: torch.Tensor, num_free: int, algo: OsftConfig, dtype: tor
     space = split(matrix, num_free)
     assert space.free is not None
     assert space.kept is not None
-    return {"free": space.free.float(), "kept": space.kept.to(dtype)}
+    assert space.scale is not None
+    return {"free": space.free.float(), "kept": space.kept.to(dtype), "scale": space.scale.float()}
 
 
 def _shapes(target: Target, algo: OsftConfig, session: Session) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -126,9 +128,9 @@ def _shapes(target: Target, algo: OsftConfig, session: Session) -> dict[str, tup
     if algo.subspace == "weights":
         dtype = torch.float32 if algo.parametrization == FACTORED else session.compute_dtype
         shapes["kept"] = ((*batch, target.rows, kept), dtype)
+        shapes["scale"] = ((*batch, target.num_free), torch.float32)
     if algo.parametrization == FACTORED:
         shapes["left"] = ((target.rows, target.num_free), torch.float32)
-        shapes["scale"] = ((target.num_free,), torch.float32)
     return shapes
 
 

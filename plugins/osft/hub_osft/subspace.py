@@ -9,6 +9,9 @@ smallest ("free") directions: A = U_h S_h V_h^T + U_l S_l V_l^T (Nayak et al., a
 Strict changes are Delta = Z Q^T, where Q = V_l (p x f) stays and Z (M x f) is trained with U_h^T Z = 0. Corner changes fill
 the whole matrix. A wide matrix is split as its transpose. Leading dimensions are a batch (a layer's experts).
 
+The optimizer moves all its numbers alike, so it matters in which coordinates it works. Factors U, S, V move a free direction
+the more, the larger its singular value. Coordinates of Q D do the same, with D as in `steps`.
+
 `split` finds Q and U_h by one float64 `eigh` of the smaller Gram matrix. Directions whose singular value is below
 `NEGLIGIBLE` of the largest have no left partner that could be kept; they stay kept on the right side.
 """
@@ -23,6 +26,9 @@ NEGLIGIBLE = 1e-6
 WELL_CONDITIONED = 1e-4
 """Share of the largest singular value down to which the Gram matrix gives left vectors that are orthogonal to 1e-8."""
 
+LEAST_STEP = 0.1
+"""Of the mean step: what a free direction moves at least, so that one of singular value zero may learn too."""
+
 NUM_REFINEMENTS = 4
 """Corrections after a projection by normal equations; each lowers what is left over by four orders of magnitude or more."""
 
@@ -36,6 +42,9 @@ class Subspace:
 
     kept: torch.Tensor | None
     """U_h (..., M, k) with orthonormal columns (zero where a singular value is negligible). None: no left side is kept."""
+
+    scale: torch.Tensor | None = None
+    """Singular values (..., f) of the free directions. None: all of the matrix is free."""
 
 
 def num_free(ratio: float, size: int) -> int:
@@ -56,7 +65,7 @@ def split(matrix: torch.Tensor, num_free: int) -> Subspace:
         num_free: f, from 1 to p. With f = p everything is free and nothing is computed.
 
     Returns:
-        Q (p, f) and U_h (M, p - f) in float64.
+        Q (p, f), U_h (M, p - f) and the free directions' singular values (f,) in float64.
     """
     size = matrix.shape[-1]
     if num_free == size:
@@ -69,7 +78,22 @@ def split(matrix: torch.Tensor, num_free: int) -> Subspace:
     largest = squares[-1].clamp(min=0).sqrt()
     usable = lengths > NEGLIGIBLE * largest
     left = torch.where(usable, left / torch.where(usable, lengths, 1.0), 0.0)
-    return Subspace(right[:, :num_free].contiguous(), left)
+    return Subspace(right[:, :num_free].contiguous(), left, squares[:num_free].clamp(min=0).sqrt())
+
+
+def steps(scale: torch.Tensor) -> torch.Tensor:
+    """D: how far the optimizer moves each free direction, for singular values (..., f).
+
+    They are the singular values over their root mean square, and no less than `LEAST_STEP`.
+    """
+    mean = scale.square().mean(-1, keepdim=True).sqrt()
+    return torch.where(mean > 0, scale / mean.clamp(min=torch.finfo(scale.dtype).tiny), 1.0).clamp(min=LEAST_STEP)
+
+
+def orthonormal(free: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Q (..., p, f) and the diagonal of D (..., f), from Q D."""
+    lengths = free.norm(dim=-2)
+    return free / lengths[..., None, :], lengths
 
 
 def decompose(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -149,7 +173,7 @@ def project_exactly(change: torch.Tensor, matrix: torch.Tensor, free: torch.Tens
 
 
 def change_of(coordinates: torch.Tensor, free: torch.Tensor | None, left: bool) -> torch.Tensor:
-    """The change of a weight (..., a, b) that coordinates stand for: Z Q^T, or Q Z^T when Q acts on the left.
+    """The change of a weight (..., a, b) that coordinates stand for: Z Q^T, or Q Z^T when Q acts on the left. Q D goes for Q.
 
     Coordinates without Q are the whole change, in A's orientation.
     """

@@ -18,7 +18,7 @@ from hub_osft.directions import Directions, by_spectrum, find_directions
 from hub_osft.embeddings import FreeRows, as_target, is_tied
 from hub_osft.layers import OsftExperts, OsftFactored, OsftLinear, name_in_plain_model
 from hub_osft.protect import Protection
-from hub_osft.subspace import decompose, oriented
+from hub_osft.subspace import decompose, oriented, steps
 from hub_osft.targets import Target, experts_left_out, find_targets, with_keep, with_ratio
 
 
@@ -128,6 +128,8 @@ def with_coordinates(
         directions = found[target.name]
         free, corner = directions.get("free"), algo.constraint == "corner" and "free" in directions
         whole = free is None or corner
+        if free is not None and not corner and "scale" in directions:
+            free = free * steps(directions["scale"])[..., None, :]
         shape = (*target.shape[:-2], target.rows, target.size if whole else target.num_free)
         coordinates = torch.zeros(shape, dtype=torch.float32, device=device)
         q = None if whole else free

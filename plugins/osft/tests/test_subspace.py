@@ -4,7 +4,7 @@ import pytest
 import torch
 from hub_osft.coordinates import FastCoordinates, Part
 from hub_osft.layers import OsftExperts, OsftLinear
-from hub_osft.subspace import decompose, num_free, oriented, project_, project_exactly, split
+from hub_osft.subspace import decompose, num_free, oriented, orthonormal, project_, project_exactly, split, steps
 from transformers.pytorch_utils import Conv1D
 
 SHAPES = [(96, 64), (64, 64), (40, 72)]
@@ -101,6 +101,8 @@ def layer_of(shape: tuple[int, int], conv1d: bool, left: bool, corner: bool, rat
     space = split(a, num_free(ratio, a.shape[1]))
     free = None if space.free is None else space.free.float()
     whole = free is None or corner
+    if not whole:
+        free = free * steps(space.scale).float()
     layer = OsftLinear(plain, torch.zeros(a.shape if whole else (len(a), free.shape[1])), None if whole else free, left, conv1d)
     kept = None if space.kept is None else space.kept.to(dtype)
     coordinates = FastCoordinates([Part(layer, "weight", layer.osft_coordinates, free, kept, left, corner, kept is not None)])
@@ -176,9 +178,33 @@ def test_weight_decay_draws_the_free_part_to_zero_and_leaves_the_kept_part():
         layer.osft_coordinates.grad = torch.zeros_like(layer.osft_coordinates)
         optimizer.step()
         coordinates.follow(optimizer)
-    low = first @ projector(coordinates.parts[0].free.double())
+    low = first @ projector(orthonormal(coordinates.parts[0].free.double())[0])
     expected = first - low + 0.95**10 * low
     assert (layer.weight - expected).norm() < 1e-6 * first.norm()
+
+
+def test_the_optimizer_moves_a_free_direction_the_more_the_larger_its_singular_value():
+    layer, coordinates = layer_of((96, 64), False, False, False, 0.25, torch.float32)
+    first = layer.weight.detach().clone().double()
+    optimizer = torch.optim.AdamW([layer.osft_coordinates], lr=1e-3, weight_decay=0.0)
+    layer.osft_coordinates.grad = torch.randn_like(layer.osft_coordinates)
+    coordinates.project_gradients()
+    optimizer.step()
+    coordinates.follow(optimizer)
+    values, right = torch.linalg.svd(first)[1:]
+    moved = ((layer.weight.double() - first) @ right.mT).norm(dim=0)
+    assert moved[:48].max() < 1e-4 * moved[48:].min()
+    share = moved[48:] / values[48:]
+    # What of the step leads out of the subspace is taken back, a little more or less in each direction.
+    assert (share / share.mean() - 1).abs().max() < 0.15
+    assert moved[48:].max() > 1.5 * moved[48:].min()
+
+
+def test_steps_are_one_on_the_mean_and_nothing_stands_still():
+    scale = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-9, 2.0]], dtype=torch.float64)
+    mean = 12.5**0.5
+    expected = torch.tensor([[3 / mean, 4 / mean], [1.0, 1.0], [0.1, 2**0.5]], dtype=torch.float64)
+    torch.testing.assert_close(steps(scale), expected)
 
 
 @pytest.mark.parametrize("rate", [1e-6, 1e-3])
