@@ -28,7 +28,9 @@ def choose_strategy(
     """
     asked = launch.strategy
     if asked in ZERO and trained_share == 0:
-        raise ConfigError(f"launch.strategy={asked} trains whole models only. For adapters type launch.strategy=fsdp or ddp")
+        raise ConfigError(
+            f"launch.strategy={asked} trains whole models only. For adapters and OSFT type launch.strategy=fsdp or ddp"
+        )
     if group.world == 1:
         name, why = "ddp", "one process"
     elif asked != AUTO:

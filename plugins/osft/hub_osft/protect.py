@@ -137,7 +137,13 @@ class Protection:
                     f"algo.protect_from={file.parent}: it protects other layers; {missing[0]} is none of them. "
                     "Type the same model.path family, algo.target_patterns and algo.train_embeddings as in that run"
                 )
-            self.seen |= stored.get_tensor(SEEN).to(self.seen.device)
+            seen = stored.get_tensor(SEEN).cpu() if SEEN in stored.keys() else None  # noqa: SIM118  # no mapping
+            if seen is None or seen.shape != self.seen.shape:
+                raise ModelError(
+                    f"algo.protect_from={file.parent}: it protects another vocabulary. Type the model folder of a run with "
+                    "algo.subspace=activations algo.save_protection=true on this model"
+                )
+            self.seen |= seen
             self.aliases = self.aliases or {target.name: aliases[target.name] for target in self.targets}
             done: set[str] = set()
             for target in self.targets:

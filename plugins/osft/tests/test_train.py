@@ -14,6 +14,7 @@ from hub_osft.config import OsftConfig
 from hub_osft.directions import by_spectrum
 from hub_osft.targets import find_targets, with_ratio
 from hub_osft.train import with_coordinates
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -248,6 +249,18 @@ def test_protection_of_another_model_is_refused(tmp_path):
                  "algo.target_patterns=attention", "algo.max_steps=1")  # fmt: skip
     with pytest.raises(HubError, match=r"it protects other layers; model\.layers\.0\.mlp\.down_proj is none of them"):
         run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}")
+    file = result.model_path / "protection.safetensors"
+    with safe_open(file, "pt") as stored:
+        tensors, metadata = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
+    for seen in ({"tokens_seen": tensors.pop("tokens_seen")[:100]}, {}):
+        save_file(tensors | seen, file, metadata)
+        with pytest.raises(HubError, match="it protects another vocabulary"):
+            run(
+                tmp_path,
+                "algo.subspace=activations",
+                f"algo.protect_from={result.model_path}",
+                "algo.target_patterns=attention",
+            )
 
 
 @pytest.fixture
