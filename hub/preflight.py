@@ -134,7 +134,10 @@ def _absolute(cfg: RunConfig) -> RunConfig:
         if option and path and path.startswith(TINY):
             return str(tiny_data_path(path.removeprefix(TINY), option))
         local = Path(os.path.expanduser(path)) if path else None
-        return str(local.absolute()) if local and os.path.exists(local) else path
+        if local is None or not os.path.exists(local):
+            return path
+        # Without links, since runs/latest will be the run that begins now. A file keeps its name, which says its form.
+        return os.path.realpath(local) if os.path.isdir(local) else str(Path(os.path.realpath(local.parent), local.name))
 
     data, model, launch = cfg.data, cfg.model, cfg.launch
     return replace(

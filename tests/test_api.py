@@ -107,6 +107,17 @@ def test_a_run_returns_its_result_and_shows_what_the_worker_prints(tmp_path, cap
     assert "step 2/2" in said
 
 
+def test_the_model_of_the_last_run_is_meant_where_latest_stands(tmp_path):
+    options = {"data": "tiny", "max_steps": 1, "mode": "inline", "effective_batch_size": 4}
+    first = hub.sft(model="tiny", **options)
+    (tmp_path / "named.jsonl").symlink_to(write_chats(tmp_path / "chats", num_rows=8))
+    second = hub.sft(model="runs/latest/model", **options | {"data": "named.jsonl"})
+    asked = runfile_of(second.run_path / "run.yaml")
+    assert Path(asked.model.path) == first.model_path.resolve()
+    assert asked.data.path == str(tmp_path / "named.jsonl")
+    assert Path("runs/latest").resolve() == second.run_path
+
+
 def test_ctrl_c_in_a_notebook_ends_the_run_and_gives_the_handler_back():
     def interrupt():
         while not list(Path().glob("runs/*/metrics.jsonl")):
