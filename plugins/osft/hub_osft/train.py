@@ -88,7 +88,10 @@ def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target
     free = sum(target.num_free for target in targets) / sum(target.size for target in targets)
     shown = f"{free:.1%} of the directions of {len(targets)} weights are free"
     if free_rows is not None:
-        shown += f"; embeddings of {num_rows:,} tokens that the data to protect never has learn too"
+        if num_rows:
+            shown += f"; embeddings of {num_rows:,} tokens learn too, which the data to protect never has"
+        else:
+            shown += "; no embedding learns: the data to protect has every token of the new data"
         protected = {"embeddings", "head"} if is_tied(model) else {"embeddings"}
         learning, still = ([name for name in names if name not in protected] for names in (learning, still))
     if learning:

@@ -291,7 +291,7 @@ def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
     moved = change.abs().amax(1) > 0
     num = json.loads((result.run_path / "plan.json").read_text())["embeddings_free"]
     said = " ".join(capsys.readouterr().out.split())
-    assert f"embeddings of {num} tokens that the data to protect never has learn too" in said
+    assert f"embeddings of {num} tokens learn too, which the data to protect never has" in said
     protected = protected_tokens(folder, options)
     assert 0 < int(moved.sum()) <= num < len(moved) / 2
     assert not moved[protected].any()
@@ -307,7 +307,7 @@ def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
         assert torch.equal(first["lm_head.weight"], last["lm_head.weight"])
     again = run(tmp_path, *options[3:], f"model.path={result.model_path}", "algo.subspace=activations",
                 f"algo.protect_from={result.model_path}")  # fmt: skip
-    assert "embeddings of 0 tokens" in " ".join(capsys.readouterr().out.split())
+    assert "the data to protect has every token of the new data" in " ".join(capsys.readouterr().out.split())
     assert torch.equal(weights(again.model_path)["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
 
 
