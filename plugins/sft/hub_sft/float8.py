@@ -24,24 +24,20 @@ import torch
 from torch import nn
 
 from hub.train.fast.float8 import codes_of, input_gradient, product, replace_layers, to_fp8
+from hub.train.rounding import rounded
 
 
 def as_saved(weight: torch.Tensor) -> torch.Tensor:
-    """A weight's numbers as bfloat16 holds them, to the nearest, even on a tie.
+    """A weight in bfloat16, to the nearest, even on a tie.
 
-    By its bits: a compiler takes float32 to bfloat16 and back for nothing to do (inductor keeps float32 inside a kernel).
+    By its bits: a compiler takes the way from float32 to bfloat16 and back for nothing to do.
 
     Args:
-        weight: float32 or bfloat16.
-
-    Returns:
-        The same type and shape.
+        weight: float32 or bfloat16, of any shape.
     """
     if weight.dtype != torch.float32:
         return weight
-    bits = weight.view(torch.int32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
-    return torch.where(weight.isnan(), weight, rounded)  # the sum could turn NaN into a number
+    return rounded(weight, 0x7FFF + ((weight.view(torch.int32) >> 16) & 1))
 
 
 class _Learning(torch.autograd.Function):

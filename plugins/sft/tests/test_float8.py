@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,19 @@ def test_a_weight_is_rounded_as_torch_rounds_it_to_bfloat16():
     torch.manual_seed(0)
     ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.4e38, 1e-40, 0.0, -0.0, torch.inf, -torch.inf])
     for weight in (torch.randn(4096), ties, ties.bfloat16()):
-        assert torch.equal(as_saved(weight), weight.bfloat16().to(weight.dtype))
+        assert torch.equal(as_saved(weight), weight.bfloat16())
     nans = torch.tensor([0x7FFFFFFF, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)
     assert as_saved(nans).isnan().all()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiler_does_not_leave_that_rounding_out():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    weight = torch.randn(64, 128)
+    expected = to_fp8(as_saved(weight))
+    found = torch.compile(lambda weight: to_fp8(as_saved(weight)))(weight)
+    assert all(torch.equal(one.float(), other.float()) for one, other in zip(found, expected, strict=True))
 
 
 def test_between_the_passes_the_weight_itself_is_kept_and_no_copy():
