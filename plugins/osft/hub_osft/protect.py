@@ -126,7 +126,8 @@ class Protection:
             except SafetensorError as error:
                 raise ModelError(f"{folder / PROTECTION} can't be written ({error})") from None
             size = sum(t.nbytes for t in tensors.values()) / 2**30
-            self.setup.run.say(f"protection of {len(self.sums)} inputs written: {folder / PROTECTION} ({size:.2f} GB)")
+            added = f"{len(chosen):,} samples of what was learnt added"
+            self.setup.run.say(f"protection of {len(self.sums)} inputs written, {added}: {folder / PROTECTION} ({size:.2f} GB)")
 
     def _add_earlier(self, file: Path) -> None:
         with safe_open(file, "pt", device=str(self.setup.session.device)) as stored:

@@ -45,6 +45,8 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
         directions = found.pop(targets.pop().name) if is_tied(model) else {}
         embeddings = FreeRows(model.get_input_embeddings(), protection.free_tokens(), directions.get("free"))
     what_trains(model, algo, run, targets, embeddings)
+    if embeddings is not None and cfg.data.streaming:
+        run.say(f"of the stream its first {len(setup.data.train):,} samples say which embeddings may learn")
     if embeddings is not None and not len(embeddings.rows):
         embeddings = None
     coordinates = with_coordinates(model, algo, targets, found, setup.session.device, embeddings)

@@ -320,6 +320,12 @@ def protected_tokens(folder: Path, options: list[str]) -> torch.Tensor:
     return found["input_ids"]
 
 
+def test_of_a_stream_the_beginning_says_which_embeddings_learn(tmp_path, beside_few_words, capsys):
+    _, options = beside_few_words(True)
+    run(tmp_path, *options, "data.streaming=true", "data.eval_fraction=0", "algo.max_steps=1")
+    assert "of the stream its first 128 samples say which embeddings may learn" in " ".join(capsys.readouterr().out.split())
+
+
 def test_embeddings_that_learn_in_part_resume_bit_for_bit_and_train_on_two_processes_as_on_one(
     tmp_path, beside_few_words, monkeypatch
 ):
