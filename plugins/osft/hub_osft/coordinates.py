@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from hub.train.coordinates import Coordinates
 from hub.train.parallel.shares import local, place_of
 from hub.train.parallel.strategy import full
 from hub_osft.embeddings import FreeRows
 from hub_osft.layers import OsftFactored
-from hub_osft.subspace import change_of, oriented, orthonormal, project_, project_exactly
+from hub_osft.subspace import change_of, oriented, project_, project_exactly
 
 MOST_STACKED = 2**26
 """Numbers of coordinates that are projected in one call: equal shapes go together, which spares small models many calls."""
@@ -120,8 +121,7 @@ class FastCoordinates(Coordinates):
                 if part.free is not None and part.corner:
                     first = (first @ part.free) @ part.free.mT
                 elif part.free is not None:
-                    q, lengths = orthonormal(part.free)
-                    first = (first @ q) / lengths[..., None, :]
+                    first = (first @ part.free) / part.free.square().sum(-2)[..., None, :]
                 part.coordinates.sub_(first, alpha=rate)
 
 
@@ -225,7 +225,7 @@ def _form_exactly_(part: Part) -> None:
     base = full(part.base).to(part.coordinates.device)
     matrices, coordinates = oriented(base, part.left), part.coordinates
     if part.free is not None and part.keeps_left:
-        directions = part.free if part.corner else orthonormal(part.free.double())[0]
+        directions = part.free if part.corner else normalize(part.free.double(), dim=-2)
         if base.ndim == 3:
             each = zip(coordinates, matrices, directions, strict=True)
             coordinates = torch.stack([project_exactly(z, a, q, part.corner) for z, a, q in each])

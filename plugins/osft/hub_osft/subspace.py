@@ -90,12 +90,6 @@ def steps(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(mean > 0, scale / mean.clamp(min=torch.finfo(scale.dtype).tiny), 1.0).clamp(min=LEAST_STEP)
 
 
-def orthonormal(free: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Q (..., p, f) and the diagonal of D (..., f), from Q D."""
-    lengths = free.norm(dim=-2)
-    return free / lengths[..., None, :], lengths
-
-
 def decompose(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """U, S and V of a matrix (M, p) with M >= p, the largest singular values first, in float64.
 

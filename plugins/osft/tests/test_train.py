@@ -41,6 +41,17 @@ def run(tmp_path: Path, *overrides: str) -> Result:
     return launch(compose(*algo, *OPTIONS, "launch=inline", f"output_dir={tmp_path / 'runs'}", *overrides))
 
 
+def run_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    """A run that is told to stop after its third look for a signal."""
+    from hub.train import loop
+
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 3 else None)
+        with pytest.raises(Interrupted):
+            run(tmp_path, *overrides)
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -120,15 +131,9 @@ def test_experts_that_a_form_leaves_frozen_are_named(tmp_path, capsys, form):
 
 
 def test_a_stopped_run_resumes_bit_for_bit_even_when_the_cache_is_gone(tmp_path, monkeypatch):
-    from hub.train import loop
-
     options = ["algo.save_every_steps=2", "algo.weight_decay=0.1", "algo.train_norms=true"]
     whole = run(tmp_path, *options)
-    seen = iter(range(1, 100))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 3 else None)
-        with pytest.raises(Interrupted):
-            run(tmp_path, *options)
+    run_and_stop(tmp_path, monkeypatch, *options)
     shutil.rmtree(tmp_path / "cache" / "osft")
     # The directions must be those of the run, whatever a new search would give.
     monkeypatch.setattr("hub_osft.subspace.torch.linalg.eigh", None)
@@ -329,15 +334,9 @@ def test_of_a_stream_the_beginning_says_which_embeddings_learn(tmp_path, beside_
 def test_embeddings_that_learn_in_part_resume_bit_for_bit_and_train_on_two_processes_as_on_one(
     tmp_path, beside_few_words, monkeypatch
 ):
-    from hub.train import loop
-
     folder, options = beside_few_words(True)
     whole = run(tmp_path, *options)
-    seen = iter(range(1, 100))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 3 else None)
-        with pytest.raises(Interrupted):
-            run(tmp_path, *options)
+    run_and_stop(tmp_path, monkeypatch, *options)
     resumed = run(tmp_path, *options, "resume=latest")
     first, second = weights(whole.model_path), weights(resumed.model_path)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -92,7 +92,7 @@ def test_a_weight_is_rounded_as_torch_rounds_it_to_bfloat16():
     assert as_saved(nans).isnan().all()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the package g++ is not installed")
 def test_a_compiler_does_not_leave_that_rounding_out():
     torch.manual_seed(0)
     torch._dynamo.reset()
