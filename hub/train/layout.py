@@ -10,7 +10,7 @@ from hub.data.prepare import Sample
 from hub.train import batches
 from hub.train.collate import MicroBatch, pack, pad, weightless
 from hub.train.fast.activations import Activations
-from hub.train.fast.choose import choose_attention, choose_compile, choose_head
+from hub.train.fast.choose import Attention, choose_attention, choose_compile, choose_head
 from hub.train.fast.compiled import compile_layers
 from hub.train.fast.isolation import can_pack
 from hub.train.fast.kernels import hidden_states_in, layers_of
@@ -86,32 +86,33 @@ def choose_layout(
     cfg, run, session, tokenizer = setup.cfg, setup.run, setup.session, setup.tokenizer
     dtype, device = session.compute_dtype, session.device
     config = model.config.get_text_config()
-    if own is not None:
-        attention = own.attention
-        packed, packed_because = can_pack(model, config.vocab_size, device, dtype, own.inputs)
+    if own is None:
+        num_tokens = expected_tokens(setup)
+        compiled, compiled_because = choose_compile(cfg.algo.torch_compile, num_parameters, num_tokens, device)
+        attention = choose_attention(model, config.vocab_size, device, dtype, compiled)
     else:
-        packed, packed_because, attention = choose_attention(model, config.vocab_size, device, dtype)
+        compiled, compiled_because = False, f"{own.library} compiles what it wants to"
+        packable = can_pack(model, config.vocab_size, device, dtype, own.inputs)
+        attention = Attention(own.attention, f"{own.library} brings it", *packable)
+    packed = attention.packed
     fused, fused_because = False, "the loss is the algorithm's own"
     if loss is causal_lm_loss:
         fused, fused_because = choose_head(model, config.vocab_size, device, dtype, packed)
     if own is None and device.type == "cuda" and dtype != torch.float32:
         hidden_states_in(model, dtype)
     layers = layers_of(model)
-    compiled, compiled_because = False, f"{own.library} compiles what it wants to" if own is not None else ""
-    if own is None:
-        num_tokens = expected_tokens(setup)
-        compiled, compiled_because = choose_compile(cfg.algo.torch_compile, num_parameters, num_tokens, device)
     if compiled:
         compile_layers(layers)
         run.say("layers are compiled: the first steps take longer")
-    memory = Activations(setup, model, layers, loss, packed, attention, own)
+    memory = Activations(setup, model, layers, loss, packed, attention.name, own)
     bound, recomputed, bound_because = memory.choose()
     if not packed:
-        run.say(f"samples are padded, not packed: {packed_because}")
+        run.say(f"samples are padded, not packed: {attention.packed_because}")
     run.write_plan(
         packed=packed,
-        packed_because=packed_because,
-        attention=attention,
+        packed_because=attention.packed_because,
+        attention=attention.name,
+        attention_because=attention.because,
         fused_head=fused,
         fused_head_because=fused_because,
         compiled=compiled,

@@ -1,4 +1,4 @@
-"""Attention over a packed row by torch's variable-length kernel: no mask, and the work grows with each sample's own length."""
+"""Attention over a packed row by a variable-length kernel: no mask, and the work grows with each sample's own length."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -22,22 +22,33 @@ class UnsuitedError(Exception):
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """What torch's variable-length attention takes here. It differs between versions."""
+class Kernel:
+    """A kernel, and what it takes. Torch's differs between versions."""
+
+    attend: Callable[..., torch.Tensor]
+    """Called like `torch.nn.attention.varlen.varlen_attn`."""
 
     options: frozenset[str]
     """Names of its keywords."""
 
-    fewer_keys: bool
+    fewer_keys: bool = False
     """Fewer key heads than query heads, though it has no keyword for it."""
 
 
+def flash_attention_4() -> Kernel:
+    """That of the package flash-attn-4, which has to be there."""
+    from hub.train.fast.flash4 import attend
+
+    return Kernel(attend, frozenset(inspect.signature(attend).parameters))
+
+
 @cache
-def _kernel(device: torch.device) -> _Kernel:
+def _kernel(device: torch.device) -> Kernel:
+    """Torch's own."""
     from torch.nn.attention.varlen import varlen_attn
 
     options = frozenset(inspect.signature(varlen_attn).parameters)
-    return _Kernel(options, "enable_gqa" not in options and device.type == "cuda" and _takes_fewer_keys(device))
+    return Kernel(varlen_attn, options, "enable_gqa" not in options and device.type == "cuda" and _takes_fewer_keys(device))
 
 
 @torch.enable_grad()
@@ -62,7 +73,7 @@ def _takes_fewer_keys(device: torch.device) -> bool:
 
 
 def _varlen_attention(
-    kernel: _Kernel,
+    kernel: Kernel,
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -80,7 +91,7 @@ def _varlen_attention(
     Rows may be padded on the right: no token sees what is behind it.
 
     Args:
-        kernel: what torch's takes.
+        kernel: what computes it.
         module: the attention layer.
         query: (R, heads, T, head size).
         key: (R, key-value heads, T, head size).
@@ -99,8 +110,6 @@ def _varlen_attention(
     Raises:
         UnsuitedError: the model needs what this attention does not have.
     """
-    from torch.nn.attention.varlen import varlen_attn
-
     unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
     if unknown or dropout or attention_mask is not None or getattr(module, "is_causal", True) is False:
         raise UnsuitedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
@@ -130,7 +139,7 @@ def _varlen_attention(
         groups = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-    return varlen_attn(query, key, value, *bounds, **options).unflatten(0, (rows, length)), None
+    return kernel.attend(query, key, value, *bounds, **options).unflatten(0, (rows, length)), None
 
 
 def sample_bounds(batch: MicroBatch) -> dict[str, Any]:
@@ -145,10 +154,16 @@ def uses_varlen(model: Any) -> bool:
 
 
 @contextmanager
-def varlen_attention(model: Any) -> Iterator[Callable[[], None]]:
-    """Turn the attention here on. Yields what keeps it; else the model has its own again afterwards."""
+def varlen_attention(model: Any, kernel: Kernel | None = None) -> Iterator[Callable[[], None]]:
+    """Turn the attention here on. Yields what keeps it; else the model has its own again afterwards.
+
+    Args:
+        model: any of transformers'.
+        kernel: None: torch's.
+    """
+    kernel = kernel or _kernel(next(base_of(model).parameters()).device)
     # With no mask registered under its name, transformers makes none, and does not wait for the GPU to look for packed rows.
-    AttentionInterface.register(VARLEN, partial(_varlen_attention, _kernel(next(base_of(model).parameters()).device)))
+    AttentionInterface.register(VARLEN, partial(_varlen_attention, kernel))
     configs = {id(m.config): m.config for m in base_of(model).modules() if hasattr(m, "config")}.values()
     before = [(config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")]
     kept: list[bool] = []

@@ -1,6 +1,7 @@
 """Which of the fast ways of this folder a run takes, and why. Each is tried on the model itself before it is kept."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from hub.data.prepare import Sample
 from hub.options import AUTO
 from hub.train.collate import MicroBatch, pack
-from hub.train.fast import kernels
-from hub.train.fast.attention import varlen_attention
+from hub.train.fast import flash4, kernels
+from hub.train.fast.attention import Kernel, flash_attention_4, varlen_attention
 from hub.train.fast.head import FusedHead, kernel_problem
 from hub.train.fast.isolation import can_pack
 from hub.train.loss import causal_lm_loss, takes_positions
@@ -22,19 +23,44 @@ HEAD_TOLERANCE = 2e-2
 """Largest relative difference of the fused loss that passes as rounding of the half-precision logits."""
 
 
-def choose_attention(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype) -> tuple[bool, str, str]:
-    """Whether samples are packed and why, and the name of the attention.
+@dataclass(frozen=True)
+class Attention:
+    """How a model's samples see themselves and no other."""
 
-    On a GPU in half precision torch's variable-length attention is taken where the model isolates packed samples with it.
+    name: str
+    """`variable-length`, with the kernel's name if it is not torch's, or the model's own."""
+
+    because: str
+    packed: bool
+    """Whether several samples are packed into a row."""
+
+    packed_because: str
+
+
+def choose_attention(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, long: bool = False) -> Attention:
+    """The attention that a run takes, and whether samples are packed with it.
+
+    On a GPU in half precision variable-length attention is taken where the model isolates packed samples with it: that of
+    flash-attn-4 in runs that are worth its compiling (`long`), or torch's.
     """
-    own = str(getattr(kernels.base_of(model).config, "_attn_implementation", None))
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and own != "eager":
-        with varlen_attention(model) as keep:
-            packed, why = can_pack(model, vocab_size, device, dtype)
+    base = kernels.base_of(model)
+    own = str(getattr(base.config, "_attn_implementation", None))
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or own == "eager":
+        because = "variable-length attention needs a GPU, half precision, and a model that is not set to eager attention"
+        return Attention(own, because, *can_pack(model, vocab_size, device, dtype))
+    problem = flash4.problem(base.config.get_text_config(), device, dtype) if long else "the run is too short for its compiling"
+    known: list[tuple[str, str, Kernel | None]] = [("variable-length", f"torch's; not FlashAttention 4: {problem}", None)]
+    if not problem:
+        because = "the fastest known for this GPU and heads of this size"
+        known.insert(0, ("variable-length, FlashAttention 4", because, flash_attention_4()))
+    for name, because, kernel in known:
+        with varlen_attention(model, kernel) as keep:
+            packed, packed_because = can_pack(model, vocab_size, device, dtype)
             if packed:
                 keep()
-                return packed, why, "variable-length"
-    return *can_pack(model, vocab_size, device, dtype), own
+                return Attention(name, because, packed, packed_because)
+    because = "packed samples would see each other with variable-length attention, or it lacks what the model needs"
+    return Attention(own, because, *can_pack(model, vocab_size, device, dtype))
 
 
 def choose_head(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, packed: bool) -> tuple[bool, str]:

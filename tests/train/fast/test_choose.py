@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.attention.varlen
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.collate import pack, pad
-from hub.train.fast import attention
+from hub.train.fast import attention, flash4
 from hub.train.fast.attention import sample_bounds, uses_varlen, varlen_attention
 from hub.train.fast.budget import Line, Need, choose_bound, loads_of
 from hub.train.fast.choose import choose_attention, choose_compile, choose_head
@@ -101,9 +102,10 @@ def test_compiling_is_for_long_runs_on_a_gpu():
 
 def test_a_cpu_keeps_the_models_own_attention_and_output_layer():
     model = load()
-    packed, _, attention = choose_attention(model, 512, CPU, torch.float32)
-    assert (packed, attention) == (True, "sdpa")
-    assert not choose_head(model, 512, CPU, torch.float32, packed)[0]
+    attention = choose_attention(model, 512, CPU, torch.float32)
+    assert (attention.packed, attention.name) == (True, "sdpa")
+    assert attention.because.startswith("variable-length attention needs a GPU")
+    assert not choose_head(model, 512, CPU, torch.float32, attention.packed)[0]
 
 
 def reference(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
@@ -142,6 +144,34 @@ def test_variable_length_attention_gives_the_models_own_result(family, samples, 
     with varlen_attention(model) as keep:
         keep()
     assert uses_varlen(model)
+
+
+def test_flash_attention_4_is_called_like_torchs_kernel(samples, monkeypatch):
+    monkeypatch.setattr(flash4, "attend", reference)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path("mistral"), dtype=torch.float32, sliding_window=8).eval()
+    with torch.no_grad():
+        own = model(**model_inputs(model, pack(samples))).logits
+        with varlen_attention(model, attention.flash_attention_4()):
+            found = model(**model_inputs(model, pack(samples))).logits
+    assert torch.allclose(found, own, atol=1e-5)
+
+
+def test_its_operators_say_what_they_give_without_running():
+    with FakeTensorMode():
+        query = torch.empty(59, 8, 128, dtype=torch.bfloat16, requires_grad=True)
+        key, value = (torch.empty(59, 2, 128, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        starts = torch.empty(4, dtype=torch.int32)
+        output = flash4.attend(query.transpose(0, 1).contiguous().transpose(0, 1), key, value, starts, starts, 64, 64)
+        assert (output.shape, output.dtype, output.is_contiguous()) == (query.shape, torch.bfloat16, True)
+        output.sum().backward()
+        assert all(part.grad.shape == part.shape for part in (query, key, value))
+
+
+def test_flash_attention_4_is_not_for_a_cpu_and_says_why():
+    assert flash4.problem(load().config, CPU, torch.bfloat16) in (
+        "flash-attn-4 is not installed",
+        "it is made for Hopper and Blackwell",
+    )
 
 
 def test_a_window_that_the_kernel_does_not_know_leaves_the_model_its_own_attention(samples, monkeypatch):
