@@ -1,6 +1,7 @@
 """How many tokens a micro-batch may have, and what becomes of activations: kept, recomputed, or moved to the host."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,7 @@ class Activations:
         self.num_recomputed = 0
         self.asked = asked_bound(setup.cfg.algo, setup.data.longest)
         self.recompute = setup.cfg.algo.gradient_checkpointing
-        self.most = MOST_TOKENS if attention == "variable-length" else MASK_TOKENS
+        self.most = MOST_TOKENS if attention.startswith("variable-length") else MASK_TOKENS
         self.device = setup.session.device
         asked = setup.cfg.algo.activation_offload
         self.offload_because = "asked for" if asked != AUTO else "it fits without"
@@ -81,12 +82,21 @@ class Activations:
         cautious = repeatable or self.own is not None or not strategy.recovers_memory
         room = room_for_activations(self.model, self.device, shares, repeatable, cautious)
         room = -max_over_ranks(-room)
-        need = self._measure(room)
         toll = TOLL_OF_SHARES if strategy.shares_weights else 0
         most = self.most * 2 if toll and self.most == MOST_TOKENS else self.most
         # A bound that was asked for is planned for in full where no step can be done again.
         loads = self._loads() if (toll and not self.asked) or (self.asked and not cautious) else []
-        found = choose_bound(need, room, longest, most, self.asked, loads, toll)
+
+        def decide(need: Need) -> tuple[int, int] | None:
+            return choose_bound(need, room, longest, most, self.asked, loads, toll)
+
+        def is_enough(need: Need) -> bool:
+            """Whether nothing is to be gained from recomputing, on no rank."""
+            bound, _ = decide(need) or (0, 0)
+            return not max_over_ranks(float(bound < (self.asked or most)))
+
+        need = self._measure(room, is_enough)
+        found = decide(need)
         if max_over_ranks(float(found is None)) and self.may_offload:
             self.offload = HostInputs(self.device)
             self.offload_because = f"{self.asked or longest} tokens do not fit without, even with all layers recomputed"
@@ -118,8 +128,11 @@ class Activations:
         self.num_recomputed += more
         return self.num_recomputed
 
-    def _measure(self, room: float) -> Need:
-        """What a pass takes with all activations kept, and with all recomputed; by estimate where it would be unsafe."""
+    def _measure(self, room: float, is_enough: Callable[[Need], bool]) -> Need:
+        """What a pass takes with all activations kept, and with all recomputed; by estimate where it would be unsafe.
+
+        With recomputed ones only if that with kept ones does not say enough: it may have to be compiled for that.
+        """
         # A measure differs a little from run to run, and with it the cut into micro-batches: other sums, other dropout.
         estimated = self.setup.session.strategy.has_engine or self.setup.cfg.algo.deterministic
         config = self.model.config
@@ -139,8 +152,9 @@ class Activations:
         keeps = self.recompute != "all" and not max_over_ranks(float(kept.per_token * tokens > room))
         if keeps:
             kept = measured(passes, parameters, self.device)
-        if self.recompute == "none":
-            return Need(kept, kept, 0)
+        without = Need(kept, kept, 0)
+        if self.recompute == "none" or (keeps and is_enough(without)):
+            return without
         undo = recompute(self.layers, self.offload)
         recomputed = measured(passes, parameters, self.device)
         undo()

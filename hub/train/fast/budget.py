@@ -36,7 +36,8 @@ CAUTIOUS_SHARE = 0.88
 """Of it where the bytes are estimated, or where a rank that runs out of memory can't go on by itself."""
 
 RECOMPUTING = 1 / 3
-"""Of a layer's work: its forward pass again."""
+"""Of a layer's work: its forward pass again. (Compiled layers leave a quarter of that out; with LoRA the pass is half of the
+work.)"""
 
 TOLL_OF_SHARES = 1700
 """What a micro-batch costs where its weights have to be brought together and its gradients shared out, as tokens of work:

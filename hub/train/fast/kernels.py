@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from hub.train.fast.compiled import CompiledForward
 from hub.train.fast.head import FusedHead
 from hub.train.fast.offload import HostInputs
 
@@ -66,28 +67,30 @@ def recompute(layers: list[torch.nn.Module], offload: HostInputs | None = None) 
     Returns:
         What undoes it.
     """
-    before = [(layer, layer.forward) for layer in layers]
+    undone: list[Callable[[], None]] = []
 
     def wrap(layer: torch.nn.Module) -> None:
         plain = layer.forward
+        if isinstance(plain, CompiledForward):
+            undone.append(plain.recompute(offload))
+            return
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not (layer.training and torch.is_grad_enabled()):
                 return plain(*args, **kwargs)
             if offload is None:
                 return checkpoint(plain, *args, use_reentrant=False, **kwargs)
-            with offload.hooks():
-                found = checkpoint(plain, *args, use_reentrant=False, **kwargs)
-            offload.parked()
-            return found
+            with offload.around(layer, args, kwargs):
+                return checkpoint(plain, *args, use_reentrant=False, **kwargs)
 
         layer.forward = forward
+        undone.append(lambda: setattr(layer, "forward", plain))
 
     for layer in layers:
         wrap(layer)
 
     def undo() -> None:
-        for layer, forward in before:
-            layer.forward = forward
+        for step in undone:
+            step()
 
     return undo

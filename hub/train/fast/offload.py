@@ -1,7 +1,8 @@
 """What recomputed layers keep, in the host's memory instead of the GPU's: room for contexts that fit no other way.
 
-A layer that recomputes its activations keeps its input alone. Here that one goes to page-locked memory while the layer runs, on
-a stream of its own, and comes back while the layer behind it runs backward. A copy is a copy: no number changes.
+A layer that recomputes its activations keeps its input alone, or the result of its attention too. Here those go to page-locked
+memory on a stream of its own, while the layer or the next one runs, and come back while the layer behind it runs backward. A
+copy is a copy: no number changes.
 """
 
 import weakref
@@ -20,20 +21,29 @@ PIECE_BYTES = 2**26
 """Page-locked memory is taken in pieces of this size: torch rounds each up to a power of two, which could be twice the need."""
 
 
+class _Group:
+    """What one layer keeps on the host."""
+
+    def __init__(self, before: "_Group | None") -> None:
+        self.before = None if before is None else weakref.ref(before)
+        """That of the layer before it, as long as a graph holds it: it will be asked for next."""
+
+        self.parked: list[weakref.ref[_Parked]] = []
+
+
 class _Parked:
     """A tensor on the host, and on its way back."""
 
-    def __init__(self, shape: torch.Size, pieces: list[torch.Tensor], before: "weakref.ref[_Parked] | None") -> None:
-        self.shape, self.pieces = shape, pieces
-        self.before = before
-        """What was parked before it, as long as a graph holds that: it will be asked for next."""
-
+    def __init__(self, tensor: torch.Tensor, pieces: list[torch.Tensor], group: _Group) -> None:
+        self.shape, self.pieces, self.group = tensor.shape, pieces, group
         self.back: torch.Tensor | None = None
         self.arrived: torch.cuda.Event | None = None
+        self.was_asked_for = False
+        group.parked.append(weakref.ref(self))
 
 
 class HostInputs:
-    """Parks the inputs of recomputed layers.
+    """Parks what recomputed layers keep: their inputs, and the result of their attention where that is kept.
 
     Args:
         device: where the layers run. On a CPU the copies are made all the same, for tests.
@@ -43,18 +53,61 @@ class HostInputs:
     def __init__(self, device: torch.device, least_bytes: int = LEAST_BYTES) -> None:
         self._device, self._least_bytes = device, least_bytes
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._last: weakref.ref[_Parked] | None = None
+        self._last: weakref.ref[_Group] | None = None
+        self._copying: tuple[torch.cuda.Event, list[torch.Tensor]] | None = None
 
-    def hooks(self) -> Any:
-        """A context in which what a checkpointed call saves of its arguments is parked."""
-        return torch.autograd.graph.saved_tensors_hooks(self._park, self._fetch)
+    @contextmanager
+    def around(self, layer: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Iterator[None]:
+        """While a layer runs its input is copied to the host; what else it keeps, while the next one runs.
 
-    def parked(self) -> None:
-        """Let the GPU go on only when what was parked is copied. By then the layer has run: longer than a copy takes."""
-        if self._side is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._side)
+        Its weights stay, and so do its other arguments, which all layers share.
 
-    def _park(self, tensor: torch.Tensor) -> Any:
+        Args:
+            layer: it.
+            args: what it is called with, its input (R, T, H) first.
+            named: the same, where it is called by name.
+        """
+        hidden = args[0] if args else named["hidden_states"]
+        others = [part for part in (*args, *named.values()) if part is not hidden]
+        stays = {_storage(tensor) for tensor in (*layer.parameters(), *layer.buffers(), *_flat(others))}
+        group = _Group(self._last() if self._last is not None else None)
+        self._last = weakref.ref(group)
+        first = self._park(hidden, group)
+        copied = self._side.record_event() if self._side is not None else None
+        later: list[torch.Tensor] = []
+        # The graph holds this function as long as what it parked: it must not hold the tensors themselves.
+        is_hidden = (hidden.data_ptr(), hidden.shape, hidden.dtype)
+        del hidden, others, args, named
+
+        def park(tensor: torch.Tensor) -> Any:
+            if (tensor.data_ptr(), tensor.shape, tensor.dtype) == is_hidden:
+                return first
+            if _storage(tensor) in stays:
+                return tensor
+            found = self._park(tensor, group)
+            if isinstance(found, _Parked):
+                later.append(tensor)
+            return found
+
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(park, self._fetch):
+                yield
+        finally:
+            if self._side is not None and copied is not None:
+                # By now the layer has run, which takes longer than the copy.
+                torch.cuda.current_stream(self._device).wait_event(copied)
+                self._settle()
+                if later:
+                    self._copying = (self._side.record_event(), later)
+
+    def _settle(self) -> None:
+        """Let the GPU go on only when what the layer before kept is copied, and free its memory there."""
+        if self._copying is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._copying[0])
+            self._copying[1].clear()
+            self._copying = None
+
+    def _park(self, tensor: torch.Tensor, group: _Group) -> Any:
         num_bytes = tensor.numel() * tensor.element_size()
         if tensor.device.type != self._device.type or not tensor.is_floating_point() or num_bytes < self._least_bytes:
             return tensor
@@ -65,23 +118,29 @@ class HostInputs:
             for part in _cut(tensor):
                 pieces.append(torch.empty_like(part, device="cpu", pin_memory=self._side is not None))
                 pieces[-1].copy_(part, non_blocking=True)
-        parked = _Parked(tensor.shape, pieces, self._last)
-        self._last = weakref.ref(parked)
-        return parked
+        return _Parked(tensor, pieces, group)
 
     def _fetch(self, held: Any) -> torch.Tensor:
         if not isinstance(held, _Parked):
             assert isinstance(held, torch.Tensor)
             return held
+        self._settle()
+        held.was_asked_for = True
         self._bring(held)
+        self._bring_all(held.group)
+        if held.group.before is not None:
+            self._bring_all(held.group.before())
         found, held.back = held.back, None
         assert found is not None
         if held.arrived is not None:
             torch.cuda.current_stream(self._device).wait_event(held.arrived)
-        before = held.before() if held.before is not None else None
-        if before is not None:
-            self._bring(before)
         return found
+
+    def _bring_all(self, group: _Group | None) -> None:
+        for one in group.parked if group is not None else ():
+            parked = one()
+            if parked is not None and not parked.was_asked_for:
+                self._bring(parked)
 
     def _bring(self, parked: _Parked) -> None:
         """Begin to copy it back, if that has not begun."""
@@ -109,3 +168,16 @@ def _cut(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """A tensor in a row of pieces; views, where it is contiguous."""
     parts: tuple[torch.Tensor, ...] = tensor.detach().flatten().split(PIECE_BYTES // tensor.element_size())
     return parts
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    found: int = tensor.untyped_storage().data_ptr()
+    return found
+
+
+def _flat(values: list[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _flat(list(value))
+        elif isinstance(value, torch.Tensor):
+            yield value

@@ -1,6 +1,7 @@
 """Inputs of recomputed layers on the host: the same gradients, and nothing kept behind. tests/gpu has the memory."""
 
 import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_gradients_are_bit_equal(num, monkeypatch):
     monkeypatch.setattr(offload, "PIECE_BYTES", 1000)
     inputs = HostInputs(CPU, least_bytes=1)
     parked = []
-    inputs._park = lambda tensor, park=inputs._park: parked.append(tensor) or park(tensor)
+    inputs._park = lambda tensor, group, park=inputs._park: parked.append(tensor) or park(tensor, group)
     found = gradients(num, inputs)
     assert sum(tensor.ndim == 3 for tensor in parked) == 3 * num
     assert all(torch.equal(a, b) for a, b in zip(found, gradients(0, None), strict=True))
@@ -82,6 +83,60 @@ def test_the_next_one_comes_back_ahead_and_each_only_once(monkeypatch):
     assert asked == [0, 2, 3, 4]  # how many were on their way when each was asked for: the last layer's is the only late one
 
 
+def test_of_what_is_parked_nothing_stays_while_the_graph_waits():
+    model = load()
+    recompute(layers_of(model), HostInputs(CPU, least_bytes=1))
+    seen = []
+    for layer in layers_of(model):
+        layer.register_forward_pre_hook(lambda module, args: seen.append(weakref.ref(args[0])))
+    loss = causal_lm_loss(model, batch())
+    assert [one() for one in seen] == [None] * 4
+    loss.backward()
+
+
+class TwoKept(torch.nn.Module):
+    """Keeps its input and one more tensor."""
+
+    def forward(self, hidden, factor):
+        return hidden * torch.tanh(hidden) * factor
+
+
+def test_what_else_a_layer_keeps_comes_back_with_its_input_and_arguments_of_all_layers_stay(monkeypatch):
+    inputs = HostInputs(CPU, least_bytes=1)
+    brought, asked, bring, fetch = [], [], inputs._bring, inputs._fetch
+
+    def record(parked):
+        if parked.back is None:
+            brought.append(parked)
+        bring(parked)
+
+    def watch(held):
+        if isinstance(held, offload._Parked):
+            asked.append((held in brought, len(brought)))
+        return fetch(held)
+
+    monkeypatch.setattr(inputs, "_bring", record)
+    monkeypatch.setattr(inputs, "_fetch", watch)
+    layers, factor = [TwoKept() for _ in range(4)], torch.full((2, 5, 3), 0.7)
+    start = torch.randn(2, 5, 3, requires_grad=True)
+    hidden, plain = start, start
+    for layer in layers:
+        with inputs.around(layer, (hidden,), {"factor": factor}):
+            hidden = layer(hidden, factor)
+        plain = layer(plain, factor)
+    (found,) = torch.autograd.grad(hidden.sum(), start)
+    (expected,) = torch.autograd.grad(plain.sum(), start)
+    assert torch.equal(found, expected)
+    parked = len(brought)
+    assert parked == len(set(map(id, brought)))  # each only once
+    per_layer = parked // 4
+    assert per_layer > 1
+    # What the last layer keeps is late; of all others everything is on its way when the first of it is asked for.
+    assert all(under_way for under_way, _ in asked[per_layer:])
+    assert [count for _, count in asked[::per_layer]] == [0, 2 * per_layer, 3 * per_layer, 4 * per_layer]
+    assert not any((one.pieces[0] == factor.flatten()).all() for one in brought)
+
+
 def test_nothing_is_held_after_the_backward_pass_or_after_one_that_failed():
     inputs = HostInputs(CPU, least_bytes=1)
     model = load()
@@ -100,7 +155,7 @@ def test_small_tensors_and_evaluation_are_left_alone():
     causal_lm_loss(model, batch()).backward()
     model.eval()
     causal_lm_loss(model, batch())
-    assert inputs._last is None
+    assert inputs._last() is None
 
 
 def test_it_goes_with_recomputed_layers_only():
@@ -129,7 +184,7 @@ def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, of
     monkeypatch.setattr(activations, "HostInputs", lambda device: "host")
     monkeypatch.setattr(activations, "recompute", lambda layers, offload: calls.append((len(layers), offload)))
     monkeypatch.setattr(activations, "room_for_activations", lambda *args: room)
-    monkeypatch.setattr(activations.Activations, "_measure", lambda self, room: Need(Line(1000.0), Line(120.0), 10))
+    monkeypatch.setattr(activations.Activations, "_measure", lambda self, room, is_enough: Need(Line(1000.0), Line(120.0), 10))
     cfg = compose("algo=sft", "model=tiny", "data=tiny", f"algo.activation_offload={option}")
     session = SimpleNamespace(device=torch.device("cuda"), strategy=Replicated(), group=SimpleNamespace(world=1))
     said = []
