@@ -144,8 +144,10 @@ class Activations:
         if estimated or not self.layers or max_over_ranks(float(recomputed.per_token * tokens > room)):
             return Need(kept, recomputed, len(self.layers) if self.own is None else 0)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # Two sizes tell what grows with the tokens from what does not.
-        passes = [partial(self._pass, part) for part in (self._samples(tokens // 2), samples)]
+        # Two sizes tell what grows with the tokens from what does not. Of one long row there is one size only.
+        fewer = self._samples(tokens // 2)
+        sizes = [fewer, samples] if sum(map(len, fewer)) < tokens else [samples]
+        passes = [partial(self._pass, part) for part in sizes]
         if self.own is not None:
             as_it_is = measured(passes, parameters, self.device)
             return Need(as_it_is, as_it_is, 0)
