@@ -1,6 +1,7 @@
 """How many tokens a micro-batch may have, and what becomes of activations: kept, recomputed, or moved to the host."""
 
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from hub.data.prepare import Sample
 from hub.options import AUTO
+from hub.train.checkpoints.host_copies import free_host_memory
 from hub.train.collate import pack, pad
 from hub.train.fast.budget import (
     CPU_TOKENS,
@@ -34,6 +36,9 @@ from hub.train.setup import Setup
 
 NUM_LOOKED_AT = 1000
 """Samples among which those for a measurement are found."""
+
+SHARE_OF_HOST_MEMORY = 0.7
+"""Of what is free there, for what layers keep: checkpoints and data need room too."""
 
 TIMES_EASED = 8
 """Times that memory may run out before all layers recompute their activations."""
@@ -65,7 +70,7 @@ class Activations:
             if asked == "all":
                 setup.run.say(f"algo.activation_offload=all changes nothing: {self.offload_because.partition(': ')[0]}")
         self.may_offload = asked == AUTO and self.recompute != "none" and own is None
-        self.offload = HostInputs(self.device) if asked == "all" and self.device.type == "cuda" else None
+        self.offload = self._host_inputs() if asked == "all" and self.device.type == "cuda" else None
 
     def choose(self) -> tuple[int, int, str]:
         """The bound, the number of layers that recompute, and why. The layers are set up for it."""
@@ -98,13 +103,20 @@ class Activations:
         need = self._measure(room, is_enough)
         found = decide(need)
         if max_over_ranks(float(found is None)) and self.may_offload:
-            self.offload = HostInputs(self.device)
+            self.offload = self._host_inputs()
             self.offload_because = f"{self.asked or longest} tokens do not fit without, even with all layers recomputed"
             self.setup.run.say(f"inputs of recomputed layers go to the host's memory: {self.offload_because}")
         bound, num = found or (self.asked or longest, len(self.layers))
         bound, num = int(-max_over_ranks(-bound)), int(max_over_ranks(num))
         because = "asked for" if self.asked else in_words(need, room, num)
         return bound, self._recompute(num), because
+
+    def _host_inputs(self) -> HostInputs:
+        """For the inputs of all layers, and for what their attention gives, if the host has room for both."""
+        tokens = self.asked or self.setup.data.longest
+        one = tokens * self.model.config.get_text_config().hidden_size * self.setup.session.compute_dtype.itemsize
+        room = SHARE_OF_HOST_MEMORY * free_host_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return HostInputs(self.device, keeps_attention=2 * one * len(self.layers) <= room)
 
     def _loads(self) -> list[float]:
         lengths = [len(sample) for sample in self.setup.data.train[:NUM_LOOKED_AT]]

@@ -97,7 +97,7 @@ class CompiledForward:
         if self._offload is None:
             return self._again(self._layer, *args, **kwargs)
         longest = kwargs.get("max_length_q") or (sizes[-1] if isinstance(hidden, torch.Tensor) else 0)
-        run = self._without_attention if longest >= LONG_ROWS else self._again
+        run = self._without_attention if longest >= LONG_ROWS and self._offload.keeps_attention else self._again
         with self._offload.around(self._layer, args, kwargs):
             return run(self._layer, *args, **kwargs)
 

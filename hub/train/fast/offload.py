@@ -48,10 +48,11 @@ class HostInputs:
     Args:
         device: where the layers run. On a CPU the copies are made all the same, for tests.
         least_bytes: smaller tensors stay.
+        keeps_attention: whether the host has room for the results of attention too, where layers can keep them.
     """
 
-    def __init__(self, device: torch.device, least_bytes: int = LEAST_BYTES) -> None:
-        self._device, self._least_bytes = device, least_bytes
+    def __init__(self, device: torch.device, least_bytes: int = LEAST_BYTES, keeps_attention: bool = True) -> None:
+        self._device, self._least_bytes, self.keeps_attention = device, least_bytes, keeps_attention
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._last: weakref.ref[_Group] | None = None
         self._copying: tuple[torch.cuda.Event, list[torch.Tensor]] | None = None

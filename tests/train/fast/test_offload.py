@@ -181,17 +181,33 @@ def test_on_a_cpu_it_is_said_to_change_nothing(tmp_path, capsys):
 )
 def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, offloads):
     calls = []
-    monkeypatch.setattr(activations, "HostInputs", lambda device: "host")
+    monkeypatch.setattr(activations, "HostInputs", lambda device, keeps_attention: "host")
     monkeypatch.setattr(activations, "recompute", lambda layers, offload: calls.append((len(layers), offload)))
     monkeypatch.setattr(activations, "room_for_activations", lambda *args: room)
     monkeypatch.setattr(activations.Activations, "_measure", lambda self, room, is_enough: Need(Line(1000.0), Line(120.0), 10))
     cfg = compose("algo=sft", "model=tiny", "data=tiny", f"algo.activation_offload={option}")
-    session = SimpleNamespace(device=torch.device("cuda"), strategy=Replicated(), group=SimpleNamespace(world=1))
+    session = SimpleNamespace(
+        device=torch.device("cuda"), strategy=Replicated(), group=SimpleNamespace(world=1), compute_dtype=torch.bfloat16
+    )
     said = []
     setup = SimpleNamespace(cfg=cfg, session=session, data=SimpleNamespace(longest=5000), run=SimpleNamespace(say=said.append))
-    memory = activations.Activations(setup, None, [torch.nn.Module()] * 10, None, True, "variable-length", None)
+    memory = activations.Activations(setup, load(), [torch.nn.Module()] * 10, None, True, "variable-length", None)
     bound, num, _ = memory.choose()
     assert calls == [(num, "host" if offloads else None)]
     assert (bound, num) == (5000, 10) if room == 1e5 else bound >= 5000
     assert bool(said) == (option == "auto" and offloads)
     assert (memory.offload is not None) == offloads
+
+
+@pytest.mark.parametrize(("processes", "free", "keeps"), [(1, 1.5, True), (1, 1.4, False), (2, 2.9, True), (2, 2.8, False)])
+def test_attention_is_kept_on_the_host_if_that_has_room_for_it_as_well(monkeypatch, processes, free, keeps):
+    model, layers, longest = load(), [torch.nn.Module()] * 10, 5000
+    inputs_and_attention = 2 * 10 * longest * model.config.hidden_size * 2
+    monkeypatch.setattr(activations, "HostInputs", lambda device, keeps_attention: keeps_attention)
+    monkeypatch.setattr(activations, "free_host_memory", lambda: free * inputs_and_attention)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    cfg = compose("algo=sft", "model=tiny", "data=tiny", "algo.activation_offload=all")
+    session = SimpleNamespace(device=torch.device("cuda"), compute_dtype=torch.bfloat16)
+    setup = SimpleNamespace(cfg=cfg, session=session, data=SimpleNamespace(longest=longest))
+    memory = activations.Activations(setup, model, layers, None, True, "variable-length", None)
+    assert memory.offload is keeps
