@@ -112,11 +112,11 @@ def problem(config: Any, device: torch.device, dtype: torch.dtype) -> str:
         version("flash-attn-4")
     except PackageNotFoundError:
         return "flash-attn-4 is not installed"
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device)[0] not in ARCHITECTURES:
         return "it is made for Hopper and Blackwell"
-    if size != HEAD_SIZE:
+    heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    if not heads or size != HEAD_SIZE:
         return f"it gains with heads of {HEAD_SIZE} numbers, and these have {size}"
     if torch.are_deterministic_algorithms_enabled():
         return "its gradients depend on which sum comes first"

@@ -55,7 +55,7 @@ def divide(layer: torch.nn.Module) -> Callable[[], None]:
 def _is_4bit(module: torch.nn.Module) -> bool:
     """Whether it is a layer of bitsandbytes that nothing has changed."""
     known = type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes")
-    return known and "forward" not in vars(module)
+    return known and "forward" not in vars(module) and getattr(module.weight, "quant_state", None) is not None
 
 
 def _unpack_once(layer: Any) -> None:

@@ -1,6 +1,7 @@
 """What a run on a GPU chooses for itself, as far as it can be seen without one. tests/gpu has the kernels."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +173,20 @@ def test_flash_attention_4_is_not_for_a_cpu_and_says_why():
         "flash-attn-4 is not installed",
         "it is made for Hopper and Blackwell",
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "these have None"),
+        ({"num_attention_heads": 8, "hidden_size": 512}, "these have 64"),
+        ({"num_attention_heads": 8, "hidden_size": 512, "head_dim": 256}, "these have 256"),
+    ],
+)
+def test_flash_attention_4_is_not_for_heads_that_lose_by_it(monkeypatch, config, words):
+    monkeypatch.setattr(flash4, "version", lambda name: "4.0.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert flash4.problem(SimpleNamespace(**config), torch.device("cuda"), torch.bfloat16).endswith(words)
 
 
 def test_a_window_that_the_kernel_does_not_know_leaves_the_model_its_own_attention(samples, monkeypatch):
