@@ -22,7 +22,7 @@ LENGTHS = (300, 1, 2, 64, 129, 1000)
 @pytest.fixture(autouse=True)
 def _fitting_gpu():
     if torch.cuda.get_device_capability()[0] not in flash4.ARCHITECTURES:
-        pytest.skip("needs another GPU: Hopper or Blackwell")
+        pytest.skip("needs a GPU of the generations Hopper or Blackwell")
 
 
 def in_float64(query, key, value, window):

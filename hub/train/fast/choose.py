@@ -49,7 +49,8 @@ def choose_attention(model: Any, vocab_size: int, device: torch.device, dtype: t
         because = "variable-length attention needs a GPU, half precision, and a model that is not set to eager attention"
         return Attention(own, because, *can_pack(model, vocab_size, device, dtype))
     problem = flash4.problem(base.config.get_text_config(), device, dtype) if long else "the run is too short for its compiling"
-    known: list[tuple[str, str, Kernel | None]] = [("variable-length", f"torch's; not FlashAttention 4: {problem}", None)]
+    because = f"torch's; not FlashAttention 4: {problem or 'packed samples would see each other'}"
+    known: list[tuple[str, str, Kernel | None]] = [("variable-length", because, None)]
     if not problem:
         because = "the fastest known for this GPU and heads of this size"
         known.insert(0, ("variable-length, FlashAttention 4", because, flash_attention_4()))

@@ -61,7 +61,7 @@ class CompiledForward:
     def __init__(self, layer: torch.nn.Module) -> None:
         self._layer, self._plain = layer, layer.forward
         self._kept, self._again = torch.compile(self._plain), torch.compile(_again)
-        layer.hub_plain = self._plain
+        layer.hub_plain = self._plain  # where one compiled function finds it for every layer
         self._without_attention = torch.compile(_again_without_attention)
         self._recomputes = False
         self._offload: HostInputs | None = None

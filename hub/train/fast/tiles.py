@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+
+from hub.train.four_bit import is_4bit, unpack_once
 
 TILES = 4
 """Parts of the tokens."""
@@ -39,9 +40,7 @@ def divide(layer: torch.nn.Module) -> Callable[[], None]:
         parts = hidden.split([size] * (TILES - 1) + [tokens - (TILES - 1) * size], dim=1)
         return torch.cat([plain(part) for part in parts], dim=1)
 
-    quantised = [module for module in mlp.modules() if _is_4bit(module)]
-    for module in quantised:
-        _unpack_once(module)
+    quantised = [module for module in mlp.modules() if is_4bit(module) and unpack_once(module)]
     mlp.forward = forward
 
     def undo() -> None:
@@ -50,25 +49,3 @@ def divide(layer: torch.nn.Module) -> Callable[[], None]:
             del module.forward
 
     return undo
-
-
-def _is_4bit(module: torch.nn.Module) -> bool:
-    """Whether it is a layer of bitsandbytes that nothing has changed."""
-    known = type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes")
-    return known and "forward" not in vars(module) and getattr(module.weight, "quant_state", None) is not None
-
-
-def _unpack_once(layer: Any) -> None:
-    """Let a 4-bit layer bring its weight to 16 bits in an operation of its own, which a compiler does once for all parts.
-
-    bitsandbytes' own product does it anew for each.
-    """
-    from bitsandbytes.functional import dequantize_4bit
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        wanted = layer.compute_dtype or x.dtype
-        weight = dequantize_4bit(layer.weight, layer.weight.quant_state)
-        bias = None if layer.bias is None else layer.bias.to(wanted)
-        return F.linear(x.to(wanted), weight.to(wanted), bias).to(x.dtype)
-
-    layer.forward = forward

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from hub.train.checkpoints.optimizer_state import flat_optimizer_state, restore_optimizer
 from hub.train.coordinates import Coordinates
+from hub.train.four_bit import hold_as_plain_tensor, is_4bit
 from hub.train.parallel.distributed import Group, same_on_all_ranks, sum_gradients
 from hub.train.parallel.shares import StoredTensors, local, place_of
 
@@ -144,8 +145,8 @@ class FullyShard(Replicated):
         # Else the outermost weights stay gathered after an evaluation, and are not those that the optimizer knows.
         options["reshard_after_forward"] = True
         for module in model.modules():
-            if type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes"):
-                hold_4bit_as_plain_tensor(module, self._device)
+            if is_4bit(module):
+                hold_as_plain_tensor(module, self._device)
         layers = layer_classes(model)
         for module in [m for m in model.modules() if type(m).__name__ in layers]:
             fully_shard(module, ignored_params=set(whole), **options)
@@ -174,26 +175,6 @@ def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     # That would round each norm, and their sum, to bfloat16.
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
-
-
-def hold_4bit_as_plain_tensor(layer: Any, device: torch.device) -> None:
-    """Let a bitsandbytes layer keep its packed weight as a plain tensor that can be shared out.
-
-    Its own kind of parameter carries the scales along, and both get lost when the weight is shared out. The scales (half a bit
-    per weight, less when they are quantised themselves) stay whole in the layer.
-    """
-    from bitsandbytes import matmul_4bit
-
-    scales = layer.weight.quant_state
-    scales.to(device)
-    layer.weight = torch.nn.Parameter(layer.weight.data, requires_grad=False)
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        out = matmul_4bit(x.to(layer.compute_dtype or x.dtype), layer.weight.t(), bias=bias, quant_state=scales)
-        return out.to(x.dtype)
-
-    layer.forward = forward
 
 
 def layer_classes(model: Any) -> set[str]:

@@ -148,14 +148,15 @@ def test_nothing_is_held_after_the_backward_pass_or_after_one_that_failed():
     assert inputs._last() is None
 
 
-def test_small_tensors_and_evaluation_are_left_alone():
+def test_small_tensors_and_evaluation_are_left_alone(monkeypatch):
+    monkeypatch.setattr(offload._Parked, "__init__", None)  # called, it would end the test
     inputs = HostInputs(CPU)
     model = load()
     recompute(layers_of(model), inputs)
     causal_lm_loss(model, batch()).backward()
     model.eval()
+    inputs._least_bytes = 1
     causal_lm_loss(model, batch())
-    assert inputs._last() is None
 
 
 def test_it_goes_with_recomputed_layers_only():

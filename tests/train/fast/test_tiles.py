@@ -1,6 +1,5 @@
 """An MLP that takes its tokens in parts: the same numbers, in plain layers and in those of 4 bits."""
 
-import bitsandbytes
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -11,6 +10,8 @@ from hub.train.fast.tiles import LEAST_TOKENS, TILES, divide
 
 
 def layer_of(quantised: bool):
+    if quantised:
+        bitsandbytes = pytest.importorskip("bitsandbytes", reason="the package bitsandbytes is not installed")
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32).train()
     layer = layers_of(model)[0]
     for name in ("gate_proj", "up_proj", "down_proj") if quantised else ():
