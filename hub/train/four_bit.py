@@ -1,9 +1,8 @@
-"""bitsandbytes' 4-bit layers, where they have to do otherwise than as they come."""
+"""bitsandbytes' 4-bit layers: which ones they are, and how they are held so that they can be shared out."""
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 
 def is_4bit(module: torch.nn.Module) -> bool:
@@ -29,26 +28,3 @@ def hold_as_plain_tensor(layer: Any, device: torch.device) -> None:
         return out.to(x.dtype)
 
     layer.forward = forward
-
-
-def unpack_once(layer: Any) -> bool:
-    """Let a layer bring its weight to 16 bits in an operation of its own, which a compiler does once for several calls.
-
-    bitsandbytes' own product does it anew for each.
-
-    Returns:
-        Whether it does now; one that was changed before stays as it is. `del layer.forward` undoes it.
-    """
-    from bitsandbytes.functional import dequantize_4bit
-
-    if "forward" in vars(layer) or getattr(layer.weight, "quant_state", None) is None:
-        return False
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        wanted = layer.compute_dtype or x.dtype
-        weight = dequantize_4bit(layer.weight, layer.weight.quant_state)
-        bias = None if layer.bias is None else layer.bias.to(wanted)
-        return F.linear(x.to(wanted), weight.to(wanted), bias).to(x.dtype)
-
-    layer.forward = forward
-    return True

@@ -15,6 +15,8 @@ from hub.train.fast.compiled import compile_layers
 from hub.train.fast.isolation import can_pack
 from hub.train.fast.kernels import hidden_states_in, layers_of
 from hub.train.fast.own_kernels import OwnKernels
+from hub.train.fast.unpack import use_kernel
+from hub.train.four_bit import is_4bit
 from hub.train.loss import causal_lm_loss
 from hub.train.setup import Setup
 
@@ -100,6 +102,12 @@ def choose_layout(
         fused, fused_because = choose_head(model, config.vocab_size, device, dtype, packed)
     if own is None and device.type == "cuda" and dtype != torch.float32:
         hidden_states_in(model, dtype)
+    if own is None and device.type == "cuda" and any(is_4bit(module) for module in model.modules()):
+        problem = use_kernel(model)
+        run.write_plan(
+            unpacking="bitsandbytes" if problem else "the hub's kernel",
+            unpacking_because=problem or "the same numbers, in one go",
+        )
     layers = layers_of(model)
     if compiled:
         compile_layers(layers)

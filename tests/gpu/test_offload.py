@@ -6,11 +6,12 @@ from functools import partial
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from hub import compose
 from hub.launch import launch
 from hub.train.fast import activations
+from hub.train.fast.host_embedding import hold_on_host
 from hub.train.fast.kernels import recompute
 from hub.train.fast.offload import HostInputs
 
@@ -62,3 +63,25 @@ def test_a_run_gives_the_same_losses_with_it(tmp_path, monkeypatch, compiled):
         return [line["loss"] for line in result.metrics]
 
     assert losses("all") == pytest.approx(losses("none"), rel=1e-3)
+
+
+def test_an_embedding_in_the_hosts_memory_gives_the_same_and_takes_nothing_of_the_gpus():
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, vocab_size=50_000, tie_word_embeddings=False)  # fmt: skip
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
+        ids = torch.randint(0, 50_000, (1, 3000))
+    norm = model.model.layers[0].input_layernorm.weight.requires_grad_()
+
+    def results() -> list[torch.Tensor]:
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        return [loss, *torch.autograd.grad(loss, norm)]
+
+    weight = model.get_input_embeddings().weight
+    expected, known, before = results(), weight.cpu(), torch.cuda.memory_allocated()
+    assert hold_on_host(model) == ""
+    assert torch.cuda.memory_allocated() <= before - weight.nbytes
+    assert all(torch.equal(one, other) for one, other in zip(results(), expected, strict=True))
+    assert weight.is_cuda
+    assert torch.equal(weight.cpu(), known)

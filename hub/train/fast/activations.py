@@ -28,7 +28,8 @@ from hub.train.fast.budget import (
     measured,
     room_for_activations,
 )
-from hub.train.fast.kernels import recompute
+from hub.train.fast.host_embedding import hold_on_host
+from hub.train.fast.kernels import base_of, recompute
 from hub.train.fast.offload import HostInputs
 from hub.train.fast.own_kernels import OwnKernels
 from hub.train.parallel.distributed import max_over_ranks
@@ -112,7 +113,13 @@ class Activations:
         return bound, self._recompute(num), because
 
     def _host_inputs(self) -> HostInputs:
-        """For the inputs of all layers, and for what their attention gives, if the host has room for both."""
+        """For the inputs of all layers, and for what their attention gives, if the host has room for both.
+
+        Where memory is that short, a frozen embedding goes there too.
+        """
+        if self.own is None and not self.setup.session.strategy.shares_weights:
+            problem = hold_on_host(base_of(self.model))
+            self.setup.run.write_plan(embedding_on_host=not problem, embedding_on_host_because=problem or "memory is short")
         tokens = self.asked or self.setup.data.longest
         one = tokens * self.model.config.get_text_config().hidden_size * self.setup.session.compute_dtype.itemsize
         room = SHARE_OF_HOST_MEMORY * free_host_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

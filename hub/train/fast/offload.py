@@ -55,6 +55,10 @@ class HostInputs:
         self._device, self._least_bytes, self.keeps_attention = device, least_bytes, keeps_attention
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._last: weakref.ref[_Group] | None = None
+        self._known_free = 0
+        self._modules: weakref.WeakKeyDictionary[torch.nn.Module, list[weakref.ref[torch.nn.Module]]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._copying: tuple[torch.cuda.Event, list[torch.Tensor]] | None = None
 
     @contextmanager
@@ -69,8 +73,7 @@ class HostInputs:
             named: the same, where it is called by name.
         """
         hidden = args[0] if args else named["hidden_states"]
-        others = [part for part in (*args, *named.values()) if part is not hidden]
-        stays = {_storage(tensor) for tensor in (*layer.parameters(), *layer.buffers(), *_flat(others))}
+        shared = {_storage(tensor) for tensor in _flat([part for part in (*args, *named.values()) if part is not hidden])}
         group = _Group(self._last() if self._last is not None else None)
         self._last = weakref.ref(group)
         first = self._park(hidden, group)
@@ -78,11 +81,17 @@ class HostInputs:
         later: list[torch.Tensor] = []
         # The graph holds this function as long as what it parked: it must not hold the tensors themselves.
         is_hidden = (hidden.data_ptr(), hidden.shape, hidden.dtype)
-        del hidden, others, args, named
+        del hidden, args, named
+
+        stays: set[int] = set()
 
         def park(tensor: torch.Tensor) -> Any:
+            if not self._is_worth_it(tensor):
+                return tensor
             if (tensor.data_ptr(), tensor.shape, tensor.dtype) == is_hidden:
                 return first
+            if not stays:
+                stays.update(shared, map(_storage, self._weights_of(layer)))
             if _storage(tensor) in stays:
                 return tensor
             found = self._park(tensor, group)
@@ -108,11 +117,34 @@ class HostInputs:
             self._copying[1].clear()
             self._copying = None
 
+    def _is_worth_it(self, tensor: torch.Tensor) -> bool:
+        is_own = tensor.device.type == self._device.type and tensor.is_floating_point()
+        return bool(is_own and tensor.nbytes >= self._least_bytes)
+
+    def _weights_of(self, layer: torch.nn.Module) -> Iterator[torch.Tensor]:
+        """Walking through a layer's modules takes longer than all else here: done once."""
+        modules = self._modules.get(layer)
+        if modules is None:
+            modules = self._modules[layer] = [weakref.ref(module) for module in layer.modules()]
+        for module in modules:
+            found = module()
+            for tensor in (*found._parameters.values(), *found._buffers.values()) if found is not None else ():
+                if tensor is not None:
+                    yield tensor
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Whether it fits into half of what the host has free. Asking takes longer than a small copy: not done each time."""
+        if self._known_free < num_bytes:
+            self._known_free = free_host_memory() // 2
+        if self._known_free < num_bytes:
+            return False
+        self._known_free -= num_bytes
+        return True
+
     def _park(self, tensor: torch.Tensor, group: _Group) -> Any:
-        num_bytes = tensor.numel() * tensor.element_size()
-        if tensor.device.type != self._device.type or not tensor.is_floating_point() or num_bytes < self._least_bytes:
+        if not self._is_worth_it(tensor):
             return tensor
-        if self._side is not None and (free_host_memory() < 2 * num_bytes or not tensor.is_contiguous()):
+        if self._side is not None and not (tensor.is_contiguous() and self._has_room(tensor.nbytes)):
             return tensor
         pieces = []
         with self._beside():

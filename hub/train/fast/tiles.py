@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from hub.train.four_bit import is_4bit, unpack_once
+from hub.train.fast.unpack import unpack_once
+from hub.train.four_bit import is_4bit
 
-TILES = 4
-"""Parts of the tokens."""
+PARTS = 4
+"""Of the tokens."""
 
-LEAST_TOKENS = 16
-"""Fewer are not divided."""
+LEAST_TOKENS = 8192
+"""Fewer are not divided: the GPU would be done with a part before it is told what comes next."""
 
 
 def divide(layer: torch.nn.Module) -> Callable[[], None]:
@@ -36,16 +37,17 @@ def divide(layer: torch.nn.Module) -> Callable[[], None]:
         tokens = hidden.shape[1]
         if not mlp.training or tokens < LEAST_TOKENS or more or named:
             return plain(hidden, *more, **named)
-        size = tokens // TILES
-        parts = hidden.split([size] * (TILES - 1) + [tokens - (TILES - 1) * size], dim=1)
+        size = tokens // PARTS
+        parts = hidden.split([size] * (PARTS - 1) + [tokens - (PARTS - 1) * size], dim=1)
         return torch.cat([plain(part) for part in parts], dim=1)
 
-    quantised = [module for module in mlp.modules() if is_4bit(module) and unpack_once(module)]
+    undone = [unpack_once(module) for module in mlp.modules() if is_4bit(module)]
     mlp.forward = forward
 
     def undo() -> None:
         mlp.forward = plain
-        for module in quantised:
-            del module.forward
+        for step in undone:
+            if step is not None:
+                step()
 
     return undo

@@ -17,6 +17,7 @@ from hub.train.fast import attention, compiled, tiles
 from hub.train.fast.compiled import compile_layers, num_compiled
 from hub.train.fast.kernels import layers_of, recompute
 from hub.train.fast.offload import HostInputs
+from hub.train.fast.unpack import train_by_kernel
 from hub.train.loss import causal_lm_loss
 
 LENGTHS = [(30, 7, 19), (100, 3), (64,), (5,) * 20, (2,), (1,), (300, 20, 200), (128, 128), (3, 1), (16, 16), (600,)]
@@ -103,6 +104,7 @@ ALL = len(LENGTHS)
 )
 def test_one_version_serves_all_layers_and_lengths_and_gives_the_same(model, monkeypatch, recomputed, offload, versions):
     monkeypatch.setattr(compiled, "LONG_ROWS", 256)
+    monkeypatch.setattr("hub.train.fast.tiles.LEAST_TOKENS", 16)
     with attention.varlen_attention(model):
         expected, _ = gradients(model, pack)
         compile_layers(layers_of(model))
@@ -141,11 +143,11 @@ class Products:
 
     def _count(self, graph) -> int:
         names = [str(node.target) for node in graph.graph.nodes]
-        self.unpacked.append(sum(name.startswith("bitsandbytes.dequantize_4bit") for name in names))
-        return sum(name.startswith(("aten.mm", "bitsandbytes.gemm_4bit")) for name in names)
+        self.unpacked.append(sum(name.startswith(("bitsandbytes.dequantize_4bit", "hub.unpack_4bit")) for name in names))
+        return sum(name.startswith(("aten.mm", "bitsandbytes.gemm_4bit", "hub.product_4bit")) for name in names)
 
 
-def frozen(quantised: bool):
+def frozen(quantised: bool, kernel: bool = False):
     """A model of which only the last norm learns, so that all products of its layers are those of the passes."""
     if quantised:
         bitsandbytes = pytest.importorskip("bitsandbytes", reason="the package bitsandbytes is not installed")
@@ -158,6 +160,8 @@ def frozen(quantised: bool):
             part.load_state_dict(plain.state_dict())
             parent, _, last = name.rpartition(".")
             setattr(layer.get_submodule(parent), last, part.to("cpu"))
+            if kernel:
+                train_by_kernel(part)
     model.requires_grad_(False)
     model.model.norm.weight.requires_grad_(True)
     return model
@@ -166,13 +170,13 @@ def frozen(quantised: bool):
 ATTENTION_PRODUCTS, MLP_PRODUCTS, LAST = 4, 3, 1
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize(("quantised", "kernel"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(
     ("offload", "long", "tiles", "attention_again"),
-    [(False, 9999, 1, ATTENTION_PRODUCTS), (True, 9999, tiles.TILES, ATTENTION_PRODUCTS), (True, 1, tiles.TILES, 1)],
+    [(False, 9999, 1, ATTENTION_PRODUCTS), (True, 9999, tiles.PARTS, ATTENTION_PRODUCTS), (True, 1, tiles.PARTS, 1)],
 )
 def test_a_layer_that_recomputes_keeps_its_input_and_computes_again_only_what_the_backward_pass_needs(
-    monkeypatch, quantised, offload, long, tiles, attention_again
+    monkeypatch, plain_unpacking, quantised, kernel, offload, long, tiles, attention_again
 ):
     products, real = Products(), torch.compile
     torch._dynamo.reset()
@@ -180,8 +184,9 @@ def test_a_layer_that_recomputes_keeps_its_input_and_computes_again_only_what_th
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", stand_in)
     monkeypatch.setattr(compiled, "ATTENTION", ("hub_tests.",))
     monkeypatch.setattr(compiled, "LONG_ROWS", long)
+    monkeypatch.setattr("hub.train.fast.tiles.LEAST_TOKENS", 10)
     attention._kernel.cache_clear()
-    model = frozen(quantised)
+    model = frozen(quantised, kernel)
     compile_layers(layers_of(model))
     recompute(layers_of(model), HostInputs(torch.device("cpu"), 1) if offload else None)
     with attention.varlen_attention(model):
@@ -194,6 +199,17 @@ def test_a_layer_that_recomputes_keeps_its_input_and_computes_again_only_what_th
     assert products.backward == [forward + attention_again + (MLP_PRODUCTS - LAST) * tiles]
     assert products.kept == [1 + (long == 1)]  # the output itself; and what attention gave
     assert products.unpacked in ([0, 0], [MLP_PRODUCTS if offload else 0, ATTENTION_PRODUCTS + MLP_PRODUCTS])
+
+
+def test_an_unpacked_weight_is_not_kept(monkeypatch, plain_unpacking):
+    products, real = Products(), torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=products))
+    model = frozen(quantised=True, kernel=True)
+    compile_layers(layers_of(model))
+    gradients(model, lambda samples: pad(samples, 0), [(30, 20)])
+    assert products.unpacked == [0, ATTENTION_PRODUCTS + MLP_PRODUCTS]
+    assert products.forward == [ATTENTION_PRODUCTS + MLP_PRODUCTS]
 
 
 def test_what_dropout_drops_is_dropped_again(adapted):

@@ -16,6 +16,7 @@ from hub.testing import tiny_model_path
 from hub.train.collate import pack
 from hub.train.fast import activations, offload
 from hub.train.fast.budget import Line, Need
+from hub.train.fast.host_embedding import hold_on_host
 from hub.train.fast.kernels import layers_of, recompute
 from hub.train.fast.offload import HostInputs
 from hub.train.loss import causal_lm_loss
@@ -191,7 +192,12 @@ def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, of
         device=torch.device("cuda"), strategy=Replicated(), group=SimpleNamespace(world=1), compute_dtype=torch.bfloat16
     )
     said = []
-    setup = SimpleNamespace(cfg=cfg, session=session, data=SimpleNamespace(longest=5000), run=SimpleNamespace(say=said.append))
+    setup = SimpleNamespace(
+        cfg=cfg,
+        session=session,
+        data=SimpleNamespace(longest=5000),
+        run=SimpleNamespace(say=said.append, write_plan=lambda **_: None),
+    )
     memory = activations.Activations(setup, load(), [torch.nn.Module()] * 10, None, True, "variable-length", None)
     bound, num, _ = memory.choose()
     assert calls == [(num, "host" if offloads else None)]
@@ -208,7 +214,18 @@ def test_attention_is_kept_on_the_host_if_that_has_room_for_it_as_well(monkeypat
     monkeypatch.setattr(activations, "free_host_memory", lambda: free * inputs_and_attention)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     cfg = compose("algo=sft", "model=tiny", "data=tiny", "algo.activation_offload=all")
-    session = SimpleNamespace(device=torch.device("cuda"), compute_dtype=torch.bfloat16)
-    setup = SimpleNamespace(cfg=cfg, session=session, data=SimpleNamespace(longest=longest))
+    strategy, said = SimpleNamespace(shares_weights=False), {}
+    session = SimpleNamespace(device=torch.device("cuda"), compute_dtype=torch.bfloat16, strategy=strategy)
+    run = SimpleNamespace(write_plan=said.update)
+    setup = SimpleNamespace(cfg=cfg, session=session, run=run, data=SimpleNamespace(longest=longest))
     memory = activations.Activations(setup, model, layers, None, True, "variable-length", None)
     assert memory.offload is keeps
+    assert said == {"embedding_on_host": False, "embedding_on_host_because": "it learns, or is of another kind"}
+
+
+def test_an_embedding_that_is_the_output_layer_too_stays_where_it_is():
+    model = load().requires_grad_(False)
+    embedding = model.get_input_embeddings().weight
+    model.get_output_embeddings().weight = embedding
+    assert hold_on_host(model) == "it is the output layer too"
+    assert model.get_input_embeddings().weight is embedding

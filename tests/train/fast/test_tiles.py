@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hub.testing import tiny_model_path
+from hub.train.fast import tiles
 from hub.train.fast.kernels import layers_of
-from hub.train.fast.tiles import LEAST_TOKENS, TILES, divide
+from hub.train.fast.tiles import divide
 
 
 def layer_of(quantised: bool):
@@ -23,7 +24,8 @@ def layer_of(quantised: bool):
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_output_and_gradients_are_those_of_all_tokens_at_once(quantised):
+def test_output_and_gradients_are_those_of_all_tokens_at_once(monkeypatch, quantised):
+    monkeypatch.setattr(tiles, "LEAST_TOKENS", 20)
     torch.manual_seed(0)
     layer = layer_of(quantised)
     calls = []
@@ -36,12 +38,12 @@ def test_output_and_gradients_are_those_of_all_tokens_at_once(quantised):
         weights = [p for p in layer.mlp.parameters() if p.requires_grad]
         return [output, *torch.autograd.grad(output.square().sum(), [hidden, *weights])]
 
-    lengths = (1, LEAST_TOKENS - 1, LEAST_TOKENS, 61)
+    lengths = (1, 19, 20, 39, 61)
     whole = [results(tokens) for tokens in lengths]
     calls.clear()
     undo = divide(layer)
     parted = [results(tokens) for tokens in lengths]
-    assert calls == [1, LEAST_TOKENS - 1, *[LEAST_TOKENS // TILES] * TILES, 15, 15, 15, 16]
+    assert calls == [1, 19, 5, 5, 5, 5, 9, 9, 9, 12, 15, 15, 15, 16]
     undo()
     calls.clear()
     again = results(61)
@@ -51,7 +53,8 @@ def test_output_and_gradients_are_those_of_all_tokens_at_once(quantised):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_and_other_kinds_of_layers_are_left_alone():
+def test_evaluation_and_other_kinds_of_layers_are_left_alone(monkeypatch):
+    monkeypatch.setattr(tiles, "LEAST_TOKENS", 20)
     layer = layer_of(quantised=False)
     divide(layer)
     calls = []
