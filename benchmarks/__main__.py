@@ -228,7 +228,7 @@ def profile(names: list[str], asked: Asked) -> int:
             print(f"{name}: {row.failure or 'no profile was written'}")
             return 1
         print(f"\n## {name}\n\n{row.about.get('how', '')}\n")
-        print(step_profile.report(folder / "ours", work, folder / "rows.json", table.gpu_name()))
+        print(step_profile.report(folder / "ours", work, folder / "rows.json", table.gpu_name(), num_processes(work)))
     return 0
 
 

@@ -76,15 +76,16 @@ def measured(trace: Path) -> tuple[dict[str, tuple[float, int]], dict[str, tuple
     return groups, names, busy_seconds([(event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6) for event in kernels])
 
 
-def floor(work: Work, tokens: int, rows: dict[str, float], micro_batches: int, gpu: str) -> dict[str, float]:
+def floor(work: Work, tokens: int, rows: dict[str, float], micro_batches: int, gpu: str, gpus: int) -> dict[str, float]:
     """The least seconds for a step's operations at the GPU's peak and for its bytes at the memory's.
 
     Args:
         work: what was trained.
-        tokens: of the step.
+        tokens: of the step, on one GPU.
         rows: mean length of a row, and of its square.
-        micro_batches: of the step.
+        micro_batches: of the step, on one GPU.
         gpu: one that is known.
+        gpus: that share the optimizer's work.
     """
     operations, bandwidth = peak_flops(gpu), BANDWIDTH[gpu]
     assert operations is not None
@@ -98,7 +99,7 @@ def floor(work: Work, tokens: int, rows: dict[str, float], micro_batches: int, g
     between = 3 * layers * tokens * 2 * (9 * hidden + 2 * (hidden + keys) + 3 * intermediate)
     weight_bytes = {"full": 2, "lora": 2, "qlora": 0.5}[work.kind]
     # Adam reads weight, gradient and moments in float32, and writes all but the gradient.
-    adam = 28 * weights if work.kind == "full" else 0
+    adam = 28 * weights / gpus if work.kind == "full" else 0
     return {
         f"matrix products, {work.flops} operations per token and weight": work.flops * weights * tokens / operations,
         "attention, 7 products per pair of tokens": attention / operations,
@@ -109,7 +110,7 @@ def floor(work: Work, tokens: int, rows: dict[str, float], micro_batches: int, g
     }
 
 
-def report(folder: Path, work: Work, rows_file: Path, gpu: str | None) -> str:
+def report(folder: Path, work: Work, rows_file: Path, gpu: str | None, gpus: int = 1) -> str:
     """Tables: where the time went by group and by kernel, and what it would be at least.
 
     Args:
@@ -117,6 +118,7 @@ def report(folder: Path, work: Work, rows_file: Path, gpu: str | None) -> str:
         work: what was trained.
         rows_file: mean length of a row, and of its square.
         gpu: name of the GPU, None without any.
+        gpus: that shared the work. The times are those of the first.
     """
     said = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
     num_steps, wall = len(said["tokens"]), said["seconds"] / len(said["tokens"])
@@ -136,8 +138,9 @@ def report(folder: Path, work: Work, rows_file: Path, gpu: str | None) -> str:
     if gpu not in BANDWIDTH:
         return "\n".join([*lines, "", f"The peak of {gpu or 'a CPU'} is not known here, so no floor is given."])
     plan = json.loads((folder / "run" / "plan.json").read_text(encoding="utf-8"))
-    micro_batches = -(-tokens // int(plan["max_tokens_per_gpu"]))
-    least = floor(work, tokens, json.loads(rows_file.read_text(encoding="utf-8")), micro_batches, gpu)
+    on_one = tokens // gpus
+    micro_batches = -(-on_one // int(plan["max_tokens_per_gpu"]))
+    least = floor(work, on_one, json.loads(rows_file.read_text(encoding="utf-8")), micro_batches, gpu, gpus)
     lines += ["", line(("the least that it would take", "ms per step", "of the step")), line(["---"] * 3)]
     lines += [line((name, f"{1000 * seconds:.1f}", f"{seconds / wall:.1%}")) for name, seconds in least.items()]
     return "\n".join(lines)
