@@ -33,10 +33,11 @@ def hold_on_host(model: Any) -> str:
         Why it stays where it is; empty when it has moved.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    weight = embedding.weight
-    if type(embedding) is not torch.nn.Embedding or weight.requires_grad:
+    if type(embedding) is not torch.nn.Embedding or embedding.weight.requires_grad:
         return "it learns, or is of another kind"
-    if head is None or head.weight is weight or head.weight.data_ptr() == weight.data_ptr():
+    weight = embedding.weight
+    of_head = getattr(head, "weight", weight)
+    if of_head.data_ptr() == weight.data_ptr():
         return "it is the output layer too"
     if free_host_memory() < 4 * weight.nbytes:
         return "the host has no room for it"
