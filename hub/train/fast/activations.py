@@ -32,6 +32,7 @@ from hub.train.fast.host_embedding import hold_on_host
 from hub.train.fast.kernels import base_of, recompute
 from hub.train.fast.offload import HostInputs
 from hub.train.fast.own_kernels import OwnKernels
+from hub.train.fast.tiles import LEAST_TOKENS, WORTH_TOKENS
 from hub.train.parallel.distributed import max_over_ranks
 from hub.train.setup import Setup
 
@@ -115,15 +116,18 @@ class Activations:
     def _host_inputs(self) -> HostInputs:
         """For the inputs of all layers, and for what their attention gives, if the host has room for both.
 
-        Where memory is that short, a frozen embedding goes there too.
+        Where memory is that short, a frozen embedding goes there too. What that frees is more than MLPs take that have few
+        tokens all at once.
         """
+        divides_from = LEAST_TOKENS
         if self.own is None and not self.setup.session.strategy.shares_weights:
             problem = hold_on_host(base_of(self.model))
             self.setup.run.write_plan(embedding_on_host=not problem, embedding_on_host_because=problem or "memory is short")
+            divides_from = LEAST_TOKENS if problem else WORTH_TOKENS
         tokens = self.asked or self.setup.data.longest
         one = tokens * self.model.config.get_text_config().hidden_size * self.setup.session.compute_dtype.itemsize
         room = SHARE_OF_HOST_MEMORY * free_host_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return HostInputs(self.device, keeps_attention=2 * one * len(self.layers) <= room)
+        return HostInputs(self.device, keeps_attention=2 * one * len(self.layers) <= room, divides_from=divides_from)
 
     def _loads(self) -> list[float]:
         lengths = [len(sample) for sample in self.setup.data.train[:NUM_LOOKED_AT]]

@@ -70,7 +70,7 @@ class CompiledForward:
         """Keep only the layer's input from now on; on the host, with `offload`. Returns what undoes it."""
         before = self._recomputes, self._offload
         self._recomputes, self._offload = True, offload
-        make_whole = divide(self._layer) if offload is not None else lambda: None
+        make_whole = divide(self._layer, offload.divides_from) if offload is not None else lambda: None
 
         def undo() -> None:
             self._recomputes, self._offload = before

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hub.train.checkpoints.host_copies import free_host_memory
+from hub.train.fast.tiles import LEAST_TOKENS
 
 LEAST_BYTES = 2**20
 """Less is not worth a copy."""
@@ -49,10 +50,18 @@ class HostInputs:
         device: where the layers run. On a CPU the copies are made all the same, for tests.
         least_bytes: smaller tensors stay.
         keeps_attention: whether the host has room for the results of attention too, where layers can keep them.
+        divides_from: tokens from which on compiled layers' MLPs take them in parts.
     """
 
-    def __init__(self, device: torch.device, least_bytes: int = LEAST_BYTES, keeps_attention: bool = True) -> None:
-        self._device, self._least_bytes, self.keeps_attention = device, least_bytes, keeps_attention
+    def __init__(
+        self,
+        device: torch.device,
+        least_bytes: int = LEAST_BYTES,
+        keeps_attention: bool = True,
+        divides_from: int = LEAST_TOKENS,
+    ) -> None:
+        self._device, self._least_bytes = device, least_bytes
+        self.keeps_attention, self.divides_from = keeps_attention, divides_from
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._last: weakref.ref[_Group] | None = None
         self._known_free = 0

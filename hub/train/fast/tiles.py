@@ -15,15 +15,19 @@ from hub.train.four_bit import is_4bit
 PARTS = 4
 """Of the tokens."""
 
-LEAST_TOKENS = 8192
-"""Fewer are not divided: the GPU would be done with a part before it is told what comes next."""
+LEAST_TOKENS = 1024
+"""Fewer are never divided."""
+
+WORTH_TOKENS = 8192
+"""From so many on it costs no time. With fewer the GPU is done with a part before it is told what comes next."""
 
 
-def divide(layer: torch.nn.Module) -> Callable[[], None]:
+def divide(layer: torch.nn.Module, least_tokens: int) -> Callable[[], None]:
     """Let the layer's MLP take its tokens in parts in training; one of another kind stays as it is.
 
     Args:
         layer: a decoder layer, whose MLP works on each token by itself.
+        least_tokens: fewer are not divided.
 
     Returns:
         What undoes it.
@@ -35,7 +39,7 @@ def divide(layer: torch.nn.Module) -> Callable[[], None]:
 
     def forward(hidden: torch.Tensor, *more: Any, **named: Any) -> Any:
         tokens = hidden.shape[1]
-        if not mlp.training or tokens < LEAST_TOKENS or more or named:
+        if not mlp.training or tokens < least_tokens or more or named:
             return plain(hidden, *more, **named)
         size = tokens // PARTS
         parts = hidden.split([size] * (PARTS - 1) + [tokens - (PARTS - 1) * size], dim=1)

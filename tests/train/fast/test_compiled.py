@@ -99,12 +99,11 @@ ALL = len(LENGTHS)
         (2, None, [2] * ALL),  # layers that recompute have one of their own
         (3, None, [1] * ALL),
         # So have micro-batches of too few tokens for parts, and long rows, whose attention is kept.
-        (3, HostInputs(torch.device("cpu"), 1), [1] * 4 + [2] * 2 + [3] * (ALL - 6)),
+        (3, HostInputs(torch.device("cpu"), 1, divides_from=16), [1] * 4 + [2] * 2 + [3] * (ALL - 6)),
     ],
 )
 def test_one_version_serves_all_layers_and_lengths_and_gives_the_same(model, monkeypatch, recomputed, offload, versions):
     monkeypatch.setattr(compiled, "LONG_ROWS", 256)
-    monkeypatch.setattr("hub.train.fast.tiles.LEAST_TOKENS", 16)
     with attention.varlen_attention(model):
         expected, _ = gradients(model, pack)
         compile_layers(layers_of(model))
@@ -184,11 +183,10 @@ def test_a_layer_that_recomputes_keeps_its_input_and_computes_again_only_what_th
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", stand_in)
     monkeypatch.setattr(compiled, "ATTENTION", ("hub_tests.",))
     monkeypatch.setattr(compiled, "LONG_ROWS", long)
-    monkeypatch.setattr("hub.train.fast.tiles.LEAST_TOKENS", 10)
     attention._kernel.cache_clear()
     model = frozen(quantised, kernel)
     compile_layers(layers_of(model))
-    recompute(layers_of(model), HostInputs(torch.device("cpu"), 1) if offload else None)
+    recompute(layers_of(model), HostInputs(torch.device("cpu"), 1, divides_from=16) if offload else None)
     with attention.varlen_attention(model):
         gradients(model, pack, [(30, 20), (40,)])
     attention._kernel.cache_clear()

@@ -14,7 +14,7 @@ from hub.data.prepare import Sample
 from hub.launch import launch
 from hub.testing import tiny_model_path
 from hub.train.collate import pack
-from hub.train.fast import activations, offload
+from hub.train.fast import activations, offload, tiles
 from hub.train.fast.budget import Line, Need
 from hub.train.fast.host_embedding import hold_on_host
 from hub.train.fast.kernels import layers_of, recompute
@@ -183,7 +183,7 @@ def test_on_a_cpu_it_is_said_to_change_nothing(tmp_path, capsys):
 )
 def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, offloads):
     calls = []
-    monkeypatch.setattr(activations, "HostInputs", lambda device, keeps_attention: "host")
+    monkeypatch.setattr(activations, "HostInputs", lambda device, **said: "host")
     monkeypatch.setattr(activations, "recompute", lambda layers, offload: calls.append((len(layers), offload)))
     monkeypatch.setattr(activations, "room_for_activations", lambda *args: room)
     monkeypatch.setattr(activations.Activations, "_measure", lambda self, room, is_enough: Need(Line(1000.0), Line(120.0), 10))
@@ -206,12 +206,14 @@ def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, of
     assert (memory.offload is not None) == offloads
 
 
+@pytest.mark.parametrize("problem", ["", "it learns"])
 @pytest.mark.parametrize(("processes", "free", "keeps"), [(1, 1.5, True), (1, 1.4, False), (2, 2.9, True), (2, 2.8, False)])
-def test_attention_is_kept_on_the_host_if_that_has_room_for_it_as_well(monkeypatch, processes, free, keeps):
+def test_what_the_host_has_room_for_goes_there_and_what_that_frees_is_used(monkeypatch, processes, free, keeps, problem):
     model, layers, longest = load(), [torch.nn.Module()] * 10, 5000
     inputs_and_attention = 2 * 10 * longest * model.config.hidden_size * 2
-    monkeypatch.setattr(activations, "HostInputs", lambda device, keeps_attention: keeps_attention)
+    monkeypatch.setattr(activations, "HostInputs", lambda device, **said: said)
     monkeypatch.setattr(activations, "free_host_memory", lambda: free * inputs_and_attention)
+    monkeypatch.setattr(activations, "hold_on_host", lambda base: problem)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     cfg = compose("algo=sft", "model=tiny", "data=tiny", "algo.activation_offload=all")
     strategy, said = SimpleNamespace(shares_weights=False), {}
@@ -219,12 +221,15 @@ def test_attention_is_kept_on_the_host_if_that_has_room_for_it_as_well(monkeypat
     run = SimpleNamespace(write_plan=said.update)
     setup = SimpleNamespace(cfg=cfg, session=session, run=run, data=SimpleNamespace(longest=longest))
     memory = activations.Activations(setup, model, layers, None, True, "variable-length", None)
-    assert memory.offload is keeps
-    assert said == {"embedding_on_host": False, "embedding_on_host_because": "it learns, or is of another kind"}
+    # Where the embedding has left the GPU, few tokens need not go through the MLPs in parts.
+    assert memory.offload == {"keeps_attention": keeps, "divides_from": tiles.LEAST_TOKENS if problem else tiles.WORTH_TOKENS}
+    assert said == {"embedding_on_host": not problem, "embedding_on_host_because": problem or "memory is short"}
 
 
-def test_an_embedding_that_is_the_output_layer_too_stays_where_it_is():
-    model = load().requires_grad_(False)
+def test_an_embedding_that_learns_or_is_the_output_layer_too_stays_where_it_is():
+    model = load()
+    assert hold_on_host(model) == "it learns, or is of another kind"
+    model.requires_grad_(False)
     embedding = model.get_input_embeddings().weight
     model.get_output_embeddings().weight = embedding
     assert hold_on_host(model) == "it is the output layer too"

@@ -5,7 +5,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hub.testing import tiny_model_path
-from hub.train.fast import tiles
 from hub.train.fast.kernels import layers_of
 from hub.train.fast.tiles import divide
 
@@ -24,8 +23,7 @@ def layer_of(quantised: bool):
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_output_and_gradients_are_those_of_all_tokens_at_once(monkeypatch, quantised):
-    monkeypatch.setattr(tiles, "LEAST_TOKENS", 20)
+def test_output_and_gradients_are_those_of_all_tokens_at_once(quantised):
     torch.manual_seed(0)
     layer = layer_of(quantised)
     calls = []
@@ -41,7 +39,7 @@ def test_output_and_gradients_are_those_of_all_tokens_at_once(monkeypatch, quant
     lengths = (1, 19, 20, 39, 61)
     whole = [results(tokens) for tokens in lengths]
     calls.clear()
-    undo = divide(layer)
+    undo = divide(layer, 20)
     parted = [results(tokens) for tokens in lengths]
     assert calls == [1, 19, 5, 5, 5, 5, 9, 9, 9, 12, 15, 15, 15, 16]
     undo()
@@ -53,10 +51,9 @@ def test_output_and_gradients_are_those_of_all_tokens_at_once(monkeypatch, quant
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_and_other_kinds_of_layers_are_left_alone(monkeypatch):
-    monkeypatch.setattr(tiles, "LEAST_TOKENS", 20)
+def test_evaluation_and_other_kinds_of_layers_are_left_alone():
     layer = layer_of(quantised=False)
-    divide(layer)
+    divide(layer, 20)
     calls = []
     layer.mlp.act_fn.register_forward_hook(lambda module, args, output: calls.append(args[0].shape[1]))
     layer.eval()
@@ -64,5 +61,5 @@ def test_evaluation_and_other_kinds_of_layers_are_left_alone(monkeypatch):
     assert calls == [50]
     other = torch.nn.Module()
     other.mlp = torch.nn.Linear(4, 4)
-    divide(other)()
+    divide(other, 20)()
     assert "forward" not in vars(other.mlp)
