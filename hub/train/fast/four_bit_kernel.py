@@ -15,8 +15,8 @@ WEIGHTS = 8
 """In a word of 32 bits."""
 
 BLOCK, WARPS = 1024, 4
-"""Words of a program, and its warps: of 15 such pairs the fastest on an H100, for 14,336 x 4,096 weights; on an H200 within 5 % of
-the fastest."""
+"""Words of a program, and its warps: of 15 such pairs the fastest on an H100, for 14,336 x 4,096 weights; on an H200 within 5 %
+of the fastest."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
