@@ -82,8 +82,8 @@ class AlgoConfig:
     """Recompute the layers' activations in the backward pass to save memory. auto: of as few layers as memory asks for."""
 
     activation_offload: str = option(AUTO, choices=(AUTO, "none", "all"))
-    """Keep the inputs of layers that recompute in the host's memory, for long contexts on a GPU. auto: when not even the
-    longest sample fits otherwise. all: always."""
+    """Keep the inputs of layers that recompute in the host's memory, and an embedding that does not learn, for long contexts on
+    a GPU. auto: when not even the longest sample fits otherwise. all: always."""
 
     torch_compile: str = option(AUTO, choices=(AUTO, "none", "layers"))
     """torch.compile of each decoder layer. auto: on a GPU, when the run is long enough to gain more than compiling takes."""

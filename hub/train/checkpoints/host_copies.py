@@ -6,6 +6,7 @@ backward pass, and only the optimizer's step, which changes what is copied, wait
 
 import math
 import mmap
+import os
 import threading
 import weakref
 from collections.abc import Collection, Mapping
@@ -40,6 +41,11 @@ def free_host_memory() -> int:
     except (OSError, ValueError, KeyError):
         pass  # no such container, or no limit
     return int(free)
+
+
+def free_host_memory_for_each() -> int:
+    """The share of it that falls to each of the processes on this host."""
+    return free_host_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def num_bytes(tensors: Tensors) -> int:

@@ -1,7 +1,6 @@
 """How many tokens a micro-batch may have, and what becomes of activations: kept, recomputed, or moved to the host."""
 
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 from hub.data.prepare import Sample
 from hub.options import AUTO
-from hub.train.checkpoints.host_copies import free_host_memory
+from hub.train.checkpoints.host_copies import free_host_memory_for_each
 from hub.train.collate import pack, pad
 from hub.train.fast.budget import (
     CPU_TOKENS,
@@ -32,7 +31,7 @@ from hub.train.fast.host_embedding import hold_on_host
 from hub.train.fast.kernels import base_of, recompute
 from hub.train.fast.offload import HostInputs
 from hub.train.fast.own_kernels import OwnKernels
-from hub.train.fast.tiles import LEAST_TOKENS, WORTH_TOKENS
+from hub.train.fast.tiles import LEAST_TOKENS, divides_from
 from hub.train.parallel.distributed import max_over_ranks
 from hub.train.setup import Setup
 
@@ -116,18 +115,21 @@ class Activations:
     def _host_inputs(self) -> HostInputs:
         """For the inputs of all layers, and for what their attention gives, if the host has room for both.
 
-        Where memory is that short, a frozen embedding goes there too. What that frees is more than MLPs take that have few
-        tokens all at once.
+        A frozen embedding goes there too. With the memory that this frees, MLPs take few tokens at once.
         """
-        divides_from = LEAST_TOKENS
+        base, freed = base_of(self.model), 0
         if self.own is None and not self.setup.session.strategy.shares_weights:
-            problem = hold_on_host(base_of(self.model))
-            self.setup.run.write_plan(embedding_on_host=not problem, embedding_on_host_because=problem or "memory is short")
-            divides_from = LEAST_TOKENS if problem else WORTH_TOKENS
+            problem = hold_on_host(base)
+            freed = 0 if problem else base.get_input_embeddings().weight.nbytes
+            because = problem or "inputs of layers go there too"
+            self.setup.run.write_plan(embedding_on_host=not problem, embedding_on_host_because=because)
         tokens = self.asked or self.setup.data.longest
-        one = tokens * self.model.config.get_text_config().hidden_size * self.setup.session.compute_dtype.itemsize
-        room = SHARE_OF_HOST_MEMORY * free_host_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return HostInputs(self.device, keeps_attention=2 * one * len(self.layers) <= room, divides_from=divides_from)
+        config, itemsize = self.model.config.get_text_config(), self.setup.session.compute_dtype.itemsize
+        room = SHARE_OF_HOST_MEMORY * free_host_memory_for_each()
+        keeps_attention = 2 * tokens * config.hidden_size * itemsize * len(self.layers) <= room
+        width = getattr(config, "intermediate_size", None)
+        least = divides_from(freed, width, itemsize) if isinstance(width, int) else LEAST_TOKENS
+        return HostInputs(self.device, keeps_attention=keeps_attention, divides_from=least)
 
     def _loads(self) -> list[float]:
         lengths = [len(sample) for sample in self.setup.data.train[:NUM_LOOKED_AT]]

@@ -1,7 +1,7 @@
 """Packed 4-bit weights to 16 or 32 bits in one kernel for NVIDIA's GPUs: bitsandbytes takes one for the scales, one for their
 mean and one for the weights.
 
-A thread takes words of 8 weights and writes each as 16 bytes. It computes in float32, product by product, as bitsandbytes does:
+A thread takes words of 8 weights. It computes in float32, product by product, as bitsandbytes does:
 the numbers are the same.
 """
 

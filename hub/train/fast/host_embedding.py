@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hub.train.checkpoints.host_copies import free_host_memory
+from hub.train.checkpoints.host_copies import free_host_memory_for_each
 
 
 class _Address:
@@ -38,8 +38,10 @@ def hold_on_host(model: Any) -> str:
     weight = embedding.weight
     of_head = getattr(head, "weight", weight)
     if of_head.data_ptr() == weight.data_ptr():
-        return "it is the output layer too"
-    if free_host_memory() < 4 * weight.nbytes:
+        return "it is the output layer too, or there is none"
+    if not weight.is_cuda:
+        return "it is not on a GPU"
+    if free_host_memory_for_each() < 4 * weight.nbytes:
         return "the host has no room for it"
     try:
         with torch.cuda.device(weight.device):

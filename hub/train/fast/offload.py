@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hub.train.checkpoints.host_copies import free_host_memory
+from hub.train.checkpoints.host_copies import free_host_memory_for_each
 from hub.train.fast.tiles import LEAST_TOKENS
 
 LEAST_BYTES = 2**20
@@ -137,14 +137,16 @@ class HostInputs:
             modules = self._modules[layer] = [weakref.ref(module) for module in layer.modules()]
         for module in modules:
             found = module()
-            for tensor in (*found._parameters.values(), *found._buffers.values()) if found is not None else ():
-                if tensor is not None:
+            if found is None:
+                continue
+            for tensor in (*found._parameters.values(), *found._buffers.values(), *getattr(found, "hub_packed", ())):
+                if isinstance(tensor, torch.Tensor):
                     yield tensor
 
     def _has_room(self, num_bytes: int) -> bool:
-        """Whether it fits into half of what the host has free. Asking takes longer than a small copy: not done each time."""
+        """Whether it fits into half of what the host has for this process. Asking takes longer than a small copy."""
         if self._known_free < num_bytes:
-            self._known_free = free_host_memory() // 2
+            self._known_free = free_host_memory_for_each() // 2
         if self._known_free < num_bytes:
             return False
         self._known_free -= num_bytes

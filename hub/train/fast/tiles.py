@@ -21,6 +21,21 @@ LEAST_TOKENS = 1024
 WORTH_TOKENS = 8192
 """From so many on it costs no time. With fewer the GPU is done with a part before it is told what comes next."""
 
+WIDE_TENSORS = 3
+"""As wide as the MLP within, that its backward pass has at a time: gate, up, and the gradient of their product."""
+
+
+def divides_from(spare_bytes: int, width: int, itemsize: int) -> int:
+    """Tokens from which on MLPs should take them in parts, where so much memory is to spare for fewer that go at once.
+
+    Args:
+        spare_bytes: of the GPU.
+        width: numbers of a token within the MLP.
+        itemsize: bytes of a number.
+    """
+    fit = spare_bytes * PARTS // ((PARTS - 1) * WIDE_TENSORS * width * itemsize)
+    return max(LEAST_TOKENS, min(WORTH_TOKENS, fit))
+
 
 def divide(layer: torch.nn.Module, least_tokens: int) -> Callable[[], None]:
     """Let the layer's MLP take its tokens in parts in training; one of another kind stays as it is.
@@ -38,8 +53,8 @@ def divide(layer: torch.nn.Module, least_tokens: int) -> Callable[[], None]:
     plain = mlp.forward
 
     def forward(hidden: torch.Tensor, *more: Any, **named: Any) -> Any:
-        tokens = hidden.shape[1]
-        if not mlp.training or tokens < least_tokens or more or named:
+        rows, tokens = hidden.shape[:2]
+        if not mlp.training or rows * tokens < least_tokens or tokens < PARTS or more or named:
             return plain(hidden, *more, **named)
         size = tokens // PARTS
         parts = hidden.split([size] * (PARTS - 1) + [tokens - (PARTS - 1) * size], dim=1)

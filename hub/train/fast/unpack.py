@@ -18,14 +18,17 @@ def unpack_once(layer: Any) -> Callable[[], None] | None:
     bitsandbytes' own product does it anew for each.
 
     Returns:
-        What undoes it; None where something else has changed the layer's forward pass, which stays as it is.
+        What undoes it; None where something else than `use_kernel` has changed the layer's forward pass, which stays as it is.
     """
     before = vars(layer).get("forward")
-    own = hasattr(layer, "hub_packed")
+    own = before is not None and before is getattr(layer, "hub_forward", None)
     if getattr(layer.weight, "quant_state", None) is None or (before is not None and not own):
         return None
+    plain = layer.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        if not layer.training:
+            return plain(x)
         wanted = layer.compute_dtype or x.dtype
         bias = None if layer.bias is None else layer.bias.to(wanted)
         weight = unpack(*layer.hub_packed) if own else _by_bitsandbytes(layer)
@@ -91,7 +94,8 @@ def train_by_kernel(layer: Any) -> None:
         out: torch.Tensor = _Product.apply(x.to(wanted), *layer.hub_packed)
         return (out if layer.bias is None else out + layer.bias.to(wanted)).to(x.dtype)
 
-    layer.forward, layer.hub_packed = forward, packed_parts(layer.weight, layer.weight.quant_state)
+    layer.forward = layer.hub_forward = forward
+    layer.hub_packed = packed_parts(layer.weight, layer.weight.quant_state)
 
 
 def packed_parts(packed: torch.Tensor, state: Any) -> tuple[Any, ...]:

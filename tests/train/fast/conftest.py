@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import hub.train.fast
+
 
 def unpack_plainly(words, table, scales, nested, per_scale, per_group, shape, dtype):
     """What `hub.train.fast.four_bit_kernel.unpack` does, in plain operations."""
@@ -17,7 +19,19 @@ def unpack_plainly(words, table, scales, nested, per_scale, per_group, shape, dt
     return (table[codes] * scales.repeat_interleave(per_scale)[: len(codes)]).to(dtype).view(*shape)
 
 
+def instead_of_the_kernel(monkeypatch, module):
+    """Let this be imported in its place; None: it can't be imported."""
+    monkeypatch.delattr(hub.train.fast, "four_bit_kernel", raising=False)  # once imported, it is found there first
+    monkeypatch.setitem(sys.modules, "hub.train.fast.four_bit_kernel", module)
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """The kernel can't be imported."""
+    instead_of_the_kernel(monkeypatch, None)
+
+
 @pytest.fixture
 def plain_unpacking(monkeypatch):
     """Plain operations in the place of the kernel, which takes a GPU."""
-    monkeypatch.setitem(sys.modules, "hub.train.fast.four_bit_kernel", SimpleNamespace(unpack=unpack_plainly))
+    instead_of_the_kernel(monkeypatch, SimpleNamespace(unpack=unpack_plainly))

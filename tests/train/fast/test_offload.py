@@ -13,6 +13,7 @@ from hub import compose
 from hub.data.prepare import Sample
 from hub.launch import launch
 from hub.testing import tiny_model_path
+from hub.train.checkpoints import host_copies
 from hub.train.collate import pack
 from hub.train.fast import activations, offload, tiles
 from hub.train.fast.budget import Line, Need
@@ -212,7 +213,7 @@ def test_what_the_host_has_room_for_goes_there_and_what_that_frees_is_used(monke
     model, layers, longest = load(), [torch.nn.Module()] * 10, 5000
     inputs_and_attention = 2 * 10 * longest * model.config.hidden_size * 2
     monkeypatch.setattr(activations, "HostInputs", lambda device, **said: said)
-    monkeypatch.setattr(activations, "free_host_memory", lambda: free * inputs_and_attention)
+    monkeypatch.setattr(host_copies, "free_host_memory", lambda: int(free * inputs_and_attention))
     monkeypatch.setattr(activations, "hold_on_host", lambda base: problem)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     cfg = compose("algo=sft", "model=tiny", "data=tiny", "algo.activation_offload=all")
@@ -221,9 +222,42 @@ def test_what_the_host_has_room_for_goes_there_and_what_that_frees_is_used(monke
     run = SimpleNamespace(write_plan=said.update)
     setup = SimpleNamespace(cfg=cfg, session=session, run=run, data=SimpleNamespace(longest=longest))
     memory = activations.Activations(setup, model, layers, None, True, "variable-length", None)
-    # Where the embedding has left the GPU, few tokens need not go through the MLPs in parts.
-    assert memory.offload == {"keeps_attention": keeps, "divides_from": tiles.LEAST_TOKENS if problem else tiles.WORTH_TOKENS}
-    assert said == {"embedding_on_host": not problem, "embedding_on_host_because": problem or "memory is short"}
+    # Where the embedding has left the GPU, few tokens need not go through the MLPs in parts: as many as it had room for.
+    wide, freed = 3 * 2 * model.config.intermediate_size, model.get_input_embeddings().weight.nbytes
+    least = tiles.LEAST_TOKENS if problem else max(tiles.LEAST_TOKENS, int(freed / (0.75 * wide)))
+    assert memory.offload == {"keeps_attention": keeps, "divides_from": least}
+    assert said == {"embedding_on_host": not problem, "embedding_on_host_because": problem or "inputs of layers go there too"}
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "hidden", "width", "tokens"),
+    [
+        (128256, 4096, 14336, 8192),
+        (32000, 4096, 14336, 4063),
+        (32000, 4096, 11008, 5291),
+        (500, 64, 128, 1024),
+    ],
+)
+def test_few_tokens_go_through_mlps_at_once_as_far_as_the_embedding_made_room(vocabulary, hidden, width, tokens):
+    assert tiles.divides_from(2 * vocabulary * hidden, width, 2) == tokens
+
+
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_processes_together_take_no_more_of_the_host_than_there_is(monkeypatch, processes):
+    left = 400
+
+    def take(number: int) -> bool:
+        nonlocal left
+        taken = inputs[number]._has_room(1)
+        left -= taken
+        return taken
+
+    monkeypatch.setattr(host_copies, "free_host_memory", lambda: left)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    inputs = [HostInputs(CPU) for _ in range(processes)]
+    while any([take(number) for number in range(processes)]):
+        assert left >= 0
+    assert left < 4 * processes
 
 
 def test_an_embedding_that_learns_or_is_the_output_layer_too_stays_where_it_is():
@@ -232,5 +266,5 @@ def test_an_embedding_that_learns_or_is_the_output_layer_too_stays_where_it_is()
     model.requires_grad_(False)
     embedding = model.get_input_embeddings().weight
     model.get_output_embeddings().weight = embedding
-    assert hold_on_host(model) == "it is the output layer too"
+    assert hold_on_host(model) == "it is the output layer too, or there is none"
     assert model.get_input_embeddings().weight is embedding

@@ -1,7 +1,5 @@
 """Layers of 4 bits by the hub's own operators. tests/gpu has the kernel itself."""
 
-import sys
-
 import pytest
 import torch
 
@@ -50,10 +48,12 @@ def test_a_compiler_is_told_the_truth(plain_unpacking):
     torch.library.opcheck(product, (torch.randn(2, 7, 128), *parts))
 
 
-def test_evaluation_is_left_to_bitsandbytes(monkeypatch):
+@pytest.mark.parametrize("once", [False, True])
+def test_evaluation_is_left_to_bitsandbytes(no_kernel, once):
     layer = layer_of(True, "nf4")
     train_by_kernel(layer)
-    monkeypatch.setitem(sys.modules, "hub.train.fast.four_bit_kernel", None)
+    if once:
+        unpack_once(layer)
     x = torch.randn(5, 128)
     assert torch.equal(layer.eval()(x), layer_of(True, "nf4").eval()(x))
     with pytest.raises(ImportError):
