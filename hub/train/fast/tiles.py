@@ -53,9 +53,11 @@ def divide(layer: torch.nn.Module, least_tokens: int) -> Callable[[], None]:
     plain = mlp.forward
 
     def forward(hidden: torch.Tensor, *more: Any, **named: Any) -> Any:
-        rows, tokens = hidden.shape[:2]
-        if not mlp.training or rows * tokens < least_tokens or tokens < PARTS or more or named:
+        if not mlp.training or hidden.ndim != 3 or more or named:
             return plain(hidden, *more, **named)
+        rows, tokens, _ = hidden.shape
+        if rows * tokens < least_tokens or tokens < PARTS:
+            return plain(hidden)
         size = tokens // PARTS
         parts = hidden.split([size] * (PARTS - 1) + [tokens - (PARTS - 1) * size], dim=1)
         return torch.cat([plain(part) for part in parts], dim=1)

@@ -59,6 +59,9 @@ def test_evaluation_and_other_kinds_of_layers_are_left_alone():
     layer.eval()
     layer.mlp(torch.randn(1, 50, layer.mlp.hidden_size))
     assert calls == [50]
+    layer.train()
+    layer.mlp(torch.randn(50, layer.mlp.hidden_size))  # without rows
+    assert len(calls) == 2
     other = torch.nn.Module()
     other.mlp = torch.nn.Linear(4, 4)
     divide(other, 20)()
