@@ -1,8 +1,7 @@
 """Packed 4-bit weights to 16 or 32 bits in one kernel for NVIDIA's GPUs: bitsandbytes takes one for the scales, one for their
 mean and one for the weights.
 
-A thread takes words of 8 weights. It computes in float32, product by product, as bitsandbytes does:
-the numbers are the same.
+A thread takes words of 8 weights. It computes in float32, product by product, as bitsandbytes does: the numbers are the same.
 """
 
 from collections.abc import Sequence

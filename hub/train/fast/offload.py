@@ -91,7 +91,6 @@ class HostInputs:
         # The graph holds this function as long as what it parked: it must not hold the tensors themselves.
         is_hidden = (hidden.data_ptr(), hidden.shape, hidden.dtype)
         del hidden, args, named
-
         stays: set[int] = set()
 
         def park(tensor: torch.Tensor) -> Any:

@@ -61,7 +61,7 @@ def use_kernel(model: torch.nn.Module) -> str:
     """
     layers = [module for module in model.modules() if is_4bit(module) and "forward" not in vars(module)]
     if not layers:
-        return "no layer that is bitsandbytes' own"
+        return "there are none, or something else has changed them: weights that are shared out, hooks"
     if any(not _fits(layer) for layer in layers):
         return "their weights are packed in a way that it does not know"
     try:

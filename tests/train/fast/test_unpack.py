@@ -61,10 +61,11 @@ def test_evaluation_is_left_to_bitsandbytes(no_kernel, once):
 
 
 def test_what_the_kernel_can_not_do_stays_as_it_was():
-    assert use_kernel(torch.nn.Linear(2, 2)) == "no layer that is bitsandbytes' own"
+    changed = "there are none, or something else has changed them: weights that are shared out, hooks"
+    assert use_kernel(torch.nn.Linear(2, 2)) == changed
     layer = layer_of(True, "nf4")
     assert use_kernel(layer) == "their weights are packed in a way that it does not know"  # on a CPU
     assert "forward" not in vars(layer)
     layer.forward = lambda x: x
-    assert use_kernel(layer) == "no layer that is bitsandbytes' own"
+    assert use_kernel(layer) == changed
     assert unpack_once(layer) is None
