@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hub.testing import tokenizer
 
@@ -25,19 +25,24 @@ COMMON = (
 )  # fmt: skip
 
 
+FAMILIES = {"model": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "mistral": "mistral"}
+"""Folder -> family, as Unsloth rewrites it."""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a small random Llama, whose heads have a size that every attention kernel takes."""
+    """A folder with small random models, whose heads have 64 numbers: a size for which every build of every kernel is made."""
     folder = tmp_path_factory.mktemp("unsloth")
     tokens = tokenizer()
-    config = LlamaConfig(
-        hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=512, max_position_embeddings=1024, initializer_range=0.05, bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokens.save_pretrained(folder / "model")
+    for name, family in FAMILIES.items():
+        config = AutoConfig.for_model(
+            family, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=512, max_position_embeddings=1024, initializer_range=0.05, bos_token_id=tokens.bos_token_id,
+            eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id, head_dim=64, sliding_window=None,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / name)
+        tokens.save_pretrained(folder / name)
     return folder
 
 
@@ -89,7 +94,7 @@ def test_the_losses_are_those_of_the_native_backend(place, native, checkpointing
     assert plan["layers_recomputed"] == (4 if checkpointing == "auto" else 0)
     assert "a token takes" in plan["max_tokens_per_gpu_because"]
     AutoPeftModelForCausalLM.from_pretrained(copy / "model")
-    assert {file.name for file in place.iterdir()} == {"model", "runs"}
+    assert {file.name for file in place.iterdir()} == {*FAMILIES, "runs"}
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -178,9 +183,9 @@ unsloth_train.train(cfg, Run.create(cfg.output_dir, None))
         ("algo.gradient_checkpointing=none",),
         ("algo.load_in_4bit=true",),
         ("algo.load_in_8bit=true",),
-        ("model.path=tiny:qwen3",),
-        ("model.path=tiny:qwen2", "algo.bias=all", "algo.use_dora=true"),
-        ("model.path=tiny:mistral",),
+        ("model.path=qwen3",),
+        ("model.path=qwen2", "algo.bias=all", "algo.use_dora=true"),
+        ("model.path=mistral",),
     ],
     ids=" ".join,
 )

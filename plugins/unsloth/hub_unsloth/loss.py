@@ -33,17 +33,18 @@ def inputs_of(model: Any, batch: MicroBatch) -> dict[str, Any]:
 def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
     """Sum of the cross entropies of a micro-batch, in nats, by Unsloth's fused output layer.
 
-    Unsloth divides the sum by a count that it is given: 1. The labels stand where their logits are (`shift_labels`), so that no
-    sample's last token is asked for its neighbour's first one.
+    Unsloth divides the sum by a count that it is given: 1. A label stands at its own token, one after its logits, since some of
+    Unsloth's models (Mistral) know no labels that stand elsewhere. The first token of a sample has none, so that no sample's last
+    token is asked for its neighbour's first one.
     """
     inputs = inputs_of(model, batch)
     if not len(batch.targets):
         nothing: torch.Tensor = model(**inputs, logits_to_keep=1).logits.float().sum() * 0.0
         return nothing
     labels = torch.full_like(batch.input_ids, NOT_COUNTED)
-    labels.view(-1)[batch.loss_positions] = batch.targets
+    labels.view(-1)[batch.loss_positions + 1] = batch.targets
     one = batch.targets.new_ones(())
-    loss: torch.Tensor = model(**inputs, labels=labels, shift_labels=labels, num_items_in_batch=one).loss
+    loss: torch.Tensor = model(**inputs, labels=labels, num_items_in_batch=one).loss
     return loss
 
 
