@@ -18,7 +18,8 @@ A method is a name, or NAME:OPTION=VALUE,...
     activations    OSFT by the inputs of what is to be kept: protect=100 rows of each earlier task and texts=16 general texts;
                    ratio=0.5.
                    memory=covariances protects what was learnt without any row of it;
-                   embeddings=1 lets those of tokens learn that nothing to be kept has
+                   embeddings=1 lets those of tokens learn that nothing to be kept has;
+                   strength=300 draws every direction back the more, the more it is used, and lets all move
 `epochs=2` is the number of passes. A run that is in --out already is not done again.
 """
 

@@ -41,7 +41,7 @@ RATES = {
 """Learning rates that are tried."""
 
 KNOWN = {"lr": float, "epochs": float, "protect": int, "ratio": float, "policy": str, "form": str, "memory": str,
-         "texts": int, "embeddings": int}  # fmt: skip
+         "texts": int, "embeddings": int, "strength": float}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Method:
     def searched_as(self) -> str:
         """Methods that do the same on the first task share a search."""
         kind = "sft" if self.kind == "replay" else self.kind
-        rest = [f"{name}={value}" for name, value in self.options.items() if name in ("ratio", "policy", "form")]
+        rest = [f"{name}={value}" for name, value in self.options.items() if name in ("ratio", "policy", "form", "strength")]
         return f"{kind}:{','.join(rest)}".rstrip(":")
 
     @property
@@ -110,7 +110,9 @@ class Method:
         if self.options.get("policy") == "adaptive":
             found |= {"rank_policy": "adaptive"}
         else:
-            found |= {"unfreeze_rank_ratio": self.options.get("ratio", 0.25)}
+            found |= {"unfreeze_rank_ratio": self.options.get("ratio", 1.0 if "strength" in self.options else 0.25)}
+        if "strength" in self.options:
+            found |= {"protect_strength": self.options["strength"]}
         if self.options.get("embeddings"):
             found |= {"train_embeddings": True}
         if self.by_covariances:

@@ -14,6 +14,7 @@ ADAPTIVE = "adaptive"
 ACTIVATIONS = "activations"
 FACTORED = "factored"
 DEFAULT_RATIO = {"weights": 0.25, ACTIVATIONS: 0.5}
+DEFAULT_RATIO_DRAWN_BACK = 1.0
 
 
 @dataclass(kw_only=True)
@@ -28,7 +29,7 @@ class OsftConfig(AlgoConfig):
 
     unfreeze_rank_ratio: float | None = option(None, gt=0, le=1)
     """Share of each matrix's directions that may move, exactly as given, at least one. 1.0 is plain SFT. null: 0.25, with
-    subspace=activations 0.5, with rank_policy=adaptive what follows from min_keep and max_keep."""
+    subspace=activations 0.5, with protect_strength 1.0, with rank_policy=adaptive what follows from min_keep and max_keep."""
 
     subspace: str = option("weights", choices=("weights", ACTIVATIONS))
     """Which directions are kept. weights: those of the largest singular values. activations: the input directions that
@@ -64,6 +65,10 @@ class OsftConfig(AlgoConfig):
     protect_from: str | None = None
     """Model folder of an earlier run with save_protection: what it protected, and learnt, is protected too."""
 
+    protect_strength: float = option(0.0, ge=0)
+    """With subspace=activations: how strongly what may move is drawn back to where it was, each direction the more, the more
+    the data to protect uses it. Times the learning rate, as weight decay is. 0: not at all."""
+
     save_protection: bool = False
     """With subspace=activations: write the covariances of protect_data and of the training data beside the model, for a
     next task's protect_from."""
@@ -85,7 +90,9 @@ class OsftConfig(AlgoConfig):
     @property
     def ratio(self) -> float:
         """The share that is free with rank_policy=fixed."""
-        return DEFAULT_RATIO[self.subspace] if self.unfreeze_rank_ratio is None else self.unfreeze_rank_ratio
+        if self.unfreeze_rank_ratio is not None:
+            return self.unfreeze_rank_ratio
+        return DEFAULT_RATIO_DRAWN_BACK if self.protect_strength else DEFAULT_RATIO[self.subspace]
 
     @property
     def needs_data(self) -> bool:
@@ -153,7 +160,7 @@ class OsftConfig(AlgoConfig):
             yield "algo.rank_policy=adaptive needs data of earlier tasks. Type algo.protect_data=FILE or algo.rank_policy=fixed"
         if given is not None and not self.needs_data:
             yield "algo.protect_data is of no use here. Type algo.subspace=activations or algo.rank_policy=adaptive as well"
-        for name in ("protect_from", "save_protection"):
+        for name in ("protect_from", "protect_strength", "save_protection"):
             if getattr(self, name) and self.subspace != ACTIVATIONS:
                 yield f"algo.{name} goes with algo.subspace=activations only"
 

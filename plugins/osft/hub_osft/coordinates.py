@@ -18,7 +18,7 @@ from hub.train.parallel.shares import local, place_of
 from hub.train.parallel.strategy import full
 from hub_osft.embeddings import FreeRows
 from hub_osft.layers import OsftFactored
-from hub_osft.subspace import change_of, oriented, project_, project_exactly
+from hub_osft.subspace import change_of, draw_back_, oriented, project_, project_exactly
 
 MOST_STACKED = 2**26
 """Numbers of coordinates that are projected in one call: equal shapes go together, which spares small models many calls."""
@@ -43,6 +43,9 @@ class Part:
     corner: bool
     keeps_left: bool
     """Whether a left side is kept."""
+
+    pull: torch.Tensor | None = None
+    """(f,): how strongly each column of Z is drawn back to zero, times the learning rate. None: not at all."""
 
     base: Any = None
     """The first weight, shared out as the weight is."""
@@ -88,10 +91,14 @@ class FastCoordinates(Coordinates):
     @torch.no_grad()
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         self._decay(optimizer)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        for part in self.parts:
+            if part.pull is not None:
+                draw_back_(part.coordinates, part.pull, rates[id(part.coordinates)])
         for stack in self._stacks:
             stack.project_([part.coordinates for part in stack.parts])
         if self.embeddings is not None:
-            self.embeddings.follow_()
+            self.embeddings.follow_(rates)
         self.loaded()
 
     @torch.no_grad()

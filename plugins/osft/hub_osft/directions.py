@@ -121,7 +121,7 @@ def _of_matrix(matrix: torch.Tensor, num_free: int, algo: OsftConfig, dtype: tor
 
 def _shapes(target: Target, algo: OsftConfig, session: Session) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """What `find` gives for a target, before it is found."""
-    if target.num_free == target.size:
+    if target.num_free == target.size and not algo.protect_strength:
         return {}
     batch, kept = target.shape[:-2], target.size - target.num_free
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"free": ((*batch, target.size, target.num_free), torch.float32)}
@@ -129,6 +129,8 @@ def _shapes(target: Target, algo: OsftConfig, session: Session) -> dict[str, tup
         dtype = torch.float32 if algo.parametrization == FACTORED else session.compute_dtype
         shapes["kept"] = ((*batch, target.rows, kept), dtype)
         shapes["scale"] = ((*batch, target.num_free), torch.float32)
+    else:
+        shapes["energy"] = ((target.num_free,), torch.float32)
     if algo.parametrization == FACTORED:
         shapes["left"] = ((target.rows, target.num_free), torch.float32)
     return shapes

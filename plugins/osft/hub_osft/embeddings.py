@@ -5,26 +5,29 @@ does not have. Of these the rows of tokens that the new data has may change. Whe
 row is also what a logit is read with, and its change keeps to the directions that the data hardly uses there.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from hub.train.parallel.shares import local, place_of
+from hub_osft.subspace import draw_back_
 from hub_osft.targets import Target
 
 
 class FreeRows:
     """The rows of an embedding that may change, and the directions that they may change in."""
 
-    def __init__(self, module: Any, rows: torch.Tensor, free: torch.Tensor | None) -> None:
+    def __init__(self, module: Any, rows: torch.Tensor, free: torch.Tensor | None, pull: torch.Tensor | None = None) -> None:
         """Choose the rows.
 
         Args:
             module: the embedding. Its weight (v, d) trains as a whole; what must stay is put back after each step.
             rows: int64, the tokens' numbers.
             free: Q (d, f), for a change Z Q^T. None: any change.
+            pull: (f,), how strongly each column of Z is drawn back to zero, times the learning rate. None: not at all.
         """
-        self.module, self.rows, self.free = module, rows, free
+        self.module, self.rows, self.free, self.pull = module, rows, free, pull
 
     def placed(self) -> None:
         """Note the first weight, or this rank's share of it."""
@@ -39,18 +42,25 @@ class FreeRows:
         allowed = self._within(gradient[self.here])
         gradient.zero_()[self.here] = allowed
 
-    def follow_(self) -> None:
-        """Put back what must not have moved."""
+    def follow_(self, rates: Mapping[int, float]) -> None:
+        """Put back what must not have moved.
+
+        Args:
+            rates: learning rate by the parameter's id.
+        """
         weight = local(self.module.weight)
-        allowed = self._within(weight[self.here] - self.base[self.here])
+        allowed = self._within(weight[self.here] - self.base[self.here], rates[id(self.module.weight)])
         weight.copy_(self.base)
         weight[self.here] += allowed
 
-    def _within(self, change: torch.Tensor) -> torch.Tensor:
+    def _within(self, change: torch.Tensor, rate: float = 0.0) -> torch.Tensor:
         if self.free is None:
             return change
         free = self.free.to(change)
-        return (change @ free) @ free.mT
+        coordinates = change @ free
+        if self.pull is not None:
+            draw_back_(coordinates, self.pull, rate)
+        return coordinates @ free.mT
 
 
 def is_tied(model: Any) -> bool:

@@ -71,8 +71,13 @@ class Protection:
         setup.run.write_plan(num_protected_samples=len(self.samples), num_protected_tokens=tokens)
 
     def directions(self, target: Target, weight: torch.Tensor) -> Directions:
-        """The target's input directions that the data uses least, as columns."""
-        if target.num_free == target.size:
+        """The target's input directions that the data uses least, as columns.
+
+        Returns:
+            `free` (p, f) and `energy` (f,), that of the data along each, relative to the mean over all directions. Nothing if
+            all are free and none is drawn back.
+        """
+        if target.num_free == target.size and not self.algo.protect_strength:
             return {}
         name = self.aliases[target.name]
         if self._last is None or self._last[0] != name:
@@ -83,7 +88,9 @@ class Protection:
         vectors = self._last[2][:, : target.num_free]
         if vectors.dtype == torch.float32:
             vectors = torch.linalg.qr(vectors)[0]
-        return {"free": vectors.float().contiguous()}
+        energy = self._last[1].clamp(min=0)
+        energy = energy[: target.num_free] / energy.mean().clamp(min=torch.finfo(energy.dtype).tiny)
+        return {"free": vectors.float().contiguous(), "energy": energy.float()}
 
     def free_tokens(self) -> torch.Tensor:
         """Tokens that the new data has and the data to protect never has, ascending."""

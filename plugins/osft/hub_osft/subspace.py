@@ -129,6 +129,22 @@ def project_(change: torch.Tensor, kept: torch.Tensor, corner: torch.Tensor | No
     change.sub_(leak if corner is None else leak - (leak @ corner) @ corner.mT)
 
 
+def draw_back_(coordinates: torch.Tensor, pull: torch.Tensor, rate: float) -> None:
+    """Take one step towards zero for sum_i pull_i |Z_i|^2 / 2, in place: Z_i / (1 + rate pull_i) for each column of Z.
+
+    With pull_i = s e_i, e_i the energy of the protected data's inputs X along direction i, that is s / 2 times the squared
+    change of what the matrix answers to that data, |Delta X^T|^2: elastic weight consolidation (arXiv 1612.00796) with the
+    inputs' factor of the Kronecker-factored curvature (arXiv 1805.07810). The step is the proximal one, so that no strength is
+    too much for it, and apart from the optimizer's, which would scale it, like AdamW's weight decay.
+
+    Args:
+        coordinates: Z (M, f).
+        pull: (f,), not negative.
+        rate: learning rate of the optimizer's step.
+    """
+    coordinates.div_(1 + rate * pull)
+
+
 def project_exactly(change: torch.Tensor, matrix: torch.Tensor, free: torch.Tensor, corner: bool = False) -> torch.Tensor:
     """The same projection to float64 accuracy, from A and Q alone: for weights that are stored.
 

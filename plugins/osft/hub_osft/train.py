@@ -43,7 +43,8 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
     embeddings = None
     if some_rows and protection is not None:
         directions = found.pop(targets.pop().name) if is_tied(model) else {}
-        embeddings = FreeRows(model.get_input_embeddings(), protection.free_tokens(), directions.get("free"))
+        free, pull = directions.get("free"), pull_of(directions, algo)
+        embeddings = FreeRows(model.get_input_embeddings(), protection.free_tokens(), free, pull)
     what_trains(model, algo, run, targets, embeddings)
     if embeddings is not None and cfg.data.streaming:
         run.say(f"of the stream its first {len(setup.data.train):,} samples say which embeddings may learn")
@@ -89,6 +90,8 @@ def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target
     still = [name for name in groups if name not in learning]
     free = sum(target.num_free for target in targets) / sum(target.size for target in targets)
     shown = f"{free:.1%} of the directions of {len(targets)} weights are free"
+    if algo.protect_strength:
+        shown += f", each drawn back the more the data to protect uses it (algo.protect_strength={algo.protect_strength:g})"
     if free_rows is not None:
         if num_rows:
             shown += f"; embeddings of {num_rows:,} tokens learn too, which the data to protect never has"
@@ -150,8 +153,14 @@ def with_coordinates(
             setattr(owner, last, holder)
             trained = holder.osft_coordinates
         kept = directions.pop("kept", None)
-        parts.append(Part(holder, target.parameter, trained, free, kept, target.left, corner, kept is not None))
+        pull = pull_of(directions, algo)
+        parts.append(Part(holder, target.parameter, trained, free, kept, target.left, corner, kept is not None, pull))
     return FastCoordinates(parts, embeddings)
+
+
+def pull_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
+    """How strongly a change along each direction is drawn back, times the learning rate. None: not at all."""
+    return directions["energy"] * algo.protect_strength if algo.protect_strength and directions else None
 
 
 def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredCoordinates:

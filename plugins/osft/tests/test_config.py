@@ -29,6 +29,8 @@ ACTIVATIONS = ["algo.subspace=activations", "algo.protect_data=tiny:chats"]
 def test_more_is_free_where_data_says_what_must_stay():
     assert config(*ACTIVATIONS).algo.ratio == 0.5
     assert config(*ACTIVATIONS, "algo.unfreeze_rank_ratio=1").algo.ratio == 1
+    assert config(*ACTIVATIONS, "algo.protect_strength=10").algo.ratio == 1
+    assert config(*ACTIVATIONS, "algo.protect_strength=10", "algo.unfreeze_rank_ratio=0.75").algo.ratio == 0.75
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,8 @@ def test_more_is_free_where_data_says_what_must_stay():
         (["algo.protect_data=no.jsonl", ACTIVATIONS[0]], "algo.protect_data=no.jsonl: there is no such file or folder."),
         (["algo.protect_data=tiny:chats"], "algo.protect_data is of no use here."),
         (["algo.protect_from=.", ACTIVATIONS[0]], "algo.protect_from=.: there is no protection.safetensors."),
+        (["algo.protect_strength=10"], "algo.protect_strength goes with algo.subspace=activations only"),
+        ([*ACTIVATIONS, "algo.protect_strength=-1"], "algo.protect_strength=-1.0 is not allowed. Allowed: a number at least 0"),
         (["algo.save_protection=true"], "algo.save_protection goes with algo.subspace=activations only"),
         (["algo.target_patterns=q_proj"], "algo.target_patterns=q_proj is not allowed. Allowed: all, attention, mlp, or"),
         (["algo.target_patterns=['(q']"], "algo.target_patterns: (q is no regular expression"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hub_osft.coordinates import FastCoordinates, Part
 from hub_osft.layers import OsftExperts, OsftLinear
-from hub_osft.subspace import decompose, num_free, oriented, project_, project_exactly, split, steps
+from hub_osft.subspace import decompose, draw_back_, num_free, oriented, project_, project_exactly, split, steps
 from transformers.pytorch_utils import Conv1D
 
 SHAPES = [(96, 64), (64, 64), (40, 72)]
@@ -181,6 +181,21 @@ def test_weight_decay_draws_the_free_part_to_zero_and_leaves_the_kept_part():
     low = first @ projector(torch.nn.functional.normalize(coordinates.parts[0].free.double(), dim=0))
     expected = first - low + 0.95**10 * low
     assert (layer.weight - expected).norm() < 1e-6 * first.norm()
+
+
+def test_a_change_is_drawn_back_by_the_penalty_on_what_is_answered_to_protected_inputs():
+    inputs, first = matrix((96, 64), seed=1), matrix((40, 64))
+    energy, q = torch.linalg.eigh(inputs.mT @ inputs)
+    z, rate, strength = matrix((40, 64), seed=2), 0.1, 0.3
+    drawn = z.clone().requires_grad_()
+    with torch.no_grad():
+        draw_back_(drawn, strength * energy, rate)
+    # The proximal step is the least of the penalty and the distance gone, in the weights' own coordinates.
+    change = drawn @ q.mT
+    penalty = strength / 2 * (inputs @ (first + change).mT - inputs @ first.mT).square().sum()
+    (penalty + (drawn - z).square().sum() / (2 * rate)).backward()
+    assert drawn.grad.norm() < 1e-10 * z.norm()
+    assert (drawn - z).norm() > 0.1 * z.norm()
 
 
 def test_the_optimizer_moves_a_free_direction_the_more_the_larger_its_singular_value():

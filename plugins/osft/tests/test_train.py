@@ -222,6 +222,26 @@ def test_adaptive_keeps_more_where_a_layer_changes_its_input_less(tmp_path):
         assert free[f"{layer}.mlp.up_proj"] == pytest.approx((64 - int(kept[layer] * 64)) / 64)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, beside_few_words, tied, capsys):
+    folder, options = beside_few_words(tied)
+    protected = protected_tokens(folder, options)
+
+    def answers(model: Path) -> torch.Tensor:
+        with torch.no_grad():
+            return AutoModelForCausalLM.from_pretrained(model)(protected).logits
+
+    first, moved = answers(folder), []
+    for strength in (0, 10, 1000):
+        result = run(tmp_path, *options, "algo.unfreeze_rank_ratio=1.0", f"algo.protect_strength={strength}")
+        assert result.eval_loss < result.eval_loss_before - 0.2
+        moved.append(float((answers(result.model_path) - first).norm() / first.norm()))
+    assert moved[1] < 0.5 * moved[0]
+    assert moved[2] < 0.5 * moved[1]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "each drawn back the more the data to protect uses it (algo.protect_strength=1000)" in said
+
+
 def test_a_pattern_that_matches_nothing_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match=r"algo\.target_patterns: q_prj matches no matrix\. Did you mean q_proj"):
         run(tmp_path, "algo.target_patterns=[q_prj]")
@@ -287,9 +307,12 @@ def beside_few_words(tmp_path):
     return made
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(tmp_path, beside_few_words, tied, capsys):
+@pytest.mark.parametrize(("tied", "strength"), [(True, 0), (False, 0), (True, 3000)])
+def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
+    tmp_path, beside_few_words, tied, strength, capsys
+):
     folder, options = beside_few_words(tied)
+    options.append(f"algo.protect_strength={strength}")
     result = run(tmp_path, *options, "algo.save_protection=true")
     first, last = weights(folder), weights(result.model_path)
     change = last["model.embed_tokens.weight"].double() - first["model.embed_tokens.weight"].double()
@@ -331,10 +354,12 @@ def test_of_a_stream_the_beginning_says_which_embeddings_learn(tmp_path, beside_
     assert "of the stream its first 128 samples say which embeddings may learn" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("strength", [0, 30])
 def test_embeddings_that_learn_in_part_resume_bit_for_bit_and_train_on_two_processes_as_on_one(
-    tmp_path, beside_few_words, monkeypatch
+    tmp_path, beside_few_words, monkeypatch, strength
 ):
     folder, options = beside_few_words(True)
+    options.append(f"algo.protect_strength={strength}")
     whole = run(tmp_path, *options)
     run_and_stop(tmp_path, monkeypatch, *options)
     resumed = run(tmp_path, *options, "resume=latest")

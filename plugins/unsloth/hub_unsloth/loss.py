@@ -34,8 +34,8 @@ def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
     """Sum of the cross entropies of a micro-batch, in nats, by Unsloth's fused output layer.
 
     Unsloth divides the sum by a count that it is given: 1. A label stands at its own token, one after its logits, since some of
-    Unsloth's models (Mistral) know no labels that stand elsewhere. The first token of a sample has none, so that no sample's last
-    token is asked for its neighbour's first one.
+    Unsloth's models (Mistral) know no labels that stand elsewhere. The first token of a sample has none, so that no sample's
+    last token is asked for its neighbour's first one.
     """
     inputs = inputs_of(model, batch)
     if not len(batch.targets):
