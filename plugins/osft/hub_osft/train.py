@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hub import Outcome, Run, RunConfig
+from hub import ModelError, Outcome, Run, RunConfig
 from hub.train.coordinates import Coordinates
 from hub.train.loop import fit
 from hub.train.model import save_whole_model, trainable_in_float32
@@ -43,7 +43,7 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
     embeddings = None
     if some_rows and protection is not None:
         directions = found.pop(targets.pop().name) if is_tied(model) else {}
-        free, pull = directions.get("free"), pull_of(directions, algo)
+        free, pull = directions.get("free"), pull_of(directions, algo) if directions else None
         embeddings = FreeRows(model.get_input_embeddings(), protection.free_tokens(), free, pull)
     what_trains(model, algo, run, targets, embeddings)
     if embeddings is not None and cfg.data.streaming:
@@ -159,8 +159,19 @@ def with_coordinates(
 
 
 def pull_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
-    """How strongly a change along each direction is drawn back, times the learning rate. None: not at all."""
-    return directions["energy"] * algo.protect_strength if algo.protect_strength and directions else None
+    """How strongly a change along each direction is drawn back, times the learning rate. None: not at all.
+
+    Raises:
+        ModelError: the directions are of a run that began with all of them free and none drawn back.
+    """
+    if not algo.protect_strength:
+        return None
+    if "energy" not in directions:
+        raise ModelError(
+            f"algo.protect_strength={algo.protect_strength:g}: the run that goes on began without it, all directions free. "
+            "Leave it out, or begin a new run"
+        )
+    return directions["energy"] * algo.protect_strength
 
 
 def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredCoordinates:

@@ -242,6 +242,13 @@ def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, besid
     assert "each drawn back the more the data to protect uses it (algo.protect_strength=1000)" in said
 
 
+def test_a_run_without_directions_goes_on_without_strength_only(tmp_path, monkeypatch):
+    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.unfreeze_rank_ratio=1.0"]
+    run_and_stop(tmp_path, monkeypatch, *options)
+    with pytest.raises(HubError, match=r"algo\.protect_strength=30: the run that goes on began without it"):
+        run(tmp_path, *options, "algo.protect_strength=30", "resume=latest", "resume_with_changes=true")
+
+
 def test_a_pattern_that_matches_nothing_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match=r"algo\.target_patterns: q_prj matches no matrix\. Did you mean q_proj"):
         run(tmp_path, "algo.target_patterns=[q_prj]")
