@@ -7,8 +7,7 @@ without the data of the earlier ones.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -29,6 +28,8 @@ from hub.train.parallel.strategy import layer_classes
 from hub.train.setup import Setup
 from hub_osft.config import PROTECTION, OsftConfig
 from hub_osft.directions import Directions
+from hub_osft.passes import batches, on_device
+from hub_osft.sensitivity import measure_sensitivity, relative
 from hub_osft.targets import Target
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -58,24 +59,31 @@ class Protection:
         self.aliases: dict[str, str] = {}
         self.sums: dict[str, torch.Tensor] = {}
         self.cosines: dict[str, torch.Tensor] = {}
+        self.sensitivity: dict[str, float] = {}
+        """Target -> sum over the data of the squared gradient of the loss by one of the target's outputs."""
+
         self.seen = torch.zeros(len(model.get_input_embeddings().weight), dtype=torch.bool)
         """Tokens that the data has."""
         self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None
         with_covariances = algo.subspace == "activations"
         self._measure(self.samples, with_covariances)
+        if algo.protect_strength or algo.save_protection:
+            self._measure_sensitivity(self.samples)
         if algo.protect_from:
             self._add_earlier(Path(algo.protect_from).expanduser() / PROTECTION)
         tokens = sum(map(len, self.samples))
         earlier = f", and what {algo.protect_from} protects" if algo.protect_from else ""
         setup.run.say(f"protecting {len(self.samples)} samples, {tokens:,} tokens{earlier}")
         setup.run.write_plan(num_protected_samples=len(self.samples), num_protected_tokens=tokens)
+        self.weight_of = self._relative_sensitivity() if algo.protect_strength else {}
 
     def directions(self, target: Target, weight: torch.Tensor) -> Directions:
         """The target's input directions that the data uses least, as columns.
 
         Returns:
-            `free` (p, f) and `energy` (f,), that of the data along each, relative to the mean over all directions. Nothing if
-            all are free and none is drawn back.
+            `free` (p, f) and `energy` (f,), that of the data along each, relative to the mean over all directions; with
+            `algo.protect_strength` times how much a change there matters (`hub_osft.sensitivity`). Nothing if all are free and
+            none is drawn back.
         """
         if target.num_free == target.size and not self.algo.protect_strength:
             return {}
@@ -90,6 +98,7 @@ class Protection:
             vectors = torch.linalg.qr(vectors)[0]
         energy = self._last[1].clamp(min=0)
         energy = energy[: target.num_free] / energy.mean().clamp(min=torch.finfo(energy.dtype).tiny)
+        energy *= self.weight_of.get(target.name, 1.0)
         return {"free": vectors.float().contiguous(), "energy": energy.float()}
 
     def free_tokens(self) -> torch.Tensor:
@@ -126,10 +135,12 @@ class Protection:
         samples = self.setup.data.train
         chosen = Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
         self._measure(chosen, True)
+        self._measure_sensitivity(chosen)
         if self.setup.session.group.is_main:
             tensors = {name: total.float().cpu().contiguous() for name, total in self.sums.items()} | {SEEN: self.seen}
+            metadata = {"aliases": json.dumps(self.aliases), "sensitivity": json.dumps(self.sensitivity)}
             try:
-                save_file(tensors, folder / PROTECTION, metadata={"aliases": json.dumps(self.aliases)})
+                save_file(tensors, folder / PROTECTION, metadata=metadata)
             except SafetensorError as error:
                 raise ModelError(f"{folder / PROTECTION} can't be written ({error})") from None
             size = sum(t.nbytes for t in tensors.values()) / 2**30
@@ -138,7 +149,8 @@ class Protection:
 
     def _add_earlier(self, file: Path) -> None:
         with safe_open(file, "pt", device=str(self.setup.session.device)) as stored:
-            aliases = json.loads((stored.metadata() or {}).get("aliases", "{}"))
+            metadata = stored.metadata() or {}
+            aliases, sensitivity = (json.loads(metadata.get(name, "{}")) for name in ("aliases", "sensitivity"))
             missing = sorted({target.name for target in self.targets} - set(aliases))
             if missing:
                 raise ModelError(
@@ -151,6 +163,13 @@ class Protection:
                     f"algo.protect_from={file.parent}: it protects another vocabulary. Type the model folder of a run with "
                     "algo.subspace=activations algo.save_protection=true on this model"
                 )
+            if self.algo.protect_strength and not sensitivity:
+                raise ModelError(
+                    f"algo.protect_from={file.parent}: it does not say how much each weight matters, which "
+                    "algo.protect_strength needs. Type algo.protect_strength=0, or algo.protect_data in place of it"
+                )
+            for name, total in sensitivity.items():
+                self.sensitivity[name] = self.sensitivity.get(name, 0.0) + total
             self.seen |= seen
             self.aliases = self.aliases or {target.name: aliases[target.name] for target in self.targets}
             done: set[str] = set()
@@ -167,7 +186,6 @@ class Protection:
     def _measure(self, samples: Sequence[Sample], with_covariances: bool) -> None:
         """Run samples through the model, each rank its share, and add up what its layers see."""
         session = self.setup.session
-        batches = list(_batches(samples, session.device, session.group.rank, session.group.world))
         if not samples:
             return
         for sample in samples:
@@ -180,8 +198,8 @@ class Protection:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), session.autocast(), _on_device(self.setup, self.model):
-                for chosen in batches:
+            with torch.no_grad(), session.autocast(), on_device(self.setup, self.model):
+                for chosen in batches(samples, BATCH_TOKENS[session.device.type], session.group.rank, session.group.world):
                     batch = pad(chosen or [samples[0]], 0).to(session.device)
                     assert batch.attention_mask is not None
                     mask[:] = [batch.attention_mask.bool() & bool(chosen)]
@@ -198,6 +216,16 @@ class Protection:
                 self.sums[name] = before[name] + added if name in before else added
             for total in self.cosines.values():
                 dist.all_reduce(total)
+
+    def _measure_sensitivity(self, samples: Sequence[Sample]) -> None:
+        for name, total in measure_sensitivity(self.setup, self.model, self.targets, samples).items():
+            self.sensitivity[name] = self.sensitivity.get(name, 0.0) + total
+
+    def _relative_sensitivity(self) -> dict[str, float]:
+        energies = {target.name: float(self.sums[self.aliases[target.name]].diagonal().mean()) for target in self.targets}
+        found = relative(self.sensitivity, energies)
+        self.setup.run.write_plan(sensitivity_of_weights={name: float(f"{value:.3g}") for name, value in found.items()})
+        return found
 
     def _watch_inputs(self, mask: list[torch.Tensor]) -> list[Any]:
         """Hooks that add up the covariances of the targets' inputs. Layers that are given the very same input share one."""
@@ -254,30 +282,3 @@ def _read(setup: Setup, algo: OsftConfig) -> list[Sample]:
         samples = prepare(replace(cfg, data=data), setup.tokenizer, positions).train
         chosen += Random(algo.seed).sample(samples, min(algo.protect_samples, len(samples)))
     return chosen
-
-
-def _batches(samples: Sequence[Sample], device: torch.device, rank: int, world: int) -> Iterator[list[Sample]]:
-    """This rank's samples in groups of similar length; as many groups on every rank, the last of them may be empty."""
-    ordered = sorted(samples, key=len)
-    groups: list[list[Sample]] = []
-    for sample in ordered:
-        if not groups or (len(groups[-1]) + 1) * len(sample) > BATCH_TOKENS[device.type]:
-            groups.append([])
-        groups[-1].append(sample)
-    groups += [[] for _ in range(-len(groups) % world)]
-    yield from groups[rank::world]
-
-
-@contextmanager
-def _on_device(setup: Setup, model: Any) -> Iterator[None]:
-    """Models that will be shared out wait on the host: bring them to the device for these passes."""
-    device = setup.session.device
-    home = next(model.parameters()).device
-    if home == device or any(hasattr(p, "placements") for p in model.parameters()):
-        yield
-        return
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)
