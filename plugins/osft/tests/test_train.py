@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from hub_osft.config import OsftConfig
-from hub_osft.directions import by_spectrum
+from hub_osft.directions import Directions, by_spectrum
 from hub_osft.targets import find_targets, with_ratio
-from hub_osft.train import with_coordinates
+from hub_osft.train import pull_of, with_coordinates
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hub import ConfigError, HubError, Interrupted, Result, compose
 from hub.launch import launch
-from hub.testing import tiny_model, tiny_model_path
+from hub.testing import tiny_data_path, tiny_model, tiny_model_path
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
@@ -54,6 +54,12 @@ def run_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *overrides: st
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def sensitivity(model: Path) -> dict[str, float]:
+    """What is saved of how much each weight matters to what is protected."""
+    with safe_open(model / "protection.safetensors", "pt") as stored:
+        return json.loads(stored.metadata()["sensitivity"])
 
 
 def losses(result: Result) -> list[float]:
@@ -209,6 +215,9 @@ def test_protected_inputs_are_answered_as_before_and_protection_goes_on_without_
     )  # fmt: skip
     more = load_file(again.model_path / "protection.safetensors")
     assert all(more[key].trace() > kept[key].trace() for key in kept)
+    before, after = (sensitivity(one.model_path) for one in (result, again))
+    assert len(before) == 14
+    assert all(after[name] > before[name] > 0 for name in before)
 
 
 def test_adaptive_keeps_more_where_a_layer_changes_its_input_less(tmp_path):
@@ -240,6 +249,44 @@ def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, besid
     assert moved[2] < 0.5 * moved[1]
     said = " ".join(capsys.readouterr().out.split())
     assert "each drawn back the more the data to protect uses it (algo.protect_strength=1000)" in said
+
+
+def test_weights_that_matter_more_are_drawn_back_more(tmp_path, monkeypatch):
+    """Noise in one weight at a time: how far it moves what is said (Kullback-Leibler) is what its pull is in proportion to."""
+    pulls: list[float] = []
+
+    def seen(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
+        found = pull_of(directions, algo)
+        pulls.append(float(found.mean()))
+        return found
+
+    result = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10")
+    monkeypatch.setattr("hub_osft.train.pull_of", seen)
+    trained = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10",
+                  f"model.path={result.model_path}", "algo.max_steps=1")  # fmt: skip
+    told = json.loads((trained.run_path / "plan.json").read_text())["sensitivity_of_weights"]
+    assert pulls == pytest.approx([10 * value for value in told.values()], rel=1e-2)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(result.model_path), AutoTokenizer.from_pretrained(result.model_path)
+    chats = [json.loads(line)["messages"] for line in tiny_data_path().read_text().splitlines()[:16]]
+    rows = [tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")["input_ids"] for chat in chats]
+
+    @torch.no_grad()
+    def said() -> list[torch.Tensor]:
+        return [model(row).logits[0].double().log_softmax(-1) for row in rows]
+
+    first, moved, dice = said(), {}, torch.Generator().manual_seed(0)
+    for name in told:
+        weight = model.get_submodule(name).weight.data
+        plain, total = weight.clone(), 0.0
+        for _ in range(4):
+            weight.add_(3e-3 * torch.randn(weight.shape, generator=dice))
+            total += sum(float((one.exp() * (one - other)).sum()) for one, other in zip(first, said(), strict=True))
+            weight.copy_(plain)
+        # Of each weight's rows and columns alike: the product is that of one output and one direction.
+        moved[name] = total / weight.numel()
+    both = torch.tensor([[told[name], moved[name]] for name in told]).log()
+    assert both[:, 0].max() - both[:, 0].min() > 2
+    assert torch.corrcoef(both.T)[0, 1] > 0.8
 
 
 def test_a_run_without_directions_goes_on_without_strength_only(tmp_path, monkeypatch):
@@ -284,6 +331,7 @@ def test_protection_of_another_model_is_refused(tmp_path):
     file = result.model_path / "protection.safetensors"
     with safe_open(file, "pt") as stored:
         tensors, metadata = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
+    stored_whole = dict(tensors)
     for seen in ({"tokens_seen": tensors.pop("tokens_seen")[:100]}, {}):
         save_file(tensors | seen, file, metadata)
         with pytest.raises(HubError, match="it protects another vocabulary"):
@@ -293,6 +341,10 @@ def test_protection_of_another_model_is_refused(tmp_path):
                 f"algo.protect_from={result.model_path}",
                 "algo.target_patterns=attention",
             )
+    save_file(stored_whole, file, {"aliases": metadata["aliases"]})
+    with pytest.raises(HubError, match=r"it does not say how much each weight matters, which algo\.protect_strength needs"):
+        run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", "algo.protect_strength=30",
+            "algo.target_patterns=attention")  # fmt: skip
 
 
 @pytest.fixture
@@ -366,7 +418,7 @@ def test_embeddings_that_learn_in_part_resume_bit_for_bit_and_train_on_two_proce
     tmp_path, beside_few_words, monkeypatch, strength
 ):
     folder, options = beside_few_words(True)
-    options.append(f"algo.protect_strength={strength}")
+    options += [f"algo.protect_strength={strength}", "algo.save_protection=true"]
     whole = run(tmp_path, *options)
     run_and_stop(tmp_path, monkeypatch, *options)
     resumed = run(tmp_path, *options, "resume=latest")
@@ -378,3 +430,4 @@ def test_embeddings_that_learn_in_part_resume_bit_for_bit_and_train_on_two_proce
     moved = [(tensors["model.embed_tokens.weight"] != start["model.embed_tokens.weight"]).any(1) for tensors in (first, shared)]
     assert torch.equal(*moved)
     assert all((first[name] - shared[name]).norm() <= 1e-4 * first[name].norm() for name in first)
+    assert sensitivity(two.model_path) == pytest.approx(sensitivity(whole.model_path), rel=0.05)
