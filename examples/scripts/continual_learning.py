@@ -19,7 +19,7 @@ A method is a name, or NAME:OPTION=VALUE,...
                    ratio=0.5.
                    memory=covariances protects what was learnt without any row of it;
                    embeddings=1 lets those of tokens learn that nothing to be kept has;
-                   strength=300 draws every direction back the more, the more it is used, and lets all move
+                   strength=600 lets all directions move, and draws back what is used and what matters
 `epochs=2` is the number of passes. A run that is in --out already is not done again.
 """
 

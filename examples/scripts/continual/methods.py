@@ -6,6 +6,7 @@ from typing import Any
 
 METHODS = (
     "untrained",
+    "activations:strength=600,lr=3e-4,texts=50,embeddings=1",
     "activations:ratio=0.5",
     "sft",
     "replay",

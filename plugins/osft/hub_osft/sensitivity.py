@@ -48,6 +48,8 @@ def measure_sensitivity(setup: Setup, model: Any, targets: Sequence[Target], sam
         return {}
     session, seed = setup.session, setup.cfg.algo.seed
     chosen = _some(samples, seed)
+    tokens = sum(map(len, chosen))
+    setup.run.say(f"measuring on {tokens:,} tokens how much each of {len(targets)} weights matters to what is to be kept")
     sums = torch.zeros(len(targets), dtype=torch.float64, device=session.device)
     embedded: list[torch.Tensor] = []
 
@@ -87,7 +89,7 @@ def measure_sensitivity(setup: Setup, model: Any, targets: Sequence[Target], sam
             handle.remove()
     if session.group.world > 1:
         dist.all_reduce(sums)
-    scale = sum(map(len, samples)) / sum(map(len, chosen))
+    scale = sum(map(len, samples)) / tokens
     return {target.name: scale * total for target, total in zip(targets, sums.tolist(), strict=True)}
 
 
