@@ -65,16 +65,17 @@ class Protection:
         self.seen = torch.zeros(len(model.get_input_embeddings().weight), dtype=torch.bool)
         """Tokens that the data has."""
         self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None
+        tokens = sum(map(len, self.samples))
+        kept = [f"{len(self.samples)} samples, {tokens:,} tokens"] if self.samples else []
+        kept += [f"what {algo.protect_from} protects"] if algo.protect_from else []
+        setup.run.say(f"protecting {', and '.join(kept)}")
+        setup.run.write_plan(num_protected_samples=len(self.samples), num_protected_tokens=tokens)
         with_covariances = algo.subspace == "activations"
         self._measure(self.samples, with_covariances)
         if algo.protect_strength or algo.save_protection:
             self._measure_sensitivity(self.samples)
         if algo.protect_from:
             self._add_earlier(Path(algo.protect_from).expanduser() / PROTECTION)
-        tokens = sum(map(len, self.samples))
-        earlier = f", and what {algo.protect_from} protects" if algo.protect_from else ""
-        setup.run.say(f"protecting {len(self.samples)} samples, {tokens:,} tokens{earlier}")
-        setup.run.write_plan(num_protected_samples=len(self.samples), num_protected_tokens=tokens)
         self.weight_of = self._relative_sensitivity() if algo.protect_strength else {}
 
     def directions(self, target: Target, weight: torch.Tensor) -> Directions:

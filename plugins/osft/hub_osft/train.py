@@ -91,7 +91,8 @@ def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target
     free = sum(target.num_free for target in targets) / sum(target.size for target in targets)
     shown = f"{free:.1%} of the directions of {len(targets)} weights are free"
     if algo.protect_strength:
-        shown += f", each drawn back the more the data to protect uses it (algo.protect_strength={algo.protect_strength:g})"
+        strength = f"algo.protect_strength={algo.protect_strength:g}"
+        shown += f", each drawn back the more a change there matters to the data to protect ({strength})"
     if free_rows is not None:
         if num_rows:
             shown += f"; embeddings of {num_rows:,} tokens learn too, which the data to protect never has"

@@ -248,7 +248,7 @@ def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, besid
     assert moved[1] < 0.5 * moved[0]
     assert moved[2] < 0.5 * moved[1]
     said = " ".join(capsys.readouterr().out.split())
-    assert "each drawn back the more the data to protect uses it (algo.protect_strength=1000)" in said
+    assert "each drawn back the more a change there matters to the data to protect (algo.protect_strength=1000)" in said
 
 
 def test_weights_that_matter_more_are_drawn_back_more(tmp_path, monkeypatch):
