@@ -39,7 +39,7 @@ NUM_THREADS = min(16, os.cpu_count() or 1)
 
 Directions = dict[str, torch.Tensor]
 """Of one target: `free` (Q); with `subspace=weights` also `kept` (U_h) and `scale` (S_l), in the factored form `left`
-(U_l) too. Empty: all is free."""
+(U_l) too; with `subspace=activations` `energy` (f,), with a strength `importance` (1,). Empty: all is free."""
 
 Find = Callable[[Target, torch.Tensor], Directions]
 """Finds the directions of a target from its weight, on the weight's device."""
@@ -82,7 +82,7 @@ def find_directions(setup: Setup, model: Any, targets: Sequence[Target], find: F
         found = _find_all(setup, model, targets, shapes, find, folder)
         how = "found"
     else:
-        found = _load_all(session, targets, shapes, folder)
+        found = _load_all(session, targets, folder)
         how = "read from the run folder" if folder == store else "read from the cache"
     if session.group.is_main and folder != store:
         _link(folder, store)
@@ -131,9 +131,25 @@ def _shapes(target: Target, algo: OsftConfig, session: Session) -> dict[str, tup
         shapes["scale"] = ((*batch, target.num_free), torch.float32)
     else:
         shapes["energy"] = ((target.num_free,), torch.float32)
+        if algo.protect_strength:
+            shapes["importance"] = ((1,), torch.float32)
     if algo.parametrization == FACTORED:
         shapes["left"] = ((target.rows, target.num_free), torch.float32)
     return shapes
+
+
+def check_finite(setup: Setup, model: Any, targets: Sequence[Target]) -> None:
+    """Every process looks at all weights, so that none waits for one that has given up.
+
+    Raises:
+        ModelError: one is not finite.
+    """
+    for target in targets:
+        if not bool(torch.isfinite(target.weight(model)).all()):
+            raise ModelError(
+                f"model.path={setup.cfg.model.path}: {target.name} has NaN or infinity, so it has no spectrum. "
+                "Download the model again, or take an earlier checkpoint"
+            )
 
 
 class _Search:
@@ -142,15 +158,6 @@ class _Search:
     def __init__(self, setup: Setup, model: Any, targets: Sequence[Target], find: Find) -> None:
         self.setup, self.model, self.targets, self.find = setup, model, targets, find
         self.found: dict[str, Directions] = {}
-
-    def check(self) -> None:
-        """Every process looks at all weights, so that none waits for one that has given up."""
-        for target in self.targets:
-            if not bool(torch.isfinite(target.weight(self.model)).all()):
-                raise ModelError(
-                    f"model.path={self.setup.cfg.model.path}: {target.name} has NaN or infinity, so it has no spectrum. "
-                    "Download the model again, or take an earlier checkpoint"
-                )
 
     def run(self, numbers: Sequence[int], then: Callable[[int], None] = lambda number: None) -> None:
         """Find the directions of the targets of these numbers."""
@@ -193,11 +200,11 @@ def _find_all(
     setup: Setup, model: Any, targets: Sequence[Target], shapes: dict[str, Any], find: Find, folder: Path
 ) -> dict[str, Directions]:
     session, search = setup.session, _Search(setup, model, targets, find)
-    search.check()
+    check_finite(setup, model, targets)
     if session.group.world == 1:
         make_once(folder, search.run_and_write, _is_whole)
         # Another run may have been faster.
-        return search.found or _load_all(session, targets, shapes, folder)
+        return search.found or _load_all(session, targets, folder)
     owners = _owners(targets, session.group.world)
     search.run([number for number, owner in enumerate(owners) if owner == session.group.rank])
     for target, owner in zip(targets, owners, strict=True):
@@ -209,8 +216,11 @@ def _find_all(
     return search.found
 
 
-def _load_all(session: Session, targets: Sequence[Target], shapes: dict[str, Any], folder: Path) -> dict[str, Directions]:
-    """The first process reads and gives to the others: their machines may not see the folder."""
+def _load_all(session: Session, targets: Sequence[Target], folder: Path) -> dict[str, Directions]:
+    """The first process reads and gives to the others: their machines may not see the folder.
+
+    What is stored need not be what the options ask for now, where a run goes on with others.
+    """
 
     def load(number: int) -> Directions:
         return dict(load_file(folder / _file(number), device=str(session.device)))
@@ -220,11 +230,18 @@ def _load_all(session: Session, targets: Sequence[Target], shapes: dict[str, Any
         with ThreadPoolExecutor(NUM_THREADS) as readers:
             found = dict(zip((target.name for target in targets), readers.map(load, range(len(targets))), strict=True))
     if session.group.world > 1:
+        stored = json.loads(broadcast_text(json.dumps({name: _form(tensors) for name, tensors in found.items()})))
         for target in targets:
-            tensors = found.setdefault(target.name, _empty(shapes[target.name], session.device))
+            forms = {name: (shape, getattr(torch, dtype)) for name, (shape, dtype) in stored[target.name].items()}
+            tensors = found.setdefault(target.name, _empty(forms, session.device))
             for name in sorted(tensors):
                 dist.broadcast(tensors[name], 0)
     return found
+
+
+def _form(tensors: Directions) -> dict[str, tuple[list[int], str]]:
+    """Shape and type of each, for JSON."""
+    return {name: (list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()}
 
 
 def _empty(shapes: dict[str, Any], device: torch.device) -> Directions:

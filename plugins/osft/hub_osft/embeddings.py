@@ -2,7 +2,8 @@
 
 An embedding is a linear layer whose input is one token: the input directions that the data leaves unused are the tokens that it
 does not have. Of these the rows of tokens that the new data has may change. Where the embeddings are the output layer too, a
-row is also what a logit is read with, and its change keeps to the directions that the data hardly uses there.
+row is also what a logit is read with, and its change keeps to the directions that the data hardly uses there; with
+`protect_strength` it is drawn back in those that it uses.
 """
 
 from collections.abc import Mapping

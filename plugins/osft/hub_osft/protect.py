@@ -1,6 +1,7 @@
 """Data to protect: which input directions it uses (subspace=activations), and which layers it needs (rank_policy=adaptive).
 
-One forward pass over the data collects, for each target, the covariance X^T X of its inputs. A change Delta = Z Q^T, with Q the
+One forward pass over the data collects, for each target, the covariance X^T X of its inputs, and with `algo.protect_strength` a
+few forward and backward passes how much it matters (`hub_osft.sensitivity`). A change Delta = Z Q^T, with Q the
 directions of least covariance, hardly changes what the layer answers to such inputs (gradient projection memory, arXiv
 2103.09762; Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659). Covariances of several tasks add up, so that a next task can do
 without the data of the earlier ones.
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hub import ModelError
+from hub import DataError, ModelError
 from hub.data.config import DataConfig
 from hub.data.prepare import Sample, prepare
 from hub.train.collate import pad
@@ -27,7 +28,7 @@ from hub.train.model import load_config
 from hub.train.parallel.strategy import layer_classes
 from hub.train.setup import Setup
 from hub_osft.config import PROTECTION, OsftConfig
-from hub_osft.directions import Directions
+from hub_osft.directions import Directions, check_finite
 from hub_osft.passes import batches, on_device
 from hub_osft.sensitivity import measure_sensitivity, relative
 from hub_osft.targets import Target
@@ -60,7 +61,10 @@ class Protection:
         self.sums: dict[str, torch.Tensor] = {}
         self.cosines: dict[str, torch.Tensor] = {}
         self.sensitivity: dict[str, float] = {}
-        """Target -> sum over the data of the squared gradient of the loss by one of the target's outputs."""
+        """Target -> sum over the data of the squared gradient of the loss by the target's outputs, mean over them."""
+
+        self.knows_sensitivity = True
+        """Whether that is of all that is protected."""
 
         self.seen = torch.zeros(len(model.get_input_embeddings().weight), dtype=torch.bool)
         """Tokens that the data has."""
@@ -71,20 +75,21 @@ class Protection:
         setup.run.say(f"protecting {', and '.join(kept)}")
         setup.run.write_plan(num_protected_samples=len(self.samples), num_protected_tokens=tokens)
         with_covariances = algo.subspace == "activations"
+        check_finite(setup, model, targets)
         self._measure(self.samples, with_covariances)
         if algo.protect_strength or algo.save_protection:
             self._measure_sensitivity(self.samples)
         if algo.protect_from:
             self._add_earlier(Path(algo.protect_from).expanduser() / PROTECTION)
-        self.weight_of = self._relative_sensitivity() if algo.protect_strength else {}
+        self.importance = self._relative_sensitivity() if algo.protect_strength else {}
 
     def directions(self, target: Target, weight: torch.Tensor) -> Directions:
         """The target's input directions that the data uses least, as columns.
 
         Returns:
             `free` (p, f) and `energy` (f,), that of the data along each, relative to the mean over all directions; with
-            `algo.protect_strength` times how much a change there matters (`hub_osft.sensitivity`). Nothing if all are free and
-            none is drawn back.
+            `algo.protect_strength` also `importance` (1,), how much a change of the weight matters. Nothing if all are free
+            and none is drawn back.
         """
         if target.num_free == target.size and not self.algo.protect_strength:
             return {}
@@ -99,8 +104,10 @@ class Protection:
             vectors = torch.linalg.qr(vectors)[0]
         energy = self._last[1].clamp(min=0)
         energy = energy[: target.num_free] / energy.mean().clamp(min=torch.finfo(energy.dtype).tiny)
-        energy *= self.weight_of.get(target.name, 1.0)
-        return {"free": vectors.float().contiguous(), "energy": energy.float()}
+        found = {"free": vectors.float().contiguous(), "energy": energy.float()}
+        if target.name in self.importance:
+            found["importance"] = energy.new_tensor([self.importance[target.name]], dtype=torch.float32)
+        return found
 
     def free_tokens(self) -> torch.Tensor:
         """Tokens that the new data has and the data to protect never has, ascending."""
@@ -136,10 +143,13 @@ class Protection:
         samples = self.setup.data.train
         chosen = Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
         self._measure(chosen, True)
-        self._measure_sensitivity(chosen)
+        if self.knows_sensitivity:
+            self._measure_sensitivity(chosen)
         if self.setup.session.group.is_main:
             tensors = {name: total.float().cpu().contiguous() for name, total in self.sums.items()} | {SEEN: self.seen}
-            metadata = {"aliases": json.dumps(self.aliases), "sensitivity": json.dumps(self.sensitivity)}
+            metadata = {"aliases": json.dumps(self.aliases)}
+            if self.knows_sensitivity:
+                metadata["sensitivity"] = json.dumps(self.sensitivity)
             try:
                 save_file(tensors, folder / PROTECTION, metadata=metadata)
             except SafetensorError as error:
@@ -164,7 +174,8 @@ class Protection:
                     f"algo.protect_from={file.parent}: it protects another vocabulary. Type the model folder of a run with "
                     "algo.subspace=activations algo.save_protection=true on this model"
                 )
-            if self.algo.protect_strength and not sensitivity:
+            self.knows_sensitivity = all(target.name in sensitivity for target in self.targets)
+            if self.algo.protect_strength and not self.knows_sensitivity:
                 raise ModelError(
                     f"algo.protect_from={file.parent}: it does not say how much each weight matters, which "
                     "algo.protect_strength needs. Type algo.protect_strength=0, or algo.protect_data in place of it"
@@ -224,6 +235,11 @@ class Protection:
 
     def _relative_sensitivity(self) -> dict[str, float]:
         energies = {target.name: float(self.sums[self.aliases[target.name]].diagonal().mean()) for target in self.targets}
+        if not any(self.sensitivity.values()):
+            raise DataError(
+                f"algo.protect_data={self.algo.protect_data}: what it says matters to no weight, so algo.protect_strength "
+                "protects nothing. Type algo.protect_data=FILE with samples whose tokens count in the loss"
+            )
         found = relative(self.sensitivity, energies)
         self.setup.run.write_plan(sensitivity_of_weights={name: float(f"{value:.3g}") for name, value in found.items()})
         return found

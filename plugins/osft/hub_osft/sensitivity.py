@@ -4,7 +4,7 @@ Near the weights that a model has, the loss on data rises with a change Delta of
 Fisher information. Its Kronecker-factored form (Martens and Grosse, arXiv 1503.05671; for continual learning Ritter et al.,
 arXiv 1805.07810) is the covariance of the matrix's inputs times that of the gradients at its outputs. Of the latter only the
 mean square is taken here, one number for each weight, which differs by orders of magnitude between them: in SmolLM2 a change of
-v_proj matters twenty times as much as one of down_proj.
+the median v_proj matters twenty times as much as one of the median down_proj.
 """
 
 import math
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from hub import ModelError
 from hub.data.prepare import Sample
 from hub.train.collate import pad
 from hub.train.setup import Setup
@@ -26,7 +27,7 @@ ENOUGH_TOKENS = 16384
 """Tokens that are asked: one number for each weight needs few."""
 
 PASS_TOKENS = 1024
-"""Tokens of a pass, which keeps all activations; longer samples are cut to their beginning."""
+"""Tokens of a pass, which keeps all activations; of longer samples a piece is taken that has tokens with loss."""
 
 
 def measure_sensitivity(setup: Setup, model: Any, targets: Sequence[Target], samples: Sequence[Sample]) -> dict[str, float]:
@@ -81,7 +82,12 @@ def measure_sensitivity(setup: Setup, model: Any, targets: Sequence[Target], sam
                 dice = torch.Generator(session.device).manual_seed(seed + number * session.group.world + session.group.rank)
                 drawn = torch.multinomial(said.detach().softmax(-1), 1, generator=dice)[:, 0] if len(said) else batch.targets
                 loss = F.cross_entropy(said, drawn, reduction="sum") * bool(group)
-                torch.autograd.grad(loss, embedded[:1])
+                if not embedded:
+                    raise ModelError(
+                        f"model.path={setup.cfg.model.path}: it does not ask its input embeddings, so that "
+                        "algo.protect_strength and algo.save_protection can't say what matters to it. Leave them out"
+                    )
+                torch.autograd.grad(loss, embedded, allow_unused=True)
                 embedded.clear()
     finally:
         model.train(was_training)
@@ -94,25 +100,27 @@ def measure_sensitivity(setup: Setup, model: Any, targets: Sequence[Target], sam
 
 
 def _some(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """The beginnings of some samples, drawn by seed, that have enough tokens together."""
+    """Some samples, drawn by seed, that have enough tokens together; of long ones the piece around the first with loss."""
     chosen: list[Sample] = []
     left = ENOUGH_TOKENS
     for sample in Random(seed).sample(samples, len(samples)):
         if left > 0:
-            chosen.append(Sample(sample.input_ids[:PASS_TOKENS], sample.loss_mask[:PASS_TOKENS], sample.where))
+            end = max(PASS_TOKENS, int(sample.loss_mask.argmax()) + PASS_TOKENS // 2)
+            piece = slice(max(0, min(end, len(sample)) - PASS_TOKENS), end)
+            chosen.append(Sample(sample.input_ids[piece], sample.loss_mask[piece], sample.where))
             left -= len(chosen[-1])
     return chosen
 
 
 def relative(sensitivity: Mapping[str, float], energies: Mapping[str, float]) -> dict[str, float]:
-    """How much a change of each weight matters, relative to the geometric mean over all: what the strength of a pull is times.
+    """How much a change of each weight matters, relative to the geometric mean over those given: what a strength is times.
 
     Args:
         sensitivity: weight -> sum of squared gradients by one output.
         energies: weight -> mean energy of the data's inputs along one direction.
 
     Returns:
-        Weight -> the product of both, over the mean of those that are not zero.
+        Weight -> the product of both, over the geometric mean of those that are not zero.
     """
     products = {name: value * sensitivity[name] for name, value in energies.items()}
     logs = [math.log(value) for value in products.values() if value > 0]

@@ -132,11 +132,11 @@ def project_(change: torch.Tensor, kept: torch.Tensor, corner: torch.Tensor | No
 def draw_back_(coordinates: torch.Tensor, pull: torch.Tensor, rate: float) -> None:
     """Take one step towards zero for sum_i pull_i |Z_i|^2 / 2, in place: Z_i / (1 + rate pull_i) for each column of Z.
 
-    With pull_i = s k e_i, e_i the energy of the protected data's inputs X along direction i, that is s k / 2 times the squared
-    change of what the matrix answers to that data, |Delta X^T|^2; k says how much such a change matters. It is elastic weight
-    consolidation (arXiv 1612.00796) with a Kronecker-factored curvature (arXiv 1805.07810) whose outputs' factor is a multiple
-    of the identity. The step is the proximal one, so that no strength is
-    too much for it, and apart from the optimizer's, which would scale it, like AdamW's weight decay.
+    With pull_i = s k e_i, e_i in proportion to the energy of the protected data's inputs X along direction i, that is in
+    proportion to the squared change of what the matrix answers to that data, |Delta X^T|^2; k says how much such a change
+    matters. It is elastic weight consolidation (arXiv 1612.00796) with a Kronecker-factored curvature (arXiv 1805.07810) whose
+    outputs' factor is a multiple of the identity. The step is the proximal one, so that no strength is too much for it, and
+    apart from the optimizer's, which would scale it, like AdamW's weight decay.
 
     Args:
         coordinates: Z (M, f).

@@ -163,16 +163,16 @@ def pull_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
     """How strongly a change along each direction is drawn back, times the learning rate. None: not at all.
 
     Raises:
-        ModelError: the directions are of a run that began with all of them free and none drawn back.
+        ModelError: the directions are of a run that began without a strength.
     """
     if not algo.protect_strength:
         return None
-    if "energy" not in directions:
+    if "importance" not in directions:
         raise ModelError(
-            f"algo.protect_strength={algo.protect_strength:g}: the run that goes on began without it, all directions free. "
+            f"algo.protect_strength={algo.protect_strength:g}: the run that goes on began without it. "
             "Leave it out, or begin a new run"
         )
-    return directions["energy"] * algo.protect_strength
+    return directions["energy"] * directions["importance"] * algo.protect_strength
 
 
 def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredCoordinates:

@@ -289,8 +289,22 @@ def test_weights_that_matter_more_are_drawn_back_more(tmp_path, monkeypatch):
     assert torch.corrcoef(both.T)[0, 1] > 0.8
 
 
-def test_a_run_without_directions_goes_on_without_strength_only(tmp_path, monkeypatch):
-    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.unfreeze_rank_ratio=1.0"]
+def test_what_a_weight_matters_is_asked_where_tokens_count(tmp_path, monkeypatch):
+    """The beginning of a sample need not have any: here it is the question."""
+    monkeypatch.setattr("hub_osft.sensitivity.PASS_TOKENS", 12)
+    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10", "algo.max_steps=1"]
+    result = run(tmp_path, *options)
+    assert all(json.loads((result.run_path / "plan.json").read_text())["sensitivity_of_weights"].values())
+    monkeypatch.setattr(
+        "hub_osft.protect.measure_sensitivity", lambda *args: dict.fromkeys(["model.layers.0.mlp.up_proj"], 0.0)
+    )
+    with pytest.raises(HubError, match=r"it says matters to no weight, so algo\.protect_strength protects nothing"):
+        run(tmp_path, *options)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_a_run_that_began_without_a_strength_goes_on_without_one(tmp_path, monkeypatch, ratio):
+    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", f"algo.unfreeze_rank_ratio={ratio}"]
     run_and_stop(tmp_path, monkeypatch, *options)
     with pytest.raises(HubError, match=r"algo\.protect_strength=30: the run that goes on began without it"):
         run(tmp_path, *options, "algo.protect_strength=30", "resume=latest", "resume_with_changes=true")
@@ -306,13 +320,16 @@ def test_a_model_that_is_too_small_for_the_ratio_is_refused(tmp_path):
         run(tmp_path, "algo.unfreeze_rank_ratio=0.001")
 
 
-def test_a_weight_that_is_not_finite_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "options", [(), ("algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=9")]
+)
+def test_a_weight_that_is_not_finite_is_named(tmp_path, options):
     folder = tiny_model(tmp_path / "broken")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(HubError, match=r"model\.layers\.1\.mlp\.up_proj has NaN or infinity"):
-        run(tmp_path, f"model.path={folder}", "data.eval_fraction=0")
+        run(tmp_path, f"model.path={folder}", "data.eval_fraction=0", *options)
 
 
 def test_too_little_room_for_the_cache_is_found_before_the_search(tmp_path, monkeypatch):
@@ -345,6 +362,10 @@ def test_protection_of_another_model_is_refused(tmp_path):
     with pytest.raises(HubError, match=r"it does not say how much each weight matters, which algo\.protect_strength needs"):
         run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", "algo.protect_strength=30",
             "algo.target_patterns=attention")  # fmt: skip
+    again = run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", "algo.save_protection=true",
+                "algo.target_patterns=attention", "algo.max_steps=1")  # fmt: skip
+    with safe_open(again.model_path / "protection.safetensors", "pt") as stored:
+        assert "sensitivity" not in stored.metadata()  # it would be that of the new samples only
 
 
 @pytest.fixture
