@@ -39,7 +39,7 @@ NUM_THREADS = min(16, os.cpu_count() or 1)
 
 Directions = dict[str, torch.Tensor]
 """Of one target: `free` (Q); with `subspace=weights` also `kept` (U_h) and `scale` (S_l), in the factored form `left`
-(U_l) too; with `subspace=activations` `energy` (f,), with a strength `importance` (1,). Empty: all is free."""
+(U_l) too; with `algo.protect_strength` `pull` (f,), how much a change along each matters. Empty: all is free."""
 
 Find = Callable[[Target, torch.Tensor], Directions]
 """Finds the directions of a target from its weight, on the weight's device."""
@@ -129,10 +129,8 @@ def _shapes(target: Target, algo: OsftConfig, session: Session) -> dict[str, tup
         dtype = torch.float32 if algo.parametrization == FACTORED else session.compute_dtype
         shapes["kept"] = ((*batch, target.rows, kept), dtype)
         shapes["scale"] = ((*batch, target.num_free), torch.float32)
-    else:
-        shapes["energy"] = ((target.num_free,), torch.float32)
-        if algo.protect_strength:
-            shapes["importance"] = ((1,), torch.float32)
+    elif algo.protect_strength:
+        shapes["pull"] = ((target.num_free,), torch.float32)
     if algo.parametrization == FACTORED:
         shapes["left"] = ((target.rows, target.num_free), torch.float32)
     return shapes

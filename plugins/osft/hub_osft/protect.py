@@ -1,10 +1,10 @@
 """Data to protect: which input directions it uses (subspace=activations), and which layers it needs (rank_policy=adaptive).
 
-One forward pass over the data collects, for each target, the covariance X^T X of its inputs, and with `algo.protect_strength` a
-few forward and backward passes how much it matters (`hub_osft.sensitivity`). A change Delta = Z Q^T, with Q the
+One forward pass over the data collects, for each target, the covariance X^T X of its inputs. A change Delta = Z Q^T, with Q the
 directions of least covariance, hardly changes what the layer answers to such inputs (gradient projection memory, arXiv
-2103.09762; Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659). Covariances of several tasks add up, so that a next task can do
-without the data of the earlier ones.
+2103.09762; Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659). With `algo.protect_strength` a few passes more say how much each
+target matters (`hub_osft.sensitivity`). Both add up over several tasks, so that a next task can do without the data of the
+earlier ones.
 """
 
 import json
@@ -87,9 +87,9 @@ class Protection:
         """The target's input directions that the data uses least, as columns.
 
         Returns:
-            `free` (p, f) and `energy` (f,), that of the data along each, relative to the mean over all directions; with
-            `algo.protect_strength` also `importance` (1,), how much a change of the weight matters. Nothing if all are free
-            and none is drawn back.
+            `free` (p, f). With `algo.protect_strength` also `pull` (f,): the energy of the data along each, relative to the
+            mean over all directions, times how much a change of the weight matters. Nothing if all are free and none is drawn
+            back.
         """
         if target.num_free == target.size and not self.algo.protect_strength:
             return {}
@@ -102,11 +102,11 @@ class Protection:
         vectors = self._last[2][:, : target.num_free]
         if vectors.dtype == torch.float32:
             vectors = torch.linalg.qr(vectors)[0]
-        energy = self._last[1].clamp(min=0)
-        energy = energy[: target.num_free] / energy.mean().clamp(min=torch.finfo(energy.dtype).tiny)
-        found = {"free": vectors.float().contiguous(), "energy": energy.float()}
-        if target.name in self.importance:
-            found["importance"] = energy.new_tensor([self.importance[target.name]], dtype=torch.float32)
+        found = {"free": vectors.float().contiguous()}
+        if self.algo.protect_strength:
+            energy = self._last[1].clamp(min=0)
+            mean = energy.mean().clamp(min=torch.finfo(energy.dtype).tiny)
+            found["pull"] = (energy[: target.num_free] / mean * self.importance[target.name]).float()
         return found
 
     def free_tokens(self) -> torch.Tensor:
@@ -235,12 +235,12 @@ class Protection:
 
     def _relative_sensitivity(self) -> dict[str, float]:
         energies = {target.name: float(self.sums[self.aliases[target.name]].diagonal().mean()) for target in self.targets}
-        if not any(self.sensitivity.values()):
-            raise DataError(
-                f"algo.protect_data={self.algo.protect_data}: what it says matters to no weight, so algo.protect_strength "
-                "protects nothing. Type algo.protect_data=FILE with samples whose tokens count in the loss"
-            )
         found = relative(self.sensitivity, energies)
+        if not any(found.values()):
+            raise DataError(
+                f"algo.protect_strength={self.algo.protect_strength:g} protects nothing: no weight matters to what the data to "
+                "protect says. Type algo.protect_data=FILE with samples whose tokens count in the loss"
+            )
         self.setup.run.write_plan(sensitivity_of_weights={name: float(f"{value:.3g}") for name, value in found.items()})
         return found
 

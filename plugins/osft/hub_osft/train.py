@@ -167,12 +167,12 @@ def pull_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
     """
     if not algo.protect_strength:
         return None
-    if "importance" not in directions:
+    if "pull" not in directions:
         raise ModelError(
             f"algo.protect_strength={algo.protect_strength:g}: the run that goes on began without it. "
             "Leave it out, or begin a new run"
         )
-    return directions["energy"] * directions["importance"] * algo.protect_strength
+    return directions["pull"] * algo.protect_strength
 
 
 def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredCoordinates:

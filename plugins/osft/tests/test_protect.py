@@ -1,0 +1,265 @@
+"""Runs that protect data: what stays as it was, what is drawn back, and what is saved for the next task, on tiny models."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hub_osft.config import OsftConfig
+from hub_osft.directions import Directions
+from hub_osft.train import pull_of
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from hub import HubError, Result
+from hub.testing import tiny_data_path, tiny_model_path
+
+pytestmark = pytest.mark.usefixtures("warm_python", "cache")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def losses(result: Result) -> list[float]:
+    return [line["loss"] for line in result.metrics]
+
+
+def sensitivity(model: Path) -> dict[str, float]:
+    """What is saved of how much each weight matters to what is protected."""
+    with safe_open(model / "protection.safetensors", "pt") as stored:
+        return json.loads(stored.metadata()["sensitivity"])
+
+
+def test_protected_inputs_are_answered_as_before_and_protection_goes_on_without_the_data(tmp_path, cache, run):
+    protected = ["algo.subspace=activations", "algo.protect_data=tiny:chats"]
+    result = run(tmp_path, *protected, "algo.save_protection=true", "algo.unfreeze_rank_ratio=0.1")
+    assert result.eval_loss < result.eval_loss_before
+    first, last = weights(cache["llama"]), weights(result.model_path)
+    kept = load_file(result.model_path / "protection.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    change = last[f"{name}.weight"] - first[f"{name}.weight"]
+    # All tokens of the samples went in, with those that were learnt added; a layer's three projections share them.
+    kept.pop("tokens_seen")
+    assert len(kept) == 8
+    assert f"{name.replace('q_proj', 'k_proj')}" not in kept
+    random = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
+    covariance = kept[name].double()
+
+    def answer(delta: torch.Tensor) -> float:
+        return float((delta.double() @ covariance @ delta.double().mT).trace())
+
+    assert answer(change) < 0.02 * answer(change @ random)
+    again = run(
+        tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", f"model.path={result.model_path}",
+        "algo.save_protection=true",
+    )  # fmt: skip
+    more = load_file(again.model_path / "protection.safetensors")
+    assert all(more[key].trace() > kept[key].trace() for key in kept)
+    before, after = (sensitivity(one.model_path) for one in (result, again))
+    assert len(before) == 14
+    assert all(after[name] > before[name] > 0 for name in before)
+
+
+def test_adaptive_keeps_more_where_a_layer_changes_its_input_less(tmp_path, run):
+    result = run(tmp_path, "algo.rank_policy=adaptive", "algo.protect_data=tiny:chats", "algo.max_keep=0.6")
+    plan = json.loads((result.run_path / "plan.json").read_text())
+    cosines, kept, free = plan["cosine_of_layers"], plan["kept_share_of_layers"], plan["directions_free_of"]
+    mean = sum(cosines.values()) / len(cosines)
+    assert len(cosines) == 2
+    for layer, cosine in cosines.items():
+        assert kept[layer] == pytest.approx(min(1.0, 0.1 + cosine / mean * 0.5))
+        assert free[f"{layer}.mlp.up_proj"] == pytest.approx((64 - int(kept[layer] * 64)) / 64)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, beside_few_words, tied, capsys, run):
+    folder, options = beside_few_words(tied)
+    protected = protected_tokens(folder, options)
+
+    def answers(model: Path) -> torch.Tensor:
+        with torch.no_grad():
+            return AutoModelForCausalLM.from_pretrained(model)(protected).logits
+
+    first, moved = answers(folder), []
+    for strength in (0, 10, 1000):
+        result = run(tmp_path, *options, "algo.unfreeze_rank_ratio=1.0", f"algo.protect_strength={strength}")
+        assert result.eval_loss < result.eval_loss_before - 0.2
+        moved.append(float((answers(result.model_path) - first).norm() / first.norm()))
+    assert moved[1] < 0.5 * moved[0]
+    assert moved[2] < 0.5 * moved[1]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "each drawn back the more a change there matters to the data to protect (algo.protect_strength=1000)" in said
+
+
+def test_weights_that_matter_more_are_drawn_back_more(tmp_path, monkeypatch, run):
+    """Noise in one weight at a time: how far it moves what is said (Kullback-Leibler) is what its pull is in proportion to."""
+    pulls: list[float] = []
+
+    def seen(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
+        found = pull_of(directions, algo)
+        pulls.append(float(found.mean()))
+        return found
+
+    result = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10")
+    monkeypatch.setattr("hub_osft.train.pull_of", seen)
+    trained = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10",
+                  f"model.path={result.model_path}", "algo.max_steps=1")  # fmt: skip
+    told = json.loads((trained.run_path / "plan.json").read_text())["sensitivity_of_weights"]
+    assert pulls == pytest.approx([10 * value for value in told.values()], rel=1e-2)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(result.model_path), AutoTokenizer.from_pretrained(result.model_path)
+    chats = [json.loads(line)["messages"] for line in tiny_data_path().read_text().splitlines()[:16]]
+    rows = [tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")["input_ids"] for chat in chats]
+
+    @torch.no_grad()
+    def said() -> list[torch.Tensor]:
+        return [model(row).logits[0].double().log_softmax(-1) for row in rows]
+
+    first, moved, dice = said(), {}, torch.Generator().manual_seed(0)
+    for name in told:
+        weight = model.get_submodule(name).weight.data
+        plain, total = weight.clone(), 0.0
+        for _ in range(4):
+            weight.add_(3e-3 * torch.randn(weight.shape, generator=dice))
+            total += sum(float((one.exp() * (one - other)).sum()) for one, other in zip(first, said(), strict=True))
+            weight.copy_(plain)
+        # Of each weight's rows and columns alike: the product is that of one output and one direction.
+        moved[name] = total / weight.numel()
+    both = torch.tensor([[told[name], moved[name]] for name in told]).log()
+    assert both[:, 0].max() - both[:, 0].min() > 2
+    assert torch.corrcoef(both.T)[0, 1] > 0.8
+
+
+def test_what_a_weight_matters_is_asked_where_tokens_count(tmp_path, monkeypatch, run):
+    """The beginning of a sample need not have any: here it is the question."""
+    monkeypatch.setattr("hub_osft.sensitivity.PASS_TOKENS", 12)
+    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10", "algo.max_steps=1"]
+    result = run(tmp_path, *options)
+    assert all(json.loads((result.run_path / "plan.json").read_text())["sensitivity_of_weights"].values())
+    monkeypatch.setattr("hub_osft.protect.measure_sensitivity", lambda s, m, targets, d: {t.name: 0.0 for t in targets})
+    with pytest.raises(HubError, match=r"algo\.protect_strength=10 protects nothing: no weight matters to what the data"):
+        run(tmp_path, *options)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_a_run_that_began_without_a_strength_goes_on_without_one(tmp_path, monkeypatch, ratio, run, run_and_stop):
+    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", f"algo.unfreeze_rank_ratio={ratio}"]
+    run_and_stop(tmp_path, *options)
+    with pytest.raises(HubError, match=r"algo\.protect_strength=30: the run that goes on began without it"):
+        run(tmp_path, *options, "algo.protect_strength=30", "resume=latest", "resume_with_changes=true")
+
+
+def test_protection_of_another_model_is_refused(tmp_path, run):
+    result = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.save_protection=true",
+                 "algo.target_patterns=attention", "algo.max_steps=1")  # fmt: skip
+    with pytest.raises(HubError, match=r"it protects other layers; model\.layers\.0\.mlp\.down_proj is none of them"):
+        run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}")
+    file = result.model_path / "protection.safetensors"
+    with safe_open(file, "pt") as stored:
+        tensors, metadata = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
+    stored_whole = dict(tensors)
+    for seen in ({"tokens_seen": tensors.pop("tokens_seen")[:100]}, {}):
+        save_file(tensors | seen, file, metadata)
+        with pytest.raises(HubError, match="it protects another vocabulary"):
+            run(
+                tmp_path,
+                "algo.subspace=activations",
+                f"algo.protect_from={result.model_path}",
+                "algo.target_patterns=attention",
+            )
+    save_file(stored_whole, file, {"aliases": metadata["aliases"]})
+    with pytest.raises(HubError, match=r"it does not say how much each weight matters, which algo\.protect_strength needs"):
+        run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", "algo.protect_strength=30",
+            "algo.target_patterns=attention")  # fmt: skip
+    again = run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", "algo.save_protection=true",
+                "algo.target_patterns=attention", "algo.max_steps=1")  # fmt: skip
+    with safe_open(again.model_path / "protection.safetensors", "pt") as stored:
+        assert "sensitivity" not in stored.metadata()  # it would be that of the new samples only
+
+
+@pytest.fixture
+def beside_few_words(tmp_path):
+    """Options for training embeddings, while three words are protected; with a model whose output layer they are, or not."""
+    chat = [{"role": "user", "content": "one two three"}, {"role": "assistant", "content": "four five six"}]
+    file = tmp_path / "protect.jsonl"
+    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for _ in range(8)))
+
+    def made(tied: bool) -> tuple[Path, list[str]]:
+        folder = tmp_path / f"model-{tied}"
+        shutil.copytree(tiny_model_path("llama"), folder)
+        torch.manual_seed(0)
+        config = AutoConfig.from_pretrained(folder, tie_word_embeddings=tied)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        return folder, [f"model.path={folder}", "algo.subspace=activations", f"algo.protect_data={file}",
+                        "algo.train_embeddings=true", "algo.weight_decay=0.1", "algo.save_every_steps=3"]  # fmt: skip
+
+    return made
+
+
+@pytest.mark.parametrize(("tied", "strength"), [(True, 0), (False, 0), (True, 3000)])
+def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
+    tmp_path, beside_few_words, tied, strength, capsys, run
+):
+    folder, options = beside_few_words(tied)
+    options.append(f"algo.protect_strength={strength}")
+    result = run(tmp_path, *options, "algo.save_protection=true")
+    first, last = weights(folder), weights(result.model_path)
+    change = last["model.embed_tokens.weight"].double() - first["model.embed_tokens.weight"].double()
+    moved = change.abs().amax(1) > 0
+    num = json.loads((result.run_path / "plan.json").read_text())["embeddings_free"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"embeddings of {num} tokens learn too, which the data to protect never has" in said
+    protected = protected_tokens(folder, options)
+    assert 0 < int(moved.sum()) <= num < len(moved) / 2
+    assert not moved[protected].any()
+    stored = load_file(result.model_path / "protection.safetensors")
+    assert stored["tokens_seen"][moved].all()  # learnt now, so the next task's run protects them
+    if tied:
+        with torch.no_grad():
+            hidden = AutoModelForCausalLM.from_pretrained(folder).model(protected).last_hidden_state[0].double()
+        covariance = hidden.mT @ hidden  # of what the output layer reads
+        random = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+        assert (change @ covariance @ change.mT).trace() < 0.01 * (change @ random @ covariance @ random.mT @ change.mT).trace()
+    else:
+        assert torch.equal(first["lm_head.weight"], last["lm_head.weight"])
+    again = run(tmp_path, *options[3:], f"model.path={result.model_path}", "algo.subspace=activations",
+                f"algo.protect_from={result.model_path}")  # fmt: skip
+    assert "the data to protect has every token of the new data" in " ".join(capsys.readouterr().out.split())
+    assert torch.equal(weights(again.model_path)["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
+
+
+def protected_tokens(folder: Path, options: list[str]) -> torch.Tensor:
+    """Of a protected sample, (1, n)."""
+    rows = Path(next(word for word in options if "protect_data" in word).partition("=")[2]).read_text().splitlines()
+    found = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        json.loads(rows[0])["messages"], return_dict=True, return_tensors="pt"
+    )
+    return found["input_ids"]
+
+
+def test_of_a_stream_the_beginning_says_which_embeddings_learn(tmp_path, beside_few_words, capsys, run):
+    _, options = beside_few_words(True)
+    run(tmp_path, *options, "data.streaming=true", "data.eval_fraction=0", "algo.max_steps=1")
+    assert "of the stream its first 128 samples say which embeddings may learn" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("strength", [0, 30])
+def test_embeddings_that_learn_in_part_resume_bit_for_bit_and_train_on_two_processes_as_on_one(
+    tmp_path, beside_few_words, strength, run, run_and_stop, command
+):
+    folder, options = beside_few_words(True)
+    options += [f"algo.protect_strength={strength}", "algo.save_protection=true"]
+    whole = run(tmp_path, *options)
+    run_and_stop(tmp_path, *options)
+    resumed = run(tmp_path, *options, "resume=latest")
+    first, second = weights(whole.model_path), weights(resumed.model_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    two = command(tmp_path / "fsdp", *options, "launch.nproc_per_node=2", "launch.strategy=fsdp")
+    assert losses(two) == pytest.approx(losses(whole), rel=2e-5)
+    shared, start = weights(two.model_path), weights(folder)
+    moved = [(tensors["model.embed_tokens.weight"] != start["model.embed_tokens.weight"]).any(1) for tensors in (first, shared)]
+    assert torch.equal(*moved)
+    assert all((first[name] - shared[name]).norm() <= 1e-4 * first[name].norm() for name in first)
+    assert sensitivity(two.model_path) == pytest.approx(sensitivity(whole.model_path), rel=0.05)
