@@ -15,7 +15,7 @@ WARM = Path(__file__).parent / "tests" / "warm"
 @pytest.fixture(scope="session")
 def _warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
     """A file that can be started as Python is, see tests/warm/server.py. None where that is not to be had."""
-    from hub.preflight import num_visible_gpus
+    from hub.system.gpus import num_visible_gpus
 
     if sys.platform != "linux" or num_visible_gpus():  # a process that was forked can't begin to use a GPU
         yield None

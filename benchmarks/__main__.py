@@ -30,7 +30,7 @@ from benchmarks.runner import Row, Start, run
 from benchmarks.shapes import SHAPES, made_for
 from benchmarks.works import WORKS, Lengths, Work, write_rows
 from hub import compose
-from hub.preflight import num_visible_gpus
+from hub.system.gpus import num_visible_gpus
 
 SEARCH_STEPS = 2
 """Of a try at a long row: the second has the optimizer's state."""

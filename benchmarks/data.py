@@ -25,7 +25,7 @@ def speeds(cfg: Any, tokenizer: Any, base_path: Path) -> tuple[float, float, flo
     import datasets
 
     from hub.data.prepare import prepare
-    from hub.data.workers import num_cores
+    from hub.data.streaming.workers import num_cores
 
     begin = time.perf_counter()
     prepared = prepare(cfg, tokenizer, 10**6, base_path, print)
@@ -52,7 +52,7 @@ def packing(samples: Any, batch_size: int, bound: int, world: int) -> tuple[floa
     """Means over the steps of a pass: share of the bound that is filled, micro-batches over the least possible number, share
     of the step's fullest micro-batch that its micro-batches fill; and the worst ratio of the dearest rank to the mean.
     """
-    from hub.train import batches
+    from hub.train.batch import split as batches
 
     ratio = batches.cost_ratio(32, 4096, 8_000_000_000)
     fills, least, even, balance = [], [], [], []
@@ -76,8 +76,8 @@ def main() -> None:
     parser.add_argument("--template", default="chatml")
     asked = parser.parse_args()
     from hub.data.prepare import prepare
-    from hub.train.model import load_tokenizer
-    from hub.train.weights import local_weights
+    from hub.models.load import load_tokenizer
+    from hub.models.weights import local_weights
 
     speed_rows, packing_rows = [], []
     with tempfile.TemporaryDirectory() as folder:

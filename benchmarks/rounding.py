@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 from benchmarks.table import line
 from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
-from hub.train.collate import pack
-from hub.train.loss import causal_lm_loss
-from hub.train.rounding import StochasticAdamW
+from hub.train.adamw_bf16 import StochasticAdamW
+from hub.train.batch.collate import pack
+from hub.train.losses.causal_lm import causal_lm_loss
 
 WAYS = ("float32", "bfloat16, by chance", "bfloat16, to the nearest")
 RATES = ((1e-5, 0.95), (1e-5, 0.999), (3e-5, 0.95), (3e-5, 0.999), (1e-4, 0.95), (1e-4, 0.999))

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 
 from benchmarks.peers import Peer, Step, Task
-from hub.cache import cache_dir
-from hub.preflight import num_visible_gpus
+from hub.system.cache import cache_dir
+from hub.system.gpus import num_visible_gpus
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import hub
 from benchmarks.shapes import SHAPES, made
-from hub.preflight import num_visible_gpus
+from hub.system.gpus import num_visible_gpus
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def measured(file: Path, folder: Path) -> tuple[float, dict[str, float]]:
                 command, size = " ".join(process.cmdline()), process.memory_info().rss / 2**20
             except psutil.Error:
                 continue
-            kind = "launcher" if process == parent else "worker" if "hub.worker" in command else "reader"
+            kind = "launcher" if process == parent else "worker" if "hub.launch.worker" in command else "reader"
             peak[kind] = max(peak[kind], size)
         time.sleep(0.05)
     if parent.returncode:

@@ -39,7 +39,7 @@ def peak_flops(gpu: str | None) -> float | None:
     """Dense bfloat16 operations per second; None for a GPU that is not known."""
     if gpu is None:
         return None
-    from hub.train.fast.utilization import PEAK_FLOPS
+    from hub.train.layout.flops import PEAK_FLOPS
 
     return PEAK_FLOPS.get(gpu)
 

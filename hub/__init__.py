@@ -1,14 +1,13 @@
 """The hub: fine-tune language models with algorithms that are plugins. See `python -m hub --help` and README.md."""
 
-from hub.algorithm import Algorithm, Backend
 from hub.api import lora_sft, osft, run, sft
-from hub.compose import compose
-from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
-from hub.data.config import DataSource
-from hub.data.examples import DataFormat
+from hub.compose.compose import compose
+from hub.config.data import DataSource
+from hub.config.option import option
+from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
-from hub.hookspecs import hookimpl
-from hub.options import option
+from hub.plugins.hookspecs import hookimpl
+from hub.plugins.offers import Algorithm, Backend, DataFormat
 from hub.run import Outcome, Result, Run
 
 __version__ = "0.1.0"

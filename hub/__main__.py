@@ -2,8 +2,8 @@
 
 from typing import NoReturn
 
-from hub.cli import main
-from hub.signals import end_process
+from hub.cli.main import main
+from hub.system.signals import end_process
 
 
 def run() -> NoReturn:

@@ -13,9 +13,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from hub.config import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, TrackConfig
-from hub.data.config import DataSource
-from hub.data.rows import write_rows
+from hub.config.data import DataSource
+from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, TrackConfig
+from hub.data.sources.rows import write_rows
 from hub.errors import ConfigError, did_you_mean
 from hub.run import Result
 
@@ -65,8 +65,8 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
         HubError: what is wrong with the values, the data, the model or the machine. A `ConfigError` has all of it in
             `.problems`.
     """
-    from hub.compose import compose, groups
-    from hub.launch import launch
+    from hub.compose.compose import compose, groups
+    from hub.launch.launcher import launch
 
     overrides = [f"algo={algo}"]
     values = _sort(algo, type(compose(*overrides).algo), options)

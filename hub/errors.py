@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 from hub.secrets import without_secrets
 
@@ -77,3 +78,22 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """A sentence with the nearest allowed words, or an empty string when none is near."""
     near = get_close_matches(word, list(allowed), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def can_not_write(output_dir: str | Path, error: OSError) -> ConfigError:
+    """What to tell a user whose `output_dir` takes no files."""
+    return ConfigError(f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER, one of yours")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line, the first of its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, PluginError):
+        return " ".join(lines)
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

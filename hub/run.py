@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hub.errors import ConfigError
+from hub.errors import ConfigError, can_not_write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +215,6 @@ class Run:
     def write_result(self, result: Result) -> None:
         if self.is_main:
             write_json(self.result_file, asdict(result))
-
-
-def can_not_write(output_dir: str | Path, error: OSError) -> ConfigError:
-    """What to tell a user whose `output_dir` takes no files."""
-    return ConfigError(f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER, one of yours")
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:

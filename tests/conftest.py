@@ -32,7 +32,7 @@ class Said:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """Runs a command line in this process, in an empty folder (`tmp_path`)."""
-    from hub.cli import main
+    from hub.cli.main import main
 
     monkeypatch.chdir(tmp_path)
 

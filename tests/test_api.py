@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hub
-from hub.runfile import read as runfile_of
+from hub.compose.runfile import read as runfile_of
 from hub.testing import tiny_model, write_chats
 
 pytestmark = pytest.mark.usefixtures("warm_python")

@@ -20,7 +20,7 @@ HEAVY = (
 SCRIPT = f"""
 import sys
 import hub
-from hub.cli import main
+from hub.cli.main import main
 
 HEAVY = {HEAVY!r}
 

@@ -16,7 +16,7 @@ from hub_lora_sft.config import LoraSftConfig
 from hub_osft.config import OsftConfig
 from hub_sft.config import SftConfig
 
-from hub.config import AlgoConfig
+from hub.config.schema import AlgoConfig
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 

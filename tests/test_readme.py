@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import hub
-from hub.cli import VERBS
-from hub.plugins import registry
+from hub.cli.main import VERBS
+from hub.plugins.registry import registry
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def test_a_command_line_composes(command):
     if words[0] in VERBS:
         words.pop(0)
     if "--multirun" in words:
-        from hub.compose import sweep_combinations
+        from hub.compose.compose import sweep_combinations
 
         words.remove("--multirun")
         assert len(sweep_combinations(words)) > 1

@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     """The side that trains."""
     import hub
     from benchmarks.plugin import as_plugin
-    from hub.preflight import num_visible_gpus
+    from hub.system.gpus import num_visible_gpus
 
     task = Task.read(folder)
     os.environ.update(as_plugin(folder, "benchmarks.step_probe"))

@@ -65,7 +65,7 @@ def model_folder(name: str) -> str:
 
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser().absolute())
-    from hub.train.weights import local_weights
+    from hub.models.weights import local_weights
 
     return str(local_weights(compose(f"model={name}").model, print).absolute())
 

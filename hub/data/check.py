@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-from hub.data.config import DataConfig, DataSource
-from hub.data.files import data_files, file_kind, is_hub_id
-from hub.data.formats import convert, detect
-from hub.data.read import Cursor, rows_after
+from hub.config.data import DataConfig, DataSource
+from hub.config.option import AUTO
+from hub.data.formats.detect import convert, detect
+from hub.data.sources.files import data_files, file_kind, is_hub_id
+from hub.data.sources.read import Cursor, rows_after
 from hub.errors import DataError
-from hub.options import AUTO
 
 _SLOW = (".parquet", ".arrow")
 

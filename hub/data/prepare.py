@@ -10,14 +10,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hub.config import RunConfig
-from hub.data.encode import Item, Sample
-from hub.data.kept import encoded_rows, is_large, keep
-from hub.data.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
-from hub.data.part import Part
-from hub.data.template import fallback_line, load_template, require_template, template_report
+from hub.config.option import AUTO
+from hub.config.schema import RunConfig
+from hub.data.samples.counts import Part
+from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
+from hub.data.samples.sample import Item, Sample
+from hub.data.token_cache import encoded_rows, is_large, keep
+from hub.data.tokens.template import fallback_line, load_template, require_template, template_report
 from hub.errors import ConfigError, DataError
-from hub.options import AUTO
 
 __all__ = ["Prepared", "Sample", "length_limit", "prepare"]
 

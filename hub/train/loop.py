@@ -12,32 +12,32 @@ from typing import Any
 
 import torch
 
+from hub.config.option import AUTO
 from hub.data.prepare import Sample
 from hub.errors import DivergedError, Interrupted
-from hub.options import AUTO
-from hub.plugins import registry
+from hub.parallel.group import barrier, max_over_ranks
+from hub.parallel.reparametrization import Coordinates
+from hub.parallel.strategy import full_weights
+from hub.plugins.registry import registry
 from hub.run import Outcome, read_metrics
-from hub.signals import stop_request
-from hub.train import batches
+from hub.system.signals import stop_request
+from hub.tasks.verify.verify import verify
+from hub.train.batch import split as batches
 from hub.train.checkpoints.resume import check_disk, resume
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
-from hub.train.coordinates import Coordinates
-from hub.train.fast.compiled import num_compiled
-from hub.train.fast.own_kernels import OwnKernels
-from hub.train.fast.utilization import flops_per_token, peak_flops
-from hub.train.layout import Layout, choose_layout
-from hub.train.loss import causal_lm_loss
+from hub.train.kernels.compiled import num_compiled
+from hub.train.kernels.external import OwnKernels
+from hub.train.layout.flops import flops_per_token, peak_flops
+from hub.train.layout.layout import Layout, choose_layout
+from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.meters import Meter, SpikeMeter, counts_of, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
-from hub.train.parallel.distributed import barrier, max_over_ranks
-from hub.train.parallel.strategy import full_weights
 from hub.train.progress import ProgressLine
-from hub.train.setup import Setup
+from hub.train.setup.samples import mix_lines
+from hub.train.setup.setup import Setup
 from hub.train.step import Loss, StepOutcome, evaluate, train_step
-from hub.train.supply import mix_lines
-from hub.train.track import Tracking
-from hub.train.verify import verify
+from hub.train.tracker import Tracking
 
 Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from hub.data.mix import Mix
 from hub.data.prepare import Sample
-from hub.train.batches import Step
-from hub.train.collate import num_loss_tokens
+from hub.data.samples.mix import Mix
+from hub.train.batch.collate import num_loss_tokens
+from hub.train.batch.split import Step
 
 
 def counts_of(step: Step, samples: Sequence[Sample], mix: Mix) -> dict[str, Any]:

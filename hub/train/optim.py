@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from hub.config import AlgoConfig
+from hub.config.schema import AlgoConfig
 from hub.errors import ConfigError
-from hub.train.rounding import StochasticAdamW
+from hub.train.adamw_bf16 import StochasticAdamW
 
 SCHEDULERS = {"constant": "constant_with_warmup", "cosine_with_restarts": "cosine_with_restarts"}
 DEFAULT_WARMUP_RATIO = 0.03

@@ -16,11 +16,11 @@ import torch
 
 from hub.data.prepare import Sample
 from hub.errors import ModelError, NoMemoryError
-from hub.train.collate import MicroBatch, num_loss_tokens
-from hub.train.layout import Layout
-from hub.train.loss import causal_lm_loss
-from hub.train.parallel.distributed import sum_over_ranks, summed_over_ranks
-from hub.train.session import Session
+from hub.parallel.group import sum_over_ranks, summed_over_ranks
+from hub.parallel.session import Session
+from hub.train.batch.collate import MicroBatch, num_loss_tokens
+from hub.train.layout.layout import Layout
+from hub.train.losses.causal_lm import causal_lm_loss
 
 NEEDED_BY_ONE = (
     "which the longest sample needs. Type algo.gradient_checkpointing=all algo.activation_offload=all, a smaller "

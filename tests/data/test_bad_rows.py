@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hub.data.read import Cursor, rows_after
+from hub.data.sources.read import Cursor, rows_after
 from hub.errors import DataError
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from hub.config.data import DataConfig, DataSource
 from hub.data.check import Checked, check_rows
-from hub.data.config import DataConfig, DataSource
 from hub.errors import DataError
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -33,7 +33,7 @@ def test_check_rows_imports_nothing_heavy_and_leaves_parquet_and_hub_ids_uncount
     (tmp_path / "a.jsonl").write_text(json.dumps(ROW))
     (tmp_path / "b.parquet").write_bytes(b"not looked at")
     code = (
-        "import sys\nfrom hub.data.check import check_rows\nfrom hub.data.config import DataConfig, DataSource\n"
+        "import sys\nfrom hub.data.check import check_rows\nfrom hub.config.data import DataConfig, DataSource\n"
         f"for path in ({str(tmp_path / 'a.jsonl')!r}, {str(tmp_path / 'b.parquet')!r}, 'some-org/chats'):\n"
         "    print(*check_rows(DataSource(path=path), DataConfig()), end=' ')\n"
         "print()\n"

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from hub.config import AlgoConfig, ModelConfig, RunConfig
-from hub.data.config import DataConfig
-from hub.data.doctor import examine, lengths_of
-from hub.data.near import near_duplicates
+from hub.config.data import DataConfig
+from hub.config.schema import AlgoConfig, ModelConfig, RunConfig
+from hub.data.doctor.examine import examine, lengths_of
+from hub.data.doctor.near_duplicates import near_duplicates
 from hub.testing import write_chats
 
 LONG = "The quick brown fox jumps over the lazy dog and runs away from the very angry farmer who owns the land"

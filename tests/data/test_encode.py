@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from hub.data.config import DataConfig, DataSource
-from hub.data.encode import Blocks, Encoder, Sample
-from hub.data.read import Broken, Row, rows_after
+from hub.config.data import DataConfig, DataSource
+from hub.data.samples.blocks import Blocks
+from hub.data.samples.sample import Sample
+from hub.data.sources.read import Broken, Row, rows_after
+from hub.data.tokens.encode import Encoder
 from hub.errors import DataError
 
 CHAT = {"messages": [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one two three four five six"}]}
@@ -143,7 +145,7 @@ def test_bad_rows_are_refused_or_left_out_with_their_place_and_reason(tmp_path, 
 
 
 def _beginning():
-    from hub.data.read import Cursor
+    from hub.data.sources.read import Cursor
 
     return (Cursor(),)
 
@@ -168,7 +170,7 @@ def test_documents_are_joined_to_blocks_of_one_size_and_no_token_is_lost(tokeniz
 
 
 def test_a_row_that_is_far_too_long_is_not_even_tokenised(tokenizer, monkeypatch):
-    from hub.data import template
+    from hub.data.tokens import template
 
     monkeypatch.setattr(template, "_tokenise", lambda *given: pytest.fail("it is tokenised"))
     long = {"messages": [{"role": "user", "content": "word " * 250_000}, CHAT["messages"][1]]}

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from hub.data.formats import convert, detect
-from hub.data.read import Row
+from hub.data.formats.detect import convert, detect
+from hub.data.sources.read import Row
 from hub.errors import DataError
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
@@ -181,9 +181,9 @@ def hub_data_formats():
 
 
 def test_a_plugin_adds_a_format_that_is_found_by_its_fields_or_asked_for(plugin_folder, monkeypatch):
-    from hub import plugins
-    from hub.config import RunConfig
-    from hub.data.config import DataConfig
+    from hub.config.data import DataConfig
+    from hub.config.schema import RunConfig
+    from hub.plugins import registry as plugins
 
     folder = plugin_folder()
     folder.add("faq", PLUGIN)
@@ -207,7 +207,7 @@ def test_a_plugin_adds_a_format_that_is_found_by_its_fields_or_asked_for(plugin_
     ],
 )
 def test_a_format_of_a_plugin_that_can_not_be_told_from_others_is_refused(plugin_folder, old, new, said):
-    from hub import plugins
+    from hub.plugins import registry as plugins
 
     folder = plugin_folder()
     folder.add("faq", PLUGIN.replace(old, new))

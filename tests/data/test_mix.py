@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 
-from hub.data.config import DataConfig, DataSource
-from hub.data.mix import make_mix, single, source_names
-from hub.train.batches import num_steps, step_sizes, steps
+from hub.config.data import DataConfig, DataSource
+from hub.data.samples.mix import make_mix, single, source_names
+from hub.train.batch.split import num_steps, step_sizes, steps
 
 
 def sources(*options: dict) -> list[DataSource]:
@@ -104,7 +104,7 @@ def test_names_are_those_of_the_files_and_no_two_are_alike():
     ],
 )
 def test_a_mix_that_makes_no_sense_is_one_line(mix, line):
-    from hub.config import RunConfig
+    from hub.config.schema import RunConfig
 
     data = DataConfig(mix=[DataSource(**{"path": "a.jsonl"} | values) for values in mix])
     problems = list(data.problems(RunConfig(data=data)))

@@ -34,7 +34,7 @@ FILES = {
 
 ASK = """
 import json, sys
-from hub.data.read import read_rows, rows_after, Cursor
+from hub.data.sources.read import read_rows, rows_after, Cursor
 from hub.errors import DataError
 for name, subset, split, stream in json.loads(sys.argv[1]):
     try:

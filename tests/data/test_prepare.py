@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hub.config import AlgoConfig, DataConfig, ModelConfig, RunConfig
-from hub.data.config import DataSource
+from hub.config.data import DataSource
+from hub.config.schema import AlgoConfig, DataConfig, ModelConfig, RunConfig
 from hub.data.prepare import prepare
 from hub.errors import ConfigError, DataError
 

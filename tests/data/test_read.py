@@ -5,7 +5,7 @@ import sys
 import pytest
 from datasets import Dataset
 
-from hub.data.read import Cursor, Unread, is_hub_id, read_rows, rows_after
+from hub.data.sources.read import Cursor, Unread, is_hub_id, read_rows, rows_after
 from hub.errors import DataError
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -111,7 +111,7 @@ def test_only_org_slash_name_without_local_folder_is_asked_of_the_model_hub(tmp_
 
 def test_unreachable_data_set_is_one_line():
     code = (
-        "import sys\nfrom hub.data.read import read_rows\nfrom hub.errors import DataError\n"
+        "import sys\nfrom hub.data.sources.read import read_rows\nfrom hub.errors import DataError\n"
         "try: next(read_rows('some-org/chats'))\nexcept DataError as error: print(error)"
     )
     # A port that nothing listens on stands for a missing network.

@@ -6,17 +6,17 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from hub.config import AlgoConfig, ModelConfig, RunConfig
-from hub.data import stream
-from hub.data.config import DataConfig, DataSource
-from hub.data.encode import Encoder
-from hub.data.feed import Feed
-from hub.data.frames import from_bytes, to_bytes
-from hub.data.read import read_rows
-from hub.data.stream import content_hash, items, windows
-from hub.data.workers import Processes
+from hub.config.data import DataConfig, DataSource
+from hub.config.schema import AlgoConfig, ModelConfig, RunConfig
+from hub.data.sources.read import read_rows
+from hub.data.streaming import windows as stream
+from hub.data.streaming.feed import Feed
+from hub.data.streaming.frames import from_bytes, to_bytes
+from hub.data.streaming.windows import content_hash, items, windows
+from hub.data.streaming.workers import Processes
+from hub.data.tokens.encode import Encoder
 from hub.errors import DataError
-from hub.plugins import registry
+from hub.plugins.registry import registry
 from hub.testing import tiny_model_path, write_chats
 
 pytestmark = pytest.mark.usefixtures("warm_python")

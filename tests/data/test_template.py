@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from hub.data.config import TEMPLATES
-from hub.data.formats import convert
-from hub.data.read import Row
-from hub.data.template import encode, fallback_line, load_template, require_template, template_report
+from hub.config.data import TEMPLATES
+from hub.data.formats.detect import convert
+from hub.data.sources.read import Row
+from hub.data.tokens.template import encode, fallback_line, load_template, require_template, template_report
 from hub.errors import DataError
 
 SPECIAL = ["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<start_of_turn>", "<end_of_turn>"]

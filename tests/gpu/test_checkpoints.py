@@ -4,10 +4,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from hub.parallel.group import Group
+from hub.parallel.session import Session
 from hub.train.checkpoints.checkpoint import load_checkpoint
 from hub.train.checkpoints.writer import CheckpointWriter
-from hub.train.parallel.distributed import Group
-from hub.train.session import Session
 
 SESSION = Session(Group(0, 1, 0, torch.device("cuda", 0)), Accelerator(), torch.float32)
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from hub import ConfigError, compose
-from hub.launch import launch
-from hub.train.fast.float8 import check_gpu
+from hub.launch.launcher import launch
+from hub.train.kernels.float8 import check_gpu
 
 OFFLOADED = "algo.activation_offload=all"
 IN_FP8 = "algo.precision=fp8"

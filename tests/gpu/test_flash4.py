@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hub import compose
-from hub.launch import launch
+from hub.launch.launcher import launch
 from hub.testing import tokenizer, write_chats
-from hub.train.fast import flash4
+from hub.train.kernels import flash4
 
 if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
     pytest.skip("needs the package flash-attn-4", allow_module_level=True)

@@ -9,8 +9,8 @@ from hub_sft.float8 import Float8LearningLinear
 from torch import nn
 
 from hub import ConfigError, compose
-from hub.launch import launch
-from hub.train.fast.float8 import check_gpu, product, to_fp8
+from hub.launch.launcher import launch
+from hub.train.kernels.float8 import check_gpu, product, to_fp8
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="needs the package triton, which torch brings for GPUs only")
 
-from hub.train.fast.head import kernel_problem
-from hub.train.fast.loss_kernel import BLOCK, loss_and_gradient
+from hub.train.kernels.head import kernel_problem
+from hub.train.kernels.loss_kernel import BLOCK, loss_and_gradient
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 6e-3}
 

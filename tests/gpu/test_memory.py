@@ -6,9 +6,9 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hub import compose
-from hub.launch import launch
+from hub.launch.launcher import launch
 from hub.testing import tokenizer, write_chats
-from hub.train.fast import activations
+from hub.train.layout import activations
 
 LAYOUT = ("algo=sft", "algo.effective_batch_size=256", "algo.max_steps=3", "launch=inline", "algo.num_epochs=9")
 

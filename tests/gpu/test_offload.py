@@ -9,11 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from hub import compose
-from hub.launch import launch
-from hub.train.fast import activations
-from hub.train.fast.host_embedding import hold_on_host
-from hub.train.fast.kernels import recompute
-from hub.train.fast.offload import HostInputs
+from hub.launch.launcher import launch
+from hub.train.kernels.host_embedding import hold_on_host
+from hub.train.kernels.offload import HostInputs
+from hub.train.kernels.recompute import recompute
+from hub.train.layout import activations
 
 TOKENS, HIDDEN, LAYERS = 16384, 1024, 12
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from hub import compose
-from hub.launch import launch
-from hub.train.rounding import StochasticAdamW
+from hub.launch.launcher import launch
+from hub.train.adamw_bf16 import StochasticAdamW
 
 SHAPES = [(300, 128), (17,), (64, 64), (5, 4, 3), (1000,), (1,), (8,), (4096, 512)]
 

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hub import compose
 from hub.data.prepare import Sample
-from hub.launch import launch
+from hub.launch.launcher import launch
+from hub.parallel.session import start_session
 from hub.run import Run
 from hub.testing import FAMILIES, tiny_model, tiny_model_path
-from hub.train.collate import pack
-from hub.train.fast.isolation import can_pack
-from hub.train.layout import Layout
-from hub.train.session import start_session
+from hub.train.batch.collate import pack
+from hub.train.layout.isolation import can_pack
+from hub.train.layout.layout import Layout
 from hub.train.step import accumulate_gradients
 
 

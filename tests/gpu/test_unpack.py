@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hub import compose
-from hub.launch import launch
-from hub.train.fast.unpack import packed_parts, train_by_kernel, unpack, unpack_once
+from hub.launch.launcher import launch
+from hub.train.kernels.unpack import packed_parts, train_by_kernel, unpack, unpack_once
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the package bitsandbytes is not installed")
 

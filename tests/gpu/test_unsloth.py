@@ -128,9 +128,9 @@ import numpy as np
 import torch
 from hub import Outcome, Run, compose
 from hub.data.prepare import Sample
-from hub.preflight import prepare
-from hub.train.collate import pack, pad
-from hub.train.fast.isolation import leak
+from hub.launch.preflight import prepare
+from hub.train.batch.collate import pack, pad
+from hub.train.layout.isolation import leak
 
 
 def probe(setup, model, save, loss, *, own_kernels):

@@ -115,7 +115,7 @@ def test_the_command_line_answers_from_an_empty_folder(python, tmp_path):
 
 
 def test_every_preset_of_the_project_is_found(python, tmp_path):
-    code = "import json; from hub.compose import groups; print(json.dumps(groups()))"
+    code = "import json; from hub.compose.compose import groups; print(json.dumps(groups()))"
     found = json.loads(run(python, "-c", code, cwd=tmp_path).splitlines()[-1])
     for group in ("model", "data", "launch", "track"):
         assert {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")} <= set(found[group])
@@ -151,6 +151,6 @@ def test_the_tests_of_the_example_plugin_pass_where_it_is_installed(python, tmp_
 
 
 def test_an_editable_install_finds_its_presets_from_another_folder(tmp_path):
-    place = run(sys.executable, "-c", "from hub.plugins import conf_dir; print(conf_dir())", cwd=tmp_path)
+    place = run(sys.executable, "-c", "from hub.plugins.registry import conf_dir; print(conf_dir())", cwd=tmp_path)
     assert Path(place.strip()) == ROOT / "conf"
     assert "conf/model/llama3_8b.yaml" in run(sys.executable, "-m", "hub", "show", "model=llama3_8b", cwd=tmp_path)

@@ -10,7 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from hub import compose, runfile
+from hub import compose
+from hub.compose import runfile
 from hub.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

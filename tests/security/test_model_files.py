@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hub.config import ModelConfig
+from hub.config.schema import ModelConfig
 from hub.errors import ModelError
-from hub.train.model import load_causal_lm, load_config
-from hub.train.model_files import check_files, not_heeded
-from hub.train.weights import check_folder
+from hub.models.load import load_causal_lm, load_config
+from hub.models.safety import check_files, not_heeded
+from hub.models.weights import check_folder
 
 ROOT = Path(__file__).parents[2]
 RUN = ("data=tiny", "algo.max_steps=2", "algo.effective_batch_size=2", "launch.mode=inline", "model.dtype=float32")

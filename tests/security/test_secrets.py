@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.config import RunConfig
+from hub.config.schema import RunConfig
 from hub.errors import ConfigError, DataError
 from hub.secrets import secret_in, without_secrets
 from hub.testing import write_chats
@@ -113,7 +113,7 @@ def test_a_full_run_in_a_hostile_folder_shows_no_secret_reaches_no_shell_and_imp
     options += ["algo.max_steps=2", "algo.effective_batch_size=2", "algo.save_every_steps=1", "track=tensorboard"]
     done, seen = start(place, *options)
     assert done.returncode == 0, done.stderr.decode()
-    assert any(b"hub.worker" in arguments for arguments in seen)
+    assert any(b"hub.launch.worker" in arguments for arguments in seen)
     run = place / "runs" / "latest"
     assert json.loads((run / "result.json").read_text())["status"] == "completed"
     assert list(run.rglob("events.out.tfevents.*"))

@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-from hub.data import limits
-from hub.data.formats import convert
-from hub.data.read import Row
-from hub.data.template import encode, load_template, require_template
+from hub.data.formats.detect import convert
+from hub.data.sources.read import Row
+from hub.data.tokens import template_limits as limits
+from hub.data.tokens.template import encode, load_template, require_template
 from hub.errors import DataError
 from hub.testing import CHATML, tokenizer
 

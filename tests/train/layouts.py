@@ -15,14 +15,15 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
-from hub.signals import end_process
-from hub.train import collate, step
-from hub.train import layout as layouts
-from hub.train.batches import split
-from hub.train.layout import Layout
-from hub.train.loss import causal_lm_loss
-from hub.train.parallel.distributed import barrier, start_group, sum_gradients
-from hub.train.session import Session
+from hub.parallel.group import barrier, start_group, sum_gradients
+from hub.parallel.session import Session
+from hub.system.signals import end_process
+from hub.train import step
+from hub.train.batch import collate
+from hub.train.batch.split import split
+from hub.train.layout import layout as layouts
+from hub.train.layout.layout import Layout
+from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.step import accumulate_gradients, evaluate
 
 

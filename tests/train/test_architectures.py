@@ -11,9 +11,10 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hub import compose, runfile
+from hub import compose
+from hub.compose import runfile
 from hub.data.prepare import prepare
-from hub.launch import launch
+from hub.launch.launcher import launch
 from hub.testing import FAMILIES, tiny_model_path
 
 

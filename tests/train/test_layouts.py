@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from hub.testing import tiny_model_path
-from hub.train import layout, step
+from hub.train import step
+from hub.train.layout import layout
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 

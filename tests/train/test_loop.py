@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from hub import DivergedError, ModelError, compose
-from hub.launch import launch
+from hub.launch.launcher import launch
 from hub.run import Run, read_metrics
-from hub.signals import stop_request
+from hub.system.signals import stop_request
 from hub.train import loop
-from hub.train.fast.kernels import layers_of
-from hub.train.loss import causal_lm_loss
+from hub.train.kernels.recompute import layers_of
+from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.meters import SpikeMeter
 
 OPTIONS = ["algo=sft", "model=tiny", "data=tiny", "launch=inline", "model.dtype=float32", "algo.effective_batch_size=16",

@@ -19,8 +19,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
-IMPORTED = ("hub.cli", "hub.sweep", "hub.train.loop", "hub.train.verify", "hub_sft.train", "hub_lora_sft.train",
-            "hub_osft.train", "hub.data.workers", "transformers.models.llama.modeling_llama",
+IMPORTED = ("hub.cli.main", "hub.launch.sweep", "hub.train.loop", "hub.tasks.verify.verify", "hub_sft.train",
+            "hub_lora_sft.train", "hub_osft.train", "hub.data.streaming.workers", "transformers.models.llama.modeling_llama",
             "torch.distributed.elastic.agent.server.local_elastic_agent", "torch.distributed.fsdp")  # fmt: skip
 """What no test of these processes asks the order of. Not the modules that are run: runpy wants to load them itself."""
 
@@ -125,7 +125,7 @@ def main(address: str) -> None:
         for name in IMPORTED:
             if find_spec(name.partition(".")[0]):
                 importlib.import_module(name)
-        from hub.plugins import registry
+        from hub.plugins.registry import registry
 
         assert not registry.cache_info().currsize, "each process has plugins of its own"
         assert len(os.listdir("/proc/self/task")) == 1, "a thread would not be in a forked process"

@@ -13,7 +13,7 @@ from pathlib import Path
 from continual.figures import in_words
 from continual.methods import Method
 from continual.study import Study
-from hub.preflight import num_visible_gpus
+from hub.system.gpus import num_visible_gpus
 
 SCRIPT = Path(__file__).parents[1] / "continual_learning.py"
 

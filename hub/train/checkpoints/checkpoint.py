@@ -16,17 +16,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hub.data.prepare import Sample
 from hub.errors import ModelError
+from hub.parallel.session import Session
+from hub.parallel.sharded_tensors import StoredTensors
 from hub.train.checkpoints.rng import restore_random_state
-from hub.train.parallel.shares import StoredTensors
-from hub.train.session import Session
 
 MANIFEST = "manifest.json"
 
@@ -103,16 +102,6 @@ def load_checkpoint(
         stored = StoredTensors(checkpoint, file.stem)
         restore_random_state({name: stored.read(name) for name in stored.shapes}, session.device)
     return state
-
-
-def fingerprint(samples: Sequence[Sample]) -> str:
-    """A hash of the samples' tokens and masks, in order: whether a run is resumed on the data that it began with."""
-    found = hashlib.sha256()
-    for sample in samples:
-        found.update(len(sample).to_bytes(8, "little"))
-        found.update(sample.input_ids.tobytes())
-        found.update(sample.loss_mask.tobytes())
-    return found.hexdigest()
 
 
 def remove_old(folder: Path, keep: int) -> None:

@@ -6,15 +6,12 @@ backward pass, and only the optimizer's step, which changes what is copied, wait
 
 import math
 import mmap
-import os
 import threading
 import weakref
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 BLOCK_BYTES = 2**28
@@ -27,25 +24,6 @@ Key = tuple[str, str]
 
 Tensors = Mapping[Key, torch.Tensor]
 Layout = list[tuple[Key, tuple[int, ...], torch.dtype]]
-
-
-def free_host_memory() -> int:
-    """Bytes that a program can still take on this host, or within its container's limit."""
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        free = min(free, limit - used + int(counts["inactive_file"]))
-    except (OSError, ValueError, KeyError):
-        pass  # no such container, or no limit
-    return int(free)
-
-
-def free_host_memory_for_each() -> int:
-    """The share of it that falls to each of the processes on this host."""
-    return free_host_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def num_bytes(tensors: Tensors) -> int:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from hub.errors import ConfigError
+from hub.parallel.group import broadcast_text
+from hub.parallel.sharded_tensors import local
 from hub.run import Run, read_metrics
+from hub.system.memory import three_of_each
 from hub.train.checkpoints.checkpoint import damage, load_checkpoint, newest_valid, read_state
-from hub.train.fast.budget import three_of_each
-from hub.train.parallel.distributed import broadcast_text
-from hub.train.parallel.shares import local
-from hub.train.setup import Setup
+from hub.train.setup.setup import Setup
 
 
 def resume(setup: Setup, model: Any, optimizer: torch.optim.Optimizer, data: str, num_steps: int) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from hub.parallel.group import Group
+from hub.parallel.sharded_tensors import StoredTensors, write_shares
 from hub.run import write_json
 from hub.train.checkpoints.checkpoint import MANIFEST, Files, checkpoint_name, remove_old, seal, sync_folder
 from hub.train.checkpoints.snapshot import Snapshot
-from hub.train.parallel.distributed import Group
-from hub.train.parallel.shares import StoredTensors, write_shares
 
 SaveModel = Callable[[Path, dict[str, torch.Tensor]], None]
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from hub.parallel.session import Session
+from hub.parallel.sharded_tensors import is_share, local, place_of
 from hub.train.checkpoints.host_copies import HostCopies, Key
 from hub.train.checkpoints.rng import random_state
-from hub.train.parallel.shares import is_share, local, place_of
-from hub.train.session import Session
 
 
 @dataclass(frozen=True)

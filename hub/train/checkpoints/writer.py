@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from hub.train.checkpoints.host_copies import HostCopies, free_host_memory, num_bytes
+from hub.parallel.group import sum_over_ranks
+from hub.parallel.session import Session
+from hub.system.memory import free_host_memory
+from hub.train.checkpoints.host_copies import HostCopies, num_bytes
 from hub.train.checkpoints.save import Save, Saved, SaveModel
 from hub.train.checkpoints.snapshot import Snapshot, take_snapshot
-from hub.train.parallel.distributed import sum_over_ranks
-from hub.train.session import Session
 
 ROOM = 1.25
 """Free memory that copies need, as a multiple of their size: the model in the type that it is stored in comes besides."""

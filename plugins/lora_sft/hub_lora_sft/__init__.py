@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hub import Algorithm, Backend, hookimpl
-from hub.config import fp8_needs_gpu
+from hub.config.schema import fp8_needs_gpu
 from hub_lora_sft.config import LoraSftConfig
 
 

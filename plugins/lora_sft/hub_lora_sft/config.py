@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from hub import AlgoConfig, RunConfig, option
-from hub.config import fp8_problems
-from hub.options import AUTO
+from hub.config.option import AUTO
+from hub.config.schema import fp8_problems
 
 TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
 INITS = ("default", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq", "orthogonal")

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hub import ConfigError
-from hub.train.fast.float8 import input_gradient, product, replace_layers, to_fp8
+from hub.train.kernels.float8 import input_gradient, product, replace_layers, to_fp8
 
 
 class _Frozen(torch.autograd.Function):

@@ -8,11 +8,11 @@ from transformers.pytorch_utils import Conv1D
 
 from hub import ConfigError, Outcome, Run, RunConfig
 from hub.errors import did_you_mean
-from hub.train.fast.float8 import check_gpu, tell
+from hub.models.load import linear_layers, trainable_in_float32
+from hub.parallel.session import Session
+from hub.train.kernels.float8 import check_gpu, tell
 from hub.train.loop import fit
-from hub.train.model import linear_layers, trainable_in_float32
-from hub.train.session import Session
-from hub.train.setup import set_up
+from hub.train.setup.setup import set_up
 from hub_lora_sft.config import LoraSftConfig
 from hub_lora_sft.float8 import hold_in_fp8
 

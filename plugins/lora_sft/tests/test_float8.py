@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from hub import ConfigError, Result, compose
-from hub.launch import launch
+from hub.launch.launcher import launch
 from hub.testing import tiny_model_path
-from hub.train.fast.float8 import LARGEST
+from hub.train.kernels.float8 import LARGEST
 
 
 def by_hand(rows: torch.Tensor) -> torch.Tensor:
@@ -115,8 +115,8 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
     from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
 
-    from hub.train.fast import compiled
-    from hub.train.fast.kernels import layers_of
+    from hub.train.kernels import compiled
+    from hub.train.kernels.recompute import layers_of
 
     model, _ = model_in_fp8()
     ids = torch.randint(3, 512, (1, 40), generator=torch.Generator().manual_seed(0))
@@ -149,7 +149,7 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
 def emulated(monkeypatch):
     from hub_lora_sft import train
 
-    monkeypatch.setattr("hub.preflight.has_no_gpu", lambda: False)
+    monkeypatch.setattr("hub.launch.preflight.has_no_gpu", lambda: False)
     monkeypatch.setattr(train, "check_gpu", lambda: None)
 
 

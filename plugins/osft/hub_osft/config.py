@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hub import AlgoConfig, RunConfig, option
-from hub.data.files import path_problem
+from hub.data.sources.files import path_problem
 
 TARGET_WORDS = ("all", "attention", "mlp")
 ADAPTIVE = "adaptive"

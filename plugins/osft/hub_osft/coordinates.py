@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from hub.train.coordinates import Coordinates
-from hub.train.parallel.shares import local, place_of
-from hub.train.parallel.strategy import full
+from hub.parallel.reparametrization import Coordinates
+from hub.parallel.sharded_tensors import local, place_of
+from hub.parallel.strategy import full
 from hub_osft.embeddings import FreeRows
 from hub_osft.layers import OsftFactored
 from hub_osft.subspace import change_of, draw_back_, oriented, project_, project_exactly

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hub import ConfigError, ModelError
-from hub.cache import cache_dir, make_once
-from hub.train.parallel.distributed import barrier, broadcast_text
-from hub.train.session import Session
-from hub.train.setup import Setup
+from hub.parallel.group import barrier, broadcast_text
+from hub.parallel.session import Session
+from hub.system.cache import cache_dir, make_once
+from hub.train.setup.setup import Setup
 from hub_osft.config import FACTORED, OsftConfig
 from hub_osft.subspace import decompose, oriented, split
 from hub_osft.targets import Target

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hub.train.parallel.shares import local, place_of
+from hub.parallel.sharded_tensors import local, place_of
 from hub_osft.subspace import draw_back_
 from hub_osft.targets import Target
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hub.data.prepare import Sample
-from hub.train.setup import Setup
+from hub.train.setup.setup import Setup
 
 
 def batches(samples: Sequence[Sample], most_tokens: int, rank: int, world: int) -> Iterator[list[Sample]]:

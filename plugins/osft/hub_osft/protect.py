@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hub import DataError, ModelError
-from hub.data.config import DataConfig
+from hub.config.data import DataConfig
 from hub.data.prepare import Sample, prepare
-from hub.train.collate import pad
-from hub.train.model import load_config
-from hub.train.parallel.strategy import layer_classes
-from hub.train.setup import Setup
+from hub.models.load import load_config
+from hub.parallel.strategy import layer_classes
+from hub.train.batch.collate import pad
+from hub.train.setup.setup import Setup
 from hub_osft.config import PROTECTION, OsftConfig
 from hub_osft.directions import Directions, check_finite
 from hub_osft.passes import batches, on_device

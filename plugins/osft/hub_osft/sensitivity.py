@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from hub import ModelError
 from hub.data.prepare import Sample
-from hub.train.collate import pad
-from hub.train.setup import Setup
+from hub.train.batch.collate import pad
+from hub.train.setup.setup import Setup
 from hub_osft.passes import batches, on_device
 from hub_osft.targets import Target
 

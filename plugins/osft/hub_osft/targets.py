@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hub import ConfigError, ModelError
 from hub.errors import did_you_mean
-from hub.train.model import linear_layers
+from hub.models.load import linear_layers
 from hub_osft.config import OsftConfig
 from hub_osft.subspace import num_free
 

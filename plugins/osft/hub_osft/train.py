@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from hub import ModelError, Outcome, Run, RunConfig
-from hub.train.coordinates import Coordinates
+from hub.models.load import save_whole_model, trainable_in_float32
+from hub.parallel.reparametrization import Coordinates
 from hub.train.loop import fit
-from hub.train.model import save_whole_model, trainable_in_float32
-from hub.train.setup import set_up
+from hub.train.setup.setup import set_up
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, OsftConfig
 from hub_osft.coordinates import FactoredCoordinates, FastCoordinates, Part
 from hub_osft.directions import Directions, by_spectrum, find_directions

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hub import Interrupted, Result, compose
-from hub.launch import launch
+from hub.launch.launcher import launch
 from hub.testing import tiny_model_path
 
 OPTIONS = ["model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.max_steps=6",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from hub import Algorithm, Backend, hookimpl
-from hub.config import fp8_needs_gpu
+from hub.config.schema import fp8_needs_gpu
 from hub_sft.config import SftConfig
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hub import AlgoConfig, RunConfig, option
-from hub.config import ZERO, fp8_problems
-from hub.options import AUTO
+from hub.config.option import AUTO
+from hub.config.schema import ZERO, fp8_problems
 
 
 @dataclass(kw_only=True)

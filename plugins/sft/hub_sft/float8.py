@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hub.train.fast.float8 import codes_of, input_gradient, product, replace_layers, to_fp8
-from hub.train.rounding import rounded
+from hub.train.adamw_bf16 import rounded
+from hub.train.kernels.float8 import codes_of, input_gradient, product, replace_layers, to_fp8
 
 
 def as_saved(weight: torch.Tensor) -> torch.Tensor:

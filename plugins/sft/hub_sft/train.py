@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from hub import Outcome, Run, RunConfig
-from hub.train.fast.float8 import check_gpu, tell
+from hub.models.load import save_whole_model
+from hub.train.kernels.float8 import check_gpu, tell
 from hub.train.loop import fit
-from hub.train.model import save_whole_model
-from hub.train.setup import set_up
+from hub.train.setup.setup import set_up
 from hub_sft.config import SftConfig
 from hub_sft.float8 import learn_in_fp8
 

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from hub import ConfigError, Result, compose
-from hub.launch import launch
+from hub.launch.launcher import launch
 from hub.testing import tiny_model_path
-from hub.train.fast.float8 import LARGEST, to_fp8
-from hub.train.fast.kernels import layers_of, recompute
+from hub.train.kernels.float8 import LARGEST, to_fp8
+from hub.train.kernels.recompute import layers_of, recompute
 
 
 def rounded(rows: torch.Tensor) -> torch.Tensor:
@@ -184,7 +184,7 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
     from torch._dynamo.backends.common import aot_autograd
     from torch._inductor.decomposition import select_decomp_table
 
-    from hub.train.fast import compiled
+    from hub.train.kernels import compiled
 
     _, model = two_models()
     learn_in_fp8(model)
@@ -217,7 +217,7 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
 
 @pytest.fixture
 def emulated(monkeypatch):
-    monkeypatch.setattr("hub.preflight.has_no_gpu", lambda: False)
+    monkeypatch.setattr("hub.launch.preflight.has_no_gpu", lambda: False)
     monkeypatch.setattr(train, "check_gpu", lambda: None)
 
 

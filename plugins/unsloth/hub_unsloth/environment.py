@@ -16,7 +16,7 @@ PINNED = ("unsloth_zoo", "torch", "transformers", "trl", "peft", "datasets", "bi
 
 def obstacle() -> str | None:
     """Why Unsloth can't run here, with what to type; None when it can."""
-    from hub.preflight import num_visible_gpus
+    from hub.system.gpus import num_visible_gpus
 
     if line := wrong_version():
         return f"{line}. Type: {INSTALL}"

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 
 from hub import ConfigError, HubError
-from hub.cache import cache_dir
+from hub.system.cache import cache_dir
 
 CHANGED = ("transformers", "trl", "peft")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from hub import RunConfig
-from hub.options import AUTO
+from hub.config.option import AUTO
 
 NATIVE = "or algo.backend=native"
 INITS = ("default", "gaussian", "orthogonal")

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from hub import ModelError
 from hub.data.prepare import Sample
-from hub.train.collate import MicroBatch, pad
-from hub.train.session import Session
+from hub.parallel.session import Session
+from hub.train.batch.collate import MicroBatch, pad
 
 NOT_COUNTED = -100
 TOLERANCE = 2e-2

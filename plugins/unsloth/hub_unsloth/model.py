@@ -11,8 +11,8 @@ from hub_lora_sft.config import LoraSftConfig
 from hub_lora_sft.train import target_names
 
 from hub import ConfigError, ModelError, Run
-from hub.train.model import linear_layers, load_config, trainable_in_float32
-from hub.train.setup import Setup
+from hub.models.load import linear_layers, load_config, trainable_in_float32
+from hub.train.setup.setup import Setup
 from hub_unsloth.first import FastLanguageModel, quiet
 
 FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError)

@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 
 from hub import ConfigError, Outcome, Run, RunConfig
-from hub.train.fast.own_kernels import OwnKernels
+from hub.train.kernels.external import OwnKernels
 from hub.train.loop import fit
-from hub.train.setup import set_up
+from hub.train.setup.setup import set_up
 from hub_unsloth.loss import check_sum, inputs_of, summed_loss
 from hub_unsloth.model import add_adapters, load
 

@@ -11,8 +11,8 @@ from hub_unsloth.environment import RANGE, obstacle, wrong_version
 from packaging.requirements import Requirement
 
 from hub import PluginError, compose
-from hub.plugins import OWN_BACKENDS, registry
-from hub.preflight import prepare
+from hub.launch.preflight import prepare
+from hub.plugins.registry import OWN_BACKENDS, registry
 
 RUN = ("algo=lora_sft", "model=tiny", "data=tiny")
 
@@ -125,7 +125,7 @@ def test_nothing_heavy_is_imported_to_list_and_to_check(tmp_path):
     (tmp_path / "unsloth_zoo" / "__init__.py").write_text("raise SystemExit('unsloth_zoo was imported')")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from hub.cli import main\n"
+        "from hub.cli.main import main\n"
         "assert main(['plugins']) == 0\n"
         "assert main('algo=lora_sft model=tiny data=tiny algo.backend=unsloth'.split()) == 2\n"
         "assert not {'torch', 'transformers', 'peft', 'unsloth', 'numpy'} & set(sys.modules)\n"

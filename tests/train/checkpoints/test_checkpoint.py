@@ -10,12 +10,12 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
+from hub.models.load import save_whole_model
+from hub.parallel.group import Group
+from hub.parallel.session import Session
 from hub.testing import tiny_model_path, tokenizer
 from hub.train.checkpoints.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
 from hub.train.checkpoints.writer import CheckpointWriter
-from hub.train.model import save_whole_model
-from hub.train.parallel.distributed import Group
-from hub.train.session import Session
 
 SESSION = Session(Group(0, 1, 0, torch.device("cpu")), Accelerator(cpu=True), torch.float32)
 

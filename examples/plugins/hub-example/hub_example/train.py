@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from hub import ConfigError, Outcome, Run, RunConfig
+from hub.models.load import save_whole_model, trainable_in_float32
 from hub.train.loop import fit
-from hub.train.model import save_whole_model, trainable_in_float32
-from hub.train.setup import set_up
+from hub.train.setup.setup import set_up
 
 
 def train(cfg: RunConfig, run: Run) -> Outcome:

@@ -1,0 +1,1 @@
+"""The command line: argv to a verb, and what is printed for the user."""

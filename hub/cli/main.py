@@ -1,0 +1,166 @@
+"""`python -m hub [verb] overrides`: reads the command line, builds a RunConfig, calls the verb.
+
+A verb is a function `(list of overrides, Flags) -> exit code` in VERBS. Everything heavy is imported inside verbs, so
+that `--help` and every mistake answer in about a second.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hub.errors import ConfigError, HubError, did_you_mean
+from hub.secrets import without_secrets
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line says besides verb and overrides."""
+
+    multirun: bool = False
+    json: bool = False
+    config_dir: str | None = None
+
+
+def train(overrides: list[str], flags: Flags) -> int:
+    """Train a model. The verb when none is given."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:
+        from hub.launch.torchrun import join_group
+
+        return join_group(overrides, flags.config_dir)
+    if flags.multirun:
+        from hub.launch.sweep import sweep
+
+        return sweep(overrides, flags.config_dir)
+    from hub.cli.pages import print_result
+    from hub.compose.compose import compose
+    from hub.launch.launcher import launch
+
+    cfg = compose(*overrides, config_dir=flags.config_dir)
+    print_result(launch(cfg))
+    return 0
+
+
+def verify(overrides: list[str], flags: Flags) -> int:
+    """Prove on your own model, data and processes that the layout changes nothing: the options are those of a run."""
+    return train([*overrides, "task=verify"], flags)
+
+
+def data(overrides: list[str], flags: Flags) -> int:
+    """Look at the data of a run: lengths, what is trained, what would spoil it. With --json for scripts; exit code 1 if so."""
+    import contextlib
+
+    from hub.compose.compose import compose
+    from hub.launch.preflight import prepare_data
+
+    cfg = prepare_data(compose(*overrides, config_dir=flags.config_dir))
+    from hub.data.doctor.examine import examine
+    from hub.data.doctor.page import print_examined
+    from hub.models.load import load_config, load_tokenizer
+    from hub.models.weights import local_weights
+    from hub.parallel.session import quiet_libraries
+
+    quiet_libraries()
+    with contextlib.redirect_stdout(sys.stderr):
+        path = local_weights(cfg.model, print)
+        tokenizer = load_tokenizer(cfg, path)
+        positions = getattr(load_config(cfg.model, path).get_text_config(), "max_position_embeddings", None)
+        found = examine(cfg, tokenizer, positions)
+    print_examined(found, tokenizer, flags.json)
+    return 1 if found.spoils else 0
+
+
+def show(overrides: list[str], flags: Flags) -> int:
+    """Print the composed config: each option, its value, where that came from, its meaning."""
+    from hub.cli.pages import show_config
+
+    show_config(overrides, flags.config_dir)
+    return 0
+
+
+def plugins(overrides: list[str], flags: Flags) -> int:
+    """List the installed plugins, their distributions and hooks."""
+    from hub.cli.pages import show_plugins
+
+    if overrides:
+        raise ConfigError(f"hub plugins takes no options, but got {' '.join(overrides)}")
+    show_plugins()
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str], Flags], int]] = {
+    "train": train,
+    "verify": verify,
+    "data": data,
+    "show": show,
+    "plugins": plugins,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user, 1 for a failure, 128 + N for signal N.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except HubError as error:
+        for line in str(error).splitlines():
+            print(f"hub: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("hub: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    from hub.cli.pages import overview, usage
+
+    parser = argparse.ArgumentParser(prog="hub", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--multirun", action="store_true")
+    parser.add_argument("--config-dir")
+    parser.add_argument("--json", action="store_true")
+    try:
+        known, words = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from None
+    if unknown := [word for word in words if word.startswith("-")]:
+        flags = ["--help", "--version", "--multirun", "--config-dir", "--json"]
+        near = did_you_mean(unknown[0], flags)
+        raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(flags)}.{near}")
+    if known.version:
+        from hub import __version__
+
+        print(__version__)
+        return 0
+    if known.help:
+        print(usage(VERBS))
+        return 0
+    if not arguments:
+        print(overview())
+        return 0
+    verb = "train"
+    if words and "=" not in words[0] and words[0][:1] not in "~+":
+        verb = words.pop(0)
+        if verb not in VERBS:
+            raise ConfigError(
+                f"{verb}: there is no such verb. Allowed: {', '.join(VERBS)}.{did_you_mean(verb, VERBS)} "
+                "Options are written NAME=VALUE"
+            )
+    if known.multirun and verb != "train":
+        raise ConfigError(f"--multirun goes with training only, not with {verb}")
+    if known.json and verb != "data":
+        raise ConfigError(f"--json goes with data only, not with {verb}")
+    return VERBS[verb](words, Flags(multirun=known.multirun, json=known.json, config_dir=known.config_dir))

@@ -1,0 +1,79 @@
+"""docs/options.md, from the docstrings of the options: `python -m hub.cli.options_page sft lora_sft osft > docs/options.md`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, fields
+from inspect import getdoc
+from typing import Any
+
+from hub.config.option import bounds_words, field_docs, type_words
+from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
+from hub.plugins.registry import registry
+
+HEAD = """# Options
+
+On the command line an option is written with its part, `algo.lora_r=8`; in Python it is a keyword by its last name,
+`lora_sft(..., lora_r=8)`. `python -m hub show algo=NAME` prints the same with the values of your command and where each
+came from.
+
+This page is written from the code: `python -m hub.cli.options_page {names} > docs/options.md`.
+"""
+
+
+def page(algorithms: Sequence[str]) -> str:
+    """The whole page.
+
+    Args:
+        algorithms: names of installed algorithms that get a table of their own.
+
+    Raises:
+        PluginError: one of them is not installed.
+    """
+    lines = [HEAD.format(names=" ".join(algorithms)), "## algo: every algorithm", "", *_table("algo", AlgoConfig)]
+    for name in algorithms:
+        algorithm = registry().algorithm(name)
+        lines += [f"## algo={name}: its own options and defaults", "", getdoc(algorithm.config) or "", ""]
+        lines += _table("algo", algorithm.config, AlgoConfig)
+    for part, cls in (("model", ModelConfig), ("data", DataConfig), ("launch", LaunchConfig), ("track", TrackConfig)):
+        lines += [f"## {part}", "", getdoc(cls) or "", "", *_table(part, cls)]
+    lines += ["## The run", "", *_table("", RunConfig, leave_out=("algo", "model", "data", "launch", "track"))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(part: str, cls: Any, base: Any = None, leave_out: Sequence[str] = ()) -> Iterator[str]:
+    """A Markdown table of the options of a dataclass; with `base` of those that are new or differ from it."""
+    docs = field_docs(cls)
+    known = {item.name: (item.default, field_docs(base)[item.name]) for item in fields(base)} if base else {}
+    yield "| option | values | default | meaning |"
+    yield "| --- | --- | --- | --- |"
+    for item in fields(cls):
+        if item.name in leave_out or known.get(item.name) == (item.default, docs[item.name]):
+            continue
+        name = f"{part}.{item.name}" if part else item.name
+        cells = [
+            f"`{name}`",
+            _values(cls, item),
+            f"`{_shown(_default(item))}`" if item.default != "" else "",
+            docs[item.name],
+        ]
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    yield ""
+
+
+def _values(cls: Any, item: Field[Any]) -> str:
+    if choices := item.metadata.get("choices"):
+        return ", ".join([*choices, *(["null"] if item.default is None else [])])
+    words = type_words(cls, item.name)
+    return f"{words}; {bounds}" if (bounds := bounds_words(item.metadata)) else words
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page(sys.argv[1:]))

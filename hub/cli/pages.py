@@ -1,0 +1,168 @@
+"""What the command line prints besides a run: overview, help, options with their origins, plugins, the end of a run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hub.config.option import leaves
+from hub.errors import did_you_mean
+from hub.plugins.registry import registry
+from hub.secrets import without_secrets
+
+EXAMPLES = (
+    ("try it: a random tiny model, seconds", "python -m hub algo=lora_sft model=tiny data=tiny"),
+    ("LoRA on your own chats", "python -m hub algo=lora_sft model=llama3_8b data.path=chats.jsonl"),
+    (
+        "all weights, evaluated on 5 % of the rows",
+        "python -m hub algo=sft model=smollm2_135m data.path=chats.jsonl data.eval_fraction=0.05",
+    ),
+)
+
+
+def overview() -> str:
+    """What to type: algorithms, models, three examples."""
+    from hub.compose.compose import groups
+
+    lines = ["Fine-tune a language model: python -m hub algo=ALGORITHM model=MODEL data.path=FILE.jsonl", ""]
+    lines += ["algorithms (algo=)"]
+    lines += [f"  {name:<18}{algorithm.summary}" for name, algorithm in sorted(registry().algorithms.items())]
+    if not registry().algorithms:
+        lines += ["  none is installed. Type pip install hub-lora-sft"]
+    lines += ["", "models (model=, or model.path=FOLDER_OR_HUB_ID)", *_wrapped(groups()["model"]), "", "examples"]
+    for meaning, command in EXAMPLES:
+        lines += [f"  # {meaning}", f"  {command}"]
+    return "\n".join([*lines, "", "python -m hub --help lists the rest."])
+
+
+def usage(verbs: Mapping[str, Callable[..., int]]) -> str:
+    """The whole help page."""
+    from hub.compose.compose import groups
+
+    found = groups()
+    algorithms = registry().algorithms
+    lines = ["usage: python -m hub [verb] [group=choice] [option=value] [flags]", "", "verbs"]
+    lines += [f"  {name:<18}{_first_sentence(verb)}" for name, verb in verbs.items()]
+    lines += ["", "algorithms (algo=)"]
+    lines += [f"  {name:<18}{algorithm.summary}" for name, algorithm in sorted(algorithms.items())]
+    presets = [name for name in found["algo"] if name not in algorithms]
+    if presets:
+        lines += [f"  {'presets of these':<18}{', '.join(presets)}"]
+    lines += ["", "models (model=, or model.path=FOLDER_OR_HUB_ID)", *_wrapped(found["model"])]
+    for group in (name for name in found if name not in ("algo", "model")):
+        lines += ["", f"{group} ({group}=)", *_wrapped(found[group] or ["no presets"])]
+    lines += [
+        "",
+        "flags",
+        "  --multirun        one run for each combination of values: algo.lora_r=8,16 algo.learning_rate=1e-4,2e-4",
+        "  --config-dir DIR  a folder of yours with more choices for the groups above (DIR/model/mine.yaml)",
+        "  --json            with the verb data: what is found, for scripts",
+        "  --version, --help",
+        "",
+        "options: python -m hub show algo=NAME lists every option with its value and meaning.",
+        "several GPUs: used by themselves; launch.nproc_per_node=2 or torchrun --nproc-per-node=2 -m hub to choose.",
+    ]
+    return "\n".join(lines)
+
+
+def show_config(overrides: list[str], config_dir: str | None) -> None:
+    """Print every option: value, where it came from, meaning; then what would be refused."""
+    from hub.compose.compose import compose, origins
+
+    cfg = compose(*overrides, config_dir=config_dir)
+    came_from = origins(*overrides, config_dir=config_dir)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("option", "value", "from", "meaning"):
+        table.add_column(column, overflow="fold", no_wrap=column == "option")
+    for name, value, default, meaning in leaves(cfg):
+        place = came_from.get(name, "default")
+        style = "bold" if value != default or place == "command line" else None
+        table.add_row(*(Text(cell) for cell in (name, without_secrets(_value(value)), place, meaning)), style=style)
+    # In a file or a pipe an option stays on one line, so that grep finds it.
+    console = Console(width=None if Console().is_terminal else 500)
+    console.print(table)
+    if problems := cfg.problems():
+        console.print("\nThis can't run yet:")
+        for line in problems:
+            console.print(f"  {line}", markup=False, highlight=False)
+
+
+def show_plugins() -> None:
+    """Print each installed plugin with its distribution, what it offers and the hooks it implements."""
+    found = registry()
+    if not found.plugins:
+        print("no plugin is installed. Type pip install hub-lora-sft")
+    for plugin in found.plugins:
+        print(f"{plugin.name}  {plugin.source}  ({plugin.module})")
+        if plugin.error:
+            print(f"  left out: {plugin.error}")
+            continue
+        for name, owner in found.owners.items():
+            if owner == plugin.name:
+                print(f"  algo={name}: {found.algorithms[name].summary}")
+        print(f"  hooks: {', '.join(plugin.hooks)}")
+        for line in plugin.warnings:
+            print(f"  {line}")
+        if plugin.heavy:
+            print(f"  slow: it imports {', '.join(plugin.heavy)} while it is loaded, which every command waits for")
+    for algorithm, backends in sorted(found.backends.items()):
+        for backend in sorted(backends.values(), key=lambda b: (-b.priority, b.name)):
+            state = backend.obstacle() or "available"
+            if algorithm not in found.algorithms:
+                state = f"of no use: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, found.algorithms)}"
+            print(f"backend {backend.name} of {algorithm} (priority {backend.priority}): {state}")
+
+
+def print_result(result: Any) -> None:
+    """The last lines of a run."""
+    print("\n".join(result_lines(result)), flush=True)
+
+
+def result_lines(result: Any) -> list[str]:
+    """How a run ended, where the model is, and what to type next."""
+    if result.status == "verified":
+        return [f"verified in {result.seconds:.0f} s: all that was tried holds, see {result.run_path / 'verify.json'}"]
+    loss = f"train loss {result.train_loss:.4f}" if result.train_loss is not None else ""
+    if result.eval_loss_before is not None and result.eval_loss is not None:
+        loss += f", held-out loss {result.eval_loss_before:.4f} -> {result.eval_loss:.4f}"
+    speed = f", {result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
+    lines = [f"{result.status}: {result.num_steps} steps in {result.seconds:.0f} s, {loss}{speed}"]
+    if result.model_path is not None:
+        adapter = (result.model_path / "adapter_config.json").is_file()
+        lines.append(f"{'adapter' if adapter else 'model'}: {result.model_path}")
+        if adapter:
+            lines.append(f"load it: peft.AutoPeftModelForCausalLM.from_pretrained('{result.model_path}')")
+        else:
+            lines.append(f"load it: transformers.AutoModelForCausalLM.from_pretrained('{result.model_path}')")
+    return lines
+
+
+def _value(value: Any) -> str:
+    """A value as one would type it."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join(_value(item) for item in value)}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if is_dataclass(value):
+        set_here = [item for item in fields(value) if getattr(value, item.name) != item.default]
+        return f"{{{', '.join(f'{item.name}: {_value(getattr(value, item.name))}' for item in set_here)}}}"
+    return str(value)
+
+
+def _first_sentence(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").strip().splitlines()[0]
+
+
+def _wrapped(names: list[str], width: int = 100) -> list[str]:
+    lines, line = [], " "
+    for name in names:
+        if len(line) + len(name) + 1 > width:
+            lines.append(line)
+            line = " "
+        line += f" {name}"
+    return [*lines, line]

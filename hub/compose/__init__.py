@@ -1,0 +1,1 @@
+"""Hydra's edge: presets and overrides to a RunConfig, and run.yaml."""

@@ -1,0 +1,161 @@
+"""The Hydra edge: overrides and presets in, a typed RunConfig out. Past this module, overrides.py and sweep.py there
+are dataclasses only, never a DictConfig.
+
+Schemas come from the installed algorithms' dataclasses; YAML files are presets only.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hub.compose.overrides import CONFIG_NAME, GROUPS, choices, combinations, group_options, one_line, parse
+from hub.compose.overrides import check as check_overrides
+from hub.config.option import conf_dir
+from hub.config.schema import RunConfig
+from hub.errors import ConfigError
+from hub.plugins.registry import registry
+
+VERSION_BASE = "1.3"
+
+
+class HubSearchPath(SearchPathPlugin):
+    """Tells Hydra about the config folders of the installed plugins."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for name, folder in registry().config_dirs:
+            search_path.append(provider=f"plugin {name}: conf", path=f"file://{folder}")
+
+
+@cache
+def register_schemas() -> None:
+    """Give Hydra the dataclasses and the plugins' config folders. Once per process."""
+    Plugins.instance().register(HubSearchPath)
+    store = ConfigStore.instance()
+    store.store(name="hub_schema", node=RunConfig)
+    for name, algorithm in registry().algorithms.items():
+        store.store(group="algo", name=name, node=algorithm.config, provider=registry().owners[name])
+
+
+@contextmanager
+def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
+    """Hydra's config loader over the hub's search path. A Hydra app around us gets its state back afterwards.
+
+    Args:
+        config_dir: a further folder with config groups, searched first.
+    """
+    register_schemas()
+    state = GlobalHydra.instance()
+    around, state.hydra = state.hydra, None
+    try:
+        with initialize_config_dir(str(conf_dir()), job_name="hub", version_base=VERSION_BASE):
+            loader: Any = state.config_loader()
+            if config_dir is not None:
+                folder = Path(os.path.expanduser(config_dir)).absolute()
+                if not os.path.isdir(folder):
+                    raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+                loader.get_search_path().prepend(provider="command-line", path=f"file://{folder}")
+                loader.repository.initialize_sources(loader.get_search_path())
+            yield loader
+    finally:
+        GlobalHydra.instance().hydra = around  # initialize_config_dir has put another instance in place
+
+
+def groups(config_dir: str | None = None) -> dict[str, list[str]]:
+    """Each config group with the values that may be chosen: the hub's own groups, then those of plugins."""
+    with hydra_session(config_dir) as loader:
+        found = loader.repository.get_group_options("", ObjectType.GROUP)
+        further = sorted(name for name in found if name not in GROUPS and name != "hydra")
+        return {name: group_options(loader, name) for name in (*GROUPS, *further)}
+
+
+def compose(
+    *overrides: str, values: Mapping[str, Any] | None = None, config_dir: str | None = None, check: bool = False
+) -> RunConfig:
+    """Build a RunConfig from presets and overrides.
+
+    Args:
+        overrides: as on the command line: `"algo=lora_sft"`, `"model=tiny"`, `"algo.lora_r=8"`.
+        values: nested values that are set last, e.g. `{"data": {"path": "chats.jsonl"}}`. No quoting is needed here.
+        config_dir: a further folder with config groups, searched first.
+        check: also raise when the values make no sense together (`RunConfig.problems`).
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    with hydra_session(config_dir) as loader:
+        checked = check_overrides(loader, parse(overrides, loader), values or {})
+        try:
+            cfg = cast(RunConfig, OmegaConf.to_object(checked.node))
+        except OmegaConfBaseException as error:
+            raise ConfigError(checked.problems or one_line(error)) from None
+    if checked.problems:
+        raise ConfigError(checked.problems + cfg.problems(checked.sound))
+    if check and (problems := cfg.problems()):
+        raise ConfigError(problems)
+    return cfg
+
+
+def sweep_combinations(overrides: Sequence[str], config_dir: str | None = None) -> list[RunConfig]:
+    """What a sweep will run, as far as that can be known before: see `overrides.combinations`.
+
+    Raises:
+        ConfigError: with every problem that was found in any of them.
+    """
+    with hydra_session(config_dir) as loader:
+        listed = [[str(item.input_line) for item in items] for items in combinations(parse(overrides, loader))]
+    found, problems = [], []
+    for texts in listed:
+        try:
+            found.append(compose(*texts, config_dir=config_dir))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    return found
+
+
+def origins(*overrides: str, config_dir: str | None = None) -> dict[str, str]:
+    """Where each option that is not at its default got its value: the path of a YAML file, or `command line`."""
+    found: dict[str, str] = {}
+    with hydra_session(config_dir) as loader:
+        parsed = parse(overrides, loader)
+        defaults = loader.compute_defaults_list(CONFIG_NAME, choices(loader, parsed), RunMode.RUN).defaults
+        for default in defaults:
+            if default.config_path is None or default.config_path.startswith("hydra/"):
+                continue
+            loaded = loader.repository.load_config(default.config_path)
+            if loaded is None or is_dataclass(OmegaConf.get_type(loaded.config)):
+                continue
+            package = default.package or ""
+            folder = {"main": "conf", "command-line": config_dir}.get(loaded.provider, loaded.provider)
+            for key in _keys(loaded.config):
+                found[f"{package}.{key}" if package else key] = f"{folder}/{default.config_path}.yaml"
+        for item in parsed:
+            if not loader.repository.group_exists(item.key_or_group):
+                found[item.key_or_group] = "command line"
+    return found
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        if key == "defaults" and not prefix:
+            continue
+        if OmegaConf.is_dict(node) and OmegaConf.is_dict(node._get_node(key)):
+            yield from _keys(node[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

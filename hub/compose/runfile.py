@@ -1,0 +1,44 @@
+"""run.yaml: a RunConfig written down by the launching process and read back by every worker."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from hub.config.schema import RunConfig
+from hub.errors import ConfigError
+from hub.plugins.registry import registry
+
+
+def to_text(cfg: RunConfig) -> str:
+    """The config as YAML, with the algorithm's name."""
+    values = asdict(cfg)
+    values["algo"] = {"name": registry().algorithm_of(cfg.algo).name, **values["algo"]}
+    return OmegaConf.to_yaml(OmegaConf.create(values))
+
+
+def from_text(text: str, source: str = "run.yaml") -> RunConfig:
+    """The config that `to_text` wrote.
+
+    Raises:
+        ConfigError: a value has another type than its option, or an option does not exist.
+        PluginError: the algorithm is not installed.
+    """
+    try:
+        values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
+        name = values["algo"].pop("name")
+        schema = OmegaConf.structured(RunConfig)
+        schema.algo = registry().algorithm(name).config()
+        return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(schema, values)))
+    except (OmegaConfBaseException, YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{source} is damaged or of another version: {str(error).splitlines()[0]}") from None
+
+
+def read(file: Path) -> RunConfig:
+    """The config in a run folder's run.yaml."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: there is no such file. Name a run folder, e.g. runs/latest")
+    return from_text(file.read_text(encoding="utf-8"), str(file))

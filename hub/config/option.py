@@ -1,0 +1,149 @@
+"""What an option is: a dataclass field with choices and bounds beyond its type, and the docstring under it as its meaning.
+
+Nothing here knows which options there are; `config.py` does.
+"""
+
+import ast
+import inspect
+import math
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from hub.errors import did_you_mean
+
+AUTO = "auto"
+
+
+def option(
+    default: Any,
+    *,
+    choices: tuple[str, ...] = (),
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """A dataclass field with the values it allows, beyond its type.
+
+    Args:
+        default: the value when nothing is set. `"auto"` for what the hub chooses by itself.
+        choices: the words that are allowed.
+        ge: a number must be at least this. `None` and `"auto"` are exempt from bounds where they are the default.
+        gt: a number must be above this.
+        le: a number must be at most this.
+        lt: a number must be below this.
+    """
+    metadata = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
+    return field(default=default, metadata={key: value for key, value in metadata.items() if value not in (None, ())})
+
+
+def field_problems(part: Any, prefix: str) -> Iterator[str]:
+    """Violations of the choices and bounds that `option` gave to the fields of one dataclass."""
+    for item in fields(part):
+        value, rules = getattr(part, item.name), item.metadata
+        name = f"{prefix}.{item.name}" if prefix else item.name
+        if value is None and item.default is None:
+            continue
+        if choices := rules.get("choices"):
+            if value not in choices:
+                near = did_you_mean(str(value), choices)
+                yield f"{name}={value} is not allowed. Allowed: {', '.join(choices)}.{near}"
+        elif bounds := bounds_words(rules):
+            words = f" or {AUTO}" if item.default == AUTO else ""
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value != (AUTO if words else None) and not (is_number and math.isfinite(value) and _within(value, rules)):
+                yield f"{name}={value} is not allowed. Allowed: a number {bounds}{words}"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{name}={value} is not allowed. Allowed: a finite number"
+
+
+def list_item(cls: Any, name: str) -> Any:
+    """The dataclass of which an option is a list, or None."""
+    for item in fields(cls) if is_dataclass(cls) else ():
+        if item.name == name and get_origin(item.type) is list and is_dataclass(get_args(item.type)[0]):
+            return get_args(item.type)[0]
+    return None
+
+
+def type_words(cls: Any, name: str) -> str:
+    """The type of an option of a dataclass in words: `a whole number or auto`. Empty for no such option."""
+    words = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a text",
+        "None": "null",
+        "Any": "see there",
+    }
+    for item in fields(cls) if is_dataclass(cls) else ():
+        if item.name == name:
+            if part := list_item(cls, name):
+                return f"a list of {{{', '.join(inner.name for inner in fields(part))}}}"
+            text = item.type.__name__ if isinstance(item.type, type) else str(item.type)
+            kinds = [part.strip() for part in text.removeprefix("typing.").split("|")]
+            if "str" in kinds and ("int" in kinds or "float" in kinds):
+                # Such a text is one word that stands for a number: the default, or none that is allowed here.
+                words["str"] = item.default if isinstance(item.default, str) else ""
+                kinds = [kind for kind in kinds if words.get(kind) != ""]
+            return " or ".join(words.get(kind, kind) for kind in kinds)
+    return ""
+
+
+def bounds_words(rules: Any) -> str:
+    """The bounds in a field's metadata in words: `at least 0 and below 1`. Empty when there are none."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{word} {rules[key]:.10g}" for key, word in words.items() if key in rules)
+
+
+def _within(value: float, rules: Any) -> bool:
+    return bool(
+        value >= rules.get("ge", -math.inf)
+        and value > rules.get("gt", -math.inf)
+        and value <= rules.get("le", math.inf)
+        and value < rules.get("lt", math.inf)
+    )
+
+
+@cache
+def field_docs(cls: type[Any]) -> dict[str, str]:
+    """The docstring under each field of a dataclass, inherited ones included, each in one line."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, after in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
+                docs[statement.target.id] = " ".join(after.value.value.split())
+    return docs
+
+
+def leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """Each option of a config as (full name, value, default, meaning), nested parts included."""
+    docs = field_docs(type(part))  # type: ignore[arg-type]  # mypy takes no class for hashable
+    for item in fields(part):
+        name, value = f"{prefix}{item.name}", getattr(part, item.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{name}.")
+        else:
+            default = item.default if item.default is not MISSING else None
+            if item.default_factory is not MISSING:
+                default = item.default_factory()
+            yield name, value, default, docs.get(item.name, "")
+
+
+def conf_dir() -> Path:
+    """The hub's own conf/: inside the package in a wheel, at the top of the repository in an editable install."""
+    package = Path(__file__).parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"

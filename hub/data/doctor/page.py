@@ -1,0 +1,107 @@
+"""What the doctor found, for a person: counts, lengths with a histogram, findings, samples in colour."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hub.data.doctor.examine import Examined
+from hub.data.doctor.oddities import is_odd
+from hub.data.samples.sample import Sample
+from hub.data.tokens.turns import special_tokens
+
+_BAR = 40
+_MOST_SHOWN = 1500
+_STYLES = {"context": "dim", "trained": "green", "special": "cyan", "special trained": "bold cyan"}
+
+
+def print_examined(found: Examined, tokenizer: Any, as_json: bool) -> None:
+    """Print what was found: a page, or JSON."""
+    if as_json:
+        print(json.dumps(found.report(), indent=2, ensure_ascii=False))
+        return
+    console = Console(width=None if Console().is_terminal else 160, highlight=False, soft_wrap=True)
+    _print_sources(console, found)
+    _print_lengths(console, found)
+    _print_findings(console, found)
+    for sample in found.samples:
+        console.print()
+        console.print(_shown(sample, tokenizer, console.is_terminal))
+    if console.is_terminal:
+        legend = Text("\n")
+        for name, style in _STYLES.items():
+            legend.append(f"{name}  ", style)
+        console.print(legend)
+    sys.stdout.flush()
+
+
+def _print_sources(console: Console, found: Examined) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("source", "format", "rows", "samples", "tokens", "with loss", "left out", "bad"):
+        table.add_column(name, justify="left" if name in ("source", "format") else "right")
+    for source in found.sources:
+        share = source["num_loss_tokens"] / max(1, source["num_tokens"])
+        numbers = [source["num_rows"], source["num_samples"], source["num_tokens"]]
+        cells = [source["name"], ", ".join(source["formats"]), *(f"{number:,}" for number in numbers), f"{share:.0%}"]
+        table.add_row(*cells, f"{source['num_left_out']:,}", f"{source['num_bad_rows']:,}")
+    console.print(table)
+    console.print(found.template, markup=False)
+
+
+def _print_lengths(console: Console, found: Examined) -> None:
+    lengths = found.lengths
+    if not lengths["num_rows"]:
+        return
+    limit = "any" if found.limit is None else f"{found.limit:,}"
+    console.print(
+        f"\ntokens per row: mean {lengths['mean']:,.0f}, median {lengths['median']:,}, 95 % up to {lengths['p95']:,}, "
+        f"99 % up to {lengths['p99']:,}, longest {lengths['max']:,}. Allowed here: {limit}. "
+        f"Recommended: data.max_seq_len={lengths['recommended_max_seq_len']}"
+    )
+    most = max(bin["num_rows"] for bin in lengths["histogram"])
+    for bin in lengths["histogram"]:
+        bar = "#" * -(-bin["num_rows"] * _BAR // most)
+        console.print(f"  {bin['from']:>8,} - {bin['to']:<8,} {bar:<{_BAR}} {bin['num_rows']:,}")
+
+
+def _print_findings(console: Console, found: Examined) -> None:
+    console.print()
+    for finding in found.findings:
+        count = f"{finding.count:,} " if finding.what[:1].islower() and finding.count != 1 else ""
+        advice = f". {finding.advice}" if finding.advice else ""
+        line = Text(f"{finding.level:<5}", "bold red" if finding.level == "bad" else "yellow")
+        console.print(line.append(f"{count}{finding.what}{advice}", "default"))
+        for example in finding.examples:
+            console.print(Text(f"       {example}", "dim"))
+    if not found.findings:
+        console.print("nothing to complain about")
+
+
+def _shown(sample: Sample, tokenizer: Any, colour: bool) -> Text:
+    """A sample as the model sees it. Without colours what is trained stands between [[ and ]]."""
+    special = set(special_tokens(tokenizer).values())
+    text = Text(f"{sample.where}: ", "bold")
+    kinds = [
+        f"special{' trained' if mask else ''}" if int(number) in special else "trained" if mask else "context"
+        for number, mask in zip(sample.input_ids, sample.loss_mask, strict=True)
+    ]
+    start, marked = 0, False
+    for place in range(1, len(kinds) + 1):
+        if place < len(kinds) and kinds[place] == kinds[start]:
+            continue
+        piece = tokenizer.decode(sample.input_ids[start:place].tolist(), skip_special_tokens=False)
+        piece = "".join(f"\\u{ord(letter):04x}" if is_odd(letter) else letter for letter in piece)
+        if not colour and ("trained" in kinds[start]) != marked:
+            marked = not marked
+            text.append("[[" if marked else "]]")
+        text.append(piece, _STYLES[kinds[start]] if colour else None)
+        start = place
+        if len(text) > _MOST_SHOWN:
+            text.append(" ...")
+            break
+    if marked:
+        text.append("]]")
+    return text

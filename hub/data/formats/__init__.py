@@ -1,0 +1,1 @@
+"""Rows to conversations, documents or tokens."""

@@ -1,0 +1,242 @@
+"""From the fields of a row to what is trained on, a function for each format. Every mistake is one line with its place."""
+
+from typing import Any, NoReturn
+
+from hub.data.formats.examples import Conversation, Document, Tokens
+from hub.data.formats.messages import KNOWN_FIELDS, check_messages, json_if_text, kind_of, listed, message_list
+from hub.data.sources.read import Row
+from hub.errors import DataError, did_you_mean
+
+BESIDE = ("tools", "unmask")
+"""Fields that may stand beside the messages of a row."""
+
+_SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+_HUMAN, _ANSWER = "\n\nHuman:", "\n\nAssistant:"
+IGNORED_LABEL = -100
+
+
+def _conversation(
+    row: Row,
+    format: str,
+    messages: list[dict[str, Any]],
+    optional: tuple[str, ...] = (),
+    known: tuple[str, ...] = (),
+    completion: int | None = None,
+) -> Conversation:
+    """Check messages, and what stands beside them in the row: tools, unmask, fields that nothing reads."""
+    unused = [name for name, value in row.value.items() if name not in (*known, *optional) and value is not None]
+    unused += sorted({f"messages[].{name}" for message in messages for name in message if name not in KNOWN_FIELDS})
+    checked, without_loss = check_messages(messages, row.where)
+    tools = _tools(row) if "tools" in optional else None
+    if tools:
+        _check_calls(checked, tools, row.where)
+    unmask = row.value.get("unmask") if "unmask" in optional else None
+    if unmask not in (None, False, True):
+        raise DataError(f"{row.where}: unmask is {kind_of(unmask)}. Allowed: true or false")
+    return Conversation(checked, tools, row.where, format, tuple(unused), without_loss, bool(unmask), completion)
+
+
+def from_messages(row: Row, format: str) -> Conversation:
+    """A list of messages with role and content.
+
+    Raises:
+        DataError: it can't be trained on.
+    """
+    found = message_list(row.value["messages"], row.where, "messages")
+    return _conversation(row, format, found, BESIDE, ("messages",))
+
+
+def from_sharegpt(row: Row, format: str) -> Conversation:
+    """A list of turns with from and value.
+
+    Raises:
+        DataError: it can't be trained on.
+    """
+    messages: list[dict[str, Any]] = []
+    if row.value.get("system"):
+        messages.append({"role": "system", "content": row.value["system"]})
+    for number, turn in enumerate(message_list(row.value["conversations"], row.where, "conversations"), 1):
+        if "from" not in turn and "role" in turn:
+            messages.append(turn)
+            continue
+        if "from" not in turn or "value" not in turn:
+            raise DataError(f"{row.where}: message {number} needs the fields from and value. Its fields: {listed(turn)}")
+        said_by, value = turn["from"], turn["value"]
+        if not isinstance(said_by, str) or said_by not in _SHAREGPT_ROLES:
+            raise DataError(
+                f"{row.where}: message {number} is from {said_by!r}. Allowed: {', '.join(_SHAREGPT_ROLES)}."
+                f"{did_you_mean(str(said_by), _SHAREGPT_ROLES)}"
+            )
+        message = {key: item for key, item in turn.items() if key not in ("from", "value")}
+        message |= {"role": _SHAREGPT_ROLES[said_by], "content": value}
+        if said_by == "function_call":
+            calls = json_if_text(value, row.where, f"the function call in message {number}")
+            message |= {"content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
+        messages.append(message)
+    return _conversation(row, format, messages, BESIDE, ("conversations", "system"))
+
+
+def from_alpaca(row: Row, format: str) -> Conversation:
+    """An instruction, perhaps with input, system and history, and its output.
+
+    Raises:
+        DataError: it can't be trained on.
+    """
+    value = row.value
+    messages: list[dict[str, Any]] = []
+    if value.get("system"):
+        messages.append({"role": "system", "content": value["system"]})
+    history = json_if_text(value.get("history") or [], row.where, "history")
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
+        raise DataError(f"{row.where}: history must be a list of pairs [instruction, answer]")
+    for asked, answered in history:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    asked, context = value["instruction"], value.get("input")
+    if context and isinstance(asked, str):
+        if not isinstance(context, str):
+            raise DataError(f"{row.where}: input must be a text, not {kind_of(context)}")
+        asked = f"{asked}\n\n{context}" if asked else context
+    messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": value["output"]}]
+    known = ("instruction", "output", "input", "system", "history")
+    return _conversation(row, format, messages, (), known, len(messages) - 1)
+
+
+def from_prompt_completion(row: Row, format: str) -> Conversation:
+    """A prompt and its completion.
+
+    Raises:
+        DataError: it can't be trained on.
+    """
+    prompt = _as_messages(row.value["prompt"], "user", row.where, "prompt")
+    completion = _as_messages(row.value["completion"], "assistant", row.where, "completion")
+    return _conversation(row, format, prompt + completion, ("tools",), ("prompt", "completion"), len(prompt))
+
+
+def _as_messages(value: Any, role: str, where: str, name: str) -> list[dict[str, Any]]:
+    return message_list(value, where, name) if isinstance(value, list) else [{"role": role, "content": value}]
+
+
+def from_preference(row: Row, format: str) -> NoReturn:
+    """Refused: it needs an algorithm for preferences.
+
+    Raises:
+        DataError: it can't be trained on.
+    """
+    raise DataError(
+        f"{row.where}: rows with chosen and rejected answers say which is better. This algorithm trains on answers, not on "
+        "preferences. To train on the chosen ones type data.format=chosen"
+    )
+
+
+def from_chosen(row: Row, format: str) -> Conversation:
+    """The prompt and the chosen answer of a row of preferences.
+
+    Raises:
+        DataError: it can't be trained on.
+    """
+    known = ("prompt", "chosen", "rejected")
+    prompt, chosen = row.value.get("prompt"), row.value["chosen"]
+    if prompt is None and isinstance(chosen, str):
+        messages = _transcript(chosen, row.where)
+        return _conversation(row, format, messages, ("tools",), known, len(messages) - 1)
+    before = [] if prompt is None else _as_messages(prompt, "user", row.where, "prompt")
+    answer = _as_messages(chosen, "assistant", row.where, "chosen")
+    if len(answer) > 1 and before and answer[0].get("role") != "assistant":
+        before = []  # the chosen conversation begins with the prompt
+    completion = len(before) if before else max(len(answer) - 1, 0)
+    return _conversation(row, format, before + answer, ("tools",), known, completion)
+
+
+def _transcript(text: str, where: str) -> list[dict[str, Any]]:
+    """A conversation in one text, as some data sets of preferences have it: turns that begin with Human: and Assistant:."""
+    if not text.startswith(_HUMAN) or _ANSWER not in text:
+        raise DataError(f"{where}: chosen without a prompt must be a list of messages, or a text that begins with {_HUMAN!r}")
+    messages = []
+    for part in text.split(_HUMAN)[1:]:
+        asked, *answers = part.split(_ANSWER)
+        messages.append({"role": "user", "content": asked.strip()})
+        messages += [{"role": "assistant", "content": answer.strip()} for answer in answers]
+    return messages
+
+
+def from_tokens(row: Row, format: str) -> Tokens:
+    """Token ids, and labels for those with loss.
+
+    Raises:
+        DataError: it can't be trained on.
+    """
+    known = ("input_ids", "labels", "attention_mask")
+    ids = json_if_text(row.value["input_ids"], row.where, "input_ids")
+    labels = json_if_text(row.value.get("labels"), row.where, "labels")
+    attention = json_if_text(row.value.get("attention_mask"), row.where, "attention_mask")
+    for name, value in (("input_ids", ids), ("labels", labels), ("attention_mask", attention)):
+        if value is None and name != "input_ids":
+            continue
+        if not isinstance(value, list) or any(type(number) is not int for number in value):
+            raise DataError(f"{row.where}: {name} must be a list of whole numbers")
+        if len(value) != len(ids):
+            raise DataError(f"{row.where}: {name} has {len(value)} numbers, input_ids has {len(ids)}")
+    if not ids or min(ids) < 0:
+        raise DataError(
+            f"{row.where}: input_ids {'is empty' if not ids else f'has {min(ids)}, and no token has a number below 0'}"
+        )
+    if attention is not None and set(attention) != {1}:
+        raise DataError(f"{row.where}: attention_mask must be 1 everywhere: leave padding out")
+    for place, (number, label) in enumerate(zip(ids, labels if labels is not None else ids, strict=True)):
+        if label not in (number, IGNORED_LABEL):
+            raise DataError(
+                f"{row.where}: labels[{place}] is {label}, input_ids[{place}] is {number}. A label is the token at its own "
+                f"place, or {IGNORED_LABEL} for no loss; the hub does the shift"
+            )
+    mask = [True] * len(ids) if labels is None else [label != IGNORED_LABEL for label in labels]
+    unused = tuple(name for name, value in row.value.items() if name not in known and value is not None)
+    return Tokens(ids, mask, row.where, format, unused)
+
+
+def from_document(row: Row, column: str) -> Document:
+    """A text that is trained as a whole.
+
+    Raises:
+        DataError: it can't be trained on.
+    """
+    if column not in row.value:
+        near = did_you_mean(column, row.value)
+        raise DataError(f"{row.where}: this row has no column {column}. Its fields: {listed(row.value)}.{near}")
+    text = row.value[column]
+    if not isinstance(text, str) or not text.strip():
+        what = "is empty" if isinstance(text, str) else f"must be a text, not {kind_of(text)}"
+        raise DataError(f"{row.where}: {column} {what}. Give a text, or take the row out")
+    unused = tuple(name for name, value in row.value.items() if name != column and value is not None)
+    return Document(text, row.where, unused=unused)
+
+
+def _tools(row: Row) -> list[Any] | None:
+    value = row.value.get("tools")
+    if value is None or value == "":
+        return None
+    tools = json_if_text(value, row.where, "tools")
+    if not isinstance(tools, list) or any(not isinstance(tool, dict) for tool in tools):
+        raise DataError(f"{row.where}: tools must be a list of objects (JSON schemas of functions)")
+    return tools or None
+
+
+def _check_calls(messages: list[dict[str, Any]], tools: list[Any], where: str) -> None:
+    """Every call must be of a tool that the row has: a model that learns otherwise makes tools up."""
+    functions = [tool.get("function", tool) for tool in tools]
+    names = {function.get("name") for function in functions if isinstance(function, dict)}
+    for number, message in enumerate(messages, 1):
+        for call in message.get("tool_calls", ()):
+            name = call["function"]["name"]
+            if name not in names:
+                near = did_you_mean(name, [known for known in names if isinstance(known, str)])
+                raise DataError(f"{where}: message {number} calls {name}, which is not among the tools of the row.{near}")

@@ -1,0 +1,47 @@
+"""Joins documents to samples of one length (`data.block_size`)."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hub.data.samples.sample import Sample
+
+
+class Blocks:
+    """Joins documents to samples of one length (data.block_size). Nothing is dropped: the rest begins the next one."""
+
+    def __init__(self, size: int) -> None:
+        """Args:
+        size: tokens of a sample.
+        """
+        self._size = size
+        self._ids, self._where = np.zeros(0, np.int32), ""
+
+    def add(self, sample: Sample) -> list[Sample]:
+        """The samples that are full now."""
+        self._where = self._where if len(self._ids) else sample.where
+        ids = np.concatenate([self._ids, sample.input_ids])
+        whole = len(ids) // self._size * self._size
+        found = []
+        for start in range(0, whole, self._size):
+            found.append(self._block(ids[start : start + self._size]))
+            self._where = sample.where
+        self._ids = ids[whole:]
+        return found
+
+    def rest(self) -> list[Sample]:
+        """The last sample, which is shorter; none where nothing is left."""
+        ids, self._ids = self._ids, np.zeros(0, np.int32)
+        return [self._block(ids)] if len(ids) > 1 else []
+
+    def state(self) -> dict[str, Any]:
+        """What is not given out yet. JSON."""
+        return {"ids": self._ids.tolist(), "where": self._where}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._ids, self._where = np.asarray(state["ids"], np.int32), state["where"]
+
+    def _block(self, ids: npt.NDArray[np.int32]) -> Sample:
+        return Sample(ids, np.ones(len(ids), np.bool_), self._where)

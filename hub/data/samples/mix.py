@@ -1,0 +1,137 @@
+"""How many samples each source gives to each step of a run. Pure Python and exact: fractions, no floating point.
+
+A step of b samples takes from a source with share s either the whole number below b * s or the one above. What is lost or
+gained by that is made good in the next steps, so that over the run each source has its share to within about one sample; a
+source that is asked for whole passes gets exactly these.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+from hub.config.data import DataConfig, DataSource
+from hub.config.option import AUTO
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The sources of a run by number, and what each gives."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int | None, ...]
+    """Samples in one pass over each source. None: not known (a stream)."""
+
+    shares: tuple[Fraction, ...]
+    """Share of each source in the samples of a run. They add up to 1."""
+
+    per_pass: int | None
+    """Samples in one pass over the mix: what `algo.num_epochs` counts. None: not known."""
+
+    def counts(self, step_sizes: Iterable[int]) -> Iterator[tuple[int, ...]]:
+        """For each step, given its number of samples, how many of them each source gives.
+
+        Raises:
+            ValueError: a step goes beyond the end of a pass.
+        """
+        given, total = [0] * len(self.shares), 0
+        each_pass = [share * (self.per_pass or 1) for share in self.shares]
+        whole = self.per_pass is not None and all(number.denominator == 1 for number in each_pass)
+        for size in step_sizes:
+            # Where a pass has a whole number of each source, none gives more before its end.
+            turn = total // (self.per_pass or 1) + 1
+            left = [int(number) * turn - have if whole else size for number, have in zip(each_pass, given, strict=True)]
+            total += size
+            behind = [share * total - have for share, have in zip(self.shares, given, strict=True)]
+            counts = [min(math.floor(share * size), most) for share, most in zip(self.shares, left, strict=True)]
+            wanting = [i for i, share in enumerate(self.shares) if (share * size).denominator > 1]
+            while (missing := size - sum(counts)) > 0:
+                able = [i for i in wanting if counts[i] < left[i]]
+                if not able and len(wanting) == len(counts):
+                    raise ValueError("a step must not go beyond the end of a pass")
+                able.sort(key=lambda i: (counts[i] - behind[i], i))
+                for i in able[:missing]:
+                    counts[i] += 1
+                wanting = list(range(len(counts)))
+            given = [have + count for have, count in zip(given, counts, strict=True)]
+            yield tuple(counts)
+
+    def drawn(self, step_sizes: Iterable[int]) -> list[int]:
+        """Samples that each source gives in a whole run."""
+        total = [0] * len(self.shares)
+        for counts in self.counts(step_sizes):
+            total = [have + count for have, count in zip(total, counts, strict=True)]
+        return total
+
+
+def single(num_samples: int | None, name: str = "data") -> Mix:
+    """The mix of one source."""
+    return Mix((name,), (num_samples,), (Fraction(1),), num_samples)
+
+
+def sources_of(cfg: DataConfig) -> list[DataSource]:
+    """The sources of a run, each with its format: those of `data.mix`, or the one of `data.path`."""
+    if not cfg.mix:
+        whole = DataSource(path=cfg.path, format=cfg.format, subset=cfg.subset, split=cfg.split, num_rows=cfg.num_rows)
+        return [whole]
+    return [replace(source, format=cfg.format if source.format == AUTO else source.format) for source in cfg.mix]
+
+
+def eval_source_of(cfg: DataConfig) -> DataSource | None:
+    """The source of `data.eval_path`."""
+    return DataSource(path=cfg.eval_path, format=cfg.format, split=cfg.eval_split) if cfg.eval_path else None
+
+
+def source_names(sources: Sequence[DataSource]) -> tuple[str, ...]:
+    """A short name for each source, no two alike: its own, or that of its file."""
+    names: list[str] = []
+    for source in sources:
+        name = wanted = source.name or Path(source.path).stem or source.path
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{wanted}-{number}"
+        names.append(name)
+    return tuple(names)
+
+
+def make_mix(sources: Sequence[DataSource], sizes: Sequence[int | None]) -> Mix:
+    """The mix that the weights or epochs of the sources ask for.
+
+    * Weights alone: shares follow the weights, and a pass is over when the source of the largest weight (of several the
+      first) has been seen once.
+    * Weights, and one source with `epochs`: a pass is over when that source has been seen so many times.
+    * Epochs alone: in one pass each source is seen so many times, and the shares follow. With neither, each once.
+
+    Args:
+        sources: checked by `mix_problems`.
+        sizes: samples in one pass over each; None where that is not known.
+    """
+    names = source_names(sources)
+    if len(sources) == 1:
+        size = sizes[0]
+        per_pass = None if size is None else max(1, round(size * _exact(sources[0].epochs or 1)))
+        return Mix(names, tuple(sizes), (Fraction(1),), per_pass)
+    if all(source.weight is None for source in sources):
+        counts = [round((size or 0) * _exact(source.epochs or 1)) for source, size in zip(sources, sizes, strict=True)]
+        total = max(1, sum(counts))
+        return Mix(names, tuple(sizes), tuple(Fraction(count, total) for count in counts), total)
+    weights = [_exact(source.weight or 0) for source in sources]
+    shares = tuple(weight / sum(weights) for weight in weights)
+    measure = next((i for i, source in enumerate(sources) if source.epochs), max(range(len(shares)), key=lambda i: shares[i]))
+    size = sizes[measure]
+    per_pass = None
+    if size is not None and shares[measure]:
+        per_pass = max(1, round(size * _exact(sources[measure].epochs or 1) / shares[measure]))
+    return Mix(names, tuple(sizes), shares, per_pass)
+
+
+def num_held_out(num_rows: int, fraction: float) -> int:
+    """Rows of a source that `data.eval_fraction` takes from training: at least one, and never all."""
+    return min(num_rows - 1, max(1, round(num_rows * fraction))) if fraction else 0
+
+
+def _exact(number: float) -> Fraction:
+    """0.8 as 8/10, not as the binary number that is next to it."""
+    return Fraction(repr(number))

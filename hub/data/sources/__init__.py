@@ -1,0 +1,1 @@
+"""Files, folders, datasets of the model hub and rows in memory to rows."""

@@ -1,0 +1,135 @@
+"""What `data.path` stands for: files by their endings, compressed or not, or a data set of the model hub."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from hub.errors import DataError, did_you_mean
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+
+
+def _open_zstd(file: Path, mode: str) -> IO[bytes]:
+    import pyarrow  # type: ignore[import-untyped]
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd"))
+
+
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
+_OF_LINES = (".jsonl", ".json", ".csv")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
+"""Files that `datasets` writes beside its Arrow files."""
+
+ALLOWED = (
+    f"a file ({', '.join(SUFFIXES)}; those of lines also as {', '.join(_OPENERS)}), a folder of such files, or ORG/NAME of the "
+    "model hub"
+)
+"""What a path of data may be, in words."""
+
+_PIECE = 2**20
+LONGEST_QUOTE = 80
+
+
+def file_kind(file: Path) -> str | None:
+    """The ending that says how a file is read, without that of its compression. None: it can't be read."""
+    name = file.name.lower()
+    for suffix in SUFFIXES:
+        endings = ("", *_OPENERS) if suffix in _OF_LINES else ("",)
+        if any(name.endswith(suffix + ending) for ending in endings):
+            return suffix
+    return None
+
+
+def open_file(file: Path, offset: int = 0) -> IO[bytes]:
+    """The bytes of a file, unpacked where it is compressed, from one of them on.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    found: IO[bytes] = _OPENERS.get(file.suffix.lower(), open)(file, "rb")
+    if found.seekable():
+        found.seek(offset)
+        return found
+    while offset > 0 and (skipped := len(found.read(min(offset, _PIECE)))):
+        offset -= skipped
+    return found
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path` is to be asked of the model hub: of the form `org/name`, and nothing local by these names."""
+    local = Path(os.path.expanduser(path))
+    return (
+        _HUB_ID.fullmatch(path) is not None
+        and not file_kind(local)
+        and not os.path.exists(local)
+        and not os.path.exists(local.parent)
+    )
+
+
+def data_files(path: str) -> list[Path]:
+    """The local files that `path` stands for.
+
+    Raises:
+        DataError: no such file or folder, no data file in the folder, or an ending that is not known.
+    """
+    local = Path(os.path.expanduser(path))  # as a shell does, it leaves ~name where there is nobody of that name
+    if os.path.isdir(local):  # unlike Path's, it takes a name that is too long for one that does not exist
+        if (local / "dataset_dict.json").is_file():
+            if not (local / "train").is_dir():
+                raise DataError(f"{path}: this folder has several data sets and none is called train. Name one of its folders")
+            local = local / "train"
+        inside = sorted(file for file in local.iterdir() if file.is_file() and not file.name.startswith("."))
+        files = [file for file in inside if file_kind(file) and file.name not in _DESCRIPTIONS]
+        if not files:
+            found = f"It holds: {shorten(', '.join(file.name for file in inside))}" if inside else "It is empty"
+            raise DataError(f"{path}: no data file in this folder. {found}. Allowed: {ALLOWED}")
+        return files
+    if not os.path.exists(local):
+        raise DataError(f"{path}: there is no such file or folder.{_near_names(local)} Allowed: {ALLOWED}")
+    if not file_kind(local):
+        ending = "".join(local.suffixes[-2:]) or "a name without ending"
+        raise DataError(f"{path}: {ending} is no kind of data file. Allowed: {ALLOWED}")
+    return [local]
+
+
+def path_problem(option: str, path: str) -> str | None:
+    """What is wrong with a path that an option names, and what to type. None: data can be read from there, or only the model
+    hub knows.
+
+    Args:
+        option: its full name, as `data.path` or `data.mix[0].path`.
+        path: its value.
+    """
+    try:
+        if not is_hub_id(path):
+            data_files(path)
+    except DataError as error:
+        name, in_list, _ = option.partition("[")
+        typed = f"{name}=[{{path: FILE, ...}}, ...]" if in_list else f"{option}=FILE"
+        return f"{option}={error}. Type {typed}"
+    return None
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text, in one line."""
+    text = " ".join(text[: 20 * LONGEST_QUOTE].split())
+    return text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "..."
+
+
+def _near_names(missing: Path) -> str:
+    folder = missing.parent
+    while not os.path.isdir(folder) and folder != folder.parent:
+        missing, folder = folder, folder.parent
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return ""
+    near = did_you_mean(missing.name, names)
+    return near if missing.parent == Path() or not near else f"{near} (in {folder})"

@@ -1,0 +1,171 @@
+"""Processes that read and encode data beside the one that trains.
+
+Each of them (`python -m hub.data.streaming.workers`) reads the same windows of rows and encodes every n-th row of them. It
+writes into a pipe and waits when that is full: so samples are made while the GPU works, in an order that doesn't depend on who
+is faster, and memory stays flat.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hub.compose import runfile
+from hub.config.data import DataSource
+from hub.config.schema import RunConfig
+from hub.data.samples.mix import sources_of
+from hub.data.samples.sample import Item
+from hub.data.streaming.feed import Feed, Frames
+from hub.data.streaming.frames import from_bytes, to_bytes, window_from
+from hub.data.streaming.windows import FIRST, Window, in_order, items, windows
+from hub.data.tokens.encode import Encoder
+from hub.errors import DataError, HubError
+from hub.plugins.registry import warnings_shown
+from hub.system.signals import end_with_parent
+
+PIPE_BYTES = 2**20
+"""How far a process is ahead: some hundred thousand tokens."""
+
+
+class Processes:
+    """Starts such processes for a run, and ends them."""
+
+    def __init__(self, cfg: RunConfig, base_path: Path, limit: int | None, num_shards: int) -> None:
+        """Args:
+        cfg: the run.
+        base_path: local folder of the base weights, with the tokenizer.
+        limit: tokens of the longest sample.
+        num_shards: processes for each source.
+        """
+        self._cfg, self._base_path, self._limit, self._num_shards = cfg, base_path, limit, num_shards
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def feed(self, number: int) -> Feed:
+        """The samples of source `number` as a stream without end."""
+        source = sources_of(self._cfg.data)[number]
+
+        def start(window: Window, skip: int) -> Sequence[Frames]:
+            place = {"number": number, "window": asdict(window), "skip": skip}
+            return [self._start(source, shard, place) for shard in range(self._num_shards)]
+
+        return Feed(source.path, start, self._cfg.data.block_size)
+
+    def rows(self, source: DataSource) -> Iterator[list[Item]]:
+        """The items of each row of a source, in its order, once.
+
+        Raises:
+            DataError: a row can't be used, or a process ended without a word.
+        """
+        shards = [self._start(source, shard, None) for shard in range(self._num_shards)]
+
+        def read(shard: int) -> Window | list[Item]:
+            found = next(shards[shard], None)
+            if found is None:
+                raise DataError(f"{source.path}: a process that reads it ended without a message (out of memory on the host?)")
+            return found
+
+        while True:
+            window = FIRST
+            for shard in range(len(shards)):
+                found = read(shard)
+                assert isinstance(found, Window)
+                window = found
+            if not window.size:
+                return
+            for place in range(window.size):
+                row = read(place % len(shards))
+                assert isinstance(row, list)
+                yield row
+
+    def close(self) -> None:
+        """End all processes."""
+        for child in self._children:
+            child.kill()
+            child.wait()
+            if child.stdout:
+                child.stdout.close()
+        self._children.clear()
+
+    def _start(self, source: DataSource, shard: int, place: dict[str, Any] | None) -> Frames:
+        asked = {
+            "cfg": runfile.to_text(self._cfg),
+            "base_path": str(self._base_path),
+            "source": asdict(source),
+            "limit": self._limit,
+            "shard": shard,
+            "num_shards": self._num_shards,
+            "place": place,
+        }
+        # No accelerator, no group of processes, and one core each.
+        env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **warnings_shown()}
+        child = subprocess.Popen(
+            [sys.executable, "-m", "hub.data.streaming.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            start_new_session=True,
+        )
+        self._children.append(child)
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with suppress(BrokenPipeError):  # it died at once: that shows when it is read from
+            child.stdin.write(json.dumps(asked).encode())
+            child.stdin.close()
+        _enlarge(child.stdout)
+        return iter(lambda: from_bytes(child.stdout.read), None)  # type: ignore[union-attr]
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _enlarge(pipe: Any) -> None:
+    """Give a pipe more room where the system allows it."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except (ImportError, AttributeError, OSError):
+        return
+
+
+def main(asked: dict[str, Any], out: BinaryIO) -> None:
+    """One process: what was asked for, as frames, until nobody reads them any more."""
+    from transformers.utils import logging
+
+    from hub.models.load import load_tokenizer
+
+    logging.set_verbosity_error()
+    cfg = runfile.from_text(asked["cfg"])
+    source, place = DataSource(**asked["source"]), asked["place"]
+    try:
+        encode = Encoder(load_tokenizer(cfg, Path(asked["base_path"])), cfg.data, source, asked["limit"])
+        if place is None:
+            found, skip = in_order(source), 0
+        else:
+            begin, size = window_from(place["window"]), cfg.data.shuffle_window
+            found, skip = windows(source, cfg.algo.seed, place["number"], size, begin), place["skip"]
+        for frame in items(encode, found, skip, asked["shard"], asked["num_shards"]):
+            out.write(to_bytes(frame))
+    except HubError as error:
+        out.write(to_bytes(error))
+    out.flush()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    # What a library prints must not get between the frames.
+    frames = io.BufferedWriter(io.FileIO(os.dup(1), "wb"), 2**16)
+    os.dup2(2, 1)
+    try:
+        main(json.load(sys.stdin), frames)
+    except BrokenPipeError:
+        os._exit(0)

@@ -1,0 +1,264 @@
+"""A conversation -> token ids, and which of them are trained: the assistant's turns with their end-of-turn token.
+
+`hub.data.tokens.turns` finds the characters of the turns; here they become tokens, and what is trained is told to the user.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+from hub.config.data import TEMPLATES
+from hub.data.formats.examples import Conversation
+from hub.data.tokens.template_limits import RAISED, check_sandbox, limits
+from hub.data.tokens.turns import Rendered, find_turns, special_tokens
+from hub.errors import DataError
+
+TEMPLATES_FOLDER = Path(__file__).parent / "templates"
+FALLBACK = "plain"
+"""The template of `TEMPLATES` for a tokenizer without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One conversation as tokens; both lists have an entry for each."""
+
+    input_ids: list[int]
+    loss_mask: list[bool]
+    """True where the token is trained, that is, where it is a target of the loss."""
+
+    num_omitted: int = 0
+    """Texts beside tool calls that the chat template leaves out."""
+
+
+class Tokens(Protocol):
+    """Anything with token ids and their mask, such as `Encoded`."""
+
+    @property
+    def input_ids(self) -> Any:
+        """Token ids, shape (length,)."""
+
+    @property
+    def loss_mask(self) -> Any:
+        """Whether each token is trained, shape (length,)."""
+
+
+class TooLongError(Exception):
+    """A text has more characters than is worth while to tokenise."""
+
+    def __init__(self, num_characters: int) -> None:
+        super().__init__(f"{num_characters} characters")
+        self.num_characters = num_characters
+
+
+def encode(
+    tokenizer: Any, conversation: Conversation, loss_on: str = "assistant", most_characters: int | None = None
+) -> Encoded:
+    """Render a conversation with the tokenizer's chat template and tell the trained tokens from the others.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        conversation: what to render. Its `unmask` and `without_loss` change what is trained.
+        loss_on: as `data.loss_on`.
+        most_characters: of what is rendered, beyond which it is not tokenised. None: any.
+
+    Raises:
+        DataError: the template refuses the conversation, or a turn of the assistant can't be found in what it renders.
+        TooLongError: it has more characters than that.
+    """
+    rendered = find_turns(tokenizer, conversation)
+    if most_characters is not None and len(rendered.text) > most_characters:
+        raise TooLongError(len(rendered.text))
+    input_ids, mask = _tokenise(tokenizer, rendered.text, _trained_spans(conversation, rendered, loss_on))
+    _drop_trailing_space(tokenizer, input_ids, mask)
+    return Encoded(input_ids, mask, rendered.num_omitted)
+
+
+def _trained_spans(conversation: Conversation, rendered: Rendered, loss_on: str) -> list[tuple[int, int]]:
+    """The characters that are trained."""
+    if loss_on == "all":
+        return [(0, len(rendered.text))]
+    if rendered.behind_system is not None:
+        return [(rendered.behind_system, len(rendered.text))]
+    turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    # Tags of a template may mark more or fewer stretches than there are turns.
+    known = len(turns) == len(rendered.spans)
+    spans = list(zip(turns if known else [-1] * len(rendered.spans), rendered.spans, strict=True))
+    if conversation.without_loss & set(turns):
+        if not known:
+            raise DataError(
+                f"{conversation.where}: a message has loss=false, but the chat template marks {len(spans)} stretches for "
+                f"{len(turns)} turns, so it can't be told which one is its. Take the row out, or type data.template=FILE.jinja"
+            )
+        spans = [(turn, span) for turn, span in spans if turn not in conversation.without_loss]
+    if loss_on == "completion" and conversation.completion is not None and known:
+        spans = [(turn, span) for turn, span in spans if turn >= (conversation.completion or 0)]
+    elif loss_on in ("last", "completion"):
+        spans = [(turn, span) for turn, span in spans[-1:] if not known or turn == turns[-1]]
+    return [span for _, span in spans]
+
+
+def encode_document(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text that is trained as a whole: with what the tokenizer itself puts around a text, and an end."""
+    input_ids: list[int] = list(tokenizer(text)["input_ids"])
+    end = tokenizer.eos_token_id
+    if end is not None and input_ids[-1:] != [end]:
+        input_ids.append(end)
+    return input_ids
+
+
+def _tokenise(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+    """Token ids of the text, and which tokens have a character in one of the spans (in order, without overlap)."""
+    if tokenizer.is_fast:
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        extents = _extents(encoding["offset_mapping"], len(text.rstrip()))
+        if extents is not None:
+            mask, current = [False] * len(extents), 0
+            for position, (start, end) in enumerate(extents):
+                while current < len(spans) and spans[current][1] <= start:
+                    current += 1
+                mask[position] = current < len(spans) and end > spans[current][0]
+            return list(encoding["input_ids"]), mask
+    input_ids: list[int] = []
+    mask = []
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    for number, (start, end) in enumerate(pairwise(edges)):
+        piece = tokenizer(text[start:end], add_special_tokens=False)["input_ids"] if end > start else []
+        input_ids += piece
+        mask += [number % 2 == 1] * len(piece)
+    return input_ids, mask
+
+
+def _extents(offsets: list[tuple[int, int]], num_characters: int) -> list[tuple[int, int]] | None:
+    """Offsets without gaps; None when they do not follow the text.
+
+    Byte-level tokenizers leave a token's leading space out of its offsets, so a gap belongs to the token behind it. The
+    tokens of one character that takes several all have the offsets of that character.
+    """
+    extents: list[tuple[int, int]] = []
+    reached = 0
+    for start, end in offsets:
+        if start > end or end < reached:
+            return None
+        extents.append((min(start, reached), end))
+        reached = end
+    return extents if reached >= num_characters else None
+
+
+def _drop_trailing_space(tokenizer: Any, input_ids: list[int], mask: list[bool]) -> None:
+    """Take the loss off the whitespace behind a turn's last special token: it is never generated."""
+    special = set(special_tokens(tokenizer).values())
+    for position in range(len(mask) - 1, -1, -1):
+        if mask[position] and (position + 1 == len(mask) or not mask[position + 1]):
+            last = position
+            while last > 0 and mask[last - 1] and input_ids[last] not in special:
+                if tokenizer.decode([input_ids[last]]).strip():
+                    break
+                last -= 1
+            if input_ids[last] in special:
+                mask[last + 1 : position + 1] = [False] * (position - last)
+
+
+def load_template(tokenizer: Any, file: str) -> None:
+    """Give the tokenizer a chat template. It is then saved with the trained model, too.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        file: a file with a Jinja template, or one of `TEMPLATES`.
+
+    Raises:
+        DataError: the file can't be read, is no Jinja template, or does not end.
+    """
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        path = TEMPLATES_FOLDER / f"{file}.jinja" if file in TEMPLATES else Path(file).expanduser()
+        template = path.read_text(encoding="utf-8-sig").removesuffix("\n")
+        if file in TEMPLATES and "bos_token" not in template and _adds_bos(tokenizer):
+            template = "{{- bos_token }}" + template
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.template={file}: can't be read ({error})") from None
+    if not template.strip():
+        raise DataError(f"data.template={file}: the file is empty. It must hold a Jinja chat template")
+    check_sandbox()
+    tokenizer.chat_template = template
+    try:
+        with limits(f"data.template={file}"):
+            tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise DataError(f"data.template={file}: line {error.lineno} is no valid Jinja ({error.message})") from None
+    except (TemplateError, *RAISED):
+        return  # it may well refuse this conversation; each row is tried and named
+
+
+def require_template(tokenizer: Any) -> None:
+    """Make sure that there is a chat template, and a sandbox to run it in.
+
+    A base model has none. It gets `plain`, whose turns end with the end-of-text token: that one the model has seen, while the
+    embeddings of other special tokens may never have been trained. `fallback_line` says so.
+
+    Raises:
+        DataError: there is none, and no end-of-text token to make one with.
+    """
+    check_sandbox()
+    if tokenizer.chat_template:
+        return
+    if tokenizer.eos_token is None:
+        raise DataError(
+            "The model's tokenizer has no chat template and no end-of-text token, so conversations can't be rendered. "
+            "Take the instruct (chat) version of the model, or type data.template=FILE.jinja"
+        )
+    load_template(tokenizer, FALLBACK)
+
+
+def fallback_line(tokenizer: Any) -> str:
+    """What to tell the user whose tokenizer has no chat template."""
+    return (
+        f"The tokenizer has no chat template (a base model?): data.template={FALLBACK} is taken, which writes User: and "
+        f"Assistant: before the turns and {tokenizer.eos_token} behind an answer. It is saved with the model"
+    )
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a token before every text by itself, which the model then expects."""
+    return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def template_report(tokenizer: Any, samples: Iterable[Tokens], loss_on: str = "assistant") -> str:
+    """Prove on encoded samples that the model learns to end its turns.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        samples: whole ones, not cut.
+        loss_on: as `data.loss_on`.
+
+    Returns:
+        One sentence: what is trained, with the end-of-turn tokens; or a warning that the last turn of some samples has
+        none among its trained tokens.
+    """
+    import numpy as np
+
+    special = {number: text for text, number in special_tokens(tokenizer).items()}
+    ends: dict[str, int] = {}
+    num_samples = num_ended = 0
+    for sample in samples:
+        trained = np.flatnonzero(sample.loss_mask)
+        num_samples += 1
+        last = special.get(int(sample.input_ids[trained[-1]])) if len(trained) else None
+        if last is not None:
+            num_ended += 1
+            ends[last] = ends.get(last, 0) + 1
+    if num_ended < num_samples:
+        return (
+            f"Warning: in {num_samples - num_ended} of {num_samples} samples the assistant's last turn ends without a "
+            "special token that is trained, so the model may not learn to stop. Type data.template=FILE.jinja with a "
+            "template that ends its turns with one"
+        )
+    names = " or ".join(sorted(ends, key=lambda name: -ends[name]))
+    what = {
+        "last": "the assistant's last turn only, its",
+        "completion": "the completion only, its",
+        "all": "every token, the",
+    }.get(loss_on, "the assistant's turns only, their")
+    return f"Loss is on {what} end-of-turn token {names} included." if names else f"Loss is on {what.split(',')[0]}."

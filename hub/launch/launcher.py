@@ -1,0 +1,189 @@
+"""From a RunConfig to a finished run: make the run folder, start the workers, read the result.
+
+Nothing here imports torch. Workers read run.yaml; they never see the command line.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hub.compose import runfile
+from hub.config.schema import RunConfig
+from hub.errors import HubError, Interrupted, LaunchError
+from hub.launch.preflight import prepare
+from hub.launch.resume import open_run, recall
+from hub.plugins.offers import Backend
+from hub.plugins.registry import registry, warnings_shown
+from hub.run import Failure, Result, Run
+from hub.system.signals import STOP_SIGNALS, held_back
+
+
+def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
+    """Run a config to its end and return its result.
+
+    Args:
+        cfg: what to run; not yet checked.
+        run_path: an existing, empty folder to run in (a job of a sweep). None: a new one in `output_dir`.
+
+    Raises:
+        HubError: what is wrong, in one line (or one line each). `exit_code` is what the command line ends with.
+    """
+    cfg, backend, why = prepare(recall(cfg))
+    with held_back():
+        run = open_run(cfg, why, run_path)
+        algorithm = registry().algorithm_of(cfg.algo).name
+        print(f"hub: {algorithm} with backend {backend.name}, run folder {run.path}", flush=True)
+        workers = None if cfg.launch.mode == "inline" else _start_workers(cfg, run)
+    if workers is None:
+        from hub.launch.worker import work
+
+        return work(cfg, run)
+    started = time.monotonic()
+    exit_code = workers.wait()
+    while exit_code and (smaller := _in_smaller_micro_batches(cfg, run)):
+        cfg = smaller
+        exit_code = _start_workers(cfg, run).wait()
+    return _result(cfg, run, backend, exit_code, time.monotonic() - started)
+
+
+def _command(cfg: RunConfig, run: Run) -> list[str]:
+    python = cfg.launch.python or sys.executable
+    if int(cfg.launch.nproc_per_node) * cfg.launch.nnodes == 1 and cfg.launch.rdzv_endpoint is None:
+        return [python, "-m", "hub.launch.worker", str(run.path)]
+    return [python, "-m", "hub.launch.elastic", str(run.path)]
+
+
+def _environment(cfg: RunConfig) -> dict[str, str]:
+    env = os.environ | warnings_shown()
+    nproc = int(cfg.launch.nproc_per_node)
+    if nproc > 1 and "OMP_NUM_THREADS" not in env:
+        env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // nproc))
+    env.setdefault("TOKENIZERS_PARALLELISM", "true" if nproc == 1 else "false")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in env:
+        env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # micro-batches of many sizes leave fewer fragments
+    env["PYTHONUNBUFFERED"] = "1"
+    env["PYTHONSAFEPATH"] = "1"  # else a file torch.py in the folder where the command was typed would be imported
+    if cfg.algo.deterministic:
+        env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch's deterministic mode asks for it
+    return env
+
+
+class _Workers:
+    """The processes of a run, as one child: signals are passed on to it, and what it prints is shown."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        # In a notebook or under a test's capture, what the child writes to the terminal would not be seen.
+        relay = sys.stdout is not sys.__stdout__
+        self._child = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if relay else None,
+            stderr=subprocess.STDOUT if relay else None,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        self._handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._child.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end. Returns the exit code."""
+        try:
+            for line in self._child.stdout or ():
+                print(line, end="", flush=True)
+            return self._child.wait()
+        finally:
+            if self._child.poll() is None:
+                self._child.terminate()
+                self._child.wait()
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+
+def _start_workers(cfg: RunConfig, run: Run) -> _Workers:
+    try:
+        return _Workers(_command(cfg, run), _environment(cfg))
+    except OSError as error:
+        raise LaunchError(f"the worker can't be started: {error}") from None
+
+
+def _in_smaller_micro_batches(cfg: RunConfig, run: Run) -> RunConfig | None:
+    """How to go on when memory ran out where ranks wait for each other, so that the step could not be done again in place.
+
+    Steps do not depend on the size of micro-batches: the run goes on as if nothing had happened. Several machines would have
+    to start again together; there the user does it.
+    """
+    bounds = [failure.smaller_bound for failure in Failure.read_all(run) if failure.smaller_bound]
+    if not bounds or cfg.launch.nnodes > 1:
+        return None
+    has_checkpoint = any(run.checkpoints_path.glob("step-*/manifest.json"))
+    begun_at = "from the last checkpoint" if has_checkpoint else "from the beginning"
+    print(
+        f"hub: out of memory. The run starts again {begun_at} in micro-batches of at most {min(bounds)} tokens, with the same "
+        f"result. Next time type algo.max_tokens_per_gpu={min(bounds)}",
+        flush=True,
+    )
+    if not has_checkpoint:
+        run.metrics_file.unlink(missing_ok=True)
+    run.forget_end()
+    algo = replace(cfg.algo, max_tokens_per_gpu=min(bounds))
+    cfg = replace(cfg, algo=algo, resume=str(run.path) if has_checkpoint else None)
+    run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
+    return cfg
+
+
+def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds: float) -> Result:
+    """The result that rank 0 wrote, or the failure, written down for it if it could not."""
+    if exit_code == 0 and run.joined_file.is_file():
+        run = Run(Path(run.joined_file.read_text(encoding="utf-8")))
+    if exit_code == 0 and run.result_file.is_file():
+        return Result.read(run.result_file)
+    # The others are ended by a signal too when one has died without a word; then the exit code is another.
+    failures = [one for one in Failure.read_all(run) if one.signal_number in (None, exit_code - 128)]
+    if failures:
+        first = failures[0]
+        message, code, signal_number = first.text, first.exit_code, first.signal_number
+    else:
+        signal_number = -exit_code if exit_code < 0 else exit_code - 128 if exit_code > 128 else None
+        if signal_number in STOP_SIGNALS:
+            message = f"stopped by {signal.Signals(signal_number).name}"
+        else:
+            names = {number.value: f"signal {number.name}" for number in signal.Signals}
+            how = names.get(signal_number or 0, f"exit code {exit_code}")
+            message = f"the worker ended by {how} and left no message (out of memory on the host?)"
+        code = 1
+    stopped = signal_number in STOP_SIGNALS
+    found = Result.read(run.result_file) if run.result_file.is_file() else None
+    if found is not None and found.status == "interrupted" and not stopped:
+        # Rank 0 was ended by a signal, because another one had failed.
+        run.write_result(replace(found, status="failed", error=message))
+    if found is None:
+        run.write_result(
+            Result(
+                status="interrupted" if stopped else "failed",
+                algo=registry().algorithm_of(cfg.algo).name,
+                backend=backend.name,
+                model=cfg.model.path,
+                run_path=run.path,
+                seconds=round(seconds, 3),
+                error=message,
+            )
+        )
+    if signal_number in STOP_SIGNALS:
+        assert signal_number is not None
+        raise Interrupted(f"{message}. Run folder: {run.path}", signal_number)
+    error: HubError = LaunchError(message)
+    error.exit_code = code
+    raise error

@@ -1,0 +1,233 @@
+"""What is found out before anything is started: is the config right, for this machine and this data?
+
+Everything that is wrong is found at once. Nothing here imports torch.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hub.config.option import AUTO, field_problems
+from hub.config.schema import PARTS, ZERO, AlgoConfig, RunConfig
+from hub.data.check import check_rows
+from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources_of
+from hub.data.sources.files import path_problem
+from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
+from hub.models.tiny import FAMILIES, tiny_data_path
+from hub.plugins.offers import Backend
+from hub.plugins.registry import registry
+from hub.system.gpus import has_no_gpu, num_visible_gpus
+from hub.train.batch.split import auto_batch_size, num_steps
+
+TINY = "tiny:"
+BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+LOOK, STREAM_LOOK = 20_000, 1_000
+"""Rows of each source that are read before a run is started."""
+
+TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def prepare(cfg: RunConfig, here: bool = True) -> tuple[RunConfig, Backend, str]:
+    """Check a config against this machine and fill in what `auto` means for the launch.
+
+    Args:
+        cfg: what to run.
+        here: whether this is the machine that will train. If not, its GPUs and ports do not matter.
+
+    Returns:
+        The config, its backend, and why it is this one.
+
+    Raises:
+        HubError: of the option, backend or data that is wrong; a ConfigError with all lines when it is more than one.
+    """
+    errors: list[HubError] = [ConfigError(line) for line in cfg.problems()]
+    checked = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
+    check_needs = cfg.launch.python is None
+    backend, why = None, ""
+    if type(cfg.algo) is not AlgoConfig:
+        try:
+            backend, why = registry().backend(cfg.algo, check_needs)
+            errors += [ConfigError(line) for line in backend.problems(cfg)] if all(checked.values()) else []
+            if here and (line := backend.needs_gpu(cfg)) and has_no_gpu():
+                errors.append(ConfigError(line))
+            cfg = replace(cfg, algo=replace(cfg.algo, backend=backend.name))
+        except PluginError as error:
+            errors.append(error)
+    num_rows = None
+    try:
+        _check_tiny_model(cfg)
+    except ModelError as error:
+        errors.append(error)
+    try:
+        cfg = _absolute(cfg)
+        if cfg.task == "verify" and cfg.model.dtype == AUTO:
+            # Rounding in bfloat16 would hide what a proof looks for.
+            cfg = replace(cfg, model=replace(cfg.model, dtype="float32"))
+        num_rows = _check_data(cfg) if checked["data"] else None
+    except HubError as error:
+        errors.append(error)
+    if checked["launch"]:
+        nproc = num_visible_gpus() or 1 if cfg.launch.nproc_per_node == AUTO else int(cfg.launch.nproc_per_node)
+        one = cfg.launch.mode == "inline" or cfg.launch.strategy == "split"
+        cfg = replace(cfg, launch=replace(cfg.launch, nproc_per_node=1 if one else nproc))
+        errors += [ConfigError(line) for line in _machine_problems(cfg)] if here else []
+    if check_needs:
+        errors += [ConfigError(line) for line in _missing_packages(cfg)]
+    if num_rows is not None and checked["algo"] and (problem := _warmup_problem(cfg, num_rows)):
+        errors.append(ConfigError(problem))
+    if len(errors) > 1:
+        raise ConfigError(dict.fromkeys(line for error in errors for line in str(error).splitlines()))
+    if errors:
+        raise errors[0]
+    assert backend is not None
+    return cfg, backend, why
+
+
+def prepare_data(cfg: RunConfig) -> RunConfig:
+    """Check the parts `data` and `model` of a config alone, and make their paths absolute.
+
+    Raises:
+        HubError: of what is wrong.
+    """
+    if problems := cfg.problems({"data", "model"}):
+        raise ConfigError(problems)
+    _check_tiny_model(cfg)
+    cfg = _absolute(cfg)
+    _check_paths(cfg)
+    return cfg
+
+
+def _absolute(cfg: RunConfig) -> RunConfig:
+    """Workers may run in another folder or interpreter: make local paths absolute, and tiny data a file."""
+
+    def full(path: Any, option: str = "") -> Any:
+        if option and path and path.startswith(TINY):
+            return str(tiny_data_path(path.removeprefix(TINY), option))
+        local = Path(os.path.expanduser(path)) if path else None
+        if local is None or not os.path.exists(local):
+            return path
+        # Without links, since runs/latest will be the run that begins now. A file keeps its name, which says its form.
+        return os.path.realpath(local) if os.path.isdir(local) else str(Path(os.path.realpath(local.parent), local.name))
+
+    data, model, launch = cfg.data, cfg.model, cfg.launch
+    return replace(
+        cfg,
+        algo=cfg.algo.with_paths(full),
+        data=replace(
+            data,
+            path=full(data.path, "data.path"),
+            mix=[replace(source, path=full(source.path, f"data.mix[{i}].path")) for i, source in enumerate(data.mix)],
+            eval_path=full(data.eval_path, "data.eval_path"),
+            template=full(data.template),
+        ),
+        launch=replace(launch, deepspeed_config=full(launch.deepspeed_config)),
+        model=model if model.path.startswith(TINY) else replace(model, path=full(model.path)),
+        output_dir=str(Path(os.path.expanduser(cfg.output_dir)).absolute()),
+    )
+
+
+def _check_tiny_model(cfg: RunConfig) -> None:
+    family = cfg.model.path.removeprefix(TINY)
+    if cfg.model.path.startswith(TINY) and family not in FAMILIES:
+        near = did_you_mean(family, FAMILIES) or f" Allowed: {', '.join(FAMILIES)}"
+        raise ModelError(f"model.path={cfg.model.path}: there is no tiny model of this family.{near}")
+
+
+def _check_paths(cfg: RunConfig) -> None:
+    """Whether there is data at each path.
+
+    Raises:
+        DataError: a line for each path where there is none.
+    """
+    named = [("data.path", cfg.data.path), ("data.eval_path", cfg.data.eval_path)]
+    named += [(f"data.mix[{number}].path", source.path) for number, source in enumerate(cfg.data.mix)]
+    if missing := [problem for option, path in named if path and (problem := path_problem(option, path))]:
+        raise DataError("\n".join(missing))
+
+
+def _check_data(cfg: RunConfig) -> int | None:
+    """Number of samples in one pass, if no row is too long; None when finding that out takes more than a look."""
+    _check_paths(cfg)
+    if any(cfg.data.format_problems()):
+        return None
+    if evaluation := eval_source_of(cfg.data):
+        check_rows(evaluation, cfg.data, LOOK)
+    sources = [source for source in sources_of(cfg.data) if source.path]
+    sizes = []
+    for source in sources:
+        num_rows, complete = check_rows(source, cfg.data, STREAM_LOOK if cfg.data.streaming else LOOK)
+        if num_rows is not None and complete and not cfg.data.streaming:
+            sizes.append(num_rows - num_held_out(num_rows, cfg.data.eval_fraction))
+    if not sources or len(sizes) < len(sources) or any(cfg.data.problems(cfg)):
+        return None
+    return make_mix(sources, sizes).per_pass
+
+
+def _machine_problems(cfg: RunConfig) -> Iterator[str]:
+    nproc = int(cfg.launch.nproc_per_node)
+    gpus = num_visible_gpus()
+    if gpus and nproc > gpus:
+        yield f"launch.nproc_per_node={nproc} but {gpus} GPU(s) are visible. Type launch.nproc_per_node={gpus}"
+    if cfg.launch.strategy == "split" and gpus < 2:
+        yield f"launch.strategy=split spreads the layers over several GPUs, but {gpus} are visible. Type launch.strategy=auto"
+    world = nproc * cfg.launch.nnodes
+    if cfg.launch.strategy in ("fsdp", *ZERO) and world == 1:
+        yield (
+            f"launch.strategy={cfg.launch.strategy} shares a model out over several processes, and there is one here. "
+            "Type launch.nproc_per_node=2 or launch.strategy=auto"
+        )
+    batch = cfg.algo.effective_batch_size
+    if isinstance(batch, int) and 0 < batch < world:
+        yield (
+            f"algo.effective_batch_size={batch} is below the number of processes ({world}): "
+            f"one of them would have nothing to do. Type algo.effective_batch_size={world} or fewer processes"
+        )
+    if cfg.launch.rdzv_endpoint and cfg.launch.node_rank == 0:
+        yield from _port_problem(cfg.launch.rdzv_endpoint)
+
+
+def _missing_packages(cfg: RunConfig) -> Iterator[str]:
+    if cfg.algo.optimizer in BITSANDBYTES_OPTIMIZERS and find_spec("bitsandbytes") is None:
+        yield (f"algo.optimizer={cfg.algo.optimizer} needs bitsandbytes. Type pip install bitsandbytes or algo.optimizer=adamw")
+    if cfg.launch.strategy in ZERO and find_spec("deepspeed") is None:
+        yield f"launch.strategy={cfg.launch.strategy} needs deepspeed. Type pip install deepspeed or launch.strategy=fsdp"
+    package = TRACKER_PACKAGES.get(cfg.track.tool)
+    # A folder of that name, as trackers leave behind, is found too, but has no origin.
+    if package and getattr(find_spec(package), "origin", None) is None:
+        yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
+
+
+def _port_problem(endpoint: str) -> Iterator[str]:
+    host, _, port = endpoint.rpartition(":")
+    if not (host and port.isdigit() and 0 < int(port) < 65536):
+        return
+    try:
+        address = socket.gethostbyname(host)
+    except (OSError, UnicodeError):  # the second: a name too long to be asked for
+        yield f"launch.rdzv_endpoint={endpoint}: the host {host} is not known. Type an address that all machines know"
+        return
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, int(port)))
+        except OSError as error:
+            yield f"launch.rdzv_endpoint={endpoint}: this port can't be used ({error.strerror}). Type another"
+
+
+def _warmup_problem(cfg: RunConfig, num_train: int) -> str | None:
+    """Whether the warm-up ends within the run, now that the number of rows is known."""
+    warmup = cfg.algo.warmup_steps
+    if not warmup or cfg.algo.max_steps is not None:
+        return None
+    batch = cfg.algo.effective_batch_size
+    batch = auto_batch_size(num_train) if batch == AUTO else int(batch)
+    total = num_steps(num_train, batch, cfg.algo.num_epochs, None)
+    if warmup < total:
+        return None
+    return (
+        f"algo.warmup_steps={warmup} is not shorter than the run: {num_train} rows in batches of {batch} are {total} "
+        f"steps. Type e.g. algo.warmup_steps={total // 10}"
+    )

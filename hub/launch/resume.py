@@ -1,0 +1,134 @@
+"""The run folder of a config: a new one, or that of the run that `resume` names, if it still is the same run."""
+
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from hub.compose import runfile
+from hub.config.option import leaves
+from hub.config.schema import AlgoConfig, RunConfig
+from hub.errors import ConfigError
+from hub.plugins.registry import ASKED_FOR
+from hub.run import Run
+
+MAY_CHANGE = {
+    "algo.log_every_steps",
+    "algo.eval_every_steps",
+    "algo.save_every_steps",
+    "algo.save_every_epochs",
+    "algo.keep_checkpoints",
+    "algo.max_tokens_per_gpu",
+    "algo.gradient_checkpointing",
+    "algo.torch_compile",
+    "model.notes",
+}
+"""Options of algo, model and data that change nothing in what is learnt."""
+
+
+OF_RESUME = {"resume", "resume_with_changes", "output_dir"}
+"""Options that say what to resume, and may stand beside it alone."""
+
+
+def recall(cfg: RunConfig) -> RunConfig:
+    """The config to resume with: when no algorithm is chosen, what the run was asked for.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if not cfg.resume:
+        return cfg
+    if cfg.task == "verify":
+        raise ConfigError(
+            f"resume={cfg.resume}: verify trains nothing, so there is nothing to go on with. "
+            "To verify on trained weights type model.path=RUN_FOLDER/model"
+        )
+    folder, start = _folders(cfg)
+    before = runfile.read(folder / "run.yaml")
+    if before.task == "verify":
+        raise ConfigError(f"resume={cfg.resume}: {folder} was verified, not trained. Name the folder of a training run")
+    cfg = replace(cfg, resume=str(start))
+    if type(cfg.algo) is not AlgoConfig:
+        return cfg
+    # These two run code, and a run folder may come from anywhere.
+    unasked = ["model.trust_remote_code=true"] if before.model.trust_remote_code and not cfg.model.trust_remote_code else []
+    if before.launch.python and before.launch.python != cfg.launch.python:
+        unasked.append(f"launch.python={before.launch.python}")
+    if unasked:
+        raise ConfigError(
+            f"resume={cfg.resume}: that run had {' '.join(unasked)}, which runs code and is not taken over from its folder. "
+            "If you trust it, type it again with resume"
+        )
+    typed = {name: value for name, value, default, _ in leaves(cfg) if value != default}
+    allowed = OF_RESUME | ({"model.trust_remote_code"} if before.model.trust_remote_code else set())
+    dropped = [name for name in typed if name not in allowed and not name.startswith("launch.")]
+    if dropped:
+        raise ConfigError(
+            f"resume={cfg.resume} without algo=NAME takes all options from the run, so {', '.join(dropped)} can't be set. "
+            "Leave that out, or type the run's command again with resume"
+        )
+    here = {name.removeprefix("launch."): value for name, value in typed.items() if name.startswith("launch.")}
+    launch = replace(before.launch, **here)
+    return replace(before, launch=launch, resume=cfg.resume, resume_with_changes=cfg.resume_with_changes)
+
+
+def open_run(cfg: RunConfig, backend_because: str, run_path: Path | None = None) -> Run:
+    """Make the run folder, or take up that of the run to resume, and write run.yaml into it, and into plan.json why the
+    backend is this one: to a worker its name is given.
+
+    Args:
+        cfg: checked, with absolute paths.
+        backend_because: why the backend is this one.
+        run_path: an existing, empty folder to use instead of a new one.
+
+    Raises:
+        ConfigError: the run to resume is complete already, or was another one.
+    """
+    if cfg.launch.node_rank > 0:
+        # Machine 0 has the run folder. This one only needs to tell its workers what was asked for here.
+        run = Run(Path(tempfile.mkdtemp(prefix="hub-machine-")))
+    elif cfg.resume:
+        run = Run(_folders(cfg)[0])
+        _check_same(cfg, run)
+        run.forget_end()
+    else:
+        run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
+    run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
+    # The run.yaml of a run to go on with names the backend, whatever it was chosen for.
+    if not (cfg.resume and backend_because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
+        run.write_plan(backend_because=backend_because)
+    return run
+
+
+def _folders(cfg: RunConfig) -> tuple[Path, Path]:
+    """The run folder, and what `resume` names: that folder or one of its checkpoints."""
+    asked = f"{cfg.output_dir}/latest" if cfg.resume == "latest" else str(cfg.resume)
+    place = Path(os.path.realpath(os.path.expanduser(asked)))
+    folder = place.parents[1] if os.path.isfile(place / "state.json") else place
+    if not os.path.isfile(folder / "run.yaml"):
+        raise ConfigError(
+            f"resume={cfg.resume}: {folder} is no run folder. Type resume=latest, or a folder in {cfg.output_dir}"
+        )
+    return folder, place
+
+
+def _check_same(cfg: RunConfig, run: Run) -> None:
+    if run.result_file.is_file():
+        status = json.loads(run.result_file.read_text(encoding="utf-8"))["status"]
+        if status == "completed":
+            raise ConfigError(f"resume={cfg.resume}: this run is complete. Its model is in {run.model_path}")
+    if cfg.resume_with_changes:
+        return
+    before = {name: value for name, value, *_ in leaves(runfile.read(run.config_file))}
+    after = {name: value for name, value, *_ in leaves(cfg)}
+    names = [n for n in after if n.split(".")[0] in ("algo", "model", "data") and n not in MAY_CHANGE]
+    changed = [f"{n}: {before.get(n)} then, {after[n]} now" for n in names if before.get(n) != after[n]]
+    if changed:
+        raise ConfigError(
+            [
+                f"resume={cfg.resume}: options differ from those that the run began with. Undo that, or type "
+                "resume_with_changes=true",
+                *changed,
+            ]
+        )

@@ -1,0 +1,232 @@
+"""`--multirun`: one isolated run for each combination of swept values, and a table of the results at the end.
+
+Hydra's sweeper and launcher do the work (so its plugins, Optuna or submitit, fit in); each job is a run with processes
+of its own. All values are checked before the first run begins; a run that fails later does not stop the others.
+"""
+
+import json
+import os
+import sys
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from hub.compose.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
+from hub.compose.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, combinations, one_line, parse, quoted
+from hub.config.option import conf_dir
+from hub.config.schema import RunConfig
+from hub.errors import ConfigError, HubError, Interrupted
+from hub.launch.launcher import launch
+from hub.launch.preflight import prepare
+from hub.run import Run
+
+WHOLE = ("output_dir", "run_name", "resume")
+"""Options that are about the sweep as a whole, and so can't be swept."""
+
+NO_LOGGING = "hydra/job_logging=none"
+CALLS = ("callbacks", "hydra_logging", "job_logging")
+"""Parts of Hydra's own config in which a preset could name any function to be called."""
+
+
+class _Stop(BaseException):
+    """Ends a sweep from inside a job. Hydra lets it pass, as it would not an Exception."""
+
+
+def sweep(overrides: list[str], config_dir: str | None) -> int:
+    """Run a sweep. Returns 0 when every run completed, else 1.
+
+    Raises:
+        ConfigError: something is wrong with one of the values; no run has begun.
+        Interrupted: a signal ended it.
+    """
+    with hydra_session(config_dir) as loader:
+        parsed = parse(overrides, loader)
+        swept = _check_form(parsed)
+        of_hydra = [str(item.input_line) for item in parsed if item.is_hydra_override()]
+        options = [item for item in parsed if not item.is_hydra_override()]
+        arguments = [*choices(loader, options), *_set_options(loader, options)]
+    checked = sweep_combinations([str(item.input_line) for item in options], config_dir)
+    # With a launcher for a cluster they run elsewhere, and are checked there.
+    _check_all(checked, here=not any(item.key_or_group == "hydra/launcher" for item in parsed))
+    with hydra_session(config_dir) as loader:
+        _check_names_no_code(loader, options, of_hydra)
+    name = checked[0].run_name or f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    folder = Run.create(checked[0].output_dir, name).path
+    register_schemas()
+    failed: list[Interrupted] = []
+    argv = [
+        "hub",
+        "--multirun",
+        *arguments,
+        NO_LOGGING,
+        *of_hydra,
+        f"hydra.sweep.dir={quoted(str(folder))}",
+    ]
+    argv += ["--config-dir", config_dir] if config_dir else []
+    before, sys.argv = sys.argv, argv
+    full_error, os.environ["HYDRA_FULL_ERROR"] = os.environ.get("HYDRA_FULL_ERROR"), "1"  # else Hydra prints, and exits
+    try:
+        task = partial(job, config_dir, failed)
+        hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base=VERSION_BASE)(task)()
+    except _Stop:
+        pass
+    except COMPOSE_ERRORS as error:
+        with suppress(OSError):
+            folder.rmdir()
+        raise ConfigError(one_line(error)) from None
+    finally:
+        sys.argv = before
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+    rows = collect(folder, swept)
+    print_table(rows, swept)
+    print(f"runs: {folder}", flush=True)
+    if failed:
+        raise failed[0]
+    return 1 if any(row["status"] not in ("completed", "verified") for row in rows) else 0
+
+
+def job(config_dir: str | None, stopped: list[Interrupted], node: DictConfig) -> float:
+    """One run of the sweep.
+
+    Args:
+        config_dir: as on the command line.
+        stopped: receives the signal that ended the run, and with it the sweep.
+        node: Hydra's config. It is composed again from its overrides, so that a run is here what it would be alone.
+
+    Returns:
+        What a sweeper may minimise: the held-out loss, else the training loss; NaN when the run failed.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    runtime = HydraConfig.get()
+    folder, overrides = Path(runtime.runtime.output_dir), list(runtime.overrides.task)
+    (folder / "overrides.json").write_text(json.dumps(overrides), encoding="utf-8")
+    try:
+        result = launch(compose(*overrides, config_dir=config_dir), run_path=folder)
+    except Interrupted as signal:
+        stopped.append(signal)
+        raise _Stop from None
+    except HubError as error:
+        (folder / "error.txt").write_text(f"{error}\n", encoding="utf-8")
+        print(f"hub: run {folder.name} failed: {error}", file=sys.stderr, flush=True)
+        return float("nan")
+    loss = result.eval_loss if result.eval_loss is not None else result.train_loss
+    return float("nan") if loss is None else loss
+
+
+def _check_form(parsed: list[Override]) -> list[str]:
+    """The names of the swept options.
+
+    Raises:
+        ConfigError: nothing is swept, or what can't be.
+    """
+    swept = [item for item in parsed if item.is_sweep_override()]
+    problems = [f"{item.key_or_group} can't be swept: it is of the whole sweep" for item in swept if item.key_or_group in WHOLE]
+    if any(item.key_or_group == "resume" for item in parsed):
+        problems.append("resume goes on with one run. Leave it or --multirun out")
+    problems += [
+        f"{item.key_or_group}: the folder of a sweep is named by output_dir=FOLDER and run_name=NAME"
+        for item in parsed
+        if item.key_or_group in ("hydra.sweep.dir", "hydra.sweep.subdir")
+    ]
+    for item in swept:
+        name = item.key_or_group
+        values = list(item.sweep_string_iterator()) if item.is_discrete_sweep() and "." not in name else []
+        if "null" in values:
+            rest = ",".join(value for value in values if value != "null")
+            problems.append(f"{name}: null can't be one of several choices. Type {name}={rest}")
+    if not swept and not any(item.is_hydra_override() for item in parsed):
+        problems.append("--multirun but no option has several values. Type e.g. algo.learning_rate=1e-4,2e-4")
+    if problems:
+        raise ConfigError(problems)
+    return [item.key_or_group for item in swept]
+
+
+def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[str]) -> None:
+    """Launchers and sweepers are installed Hydra plugins; what else Hydra would call stays as Hydra has it.
+
+    Raises:
+        ConfigError: a preset or an override sets a part of Hydra's config that names code.
+    """
+
+    def parts(overrides: list[str]) -> dict[str, Any]:
+        whole = loader.load_configuration(CONFIG_NAME, [*overrides, NO_LOGGING], run_mode=RunMode.MULTIRUN)
+        return {name: OmegaConf.to_container(whole.hydra[name]) for name in CALLS}
+
+    try:
+        plain = parts([])
+        for items in combinations(options):
+            found = parts([*choices(loader, items), *of_hydra])
+            if changed := [f"hydra.{name}" for name in CALLS if found[name] != plain[name]]:
+                raise ConfigError(f"{', '.join(changed)}: code can't be named in a config. Take it out of the preset")
+    except COMPOSE_ERRORS as error:
+        raise ConfigError(one_line(error)) from None
+
+
+def _check_all(configs: list[RunConfig], here: bool) -> None:
+    problems: list[str] = []
+    for cfg in configs:
+        try:
+            prepare(cfg, here)
+        except HubError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+
+
+def _set_options(loader: Any, parsed: list[Override]) -> list[str]:
+    """The overrides that choose no preset, as Hydra takes them."""
+    return [
+        f"{item.key_or_group}={item.get_value_string()}"
+        for item in parsed
+        if not loader.repository.group_exists(item.key_or_group)
+    ]
+
+
+def collect(folder: Path, swept: list[str]) -> list[dict[str, Any]]:
+    """One row for each run folder of the sweep, in order."""
+    rows = []
+    for file in sorted(folder.glob("*/overrides.json"), key=lambda f: (len(f.parent.name), f.parent.name)):
+        values = dict(text.lstrip("+").split("=", 1) for text in json.loads(file.read_text(encoding="utf-8")) if "=" in text)
+        result_file = file.parent / "result.json"
+        result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else {"status": "failed"}
+        rows.append({"run": file.parent.name, **{name: values.get(name, "") for name in swept}, **result})
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]], swept: list[str]) -> None:
+    """The results, best held-out (else training) loss marked."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = ["run", *swept, "status", "train_loss", "eval_loss", "tokens_per_second"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    measure = "eval_loss" if any(row.get("eval_loss") is not None for row in rows) else "train_loss"
+    best = min((row[measure] for row in rows if row.get(measure) is not None), default=None)
+    for row in rows:
+        is_best = best is not None and row.get(measure) == best
+        cells = [_cell(row.get(column)) for column in columns]
+        cells[0] += " *" if is_best else ""
+        table.add_row(*(Text(cell) for cell in cells), style="bold green" if is_best else None)
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)
+    if best is not None:
+        print(f"* lowest {measure}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return (f"{value:,.0f}" if value >= 100 else f"{value:.5g}") if isinstance(value, float) else str(value)

@@ -1,0 +1,81 @@
+"""`torchrun -m hub ...`: the processes exist already. Rank 0 composes, checks and makes the run folder; the others take
+both from it, so that there is one config and one folder whatever the ranks' clocks and command lines say.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from hub.compose import runfile
+from hub.config.option import AUTO
+from hub.config.schema import LaunchConfig, RunConfig
+from hub.errors import ConfigError
+from hub.run import Run
+
+
+def join_group(overrides: list[str], config_dir: str | None) -> int:
+    """Train as one of torchrun's processes. Returns the exit code.
+
+    Raises:
+        HubError: on rank 0 only; the other ranks end with the same exit code and say nothing.
+    """
+    rank = int(os.environ["RANK"])
+    message = _start(overrides, config_dir) if rank == 0 else None
+
+    from hub.launch.worker import failure_of, work
+    from hub.parallel.group import broadcast_text, start_group
+    from hub.system.signals import stop_request
+
+    stop_request.install()
+    start_group()
+    message = json.loads(broadcast_text(json.dumps(message)))
+    run = Run(Path(message["run_path"]), is_main=rank == 0)
+    try:
+        result = work(runfile.from_text(message["config"]), run)
+    except Exception as error:
+        failure = failure_of(rank, error)
+        run.write_failure(failure)
+        if failure.traceback is not None:
+            print(failure.traceback, file=sys.stderr, flush=True)
+            time.sleep(0.5 if rank else 0)
+        elif rank == 0:
+            raise
+        return failure.exit_code
+    if rank == 0:
+        from hub.cli.pages import print_result
+
+        print_result(result)
+    return 0
+
+
+def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
+    from hub.compose.compose import compose
+    from hub.launch.preflight import prepare
+    from hub.launch.resume import open_run, recall
+
+    asked = compose(*overrides, config_dir=config_dir)
+    grace = asked.launch.grace_seconds
+    if grace != LaunchConfig().grace_seconds:
+        raise ConfigError(
+            f"launch.grace_seconds={grace:g}: torchrun ends the processes that it started. Leave it out, and type torchrun "
+            f"--shutdown-timeout={grace:.0f} (torch 2.12 and later; before, it is 30 s)"
+        )
+    cfg, _, why = prepare(_as_started(recall(asked)))
+    run = open_run(cfg, why)
+    return {"config": runfile.to_text(cfg), "run_path": str(run.path)}
+
+
+def _as_started(cfg: RunConfig) -> RunConfig:
+    """With the processes that torchrun started. An option that asks for others is a mistake, and not dropped."""
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if cfg.launch.nproc_per_node not in (AUTO, local):
+        raise ConfigError(
+            f"launch.nproc_per_node={cfg.launch.nproc_per_node} but torchrun started {local} here. "
+            f"Leave it out, or type torchrun --nproc-per-node={cfg.launch.nproc_per_node}"
+        )
+    nnodes = world // local
+    endpoint = os.environ["MASTER_ADDR"] + ":1" if nnodes > 1 else None
+    return replace(cfg, launch=replace(cfg.launch, nproc_per_node=local, nnodes=nnodes, rdzv_endpoint=endpoint))

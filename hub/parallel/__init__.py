@@ -1,0 +1,1 @@
+"""One model in several processes: the process group, strategies, sharded tensors, the session of a process."""

@@ -1,0 +1,117 @@
+"""What a backend needs before it loads anything: the group of processes, the accelerator, the precision, the seed."""
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers.utils import logging as transformers_logging
+
+from hub.config.option import AUTO
+from hub.config.schema import RunConfig
+from hub.errors import ConfigError
+from hub.parallel.group import Group, start_group
+from hub.parallel.strategy import Replicated
+from hub.run import Run
+from hub.system.memory import GIB
+
+
+@dataclass
+class Session:
+    """One process's surroundings."""
+
+    group: Group
+    accelerator: Accelerator
+    compute_dtype: torch.dtype
+    """Type of the arithmetic (under autocast) and of weights that do not train."""
+
+    strategy: Replicated = field(default_factory=Replicated)
+    """How the processes hold the model. Chosen when the model is loaded."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.group.device
+
+    def autocast(self) -> Any:
+        """Within it arithmetic is in `compute_dtype`; nothing to do in float32."""
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+
+
+def start_session(cfg: RunConfig, run: Run) -> Session:
+    """Join the group, choose the precision, seed everything, set up the tracker."""
+    quiet_libraries()
+    group = start_group()
+    limit_memory(cfg.launch.gpu_memory_gb, group.device)
+    dtype, why = choose_dtype(cfg.model.dtype, group.device)
+    tool = None if cfg.track.tool == "none" else cfg.track.tool
+    accelerator = Accelerator(cpu=group.device.type == "cpu", log_with=tool, project_dir=str(run.path))
+    set_seed(cfg.algo.seed)
+    if cfg.algo.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds up in any order
+    name = str(dtype).removeprefix("torch.")
+    run.write_plan(dtype=name, dtype_because=why, num_processes=group.world, device=_device_name(group.device))
+    run.say(f"arithmetic in {name} ({why}), {group.world} process(es) on {_device_name(group.device)}")
+    return Session(group, accelerator, dtype)
+
+
+def limit_memory(limit: float | None, device: torch.device) -> None:
+    """Let this process take no more of a GPU than that.
+
+    Args:
+        limit: GiB; None for all of it.
+        device: of this process.
+
+    Raises:
+        ConfigError: there is no GPU, or it has less.
+    """
+    if device.type != "cuda":
+        if limit is not None:
+            raise ConfigError(f"launch.gpu_memory_gb={limit:g}: there is no GPU here. Leave it out")
+        return
+    total = torch.cuda.get_device_properties(device).total_memory / GIB
+    if limit is not None and limit > total:
+        raise ConfigError(f"launch.gpu_memory_gb={limit:g} is more than the GPU has ({total:.1f}). Type less, or leave it out")
+    torch.cuda.empty_cache()  # what an earlier run in this process held counts only when it is asked for anew
+    torch.cuda.reset_peak_memory_stats(device)
+    for number in range(torch.cuda.device_count()):
+        torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit / total, number)
+
+
+def quiet_libraries() -> None:
+    """The hub says what it does; the libraries' own bars and warnings would drown it."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")
+    warnings.filterwarnings("ignore", module="torch")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, warns that it found no GPU
+
+
+def choose_dtype(asked: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The type of the arithmetic, and why."""
+    if asked != AUTO:
+        return getattr(torch, asked), "asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "the GPU has it"
+        return torch.float32, "the GPU has no bfloat16"
+    if _cpu_has_bfloat16():
+        return torch.bfloat16, "the CPU has it"
+    return torch.float32, "the CPU has no fast bfloat16"
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            flags = next((line for line in info if line.startswith(("flags", "Features"))), "").split()
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -1,0 +1,1 @@
+"""The plugin edge: what a plugin offers, the hooks, loading and checking."""

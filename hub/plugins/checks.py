@@ -1,0 +1,203 @@
+"""What the loader refuses in a plugin, each as one line for its author. Nothing here imports torch."""
+
+import inspect
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from hub.config.data import FORMATS
+from hub.config.option import AUTO
+from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig
+from hub.errors import PluginError, did_you_mean, first_line
+from hub.plugins import hookspecs
+from hub.plugins.offers import Algorithm, Backend, DataFormat
+
+HOOKS: dict[str, tuple[str, ...]] = {
+    name: tuple(inspect.signature(spec).parameters)
+    for name, spec in vars(hookspecs).items()
+    if name.startswith("hub_") and inspect.isfunction(spec)
+}
+"""Name of each hook -> the names of its arguments."""
+
+RESERVED = {item.name for part in (DataConfig, ModelConfig, LaunchConfig) for item in fields(part)} | {
+    "name",
+    "algo",
+    "model",
+    "data",
+    "launch",
+    "track",
+    "output_dir",
+    "run_name",
+    "nproc",
+}
+"""Names that an algorithm's own option can't have: `hub.run(...)` takes all options as keywords, by their last name."""
+
+
+def check_hooks(manager: pluggy.PluginManager, module: Any) -> None:
+    """Refuse hooks that would never be called.
+
+    Raises:
+        PluginError: a misspelt hook, a hook without its mark, an argument that it does not have, or no hook at all.
+    """
+    num_hooks = 0
+    for attribute in dir(module):
+        member = getattr(module, attribute, None)
+        options = manager.parse_hookimpl_opts(module, attribute)
+        if options is None:
+            if attribute in HOOKS and inspect.isroutine(member):
+                raise PluginError(f"{attribute}() has no mark. Write @hookimpl above it (from hub import hookimpl)")
+            continue
+        name = options.get("specname") or attribute
+        if name not in HOOKS:
+            raise PluginError(f"there is no hook {name}. Allowed: {', '.join(HOOKS)}.{did_you_mean(name, HOOKS)}")
+        for argument in inspect.signature(member).parameters:  # type: ignore[arg-type]
+            if argument not in HOOKS[name]:
+                allowed = ", ".join(HOOKS[name]) or "none"
+                raise PluginError(f"{name}() has no argument {argument}. Allowed: {allowed}, and any may be left out")
+        num_hooks += 1
+    if not num_hooks:
+        raise PluginError(f"it has no hook, so it adds nothing. Allowed: {', '.join(HOOKS)}")
+
+
+def check_list(hook: str, answer: Any, kind: type) -> list[Any]:
+    """What a hook returned, as a list of `kind`.
+
+    Raises:
+        PluginError: it is something else.
+    """
+    items = list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str | bytes | Mapping) else None
+    if items is None or not all(isinstance(item, kind) for item in items):
+        raise PluginError(f"{hook}() must return a list of hub.{kind.__name__}, but returned {answer!r:.80}")
+    return items
+
+
+def check_algorithm(
+    algorithm: Algorithm, others: Collection[Algorithm], owners: Mapping[str, str], presets: Mapping[str, str]
+) -> None:
+    """Refuse an algorithm that can't be told from another one, or whose options can't be composed.
+
+    Args:
+        algorithm: the newcomer.
+        others: all that are there, its siblings in the same plugin included.
+        owners: algorithm name -> plugin.
+        presets: `group/name` -> whose preset it is.
+
+    Raises:
+        PluginError: what is wrong.
+    """
+    name, config = algorithm.name, algorithm.config
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise PluginError(f"algorithm name {name!r} is not allowed. Allowed: lower case letters, digits and underscores")
+    for other in others:
+        if other.name == name:
+            place = f"plugin {owners[name]} has" if name in owners else "it has"
+            raise PluginError(f"{place} an algorithm of the name {name} too; uninstall one or rename it")
+        if other.config is config:
+            raise PluginError(
+                f"{name} and {other.name} share the options class {config.__name__}, which tells them apart. "
+                f"Write class {config.__name__}Too({config.__name__}) for one of them"
+            )
+    if owner := presets.get(f"algo/{name}"):
+        raise PluginError(f"{owner} has a preset algo={name}, so an algorithm can't have this name")
+    if not inspect.isclass(config) or not issubclass(config, AlgoConfig) or config is AlgoConfig:
+        raise PluginError(f"the options of {name} must be a class of their own that inherits hub.AlgoConfig")
+    if "__dataclass_fields__" not in vars(config):
+        raise PluginError(f"the options class {config.__name__} has no mark. Write @dataclass(kw_only=True) above it")
+    common = {item.name for item in fields(AlgoConfig)}
+    for item in fields(config):
+        if item.name not in common and item.name in RESERVED:
+            raise PluginError(f"the option {config.__name__}.{item.name} has a name that the hub uses elsewhere; rename it")
+    _check_composes(config)
+
+
+def _check_composes(config: type[AlgoConfig]) -> None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config()
+        OmegaConf.structured(config)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise PluginError(
+            f"the options class {config.__name__} can't be composed: {first_line(error)}. Every option needs a "
+            "default, and a type: int, float, bool, str, None or a union of these, list[...], dict[str, ...], Any"
+        ) from None
+
+
+def check_backend(backend: Backend, others: Collection[Backend]) -> None:
+    """Refuse a backend that can't be told from another one, or can't be found later.
+
+    Raises:
+        PluginError: what is wrong.
+    """
+    name = f"backend {backend.name!r} of {backend.algorithm}"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", backend.name) or backend.name == AUTO:
+        raise PluginError(f"{name}: this name is not allowed. Allowed: lower case letters, digits, underscores; not {AUTO}")
+    if any(other.name == backend.name and other.algorithm == backend.algorithm for other in others):
+        raise PluginError(f"{name}: there is a backend of this name already; uninstall one of the two, or rename it")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", backend.train):
+        raise PluginError(f"{name}: train={backend.train!r} is not allowed. Write it as 'package.module:function'")
+    if not isinstance(backend.needs, tuple) or not all(isinstance(word, str) and word.isidentifier() for word in backend.needs):
+        raise PluginError(f"{name}: needs={backend.needs!r} is not allowed. Write top-level modules as a tuple: ('peft',)")
+
+
+def check_data_format(item: DataFormat, others: Collection[DataFormat]) -> None:
+    """Refuse a format of data that can't be told from another one.
+
+    Raises:
+        PluginError: what is wrong.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", item.name) or item.name == AUTO:
+        raise PluginError(
+            f"data format {item.name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores"
+        )
+    if item.name in FORMATS or any(other.name == item.name for other in others):
+        raise PluginError(f"data format {item.name}: there is one of this name already; rename it")
+    if not item.fields or not isinstance(item.fields, tuple) or not all(isinstance(name, str) for name in item.fields):
+        raise PluginError(
+            f"data format {item.name}: fields={item.fields!r} is not allowed. Write names as a tuple: ('question',)"
+        )
+    if any(set(other.fields) == set(item.fields) for other in others):
+        raise PluginError(f"data format {item.name}: another plugin has a format with these fields; uninstall one of the two")
+
+
+def check_config_dir(
+    answer: Any, algorithms: Iterable[str], presets: Mapping[str, str]
+) -> tuple[Path | None, list[str], list[str]]:
+    """Look through a plugin's config folder.
+
+    Args:
+        answer: what `hub_config_dir()` returned.
+        algorithms: names of all algorithms, those of the plugin itself included.
+        presets: `group/name` -> whose preset it is.
+
+    Returns:
+        The folder, its presets as `group/name`, and a line for each preset that another one hides.
+
+    Raises:
+        PluginError: there is no such folder, or a preset would hide an algorithm.
+    """
+    if answer is None:
+        return None, [], []
+    if not isinstance(answer, Path) or not answer.is_dir():
+        raise PluginError(f"hub_config_dir() must return the Path of a folder, but returned {answer!r}")
+    folder = answer.absolute()
+    found, hidden = [], []
+    for preset in preset_names(folder):
+        group, _, name = preset.rpartition("/")
+        if group == "algo" and name in algorithms:
+            raise PluginError(f"{folder}/{preset}.yaml: a preset can't have the name of an algorithm; rename the file")
+        if owner := presets.get(preset):
+            hidden.append(f"its {preset}.yaml is not used, for {owner} has a {group} preset of this name; rename the file")
+        else:
+            found.append(preset)
+    return folder, found, hidden
+
+
+def preset_names(folder: Path) -> list[str]:
+    """The presets in a config folder, each as `group/name`."""
+    return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*/**/*.yaml"))

@@ -1,0 +1,318 @@
+"""Find, load, check and list plugins: installed distributions with an entry point in the group `hub`.
+
+The loader is the hub's own: one plugin that fails to import is a warning and not the end of `--help`, and two plugins
+that claim one name are both named instead of one being dropped. `HUB_PLUGINS=a,b` loads those entry points only.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from hub.config.option import AUTO, conf_dir
+from hub.config.schema import AlgoConfig
+from hub.errors import HubError, PluginError, did_you_mean, first_line
+from hub.plugins import hookspecs
+from hub.plugins.checks import (
+    check_algorithm,
+    check_backend,
+    check_config_dir,
+    check_data_format,
+    check_hooks,
+    check_list,
+    preset_names,
+)
+from hub.plugins.offers import Algorithm, Backend, DataFormat
+from hub.system.environment import already_shown, without_repeats
+
+GROUP = "hub"
+ONLY = "HUB_PLUGINS"
+
+ASKED_FOR = "asked for"
+OWN = {"sft": "hub-sft", "lora_sft": "hub-lora-sft", "qlora_sft": "hub-lora-sft", "osft": "hub-osft"}
+"""The hub's own algorithms, and the distributions that bring them."""
+
+OWN_BACKENDS = {("lora_sft", "unsloth"): "hub-unsloth"}
+"""Backends of the hub's own that come in a distribution apart from their algorithm."""
+
+HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "trl", "accelerate"}
+
+
+@dataclass
+class Plugin:
+    """One entry point, loaded or broken."""
+
+    name: str
+    source: str
+    """Distribution and version."""
+
+    module: str
+    hooks: list[str] = field(default_factory=list)
+    error: str | None = None
+    """Why it is left out; None when it is not."""
+
+    warnings: list[str] = field(default_factory=list)
+    """What is wrong with parts of it."""
+
+    heavy: list[str] = field(default_factory=list)
+    """Slow libraries that it imported while it was loaded."""
+
+
+@dataclass
+class Registry:
+    """All that the installed plugins offer."""
+
+    manager: pluggy.PluginManager
+    plugins: list[Plugin] = field(default_factory=list)
+    algorithms: dict[str, Algorithm] = field(default_factory=dict)
+    backends: dict[str, dict[str, Backend]] = field(default_factory=dict)
+    """Algorithm name -> backend name -> backend."""
+    owners: dict[str, str] = field(default_factory=dict)
+    """Algorithm name -> name of the plugin that offers it."""
+    data_formats: dict[str, DataFormat] = field(default_factory=dict)
+    """Name -> format of data."""
+
+    config_dirs: list[tuple[str, Path]] = field(default_factory=list)
+    presets: dict[str, str] = field(default_factory=dict)
+    """`group/name` of each YAML preset -> whose it is."""
+
+    only: set[str] | None = None
+    """The plugins that HUB_PLUGINS names; None when it is not set."""
+
+    _switched_off: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line for each plugin, or part of one, that can't be used."""
+        lines = [f"plugin {p.name} ({p.source}) is left out: {p.error}" for p in self.plugins if p.error]
+        lines += [f"plugin {p.name} ({p.source}): {line}" for p in self.plugins for line in p.warnings]
+        for name in sorted((self.only or set()) - {p.name for p in self.plugins}):
+            near = did_you_mean(name, [point.name for point in entry_points(group=GROUP)])
+            lines.append(f"{ONLY} names {name}, but no plugin of this name is installed.{near}")
+        return lines
+
+    def algorithm(self, name: str) -> Algorithm:
+        """The algorithm of that name.
+
+        Raises:
+            PluginError: there is none; the line says what there is and which broken plugin may be the cause.
+        """
+        if name in self.algorithms:
+            return self.algorithms[name]
+        raise PluginError(self.no_algorithm(name))
+
+    def no_algorithm(self, name: str) -> str:
+        """The line for an algorithm that does not exist here."""
+        if missing := self.not_installed(name):
+            return missing
+        known = ", ".join(sorted(self.algorithms)) or "none: install one, e.g. pip install hub-lora-sft"
+        near = did_you_mean(name, self.algorithms)
+        return f"algo={name}: there is no such algorithm. Installed: {known}.{near}{self.left_out()}"
+
+    def not_installed(self, name: str) -> str | None:
+        """The line for an algorithm of the hub's own whose plugin is missing; None for any other."""
+        if name in self.algorithms or name not in OWN:
+            return None
+        if _is_installed(OWN[name]):
+            return None
+        return f"algo={name}: its plugin {OWN[name]} is not installed. Type pip install {OWN[name]}"
+
+    def left_out(self) -> str:
+        """Sentences on what is installed but not loaded, each after a space; empty when nothing is."""
+        sentences = [f" {line[0].upper()}{line[1:]}{'' if line.endswith(('.', '?')) else '.'}" for line in self.warnings]
+        if self.only is not None:
+            sentences.append(f" {ONLY}={','.join(sorted(self.only))} loads these plugins only.")
+        return "".join(sentences)
+
+    def algorithm_of(self, config: AlgoConfig) -> Algorithm:
+        """The algorithm whose options these are."""
+        for algorithm in self.algorithms.values():
+            if type(config) is algorithm.config:
+                return algorithm
+        known = " | ".join(sorted(self.algorithms)) or "none is installed; type pip install hub-lora-sft"
+        raise PluginError(f"No algorithm is chosen. Type algo=NAME, one of: {known}")
+
+    def backend(self, config: AlgoConfig, check_needs: bool = True) -> tuple[Backend, str]:
+        """The backend that will run these options, and why this one.
+
+        Args:
+            config: options of an algorithm.
+            check_needs: False when the workers use another interpreter, whose packages can't be looked up from here.
+
+        Raises:
+            PluginError: none of that name, or none that can run here; the line says what to type.
+        """
+        algorithm = self.algorithm_of(config)
+        offered = self.backends.get(algorithm.name, {})
+        if config.backend != AUTO:
+            if config.backend not in offered:
+                missing = OWN_BACKENDS.get((algorithm.name, config.backend))
+                if missing and not _is_installed(missing):
+                    raise PluginError(
+                        f"algo.backend={config.backend}: its plugin {missing} is not installed. Type pip install {missing}"
+                    )
+                names = ", ".join([AUTO, *sorted(offered)])
+                raise PluginError(
+                    f"algo.backend={config.backend}: {algorithm.name} has no such backend. Allowed: {names}."
+                    + did_you_mean(config.backend, [AUTO, *offered])
+                    + self.left_out()
+                )
+            chosen = offered[config.backend]
+            if check_needs and (obstacle := chosen.obstacle()):
+                raise PluginError(f"algo.backend={chosen.name} can't run here: {obstacle}")
+            return chosen, ASKED_FOR
+        obstacles: list[str] = []
+        for backend in sorted(offered.values(), key=lambda b: (-b.priority, b.name)):
+            obstacle = backend.obstacle() if check_needs else None
+            if obstacle is None:
+                why = "; ".join(obstacles) or ("the only one" if len(offered) == 1 else "highest priority")
+                return backend, why
+            obstacles.append(f"{backend.name}: {obstacle}")
+        raise PluginError(f"{algorithm.name} has no backend that can run here. {'; '.join(obstacles) or 'None is installed.'}")
+
+    def observe(self, hook: str, **values: Any) -> None:
+        """Tell every plugin that implements this hook. A plugin that fails here is told no more; training goes on.
+
+        Args:
+            hook: `hub_run_start`, `hub_log`, `hub_checkpoint` or `hub_run_end`.
+            values: the hook's arguments.
+
+        Raises:
+            HubError: a plugin ends the run on purpose. Not from `hub_run_end`: there is nothing left to end.
+        """
+        caller = getattr(self.manager.hook, hook)
+        for plugin in [implementation.plugin for implementation in caller.get_hookimpls()]:
+            name = self.manager.get_name(plugin) or "?"
+            if (name, hook) in self._switched_off:
+                continue
+            try:
+                self._ask(plugin, hook, **values)
+            except Exception as error:
+                if isinstance(error, HubError) and hook != "hub_run_end":
+                    raise
+                self._switched_off.add((name, hook))
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                print(
+                    f"hub: plugin {name} failed in {hook} and is not told any more: {first_line(error)} "
+                    f"({place.filename}, line {place.lineno})",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def _ask(self, plugin: Any, hook: str, **values: Any) -> Any:
+        """What this one plugin answers to a hook; None when it does not implement it."""
+        others = [other for other in self.manager.get_plugins() if other is not plugin]
+        answers = self.manager.subset_hook_caller(hook, others)(**values)
+        return answers[0] if answers else None
+
+
+@cache
+def registry() -> Registry:
+    """The plugins of this interpreter, loaded once."""
+    only = os.environ.get(ONLY)
+    names = None if only is None else {name.strip() for name in only.split(",") if name.strip()}
+    found = load(entry_points(group=GROUP), names)
+    if os.environ.get("RANK", "0") == "0":
+        for line in found.warnings:
+            if line not in already_shown():
+                print(f"hub: {line}", file=sys.stderr)
+    return found
+
+
+def warnings_shown() -> dict[str, str]:
+    """Environment of a process started from here, so that it does not repeat this process's warnings about plugins."""
+    return without_repeats(registry().warnings)
+
+
+def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry:
+    """Load entry points into a new registry. Nothing that a plugin does wrong leaves this function as an exception.
+
+    Args:
+        points: entry points of the group `hub`.
+        only: names of the entry points to load; None for all.
+    """
+    manager = pluggy.PluginManager("hub")
+    manager.add_hookspecs(hookspecs)
+    found = Registry(manager, only=only, presets=dict.fromkeys(preset_names(conf_dir()), "the hub"))
+    seen: dict[str, EntryPoint] = {}
+    for point in sorted(points, key=lambda p: (p.name, p.value)):
+        if only is not None and point.name not in only:
+            continue
+        earlier = seen.get(point.name)
+        if earlier and earlier.value == point.value and _distribution(earlier) == _distribution(point):
+            continue  # one distribution that is on the path twice
+        plugin = Plugin(point.name, _source(point), point.value)
+        found.plugins.append(plugin)
+        if earlier:
+            plugin.error = f"{_distribution(earlier)} has a plugin of this name too; uninstall one of the two"
+            continue
+        seen[point.name] = point
+        before = set(sys.modules)
+        try:
+            register(found, plugin, point.load())
+        except (Exception, SystemExit) as error:
+            plugin.error = first_line(error)
+        plugin.heavy = sorted((set(sys.modules) - before) & HEAVY)
+    return found
+
+
+def register(found: Registry, plugin: Plugin, module: Any) -> None:
+    """Add what one plugin object offers to a registry, or raise and leave the registry as it was.
+
+    Raises:
+        PluginError: a misspelt hook, or an algorithm, backend, preset or options class that is taken.
+    """
+    manager = found.manager
+    check_hooks(manager, module)
+    try:
+        manager.register(module, name=plugin.name)
+        algorithms = check_list("hub_algorithms", found._ask(module, "hub_algorithms") or (), Algorithm)
+        backends = check_list("hub_backends", found._ask(module, "hub_backends") or (), Backend)
+        formats = check_list("hub_data_formats", found._ask(module, "hub_data_formats") or (), DataFormat)
+        for number, item in enumerate(formats):
+            check_data_format(item, [*found.data_formats.values(), *formats[:number]])
+        for number, algorithm in enumerate(algorithms):
+            others = [*found.algorithms.values(), *algorithms[:number]]
+            check_algorithm(algorithm, others, found.owners, found.presets)
+        for number, backend in enumerate(backends):
+            check_backend(backend, [*found.backends.get(backend.algorithm, {}).values(), *backends[:number]])
+        names = [*found.algorithms, *(algorithm.name for algorithm in algorithms)]
+        directory, presets, hidden = check_config_dir(found._ask(module, "hub_config_dir"), names, found.presets)
+    except BaseException:
+        if manager.is_registered(module):
+            manager.unregister(module)
+        raise
+    plugin.hooks = sorted(caller.name for caller in manager.get_hookcallers(module) or [])
+    plugin.warnings = hidden
+    for algorithm in algorithms:
+        found.algorithms[algorithm.name] = algorithm
+        found.owners[algorithm.name] = plugin.name
+    found.data_formats |= {item.name: item for item in formats}
+    for backend in backends:
+        found.backends.setdefault(backend.algorithm, {})[backend.name] = backend
+    if directory is not None:
+        found.config_dirs.append((plugin.name, directory))
+        found.presets |= dict.fromkeys(presets, f"plugin {plugin.name}")
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "an unknown distribution"
+
+
+def _source(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "of an unknown distribution"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The machine: memory, GPUs, signals, the environment, the user's cache."""

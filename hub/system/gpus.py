@@ -1,0 +1,30 @@
+"""GPUs of this machine, found without importing torch."""
+
+import os
+import shutil
+import subprocess
+from ctypes import CDLL
+
+
+def num_visible_gpus() -> int:
+    """GPUs that a worker would see, without asking torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+def has_no_gpu() -> bool:
+    """Whether it is certain that a worker would see no NVIDIA GPU: where just nvidia-smi is missing, it might."""
+    if num_visible_gpus():
+        return False
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return True
+    try:
+        CDLL("libcuda.so.1")  # the driver's library, which torch loads too
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,39 @@
+"""Memory of the host and of a GPU: what is free and what this process may use."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+import torch
+
+GIB = 2**30
+
+
+def allowed_memory(device: torch.device) -> float:
+    """Bytes that this process may take of a GPU."""
+    return float(torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device))
+
+
+def three_of_each(trained: Iterable[torch.Tensor]) -> int:
+    """Bytes of gradients and Adam's two moments, or of weights and moments, all in the types of the weights that train."""
+    return sum(3 * weight.numel() * weight.element_size() for weight in trained)
+
+
+def free_host_memory() -> int:
+    """Bytes that a program can still take on this host, or within its container's limit."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        free = min(free, limit - used + int(counts["inactive_file"]))
+    except (OSError, ValueError, KeyError):
+        pass  # no such container, or no limit
+    return int(free)
+
+
+def free_host_memory_for_each() -> int:
+    """The share of it that falls to each of the processes on this host."""
+    return free_host_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

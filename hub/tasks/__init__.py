@@ -1,0 +1,1 @@
+"""What a worker does with a recipe. One folder for each task."""

@@ -1,0 +1,280 @@
+"""One step measured: its gradient in any layout, and what it has to be, from plain calls of the model.
+
+The steps are those of training (`train_step`, whole), stopped where the optimizer would change the weights.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
+
+from hub.config.option import AUTO
+from hub.data.prepare import Sample
+from hub.parallel.group import max_over_ranks, sum_over_ranks
+from hub.parallel.strategy import full
+from hub.train import step
+from hub.train.batch import collate
+from hub.train.batch import split as batches
+from hub.train.layout.layout import Layout
+from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
+from hub.train.setup.setup import Setup
+
+MOST_SAMPLES = 32
+MOST_TOKENS = {"cpu": 1024, "cuda": 4096}
+CPU_WORK = 4e10
+LEAST_TOKENS = 256
+"""Enough samples for several micro-batches on each process, few enough tokens to be done in a minute or so: on a CPU no
+more than `CPU_WORK` over the model's parameters, but `LEAST_TOKENS` at least."""
+
+FLOOR = {("cpu", torch.float32): 1e-6, ("cuda", torch.float32): 1e-5}
+COARSE_FLOOR = 2e-2
+"""Least tolerance of a gradient's relative difference; the second one for arithmetic in bfloat16."""
+
+NOISE_FACTOR = 4.0
+"""How much more than the rounding noise is allowed: a layout changes more sums than the noise's measure does."""
+
+EXTRA_TOKENS = 7
+"""Tokens behind each sample in the measure of noise: those before can't see them, but sums are cut otherwise."""
+
+
+@dataclass
+class Gradient:
+    """What one step gave. The gradient itself is on rank 0 only."""
+
+    difference: float
+    """Norm of the difference from the reference over the norm of the reference; NaN on the other ranks."""
+
+    loss: float
+    num_loss_tokens: int
+    """Loss tokens that went through the model, over all ranks and micro-batches."""
+
+    same_on_ranks: bool
+    layout: Layout
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class OneByOne(Layout):
+    """Every micro-batch is one sample."""
+
+    def micro_batches(self, samples: Sequence[Sample], rank: int, world: int) -> list[collate.MicroBatch]:
+        mine = [[sample] for sample in samples[rank::world]]
+        mine += [[collate.weightless(samples[0])]] * (-(-len(samples) // world) - len(mine))
+        return [collate.pack(part) if self.packed else collate.pad(part, self.pad_id) for part in mine]
+
+
+class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are not read
+    """Stands where the optimizer stands: looks at the gradients of a step and changes nothing."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], begin: Callable[[], None], look: Callable[[], None]) -> None:
+        super().__init__(parameters, {})
+        self._begin, self._look = begin, look
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Before each attempt: one that runs out of memory is begun again."""
+        super().zero_grad(set_to_none)
+        self._begin()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self._look()
+
+
+class Measure:
+    """The samples, the reference gradient, its rounding noise, and steps to compare with it. All ranks call alike."""
+
+    def __init__(self, setup: Setup, model: Any, loss: step.Loss, layout: Layout) -> None:
+        self.setup, self.model, self.loss, self.layout = setup, model, loss, layout
+        self.session, self.data = setup.session, setup.data
+        self.rank, self.world = setup.session.group.rank, setup.session.group.world
+        self.device, self.dtype = setup.session.device, setup.session.compute_dtype
+        self.exact, self.dtype_name = self.dtype == torch.float32, str(self.dtype).removeprefix("torch.")
+        self.config = model.config.get_text_config()
+        self.trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        asked, num = setup.cfg.algo.effective_batch_size, len(self.data.train)
+        self.batch_size = batches.auto_batch_size(num) if asked == AUTO else int(asked)
+        self.samples = self._choose()
+        self.num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in self.samples)
+        self.reference: dict[str, torch.Tensor] = {}
+        self.reference_loss, _ = self._one_at_a_time(self.samples)
+        self.reference = self._copy()
+        _, self.noise = self._one_at_a_time(self.samples[::-1], otherwise=True)
+        self.tolerance = max(FLOOR.get((self.device.type, self.dtype), COARSE_FLOOR), NOISE_FACTOR * self.noise)
+
+    def _choose(self) -> list[Sample]:
+        """The samples of the first step, more where it has too few for four micro-batches a process, in its order."""
+        order = [self.data.train[i] for i in batches.epoch_order(len(self.data.train), self.setup.cfg.algo.seed, 0)]
+        least = min(4 * self.world, len(order))
+        wanted = min(max(self.batch_size, least), max(MOST_SAMPLES, self.world))
+        budget = MOST_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
+        if self.device.type != "cuda":
+            budget = min(budget, max(LEAST_TOKENS, int(CPU_WORK / sum(p.numel() for p in self.model.parameters()))))
+        chosen: list[Sample] = []
+        for sample in order[:wanted]:
+            if sum(map(len, chosen)) + len(sample) <= budget:
+                chosen.append(sample)
+        rest = sorted((s for s in order if not any(s is c for c in chosen)), key=len)
+        return chosen + rest[: max(0, least - len(chosen))]
+
+    def _one_at_a_time(self, samples: Sequence[Sample], otherwise: bool = False) -> tuple[float, float]:
+        """The gradient of the mean loss per loss token by plain calls of the model, left in the weights of rank 0.
+
+        Returns:
+            The mean loss, and the relative difference from the reference.
+        """
+        self.model.zero_grad(set_to_none=True)
+        together = self.session.strategy.name == "fsdp"  # a layer's shares are gathered: all ranks must run it
+        total = 0.0
+        for sample in samples if together or self.rank == 0 else ():
+            with self.session.autocast():
+                loss_sum = self._loss_of(sample, otherwise)
+            ((loss_sum / self.num_loss_tokens) * (1.0 if self.rank == 0 else 0.0)).backward()
+            total += float(loss_sum.detach())
+        return total / self.num_loss_tokens, self._difference()
+
+    def _loss_of(self, sample: Sample, otherwise: bool) -> torch.Tensor:
+        """Sum of the cross entropies of one sample. An algorithm's own loss can't be known here: it is called.
+
+        Args:
+            sample: one sample.
+            otherwise: the same sum with its terms cut otherwise: more tokens behind, and the output layer only at the
+                positions that count, where the model can do that.
+        """
+        if self.loss is not causal_lm_loss:
+            batch = collate.pad([sample], self.layout.pad_id) if otherwise else collate.pack([sample])
+            return self.loss(self.model, batch.to(self.device))
+        ids = torch.from_numpy(sample.input_ids.astype(np.int64))
+        places = torch.from_numpy(np.flatnonzero(sample.loss_mask[1:])).to(self.device)
+        inputs: dict[str, Any] = {"input_ids": ids[None].to(self.device), "use_cache": False}
+        select = otherwise and _can_select(self.model)
+        if otherwise:
+            room = max(0, min(EXTRA_TOKENS, (self.most_positions() or 10**9) - len(ids)))
+            inputs["input_ids"] = torch.cat([ids, ids[:1].expand(room)])[None].to(self.device)
+        if select:
+            inputs["logits_to_keep"] = places
+        logits = self.model(**inputs).logits[0]
+        logits = logits if select else logits[places.to(logits.device)]
+        return F.cross_entropy(logits.float(), ids.to(logits.device)[places.to(logits.device) + 1], reduction="sum")
+
+    def most_positions(self) -> int | None:
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def _gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
+        """Whole gradients. All ranks must ask."""
+        for name, parameter in self.trained:
+            yield name, None if parameter.grad is None else full(parameter.grad)
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        copied: dict[str, torch.Tensor] = {}
+        for name, gradient in self._gradients():
+            if self.rank == 0 and gradient is not None:
+                copied[name] = gradient.detach().to("cpu", copy=True)
+        return copied
+
+    def _difference(self) -> float:
+        """Norm of (gradients in the weights - reference) over the norm of the reference. Rank 0 only, else NaN."""
+        error = size = 0.0
+        for name, gradient in self._gradients():
+            expected = self.reference.get(name)
+            if expected is not None:
+                size += _square(expected)
+            if gradient is not None:
+                error += _square(gradient if expected is None else gradient - expected.to(gradient.device))
+            elif expected is not None:
+                error += _square(expected)
+        if self.rank != 0:
+            return math.nan
+        return math.sqrt(error / size) if size else (0.0 if error == 0 else math.inf)
+
+    def take_step(
+        self, layout: Layout, samples: Sequence[Sample] = (), loss: step.Loss | None = None, keep: bool = False
+    ) -> Gradient:
+        """One step of training in a layout, up to where the optimizer would change the weights."""
+        seen = 0
+        called = loss or self.loss
+        found = Gradient(math.nan, math.nan, 0, True, layout)
+
+        def counting(model: Any, batch: collate.MicroBatch) -> torch.Tensor:
+            nonlocal seen
+            seen += len(batch.targets)
+            return called(model, batch)
+
+        def begin() -> None:
+            nonlocal seen
+            seen = 0
+
+        def look() -> None:
+            found.num_loss_tokens = int(sum_over_ranks(float(seen))[0])
+            found.difference = self._difference()
+            found.same_on_ranks = self._same_on_ranks()
+            if keep:
+                found.tensors = self._copy()
+
+        optimizer = _Look([p for _, p in self.trained], begin, look)
+        outcome = step.train_step(self.session, self.model, optimizer, samples or self.samples, layout, None, counting)
+        found.loss, found.layout = outcome.loss, outcome.layout
+        return found
+
+    def _same_on_ranks(self) -> bool:
+        """Whether every rank holds rank 0's gradient, bit for bit. Shares of a gradient differ by their nature."""
+        if not dist.is_initialized():
+            return True
+        same = True
+        for _, parameter in self.trained:
+            if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+                of_main = parameter.grad.clone()
+                dist.broadcast(of_main, 0)
+                same = same and torch.equal(of_main, parameter.grad)
+        return max_over_ranks(float(not same)) == 0.0
+
+    def cut(self, layout: Layout) -> Any:
+        """What a layout does with the samples: equal for two layouts that are the same here."""
+        lengths = [len(sample) for sample in self.samples]
+        parts = (
+            ()
+            if isinstance(layout, OneByOne)
+            else batches.split(lengths, self.world, max(layout.max_tokens, max(lengths)), layout.cost_ratio)
+        )
+        return type(layout), layout.packed, str(parts)
+
+    def in_pieces(self, layout: Layout, count: int) -> Layout | None:
+        """The layout with the least bound that gives `count` micro-batches on each process; None when none does."""
+        lengths = [len(sample) for sample in self.samples]
+        if count * self.world > len(lengths):
+            return None
+        bound = max(max(lengths), -(-sum(lengths) // (self.world * count)))
+        while len(batches.split(lengths, self.world, bound, layout.cost_ratio, count)[0]) > count:
+            bound += max(1, bound // 50)
+        return replace(layout, max_tokens=bound, least=count)
+
+
+def _can_select(model: Any) -> bool:
+    """Whether the output layer can be asked for chosen positions: not where the layers lie on several devices."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kind: Any = type(base)
+    return len(set(getattr(model, "hf_device_map", {}).values())) < 2 and takes_positions(kind)
+
+
+def without_chance(model: Any) -> bool:
+    """Switch off dropout and router noise, which differ between layouts by their nature. True when there was any."""
+    found = False
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            chance = name == "p" and "Dropout" in type(module).__name__
+            if (chance or "drop" in name or "jitter" in name) and isinstance(value, float) and value > 0:
+                setattr(module, name, 0.0)
+                found = True
+    return found
+
+
+def _square(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) ** 2
+
+
+def rms(difference: torch.Tensor) -> float:
+    """Root mean square, in float64."""
+    return math.sqrt(_square(difference) / max(1, difference.numel()))

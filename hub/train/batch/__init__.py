@@ -1,0 +1,1 @@
+"""Which samples make a step, how they are split into micro-batches, and their tensors."""

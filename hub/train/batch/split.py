@@ -1,0 +1,243 @@
+"""Which samples make a step, and how a step is cut into micro-batches. Pure Python: the same on every rank.
+
+A step is N samples, whatever the number of processes: of each source as many as the mix says, taken in the order of a seeded
+permutation of that source, a new one for each pass over it. They are split into world x k bins: k is the
+least for which every bin keeps within the token bound, and bins are balanced by cost = tokens + ratio * sum(length^2), since
+attention is quadratic in the length of a sample.
+"""
+
+import heapq
+import random
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from hub.data.samples.mix import Mix
+
+MOST_IMBALANCE = 1.05
+"""Cost of the busiest rank over the mean, up to which fewer micro-batches are worth it."""
+
+
+EVEN_ENOUGH = 1.003
+"""Cost of the dearest micro-batch over the mean, from which on they are not made more even."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step."""
+
+    number: int
+    """Counted from 1 over the whole run."""
+
+    epoch: int
+    place: int
+    """Samples of this epoch that came before."""
+
+    counts: tuple[int, ...]
+    """Samples of each source."""
+
+    samples: tuple[int, ...] = ()
+    """Indices into the training set, in which the sources stand one after the other. Empty for a stream."""
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return sum(self.counts)
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int, source: int = 0) -> list[int]:
+    """The order of a source's samples in one pass. Python's own generator: the same on every machine and version."""
+    order = list(range(num_samples))
+    random.Random(f"{seed}/{source}/{epoch}" if source else f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def num_steps(num_samples: int, batch_size: int, num_epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a run. A pass ends with a smaller step when the batch size does not divide it."""
+    per_epoch = -(-num_samples // batch_size)
+    total = max(1, round(per_epoch * num_epochs))
+    return total if max_steps is None else min(total, max_steps)
+
+
+def auto_batch_size(num_samples: int | None) -> int:
+    """The effective batch size of `auto`. None: as many samples as one likes.
+
+    Small data sets need many small steps to be learnt at all; large ones gain from a steadier gradient.
+    """
+    if num_samples is None:
+        return 256
+    return 32 if num_samples < 1000 else 128 if num_samples < 10000 else 256
+
+
+def step_sizes(per_pass: int | None, batch_size: int, total: int) -> Iterator[int]:
+    """Samples of each step of a run. A pass ends with a smaller step when the batch size does not divide it."""
+    whole, rest = divmod(per_pass or batch_size, batch_size)
+    sizes = [batch_size] * whole + [rest] * (rest > 0)
+    for number in range(total):
+        yield sizes[number % len(sizes)]
+
+
+def draw(mix: Mix, batch_size: int, total: int, after: int = 0) -> Iterator[Step]:
+    """How many samples of each source the steps of a run take, or those after step `after`."""
+    epoch = place = 0
+    for number, counts in enumerate(mix.counts(step_sizes(mix.per_pass, batch_size, total)), 1):
+        if number > after:
+            yield Step(number, epoch, place, counts)
+        place += sum(counts)
+        if mix.per_pass is not None and place >= mix.per_pass:
+            epoch, place = epoch + 1, 0
+
+
+def steps(mix: Mix, batch_size: int, total: int, seed: int, after: int = 0) -> Iterator[Step]:
+    """All steps of a run over samples in memory, or those after step `after`."""
+    sizes = [size or 0 for size in mix.sizes]
+    begin = [sum(sizes[:source]) for source in range(len(sizes))]
+    taken = [0] * len(sizes)
+    orders: dict[int, tuple[int, list[int]]] = {}
+
+    def take(source: int) -> int:
+        turn, place = divmod(taken[source], sizes[source])
+        if source not in orders or orders[source][0] != turn:
+            orders[source] = turn, epoch_order(sizes[source], seed, turn, source)
+        taken[source] += 1
+        return begin[source] + orders[source][1][place]
+
+    for step in draw(mix, batch_size, total):
+        if step.number <= after:
+            taken = [before + count for before, count in zip(taken, step.counts, strict=True)]
+            continue
+        chosen = tuple(take(source) for source, count in enumerate(step.counts) for _ in range(count))
+        yield replace(step, samples=chosen)
+
+
+def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.0, least: int = 1) -> list[list[list[int]]]:
+    """Cut one step into micro-batches.
+
+    Args:
+        lengths: tokens of each sample of the step.
+        world: number of ranks.
+        max_tokens: bound of tokens in one micro-batch; no sample may be longer.
+        ratio: cost of one squared token in units of one token's cost (see `cost_ratio`).
+        least: micro-batches on each rank, at least.
+
+    Returns:
+        For each rank its k micro-batches, each a list of positions in `lengths`. k is the same on all ranks; a micro-batch
+        may be empty. Bins of like cost meet in the same micro-batch of the different ranks.
+
+    Raises:
+        ValueError: a sample is longer than the bound.
+    """
+    if lengths and max(lengths) > max_tokens:
+        raise ValueError(f"a sample of {max(lengths)} tokens does not fit into max_tokens={max_tokens}")
+    costs = [length + ratio * length * length for length in lengths]
+    heaviest_first = sorted(range(len(lengths)), key=lambda i: (-costs[i], i))
+    per_rank = max(least, -(-sum(lengths) // (world * max_tokens)))
+    while (bins := _fill(heaviest_first, lengths, costs, world * per_rank, max_tokens)) is None:
+        # Bins that are filled up one by one hold more, but one may cost more than another.
+        tight = _fill_up(heaviest_first, lengths, world * per_rank, max_tokens)
+        if tight is not None and _imbalance(parts := _deal(tight, costs, world), costs) <= MOST_IMBALANCE:
+            return parts
+        per_rank += 1
+    _level(bins, lengths, costs, max_tokens)
+    return _deal(bins, costs, world)
+
+
+def _deal(bins: list[list[int]], costs: Sequence[float], world: int) -> list[list[list[int]]]:
+    """The bins of each rank. Those of like cost meet in the same turn; who gets the dearer one alternates."""
+    bins = sorted(bins, key=lambda positions: -sum(costs[i] for i in positions))
+    parts: list[list[list[int]]] = [[] for _ in range(world)]
+    for turn in range(len(bins) // world):
+        row = bins[turn * world : (turn + 1) * world]
+        for rank, positions in enumerate(row if turn % 2 == 0 else reversed(row)):
+            parts[rank].append(sorted(positions))
+    return parts
+
+
+def _imbalance(parts: list[list[list[int]]], costs: Sequence[float]) -> float:
+    """Cost of the rank that has most to do, over the mean of all. Ranks wait for each other once per step."""
+    totals = [sum(costs[i] for micro in part for i in micro) for part in parts]
+    return max(totals) * len(totals) / sum(totals)
+
+
+def _fill(
+    order: Sequence[int], lengths: Sequence[int], costs: Sequence[float], num_bins: int, max_tokens: int
+) -> list[list[int]] | None:
+    """Longest processing time first: each sample goes to the cheapest bin that has room. None when one finds no room."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    tokens = [0] * num_bins
+    heap = [(0.0, number) for number in range(num_bins)]
+    for i in order:
+        passed_over = []
+        while heap and tokens[heap[0][1]] + lengths[i] > max_tokens:
+            passed_over.append(heapq.heappop(heap))
+        if not heap:
+            return None
+        cost, number = heapq.heappop(heap)
+        bins[number].append(i)
+        tokens[number] += lengths[i]
+        for entry in [*passed_over, (cost + costs[i], number)]:
+            heapq.heappush(heap, entry)
+    return bins
+
+
+def _level(bins: list[list[int]], lengths: Sequence[int], costs: Sequence[float], max_tokens: int) -> None:
+    """Make bins more even: as long as it helps, the dearest one gives a sample to a cheaper one, for another or for nothing."""
+    totals = [sum(costs[i] for i in positions) for positions in bins]
+    tokens = [sum(lengths[i] for i in positions) for positions in bins]
+    mean = sum(totals) / len(totals)
+    for _ in range(4 * len(bins)):
+        high = max(range(len(bins)), key=totals.__getitem__)
+        if totals[high] <= EVEN_ENOUGH * mean:
+            return
+        for low in sorted(range(len(bins)), key=totals.__getitem__):
+            if found := _best_exchange(
+                bins[high], bins[low], totals[high] - totals[low], lengths, costs, max_tokens - tokens[low]
+            ):
+                break
+        else:
+            return
+        given, taken = found
+        for source, target, moved in ((high, low, given), (low, high, taken)):
+            if moved is not None:
+                bins[source].remove(moved)
+                bins[target].append(moved)
+                totals[source], totals[target] = totals[source] - costs[moved], totals[target] + costs[moved]
+                tokens[source], tokens[target] = tokens[source] - lengths[moved], tokens[target] + lengths[moved]
+
+
+def _best_exchange(
+    dear: list[int], cheap: list[int], gap: float, lengths: Sequence[int], costs: Sequence[float], room: int
+) -> tuple[int, int | None] | None:
+    """What to give from the dear bin to the cheap one, and what to take for it, so that their costs come closest."""
+    offers = sorted([(0.0, -1), *((costs[i], i) for i in cheap)])
+    best: tuple[float, int, int] | None = None
+    for i in dear:
+        near = bisect_left(offers, (costs[i] - gap / 2, -1))
+        for cost, j in offers[max(0, near - 1) : near + 1]:
+            moved, fits = costs[i] - cost, lengths[i] - (lengths[j] if j >= 0 else 0) <= room
+            distance = abs(moved - gap / 2)
+            if fits and 0 < moved < gap and (best is None or distance < best[0]):
+                best = (distance, i, j)
+    return (best[1], best[2] if best[2] >= 0 else None) if best else None
+
+
+def _fill_up(order: Sequence[int], lengths: Sequence[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:
+    """Best fit: each sample goes to the fullest bin that has room. None when one finds no room."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    room = [max_tokens] * num_bins
+    for i in order:
+        able = [number for number in range(num_bins) if room[number] >= lengths[i]]
+        if not able:
+            return None
+        number = min(able, key=lambda number: (room[number], number))
+        bins[number].append(i)
+        room[number] -= lengths[i]
+    return bins
+
+
+def cost_ratio(num_layers: int, hidden_size: int, num_parameters: int) -> float:
+    """Cost of attention over a sample, per squared token, in units of one token's matrix products.
+
+    Matrix products take 2 P operations per token, causal attention 2 L H n^2 per sample of n tokens.
+    """
+    return num_layers * hidden_size / max(1, num_parameters)

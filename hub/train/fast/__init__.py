@@ -1,1 +1,0 @@
-"""Fast ways through a model on a GPU, how much of its memory they take, and what is chosen for a run."""

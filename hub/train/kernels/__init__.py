@@ -1,0 +1,1 @@
+"""GPU optimizations of a model's forward and backward pass."""

@@ -1,0 +1,60 @@
+"""How much of what the GPUs could do a run makes use of: model FLOPs utilization.
+
+Chowdhery et al., "PaLM" (arXiv 2204.02311), appendix B, without its term for attention.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from hub.config.schema import ModelConfig
+from hub.models.load import load_config
+
+PEAK_FLOPS = {
+    "NVIDIA B200": 2250e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA A10": 125e12,
+}
+"""Dense products of bfloat16 matrices, operations per second, from NVIDIA's data sheets. By the name that the driver gives."""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Operations per second that a GPU could do; None where that is not known."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
+
+
+def flops_per_token(cfg: ModelConfig, path: Path, num_trained: int) -> float | None:
+    """Operations that a token takes: 4 for each weight that it is multiplied with, and 2 more for each that trains.
+
+    Attention itself and recomputed activations are not counted.
+
+    Args:
+        cfg: of the model.
+        path: its folder. It is built without weights, so that quantised and shared-out ones are counted as they are.
+        num_trained: parameters that train.
+
+    Returns:
+        None for a mixture of experts, of which a token meets only some.
+    """
+    config = load_config(cfg, path)
+    if any(getattr(config.get_text_config(), name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return None
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    looked_up = [embedding] if head is not embedding else []
+    looked_up += [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.weight is not embedding]
+    num = int(sum(p.numel() for p in model.parameters() if p.ndim > 1) - sum(weight.numel() for weight in looked_up))
+    return 4.0 * num + 2.0 * min(num_trained, num)

@@ -1,0 +1,1 @@
+"""Objectives: the value that training lowers, as weights of loss tokens."""

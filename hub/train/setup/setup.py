@@ -1,0 +1,107 @@
+"""What every algorithm does before it builds its model: join the group, find the weights, read and tokenise the data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hub.config.schema import WORK_ON_SHARES, ModelConfig, RunConfig
+from hub.data.prepare import Prepared, keep_large, prepare
+from hub.errors import ConfigError
+from hub.models.load import load_causal_lm, load_config, load_tokenizer, num_parameters
+from hub.models.safety import not_heeded
+from hub.models.weights import local_weights
+from hub.parallel.choose import choose_strategy
+from hub.parallel.group import barrier
+from hub.parallel.session import Session, start_session
+from hub.run import Run
+from hub.train.setup.samples import Supply, make_supply
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a training run has before its model."""
+
+    cfg: RunConfig
+    run: Run
+    session: Session
+    base_path: Path
+    """Local folder of the base weights."""
+
+    tokenizer: Any
+    data: Prepared
+    supply: Supply
+    """Gives the steps their samples."""
+
+    def load_model(self, dtype: torch.dtype, quantization: Any = None, frozen: bool = False, whole: str | None = None) -> Any:
+        """The base model in training mode, where the strategy wants it before `fit` places it.
+
+        Args:
+            dtype: type of the weights.
+            quantization: a transformers quantisation config, or None.
+            frozen: whether the weights stay as they are while something small (an adapter) learns.
+            whole: an option that needs all weights on each process.
+
+        Raises:
+            ConfigError: the weights would be shared out, and something asked for does not work with that.
+        """
+        launch, session = self.cfg.launch, self.session
+        if launch.strategy == "split":
+            self.run.write_plan(strategy="split", strategy_because="asked for")
+            return load_causal_lm(self.cfg.model, self.base_path, "balanced", dtype, quantization)
+        several = session.group.world > 1
+        shape = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
+        strategy, why = choose_strategy(launch, session.group, shape, 0.0 if frozen else 1.0, session.compute_dtype)
+        if getattr(quantization, "load_in_8bit", False) and strategy.name == "fsdp":
+            raise ConfigError(
+                "launch.strategy=fsdp can't share out 8-bit weights. Type algo.load_in_4bit=true algo.load_in_8bit=false, "
+                "or launch.strategy=ddp"
+            )
+        if whole and strategy.shares_weights:
+            raise ConfigError(f"{whole} needs all weights on each process ({why}). Leave it out, or type launch.strategy=ddp")
+        if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARES:
+            raise ConfigError(
+                f"algo.optimizer={self.cfg.algo.optimizer} can't work on shares of weights (launch.strategy={strategy.name}). "
+                "Type algo.optimizer=adamw"
+            )
+        session.strategy = strategy
+        self.run.write_plan(strategy=strategy.name, strategy_because=why)
+        if session.group.world > 1:
+            self.run.say(f"strategy {strategy.name} ({why})")
+        device = torch.device("cpu") if strategy.shares_weights else session.device
+        return load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
+
+
+def set_up(cfg: RunConfig, run: Run) -> Setup:
+    """Do all that; say and write into plan.json what was found.
+
+    Raises:
+        HubError: no such model, no chat template, bad data.
+    """
+    session = start_session(cfg, run)
+    path = find_weights(cfg.model, run, session)
+    tokenizer = load_tokenizer(cfg, path)
+    positions = getattr(load_config(cfg.model, path).get_text_config(), "max_position_embeddings", None)
+    if session.group.world > 1:
+        if session.group.local_rank == 0:
+            keep_large(cfg, tokenizer, positions, path, run.say)
+        barrier()
+    data = prepare(cfg, tokenizer, positions, path, run.say)
+    run.write_plan(base_model_path=str(path), data=data.report)
+    for line in data.lines:
+        run.say(line)
+    return Setup(cfg, run, session, path, tokenizer, data, make_supply(cfg, data, session.group, path))
+
+
+def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:
+    """Local folder of the base weights. One process per machine fetches or converts; the others wait and then find them."""
+    if session.group.local_rank == 0:
+        path = local_weights(cfg, run.say)
+        for line in not_heeded(path, cfg.trust_remote_code):
+            run.say(line)
+        barrier()
+    else:
+        barrier()
+        path = local_weights(cfg, lambda text: None)
+    return path

@@ -1,0 +1,225 @@
+"""The command line as its users see it. In this process wherever no worker is needed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import hub as package
+from hub.cli.main import VERBS
+
+TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
+LONG = (*TINY, "algo.max_steps=100000", "algo.num_epochs=100000")
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hub", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(what, seconds: float = 90.0):
+    """Poll until `what()` is true, and return that."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Processes that have this folder on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(folder).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def run_folder(folder: Path) -> Path | None:
+    return next((path.parent for path in folder.glob("runs/*/run.yaml") if not path.parent.is_symlink()), None)
+
+
+def test_no_argument_says_what_to_type(hub):
+    said = hub()
+    assert said.code == 0
+    assert said.err == ""
+    for word in ("lora_sft", "sft", "llama3_8b", "smollm2_135m", "python -m hub --help"):
+        assert word in said.out
+    assert said.out.count("  python -m hub algo=") == 3
+
+
+def test_every_example_of_the_overview_is_right(hub, tmp_path):
+    (tmp_path / "chats.jsonl").write_text('{"prompt": "Hi", "completion": "Ho"}\n' * 40)
+    examples = [line.split()[3:] for line in hub().out.splitlines() if line.startswith("  python -m hub algo=")]
+    assert len(examples) == 3
+    for words in examples:
+        assert "can't run" not in hub("show", *words).out
+
+
+def test_help_lists_verbs_algorithms_models_groups_and_flags(hub):
+    said = hub("--help")
+    assert said.code == 0
+    for word in (*VERBS, "lora_sft", "qlora_sft", "llama3_8b", "launch=", "track=", "experiment=", "--multirun"):
+        assert word in said.out
+    assert hub("-h").out == hub("train", "--help").out == said.out
+
+
+def test_version(hub):
+    assert hub("--version").out.strip() == package.__version__
+
+
+def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
+    said = hub("plugins")
+    assert said.code == 0
+    for text in ("hub-sft 0.1.0", "hub-lora-sft 0.1.0", "hub_config_dir", "algo=lora_sft", "backend native of sft"):
+        assert text in said.out
+    assert hub("plugins", "algo=sft").problems == ["hub plugins takes no options, but got algo=sft"]
+
+
+def test_show_prints_value_origin_and_meaning_of_each_option(hub):
+    said = hub("show", "algo=qlora_sft", "model=llama3_8b", "algo.target_modules=[q_proj,v_proj]", "data.path=a[b].jsonl")
+    lines = {line.split()[0]: line for line in said.out.splitlines() if line.startswith(("algo.", "model.", "data."))}
+    assert said.code == 0
+    assert "conf/model/llama3_8b.yaml" in lines["model.path"]
+    assert "plugin lora_sft: conf/algo/qlora_sft.yaml" in lines["algo.load_in_4bit"]
+    assert " default " in lines["algo.lora_r"]
+    assert "Rank of the adapters" in lines["algo.lora_r"]
+    assert "[q_proj,v_proj]" in lines["algo.target_modules"]
+    assert "command line" in lines["algo.target_modules"]
+    assert "a[b].jsonl" in lines["data.path"]
+
+
+def test_show_says_what_would_be_refused(hub):
+    said = hub("show", "algo=sft", "algo.learning_rate=0")
+    assert said.code == 0
+    assert "This can't run yet" in said.out
+    for text in ("algo.learning_rate=0.0 is not allowed", "No model is chosen", "No training data is given"):
+        assert text in said.out
+
+
+def test_show_names_the_file_of_a_preset_of_ones_own(hub, tmp_path):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/small.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /algo: qlora_sft\n  - override /model: tiny\nalgo:\n  lora_r: 4\n"
+    )
+    said = hub("show", "--config-dir", "mine", "experiment=small", "algo.seed=3")
+    lines = {line.split()[0]: line for line in said.out.splitlines() if line}
+    assert "mine/experiment/small.yaml" in lines["algo.lora_r"]
+    assert "conf/algo/qlora_sft.yaml" in lines["algo.load_in_4bit"]
+    assert "conf/model/tiny.yaml" in lines["model.path"]
+    assert "command line" in lines["algo.seed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["sho"], f"sho: there is no such verb. Allowed: {', '.join(VERBS)}. Did you mean show?"),
+        (
+            ["--halp"],
+            "--halp: there is no such flag. Allowed: --help, --version, --multirun, --config-dir, --json. Did you mean",
+        ),
+        (["--config-dir"], "argument --config-dir: expected one argument"),
+        (["--config-dir", "nowhere", "algo=sft"], "--config-dir nowhere: there is no such folder"),
+        (["algo=sft", "show"], "can't read 'show': options are written NAME=VALUE, and a verb comes first"),
+        (["show", "--multirun"], "--multirun goes with training only, not with show"),
+        (["--multirun", *TINY], "--multirun but no option has several values. Type e.g. algo.learning_rate=1e-4,2e-4"),
+    ],
+)
+def test_a_wrong_command_line_is_one_clear_line_and_exit_code_2(hub, words, text):
+    said = hub(*words)
+    assert said.code == 2
+    assert len(said.problems) == 1
+    assert said.problems[0].startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("swept", "problems"),
+    [
+        (["algo.lora_r=8,x"], ["algo.lora_r=x is not allowed. Allowed: a whole number"]),
+        (["algo.lora_r=8,0"], ["algo.lora_r=0 is not allowed. Allowed: a number at least 1"]),
+        (["algo.max_steps=9,3", "algo.warmup_steps=2,5"], ["algo.warmup_steps=5 is not shorter than the run"]),
+        (["algo=lora_sft,sft", "algo.lora_r=8,16"], ["algo.lora_r: this algorithm has no such option"]),
+        (["model=tiny,tinny"], ["model=tinny: there is no such preset. Did you mean tiny?"]),
+        (["model=tiny,null"], ["model: null can't be one of several choices. Type model=tiny"]),
+        (["data.path=a.jsonl,b.jsonl"], ["data.path=a.jsonl: there is no such", "data.path=b.jsonl: there is no such"]),
+        (["output_dir=a,b"], ["output_dir can't be swept"]),
+        (["algo.lora_r=1,2", "hydra/launcher=nope"], ["In 'hydra/config': Could not find 'hydra/launcher/nope'"]),
+        (["algo.lora_r=interval(1,9)"], ["BasicSweeper does not support sweep type : INTERVAL_SWEEP"]),
+    ],
+)
+def test_a_sweep_finds_a_failing_value_before_its_first_run(hub, tmp_path, swept, problems):
+    said = hub("--multirun", *TINY, *swept)
+    assert said.code == 2
+    assert len(said.problems) == len(problems)
+    for line, text in zip(said.problems, problems, strict=True):
+        assert line.startswith(text)
+    assert not list(tmp_path.glob("runs/sweep*"))
+
+
+@pytest.mark.usefixtures("warm_python_here")
+def test_a_run_that_fails_in_a_sweep_is_told_and_does_not_stop_the_others(tmp_path):
+    process = start(tmp_path, "--multirun", *TINY, "algo.max_steps=1", "run_name=try", "algo.target_modules=[nope],[q_proj]")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "hub: run 0 failed: algo.target_modules: no linear layer is called nope." in err
+    assert "Traceback" not in out + err
+    first, second = (json.loads((tmp_path / f"runs/try/{n}/result.json").read_text()) for n in (0, 1))
+    assert (first["status"], second["status"]) == ("failed", "completed")
+    table = out[out.index("run  ") :].splitlines()
+    assert table[0].split()[:5] == ["run", "algo.target_modules", "status", "train_loss", "eval_loss"]
+    assert table[1].split() == ["0", "[nope]", "failed"]
+    assert table[2].split()[:4] == ["1", "*", "[q_proj]", "completed"]
+    assert (tmp_path / "runs/latest").resolve() == tmp_path / "runs/try"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_ends_all_processes_saves_the_model_and_the_run_folder_says_so(tmp_path, processes):
+    process = start(tmp_path, *LONG, f"launch.nproc_per_node={processes}")
+    folder = wait_for(lambda: run_folder(tmp_path))
+    wait_for(lambda: (folder / "metrics.jsonl").is_file())
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert len(err.splitlines()) == 1
+    assert err.startswith("hub: stopped by SIGTERM after step ")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    assert result["num_steps"] >= 1
+    assert Path(result["model_path"], "adapter_config.json").is_file()
+    wait_for(lambda: not processes_of(folder), 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_right_after_the_start_is_not_lost(tmp_path, number):
+    process = start(tmp_path, *LONG)
+    folder = wait_for(lambda: run_folder(tmp_path))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    wait_for(lambda: not processes_of(folder), 20)
+
+
+def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
+    process = start(tmp_path, *LONG, "launch.nproc_per_node=2")
+    folder = wait_for(lambda: run_folder(tmp_path))
+    wait_for(lambda: len(processes_of(folder)) == 3)  # the agent and two workers
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    wait_for(lambda: not processes_of(folder), 40)
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"

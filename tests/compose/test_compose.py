@@ -1,0 +1,164 @@
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from hub import AlgoConfig, ConfigError
+from hub.compose.compose import compose, groups, origins
+
+
+def problems(*overrides: str, **values: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compose(*overrides, **values)  # type: ignore[arg-type]
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("modle=tiny", "modle: there is no such option. Did you mean model?"),
+        ("outputdir=x", "outputdir: there is no such option. Did you mean output_dir?"),
+        ("foo=1", "foo: there is no such option. python -m hub show algo=NAME lists all."),
+        ("+foo=1", "foo: there is no such option."),
+        ("lora_r=8", "lora_r: there is no such option. Did you mean algo.lora_r?"),
+        ("algo=sft lora_r=8", "lora_r: this algorithm has no such option; algo.lora_r is of algo=lora_sft"),
+        ("algo=lora_sft epochs=3", "epochs: there is no such option. Did you mean algo.num_epochs?"),
+        ("algo=lora_sft algo.lora=8", "algo.lora: there is no such option. Did you mean algo.lora_r?"),
+        ("algo=sft model.pth=x", "model.pth: there is no such option. Did you mean model.path?"),
+        ("algo=sft datta.path=x", "datta.path: there is no such option. Did you mean data.path?"),
+        ("algo.lora_r=8", "algo.lora_r: choose the algorithm first. Type algo=NAME, one of: lora_sft"),
+        ("algo=sft algo.lora_r=8", "algo.lora_r: this algorithm has no such option; algo.lora_r is of algo=lora_sft"),
+        ("algo=lora", "algo=lora: there is no such algorithm. Did you mean lora_sft or qlora_sft?"),
+        ("algo=ppo", "algo=ppo: there is no such algorithm. Installed: lora_sft, osft, sft."),
+        ("model=llama3_8", "model=llama3_8: there is no such preset. Did you mean llama3_8b"),
+        ("model=zzz", "model=zzz: there is no such preset. Allowed: deepseek_v2_lite, gemma2_9b,"),
+        ("model=org/name", "model=org/name: there is no such preset. For a file, a folder or an id of the model hub"),
+        ("data=a.jsonl", "data=a.jsonl: there is no such preset. For a file, a folder or an id of the model hub"),
+        ("launch=locla", "launch=locla: there is no such preset. Did you mean local?"),
+        ("algo=[sft,lora_sft]", "algo=[sft,lora_sft]: name one preset. Type algo=NAME, and algo.OPTION=VALUE"),
+        ("model={path:x}", "model={path:x}: name one preset."),
+        ("algo@x=sft", "algo@x: a choice can't be put elsewhere. Type algo=sft"),
+        ("~model.path", "~model.path: an option can't be removed. Type model.path=VALUE or leave it out"),
+        ("hydra.run.dir=x", "hydra.run.dir: Hydra's own options are for sweeps. Add --multirun, or leave it out"),
+        ("algo=sft,lora_sft", "algo=sft,lora_sft has several values. Add --multirun for a run with each"),
+        ("data.path=a,b", "data.path=a,b has several values. Add --multirun for a run with each; a list is written"),
+        ("algo=lora_sft algo.lora_r=x", "algo.lora_r=x is not allowed. Allowed: a whole number"),
+        ("algo=lora_sft algo.lora_r=8.5", "algo.lora_r=8.5 is not allowed. Allowed: a whole number"),
+        ("algo=lora_sft algo.lora_r=null", "algo.lora_r=null is not allowed. Allowed: a whole number"),
+        ("algo=lora_sft algo.use_dora=maybe", "algo.use_dora=maybe is not allowed. Allowed: true or false"),
+        ("algo=sft algo.learning_rate=", "algo.learning_rate= is not allowed. Allowed: a number"),
+        ("algo=sft algo.effective_batch_size=1.5", "algo.effective_batch_size=1.5 is not allowed. Allowed: a whole"),
+        ("algo=sft algo.max_steps=many", "algo.max_steps=many is not allowed. Allowed: a whole number or null"),
+        ("data.path=[a,b]", "data.path=[a,b] is not allowed. Allowed: a text"),
+        ("data.path=???", "data.path=??? is not allowed. Allowed: a text"),
+        ("data.path=${nope}", "Interpolation key 'nope' not found"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_with_the_nearest_words(words, text):
+    found = problems(*words.split())
+    assert found[0].startswith(text)
+    assert all("\n" not in line for line in found)
+
+
+def test_all_mistakes_are_found_at_once_and_only_real_ones():
+    found = problems(
+        "algo=lora_sft", "model=tinny", "algo.lora_r=x", "algo.lora_alpha=0", "data.eval_fraction=7",
+        "launch.mode=proces", "algo.lr=1", "data.path=a.jsonl",
+    )  # fmt: skip
+    assert [line.split(":")[0].split("=")[0] for line in found] == [
+        "model", "algo.lora_r", "algo.lr", "algo.lora_alpha", "data.eval_fraction", "launch.mode",
+    ]  # fmt: skip
+
+
+def test_options_of_an_unknown_algorithm_are_not_called_unknown():
+    assert len(problems("algo=ppo", "algo.clip=0.2", "model=tiny", "data=tiny")) == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["experiment=null", "model=null", "algo=null", "~algo", "launch=null", "model=tiny model=null"]
+)
+def test_nothing_can_be_chosen(words):
+    cfg = compose("algo=sft", *words.split())
+    assert cfg.model.path == ""
+    assert (type(cfg.algo) is AlgoConfig) == ("algo" in words)
+    assert "model.path" not in origins("algo=sft", *words.split())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my chats.jsonl", "chats (1).jsonl", "O'Brien.jsonl", "a=b.jsonl", "größe.jsonl", 'a"b.jsonl', "a\\",
+        "#1.jsonl", "{x}.jsonl", "1e5", "007", "true",
+    ],
+)  # fmt: skip
+def test_a_text_is_taken_as_it_was_typed(name):
+    assert compose(f"data.path={name}").data.path == name
+    assert compose(values={"data": {"path": name}}).data.path == name
+
+
+def test_quotes_lists_numbers_and_interpolations_are_hydras():
+    cfg = compose(
+        "algo=lora_sft", 'data.path="a,b.jsonl"', "algo.target_modules=[q_proj, v_proj]", "algo.learning_rate=1e-3",
+        "++algo.lora_r=4", "model.path=${data.path}", "algo.max_grad_norm=null",
+    )  # fmt: skip
+    assert cfg.data.path == cfg.model.path == "a,b.jsonl"
+    assert (cfg.algo.target_modules, cfg.algo.learning_rate, cfg.algo.lora_r) == (["q_proj", "v_proj"], 1e-3, 4)
+    assert cfg.algo.max_grad_norm is None
+
+
+def test_nested_values_come_last_and_are_checked_like_overrides():
+    values = {"algo": {"lora_r": 4, "target_modules": ["q_proj"]}, "output_dir": "there"}
+    cfg = compose("algo=lora_sft", "algo.lora_r=8", values=values)
+    assert (cfg.algo.lora_r, cfg.algo.target_modules, cfg.output_dir) == (4, ["q_proj"], "there")
+    wrong = {"algo": {"lora_r": "x", "use_dora": 7.5}, "data": {"pth": "x"}}
+    found = problems("algo=lora_sft", values=wrong)
+    assert [line.split()[0] for line in found] == ["algo.lora_r=x", "algo.use_dora=7.5", "data.pth:", "No"]  # model
+
+
+def test_presets_of_ones_own_come_first_and_their_mistakes_are_one_line(tmp_path):
+    files = {
+        "model/mine.yaml": "path: a/b\n",
+        "model/badkey.yaml": "pth: a/b\n",
+        "model/broken.yaml": "path: [a\nfoo: }\n",
+        "model/tiny.yaml": "path: tiny:qwen3\n",
+        "algo/noalgo.yaml": "lora_r: 4\n",
+        "algo/low.yaml": "defaults: [lora_sft]\nlora_r: 4\n",
+        "algo/badvalue.yaml": "defaults: [lora_sft]\nlora_r: four\n",
+        "experiment/bad.yaml": "# @package _global_\ndefaults:\n  - override /model: nope\n",
+        "recipe/short.yaml": "# @package _global_\nalgo:\n  max_steps: 3\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    here = str(tmp_path)
+    assert compose("model=mine", config_dir=here).model.path == "a/b"
+    assert compose("model=tiny", config_dir=here).model.path == "tiny:qwen3"
+    assert compose("algo=low", config_dir=here).algo.lora_r == 4
+    assert groups(here)["recipe"] == ["short"]
+    for word in ("recipe=short", "+recipe=short"):  # a group that the hub does not know
+        assert compose("algo=sft", word, config_dir=here).algo.max_steps == 3
+    for word, text in {
+        "model=badkey": "In 'model/badkey': ConfigKeyError raised while composing config: Key 'pth' not in",
+        "model=broken": "while parsing a flow sequence",
+        "algo=noalgo": "In 'algo/noalgo': ConfigKeyError raised while composing config: Key 'lora_r' not in",
+        "algo=badvalue": "In 'algo/badvalue': ValidationError raised while composing config: Value 'four'",
+        "experiment=bad": "In 'config': Could not find 'model/nope'",
+    }.items():
+        found = problems(word, config_dir=here)
+        assert found[0].startswith(text)
+        assert "\n" not in found[0]
+
+
+def test_a_preset_without_its_algorithm_says_what_its_file_needs(tmp_path):
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo/fast.yaml").write_text("learning_rate: 1e-3\n")
+    (line, *_) = problems("algo=fast", config_dir=str(tmp_path))
+    assert line.startswith("algo=fast: this preset names no algorithm. Its file must begin with: defaults: [NAME], one of:")
+
+
+def test_a_hydra_app_around_us_keeps_its_state():
+    around = object()
+    GlobalHydra.instance().hydra = around  # type: ignore[assignment]
+    try:
+        compose("algo=sft")
+        assert GlobalHydra.instance().hydra is around
+    finally:
+        GlobalHydra.instance().hydra = None

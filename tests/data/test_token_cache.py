@@ -1,0 +1,120 @@
+"""Large sources are encoded by several processes and kept; what is read back is what a single process makes."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+
+from hub.config.data import DataConfig
+from hub.config.schema import ModelConfig, RunConfig
+from hub.data import token_cache as kept
+from hub.data.samples.mix import sources_of
+from hub.data.token_cache import encoded_rows, key_of
+from hub.errors import DataError
+from hub.plugins.registry import registry
+from hub.testing import tiny_model_path, write_chats
+
+pytestmark = pytest.mark.usefixtures("warm_python")
+
+
+@pytest.fixture
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model_path("llama"))
+
+
+@pytest.fixture
+def rows_of(tmp_path, monkeypatch, tokenizer, request):
+    """Encodes tmp_path/chats.jsonl, and says what was told."""
+    monkeypatch.setenv("HUB_CACHE", str(tmp_path / "cache"))
+    num_processes = getattr(request, "param", 1)
+    monkeypatch.setattr(kept, "SMALL_BYTES", 1)
+    monkeypatch.setattr(kept, "num_cores", lambda: num_processes)
+    write_chats(tmp_path / "chats.jsonl", num_rows=30)
+
+    def encode(limit=60, beside=True, **options):
+        cfg = RunConfig(
+            algo=registry().algorithm("sft").config(),
+            model=ModelConfig(path="tiny:llama"),
+            data=DataConfig(path=str(tmp_path / "chats.jsonl"), **options),
+        )
+        said: list[str] = []
+        path = tiny_model_path("llama") if beside else None
+        rows = encoded_rows(cfg, sources_of(cfg.data)[0], tokenizer, limit, path, said.append)
+        return list(rows), said
+
+    return encode
+
+
+@pytest.mark.parametrize("rows_of", [2], indirect=True)
+def test_several_processes_make_what_one_makes_in_the_order_of_the_rows(rows_of, tmp_path):
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        file.write("{oops\n")
+    options = {"on_long": "split", "on_bad_row": "skip"}
+    one, said = rows_of(beside=False, **options)
+    assert not said
+    several, said = rows_of(**options)
+    assert "with 2 process(es)" in said[0]
+    again, said = rows_of(**options)
+    assert not said
+    assert len(one) == 31
+    for found in (several, again):
+        for items, expected in zip(found, one, strict=True):
+            for item, other in zip(items, expected, strict=True):
+                assert item._replace(sample=None) == other._replace(sample=None)
+                if item.sample is not None:
+                    assert np.array_equal(item.sample.input_ids, other.sample.input_ids)
+                    assert np.array_equal(item.sample.loss_mask, other.sample.loss_mask)
+
+
+def test_the_name_of_what_is_kept_changes_with_all_that_it_depends_on(tmp_path, tokenizer):
+    chats = write_chats(tmp_path / "chats.jsonl", num_rows=30)
+
+    def key(limit=60, **options):
+        cfg = RunConfig(data=DataConfig(path=str(chats), **options))
+        return key_of(cfg, sources_of(cfg.data)[0], tokenizer, limit)
+
+    first = key()
+    text = chats.read_text()
+    chats.write_text(text.replace("assistant", "ASSISTANT", 1))
+    keys = [first, key(), key(61)]
+    chats.write_text(text)
+    keys += [key(loss_on="last"), key(on_long="split"), key(on_bad_row="skip"), key(format="messages"), key(block_size=64)]
+    assert key(text_column="x") not in keys
+    assert key(shuffle_window=7) == key() == first
+    tokenizer.chat_template += " "
+    keys.append(key())
+    tokenizer.add_tokens(["something"])
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_bad_row_is_told_and_nothing_is_kept(rows_of, tmp_path):
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": []}) + "\n")
+    with pytest.raises(DataError, match=r"chats\.jsonl:31: messages is empty"):
+        rows_of()
+    assert not list((tmp_path / "cache/data").glob("*/rows"))
+
+
+def test_what_was_not_used_for_long_is_removed(rows_of, tmp_path):
+    old, young = (tmp_path / "cache/data" / name / "rows" for name in ("old", "young"))
+    for file, days in ((old, 31), (young, 29)):
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (0, time.time() - days * 86400))
+    rows_of()
+    assert not old.parent.exists()
+    assert young.exists()
+    assert len(list((tmp_path / "cache/data").glob("*/rows"))) == 2
+
+
+def test_a_large_source_says_how_far_it_is_and_that_a_stream_would_not_wait(rows_of, monkeypatch):
+    monkeypatch.setattr(kept, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(kept, "LONG_BYTES", 1)
+    _, said = rows_of()
+    assert said[0].endswith("data.streaming=true")
+    assert said[-1] == "tokenised 30 rows"

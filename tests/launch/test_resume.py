@@ -1,0 +1,165 @@
+"""A killed run that is resumed ends bit for bit as the one that was not killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hub import ConfigError, compose
+from hub.launch.launcher import launch
+from hub.launch.preflight import prepare
+from hub.launch.resume import open_run, recall
+from hub.plugins.registry import ASKED_FOR
+from hub.run import Result, read_metrics
+from hub.testing import write_chats
+
+pytestmark = pytest.mark.usefixtures("warm_python")
+
+# Dropout draws random numbers in every step; the data ends in the middle of an epoch, with a smaller step in between.
+NUM_STEPS = 200 if torch.cuda.is_available() else 40  # enough that a run does not end before it is killed
+OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.num_epochs=999",
+           "algo.lora_dropout=0.1", f"algo.max_steps={NUM_STEPS}", "algo.save_every_steps=3", "algo.eval_every_steps=5",
+           "algo.deterministic=true"]  # fmt: skip
+
+
+def run(folder: Path, *more: str) -> Result:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hub", *more, f"output_dir={folder}"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return Result.read(folder / "latest" / "result.json")
+
+
+def kill_after(python: str, folder: Path, num_lines: int, *more: str) -> None:
+    """Start a run and kill all its processes once it has logged so many steps."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [python, "-m", "hub", *more, f"output_dir={folder}"]
+    parent = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(folder / "latest" / "metrics.jsonl")) < num_lines and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and str(folder) in cmdline(pid)]
+    for pid in [*workers, parent.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    parent.wait()
+
+
+def cmdline(pid: str) -> str:
+    try:
+        text = Path("/proc", pid, "cmdline").read_bytes().decode()
+    except OSError:
+        return ""
+    return text if "hub.launch.worker" in text or "hub.launch.elastic" in text else ""
+
+
+def same(one: Result, other: Result) -> None:
+    first, second = (load_file(result.model_path / "adapter_model.safetensors") for result in (one, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    keys = ("step", "epoch", "loss", "learning_rate", "grad_norm", "num_tokens", "num_loss_tokens", "eval_loss")
+    lines = [[{key: line.get(key) for key in keys} for line in result.metrics] for result in (one, other)]
+    assert lines[0] == lines[1]
+    for key in ("num_steps", "train_loss", "eval_loss_before", "eval_loss"):
+        assert getattr(one, key) == getattr(other, key)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if torch.cuda.is_available() else ["float32"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path, warm_python, processes, dtype):
+    if 0 < torch.cuda.device_count() < processes:
+        pytest.skip(f"needs {processes} GPUs")
+    options = [*OPTIONS, f"launch.nproc_per_node={processes}", f"model.dtype={dtype}"]
+    whole = run(tmp_path / "whole", *options)
+    kill_after(warm_python, tmp_path / "killed", 8, *options)
+    assert not (tmp_path / "killed" / "latest" / "result.json").exists(), "the run ended before it was killed"
+    # Once with the same options, once with none: what the run was asked for is in its folder.
+    resumed = run(tmp_path / "killed", *(options if processes == 1 else []), f"resume={tmp_path / 'killed' / 'latest'}")
+    same(whole, resumed)
+
+
+def test_the_reason_for_the_backend_stays_when_a_run_goes_on(tmp_path):
+    cfg, backend, why = prepare(compose("launch=inline", f"output_dir={tmp_path}", *OPTIONS))
+    run = open_run(cfg, why)
+    run.write_plan(backend=backend.name)
+    assert run.plan()["backend_because"] == why != ASKED_FOR
+    again, _, named = prepare(recall(compose(f"resume={run.path}")))
+    assert named == ASKED_FOR
+    assert open_run(again, named).plan()["backend_because"] == why
+    run.write_plan(backend="another")
+    assert open_run(again, named).plan()["backend_because"] == ASKED_FOR
+
+
+def inline(tmp_path, *more: str):
+    return launch(compose("launch=inline", f"output_dir={tmp_path}", *OPTIONS, *more))
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A run that was stopped by a signal after its seventh step."""
+    from hub.errors import Interrupted
+    from hub.train import loop
+
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 7 else None)
+        with pytest.raises(Interrupted):
+            inline(tmp_path)
+    return tmp_path / "latest"
+
+
+def test_a_signal_leaves_a_checkpoint_of_the_step_at_which_it_stopped(stopped):
+    result = Result.read(stopped / "result.json")
+    assert result.status == "interrupted"
+    assert result.num_steps == 7
+    assert result.model_path == (stopped / "checkpoints/step-00000007/model").resolve()
+    assert (result.model_path / "adapter_model.safetensors").is_file()
+    assert f"python -m hub resume={stopped.resolve()}" in result.error
+
+
+def test_changed_options_are_refused_with_what_differs_unless_told_otherwise(tmp_path, stopped):
+    with pytest.raises(ConfigError) as caught:
+        inline(tmp_path, "resume=latest", "algo.lora_alpha=8", "algo.seed=7", "algo.keep_checkpoints=5")
+    assert "algo.lora_alpha: 32.0 then, 8.0 now" in caught.value.problems
+    assert "algo.seed: 42 then, 7 now" in caught.value.problems
+    assert len(caught.value.problems) == 3
+    assert inline(tmp_path, "resume=latest", "algo.weight_decay=0.1", "resume_with_changes=true").num_steps == NUM_STEPS
+
+
+def test_changed_data_is_refused(tmp_path, monkeypatch):
+    from hub.errors import Interrupted
+    from hub.train import loop
+
+    chats = write_chats(tmp_path / "chats.jsonl", num_rows=64)
+    options = [option for option in OPTIONS if not option.startswith(("data", "algo.eval"))] + [f"data.path={chats}"]
+    make = [f"output_dir={tmp_path}", "launch=inline", *options]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            launch(compose(*make))
+    lines = chats.read_text().splitlines()
+    chats.write_text("\n".join([*lines[1:], lines[0]]) + "\n")
+    with pytest.raises(ConfigError, match=r"the training data .* changed since the run began"):
+        launch(compose(*make, "resume=latest"))
+
+
+def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
+    with pytest.raises(ConfigError, match="is no run folder"):
+        inline(tmp_path, "resume=nowhere")
+    (stopped / "checkpoints/step-00000007/trainable.safetensors").write_bytes(b"")
+    assert inline(tmp_path, "resume=latest").num_steps == NUM_STEPS
+    with pytest.raises(ConfigError, match="this run is complete"):
+        inline(tmp_path, "resume=latest")
+
+
+def test_options_beside_a_resume_without_algorithm_are_not_dropped_in_silence(tmp_path, stopped):
+    with pytest.raises(ConfigError, match=r"data\.max_seq_len, track\.project can't be set"):
+        launch(compose(f"resume={stopped}", "data.max_seq_len=64", "track.project=other", f"output_dir={tmp_path}"))
+    assert launch(compose(f"resume={stopped}", "launch.mode=inline")).num_steps == NUM_STEPS

@@ -1,0 +1,94 @@
+"""Resume in the middle of a pass, with several sources and with streams, on the same and another number of processes."""
+
+import json
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hub import ConfigError, HubError, Interrupted, compose
+from hub.launch.launcher import launch
+from hub.run import Result
+from hub.testing import write_chats
+from hub.train import loop
+
+pytestmark = pytest.mark.usefixtures("warm_python")
+
+OPTIONS = ["algo=lora_sft", "model=tiny", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.lora_dropout=0.1",
+           "algo.effective_batch_size=10", "algo.max_steps=9", "data.max_seq_len=110", "algo.deterministic=true"]  # fmt: skip
+STREAM = ["data.streaming=true", "data.shuffle_window=16"]
+
+
+@pytest.fixture
+def options(tmp_path, request):
+    own, general = (
+        write_chats(tmp_path / f"{name}.jsonl", num_rows=rows, seed=rows) for name, rows in (("own", 40), ("rest", 90))
+    )
+    data = {
+        "mix": [f"data.mix=[{{path: {own}, weight: 0.7}}, {{path: {general}, weight: 0.3}}]"],
+        "stream": [f"data.path={general}", *STREAM],
+        "mix of streams": [f"data.mix=[{{path: {own}, weight: 0.7}}, {{path: {general}, weight: 0.3}}]", *STREAM],
+    }
+    return [*OPTIONS, *data[request.param]]
+
+
+def run(folder, *options: str) -> Result:
+    return launch(compose(f"output_dir={folder}", *options))
+
+
+def stopped(folder, monkeypatch, *options: str) -> None:
+    """A run that a signal ended after its fourth step."""
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == 4 else None)
+        with pytest.raises(Interrupted):
+            run(folder, "launch=inline", *options)
+
+
+def lines(result: Result, *names: str) -> list[tuple]:
+    return [tuple(value for name, value in line.items() if name.startswith(names)) for line in result.metrics]
+
+
+@pytest.mark.parametrize("options", ["mix", "stream", "mix of streams"], indirect=True)
+def test_a_resumed_run_ends_bit_for_bit_as_the_one_that_was_not_stopped(tmp_path, monkeypatch, options):
+    whole = run(tmp_path / "whole", "launch=inline", *options)
+    stopped(tmp_path / "stopped", monkeypatch, *options)
+    resumed = run(tmp_path / "stopped", "launch=inline", "resume=latest", *options)
+    first, second = (load_file(result.model_path / "adapter_model.safetensors") for result in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    names = ("step", "epoch", "loss", "num_")
+    assert lines(whole, *names) == lines(resumed, *names)
+    plans = [json.loads((result.run_path / "plan.json").read_text()) for result in (whole, resumed)]
+    assert plans[0].get("stream") == plans[1].get("stream")
+    assert ("stream" in plans[0]) == ("data.streaming=true" in options)
+
+
+@pytest.mark.parametrize("options", ["mix of streams"], indirect=True)
+def test_two_processes_see_the_samples_of_one_and_go_on_with_a_run_of_one(tmp_path, monkeypatch, options):
+    options = [option for option in options if "dropout" not in option]
+    whole = run(tmp_path / "whole", "launch=inline", *options)
+    both = run(tmp_path / "both", "launch.nproc_per_node=2", *options)
+    stopped(tmp_path / "stopped", monkeypatch, *options)
+    resumed = run(tmp_path / "stopped", "launch.nproc_per_node=2", "resume=latest", *options)
+    for other in (both, resumed):
+        assert lines(whole, "step", "num_") == lines(other, "step", "num_")
+        losses = [[value for (value,) in lines(result, "loss")] for result in (whole, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("options", ["stream"], indirect=True)
+def test_a_changed_stream_is_refused(tmp_path, monkeypatch, options):
+    stopped(tmp_path / "stopped", monkeypatch, *options)
+    write_chats(tmp_path / "rest.jsonl", num_rows=91, seed=90)
+    with pytest.raises(ConfigError, match="the training data"):
+        run(tmp_path / "stopped", "launch=inline", "resume=latest", *options)
+
+
+@pytest.mark.parametrize("options", ["stream"], indirect=True)
+def test_a_bad_row_far_in_a_stream_stops_all_processes_with_its_line(tmp_path, options):
+    write_chats(tmp_path / "rest.jsonl", num_rows=1100)
+    with (tmp_path / "rest.jsonl").open("a") as file:
+        file.write("{oops\n")
+    with pytest.raises(HubError, match=r"^[^\n]*rest\.jsonl:1101: broken JSON[^\n]*$"):
+        run(tmp_path / "both", "launch.nproc_per_node=2", *options, "algo.effective_batch_size=200")

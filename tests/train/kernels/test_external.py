@@ -1,0 +1,50 @@
+"""A model whose library brings kernels and checkpointing: the hub puts in none, and believes the library nothing."""
+
+import json
+from functools import partial
+
+import hub_sft.train
+import pytest
+
+from hub import compose
+from hub.launch.launcher import launch
+from hub.train.kernels.external import OwnKernels
+from hub.train.layout import activations, layout
+from hub.train.loop import fit
+from hub.train.losses.causal_lm import causal_lm_loss, model_inputs
+
+OPTIONS = ["algo=sft", "model=tiny", "data=tiny", "launch=inline", "model.dtype=float32", "algo.learning_rate=1e-3",
+           "algo.effective_batch_size=16", "algo.max_steps=3"]  # fmt: skip
+
+
+def without_bounds(model, batch):
+    """Positions that run on over a packed row: the model takes it for one text."""
+    inputs = model_inputs(model, batch)
+    if batch.packed:
+        del inputs["position_ids"]
+    return inputs
+
+
+def own_loss(model, batch):
+    return causal_lm_loss(model, batch)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    return launch(compose(*OPTIONS, f"output_dir={tmp_path_factory.mktemp('runs')}"))
+
+
+@pytest.mark.parametrize("inputs", [model_inputs, without_bounds])
+def test_the_hub_puts_nothing_in_and_tries_the_librarys_way_of_packing(tmp_path, monkeypatch, expected, inputs):
+    own = OwnKernels(library="Spade", attention="spade", inputs=inputs, recomputes=True)
+    monkeypatch.setattr(hub_sft.train, "fit", partial(fit, loss=own_loss, own_kernels=own))
+    monkeypatch.setattr(activations, "recompute", None)  # called, they would end the run
+    for name in ("compile_layers", "choose_attention", "choose_head", "hidden_states_in"):
+        monkeypatch.setattr(layout, name, None)
+    found = launch(compose(*OPTIONS, f"output_dir={tmp_path}", "algo.gradient_checkpointing=all", "algo.torch_compile=layers"))
+    plan = json.loads((found.run_path / "plan.json").read_text())
+    assert plan["packed"] == (inputs is model_inputs)
+    assert (plan["attention"], plan["compiled"], plan["layers_recomputed"]) == ("spade", False, 2)
+    assert plan["compiled_because"] == "Spade compiles what it wants to"
+    for mine, theirs in zip(found.metrics, expected.metrics, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)

@@ -1,0 +1,73 @@
+"""The output layer and its loss in one, against cross entropy of whole logits in float64."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from hub.data.prepare import Sample
+from hub.testing import tiny_model_path
+from hub.train.batch.collate import pack
+from hub.train.kernels import head
+from hub.train.kernels.head import FusedHead, linear_cross_entropy
+from hub.train.losses.causal_lm import causal_lm_loss
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10, 64], ids=lambda rows: f"{rows} rows of logits at a time")
+def test_loss_and_gradients_are_those_of_whole_logits(monkeypatch, rows):
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(size, requires_grad=True) for size in ((10, 16), (50, 16), (50,)))
+    targets = torch.randint(0, 50, (10,))
+    monkeypatch.setattr(head, "CHUNK_BYTES", rows * 50 * 4 // 2)
+    loss = linear_cross_entropy(hidden, weight, bias, targets)
+    (loss / 7).backward()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
+    expected = F.cross_entropy(exact[0] @ exact[1].T + exact[2], targets, reduction="sum")
+    (expected / 7).backward()
+    assert loss.double().item() == pytest.approx(expected.item(), rel=1e-6)
+    for found, right in zip((hidden, weight, bias), exact, strict=True):
+        assert (found.grad - right.grad).norm() <= 1e-6 * right.grad.norm()
+
+
+def test_a_gradient_of_many_chunks_is_summed_in_float32_though_the_products_are_in_bfloat16(monkeypatch):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(512, 16).bfloat16(), torch.randn(20, 16, requires_grad=True)
+    targets = torch.randint(0, 20, (512,))
+    found = []
+    for chunk in (1, 10**6):
+        monkeypatch.setattr(head, "CHUNK_BYTES", chunk)
+        weight.grad = None
+        linear_cross_entropy(hidden, weight, None, targets).backward()
+        found.append(weight.grad.clone())
+    assert weight.grad.dtype == torch.float32
+    assert (found[0] - found[1]).norm() < 4e-3 * found[1].norm()
+
+
+def test_a_frozen_weight_gets_no_gradient():
+    hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8)
+    linear_cross_entropy(hidden, weight, None, torch.tensor([0, 8, 3, 3])).backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_a_model_with_it_gives_the_same_loss_and_gradients_and_its_logits_without_targets():
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32).train()
+    rng = np.random.default_rng(0)
+    samples = [Sample(rng.integers(3, 512, n).astype(np.int32), rng.random(n) < 0.5, "") for n in (30, 7, 19)]
+
+    def gradients():
+        model.zero_grad()
+        loss = causal_lm_loss(model, pack(samples))
+        loss.backward()
+        return loss.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    plain, expected = gradients()
+    logits = model(torch.arange(9)[None]).logits
+    fused = FusedHead(model.get_output_embeddings())
+    loss, found = gradients()
+    assert loss == pytest.approx(plain, rel=1e-6)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert torch.equal(model(torch.arange(9)[None]).logits, logits)
+    fused.remove()
+    assert gradients()[0] == plain
