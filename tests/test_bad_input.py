@@ -224,7 +224,7 @@ def test_a_package_that_is_not_installed(plugin_folder, tmp_path):
         "from hub import Backend, hookimpl\n"
         "@hookimpl\n"
         "def hub_backends():\n"
-        "    return [Backend(name='fast', algorithm='sft', train='a.b:train', needs=('no_such_module',))]\n",
+        "    return [Backend(name='fast', algorithm='sft', build='a.b:train', needs=('no_such_module',))]\n",
     )
     done = subprocess.run(
         [sys.executable, "-m", "hub", "algo=sft", "model=tiny", "data=tiny", "algo.backend=fast"],

@@ -16,6 +16,7 @@ from typing import Any
 
 from hub.compose import runfile
 from hub.config.schema import RunConfig
+from hub.config.task import TASKS
 from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError
 from hub.plugins.registry import registry
 from hub.run import Failure, Outcome, Result, Run
@@ -55,9 +56,7 @@ def work(cfg: RunConfig, run: Run) -> Result:
 
     observe = registry().observe
     try:
-        outcome = _train_function(backend.train)(cfg, run)
-        if not isinstance(outcome, Outcome):
-            raise PluginError(f"{backend.train} must return hub.Outcome, as hub.train.loop.fit does, not {outcome!r:.60}")
+        outcome = _run_task(cfg, run, algorithm.name, backend.build)
     except BaseException as caught:
         stop_request.in_loop = True  # from here on a signal is only noted, so that how it ended is written whole
         error = _cause(caught, run) or caught
@@ -73,7 +72,7 @@ def work(cfg: RunConfig, run: Run) -> Result:
         message = f"stopped by {signal_name} after step {outcome.num_steps}. To go on type: python -m hub resume={run.path}"
         final = result("interrupted", error=message, outcome=outcome)
     else:
-        final = result("verified" if cfg.task == "verify" else "completed", outcome=outcome)
+        final = result(TASKS[cfg.task].status, outcome=outcome)
     run.write_result(final)
     if run.is_main:
         observe("hub_run_end", run=run, result=final, error=None)
@@ -115,12 +114,29 @@ def failure_of(rank: int, error: Exception) -> Failure:
     return Failure(rank=rank, message=message, exit_code=1, time=time.time(), traceback=text)
 
 
-def _train_function(name: str) -> Any:
+def _run_task(cfg: RunConfig, run: Run, algorithm: str, build: str) -> Outcome:
+    """Prepare the setup, let the backend build its recipe, and run the task on it."""
+    build_recipe, task = _imported(build), TASKS[cfg.task]
+
+    from hub.train.recipe import Recipe
+    from hub.train.setup.setup import set_up
+
+    setup = set_up(cfg, run, algorithm)
+    recipe = build_recipe(setup)
+    if isinstance(recipe, Outcome) and task.takes_steps:
+        return recipe  # the backend has a trainer of its own, which has done all
+    if not isinstance(recipe, Recipe):
+        raise PluginError(f"{build} must return hub.train.recipe.Recipe, not {recipe!r:.60}")
+    outcome: Outcome = _imported(task.function)(setup, recipe)
+    return outcome
+
+
+def _imported(name: str) -> Any:
     module, _, function = name.partition(":")
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise PluginError(f"the training code {name} can't be imported: {error}") from error
+        raise PluginError(f"{name} can't be imported: {error}") from error
 
 
 def _joined(run: Run) -> tuple[RunConfig, Run]:

@@ -1,6 +1,7 @@
 """Load a tokenizer and a causal language model for training, and bring its weights into the types that training needs."""
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def trainable_in_float32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+
+
+def train_only(model: torch.nn.Module, names: Collection[str]) -> None:
+    """Let these parameters train, in float32, and freeze all others.
+
+    Args:
+        model: a freshly loaded one.
+        names: full names of parameters.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    trainable_in_float32(model)
 
 
 def linear_layers(model: Any) -> list[str]:

@@ -139,8 +139,8 @@ def check_backend(backend: Backend, others: Collection[Backend]) -> None:
         raise PluginError(f"{name}: this name is not allowed. Allowed: lower case letters, digits, underscores; not {AUTO}")
     if any(other.name == backend.name and other.algorithm == backend.algorithm for other in others):
         raise PluginError(f"{name}: there is a backend of this name already; uninstall one of the two, or rename it")
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", backend.train):
-        raise PluginError(f"{name}: train={backend.train!r} is not allowed. Write it as 'package.module:function'")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", backend.build):
+        raise PluginError(f"{name}: build={backend.build!r} is not allowed. Write it as 'package.module:function'")
     if not isinstance(backend.needs, tuple) or not all(isinstance(word, str) and word.isidentifier() for word in backend.needs):
         raise PluginError(f"{name}: needs={backend.needs!r} is not allowed. Write top-level modules as a tuple: ('peft',)")
 

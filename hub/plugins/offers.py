@@ -44,8 +44,8 @@ class Backend:
     algorithm: str
     """Name of the algorithm that this backend runs."""
 
-    train: str
-    """`"package.module:function"`, imported in a worker only. The function is `train(cfg, run) -> Outcome`."""
+    build: str
+    """`"package.module:function"`, imported in a worker only. The function is `build(setup) -> Recipe` (`hub.train.recipe`)."""
 
     needs: tuple[str, ...] = ()
     """Top-level modules that must be installed. They are looked up, not imported."""

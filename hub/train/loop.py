@@ -5,41 +5,33 @@ The samples of step n depend on the seed and on n only, so a run that is stopped
 
 import gc
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hub.config.option import AUTO
-from hub.data.prepare import Sample
+from hub.data.samples.sample import Unit
 from hub.errors import DivergedError, Interrupted
 from hub.parallel.group import barrier, max_over_ranks
-from hub.parallel.reparametrization import Coordinates
 from hub.parallel.strategy import full_weights
 from hub.plugins.registry import registry
 from hub.run import Outcome, read_metrics
 from hub.system.signals import stop_request
-from hub.tasks.verify.verify import verify
 from hub.train.batch import split as batches
 from hub.train.checkpoints.resume import check_disk, resume
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
 from hub.train.kernels.compiled import num_compiled
-from hub.train.kernels.external import OwnKernels
 from hub.train.layout.flops import flops_per_token, peak_flops
 from hub.train.layout.layout import Layout, choose_layout
-from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.meters import Meter, SpikeMeter, counts_of, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
 from hub.train.progress import ProgressLine
+from hub.train.recipe import Recipe, check_units
 from hub.train.setup.samples import mix_lines
 from hub.train.setup.setup import Setup
-from hub.train.step import Loss, StepOutcome, evaluate, train_step
+from hub.train.step import StepOutcome, evaluate, samples_of, train_step
 from hub.train.tracker import Tracking
-
-Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
 
 MOST_SKIPPED_IN_A_ROW = 3
 """Steps with NaN or infinity that are passed over before the run is given up."""
@@ -48,50 +40,36 @@ NUM_RECENT = 10
 """Logged steps over which a run's training loss is averaged."""
 
 
-def fit(
-    setup: Setup,
-    model: Any,
-    save: Save,
-    loss: Loss = causal_lm_loss,
-    coordinates: Coordinates | None = None,
-    *,
-    own_kernels: OwnKernels | None = None,
-) -> Outcome:
+def fit(setup: Setup, recipe: Recipe) -> Outcome:
     """Train a model to the end of the run, or to the signal that stops it.
 
     Args:
         setup: config, run folder, processes, tokenizer, data.
-        model: on its device, with `requires_grad` set on what trains.
-        save: writes the model as a user loads it: `save(model, folder, weights)`. `weights` are whole tensors on the CPU
-            by name: all of them, or those that train when the model carries adapters. Called on rank 0; for checkpoints in a
-            thread while the model trains, so it must not change the model, nor read what training changes.
-        loss: sum of a micro-batch's losses over its loss tokens.
-        coordinates: how the model's weights follow from what trains. None: they are what trains.
-        own_kernels: what the model's library has put into it, so that the hub puts in nothing of its own. None: the hub does.
+        recipe: model, objective, how to save.
 
     Returns:
         What was reached. Equal on all ranks.
 
     Raises:
-        ConfigError: the run can't be resumed, or the disk has no room for it.
+        ConfigError: the run can't be resumed, the disk has no room for it, or the data is not what the objective needs.
         DivergedError: several steps in a row gave NaN or infinity.
     """
-    if setup.cfg.task == "verify":
-        return verify(setup, model, loss)
-    if coordinates is not None:
-        setup.session.strategy.coordinates = coordinates
-    return _Fit(setup, model, save, loss, own_kernels).run_to_end()
+    check_units(setup, recipe.objective)
+    return _Fit(setup, recipe).run_to_end()
 
 
 class _Fit:
     """The state of one training run in one process."""
 
-    def __init__(self, setup: Setup, model: Any, save: Save, loss: Loss, own_kernels: OwnKernels | None) -> None:
-        self.setup, self.model, self.save, self.loss = setup, model, save, loss
+    def __init__(self, setup: Setup, recipe: Recipe) -> None:
+        self.setup, self.recipe, self.model = setup, recipe, recipe.model
+        self.criterion, model = recipe.criterion, recipe.model
         self.cfg, self.run, self.session, self.data = setup.cfg, setup.run, setup.session, setup.data
         self.algo = setup.cfg.algo
         self.supply = setup.supply
         self.batch_size, self.total = self.supply.batch_size, self.supply.total
+        if recipe.reparametrization is not None:
+            self.session.strategy.coordinates = recipe.reparametrization
         self.session.strategy.place(model)
         self.coordinates = self.session.strategy.coordinates
         self.coordinates.placed()
@@ -108,7 +86,7 @@ class _Fit:
         self.num_trained, self.num_parameters = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
         check_disk(setup, model)
         self.engine = self.session.strategy.start(model, self.optimizer)
-        self.layout = choose_layout(setup, model, loss, self.num_parameters, own_kernels)
+        self.layout = choose_layout(setup, model, recipe.loss, self.num_parameters, recipe.kernels)
         peak = peak_flops(self.session.device, self.session.compute_dtype)
         flops = flops_per_token(self.cfg.model, setup.base_path, self.num_trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
@@ -120,7 +98,7 @@ class _Fit:
             self.session,
             model,
             self.optimizer,
-            lambda folder, weights: self.save(self.model, folder, weights),
+            lambda folder, weights: recipe.save(self.model, folder, weights),
             self.algo.keep_checkpoints,
             self.run.say,
         )
@@ -172,8 +150,8 @@ class _Fit:
         stopping: int | None = None
         model_path: Path | None = self.run.model_path
         try:
-            for step, samples in self.supply.steps(after=self.done):
-                stopping = self._step(step, samples)
+            for step, units in self.supply.steps(after=self.done):
+                stopping = self._step(step, units)
                 if stopping is not None and self.done < self.total:
                     break
             if self.done < self.total:
@@ -193,7 +171,7 @@ class _Fit:
             with self.coordinates.exact():
                 weights = full_weights(self.model, whole=self.session.strategy.whole)
             if self.run.is_main:
-                self.save(self.model, self.run.model_path, weights)
+                self.recipe.save(self.model, self.run.model_path, weights)
             barrier()
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         speed = self.meter.tokens_per_second
@@ -210,25 +188,25 @@ class _Fit:
             stopped_by=stopping if self.done < self.total else None,
         )
 
-    def _step(self, step: batches.Step, samples: list[Sample]) -> int | None:
+    def _step(self, step: batches.Step, units: list[Unit]) -> int | None:
         """One step with all that follows it. Returns the signal that asks to stop, if there is one."""
         self.meter.begin()
         rate = self.optimizer.param_groups[0]["lr"]
         counts: dict[str, Any] = {}
 
         def count(layout: Layout) -> None:
-            counts.update(counts_of(step, samples, self.supply.mix))
-            counts["packing_efficiency"] = round(layout.efficiency(samples, self.session.group.world), 4)
+            counts.update(counts_of(step, units, self.supply.mix))
+            counts["packing_efficiency"] = round(layout.efficiency(samples_of(units), self.session.group.world), 4)
 
         outcome = train_step(
             self.session,
             self.engine,
             self.optimizer,
-            samples,
+            units,
             self.layout,
             self.algo.max_grad_norm,
-            self.loss,
-            meanwhile=count,
+            self.criterion,
+            on_cpu_during_step=count,
         )
         self.scheduler.step()
         self.done = step.number
@@ -248,7 +226,7 @@ class _Fit:
             metrics["mfu"] = round(speed / self.peak_tokens_per_second, 4)
         if compiled := num_compiled():
             metrics["graphs_compiled"] = compiled
-        self._judge(outcome, samples, metrics)
+        self._judge(outcome, units, metrics)
         mix, last = self.supply.mix, self.done == self.total
         measure = last or stopping is not None or _due(self.done, self.algo.eval_every_steps)
         if measure and (measured := self._measure()) is not None:
@@ -265,7 +243,7 @@ class _Fit:
             self.writer.prepare()
         return stopping
 
-    def _judge(self, outcome: StepOutcome, samples: list[Sample], metrics: dict[str, Any]) -> None:
+    def _judge(self, outcome: StepOutcome, units: list[Unit], metrics: dict[str, Any]) -> None:
         """NaN and infinity: the step changed nothing; after a few in a row the run is given up. Spikes are noted.
 
         Raises:
@@ -286,7 +264,7 @@ class _Fit:
             return
         self._log(metrics)
         checkpoint = self._checkpoint(wait=True)
-        rows = ", ".join(sample.where for sample in samples[:5])
+        rows = ", ".join(unit.where for unit in units[:5])
         raise DivergedError(
             f"{self.skipped_in_a_row} steps in a row gave NaN or infinity (the last: step {self.done}, {what}; rows {rows}, "
             f"...). Type a lower algo.learning_rate than {self.algo.learning_rate:g} or algo.max_grad_norm=0.5, and look at "
@@ -315,7 +293,7 @@ class _Fit:
         if not self.data.evaluation:
             return None
         found: float
-        found, layout = evaluate(self.session, self.engine, self.data.evaluation, self.layout, self.loss)
+        found, layout = evaluate(self.session, self.engine, self.data.evaluation, self.layout, self.criterion)
         self._keep(layout)
         return found
 

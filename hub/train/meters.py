@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from hub.data.prepare import Sample
 from hub.data.samples.mix import Mix
+from hub.data.samples.sample import Unit
 from hub.train.batch.collate import num_loss_tokens
 from hub.train.batch.split import Step
 
 
-def counts_of(step: Step, samples: Sequence[Sample], mix: Mix) -> dict[str, Any]:
+def counts_of(step: Step, units: Sequence[Unit], mix: Mix) -> dict[str, Any]:
     """Samples and tokens of a step, the passes done after it, and the samples of each source where there are several."""
     counts: dict[str, Any] = {
-        "num_samples": len(samples),
-        "num_tokens": sum(len(sample) for sample in samples),
-        "num_loss_tokens": sum(num_loss_tokens(sample) for sample in samples),
+        "num_samples": len(units),
+        "num_tokens": sum(len(unit) for unit in units),
+        "num_loss_tokens": sum(num_loss_tokens(sample) for unit in units for sample in unit.samples),
     }
     if mix.per_pass is not None:
         counts["epoch"] = round(step.epoch + (step.place + step.size) / mix.per_pass, 4)

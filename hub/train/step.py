@@ -1,26 +1,28 @@
 """One optimizer step, and one evaluation: the same result for any number of micro-batches and processes.
 
-A micro-batch's loss is the sum over its loss tokens divided by the count of loss tokens in the whole step, over all ranks
-and micro-batches. Gradients are summed over micro-batches first and over ranks once, after every rank has said that it got
-through: so a rank that runs out of memory leaves nobody waiting, and the step is done again with more layers that recompute
-their activations, or in smaller micro-batches.
+A micro-batch's loss is the weighted sum of its tokens' negative log-likelihoods over the objective's divisor, which counts the
+whole step, over all ranks and micro-batches. Gradients are summed over micro-batches first and over ranks once, after every
+rank has reported that its passes fit into memory. So a rank that runs out of memory leaves no other waiting, and the step is
+done again with more checkpointed layers, or in smaller micro-batches.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 
-from hub.data.prepare import Sample
+from hub.data.samples.sample import Sample, Unit
 from hub.errors import ModelError, NoMemoryError
 from hub.parallel.group import sum_over_ranks, summed_over_ranks
 from hub.parallel.session import Session
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
 from hub.train.layout.layout import Layout
-from hub.train.losses.causal_lm import causal_lm_loss
+from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
+from hub.train.losses.objective import NextToken, Objective, token_weights
 
 NEEDED_BY_ONE = (
     "which the longest sample needs. Type algo.gradient_checkpointing=all algo.activation_offload=all, a smaller "
@@ -32,7 +34,22 @@ NEEDED_BY_THE_OPTIMIZER = (
     "launch.strategy=fsdp on several GPUs"
 )
 
-Loss = Callable[[Any, MicroBatch], torch.Tensor]
+EVALUATION_CHUNK = 64
+"""Units of each rank that an evaluation takes at a time."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What is lowered, and how the model's passes compute it."""
+
+    objective: Objective = field(default_factory=NextToken)
+    loss: Loss = causal_lm_loss
+    log_probabilities: Loss = token_log_probabilities
+    """A model and a micro-batch to the log-probability of each of its loss tokens, (n,), without gradient."""
+
+    @property
+    def needs_values(self) -> bool:
+        return self.objective.depends_on_values
 
 
 @dataclass(frozen=True)
@@ -40,13 +57,13 @@ class StepOutcome:
     """What a step was. Equal on all ranks."""
 
     loss: float
-    """Mean cross entropy per loss token over the whole step."""
+    """The objective's mean over the whole step; cross entropy per loss token in nats for next-token training."""
 
     grad_norm: float
     """Norm of the gradient before clipping."""
 
     layout: Layout
-    """The layout that got through: smaller than the one asked for when memory ran out."""
+    """The layout that fit: smaller than the one asked for when memory ran out."""
 
     @property
     def finite(self) -> bool:
@@ -58,72 +75,162 @@ def train_step(
     session: Session,
     model: Any,
     optimizer: torch.optim.Optimizer,
-    samples: Sequence[Sample],
+    units: Sequence[Unit],
     layout: Layout,
     max_grad_norm: float | None,
-    loss: Loss = causal_lm_loss,
-    meanwhile: Callable[[Layout], None] = lambda layout: None,
+    criterion: Criterion,
+    on_cpu_during_step: Callable[[Layout], None] = lambda layout: None,
 ) -> StepOutcome:
-    """One optimizer step on the same samples on every rank. Weights stay as they are when a number is not finite.
+    """One optimizer step on the same units on every rank. Weights stay as they are when a number is not finite.
 
     Args:
         session: device, arithmetic, processes.
         model: in training mode.
         optimizer: of the weights that train.
-        samples: of the step.
-        layout: how it is cut.
+        units: of the step.
+        layout: how it is split.
         max_grad_norm: bound of the gradient's norm. None: none.
-        loss: of a micro-batch.
-        meanwhile: called once while the device is at work, with the layout that got through, for what the processor has to do
-            anyway.
+        criterion: what is lowered.
+        on_cpu_during_step: called once while the device works, with the layout that fit, for what the CPU has to do anyway.
 
     Raises:
         ModelError: memory runs out even with the longest sample alone, or in the optimizer.
     """
+    values = None
+    if criterion.needs_values:
+        values, layout = log_probabilities(session, model, units, layout, criterion, Layout.eased)
+    step_loss, weights = weigh(criterion.objective, units, values)
 
     def attempt(smaller: Layout) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
-        return accumulate_gradients(session, model, samples, smaller, loss)
+        return accumulate_gradients(session, model, units, smaller, criterion, weights)
 
-    loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory, Layout.eased)
-    meanwhile(layout)
+    loss_sum, layout = within_memory(attempt, samples_of(units), layout, session.strategy.recovers_memory, Layout.eased)
+    on_cpu_during_step(layout)
     try:
-        found, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum)
+        found, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum if step_loss is None else step_loss)
     except torch.OutOfMemoryError:
         raise ModelError(NEEDED_BY_THE_OPTIMIZER) from None  # half of the weights may have changed: not to be done again
     optimizer.zero_grad(set_to_none=True)
-    return StepOutcome(found / count_targets(samples), norm, layout)
+    return StepOutcome(found / criterion.objective.divisor(members(units)), norm, layout)
 
 
 def accumulate_gradients(
-    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss = causal_lm_loss
+    session: Session,
+    model: Any,
+    units: Sequence[Unit],
+    layout: Layout,
+    criterion: Criterion,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Leave this rank's share of the gradient of the step's mean loss per loss token in the weights.
+    """Leave this rank's part of the gradient of the step's mean loss in the weights.
+
+    Args:
+        session: device, arithmetic, processes.
+        model: in training mode.
+        units: of the step.
+        layout: how it is split.
+        criterion: what is lowered.
+        weights: (T,) of all loss tokens of the step, see `weigh`. None: all are 1.
 
     Returns:
-        This rank's sum of losses: a scalar on the device, float64, not waited for. The gradients of all ranks are still to
-        be summed.
+        This rank's weighted sum of losses: a scalar on the device, float64, not waited for. The gradients of all ranks are
+        still to be summed.
     """
-    num_targets = count_targets(samples)
+    divisor = criterion.objective.divisor(members(units))
+    samples = samples_of(units)
     total = torch.zeros((), dtype=torch.float64, device=session.device)
     for batch in layout.micro_batches(samples, session.group.rank, session.group.world):
+        if weights is not None:
+            batch = replace(batch, weights=weights[token_places(batch, samples)])
         with session.autocast():
-            loss_sum = loss(model, batch.to(session.device))
-        session.strategy.backward(loss_sum / num_targets)
+            loss_sum = criterion.loss(model, batch.to(session.device))
+        session.strategy.backward(loss_sum / divisor)
         total += loss_sum.detach().double()
     return total
 
 
-@torch.no_grad()
-def evaluate(
-    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss = causal_lm_loss
-) -> tuple[float, Layout]:
-    """Mean loss per loss token over all samples, in evaluation mode. Equal on all ranks, and for any layout.
+def log_probabilities(
+    session: Session,
+    model: Any,
+    units: Sequence[Unit],
+    layout: Layout,
+    criterion: Criterion,
+    eased: Callable[[Layout, int], Layout | None] = Layout.halved,
+) -> tuple[torch.Tensor, Layout]:
+    """The log-probability of each loss token of a step, sample after sample, without gradient. Equal on all ranks.
+
+    The random generators are as before afterwards: dropout in the pass with gradient draws the same masks.
 
     Returns:
-        The loss, and the layout that got through.
+        (T,) float64 on the CPU, and the layout that fit.
     """
-    group, chunk = session.group, 64 * session.group.world
+    samples = samples_of(units)
+    num_tokens = sum(num_loss_tokens(sample) for sample in samples)
+    devices = [session.device] if session.device.type == "cuda" else []
+
+    def attempt(smaller: Layout) -> torch.Tensor:
+        found = torch.zeros(num_tokens, dtype=torch.float64, device=session.device)
+        with torch.random.fork_rng(devices):
+            for batch in smaller.micro_batches(samples, session.group.rank, session.group.world):
+                places = token_places(batch, samples)
+                with session.autocast():
+                    found[places.to(session.device)] = criterion.log_probabilities(model, batch.to(session.device)).double()
+        return found
+
+    found, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory, eased)
+    return found.cpu(), layout
+
+
+def weigh(
+    objective: Objective, units: Sequence[Unit], values: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The summed loss of a step, and the weight of each of its loss tokens.
+
+    Args:
+        objective: what is lowered.
+        units: of the step.
+        values: (T,) log-probabilities of the loss tokens. None: the objective does not depend on them.
+
+    Returns:
+        Scalar and (T,). None and None when the weights are all 1: the backward pass gives the sum then.
+    """
+    if values is None:
+        return None, None
+    return token_weights(objective, members(units), values)
+
+
+def token_places(batch: MicroBatch, samples: Sequence[Sample]) -> torch.Tensor:
+    """Where a micro-batch's loss tokens stand among all of the step, sample after sample. (n,) int64."""
+    ends = list(accumulate(num_loss_tokens(sample) for sample in samples))
+    spans = [torch.arange(ends[i] - num_loss_tokens(samples[i]), ends[i]) for i in batch.samples]
+    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
+
+
+@torch.no_grad()
+def evaluate(session: Session, model: Any, units: Sequence[Unit], layout: Layout, criterion: Criterion) -> tuple[float, Layout]:
+    """The objective's mean over all units, in evaluation mode. Equal on all ranks, and for any layout.
+
+    Returns:
+        The loss, and the layout that fit.
+    """
+    model.eval()
+    try:
+        if criterion.needs_values:
+            values, layout = log_probabilities(session, model, units, layout, criterion)
+            loss_sum, _ = weigh(criterion.objective, units, values)
+        else:
+            loss_sum, layout = _sum_of_losses(session, model, samples_of(units), layout, criterion.loss)
+    finally:
+        model.train()
+    assert loss_sum is not None
+    return float(loss_sum) / criterion.objective.divisor(members(units)), layout
+
+
+def _sum_of_losses(
+    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss
+) -> tuple[torch.Tensor, Layout]:
+    group, chunk = session.group, EVALUATION_CHUNK * session.group.world
 
     def attempt(smaller: Layout) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64, device=session.device)
@@ -133,12 +240,17 @@ def evaluate(
                     total += loss(model, batch.to(session.device)).double()
         return total
 
-    model.eval()
-    try:
-        loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
-    finally:
-        model.train()
-    return float(loss_sum) / count_targets(samples), layout
+    return within_memory(attempt, samples, layout, session.strategy.recovers_memory)
+
+
+def samples_of(units: Sequence[Unit]) -> list[Sample]:
+    """The samples of all units, in their order."""
+    return [sample for unit in units for sample in unit.samples]
+
+
+def members(units: Sequence[Unit]) -> list[tuple[Sample, ...]]:
+    """The samples of each unit."""
+    return [unit.samples for unit in units]
 
 
 def within_memory(
@@ -187,8 +299,3 @@ def within_memory(
         if smaller is None:
             raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NEEDED_BY_ONE}")
         layout = smaller
-
-
-def count_targets(samples: Sequence[Sample]) -> int:
-    """Loss tokens of a step, at least 1."""
-    return max(1, sum(num_loss_tokens(sample) for sample in samples))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton", reason="needs the package triton, which torch brings for GPUs only")
 
 from hub.train.kernels.head import kernel_problem
-from hub.train.kernels.loss_kernel import BLOCK, loss_and_gradient
+from hub.train.kernels.loss_kernel import BLOCK, losses_and_gradient
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 6e-3}
 
@@ -15,17 +15,20 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 6e-3}
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("size", [2, 50, 49152, BLOCK, BLOCK + 1, 128256])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_loss_and_gradient_are_those_of_whole_logits(dtype, size, scale):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_and_gradient_are_those_of_whole_logits(dtype, size, scale, weighted):
     torch.manual_seed(0)
     logits = (scale * torch.randn(37, size, device="cuda")).to(dtype)
     targets = torch.randint(0, size, (37,), device="cuda")
     targets[:2] = torch.tensor([0, size - 1])
     exact = logits.double().requires_grad_()
-    expected = F.cross_entropy(exact, targets, reduction="sum")
-    expected.backward()
-    loss, gradient = loss_and_gradient(logits, targets)
+    weights = torch.randn(37, device="cuda") if weighted else None
+    expected = F.cross_entropy(exact, targets, reduction="none")
+    (expected if weights is None else expected * weights).sum().backward()
+    losses, gradient = losses_and_gradient(logits, targets, weights)
     assert gradient.data_ptr() == logits.data_ptr()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-4)
+    assert losses.sum().item() == pytest.approx(expected.sum().item(), rel=1e-5, abs=1e-4)
+    assert torch.allclose(losses.double(), expected, rtol=1e-5, atol=1e-4)
     assert (gradient - exact.grad).norm() <= ROUNDING[dtype] * exact.grad.norm()
 
 
@@ -38,8 +41,8 @@ def test_infinite_logits_make_the_loss_infinite_or_nan_and_minus_infinity_has_no
     logits[0, 5], logits[1, 5] = torch.inf, torch.nan
     logits[2, 50:] = -torch.inf
     targets = torch.tensor([1, 1, 1], device="cuda")
-    assert not loss_and_gradient(logits[:1].clone(), targets[:1])[0].isfinite()
-    assert not loss_and_gradient(logits[1:2].clone(), targets[:1])[0].isfinite()
-    loss, gradient = loss_and_gradient(logits[2:].clone(), targets[:1])
+    assert not losses_and_gradient(logits[:1].clone(), targets[:1], None)[0].isfinite()
+    assert not losses_and_gradient(logits[1:2].clone(), targets[:1], None)[0].isfinite()
+    loss, gradient = losses_and_gradient(logits[2:].clone(), targets[:1], None)
     assert loss.item() == pytest.approx(3.912023, rel=1e-6)
     assert (gradient[0, 50:] == 0).all()

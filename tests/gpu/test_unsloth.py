@@ -123,17 +123,19 @@ def test_two_processes_take_the_same_steps(place, native):
 
 PROBE = """
 import json, sys
-import hub_unsloth.train as unsloth_train  # first
+from hub_unsloth.recipe import build  # first
 import numpy as np
 import torch
-from hub import Outcome, Run, compose
+from hub import Run, compose
 from hub.data.prepare import Sample
 from hub.launch.preflight import prepare
 from hub.train.batch.collate import pack, pad
 from hub.train.layout.isolation import leak
+from hub.train.setup.setup import set_up
 
 
-def probe(setup, model, save, loss, *, own_kernels):
+def probe(setup, recipe):
+    model, loss = recipe.model, recipe.loss
     session, dice = setup.session, np.random.default_rng(1)
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:  # the second matrices of the adapters are zero, and the first have no gradient then
@@ -164,15 +166,13 @@ def probe(setup, model, save, loss, *, own_kernels):
     for make in (pack, lambda samples: pad(samples, 0)):
         total, flat = gradient(make([none]))
         assert total == 0 and not flat.any()
-    found = leak(model, 512, session.device, session.compute_dtype, own_kernels.inputs)
+    found = leak(model, 512, session.device, session.compute_dtype, recipe.kernels.inputs)
     print("FOUND", json.dumps({"leak": found, "differences": differences}))
-    return Outcome(num_steps=0, effective_batch_size=1, train_loss=None, eval_loss_before=None, eval_loss=None,
-                   tokens_per_second=None, peak_memory_gb=0.0, base_model_path=setup.base_path)
 
 
-unsloth_train.fit = probe
 cfg, *_ = prepare(compose(*sys.argv[1:]))
-unsloth_train.train(cfg, Run.create(cfg.output_dir, None))
+setup = set_up(cfg, Run.create(cfg.output_dir, None), "lora_sft")
+probe(setup, build(setup))
 """
 
 

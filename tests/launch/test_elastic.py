@@ -16,9 +16,10 @@ from hub import Backend, hookimpl
 
 @hookimpl
 def hub_backends():
-    return [Backend(name="deaf", algorithm="lora_sft", train="deaf:train")]
+    return [Backend(name="deaf", algorithm="lora_sft", build="deaf:train")]
 
-def train(cfg, run):
+def train(setup):
+    run = setup.run
     # As a process that hangs in a call to a GPU: no handler is run.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
     (run.path / ("main" if run.is_main else "other")).touch()

@@ -94,10 +94,11 @@ from hub import Backend, ConfigError, hookimpl
 
 @hookimpl
 def hub_backends():
-    return [Backend(name="deadly", algorithm="lora_sft", train=f"{__name__}:train")]
+    return [Backend(name="deadly", algorithm="lora_sft", build=f"{__name__}:train")]
 
-def train(cfg, run):
+def train(setup):
     from hub.parallel.group import barrier, start_group
+    run = setup.run
     rank, way = start_group().rank, os.environ["WAY"]
     barrier()
     if rank == 1 and way == "killed":

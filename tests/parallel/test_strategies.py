@@ -138,19 +138,20 @@ def hub_algorithms():
 
 @hookimpl
 def hub_backends():
-    return [Backend(name="native", algorithm="emulated", train=f"{__name__}:train")]
-
-def train(cfg, run):
-    import hub_sft.train
-
-    hub_sft.train.check_gpu = lambda: None
-    return hub_sft.train.train(cfg, run)
+    return [Backend(name="native", algorithm="emulated", build="emulated_recipe:build")]
 '''
+EMULATED_RECIPE = """
+import hub.train.setup.setup
+from hub_sft.recipe import build
+
+hub.train.setup.setup.check_gpu = lambda: None
+"""
 
 
 def test_fp8_products_are_the_same_in_shares(tmp_path, plugin_folder, monkeypatch):
     folder = plugin_folder()
     folder.add("emulated", WITHOUT_A_GPU)
+    (folder.path / "emulated_recipe.py").write_text(EMULATED_RECIPE, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder.path), os.environ.get("PYTHONPATH", "")]))
     options = ["algo=emulated", "algo.precision=fp8", "algo.master_weights=false", "model.dtype=bfloat16", "algo.max_steps=3"]
     whole = shared(tmp_path / "whole", "ddp", *options)
@@ -175,14 +176,13 @@ def hub_algorithms():
 
 @hookimpl
 def hub_backends():
-    return [Backend(name="native", algorithm="narrow", train=f"{__name__}:train")]
+    return [Backend(name="native", algorithm="narrow", build=f"{__name__}:build")]
 
-def train(cfg, run):
-    from hub.train.loop import fit
+def build(setup):
     from hub.train.losses.causal_lm import causal_lm_loss
-    from hub.train.setup.setup import set_up
+    from hub.train.recipe import Recipe
 
-    setup, passes = set_up(cfg, run), []
+    passes = []
 
     def loss(model, batch):
         passes.append(model.training)
@@ -190,7 +190,7 @@ def train(cfg, run):
             raise torch.OutOfMemoryError("no room")
         return causal_lm_loss(model, batch)
 
-    return fit(setup, setup.load_model(torch.float32), lambda model, folder, weights: folder.mkdir(), loss)
+    return Recipe(model=setup.load_model(torch.float32), save=lambda model, folder, weights: folder.mkdir(), loss=loss)
 '''
 
 

@@ -42,7 +42,7 @@ def hub_algorithms():
 @hookimpl
 def hub_backends():
     write(hook="hub_backends")
-    return [Backend(name="native", algorithm="fall", train=f"{__name__}.train:train")]
+    return [Backend(name="native", algorithm="fall", build=f"{__name__}.train:train")]
 
 @hookimpl
 def hub_data_formats():

@@ -33,7 +33,7 @@ def hub_algorithms():
 
 def backends(*arguments: str) -> str:
     """Source of a plugin with backends of the algorithm `dig`."""
-    listed = ", ".join(f"Backend(algorithm='dig', train='nowhere.train:train', {text})" for text in arguments)
+    listed = ", ".join(f"Backend(algorithm='dig', build='nowhere.train:build', {text})" for text in arguments)
     return f"{HEAD}\n@hookimpl\ndef hub_backends():\n    return [{listed}]\n"
 
 
@@ -94,9 +94,9 @@ from hub import Backend, Outcome, hookimpl
 
 @hookimpl
 def hub_backends():
-    return [Backend(name="quick", algorithm="lora_sft", train=f"{__name__}:train", priority=9)]
+    return [Backend(name="quick", algorithm="lora_sft", build=f"{__name__}:train", priority=9)]
 
-def train(cfg, run):
+def train(setup):
     return Outcome(num_steps=1, effective_batch_size=1, train_loss=1.0, eval_loss_before=None, eval_loss=None,
                    tokens_per_second=None, peak_memory_gb=None, base_model_path=Path())
 """
@@ -239,8 +239,8 @@ REFUSED = {
     "backend twice": (backends("name='one'", "name='one'"), "there is a backend of this name already"),
     "needs is a text": (backends("name='one', needs=('peft')"), r"needs='peft' is not allowed. .* \('peft',\)"),
     "train is no place": (
-        HEAD + "\n@hookimpl\ndef hub_backends(): return [Backend(name='one', algorithm='dig', train='nowhere.train')]",
-        "train='nowhere.train' is not allowed. Write it as 'package.module:function'",
+        HEAD + "\n@hookimpl\ndef hub_backends(): return [Backend(name='one', algorithm='dig', build='nowhere.train')]",
+        "build='nowhere.train' is not allowed. Write it as 'package.module:function'",
     ),
     "no config folder": (
         HEAD + "\n@hookimpl\ndef hub_config_dir(): return Path(__file__).parent / 'conf'",

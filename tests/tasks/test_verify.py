@@ -6,15 +6,20 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
+import hub_sft.recipe
 import pytest
 import torch
 
 from hub.tasks.verify import gradients as measure
-from hub.train import loop, step
+from hub.train import step
 from hub.train.batch.collate import pack
 from hub.train.layout import layout
+from hub.train.losses import objective
 from hub.train.losses.causal_lm import causal_lm_loss
+from hub.train.losses.objective import NextToken
+from hub.train.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
@@ -54,7 +59,7 @@ def test_two_processes_give_the_gradient_of_one_and_of_each_other(tmp_path):
 
 
 def shifted_count(monkeypatch):
-    monkeypatch.setattr(step, "num_loss_tokens", lambda sample: int(sample.loss_mask.sum()) + 1)
+    monkeypatch.setattr(objective, "num_loss_tokens", lambda sample: int(sample.loss_mask.sum()) + 1)
 
 
 def leaking(samples):
@@ -69,8 +74,9 @@ def leaking_attention(monkeypatch):
 def mean_per_micro_batch(monkeypatch):
     real = step.accumulate_gradients
 
-    def mean(session, model, samples, cut, loss):
-        return real(session, model, samples, cut, lambda m, b: loss(m, b) / max(1, len(b.targets)))
+    def mean(session, model, units, layout, criterion, weights):
+        of_batch = replace(criterion, loss=lambda m, b: criterion.loss(m, b) / max(1, len(b.targets)))
+        return real(session, model, units, layout, of_batch, weights)
 
     monkeypatch.setattr(step, "accumulate_gradients", mean)
 
@@ -87,8 +93,8 @@ def dropped_sample(monkeypatch):
 
 
 def a_scale_that_drifts(monkeypatch):
-    real, calls = step.count_targets, iter(range(100))
-    monkeypatch.setattr(step, "count_targets", lambda samples: real(samples) * (1 + 2e-8 * next(calls)))
+    real, calls = NextToken.divisor, iter(range(100))
+    monkeypatch.setattr(NextToken, "divisor", lambda self, units: real(self, units) * (1 + 2e-8 * next(calls)))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_a_step_that_runs_out_of_memory_is_compared_as_it_got_through(hub, monke
             raise torch.OutOfMemoryError("no room")
         return causal_lm_loss(model, batch)
 
-    monkeypatch.setattr(loop.fit, "__defaults__", (little_memory, None))
+    monkeypatch.setattr(hub_sft.recipe, "Recipe", partial(Recipe, loss=little_memory))
     said = hub(*RUN, "algo=sft", "algo.effective_batch_size=16", "launch=inline")
     assert said.code == 0, said.err
     assert "memory ran out and it was done again in at most" in said.out
@@ -138,7 +144,7 @@ def test_a_mistake_that_goes_unnoticed_fails_the_proof(hub, monkeypatch):
 
 
 def test_a_loss_of_the_algorithms_own_is_its_own_reference(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.fit, "__defaults__", (lambda model, batch: 3 * causal_lm_loss(model, batch), None))
+    monkeypatch.setattr(hub_sft.recipe, "Recipe", partial(Recipe, loss=lambda model, batch: 3 * causal_lm_loss(model, batch)))
     assert hub(*RUN, "algo=sft", "launch=inline").code == 0
     assert verified(tmp_path)["reference"] == "the algorithm's own loss"
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from hub.testing import tiny_model_path
-from hub.train import step
 from hub.train.layout import layout
+from hub.train.losses import objective
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
@@ -47,8 +47,8 @@ def gradients_of(folder: Path, ranks: int, mutant: str = "") -> dict[str, dict[s
 
 def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """Norm of the difference of all gradients over the norm of the expected ones."""
-    assert found.keys() == expected.keys()
-    keys = [key for key in expected if key != "_eval_loss"]
+    assert found.keys() - {"_apart"} == expected.keys()
+    keys = [key for key in expected if not key.startswith("_")]
     error = sum(float((found[key].double() - expected[key].double()).square().sum()) for key in keys)
     return (error / sum(float(expected[key].double().square().sum()) for key in keys)) ** 0.5
 
@@ -56,12 +56,16 @@ def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_gradients_and_evaluation_are_those_of_one_sample_at_a_time_in_float64(tmp_path, ranks, record_property):
     found = gradients_of(tmp_path, ranks)
-    assert len(found) == 12
+    assert len(found) == 18
     worst = 0.0
     for name, gradients in found.items():
         expected = reference(name.split("-")[0])
         worst = max(worst, difference(gradients, expected))
         assert gradients["_eval_loss"].item() == pytest.approx(expected["_eval_loss"].item(), rel=1e-6), name
+    apart = torch.stack([gradients["_apart"] for name, gradients in found.items() if name.startswith("pairs")])
+    assert (apart[:, 0] == 0).any() == (ranks == 1), "chosen and rejected in one micro-batch"
+    assert (apart[:, 0] > 8).any(), "chosen and rejected in different micro-batches"
+    assert (apart[:, 1] > 4).any() == (ranks > 1), "chosen and rejected on different ranks"
     record_property("greatest_relative_difference", worst)
     print(f"{ranks} rank(s): greatest relative difference {worst:.1e}")
     assert worst < TOLERANCE
@@ -76,8 +80,15 @@ def test_a_rank_that_runs_out_of_memory_makes_all_do_the_step_again_in_smaller_p
     "mutant", ["mean_per_micro_batch", "mean_per_rank", "shifted_count", "leaking_attention", "dropped_tail"]
 )
 def test_a_broken_variant_is_caught(tmp_path, mutant, monkeypatch):
-    for module, name in ((step, "num_loss_tokens"), (layout, "pack")):  # a mutant replaces them; pytest puts them back
+    for module, name in ((objective, "num_loss_tokens"), (layout, "pack")):  # a mutant replaces them; pytest puts them back
         monkeypatch.setattr(module, name, getattr(module, name))
     found = gradients_of(tmp_path, 2 if mutant == "mean_per_rank" else 1, mutant)
     ragged = {name: gradients for name, gradients in found.items() if name.startswith("ragged")}
     assert max(difference(gradients, reference("ragged")) for gradients in ragged.values()) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("mutant", ["values_of_another_unit", "another_weight"])
+def test_a_broken_objective_of_pairs_is_caught(tmp_path, mutant):
+    found = gradients_of(tmp_path, 1, mutant)
+    pairs = [gradients for name, gradients in found.items() if name.startswith("pairs")]
+    assert min(difference(gradients, reference("pairs")) for gradients in pairs) > 100 * TOLERANCE

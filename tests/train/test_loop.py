@@ -5,8 +5,10 @@ import math
 import signal
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 
-import hub_sft.train
+import hub_sft.recipe
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,8 +19,12 @@ from hub.run import Run, read_metrics
 from hub.system.signals import stop_request
 from hub.train import loop
 from hub.train.kernels.recompute import layers_of
-from hub.train.losses.causal_lm import causal_lm_loss
+from hub.train.losses.causal_lm import causal_lm_loss, token_log_probabilities
+from hub.train.losses.objective import NextToken
 from hub.train.meters import SpikeMeter
+from hub.train.recipe import Recipe
+from hub.train.setup import setup
+from hub.train.step import Criterion
 
 OPTIONS = ["algo=sft", "model=tiny", "data=tiny", "launch=inline", "model.dtype=float32", "algo.effective_batch_size=16",
            "algo.learning_rate=1e-3", "algo.max_steps=8"]  # fmt: skip
@@ -34,9 +40,10 @@ def out_of_memory_above(monkeypatch, num_tokens: int) -> None:
             raise torch.OutOfMemoryError("no room")
         return causal_lm_loss(model, batch)
 
-    real = loop.fit.__defaults__
-    monkeypatch.setattr(loop.fit, "__defaults__", (limited, None))
-    assert real == (causal_lm_loss, None)
+    monkeypatch.setattr(hub_sft.recipe, "Recipe", partial(Recipe, loss=limited))
+    real = Recipe(model=None, save=None).criterion
+    assert real == Criterion(real.objective, causal_lm_loss, token_log_probabilities)
+    assert type(real.objective) is NextToken
 
 
 def test_out_of_memory_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
@@ -59,7 +66,7 @@ def test_layers_recompute_before_micro_batches_get_smaller_when_memory_runs_out(
             raise torch.OutOfMemoryError("no room")
         return causal_lm_loss(model, batch)
 
-    monkeypatch.setattr(loop.fit, "__defaults__", (limited, None))
+    monkeypatch.setattr(hub_sft.recipe, "Recipe", partial(Recipe, loss=limited))
     found = train(tmp_path / "narrow")
     assert [line["loss"] for line in found.metrics] == [line["loss"] for line in expected.metrics]
     plans = [json.loads((result.run_path / "plan.json").read_text()) for result in (expected, found)]
@@ -84,9 +91,7 @@ def test_no_room_for_the_optimizers_state_ends_the_run_with_what_to_type(tmp_pat
         train(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("place", "name"), [(hub_sft.train, "save_whole_model"), (loop.Tracking, "end"), (Run, "write_result")]
-)
+@pytest.mark.parametrize(("place", "name"), [(setup, "save_whole_model"), (loop.Tracking, "end"), (Run, "write_result")])
 def test_a_signal_once_training_is_done_does_not_cost_the_model(tmp_path, monkeypatch, place, name):
     real = getattr(place, name)
 
@@ -105,12 +110,10 @@ def test_a_signal_once_training_is_done_does_not_cost_the_model(tmp_path, monkey
 def broken_steps(monkeypatch, numbers: set[int]) -> None:
     real, count = loop.train_step, iter(range(1, 100))
 
-    def sometimes(session, model, optimizer, samples, layout, norm, loss, **rest):
-        broken = next(count) in numbers
-        return real(
-            session, model, optimizer, samples, layout, norm,
-            (lambda m, b: causal_lm_loss(m, b) * math.nan) if broken else loss, **rest,
-        )  # fmt: skip
+    def sometimes(session, model, optimizer, units, layout, norm, criterion, **rest):
+        if next(count) in numbers:
+            criterion = replace(criterion, loss=lambda m, b: causal_lm_loss(m, b) * math.nan)
+        return real(session, model, optimizer, units, layout, norm, criterion, **rest)
 
     monkeypatch.setattr(loop, "train_step", sometimes)
 

@@ -19,8 +19,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
-IMPORTED = ("hub.cli.main", "hub.launch.sweep", "hub.train.loop", "hub.tasks.verify.verify", "hub_sft.train",
-            "hub_lora_sft.train", "hub_osft.train", "hub.data.streaming.workers", "transformers.models.llama.modeling_llama",
+IMPORTED = ("hub.cli.main", "hub.launch.sweep", "hub.train.loop", "hub.tasks.verify.verify", "hub_sft.recipe",
+            "hub_lora_sft.recipe", "hub_osft.recipe", "hub.data.streaming.workers", "transformers.models.llama.modeling_llama",
             "torch.distributed.elastic.agent.server.local_elastic_agent", "torch.distributed.fsdp")  # fmt: skip
 """What no test of these processes asks the order of. Not the modules that are run: runpy wants to load them itself."""
 

@@ -22,9 +22,34 @@ class Sample:
     where: str
     """`chats.jsonl:17`."""
 
+    role: str = ""
+    """What it is in a unit of several samples, such as `chosen`. Empty for a unit of one."""
+
+    @property
+    def samples(self) -> "tuple[Sample, ...]":
+        """Itself: a sample is a unit of one."""
+        return (self,)
+
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.input_ids)
+
+
+@dataclass(slots=True)
+class Group:
+    """A unit of several samples, such as a preference pair. It counts as one in `effective_batch_size`."""
+
+    samples: tuple[Sample, ...]
+    where: str
+    """`pairs.jsonl:17`."""
+
+    def __len__(self) -> int:
+        """Number of tokens of all its samples."""
+        return sum(map(len, self.samples))
+
+
+Unit = Sample | Group
+"""What counts as one in `effective_batch_size` and is drawn whole into a step."""
 
 
 class Item(NamedTuple):

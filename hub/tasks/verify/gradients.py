@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 
 from hub.config.option import AUTO
-from hub.data.prepare import Sample
+from hub.data.samples.sample import Sample, Unit
 from hub.parallel.group import max_over_ranks, sum_over_ranks
 from hub.parallel.strategy import full
 from hub.train import step
 from hub.train.batch import collate
 from hub.train.batch import split as batches
 from hub.train.layout.layout import Layout
-from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
-from hub.train.setup.setup import Setup
+from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
+from hub.train.losses.objective import token_weights
+from hub.train.recipe import Setup
 
 MOST_SAMPLES = 32
 MOST_TOKENS = {"cpu": 1024, "cuda": 4096}
@@ -62,10 +63,10 @@ class Gradient:
 class OneByOne(Layout):
     """Every micro-batch is one sample."""
 
-    def micro_batches(self, samples: Sequence[Sample], rank: int, world: int) -> list[collate.MicroBatch]:
-        mine = [[sample] for sample in samples[rank::world]]
-        mine += [[collate.weightless(samples[0])]] * (-(-len(samples) // world) - len(mine))
-        return [collate.pack(part) if self.packed else collate.pad(part, self.pad_id) for part in mine]
+    def _split(self, samples: Sequence[Sample], world: int) -> list[list[list[int]]]:
+        per_rank = -(-len(samples) // world)
+        positions = [list(range(rank, len(samples), world)) for rank in range(world)]
+        return [[[i] for i in mine] + [[]] * (per_rank - len(mine)) for mine in positions]
 
 
 class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are not read
@@ -87,8 +88,8 @@ class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are n
 class Measure:
     """The samples, the reference gradient, its rounding noise, and steps to compare with it. All ranks call alike."""
 
-    def __init__(self, setup: Setup, model: Any, loss: step.Loss, layout: Layout) -> None:
-        self.setup, self.model, self.loss, self.layout = setup, model, loss, layout
+    def __init__(self, setup: Setup, model: Any, criterion: step.Criterion, layout: Layout) -> None:
+        self.setup, self.model, self.criterion, self.layout = setup, model, criterion, layout
         self.session, self.data = setup.session, setup.data
         self.rank, self.world = setup.session.group.rank, setup.session.group.world
         self.device, self.dtype = setup.session.device, setup.session.compute_dtype
@@ -97,31 +98,53 @@ class Measure:
         self.trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         asked, num = setup.cfg.algo.effective_batch_size, len(self.data.train)
         self.batch_size = batches.auto_batch_size(num) if asked == AUTO else int(asked)
-        self.samples = self._choose()
+        self.units = self._choose()
+        self.samples = step.samples_of(self.units)
         self.num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in self.samples)
+        # Counted here: a count that training got wrong must not be its own reference.
+        self.divisor = max(1, self.num_loss_tokens)
+        if criterion.needs_values:
+            self.divisor = criterion.objective.divisor(step.members(self.units))
+        self.loss_sum, weights = self._weights()
         self.reference: dict[str, torch.Tensor] = {}
-        self.reference_loss, _ = self._one_at_a_time(self.samples)
+        weighted = list(zip(self.samples, weights, strict=True))
+        self.reference_loss, _ = self._one_at_a_time(weighted)
         self.reference = self._copy()
-        _, self.noise = self._one_at_a_time(self.samples[::-1], otherwise=True)
+        _, self.noise = self._one_at_a_time(weighted[::-1], otherwise=True)
         self.tolerance = max(FLOOR.get((self.device.type, self.dtype), COARSE_FLOOR), NOISE_FACTOR * self.noise)
 
-    def _choose(self) -> list[Sample]:
-        """The samples of the first step, more where it has too few for four micro-batches a process, in its order."""
+    def _choose(self) -> list[Unit]:
+        """The units of the first step, more where it has too few for four micro-batches a process, in its order."""
         order = [self.data.train[i] for i in batches.epoch_order(len(self.data.train), self.setup.cfg.algo.seed, 0)]
         least = min(4 * self.world, len(order))
         wanted = min(max(self.batch_size, least), max(MOST_SAMPLES, self.world))
         budget = MOST_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
         if self.device.type != "cuda":
             budget = min(budget, max(LEAST_TOKENS, int(CPU_WORK / sum(p.numel() for p in self.model.parameters()))))
-        chosen: list[Sample] = []
-        for sample in order[:wanted]:
-            if sum(map(len, chosen)) + len(sample) <= budget:
-                chosen.append(sample)
+        chosen: list[Unit] = []
+        for unit in order[:wanted]:
+            if sum(map(len, chosen)) + len(unit) <= budget:
+                chosen.append(unit)
         rest = sorted((s for s in order if not any(s is c for c in chosen)), key=len)
         return chosen + rest[: max(0, least - len(chosen))]
 
-    def _one_at_a_time(self, samples: Sequence[Sample], otherwise: bool = False) -> tuple[float, float]:
-        """The gradient of the mean loss per loss token by plain calls of the model, left in the weights of rank 0.
+    def _weights(self) -> tuple[float | None, list[torch.Tensor | None]]:
+        """The summed loss, and the weights of each sample's loss tokens, from plain calls of the model. None: all are 1."""
+        if not self.criterion.needs_values:
+            return None, [None] * len(self.samples)
+        with torch.no_grad(), self.session.autocast():
+            values = [-self._token_losses(sample).double().cpu() for sample in self.samples]
+        loss, weights = token_weights(self.criterion.objective, step.members(self.units), torch.cat(values))
+        return float(loss), list(weights.split([len(value) for value in values]))
+
+    def _one_at_a_time(
+        self, samples: Sequence[tuple[Sample, torch.Tensor | None]], otherwise: bool = False
+    ) -> tuple[float, float]:
+        """The gradient of the step's mean loss by plain calls of the model, left in the weights of rank 0.
+
+        Args:
+            samples: each with the weights of its loss tokens.
+            otherwise: the same sums with their terms split otherwise.
 
         Returns:
             The mean loss, and the relative difference from the reference.
@@ -129,24 +152,29 @@ class Measure:
         self.model.zero_grad(set_to_none=True)
         together = self.session.strategy.name == "fsdp"  # a layer's shares are gathered: all ranks must run it
         total = 0.0
-        for sample in samples if together or self.rank == 0 else ():
+        for sample, weights in samples if together or self.rank == 0 else ():
             with self.session.autocast():
-                loss_sum = self._loss_of(sample, otherwise)
-            ((loss_sum / self.num_loss_tokens) * (1.0 if self.rank == 0 else 0.0)).backward()
+                loss_sum = self._loss_of(sample, weights, otherwise)
+            ((loss_sum / self.divisor) * (1.0 if self.rank == 0 else 0.0)).backward()
             total += float(loss_sum.detach())
-        return total / self.num_loss_tokens, self._difference()
+        return (total if self.loss_sum is None else self.loss_sum) / self.divisor, self._difference()
 
-    def _loss_of(self, sample: Sample, otherwise: bool) -> torch.Tensor:
-        """Sum of the cross entropies of one sample. An algorithm's own loss can't be known here: it is called.
+    def _loss_of(self, sample: Sample, weights: torch.Tensor | None, otherwise: bool) -> torch.Tensor:
+        """Weighted sum of the cross entropies of one sample. An algorithm's own loss can't be known here: it is called."""
+        if self.criterion.loss is not causal_lm_loss:
+            batch = collate.pad([sample], self.layout.pad_id) if otherwise else collate.pack([sample])
+            return self.criterion.loss(self.model, replace(batch, weights=weights).to(self.device))
+        losses = self._token_losses(sample, otherwise)
+        return losses.sum() if weights is None else losses @ weights.to(losses.device)
+
+    def _token_losses(self, sample: Sample, otherwise: bool = False) -> torch.Tensor:
+        """Cross entropy of each loss token of one sample, (n,), by a plain call of the model.
 
         Args:
             sample: one sample.
-            otherwise: the same sum with its terms cut otherwise: more tokens behind, and the output layer only at the
+            otherwise: the same numbers from sums split otherwise: more tokens behind, and the output layer only at the
                 positions that count, where the model can do that.
         """
-        if self.loss is not causal_lm_loss:
-            batch = collate.pad([sample], self.layout.pad_id) if otherwise else collate.pack([sample])
-            return self.loss(self.model, batch.to(self.device))
         ids = torch.from_numpy(sample.input_ids.astype(np.int64))
         places = torch.from_numpy(np.flatnonzero(sample.loss_mask[1:])).to(self.device)
         inputs: dict[str, Any] = {"input_ids": ids[None].to(self.device), "use_cache": False}
@@ -158,7 +186,7 @@ class Measure:
             inputs["logits_to_keep"] = places
         logits = self.model(**inputs).logits[0]
         logits = logits if select else logits[places.to(logits.device)]
-        return F.cross_entropy(logits.float(), ids.to(logits.device)[places.to(logits.device) + 1], reduction="sum")
+        return F.cross_entropy(logits.float(), ids.to(logits.device)[places.to(logits.device) + 1], reduction="none")
 
     def most_positions(self) -> int | None:
         return getattr(self.config, "max_position_embeddings", None)
@@ -190,12 +218,10 @@ class Measure:
             return math.nan
         return math.sqrt(error / size) if size else (0.0 if error == 0 else math.inf)
 
-    def take_step(
-        self, layout: Layout, samples: Sequence[Sample] = (), loss: step.Loss | None = None, keep: bool = False
-    ) -> Gradient:
+    def take_step(self, layout: Layout, units: Sequence[Unit] = (), loss: Loss | None = None, keep: bool = False) -> Gradient:
         """One step of training in a layout, up to where the optimizer would change the weights."""
         seen = 0
-        called = loss or self.loss
+        called = loss or self.criterion.loss
         found = Gradient(math.nan, math.nan, 0, True, layout)
 
         def counting(model: Any, batch: collate.MicroBatch) -> torch.Tensor:
@@ -215,7 +241,8 @@ class Measure:
                 found.tensors = self._copy()
 
         optimizer = _Look([p for _, p in self.trained], begin, look)
-        outcome = step.train_step(self.session, self.model, optimizer, samples or self.samples, layout, None, counting)
+        criterion = replace(self.criterion, loss=counting)
+        outcome = step.train_step(self.session, self.model, optimizer, units or self.units, layout, None, criterion)
         found.loss, found.layout = outcome.loss, outcome.layout
         return found
 
@@ -259,7 +286,7 @@ def _can_select(model: Any) -> bool:
     return len(set(getattr(model, "hf_device_map", {}).values())) < 2 and takes_positions(kind)
 
 
-def without_chance(model: Any) -> bool:
+def disable_dropout(model: Any) -> bool:
     """Switch off dropout and router noise, which differ between layouts by their nature. True when there was any."""
     found = False
     for module in model.modules():

@@ -1,7 +1,7 @@
-"""`python -m hub verify`: the proof, on the user's own model, data, algorithm and processes, that layout is no matter.
+"""The task `verify`: measures on the user's own model, data, algorithm and processes that the layout changes nothing.
 
-`fit` hands over to `verify` instead of training. `measure.py` has the steps and the reference; here is what is compared
-and said. Weights stay as they are, nothing is saved.
+`gradients.py` has the steps and the reference. This module has what is compared and reported. Weights stay as they are, nothing
+is saved.
 """
 
 import dataclasses
@@ -17,14 +17,13 @@ from hub.data.prepare import Sample
 from hub.errors import VerifyError
 from hub.parallel.group import barrier, max_over_ranks
 from hub.run import Outcome, write_json
-from hub.tasks.verify.gradients import Gradient, Measure, OneByOne, rms, without_chance
-from hub.train import step
+from hub.tasks.verify.gradients import Gradient, Measure, OneByOne, disable_dropout, rms
 from hub.train.batch import collate
 from hub.train.layout.isolation import TOLERANCE as LEAK_TOLERANCE
 from hub.train.layout.layout import Layout, choose_layout
 from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.meters import peak_memory_gb
-from hub.train.setup.setup import Setup
+from hub.train.recipe import Recipe, Setup, check_units
 
 MOST_NOISE = 1e-3
 """In float32, noise above this would hide mistakes."""
@@ -46,13 +45,12 @@ class Check:
     value: float | None = None
 
 
-def verify(setup: Setup, model: Any, loss: step.Loss = causal_lm_loss) -> Outcome:
+def verify(setup: Setup, recipe: Recipe) -> Outcome:
     """Measure, print the table, write verify.json.
 
     Args:
         setup: config, run folder, processes, tokenizer, data.
-        model: as the algorithm trains it, with `requires_grad` set.
-        loss: the algorithm's loss, as it is given to `fit`.
+        recipe: the model as the algorithm trains it, and its objective.
 
     Returns:
         What was measured on, for result.json.
@@ -60,11 +58,12 @@ def verify(setup: Setup, model: Any, loss: step.Loss = causal_lm_loss) -> Outcom
     Raises:
         VerifyError: something does not hold. On rank 0 only; the other ranks return.
     """
-    run, session = setup.run, setup.session
+    run, session, model = setup.run, setup.session, recipe.model
+    check_units(setup, recipe.objective)
     session.strategy.place(model)
-    layout = choose_layout(setup, model, loss, sum(p.numel() for p in model.parameters()))
-    switched_off = without_chance(model)
-    proof = _Proof(setup, model, loss, layout)
+    layout = choose_layout(setup, model, recipe.loss, sum(p.numel() for p in model.parameters()))
+    switched_off = disable_dropout(model)
+    proof = _Proof(setup, model, recipe.criterion, layout)
     run.say(
         f"verifying in {proof.dtype_name} on {len(proof.samples)} samples, {sum(map(len, proof.samples))} tokens, "
         f"{proof.num_loss_tokens} with loss{', dropout off' if switched_off else ''}; nothing is trained or saved"
@@ -240,7 +239,7 @@ class _Proof(Measure):
         num = self.num_loss_tokens
 
         def shifted(model: Any, batch: collate.MicroBatch) -> torch.Tensor:
-            return self.loss(model, batch) * (num / (num + 1))
+            return self.criterion.loss(model, batch) * (num / (num + 1))
 
         yield self._noticed("the count of loss tokens is off by one", self.take_step(self.layout, loss=shifted))
         yield self._leaking_attention()
@@ -254,12 +253,14 @@ class _Proof(Measure):
             return Check("mistakes", name, None, "all micro-batches have as many loss tokens, so it is no mistake here")
 
         def mean(model: Any, batch: collate.MicroBatch) -> torch.Tensor:
-            return self.loss(model, batch) / max(1, len(batch.targets)) * (self.num_loss_tokens / len(counts))
+            return self.criterion.loss(model, batch) / max(1, len(batch.targets)) * (self.num_loss_tokens / len(counts))
 
         return self._noticed(name, self.take_step(layout, loss=mean))
 
     def _leaking_attention(self) -> Check:
         name = "samples that see their neighbours"
+        if self.criterion.needs_values:
+            return Check("mistakes", name, None, "two samples as one text would be another unit")
         limit = self.most_positions() or 10**9
         ordered, merged = sorted(self.samples, key=len), []
         while len(ordered) > 1 and len(ordered[0]) + len(ordered[1]) <= limit:
@@ -305,7 +306,7 @@ class _Proof(Measure):
             "num_tokens": sum(map(len, self.samples)),
             "num_loss_tokens": self.num_loss_tokens,
             "trainable_parameters": sum(p.numel() for _, p in self.trained),
-            "reference": "plain calls of the model" if self.loss is causal_lm_loss else "the algorithm's own loss",
+            "reference": "plain calls of the model" if self.criterion.loss is causal_lm_loss else "the algorithm's own loss",
             "reference_loss": self.reference_loss,
             "noise": self.noise,
             "tolerance": self.tolerance,

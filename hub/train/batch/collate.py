@@ -1,7 +1,7 @@
 """Samples to tensors: one packed row without padding, or padded rows for models that can't be packed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,12 @@ class MicroBatch:
     longest: int = 0
     """Tokens of the longest sample when packed."""
 
+    weights: torch.Tensor | None = None
+    """(n,) float32: the weight of each loss token. None: all are 1."""
+
+    samples: tuple[int, ...] = ()
+    """Positions of its samples in the step, in their order here. Empty for a weightless one."""
+
     @property
     def packed(self) -> bool:
         return self.attention_mask is None
@@ -46,10 +52,8 @@ class MicroBatch:
             # From memory that may be moved itself, a copy would wait until the GPU has done all that it was told before.
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        mask = None if self.attention_mask is None else move(self.attention_mask)
-        tensors = (move(self.loss_positions), move(self.targets))
-        starts = None if self.starts is None else move(self.starts)
-        return MicroBatch(move(self.input_ids), move(self.position_ids), mask, *tensors, self.num_tokens, starts, self.longest)
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{k: move(v) for k, v in values.items() if isinstance(v, torch.Tensor)})
 
 
 def num_loss_tokens(sample: Sample) -> int:

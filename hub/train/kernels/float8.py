@@ -135,8 +135,8 @@ def replace_layers(
     return done, [name for name in names if name not in set(done)]
 
 
-def tell(run: Run, done: list[str], left: list[str]) -> None:
-    """Say which layers are in fp8 and which are not, and write it into plan.json."""
+def report_layers(run: Run, done: list[str], left: list[str]) -> None:
+    """Log which layers are in fp8 and which are not, and write it to plan.json."""
     run.write_plan(precision="fp8", precision_because="asked for", fp8_layers=len(done), fp8_layers_left_out=len(left))
     run.say(f"{len(done)} linear layers are in fp8: {_kinds(done)}. The output layer and embeddings are not")
     if left:

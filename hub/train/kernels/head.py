@@ -8,6 +8,7 @@ The idea is that of Wijmans et al., "Cut Your Losses in Large-Vocabulary Languag
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -19,11 +20,22 @@ CHUNK_BYTES = 2**27
 writes the whole gradient of it."""
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What the output layer returns in place of logits."""
+
+    targets: torch.Tensor
+    weights: torch.Tensor | None
+    each: bool
+    """The cross entropy of each target; else their weighted sum."""
+
+
 class FusedHead:
-    """Puts the loss into a model's output layer: with targets set, the layer returns their summed cross entropy."""
+    """Puts the loss into a model's output layer: within `summing` or `listing` the layer returns cross entropies."""
 
     def __init__(self, head: torch.nn.Module) -> None:
-        self._head, self._plain, self._targets = head, head.forward, None
+        self._head, self._plain = head, head.forward
+        self._wanted: _Wanted | None = None
         head.forward = self._forward
         head.hub_fused = self
 
@@ -33,29 +45,48 @@ class FusedHead:
         del self._head.hub_fused
 
     def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self._targets is None:
+        wanted = self._wanted
+        if wanted is None:
             return self._plain(hidden)
         hidden = hidden.flatten(0, -2)
-        if not len(self._targets):
-            return hidden.float().sum() * 0.0
+        if not len(wanted.targets):
+            return hidden.float().sum(-1) * 0.0 if wanted.each else hidden.float().sum() * 0.0
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        return linear_cross_entropy(hidden, self._head.weight, getattr(self._head, "bias", None), self._targets)
+        weight, bias = self._head.weight, getattr(self._head, "bias", None)
+        if wanted.each:
+            return token_cross_entropies(hidden, weight, bias, wanted.targets)
+        return linear_cross_entropy(hidden, weight, bias, wanted.targets, wanted.weights)
 
     @contextmanager
-    def on(self, targets: torch.Tensor) -> Iterator[None]:
-        """Within it the model's `logits` are the summed loss of these targets."""
-        self._targets = targets
+    def summing(self, targets: torch.Tensor, weights: torch.Tensor | None = None) -> Iterator[None]:
+        """Within it the model's `logits` are the weighted sum of the cross entropies of these targets."""
+        with self._returning(_Wanted(targets, weights, each=False)):
+            yield
+
+    @contextmanager
+    def listing(self, targets: torch.Tensor) -> Iterator[None]:
+        """Within it the model's `logits` are the cross entropies of these targets, one each, without gradient."""
+        with self._returning(_Wanted(targets, None, each=True)):
+            yield
+
+    @contextmanager
+    def _returning(self, wanted: _Wanted) -> Iterator[None]:
+        self._wanted = wanted
         try:
             yield
         finally:
-            self._targets = None
+            self._wanted = None
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    token_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Sum of the cross entropies of `hidden @ weight.T + bias`, in nats. Scalar, float32.
+    """Weighted sum of the cross entropies of `hidden @ weight.T + bias`, in nats. Scalar, float32.
 
     Products are made in the type of `hidden`; losses and the gradients of weight and bias are summed in float32.
 
@@ -64,35 +95,70 @@ def linear_cross_entropy(
         weight: (V, H), in any type.
         bias: (V,) or None.
         targets: (N,) integers below V.
+        token_weights: (N,) float32; None: all are 1. Takes no gradient.
     """
     if not torch.is_grad_enabled():
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, token_weights)
     return loss
+
+
+@torch.no_grad()
+def token_cross_entropies(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy of each row of `hidden @ weight.T + bias`, in nats. Shape (N,), float32, without gradient.
+
+    Args:
+        hidden: (N, H), N > 0.
+        weight: (V, H), in any type.
+        bias: (V,) or None.
+        targets: (N,) integers below V.
+    """
+    losses_and_gradient = _implementation(hidden.device.type, hidden.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        used = weight.to(hidden.dtype)
+        rows = _rows_per_chunk(len(hidden), used)
+        chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+        return torch.cat([losses_and_gradient(_chunk_logits(part, used, bias), wanted, None)[0] for part, wanted in chunks])
+
+
+def _rows_per_chunk(num_rows: int, weight: torch.Tensor, times: int = 1) -> int:
+    """Rows of logits at a time: chunks of about equal size within `CHUNK_BYTES` times `times`."""
+    most = max(1, CHUNK_BYTES * times // (len(weight) * weight.element_size()))
+    return -(-num_rows // -(-num_rows // most))
+
+
+def _chunk_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits += bias.to(logits.dtype)
+    return logits
 
 
 class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        token_weights: torch.Tensor | None,
     ) -> torch.Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        loss_and_gradient = _way(hidden.device.type, hidden.dtype)
+        losses_and_gradient = _implementation(hidden.device.type, hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             used = weight.to(hidden.dtype)
             loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
             grad_hidden = torch.empty_like(hidden) if needs_hidden else None
             grad_weight = grad_bias = None
-            rows = max(1, CHUNK_BYTES * (1 + needs_weight) // (len(used) * used.element_size()))
-            rows = -(-len(hidden) // -(-len(hidden) // rows))
+            rows = _rows_per_chunk(len(hidden), used, 1 + needs_weight)
             for start in range(0, len(hidden), rows):
                 part = hidden[start : start + rows]
-                logits = part @ used.T
-                if bias is not None:
-                    logits += bias.to(logits.dtype)
-                chunk_loss, gradient = loss_and_gradient(logits, targets[start : start + rows])
-                loss += chunk_loss
-                del logits
+                wanted = None if token_weights is None else token_weights[start : start + rows]
+                losses, gradient = losses_and_gradient(_chunk_logits(part, used, bias), targets[start : start + rows], wanted)
+                loss += losses.sum() if wanted is None else losses @ wanted
                 if grad_hidden is not None:
                     torch.mm(gradient, used, out=grad_hidden[start : start + rows])
                 if needs_weight:
@@ -108,17 +174,21 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve once
         scaled = [None if g is None else g.mul_(upstream[0]).to(kind) for g, kind in zip(gradients, ctx.types, strict=True)]
-        return *scaled, None
+        return *scaled, None, None
 
 
-def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross entropy of (n, V) logits, and its gradient in their type."""
+def _losses_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy of each row of (n, V) logits, unweighted, and the gradient of the weighted sum, in the logits' type."""
     log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
     targets = targets.unsqueeze(-1)
-    loss = -log_probabilities.gather(-1, targets).sum()
+    losses = -log_probabilities.gather(-1, targets).squeeze(-1)
     gradient = log_probabilities.exp_()
     gradient.scatter_(-1, targets, gradient.gather(-1, targets) - 1)
-    return loss, gradient.to(logits.dtype)
+    if weights is not None:
+        gradient *= weights.unsqueeze(-1)
+    return losses, gradient.to(logits.dtype)
 
 
 @cache
@@ -126,24 +196,26 @@ def kernel_problem(device_type: str) -> str:
     """Why the loss kernel can't be used on such a device; empty when it can. Seen by using it: Triton needs a compiler too."""
     if device_type != "cuda" or find_spec("triton") is None:
         return "there is no GPU with Triton"
-    from hub.train.kernels.loss_kernel import loss_and_gradient
+    from hub.train.kernels.loss_kernel import losses_and_gradient
 
     try:
-        loss, _ = loss_and_gradient(
-            torch.zeros(1, 2, device=device_type), torch.zeros(1, dtype=torch.int64, device=device_type)
-        )
-        return "" if abs(float(loss) - math.log(2)) < 1e-6 else f"it gives {float(loss)} for the logarithm of 2"
+        logits, targets = torch.zeros(1, 2, device=device_type), torch.zeros(1, dtype=torch.int64, device=device_type)
+        losses, _ = losses_and_gradient(logits, targets, None)
+        return "" if abs(float(losses) - math.log(2)) < 1e-6 else f"it gives {float(losses)} for the logarithm of 2"
     except Exception as error:  # whatever a compiler raises, plain operations do the same
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _way(device_type: str, dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+_LossesAndGradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _implementation(device_type: str, dtype: torch.dtype) -> _LossesAndGradient:
     """What works on a chunk of logits: one kernel, or plain operations. Either may overwrite them."""
     if dtype != torch.float64 and not kernel_problem(device_type):
-        from hub.train.kernels.loss_kernel import loss_and_gradient
+        from hub.train.kernels.loss_kernel import losses_and_gradient
 
-        return loss_and_gradient
-    return _loss_and_gradient
+        return losses_and_gradient
+    return _losses_and_gradient
 
 
 def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ BLOCK, WARPS = 16384, 32
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _in_place(logits, targets, losses, stride, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _in_place(logits, targets, weights, losses, stride, size, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     first = logits + row * stride
     target = tl.load(targets + row)
@@ -30,24 +30,34 @@ def _in_place(logits, targets, losses, stride, size, BLOCK: tl.constexpr):  # ty
     top = tl.max(highest, 0)
     total = top + tl.log(tl.sum(summed * tl.exp(highest - top), 0))
     tl.store(losses + row, total - of_target)
+    if WEIGHTED:
+        weight = tl.load(weights + row)
     for start in range(0, size, BLOCK):
         places = start + tl.arange(0, BLOCK)
         values = tl.load(first + places, mask=places < size, other=float("-inf")).to(tl.float32)
         gradient = tl.exp(values - total) - tl.where(places == target, 1.0, 0.0)
+        if WEIGHTED:
+            gradient *= weight
         tl.store(first + places, gradient.to(logits.dtype.element_ty), mask=places < size)
 
 
-def loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross entropy, and its gradient, which takes the logits' place.
+def losses_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy of each row, and the gradient of their weighted sum, which takes the logits' place.
 
     Args:
         logits: (n, V) in float32, bfloat16 or float16, rows without gaps. Overwritten.
         targets: (n,) int64 below V.
+        weights: (n,) float32; None: all are 1.
 
     Returns:
-        Scalar in float32, in nats; (n, V).
+        (n,) float32 in nats, without the weights; (n, V).
     """
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    weighted = weights is not None
+    read = weights.contiguous() if weights is not None else losses
+    sizes = (logits.stride(0), logits.shape[1])
     with torch.cuda.device(logits.device):
-        _in_place[(len(logits),)](logits, targets, losses, logits.stride(0), logits.shape[1], BLOCK=BLOCK, num_warps=WARPS)
-    return losses.sum(), logits
+        _in_place[(len(logits),)](logits, targets, read, losses, *sizes, WEIGHTED=weighted, BLOCK=BLOCK, num_warps=WARPS)
+    return losses, logits

@@ -40,8 +40,12 @@ class Layout:
 
     def micro_batches(self, samples: Sequence[Sample], rank: int, world: int) -> list[MicroBatch]:
         """This rank's micro-batches of one step. All ranks get the same number of them."""
-        chosen = [[samples[i] for i in part] or [weightless(samples[0])] for part in self._split(samples, world)[rank]]
-        return [pack(part) if self.packed else pad(part, self.pad_id) for part in chosen]
+        return [self._collate(samples, positions) for positions in self._split(samples, world)[rank]]
+
+    def _collate(self, samples: Sequence[Sample], positions: Sequence[int]) -> MicroBatch:
+        chosen = [samples[i] for i in positions] or [weightless(samples[0])]
+        batch = pack(chosen) if self.packed else pad(chosen, self.pad_id)
+        return replace(batch, samples=tuple(positions))
 
     def efficiency(self, samples: Sequence[Sample], world: int) -> float:
         """Tokens of a step over those that its micro-batches would hold if all were as large as the largest."""

@@ -1,10 +1,11 @@
-"""The loss of a causal language model: cross entropy summed over the loss tokens of a micro-batch.
+"""The weighted negative log-likelihood of a micro-batch's loss tokens, and their log-probabilities.
 
-It is a sum, never a mean: the loop divides by the number of loss tokens of the whole step over all ranks, so that a token
-weighs the same in whatever micro-batch and on whatever rank it stands.
+It is a sum, never a mean: the step divides by the objective's divisor, counted over all ranks, so that a token weighs the same
+in whatever micro-batch and on whatever rank it stands.
 """
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,28 +14,35 @@ import torch.nn.functional as F
 
 from hub.train.batch.collate import MicroBatch
 from hub.train.kernels.attention import sample_bounds, uses_varlen
+from hub.train.kernels.head import FusedHead
 from hub.train.kernels.recompute import base_of, fused_head
+
+Loss = Callable[[Any, MicroBatch], torch.Tensor]
+"""A model and a micro-batch to the weighted sum of the negative log-likelihoods of its loss tokens: a scalar."""
 
 
 def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
-    """Sum of the cross entropies, in nats. Scalar, float32, with a gradient path to every weight even without loss tokens.
+    """Weighted sum of the cross entropies of the loss tokens, in nats; without weights each counts once.
 
-    Only the positions that count go through the output layer where the model allows it: its result is the largest
-    tensor of a training step.
+    Scalar, float32, with a gradient path to every weight even without loss tokens. Only the positions that count go through the
+    output layer where the model allows it: its result is the largest tensor of a training step.
     """
-    inputs = model_inputs(model, batch)
-    # The positions would have to lie on the GPU of the last layer, where the layers are spread over several.
-    select = batch.packed and takes_positions(base_of(model).__class__) and not _is_split(model)
-    if select:
-        inputs["logits_to_keep"] = batch.loss_positions
-        if head := fused_head(model):
-            with head.on(batch.targets):
-                fused: torch.Tensor = model(**inputs).logits
-                return fused
-    logits = model(**inputs).logits.flatten(0, 1)
-    if not select:
-        logits = logits[batch.loss_positions.to(logits.device)]
-    return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="sum")
+    if head := _usable_head(model, batch):
+        with head.summing(batch.targets, batch.weights):
+            fused: torch.Tensor = _logits(model, batch)
+            return fused
+    losses = _token_losses(model, batch)
+    return losses.sum() if batch.weights is None else losses @ batch.weights.to(losses.device)
+
+
+@torch.no_grad()
+def token_log_probabilities(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """Log-probability of each loss token, in nats. Shape (n,), float32, without gradient."""
+    if head := _usable_head(model, batch):
+        with head.listing(batch.targets):
+            losses: torch.Tensor = _logits(model, batch)
+            return -losses
+    return -_token_losses(model, batch)
 
 
 def model_inputs(model: Any, batch: MicroBatch) -> dict[str, Any]:
@@ -51,6 +59,32 @@ def model_inputs(model: Any, batch: MicroBatch) -> dict[str, Any]:
 def takes_positions(model_class: Any) -> bool:
     """Whether a model's forward can compute logits at chosen positions only (`logits_to_keep` as a tensor)."""
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters
+
+
+def _token_losses(model: Any, batch: MicroBatch) -> torch.Tensor:
+    logits = _logits(model, batch).flatten(0, 1)
+    if not _selects(model, batch):
+        logits = logits[batch.loss_positions.to(logits.device)]
+    return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
+
+
+def _logits(model: Any, batch: MicroBatch) -> torch.Tensor:
+    inputs = model_inputs(model, batch)
+    if _selects(model, batch):
+        inputs["logits_to_keep"] = batch.loss_positions
+    logits: torch.Tensor = model(**inputs).logits
+    return logits
+
+
+def _usable_head(model: Any, batch: MicroBatch) -> FusedHead | None:
+    return fused_head(model) if _selects(model, batch) else None
+
+
+def _selects(model: Any, batch: MicroBatch) -> bool:
+    """Whether the output layer computes the loss positions only. Not where the layers are spread over several GPUs: the
+    positions would have to lie on the last one.
+    """
+    return batch.packed and takes_positions(base_of(model).__class__) and not _is_split(model)
 
 
 def _is_split(model: Any) -> bool:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from hub.config.option import AUTO
 from hub.config.schema import RunConfig
+from hub.config.task import TASKS
 from hub.data.prepare import Prepared
 from hub.data.samples.mix import Mix, sources_of
-from hub.data.samples.sample import Item, Sample, fingerprint
+from hub.data.samples.sample import Item, Unit, fingerprint
 from hub.data.streaming.feed import Feed
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.windows import content_hash
@@ -37,7 +38,7 @@ class Supply(Protocol):
     fingerprint: str
     """Changes when the data does."""
 
-    def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Sample]]]:
+    def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Unit]]]:
         """The steps behind step `after`, each with its samples."""
 
     def state(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class Loaded:
         self.total = batches.num_steps(self.mix.per_pass or 1, self.batch_size, cfg.algo.num_epochs, cfg.algo.max_steps)
         self.fingerprint = fingerprint(data.train)
 
-    def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Sample]]]:
+    def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Unit]]]:
         for step in batches.steps(self.mix, self.batch_size, self.total, self._seed, after):
             yield step, [self._samples[i] for i in step.samples]
 
@@ -122,11 +123,11 @@ class Streamed:
             if share:
                 feed.start()
 
-    def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Sample]]]:
+    def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Unit]]]:
         for step in batches.draw(self.mix, self.batch_size, self.total, after):
             yield step, self._shared(step.counts)
 
-    def _shared(self, counts: Sequence[int]) -> list[Sample]:
+    def _shared(self, counts: Sequence[int]) -> list[Unit]:
         """The next samples, on all ranks. What is wrong with them is raised on all ranks, too."""
         if self._group.world == 1:
             return [sample for feed, count in zip(self._feeds, counts, strict=True) for sample in feed.take(count)]
@@ -186,7 +187,7 @@ def make_supply(cfg: RunConfig, data: Prepared, group: Group, base_path: Path) -
     if not cfg.data.streaming:
         return Loaded(cfg, data, group.world)
     supply = Streamed(cfg, data, group, base_path)
-    if cfg.task == "train" and not cfg.resume:  # a resume says first where to begin
+    if TASKS[cfg.task].takes_steps and not cfg.resume:  # a resume says first where to begin
         supply.start()
     return supply
 

@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 
+from hub.config.option import AUTO
 from hub.config.schema import WORK_ON_SHARES, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, keep_large, prepare
 from hub.errors import ConfigError
-from hub.models.load import load_causal_lm, load_config, load_tokenizer, num_parameters
+from hub.models.load import load_causal_lm, load_config, load_tokenizer, num_parameters, save_whole_model
 from hub.models.safety import not_heeded
 from hub.models.weights import local_weights
 from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
 from hub.parallel.session import Session, start_session
 from hub.run import Run
+from hub.train.kernels.float8 import check_gpu
 from hub.train.setup.samples import Supply, make_supply
 
 
@@ -34,11 +36,24 @@ class Setup:
     supply: Supply
     """Gives the steps their samples."""
 
-    def load_model(self, dtype: torch.dtype, quantization: Any = None, frozen: bool = False, whole: str | None = None) -> Any:
-        """The base model in training mode, where the strategy wants it before `fit` places it.
+    algorithm: str
+    """Name of the algorithm, for messages."""
+
+    def save_whole_model(self, model: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Write a dense model in the type of the arithmetic, with the tokenizer: `Recipe.save` of whole models."""
+        save_whole_model(model, self.tokenizer, folder, self.session.compute_dtype, weights)
+
+    def load_model(
+        self,
+        dtype: torch.dtype | None = None,
+        quantization: Any = None,
+        frozen: bool = False,
+        whole: str | None = None,
+    ) -> Any:
+        """The base model in training mode, where the strategy wants it before training places it.
 
         Args:
-            dtype: type of the weights.
+            dtype: type of the weights. None: that of the arithmetic.
             quantization: a transformers quantisation config, or None.
             frozen: whether the weights stay as they are while something small (an adapter) learns.
             whole: an option that needs all weights on each process.
@@ -47,6 +62,7 @@ class Setup:
             ConfigError: the weights would be shared out, and something asked for does not work with that.
         """
         launch, session = self.cfg.launch, self.session
+        dtype = dtype or session.compute_dtype
         if launch.strategy == "split":
             self.run.write_plan(strategy="split", strategy_because="asked for")
             return load_causal_lm(self.cfg.model, self.base_path, "balanced", dtype, quantization)
@@ -73,12 +89,19 @@ class Setup:
         return load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
 
 
-def set_up(cfg: RunConfig, run: Run) -> Setup:
-    """Do all that; say and write into plan.json what was found.
+def set_up(cfg: RunConfig, run: Run, algorithm: str) -> Setup:
+    """Join the process group, find the weights, load the tokenizer, encode the data; log and write to plan.json what was found.
+
+    Args:
+        cfg: what to run.
+        run: the run folder.
+        algorithm: its name, for messages.
 
     Raises:
         HubError: no such model, no chat template, bad data.
     """
+    if getattr(cfg.algo, "precision", AUTO) == "fp8":
+        check_gpu()
     session = start_session(cfg, run)
     path = find_weights(cfg.model, run, session)
     tokenizer = load_tokenizer(cfg, path)
@@ -91,7 +114,7 @@ def set_up(cfg: RunConfig, run: Run) -> Setup:
     run.write_plan(base_model_path=str(path), data=data.report)
     for line in data.lines:
         run.say(line)
-    return Setup(cfg, run, session, path, tokenizer, data, make_supply(cfg, data, session.group, path))
+    return Setup(cfg, run, session, path, tokenizer, data, make_supply(cfg, data, session.group, path), algorithm)
 
 
 def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:

@@ -17,8 +17,8 @@ def hub_algorithms() -> Iterable[Algorithm]:
 @hookimpl
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate", "peft")
-    train = "hub_lora_sft.train:train"
-    return [Backend(name="native", algorithm="lora_sft", train=train, needs=needs, needs_gpu=fp8_needs_gpu)]
+    build = "hub_lora_sft.recipe:build"
+    return [Backend(name="native", algorithm="lora_sft", build=build, needs=needs, needs_gpu=fp8_needs_gpu)]
 
 
 @hookimpl

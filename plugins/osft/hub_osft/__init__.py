@@ -15,4 +15,4 @@ def hub_algorithms() -> Iterable[Algorithm]:
 @hookimpl
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate")
-    return [Backend(name="native", algorithm="osft", train="hub_osft.train:train", needs=needs)]
+    return [Backend(name="native", algorithm="osft", build="hub_osft.recipe:build", needs=needs)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hub_osft.config import OsftConfig
 from hub_osft.directions import Directions
-from hub_osft.train import pull_of
+from hub_osft.recipe import pull_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -104,7 +104,7 @@ def test_weights_that_matter_more_are_drawn_back_more(tmp_path, monkeypatch, run
         return found
 
     result = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10")
-    monkeypatch.setattr("hub_osft.train.pull_of", seen)
+    monkeypatch.setattr("hub_osft.recipe.pull_of", seen)
     trained = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10",
                   f"model.path={result.model_path}", "algo.max_steps=1")  # fmt: skip
     told = json.loads((trained.run_path / "plan.json").read_text())["sensitivity_of_weights"]

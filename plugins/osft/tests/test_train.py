@@ -8,8 +8,8 @@ import pytest
 import torch
 from hub_osft.config import OsftConfig
 from hub_osft.directions import by_spectrum
+from hub_osft.recipe import with_coordinates
 from hub_osft.targets import find_targets, with_ratio
-from hub_osft.train import with_coordinates
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 

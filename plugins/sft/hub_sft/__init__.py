@@ -15,5 +15,5 @@ def hub_algorithms() -> Iterable[Algorithm]:
 @hookimpl
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate")
-    train = "hub_sft.train:train"
-    return [Backend(name="native", algorithm="sft", train=train, needs=needs, needs_gpu=fp8_needs_gpu)]
+    build = "hub_sft.recipe:build"
+    return [Backend(name="native", algorithm="sft", build=build, needs=needs, needs_gpu=fp8_needs_gpu)]

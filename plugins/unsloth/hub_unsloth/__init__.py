@@ -13,7 +13,7 @@ def hub_backends() -> Iterable[Backend]:
         Backend(
             name="unsloth",
             algorithm="lora_sft",
-            train="hub_unsloth.train:train",
+            build="hub_unsloth.recipe:build",
             needs=("torch", "transformers", "accelerate", "peft", "unsloth", "unsloth_zoo"),
             install=INSTALL,
             # Below the native backend, which was measured to be faster (README.md).

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hub_lora_sft.config import LoraSftConfig
-from hub_lora_sft.train import target_names
+from hub_lora_sft.recipe import target_names
 
 from hub import ConfigError, ModelError, Run
 from hub.models.load import linear_layers, load_config, trainable_in_float32

@@ -77,7 +77,7 @@ def test_auto_stays_with_the_native_backend(packages, monkeypatch):
     backend, why = registry().backend(compose(*RUN).algo)
     assert (backend.name, why) == ("native", "highest priority")
     assert (
-        registry().backend(compose(*RUN, "algo.backend=unsloth").algo, check_needs=False)[0].train == "hub_unsloth.train:train"
+        registry().backend(compose(*RUN, "algo.backend=unsloth").algo, check_needs=False)[0].build == "hub_unsloth.recipe:build"
     )
 
 

@@ -3,15 +3,15 @@
 import json
 from functools import partial
 
-import hub_sft.train
+import hub_sft.recipe
 import pytest
 
 from hub import compose
 from hub.launch.launcher import launch
 from hub.train.kernels.external import OwnKernels
 from hub.train.layout import activations, layout
-from hub.train.loop import fit
 from hub.train.losses.causal_lm import causal_lm_loss, model_inputs
+from hub.train.recipe import Recipe
 
 OPTIONS = ["algo=sft", "model=tiny", "data=tiny", "launch=inline", "model.dtype=float32", "algo.learning_rate=1e-3",
            "algo.effective_batch_size=16", "algo.max_steps=3"]  # fmt: skip
@@ -37,7 +37,7 @@ def expected(tmp_path_factory):
 @pytest.mark.parametrize("inputs", [model_inputs, without_bounds])
 def test_the_hub_puts_nothing_in_and_tries_the_librarys_way_of_packing(tmp_path, monkeypatch, expected, inputs):
     own = OwnKernels(library="Spade", attention="spade", inputs=inputs, recomputes=True)
-    monkeypatch.setattr(hub_sft.train, "fit", partial(fit, loss=own_loss, own_kernels=own))
+    monkeypatch.setattr(hub_sft.recipe, "Recipe", partial(Recipe, loss=own_loss, kernels=own))
     monkeypatch.setattr(activations, "recompute", None)  # called, they would end the run
     for name in ("compile_layers", "choose_attention", "choose_head", "hidden_states_in"):
         monkeypatch.setattr(layout, name, None)

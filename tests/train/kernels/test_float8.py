@@ -13,7 +13,7 @@ from hub import ConfigError, Interrupted, Result, Run, compose
 from hub.launch import launcher, preflight, sweep
 from hub.system import gpus
 from hub.train import loop
-from hub.train.kernels.float8 import check_gpu, tell, to_fp8
+from hub.train.kernels.float8 import check_gpu, report_layers, to_fp8
 
 RATES = {"sft": "1e-3", "lora_sft": "1e-2"}
 
@@ -56,7 +56,7 @@ def test_gpus_before_hopper_are_refused(monkeypatch):
 
 def test_a_line_says_which_layers_take_part_and_which_do_not(tmp_path, capsys):
     run = Run(tmp_path)
-    tell(run, ["a.0.up", "a.1.up", "a.0.q.base_layer"], ["a.0.gate"])
+    report_layers(run, ["a.0.up", "a.1.up", "a.0.q.base_layer"], ["a.0.gate"])
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("3 linear layers are in fp8: up, q. The output layer and embeddings are not")
     assert said[1].endswith("1 can't be (sizes that are no multiples of 16, or other layers): gate")

@@ -10,22 +10,28 @@ from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.batch.collate import pack
 from hub.train.kernels import head
-from hub.train.kernels.head import FusedHead, linear_cross_entropy
-from hub.train.losses.causal_lm import causal_lm_loss
+from hub.train.kernels.head import FusedHead, linear_cross_entropy, token_cross_entropies
+from hub.train.losses.causal_lm import causal_lm_loss, token_log_probabilities
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["each once", "with weights"])
 @pytest.mark.parametrize("rows", [1, 3, 10, 64], ids=lambda rows: f"{rows} rows of logits at a time")
-def test_loss_and_gradients_are_those_of_whole_logits(monkeypatch, rows):
+def test_loss_and_gradients_are_those_of_whole_logits(monkeypatch, rows, weighted):
     torch.manual_seed(0)
     hidden, weight, bias = (torch.randn(size, requires_grad=True) for size in ((10, 16), (50, 16), (50,)))
     targets = torch.randint(0, 50, (10,))
+    weights = torch.randn(10) if weighted else None
     monkeypatch.setattr(head, "CHUNK_BYTES", rows * 50 * 4 // 2)
-    loss = linear_cross_entropy(hidden, weight, bias, targets)
+    loss = linear_cross_entropy(hidden, weight, bias, targets, weights)
     (loss / 7).backward()
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
-    expected = F.cross_entropy(exact[0] @ exact[1].T + exact[2], targets, reduction="sum")
+    losses = F.cross_entropy(exact[0] @ exact[1].T + exact[2], targets, reduction="none")
+    expected = losses.sum() if weights is None else losses @ weights.double()
     (expected / 7).backward()
     assert loss.double().item() == pytest.approx(expected.item(), rel=1e-6)
+    each = token_cross_entropies(hidden, weight, bias, targets)
+    assert not each.requires_grad
+    assert torch.allclose(each.double(), losses.detach(), rtol=1e-6)
     for found, right in zip((hidden, weight, bias), exact, strict=True):
         assert (found.grad - right.grad).norm() <= 1e-6 * right.grad.norm()
 
@@ -63,11 +69,14 @@ def test_a_model_with_it_gives_the_same_loss_and_gradients_and_its_logits_withou
         return loss.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
     plain, expected = gradients()
+    log_probabilities = token_log_probabilities(model, pack(samples))
+    assert -log_probabilities.sum().item() == pytest.approx(plain, rel=1e-6)
     logits = model(torch.arange(9)[None]).logits
     fused = FusedHead(model.get_output_embeddings())
     loss, found = gradients()
     assert loss == pytest.approx(plain, rel=1e-6)
     assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert torch.allclose(token_log_probabilities(model, pack(samples)), log_probabilities, rtol=1e-5)
     assert torch.equal(model(torch.arange(9)[None]).logits, logits)
     fused.remove()
     assert gradients()[0] == plain

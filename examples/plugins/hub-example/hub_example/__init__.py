@@ -14,7 +14,7 @@ def hub_algorithms() -> Iterable[Algorithm]:
 
 @hookimpl
 def hub_backends() -> Iterable[Backend]:
-    return [Backend(name="native", algorithm="bitfit", train="hub_example.train:train")]
+    return [Backend(name="native", algorithm="bitfit", build="hub_example.recipe:build")]
 
 
 @hookimpl

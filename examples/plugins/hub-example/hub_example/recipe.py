@@ -1,28 +1,19 @@
-"""BitFit on one page: set up, load, choose what learns, fit."""
+"""BitFit on one page: load the model, choose what learns."""
 
-from pathlib import Path
 from typing import Any
 
-from hub import ConfigError, Outcome, Run, RunConfig
-from hub.models.load import save_whole_model, trainable_in_float32
-from hub.train.loop import fit
-from hub.train.setup.setup import set_up
+from hub import ConfigError
+from hub.models.load import train_only
+from hub.train.recipe import Recipe, Setup
 
 
-def train(cfg: RunConfig, run: Run) -> Outcome:
-    """Train biases or norm weights. The result is a whole model that transformers loads."""
-    setup = set_up(cfg, run)
-    model = setup.load_model(setup.session.compute_dtype)
-    trained = choose(cfg.algo.parts, model, cfg.model.path)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    trainable_in_float32(model)
-    run.write_plan(trained=sorted(trained))
-
-    def save(model: Any, folder: Path, weights: dict[str, Any]) -> None:
-        save_whole_model(model, setup.tokenizer, folder, setup.session.compute_dtype, weights)
-
-    return fit(setup, model, save)
+def build(setup: Setup) -> Recipe:
+    """Biases or norm weights learn. The result is a whole model that transformers loads."""
+    model = setup.load_model()
+    names = choose(setup.cfg.algo.parts, model, setup.cfg.model.path)
+    train_only(model, names)
+    setup.run.write_plan(trained=sorted(names))
+    return Recipe(model=model, save=setup.save_whole_model)
 
 
 def choose(parts: str, model: Any, model_name: str) -> set[str]:

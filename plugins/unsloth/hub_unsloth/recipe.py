@@ -1,4 +1,4 @@
-"""LoRA by Unsloth on one page: it loads the model, adds the adapters and computes the loss; the hub's loop trains."""
+"""LoRA by Unsloth on one page: it loads the model, adds the adapters and computes the loss. The hub's loop trains."""
 
 import hub_unsloth.first  # noqa: F401 - before transformers, trl and peft, which it changes
 
@@ -9,28 +9,26 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from hub import ConfigError, Outcome, Run, RunConfig
+from hub import ConfigError
 from hub.train.kernels.external import OwnKernels
-from hub.train.loop import fit
-from hub.train.setup.setup import set_up
+from hub.train.recipe import Recipe, Setup
 from hub_unsloth.loss import check_sum, inputs_of, summed_loss
 from hub_unsloth.model import add_adapters, load
 
 
-def train(cfg: RunConfig, run: Run) -> Outcome:
-    """Train adapters on frozen weights. The result is an ordinary adapter folder of peft.
+def build(setup: Setup) -> Recipe:
+    """Adapters learn on frozen weights. The result is an ordinary adapter folder of peft.
 
     Raises:
         ConfigError: the GPU has no bfloat16.
         ModelError: Unsloth can't train this model.
     """
-    setup = set_up(cfg, run)
     if setup.session.compute_dtype != torch.bfloat16:
         raise ConfigError("algo.backend=unsloth needs a GPU that has bfloat16. Type algo.backend=native")
-    checkpointing: str | bool = "unsloth" if cfg.algo.gradient_checkpointing != "none" else False
+    checkpointing: str | bool = "unsloth" if setup.cfg.algo.gradient_checkpointing != "none" else False
     model = add_adapters(setup, load(setup, checkpointing), checkpointing)
     difference = check_sum(model, model.config.get_text_config().vocab_size, setup.session)
-    run.write_plan(
+    setup.run.write_plan(
         strategy="ddp",
         strategy_because="with Unsloth each process holds the whole model",
         unsloth_loss=f"same as the plain sum (relative difference {difference:.0e})",
@@ -41,7 +39,7 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
         setup.tokenizer.save_pretrained(folder)
 
     own = OwnKernels(library="Unsloth", attention=attention_of(model), inputs=inputs_of, recomputes=bool(checkpointing))
-    return fit(setup, model, save, summed_loss, own_kernels=own)
+    return Recipe(model=model, save=save, loss=summed_loss, kernels=own)
 
 
 def attention_of(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""OSFT on one page: set up, load, find the free directions, let coordinates of them learn, fit."""
+"""OSFT on one page: load the model, find the free directions, let coordinates of them learn."""
 
 import shutil
 from collections.abc import Sequence
@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from hub import ModelError, Outcome, Run, RunConfig
-from hub.models.load import save_whole_model, trainable_in_float32
+from hub import ModelError, Outcome, Run
+from hub.models.load import trainable_in_float32
 from hub.parallel.reparametrization import Coordinates
-from hub.train.loop import fit
-from hub.train.setup.setup import set_up
+from hub.train.recipe import Recipe, Setup
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, OsftConfig
 from hub_osft.coordinates import FactoredCoordinates, FastCoordinates, Part
 from hub_osft.directions import Directions, by_spectrum, find_directions
@@ -22,11 +21,11 @@ from hub_osft.subspace import decompose, oriented, steps
 from hub_osft.targets import Target, experts_left_out, find_targets, with_keep, with_ratio
 
 
-def train(cfg: RunConfig, run: Run) -> Outcome:
-    """Train within free directions. The result is a dense model that transformers loads."""
-    setup, algo = set_up(cfg, run), cfg.algo
+def build(setup: Setup) -> Recipe:
+    """Changes within free directions learn. The result is a dense model that transformers loads."""
+    cfg, run, algo = setup.cfg, setup.run, setup.cfg.algo
     assert isinstance(algo, OsftConfig)
-    model = setup.load_model(setup.session.compute_dtype, frozen=True)
+    model = setup.load_model(frozen=True)
     targets = find_targets(model, algo)
     some_rows = algo.train_embeddings and algo.subspace == ACTIVATIONS and not (algo.train_head and is_tied(model))
     if some_rows and is_tied(model):
@@ -55,15 +54,16 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
 
     def save(trained: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         plain = {new: tensor for name, tensor in weights.items() if (new := name_in_plain_model(name))}
-        save_whole_model(trained, setup.tokenizer, folder, setup.session.compute_dtype, plain)
+        setup.save_whole_model(trained, folder, plain)
 
-    outcome = fit(setup, model, save, coordinates=coordinates)
-    if protection is not None and algo.save_protection and outcome.model_path is not None:
-        protection.save(outcome.model_path)
-    if outcome.stopped_by is None and run.is_main:
-        # A run that is over is not resumed: nothing will read them again.
-        shutil.rmtree(run.path / "directions", ignore_errors=True)
-    return outcome
+    def finish(outcome: Outcome) -> None:
+        if protection is not None and algo.save_protection and outcome.model_path is not None:
+            protection.save(outcome.model_path)
+        if outcome.stopped_by is None and run.is_main:
+            # A run that is over is not resumed: nothing will read them again.
+            shutil.rmtree(run.path / "directions", ignore_errors=True)
+
+    return Recipe(model=model, save=save, reparametrization=coordinates, finish=finish)
 
 
 def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target], free_rows: FreeRows | None = None) -> None:

@@ -1,4 +1,4 @@
-"""LoRA on one page: set up, load (in 4 or 8 bit or fp8 where asked for), add the adapters, fit."""
+"""LoRA on one page: load the model (in 4 or 8 bit or fp8 if asked for), add the adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -6,34 +6,33 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
-from hub import ConfigError, Outcome, Run, RunConfig
+from hub import ConfigError, Run
 from hub.errors import did_you_mean
 from hub.models.load import linear_layers, trainable_in_float32
 from hub.parallel.session import Session
-from hub.train.kernels.float8 import check_gpu, tell
-from hub.train.loop import fit
-from hub.train.setup.setup import set_up
+from hub.train.kernels.float8 import report_layers
+from hub.train.recipe import Recipe, Setup
 from hub_lora_sft.config import LoraSftConfig
 from hub_lora_sft.float8 import hold_in_fp8
 
 
-def train(cfg: RunConfig, run: Run) -> Outcome:
-    """Train adapters on frozen weights. The result is an adapter folder that peft loads onto the same base."""
-    in_fp8 = cfg.algo.precision == "fp8"
+def build(setup: Setup) -> Recipe:
+    """Adapters learn on frozen weights. The result is an adapter folder that peft loads onto the same base."""
+    algo, run = setup.cfg.algo, setup.run
+    assert isinstance(algo, LoraSftConfig)
+    in_fp8 = algo.precision == "fp8"
+    model = setup.load_model(
+        quantization=quantization(algo, setup.session), frozen=True, whole="algo.precision=fp8" if in_fp8 else None
+    )
+    model = add_adapters(algo, model, run)
     if in_fp8:
-        check_gpu()
-    setup = set_up(cfg, run)
-    quantised, whole = quantization(cfg.algo, setup.session), "algo.precision=fp8" if in_fp8 else None
-    model = setup.load_model(setup.session.compute_dtype, quantised, frozen=True, whole=whole)
-    model = add_adapters(cfg.algo, model, run)
-    if in_fp8:
-        tell(run, *hold_in_fp8(model))
+        report_layers(run, *hold_in_fp8(model))
 
     def save(trained: Any, folder: Path, weights: dict[str, Any]) -> None:
         trained.save_pretrained(folder, state_dict=weights)
         setup.tokenizer.save_pretrained(folder)
 
-    return fit(setup, model, save)
+    return Recipe(model=model, save=save)
 
 
 def quantization(algo: LoraSftConfig, session: Session) -> Any:

@@ -1,0 +1,16 @@
+"""The task `train`."""
+
+from hub.run import Outcome
+from hub.train.loop import fit
+from hub.train.recipe import Recipe, Setup
+
+
+def train(setup: Setup, recipe: Recipe) -> Outcome:
+    """Train to the end of the run.
+
+    Raises:
+        HubError: see `fit`.
+    """
+    outcome = fit(setup, recipe)
+    recipe.finish(outcome)
+    return outcome

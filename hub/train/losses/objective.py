@@ -1,0 +1,84 @@
+"""Objectives: what a training step lowers, as a function of the log-probabilities of its loss tokens.
+
+A step draws N units. A unit (a conversation, later a preference pair or a group of rollouts) holds one or more samples, which
+may lie in different micro-batches and on different ranks. For a loss L(logp) / divisor the gradient in the model's weights is
+that of the weighted negative log-likelihood sum_t w_t * (-logp_t) / divisor with the constants w_t = -dL/dlogp_t. So one kernel
+for weighted next-token loss serves every objective, in every layout.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from hub.data.samples.sample import Sample
+from hub.train.batch.collate import num_loss_tokens
+
+UnitValues = Sequence[torch.Tensor]
+"""Log-probabilities of a unit's loss tokens: one tensor (n,) in nats for each of its samples, in their order."""
+
+
+class Objective(ABC):
+    """What training lowers. Subclass it for a loss of your own; an instance goes into the recipe."""
+
+    depends_on_values = True
+    """Whether the weights of the loss tokens depend on their log-probabilities. If so each step starts with a forward pass
+    without gradient over all its samples; dropout draws the same masks in both passes."""
+
+    roles: tuple[str, ...] | None = ("",)
+    """The roles that the samples of each unit must have, in their order; `("",)` is a plain sample, alone. None: any."""
+
+    @abstractmethod
+    def divisor(self, units: Sequence[Sequence[Sample]]) -> float:
+        """What the sum of the losses is divided by, counted over all units of the step on all ranks. Above 0.
+
+        Args:
+            units: the samples of each unit.
+        """
+
+    @abstractmethod
+    def loss(self, units: Sequence[Sequence[Sample]], values: Sequence[UnitValues]) -> torch.Tensor:
+        """Sum of the units' losses, before the division. Scalar, differentiable in `values`.
+
+        Args:
+            units: the samples of each unit.
+            values: the log-probabilities, float64, shaped as `units`.
+        """
+
+
+class NextToken(Objective):
+    """Cross entropy of the next token: every loss token has the weight 1, the divisor is their number."""
+
+    depends_on_values = False
+
+    def divisor(self, units: Sequence[Sequence[Sample]]) -> float:
+        return max(1, sum(num_loss_tokens(sample) for samples in units for sample in samples))
+
+    def loss(self, units: Sequence[Sequence[Sample]], values: Sequence[UnitValues]) -> torch.Tensor:
+        return -torch.cat([value for unit in values for value in unit]).sum()
+
+
+def token_weights(
+    objective: Objective, units: Sequence[Sequence[Sample]], log_probabilities: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a step and the weight of each of its loss tokens.
+
+    Args:
+        objective: the objective.
+        units: the samples of each unit.
+        log_probabilities: (T,) of all loss tokens of the step, sample after sample.
+
+    Returns:
+        The summed loss (scalar, float64), and the weights (T,) float32: -dL/dlogp.
+    """
+    leaf = log_probabilities.detach().double().requires_grad_()
+    with torch.enable_grad():
+        loss = objective.loss(units, _by_unit(units, leaf))
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), -gradient.float()
+
+
+def _by_unit(units: Sequence[Sequence[Sample]], values: torch.Tensor) -> list[list[torch.Tensor]]:
+    counts = [num_loss_tokens(sample) for samples in units for sample in samples]
+    pieces = iter(values.split(counts))
+    return [[next(pieces) for _ in samples] for samples in units]

@@ -1,0 +1,27 @@
+"""Full fine-tuning on one page: load the model, every weight learns."""
+
+import torch
+
+from hub.train.kernels.float8 import report_layers
+from hub.train.recipe import Recipe, Setup
+from hub_sft.config import SftConfig
+from hub_sft.float8 import learn_in_fp8
+
+
+def build(setup: Setup) -> Recipe:
+    """Every weight learns.
+
+    The weights are kept in float32 and used in `model.dtype`, so that small steps are not rounded away; or kept in that type
+    too, by an optimizer that rounds stochastically, where small steps add up. The model is saved in `model.dtype`.
+    """
+    algo, run = setup.cfg.algo, setup.run
+    assert isinstance(algo, SftConfig)
+    dtype = torch.float32 if algo.master_weights else setup.session.compute_dtype
+    if dtype == torch.bfloat16:
+        run.say("weights, gradients and moments are kept in bfloat16, rounded stochastically: 8 bytes a parameter")
+    elif not algo.master_weights:
+        run.say("algo.master_weights=false changes nothing: the arithmetic is in float32 here, and so are the weights")
+    model = setup.load_model(dtype)
+    if algo.precision == "fp8":
+        report_layers(run, *learn_in_fp8(model))
+    return Recipe(model=model, save=setup.save_whole_model)
