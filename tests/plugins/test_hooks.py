@@ -78,7 +78,7 @@ def hub_run_end(run, result, error):
         written=json.loads((run.path / "result.json").read_text())["status"],
     )
 """
-FALL = "def train(cfg, run):\n    raise ValueError('fell over')\n"
+FALL = "def train(setup):\n    raise ValueError('fell over')\n"
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ class Measure:
         self.samples = step.samples_of(self.units)
         self.num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in self.samples)
         # Counted here: a count that training got wrong must not be its own reference.
-        self.divisor = max(1, self.num_loss_tokens)
+        self.divisor = float(max(1, self.num_loss_tokens))
         if criterion.needs_values:
             self.divisor = criterion.objective.divisor(step.members(self.units))
         self.loss_sum, weights = self._weights()

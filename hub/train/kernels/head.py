@@ -125,7 +125,7 @@ def token_cross_entropies(
 
 def _rows_per_chunk(num_rows: int, weight: torch.Tensor, times: int = 1) -> int:
     """Rows of logits at a time: chunks of about equal size within `CHUNK_BYTES` times `times`."""
-    most = max(1, CHUNK_BYTES * times // (len(weight) * weight.element_size()))
+    most: int = max(1, CHUNK_BYTES * times // (len(weight) * weight.element_size()))
     return -(-num_rows // -(-num_rows // most))
 
 

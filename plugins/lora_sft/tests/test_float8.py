@@ -147,10 +147,8 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
 
 @pytest.fixture
 def emulated(monkeypatch):
-    from hub_lora_sft import train
-
     monkeypatch.setattr("hub.launch.preflight.has_no_gpu", lambda: False)
-    monkeypatch.setattr(train, "check_gpu", lambda: None)
+    monkeypatch.setattr("hub.train.setup.setup.check_gpu", lambda: None)
 
 
 def run(tmp_path: Path, *overrides: str) -> Result:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_sft import train
 from hub_sft.float8 import Float8LearningLinear, as_saved, learn_in_fp8
 from safetensors.torch import load_file
 from torch import nn
@@ -218,7 +217,7 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
 @pytest.fixture
 def emulated(monkeypatch):
     monkeypatch.setattr("hub.launch.preflight.has_no_gpu", lambda: False)
-    monkeypatch.setattr(train, "check_gpu", lambda: None)
+    monkeypatch.setattr("hub.train.setup.setup.check_gpu", lambda: None)
 
 
 def run(tmp_path: Path, *overrides: str) -> Result:

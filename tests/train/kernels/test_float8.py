@@ -2,7 +2,6 @@
 
 import re
 import signal
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def run(algo: str, folder: Path, *overrides: str) -> Result:
 @pytest.mark.parametrize("algo", RATES)
 def test_a_stopped_run_resumes_bit_for_bit_and_no_fp8_is_stored(tmp_path, monkeypatch, algo):
     monkeypatch.setattr("hub.launch.preflight.has_no_gpu", lambda: False)
-    monkeypatch.setattr(import_module(f"hub_{algo}.train"), "check_gpu", lambda: None)
+    monkeypatch.setattr("hub.train.setup.setup.check_gpu", lambda: None)
     whole = run(algo, tmp_path, "algo.save_every_steps=2")
     checkpoint = max((whole.run_path / "checkpoints").glob("step-*"))
     stored = [name for file in checkpoint.rglob("*.safetensors") for name in load_file(file)]
