@@ -118,7 +118,7 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, build: str) -> Outcome:
     """Prepare the setup, let the backend build its recipe, and run the task on it."""
     build_recipe, task = _imported(build), TASKS[cfg.task]
 
-    from hub.train.recipe import Recipe
+    from hub.recipe import Recipe
     from hub.train.setup.setup import set_up
 
     setup = set_up(cfg, run, algorithm)
@@ -126,7 +126,7 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, build: str) -> Outcome:
     if isinstance(recipe, Outcome) and task.takes_steps:
         return recipe  # the backend has a trainer of its own, which has done all
     if not isinstance(recipe, Recipe):
-        raise PluginError(f"{build} must return hub.train.recipe.Recipe, not {recipe!r:.60}")
+        raise PluginError(f"{build} must return hub.recipe.Recipe, not {recipe!r:.60}")
     outcome: Outcome = _imported(task.function)(setup, recipe)
     return outcome
 

@@ -45,7 +45,7 @@ class Backend:
     """Name of the algorithm that this backend runs."""
 
     build: str
-    """`"package.module:function"`, imported in a worker only. The function is `build(setup) -> Recipe` (`hub.train.recipe`)."""
+    """`"package.module:function"`, imported in a worker only. The function is `build(setup) -> Recipe` (`hub.recipe`)."""
 
     needs: tuple[str, ...] = ()
     """Top-level modules that must be installed. They are looked up, not imported."""

@@ -1,10 +1,6 @@
 """What a backend returns: a model, what training lowers, and how the model is saved. A task runs it.
 
-from hub.train.recipe import Recipe, Setup
-
-def build(setup: Setup) -> Recipe:
-model = setup.load_model(torch.float32)
-return Recipe(model=model, save=setup.save_whole_model)
+Authors of algorithms import it from `hub.recipe`.
 """
 
 from collections.abc import Callable
@@ -22,8 +18,6 @@ from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabili
 from hub.train.losses.objective import NextToken, Objective
 from hub.train.setup.setup import Setup
 from hub.train.step import Criterion
-
-__all__ = ["Recipe", "Save", "Setup"]
 
 Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
 """Writes a model as a user loads it: `save(model, folder, weights)`."""

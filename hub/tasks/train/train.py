@@ -2,7 +2,8 @@
 
 from hub.run import Outcome
 from hub.train.loop import fit
-from hub.train.recipe import Recipe, Setup
+from hub.train.recipe import Recipe
+from hub.train.setup.setup import Setup
 
 
 def train(setup: Setup, recipe: Recipe) -> Outcome:

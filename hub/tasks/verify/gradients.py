@@ -24,7 +24,7 @@ from hub.train.batch import split as batches
 from hub.train.layout.layout import Layout
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
 from hub.train.losses.objective import token_weights
-from hub.train.recipe import Setup
+from hub.train.setup.setup import Setup
 
 MOST_SAMPLES = 32
 MOST_TOKENS = {"cpu": 1024, "cuda": 4096}

@@ -23,7 +23,8 @@ from hub.train.layout.isolation import TOLERANCE as LEAK_TOLERANCE
 from hub.train.layout.layout import Layout, choose_layout
 from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.meters import peak_memory_gb
-from hub.train.recipe import Recipe, Setup, check_units
+from hub.train.recipe import Recipe, check_units
+from hub.train.setup.setup import Setup
 
 MOST_NOISE = 1e-3
 """In float32, noise above this would hide mistakes."""

@@ -10,8 +10,8 @@ from hub import ConfigError, Run
 from hub.errors import did_you_mean
 from hub.models.load import linear_layers, trainable_in_float32
 from hub.parallel.session import Session
+from hub.recipe import Recipe, Setup
 from hub.train.kernels.float8 import report_layers
-from hub.train.recipe import Recipe, Setup
 from hub_lora_sft.config import LoraSftConfig
 from hub_lora_sft.float8 import hold_in_fp8
 

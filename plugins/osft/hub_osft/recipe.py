@@ -10,7 +10,7 @@ import torch
 from hub import ModelError, Outcome, Run
 from hub.models.load import trainable_in_float32
 from hub.parallel.reparametrization import Coordinates
-from hub.train.recipe import Recipe, Setup
+from hub.recipe import Recipe, Setup
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, OsftConfig
 from hub_osft.coordinates import FactoredCoordinates, FastCoordinates, Part
 from hub_osft.directions import Directions, by_spectrum, find_directions

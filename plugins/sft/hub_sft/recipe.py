@@ -2,8 +2,8 @@
 
 import torch
 
+from hub.recipe import Recipe, Setup
 from hub.train.kernels.float8 import report_layers
-from hub.train.recipe import Recipe, Setup
 from hub_sft.config import SftConfig
 from hub_sft.float8 import learn_in_fp8
 

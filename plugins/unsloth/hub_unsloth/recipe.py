@@ -10,8 +10,7 @@ import torch
 from peft import PeftModel
 
 from hub import ConfigError
-from hub.train.kernels.external import OwnKernels
-from hub.train.recipe import Recipe, Setup
+from hub.recipe import OwnKernels, Recipe, Setup
 from hub_unsloth.loss import check_sum, inputs_of, summed_loss
 from hub_unsloth.model import add_adapters, load
 

@@ -3,8 +3,7 @@
 from typing import Any
 
 from hub import ConfigError
-from hub.models.load import train_only
-from hub.train.recipe import Recipe, Setup
+from hub.recipe import Recipe, Setup, train_only
 
 
 def build(setup: Setup) -> Recipe:

@@ -1,0 +1,29 @@
+"""What an author of an algorithm imports: the public path to `Recipe`, `Setup`, `Objective` and the helpers around a model.
+
+    from hub.recipe import Recipe, Setup
+
+    def build(setup: Setup) -> Recipe:
+        model = setup.load_model(torch.float32)
+        return Recipe(model=model, save=setup.save_whole_model)
+
+Importing it imports torch, so an entry module must not.
+"""
+
+from hub.models.load import train_only, trainable_in_float32
+from hub.parallel.reparametrization import Coordinates
+from hub.train.kernels.external import OwnKernels
+from hub.train.losses.objective import NextToken, Objective
+from hub.train.recipe import Recipe, Save
+from hub.train.setup.setup import Setup
+
+__all__ = [
+    "Coordinates",
+    "NextToken",
+    "Objective",
+    "OwnKernels",
+    "Recipe",
+    "Save",
+    "Setup",
+    "train_only",
+    "trainable_in_float32",
+]
