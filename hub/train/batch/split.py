@@ -1,9 +1,9 @@
-"""Which samples make a step, and how a step is cut into micro-batches. Pure Python: the same on every rank.
+"""Which units make a step, and how a step is split into micro-batches. Pure Python: the same on every rank.
 
-A step is N samples, whatever the number of processes: of each source as many as the mix says, taken in the order of a seeded
-permutation of that source, a new one for each pass over it. They are split into world x k bins: k is the
-least for which every bin keeps within the token bound, and bins are balanced by cost = tokens + ratio * sum(length^2), since
-attention is quadratic in the length of a sample.
+A step draws N units, whatever the number of processes: of each source as many as the mix sets, in the order of a seeded
+permutation of that source, a new one for each pass over it. Their samples are split into world x k bins: k is the least for
+which every bin stays within the token budget. Bins are balanced by cost = tokens + ratio * sum(length^2), since attention is
+quadratic in the length of a sample.
 """
 
 import heapq
@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from hub.data.samples.mix import Mix
 
 MOST_IMBALANCE = 1.05
-"""Cost of the busiest rank over the mean, up to which fewer micro-batches are worth it."""
+"""Cost of the most expensive rank over the mean, up to which fewer micro-batches are worth it."""
 
 
-EVEN_ENOUGH = 1.003
-"""Cost of the dearest micro-batch over the mean, from which on they are not made more even."""
+BALANCED = 1.003
+"""Cost of the most expensive micro-batch over the mean, below which they are balanced enough."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def num_steps(num_samples: int, batch_size: int, num_epochs: float, max_steps: i
 
 
 def auto_batch_size(num_samples: int | None) -> int:
-    """The effective batch size of `auto`. None: as many samples as one likes.
+    """The effective batch size of `auto`. None: a stream of unknown length.
 
-    Small data sets need many small steps to be learnt at all; large ones gain from a steadier gradient.
+    Small datasets need many small steps to be learned at all. Large ones gain from a steadier gradient.
     """
     if num_samples is None:
         return 256
@@ -111,7 +111,7 @@ def steps(mix: Mix, batch_size: int, total: int, seed: int, after: int = 0) -> I
 
 
 def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.0, least: int = 1) -> list[list[list[int]]]:
-    """Cut one step into micro-batches.
+    """Split one step into micro-batches.
 
     Args:
         lengths: tokens of each sample of the step.
@@ -132,18 +132,18 @@ def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.
     costs = [length + ratio * length * length for length in lengths]
     heaviest_first = sorted(range(len(lengths)), key=lambda i: (-costs[i], i))
     per_rank = max(least, -(-sum(lengths) // (world * max_tokens)))
-    while (bins := _fill(heaviest_first, lengths, costs, world * per_rank, max_tokens)) is None:
+    while (bins := _longest_first(heaviest_first, lengths, costs, world * per_rank, max_tokens)) is None:
         # Bins that are filled up one by one hold more, but one may cost more than another.
-        tight = _fill_up(heaviest_first, lengths, world * per_rank, max_tokens)
+        tight = _best_fit(heaviest_first, lengths, world * per_rank, max_tokens)
         if tight is not None and _imbalance(parts := _deal(tight, costs, world), costs) <= MOST_IMBALANCE:
             return parts
         per_rank += 1
-    _level(bins, lengths, costs, max_tokens)
+    _balance(bins, lengths, costs, max_tokens)
     return _deal(bins, costs, world)
 
 
 def _deal(bins: list[list[int]], costs: Sequence[float], world: int) -> list[list[list[int]]]:
-    """The bins of each rank. Those of like cost meet in the same turn; who gets the dearer one alternates."""
+    """The bins of each rank. Bins of like cost meet in the same turn. Which rank gets the more expensive one alternates."""
     bins = sorted(bins, key=lambda positions: -sum(costs[i] for i in positions))
     parts: list[list[list[int]]] = [[] for _ in range(world)]
     for turn in range(len(bins) // world):
@@ -159,7 +159,7 @@ def _imbalance(parts: list[list[list[int]]], costs: Sequence[float]) -> float:
     return max(totals) * len(totals) / sum(totals)
 
 
-def _fill(
+def _longest_first(
     order: Sequence[int], lengths: Sequence[int], costs: Sequence[float], num_bins: int, max_tokens: int
 ) -> list[list[int]] | None:
     """Longest processing time first: each sample goes to the cheapest bin that has room. None when one finds no room."""
@@ -180,23 +180,23 @@ def _fill(
     return bins
 
 
-def _level(bins: list[list[int]], lengths: Sequence[int], costs: Sequence[float], max_tokens: int) -> None:
-    """Make bins more even: as long as it helps, the dearest one gives a sample to a cheaper one, for another or for nothing."""
+def _balance(bins: list[list[int]], lengths: Sequence[int], costs: Sequence[float], max_tokens: int) -> None:
+    """Balance bins: while it helps, the most expensive one gives a sample to a cheaper one, for another or for nothing."""
     totals = [sum(costs[i] for i in positions) for positions in bins]
     tokens = [sum(lengths[i] for i in positions) for positions in bins]
     mean = sum(totals) / len(totals)
     for _ in range(4 * len(bins)):
         high = max(range(len(bins)), key=totals.__getitem__)
-        if totals[high] <= EVEN_ENOUGH * mean:
+        if totals[high] <= BALANCED * mean:
             return
         for low in sorted(range(len(bins)), key=totals.__getitem__):
-            if found := _best_exchange(
+            if exchange := _best_exchange(
                 bins[high], bins[low], totals[high] - totals[low], lengths, costs, max_tokens - tokens[low]
             ):
                 break
         else:
             return
-        given, taken = found
+        given, taken = exchange
         for source, target, moved in ((high, low, given), (low, high, taken)):
             if moved is not None:
                 bins[source].remove(moved)
@@ -206,12 +206,12 @@ def _level(bins: list[list[int]], lengths: Sequence[int], costs: Sequence[float]
 
 
 def _best_exchange(
-    dear: list[int], cheap: list[int], gap: float, lengths: Sequence[int], costs: Sequence[float], room: int
+    expensive: list[int], cheap: list[int], gap: float, lengths: Sequence[int], costs: Sequence[float], room: int
 ) -> tuple[int, int | None] | None:
-    """What to give from the dear bin to the cheap one, and what to take for it, so that their costs come closest."""
+    """What the expensive bin gives to the cheap one, and what it takes for it, so that their costs come closest."""
     offers = sorted([(0.0, -1), *((costs[i], i) for i in cheap)])
     best: tuple[float, int, int] | None = None
-    for i in dear:
+    for i in expensive:
         near = bisect_left(offers, (costs[i] - gap / 2, -1))
         for cost, j in offers[max(0, near - 1) : near + 1]:
             moved, fits = costs[i] - cost, lengths[i] - (lengths[j] if j >= 0 else 0) <= room
@@ -221,7 +221,7 @@ def _best_exchange(
     return (best[1], best[2] if best[2] >= 0 else None) if best else None
 
 
-def _fill_up(order: Sequence[int], lengths: Sequence[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:
+def _best_fit(order: Sequence[int], lengths: Sequence[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:
     """Best fit: each sample goes to the fullest bin that has room. None when one finds no room."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     room = [max_tokens] * num_bins

@@ -1,6 +1,6 @@
-"""Where the samples of each step come from: memory, or a stream. The same on every rank, whatever the number of ranks.
+"""The sample source of a run: memory, or a stream. The same on every rank, whatever the number of ranks.
 
-The loop asks for `steps(after=n)` and gets every further step with its samples. `state` goes into each checkpoint.
+The loop iterates over `steps(after=n)`: every further step with its units. `state` goes into each checkpoint.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,8 +25,8 @@ MOST_PROCESSES = 8
 """Processes that encode a stream. Each makes some hundred thousand tokens a second."""
 
 
-class Supply(Protocol):
-    """What gives the loop its samples."""
+class SampleSource(Protocol):
+    """Gives the loop the units of each step."""
 
     mix: Mix
     batch_size: int
@@ -39,7 +39,7 @@ class Supply(Protocol):
     """Changes when the data does."""
 
     def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Unit]]]:
-        """The steps behind step `after`, each with its samples."""
+        """The steps after step `after`, each with its units."""
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs beside the number of the step. JSON; on rank 0."""
@@ -48,13 +48,13 @@ class Supply(Protocol):
         """Go on from a state. No step has been asked for yet."""
 
     def close(self) -> None:
-        """End what runs beside this process."""
+        """End the processes that read and encode."""
 
     def report(self) -> tuple[list[str], dict[str, Any]]:
-        """What was seen so far, in words and for plan.json. On rank 0."""
+        """What was read so far, as lines and for plan.json. On rank 0."""
 
 
-class Loaded:
+class InMemorySource:
     """All samples are in memory."""
 
     def __init__(self, cfg: RunConfig, data: Prepared, world: int) -> None:
@@ -88,8 +88,8 @@ class Loaded:
         return [], {}
 
 
-class Streamed:
-    """Rank 0 takes the samples from the streams of all sources and gives them to the others."""
+class StreamedSource:
+    """Rank 0 takes the units from the streams of all sources and broadcasts them."""
 
     def __init__(self, cfg: RunConfig, data: Prepared, group: Group, base_path: Path) -> None:
         """Args:
@@ -128,7 +128,7 @@ class Streamed:
             yield step, self._shared(step.counts)
 
     def _shared(self, counts: Sequence[int]) -> list[Unit]:
-        """The next samples, on all ranks. What is wrong with them is raised on all ranks, too."""
+        """The next units, on all ranks. An error in the data is raised on all ranks too."""
         if self._group.world == 1:
             return [sample for feed, count in zip(self._feeds, counts, strict=True) for sample in feed.take(count)]
         data = b""
@@ -172,8 +172,8 @@ class Streamed:
         return lines, {"stream": found}
 
 
-def make_supply(cfg: RunConfig, data: Prepared, group: Group, base_path: Path) -> Supply:
-    """The supply that the config asks for. A stream begins to make samples at once, while the model is being loaded.
+def make_sample_source(cfg: RunConfig, data: Prepared, group: Group, base_path: Path) -> SampleSource:
+    """The sample source that the config asks for. A stream begins to make samples at once, while the model is being loaded.
 
     Args:
         cfg: the run.
@@ -185,11 +185,11 @@ def make_supply(cfg: RunConfig, data: Prepared, group: Group, base_path: Path) -
         ConfigError: the effective batch size is below the number of processes.
     """
     if not cfg.data.streaming:
-        return Loaded(cfg, data, group.world)
-    supply = Streamed(cfg, data, group, base_path)
+        return InMemorySource(cfg, data, group.world)
+    source = StreamedSource(cfg, data, group, base_path)
     if TASKS[cfg.task].takes_steps and not cfg.resume:  # a resume says first where to begin
-        supply.start()
-    return supply
+        source.start()
+    return source
 
 
 def effective_batch_size(asked: int | str, num_samples: int | None, world: int) -> int:
@@ -207,12 +207,12 @@ def effective_batch_size(asked: int | str, num_samples: int | None, world: int) 
     return size
 
 
-def mix_lines(supply: Supply) -> tuple[list[str], dict[str, Any]]:
-    """What a run takes from each source of a mix, in words and for plan.json: what is repeated, what is not used up."""
-    mix = supply.mix
+def mix_lines(source: SampleSource) -> tuple[list[str], dict[str, Any]]:
+    """What a run takes from each source of a mix, as lines and for plan.json: passes over it, samples that are not used."""
+    mix = source.mix
     if len(mix.names) == 1:
         return [], {}
-    sizes = batches.step_sizes(mix.per_pass, supply.batch_size, supply.total)
+    sizes = batches.step_sizes(mix.per_pass, source.batch_size, source.total)
     drawn = mix.drawn(sizes)
     words, plan = [], []
     for name, share, size, count in zip(mix.names, mix.shares, mix.sizes, drawn, strict=True):

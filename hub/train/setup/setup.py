@@ -1,4 +1,4 @@
-"""What every algorithm does before it builds its model: join the group, find the weights, read and tokenise the data."""
+"""The setup of a run, before a backend builds its model: process group, base weights, tokenizer, encoded data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from hub.parallel.group import barrier
 from hub.parallel.session import Session, start_session
 from hub.run import Run
 from hub.train.kernels.float8 import check_gpu
-from hub.train.setup.samples import Supply, make_supply
+from hub.train.setup.samples import SampleSource, make_sample_source
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a training run has before its model."""
+    """What a backend gets: all of a run but the model."""
 
     cfg: RunConfig
     run: Run
@@ -33,7 +33,7 @@ class Setup:
 
     tokenizer: Any
     data: Prepared
-    supply: Supply
+    supply: SampleSource
     """Gives the steps their samples."""
 
     algorithm: str
@@ -114,7 +114,7 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str) -> Setup:
     run.write_plan(base_model_path=str(path), data=data.report)
     for line in data.lines:
         run.say(line)
-    return Setup(cfg, run, session, path, tokenizer, data, make_supply(cfg, data, session.group, path), algorithm)
+    return Setup(cfg, run, session, path, tokenizer, data, make_sample_source(cfg, data, session.group, path), algorithm)
 
 
 def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:
