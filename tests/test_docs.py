@@ -85,7 +85,8 @@ def test_a_page_says_what_kind_it_is_and_the_index_has_it_there(page):
     by_kind = {HEADINGS[heading]: text for heading, text in zip(sections[::2], sections[1::2], strict=True)}
     assert by_kind.keys() == set(HEADINGS.values())
     link = page.name if page.parent.name == "docs" else f"../{page.name}"
-    assert kinds == [kind for kind, text in by_kind.items() if f"]({link})" in text]
+    expected = [kind for kind, text in by_kind.items() if f"]({link})" in text]
+    assert kinds == expected, f"one of the first five lines of {name(page)} begins with **{' or '.join(expected)}.**"
 
 
 def test_the_architecture_page_has_a_line_for_every_module():

@@ -13,7 +13,11 @@ from hub.plugins.registry import registry
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 # tests/test_plugins_page.py follows docs/plugins.md as an author would.
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "plugins")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "plugins"),
+]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HUB = re.compile(r"^(?:(?:python|torchrun .*?) -m hub|\.venv/bin/hub)\b(.*)$")
 NEEDS_A_PLUGIN_OF_HYDRA = "hydra/launcher="
