@@ -1,6 +1,8 @@
 """The pages: what they link, list and name is there, docs/index.md has them all, and each says what kind of page it is."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,36 @@ def entries(tree: str) -> list[str]:
         above.append((depth, path))
         found.append(path)
     return found
+
+
+@pytest.mark.usefixtures("warm_python_here")
+def test_the_first_run_prints_what_the_tutorial_and_the_readme_show(tmp_path):
+    command = "algo=lora_sft model=tiny data=tiny run_name=first"
+    tutorial = (ROOT / "docs" / "first_run.md").read_text(encoding="utf-8")
+    assert command in tutorial
+    done = subprocess.run(
+        [sys.executable, "-m", "hub", *command.split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    printed = [without_figures(line) for line in done.stdout.splitlines()]
+    for page, text in (("first_run.md", tutorial), ("README.md", (ROOT / "README.md").read_text(encoding="utf-8"))):
+        shown = next(block for language, block in BLOCK.findall(text) if not language and block.startswith("hub: "))
+        for line in shown.splitlines():
+            if not line.startswith("arithmetic in "):  # depends on the CPU
+                start = without_figures(line.removesuffix(" ..."))
+                assert any(other.startswith(start) for other in printed), f"{page}: {line}\n{done.stdout}"
+    listed = re.search(r"^\$ ls runs/first\n(.+)$", tutorial, re.MULTILINE)[1].split()
+    assert listed == sorted(file.name for file in (tmp_path / "runs" / "first").iterdir())
+
+
+def without_figures(line: str) -> str:
+    """The line with each number and each path replaced, since these depend on the machine."""
+    return re.sub(r"\d[\d,.:e+-]*", "N", re.sub(r"/[\w./-]+/runs/[\w.-]+", "RUN", line))
 
 
 def test_every_page_is_in_the_index():
