@@ -10,7 +10,7 @@ from hub.config.data import DataConfig, DataSource
 from hub.config.schema import AlgoConfig, ModelConfig, RunConfig
 from hub.data.sources.read import read_rows
 from hub.data.streaming import windows as stream
-from hub.data.streaming.feed import Feed
+from hub.data.streaming.feed import SampleStream
 from hub.data.streaming.frames import from_bytes, to_bytes
 from hub.data.streaming.windows import content_hash, items, windows
 from hub.data.streaming.workers import Processes
@@ -40,7 +40,7 @@ def source(path) -> DataSource:
     return DataSource(path=str(path))
 
 
-def feed(path, tokenizer, limit=None, num_shards=1, **options) -> Feed:
+def feed(path, tokenizer, limit=None, num_shards=1, **options) -> SampleStream:
     """A feed without processes of its own."""
     data = DataConfig(**options)
 
@@ -48,7 +48,7 @@ def feed(path, tokenizer, limit=None, num_shards=1, **options) -> Feed:
         encode = Encoder(tokenizer, data, source(path), limit)
         return [items(encode, windows(source(path), 1, 0, WINDOW, window), skip, n, num_shards) for n in range(num_shards)]
 
-    return Feed(str(path), open_shards, data.block_size)
+    return SampleStream(str(path), open_shards, data.block_size)
 
 
 def same(one, other) -> None:
@@ -142,7 +142,7 @@ def test_the_first_row_of_a_file_decides_on_its_format_even_when_a_run_goes_on_b
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     encode = Encoder(tokenizer, DataConfig(), source(tmp_path / "a.jsonl"), None)
     last = list(read_rows(str(tmp_path / "a.jsonl")))[-1]
-    assert encode(last)[0].sample is not None
+    assert encode(last)[0].unit is not None
 
 
 def test_frames_carry_windows_items_and_errors(tmp_path, chats, tokenizer):
@@ -155,8 +155,8 @@ def test_frames_carry_windows_items_and_errors(tmp_path, chats, tokenizer):
             got = from_bytes(data.read)
             if isinstance(expected, list):
                 for one, other in zip(got, expected, strict=True):
-                    same(one.sample, other.sample)
-                got, expected = ([item._replace(sample=None) for item in each] for each in (got, expected))
+                    same(one.unit, other.unit)
+                got, expected = ([item._replace(unit=None) for item in each] for each in (got, expected))
             assert got == expected
         with pytest.raises(DataError, match="bad row"):
             from_bytes(data.read)
@@ -175,7 +175,7 @@ def test_processes_make_the_same_samples_and_say_what_is_wrong_with_a_row(tmp_pa
     )
     processes = Processes(cfg, model, 60, num_shards=2)
     try:
-        found, expected = processes.feed(0), feed(chats, AutoTokenizer.from_pretrained(model), 60)
+        found, expected = processes.stream(0), feed(chats, AutoTokenizer.from_pretrained(model), 60)
         assert lines(found.take(8)) == lines(expected.take(8))
         with pytest.raises(DataError, match=r"chats\.jsonl:26: broken JSON"):
             found.take(40)

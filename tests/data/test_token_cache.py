@@ -9,7 +9,7 @@ import pytest
 
 from hub.config.data import DataConfig
 from hub.config.schema import ModelConfig, RunConfig
-from hub.data import token_cache as kept
+from hub.data import token_cache
 from hub.data.samples.mix import sources_of
 from hub.data.token_cache import encoded_rows, key_of
 from hub.errors import DataError
@@ -31,8 +31,8 @@ def rows_of(tmp_path, monkeypatch, tokenizer, request):
     """Encodes tmp_path/chats.jsonl, and says what was told."""
     monkeypatch.setenv("HUB_CACHE", str(tmp_path / "cache"))
     num_processes = getattr(request, "param", 1)
-    monkeypatch.setattr(kept, "SMALL_BYTES", 1)
-    monkeypatch.setattr(kept, "num_cores", lambda: num_processes)
+    monkeypatch.setattr(token_cache, "SMALL_BYTES", 1)
+    monkeypatch.setattr(token_cache, "num_cores", lambda: num_processes)
     write_chats(tmp_path / "chats.jsonl", num_rows=30)
 
     def encode(limit=60, beside=True, **options):
@@ -64,10 +64,10 @@ def test_several_processes_make_what_one_makes_in_the_order_of_the_rows(rows_of,
     for found in (several, again):
         for items, expected in zip(found, one, strict=True):
             for item, other in zip(items, expected, strict=True):
-                assert item._replace(sample=None) == other._replace(sample=None)
-                if item.sample is not None:
-                    assert np.array_equal(item.sample.input_ids, other.sample.input_ids)
-                    assert np.array_equal(item.sample.loss_mask, other.sample.loss_mask)
+                assert item._replace(unit=None) == other._replace(unit=None)
+                if item.unit is not None:
+                    assert np.array_equal(item.unit.input_ids, other.unit.input_ids)
+                    assert np.array_equal(item.unit.loss_mask, other.unit.loss_mask)
 
 
 def test_the_name_of_what_is_kept_changes_with_all_that_it_depends_on(tmp_path, tokenizer):
@@ -113,8 +113,8 @@ def test_what_was_not_used_for_long_is_removed(rows_of, tmp_path):
 
 
 def test_a_large_source_says_how_far_it_is_and_that_a_stream_would_not_wait(rows_of, monkeypatch):
-    monkeypatch.setattr(kept, "SECONDS_BETWEEN_LINES", 0.0)
-    monkeypatch.setattr(kept, "LONG_BYTES", 1)
+    monkeypatch.setattr(token_cache, "SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(token_cache, "LONG_BYTES", 1)
     _, said = rows_of()
     assert said[0].endswith("data.streaming=true")
-    assert said[-1] == "tokenised 30 rows"
+    assert said[-1] == "tokenized 30 rows"

@@ -1,7 +1,11 @@
 """What a row of data can become: a conversation, a document, or tokens; and the form in which a plugin adds a format."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from hub.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -55,4 +59,35 @@ class Tokens:
 
 
 Example = Conversation | Document | Tokens
+"""What becomes one sample."""
+
+
+@dataclass(frozen=True)
+class ExampleGroup:
+    """A row with several samples: a plugin's format with roles gives it."""
+
+    examples: dict[str, Example]
+    """Role -> what becomes its sample, in the order of the format's roles."""
+
+    where: str
+    format: str
+    unused: tuple[str, ...] = ()
+    """Fields that nothing reads, as `chosen.topic`."""
+
+
+RowExample = Example | ExampleGroup
 """What a row can become."""
+
+
+@contextmanager
+def naming_role(where: str, role: str) -> Iterator[None]:
+    """Add the role of a sample to the errors about it.
+
+    Args:
+        where: file and line of the row, with which such an error begins.
+        role: which sample of the row is worked on.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {role}: {str(error).removeprefix(f'{where}: ')}") from None
