@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hub.config.schema import RunConfig
 from hub.data.samples.counts import Counts
 from hub.data.samples.duplicates import find_duplicates
 from hub.data.samples.length import advice_on_long_rows, length_limit
 from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
+from hub.data.samples.reports import DataReport, MixReport
 from hub.data.samples.sample import Item, Sample, Unit, longest_sample
 from hub.data.token_cache import cache_tokens, encoded_rows, is_large
 from hub.data.tokens.template import fallback_line, load_template, require_template, template_report
@@ -48,7 +49,7 @@ class Prepared:
     limit: int | None
     """Longest sample in tokens."""
 
-    report: dict[str, Any]
+    report: DataReport
     """Counts, and each row that was left out: for plan.json."""
 
     lines: list[str]
@@ -112,7 +113,7 @@ def prepare(
     if rendered and not has_template:
         lines.append(fallback_line(tokenizer))
     lines += [*duplicates.lines(len(train.units), len(evaluation.units)), template]
-    plan = {
+    plan: DataReport = {
         "path": cfg.data.path or None,
         "eval_path": cfg.data.eval_path,
         "streaming": cfg.data.streaming,
@@ -125,9 +126,8 @@ def prepare(
         "template": template,
         "num_samples_repeated": len(duplicates.repeated),
         "num_held_out_samples_in_training_data": len(duplicates.leaked),
+        "sources": _source_reports(mix, encoded) if len(encoded.sources) > 1 else [],
     }
-    if len(encoded.sources) > 1:
-        plan["sources"] = _source_reports(mix, encoded)
     return Prepared(train.units, evaluation.units, mix, limit, plan, lines)
 
 
@@ -204,7 +204,7 @@ def _sizes(cfg: RunConfig, encoded: _Encoded) -> list[int | None]:
     return [len(counts.units) for counts in encoded.train]
 
 
-def _source_reports(mix: Mix, encoded: _Encoded) -> list[dict[str, Any]]:
+def _source_reports(mix: Mix, encoded: _Encoded) -> list[MixReport]:
     return [
         {
             "name": name,

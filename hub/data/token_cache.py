@@ -21,8 +21,9 @@ from hub.config.data import DataSource
 from hub.config.option import AUTO
 from hub.config.schema import RunConfig
 from hub.data.samples.sample import Item
+from hub.data.sources.entries import Cursor
 from hub.data.sources.files import data_files, is_hub_id
-from hub.data.sources.read import Cursor, rows_after
+from hub.data.sources.read import rows_after
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.workers import Processes, num_cores
 from hub.data.tokens.encode import Encoder

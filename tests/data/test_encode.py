@@ -7,7 +7,8 @@ import pytest
 from hub.config.data import DataConfig, DataSource
 from hub.data.samples.blocks import Blocks
 from hub.data.samples.sample import Sample
-from hub.data.sources.read import Broken, Row, rows_after
+from hub.data.sources.entries import Broken, Row
+from hub.data.sources.read import rows_after
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError
 

@@ -50,7 +50,7 @@ def pair(number, chosen=3, rejected=5):
     return {"prompt": f"Question {number}?", "chosen": f"yes {number} " * chosen, "rejected": f"no {number} " * rejected}
 
 
-PAIRS = [pair(number, 1 + number % 4, 1 + number % 3) for number in range(NUM_ROWS)]
+PAIRS = [pair(number, 1 + number % 3, 1 + number % 4) for number in range(NUM_ROWS)]
 
 
 @pytest.fixture(scope="module")
@@ -458,8 +458,8 @@ def test_an_algorithm_for_single_samples_refuses_groups_in_one_line(tokenizer, p
     with pytest.raises(DataError) as caught:
         check_single(units, "sft")
     assert str(caught.value) == (
-        "data.format=pair gives 2 samples a row (chosen, rejected); algo=sft trains on one. Type data.format=chosen to train on "
-        "the chosen answers, or algo=NAME of an algorithm for such rows"
+        "data.format=pair gives 2 samples a row (chosen, rejected); algo=sft trains on one. Type data.format=chosen to train "
+        "on the chosen answers, or algo=NAME of an algorithm for such rows"
     )
     check_roles(units, ROLES, "dpo")
     plain = prepare(config(pairs, format="chosen"), tokenizer, None).train
@@ -467,7 +467,8 @@ def test_an_algorithm_for_single_samples_refuses_groups_in_one_line(tokenizer, p
     with pytest.raises(DataError) as caught:
         check_roles([*units, *plain], ROLES, "dpo")
     assert str(caught.value) == (
-        "pairs.jsonl:1: this row has one sample. algo=dpo trains on rows with the samples chosen, rejected. Type data.format=pair"
+        "pairs.jsonl:1: this row has one sample. algo=dpo trains on rows with the samples chosen, rejected. Type "
+        "data.format=pair"
     )
     rollouts = [Group(tuple(replace(plain[0]) for _ in range(4)), "rollout 1")]
     with pytest.raises(

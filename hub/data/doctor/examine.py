@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hub.config.schema import RunConfig
 from hub.data.doctor.findings import Finding, of_duplicates, of_rows, of_texts
 from hub.data.doctor.lengths import Lengths, lengths_of
 from hub.data.doctor.scan import MAX_ROWS, Scan, ScannedRow, scan
-from hub.data.samples.counts import Counts, Omissions
+from hub.data.json_values import JsonObject
+from hub.data.samples.counts import Counts
 from hub.data.samples.length import length_limit
 from hub.data.samples.mix import eval_source_of, num_held_out, source_names, sources_of
+from hub.data.samples.reports import Omissions, SourceReport
 from hub.data.samples.sample import Sample, Unit
 from hub.data.tokens.template import fallback_line, load_template, template_report
 from hub.errors import DataError
@@ -26,8 +28,7 @@ _NOT_RENDERED = {"document", "tokens"}
 class Examined:
     """All that the doctor found."""
 
-    sources: list[dict[str, Any]]
-    """Name, path, formats and counts of each."""
+    sources: list[SourceReport]
 
     lengths: Lengths
     findings: list[Finding]
@@ -45,7 +46,7 @@ class Examined:
         """Whether something would spoil training."""
         return any(finding.level == "bad" for finding in self.findings)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> JsonObject:
         """All of it as JSON, for scripts."""
         return {
             "sources": self.sources,
@@ -90,7 +91,7 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
     findings += of_duplicates(*_split(scans, evaluation_scans, cfg))
     if any(each.has_more for each in all_scans):
         findings.append(Finding("look", f"only the first {MAX_ROWS:,} rows of a source are inspected", 1))
-    reports = [
+    reports: list[SourceReport] = [
         {
             "name": name,
             "path": source.path,

@@ -11,7 +11,7 @@ from rich.text import Text
 from hub.data.doctor.examine import Examined
 from hub.data.doctor.oddities import is_odd
 from hub.data.samples.sample import Sample
-from hub.data.tokens.turns import special_tokens
+from hub.data.tokens.special_tokens import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,8 @@ from hub.data.doctor.oddities import BROKEN_TEXT, odd_order
 from hub.data.formats.examples import Conversation, Document, Example, ExampleGroup, RowExample
 from hub.data.samples.counts import Counts
 from hub.data.samples.sample import Item
-from hub.data.sources.read import Cursor, rows_after
+from hub.data.sources.entries import Cursor
+from hub.data.sources.read import rows_after
 from hub.data.tokens.encode import Encoder
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ sharegpt           {"conversations": [{"from": "human", "value": "..."}, ...], "
 alpaca             {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}
 prompt_completion  {"prompt": "...", "completion": "..."}, both texts, or both lists of messages
 tokens             {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
-preference         {"prompt": "...", "chosen": "...", "rejected": "..."}: known, but trained on only as `chosen`
-chosen             the same rows: the prompt and the chosen answer as a conversation. Only where data.format asks for it
+preference         {"prompt": "...", "chosen": "...", "rejected": "..."}: recognized, but trained on only as `chosen`
+chosen             the same rows, of which the prompt and the chosen answer are a conversation. Only with data.format=chosen
 document           {"text": "..."} or {"document": "..."}, or any column that data.text_column names
 
 A plugin adds others, also with several samples a row: see `hub_data_formats` in docs/plugins.md.
@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from hub.data.formats import converters
 from hub.data.formats.examples import Example, ExampleGroup, RowExample, naming_role
-from hub.data.formats.messages import kind_of, listed
-from hub.data.sources.read import Row
+from hub.data.json_values import JsonObject, JsonValue, kind_of, listed
+from hub.data.sources.entries import Row
 from hub.errors import DataError, did_you_mean, one_line
 from hub.plugins import registry as plugins
 from hub.plugins.offers import DataFormat
@@ -135,7 +135,7 @@ def _require_fields(row: Row, format: str, required: tuple[str, ...]) -> None:
 
 def _from_plugin(row: Row, item: DataFormat) -> RowExample:
     try:
-        value: object = item.convert(dict(row.value))
+        value: JsonValue = item.convert(dict(row.value))
     except ValueError as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{row.where}: {reason}") from None
@@ -155,13 +155,13 @@ def _from_plugin(row: Row, item: DataFormat) -> RowExample:
     return ExampleGroup(examples, row.where, item.name, unused)
 
 
-def _of_role(row: Row, role: str, fields: dict[str, object]) -> Example:
+def _of_role(row: Row, role: str, fields: JsonObject) -> Example:
     """What becomes one of several samples of a row. A message names its role."""
     with naming_role(row.where, role):
         return _inner(row, fields)
 
 
-def _inner(row: Row, fields: dict[str, object]) -> Example:
+def _inner(row: Row, fields: JsonObject) -> Example:
     """What a plugin's `convert` gave. It is in a format of the hub's own, never in another plugin's."""
     inner = Row(fields, row.file, row.line)
     return _from_own(inner, _detect(inner, {name: spec.required for name, spec in _FORMATS.items()}))

@@ -1,37 +1,37 @@
-"""What a row of data can become: a conversation, a document, or tokens; and the form in which a plugin adds a format."""
+"""What a row can become: a conversation, a document, tokens, or several of these."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
+from hub.data.json_values import JsonObject
 from hub.errors import DataError
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a chat template renders, and where it came from."""
+    """Messages for a chat template, and where they came from."""
 
-    messages: list[dict[str, Any]]
-    """`role`, `content` (a text), and where they apply `tool_calls` (their arguments are dicts) and further fields."""
+    messages: list[JsonObject]
+    """Each has `role`, `content` (a text), and where they apply `tool_calls` (with arguments as objects) and other fields."""
 
-    tools: list[Any] | None
+    tools: list[JsonObject] | None
     """JSON schemas of the tools that the model may call."""
 
     where: str
-    """`chats.jsonl:17`."""
+    """File and line, as `chats.jsonl:17`."""
 
     format: str = "messages"
     """The format of the row."""
 
     unused: tuple[str, ...] = ()
-    """Fields that nothing reads; of a message as `messages[].score` (those are still shown to the chat template)."""
+    """Fields that nothing reads. Those of messages, as `messages[].score`, are still seen by the chat template."""
 
     without_loss: frozenset[int] = frozenset()
-    """Messages that say `"loss": false` of themselves."""
+    """Messages with `"loss": false`."""
 
     unmask: bool = False
-    """Everything behind the system message is trained."""
+    """Whether everything behind the system message is trained."""
 
     completion: int | None = None
     """The first message of the completion, where a row has one."""
@@ -49,7 +49,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A row that is tokens already."""
+    """A row of tokens."""
 
     input_ids: list[int]
     loss_mask: list[bool]

@@ -2,39 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 from hub.data.samples.blocks import Blocks
+from hub.data.samples.reports import OmissionCounts, Omissions, Totals
 from hub.data.samples.sample import Item, Sample, Unit, longest_sample, num_loss_tokens
 
 MAX_LISTED = 1000
 _MAX_PRINTED = 3
-
-
-class Totals(TypedDict):
-    """Counts of what is trained or evaluated on."""
-
-    num_rows: int
-    num_units: int
-    num_samples: int
-    num_tokens: int
-    num_loss_tokens: int
-    longest: int
-
-
-class Omissions(TypedDict):
-    """Counts and places of what is not trained on."""
-
-    num_left_out: int
-    num_tokens_left_out: int
-    left_out: list[dict[str, object]]
-    num_bad_rows: int
-    bad_rows: list[dict[str, object]]
-    num_rows_cut: int
-    num_tokens_cut: int
-    num_rows_split: int
-    num_rows_with_texts_omitted: int
-    texts_omitted: list[str]
 
 
 @dataclass
@@ -138,27 +112,27 @@ class Counts:
             "longest": longest_sample(self.units),
         }
 
-    def omissions(self) -> Omissions:
-        """Counts and places of what did not become a unit, for plan.json."""
+    def omission_counts(self) -> OmissionCounts:
+        """Counts of what did not become a unit, for plan.json."""
         return {
             "num_left_out": len(self.left_out),
             "num_tokens_left_out": sum(item.num_tokens for item in self.left_out),
-            "left_out": [
-                {"where": item.where, "num_tokens": item.num_tokens, "reason": item.reason}
-                for item in self.left_out[:MAX_LISTED]
-            ],
             "num_bad_rows": len(self.bad),
-            "bad_rows": [{"where": item.where, "reason": item.reason} for item in self.bad[:MAX_LISTED]],
             "num_rows_cut": len(self.cut),
             "num_tokens_cut": sum(item.num_cut for item in self.cut),
             "num_rows_split": self.num_split,
             "num_rows_with_texts_omitted": len(self.omitted),
-            "texts_omitted": self.omitted[:MAX_LISTED],
         }
 
-    def omission_counts(self) -> dict[str, int]:
-        """The counts of `omissions` alone."""
-        return {name: value for name, value in self.omissions().items() if isinstance(value, int)}
+    def omissions(self) -> Omissions:
+        """Counts and places of what did not become a unit, for plan.json."""
+        left_out, bad = self.left_out[:MAX_LISTED], self.bad[:MAX_LISTED]
+        return {
+            **self.omission_counts(),
+            "left_out": [{"where": item.where, "num_tokens": item.num_tokens, "reason": item.reason} for item in left_out],
+            "bad_rows": [{"where": item.where, "reason": item.reason} for item in bad],
+            "texts_omitted": self.omitted[:MAX_LISTED],
+        }
 
     def lines(self, limit: int | None, advice: str) -> list[str]:
         """What did not become a unit, in words.

@@ -2,14 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any, TypedDict
+from typing import TypedDict
 
+from hub.data.json_values import JsonObject
 from hub.data.samples.blocks import Blocks, BlocksState
 from hub.data.samples.counts import MAX_LISTED
 from hub.data.samples.sample import Item, Sample, Unit, longest_sample, num_loss_tokens
-from hub.data.streaming.frames import window_from
-from hub.data.streaming.windows import FIRST, Window
+from hub.data.streaming.windows import FIRST, Window, WindowState, window_from
 from hub.errors import DataError
 
 Frames = Iterator[Window | list[Item] | None]
@@ -22,7 +21,7 @@ OpenShards = Callable[[Window, int], Sequence[Frames]]
 class StreamPosition(TypedDict):
     """Where the next row begins. JSON."""
 
-    window: dict[str, Any]
+    window: WindowState
     place: int
     found_in_turn: int
     blocks: BlocksState | None
@@ -33,7 +32,7 @@ class StreamState(StreamPosition):
 
     num_given: int
     counts: dict[str, int]
-    left_out: list[dict[str, object]]
+    left_out: list[JsonObject]
 
 
 class SampleStream:
@@ -71,7 +70,7 @@ class SampleStream:
             "num_rows_split": 0,
             "num_rows_with_texts_omitted": 0,
         }
-        self.left_out: list[dict[str, object]] = []
+        self.left_out: list[JsonObject] = []
         """The first rows that were left out."""
 
     @property
@@ -127,7 +126,7 @@ class SampleStream:
     def _position(self) -> StreamPosition:
         """Where the next row begins."""
         blocks = self._blocks.state() if self._blocks is not None else None
-        return {"window": asdict(self._window), "place": self._place, "found_in_turn": self._found_in_turn, "blocks": blocks}
+        return {"window": self._window.state(), "place": self._place, "found_in_turn": self._found_in_turn, "blocks": blocks}
 
     def _read_row(self) -> None:
         """Read one row and make its units ready."""

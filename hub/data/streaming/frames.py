@@ -6,14 +6,12 @@ mask (a byte each). All of these are padded to a multiple of 4 bytes, so that ar
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from hub.data.samples.sample import Group, Item, Sample, Unit
-from hub.data.sources.read import Cursor
-from hub.data.streaming.windows import Window
+from hub.data.streaming.windows import Window, window_from
 from hub.errors import DataError, HubError
 
 Read = Callable[[int], bytes | memoryview]
@@ -25,7 +23,7 @@ def to_bytes(content: Window | list[Item] | HubError) -> bytes:
     arrays: list[bytes] = []
     head: dict[str, object]
     if isinstance(content, Window):
-        head = {"window": asdict(content)}
+        head = {"window": content.state()}
     elif isinstance(content, list):
         head = {"items": [item._asdict() | {"unit": _unit_head(item.unit)} for item in content]}
         arrays = [_arrays(item.unit) for item in content]
@@ -105,8 +103,3 @@ def reader(data: bytes | memoryview) -> Callable[[int], bytes | memoryview]:
         return view[place - size : place]
 
     return read
-
-
-def window_from(values: dict[str, Any]) -> Window:
-    """A window from its fields, as `asdict` gave them."""
-    return Window(**{**values, "cursor": Cursor(**values["cursor"])})

@@ -10,15 +10,34 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypedDict
 
 from hub.config.data import DataSource
 from hub.data.samples.sample import Item, Unit, fingerprint
+from hub.data.sources.entries import Cursor, Entry
 from hub.data.sources.files import data_files, is_hub_id
-from hub.data.sources.read import Cursor, Entry, rows_after
+from hub.data.sources.read import rows_after
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError
 
 EDGE_BYTES = 2**20
+
+
+class CursorState(TypedDict):
+    """A `Cursor` as JSON."""
+
+    file: int
+    offset: int
+    line: int
+
+
+class WindowState(TypedDict):
+    """A `Window` as JSON."""
+
+    turn: int
+    number: int
+    cursor: CursorState
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +55,16 @@ class Window:
 
     size: int
     """Rows in it."""
+
+    def state(self) -> WindowState:
+        """The window as JSON, for `window_from`."""
+        cursor = CursorState(file=self.cursor.file, offset=self.cursor.offset, line=self.cursor.line)
+        return {"turn": self.turn, "number": self.number, "cursor": cursor, "size": self.size}
+
+
+def window_from(state: WindowState) -> Window:
+    """The window of a `state`."""
+    return Window(state["turn"], state["number"], Cursor(**state["cursor"]), state["size"])
 
 
 FIRST = Window(0, 0, Cursor(), 0)

@@ -22,8 +22,8 @@ from hub.config.schema import RunConfig
 from hub.data.samples.mix import sources_of
 from hub.data.samples.sample import Item
 from hub.data.streaming.feed import Frames, SampleStream
-from hub.data.streaming.frames import from_bytes, to_bytes, window_from
-from hub.data.streaming.windows import FIRST, Window, in_order, items, windows
+from hub.data.streaming.frames import from_bytes, to_bytes
+from hub.data.streaming.windows import FIRST, Window, WindowState, in_order, items, window_from, windows
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError, HubError
 from hub.plugins.registry import warnings_shown
@@ -39,7 +39,7 @@ class StartPosition(TypedDict):
     number: int
     """Number of the source in the mix."""
 
-    window: dict[str, Any]
+    window: WindowState
     skip: int
 
 
@@ -74,7 +74,7 @@ class Processes:
         source = sources_of(self._cfg.data)[number]
 
         def start(window: Window, skip: int) -> Sequence[Frames]:
-            place = StartPosition(number=number, window=asdict(window), skip=skip)
+            place = StartPosition(number=number, window=window.state(), skip=skip)
             return [self._start(source, shard, place) for shard in range(self._num_shards)]
 
         return SampleStream(source.path, start, self._cfg.data.block_size)

@@ -11,7 +11,8 @@ from hub.config.option import AUTO
 from hub.data.formats.detect import convert, detect
 from hub.data.formats.examples import Conversation, Document, Example, ExampleGroup, RowExample, Tokens, naming_role
 from hub.data.samples.sample import Group, Item, Sample
-from hub.data.sources.read import Cursor, Entry, Row, rows_after
+from hub.data.sources.entries import Cursor, Entry, Row
+from hub.data.sources.read import rows_after
 from hub.data.tokens.template import TooLongError, encode, encode_document, require_template
 from hub.errors import DataError
 

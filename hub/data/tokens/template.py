@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from hub.config.data import TEMPLATES
 from hub.data.formats.examples import Conversation
+from hub.data.tokens.special_tokens import special_tokens
 from hub.data.tokens.template_limits import RAISED, check_sandbox, limits
-from hub.data.tokens.turns import Rendered, find_turns, special_tokens
+from hub.data.tokens.turns import Rendered, find_turns
 from hub.errors import DataError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _trained_spans(conversation: Conversation, rendered: Rendered, loss_on: str)
         if not known:
             raise DataError(
                 f"{conversation.where}: a message has loss=false, but the chat template marks {len(spans)} spans for "
-                f"{len(turns)} turns, so the span of this message is unknown. Take the row out, or type data.template=FILE.jinja"
+                f"{len(turns)} turns, so its span is unknown. Take the row out, or type data.template=FILE.jinja"
             )
         spans = [(turn, span) for turn, span in spans if turn not in conversation.without_loss]
     if loss_on == "completion" and conversation.completion is not None and known:
