@@ -28,7 +28,7 @@ def check_rows(source: DataSource, data: DataConfig, limit: int = 20_000) -> Che
 
     Args:
         source: of parquet and Arrow files only the existence is checked, of datasets of the model hub nothing.
-        data: what happens to bad rows, and how raw documents are found.
+        data: what happens to bad rows, and which column has raw documents.
         limit: the number of rows after which to stop.
 
     Raises:

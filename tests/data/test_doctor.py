@@ -47,7 +47,7 @@ def found(tmp_path, tokenizer):
     return examined
 
 
-def test_good_data_has_nothing_to_complain_about_and_is_counted(found):
+def test_good_data_has_no_findings_and_is_counted(found):
     examined = found()
     assert (examined.findings, examined.spoils) == ([], False)
     (source,) = examined.report()["sources"]
@@ -98,7 +98,7 @@ def test_what_is_wrong_is_found_with_its_place(found, rows, options, level, word
     assert all(other is finding or other.level == "look" for other in examined.findings)
 
 
-def test_rows_to_evaluate_on_that_stand_in_the_training_data_spoil_it(found):
+def test_rows_of_the_evaluation_set_in_the_training_data_spoil_it(found):
     examined = found(evaluation=[GOOD[3], chat("What is 5 + 1?", "seven"), chat("new", "row")])
     leak = next(finding for finding in examined.findings if "rows of the evaluation set are in" in finding.what)
     assert (leak.level, leak.count, leak.examples) == ("bad", 1, ("test.jsonl:1 = train.jsonl:4",))
@@ -155,7 +155,7 @@ def test_the_command_prints_a_page_or_json_and_ends_with_1_when_something_would_
     assert hub("show", "algo=sft", "--json").code == 2
 
 
-def test_training_says_that_held_out_samples_stand_in_the_training_data(tmp_path, tokenizer):
+def test_training_reports_copies_and_samples_of_the_evaluation_set_in_the_training_data(tmp_path, tokenizer):
     from hub.data.prepare import prepare
 
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*GOOD, *GOOD[:4]]))

@@ -1,4 +1,4 @@
-"""A data set of the model hub, from a server that answers as the hub does: parts, splits, streams, and what is not there."""
+"""A dataset of the model hub, from a server that answers as the hub does: parts, splits, streams, and what is not there."""
 
 import hashlib
 import json

@@ -26,7 +26,7 @@ _NOT_RENDERED = {"document", "tokens"}
 
 @dataclass
 class Examined:
-    """All that the doctor found."""
+    """The result of an inspection."""
 
     sources: list[SourceReport]
 

@@ -39,7 +39,7 @@ def of_rows(cfg: RunConfig, counts: Counts, limit: int | None, template: str) ->
         cfg: the run.
         counts: of all sources.
         limit: tokens of the longest sample.
-        template: what `template_report` says.
+        template: the result of `template_report`.
     """
     if counts.bad:
         yield _bad_rows(cfg, counts)
@@ -103,7 +103,7 @@ def of_duplicates(train: Sequence[ScannedRow], evaluation: Sequence[ScannedRow])
     by_prompt = _grouped([row for row in unique if row.prompt], lambda row: row.prompt)
     ambiguous = [group for group in by_prompt.values() if len(group) > 1]
     if ambiguous:
-        examples = tuple(" / ".join(row.where for row in group[:3]) for group in ambiguous[:MAX_EXAMPLES])
+        examples = tuple(map(_alternatives, ambiguous[:MAX_EXAMPLES]))
         yield Finding("look", "prompts have several different answers", len(ambiguous), examples)
     if evaluation:
         yield from _of_leaks(train, evaluation, by_content)
@@ -133,6 +133,10 @@ def _of_leaks(
         examples = tuple(f"{row.where} / {prompts[row.prompt].where}" for row in same[:MAX_EXAMPLES])
         what = "rows of the evaluation set have a prompt of the training data, with another answer"
         yield Finding("look", what, len(same), examples)
+
+
+def _alternatives(group: Sequence[ScannedRow]) -> str:
+    return " / ".join(row.where for row in group[:3])
 
 
 def _repetition(group: Sequence[ScannedRow]) -> str:

@@ -41,8 +41,8 @@ def near_duplicates(texts: Sequence[str]) -> list[tuple[int, int]]:
     for place, hashes in enumerate(sequences):
         if len(hashes):
             least = ((hashes[:, None] * factors + offsets) % np.uint64(_PRIME)).min(axis=0)
-            for band, part in enumerate(least.reshape(NUM_BANDS, -1)):
-                buckets[band, part.tobytes()].append(place)
+            for band, minima in enumerate(least.reshape(NUM_BANDS, -1)):
+                buckets[band, minima.tobytes()].append(place)
     candidates = {pair for places in buckets.values() for pair in combinations(islice(places, MAX_IN_BUCKET), 2)}
     return sorted(pair for pair in candidates if _in_common(sequences[pair[0]], sequences[pair[1]]) >= MIN_IN_COMMON)
 

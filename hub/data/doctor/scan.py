@@ -1,4 +1,4 @@
-"""Reads and encodes the rows of a source, and notes what the findings need to know of each."""
+"""Reads and encodes the rows of a source, and records what the findings need of each."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ class Scan:
 
 
 def scan(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBase", limit: int | None) -> Scan:
-    """Read and encode the rows of one source. A bad row is noted, whatever data.on_bad_row says.
+    """Read and encode the rows of one source. Bad rows are counted, whatever `data.on_bad_row` is.
 
     Args:
         cfg: the run; its `data` is read.
@@ -79,13 +79,13 @@ def scan(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBase
         items = encode(entry)
         rows.append(items)
         if not items[0].bad:
-            _note(result, items, encode.example(entry))
+            _record(result, items, encode.example(entry))
     result.has_more = next(entries, None) is not None
     result.counts = Counts.of(rows, data.block_size)
     return result
 
 
-def _note(result: Scan, items: list[Item], example: RowExample) -> None:
+def _record(result: Scan, items: list[Item], example: RowExample) -> None:
     first = items[0]
     where = first.where.split(" part ")[0]
     result.lengths.append(first.longest or sum(item.num_tokens for item in items) + first.num_cut)

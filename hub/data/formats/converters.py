@@ -163,8 +163,8 @@ def _transcript(text: str, where: str) -> list[JsonObject]:
     if not text.startswith(_HUMAN) or _ANSWER not in text:
         raise DataError(f"{where}: chosen without a prompt must be a list of messages, or a text that begins with {_HUMAN!r}")
     messages: list[JsonObject] = []
-    for part in text.split(_HUMAN)[1:]:
-        asked, *answers = part.split(_ANSWER)
+    for exchange in text.split(_HUMAN)[1:]:
+        asked, *answers = exchange.split(_ANSWER)
         messages.append({"role": "user", "content": asked.strip()})
         messages += [{"role": "assistant", "content": answer.strip()} for answer in answers]
     return messages

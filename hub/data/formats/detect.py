@@ -66,7 +66,7 @@ def convert(row: Row, format: str, text_column: str | None = None) -> RowExample
         text_column: the field with the text of a document. None: `text` or `document`.
 
     Raises:
-        DataError: the row is of another format, or what it says can't be trained on.
+        DataError: the row is of another format, or can't be trained on.
     """
     if text_column is None and (item := plugins.registry().data_formats.get(format)) is not None:
         _require_fields(row, format, item.fields)

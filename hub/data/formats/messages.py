@@ -1,4 +1,4 @@
-"""The messages of a conversation, checked: roles, texts, tool calls. Every mistake is one line with its place."""
+"""The messages of a conversation, checked: roles, texts, tool calls. Every error is one line with its place."""
 
 import json
 
@@ -138,7 +138,11 @@ def message_list(value: JsonValue, where: str, name: str) -> list[JsonObject]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
             raise DataError(f"{where}: message {number} of {name} must be an object with role and content, not {kind_of(turn)}")
-    return [{key: item for key, item in turn.items() if item is not None or key in ("role", "content")} for turn in turns]
+    return [_without_nulls(turn) for turn in turns]
+
+
+def _without_nulls(message: JsonObject) -> JsonObject:
+    return {key: item for key, item in message.items() if item is not None or key in ("role", "content")}
 
 
 def called_functions(message: JsonObject) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an algorithm that trains on one sample a row says to rows with several."""
+"""Refuses units that an algorithm can't train on: with several samples, or without the roles that it needs."""
 
 from collections.abc import Sequence
 
@@ -40,12 +40,12 @@ def check_roles(units: Sequence[Unit], roles: tuple[str, ...], algorithm: str) -
         DataError: a row has other samples.
     """
     for unit in units:
-        found = tuple(sample.role for sample in unit.samples)
-        if found == roles:
+        present = tuple(sample.role for sample in unit.samples)
+        if present == roles:
             continue
         names = [name for name, item in plugins.registry().data_formats.items() if item.roles == roles]
         todo = f"Type data.format={' or '.join(names)}" if names else "Install a plugin with such a data format"
-        has = f"the samples {', '.join(found)}" if any(found) else "one sample"
+        has = f"the samples {', '.join(present)}" if any(present) else "one sample"
         raise DataError(
             f"{unit.where}: this row has {has}. algo={algorithm} trains on rows with the samples {', '.join(roles)}. {todo}"
         )

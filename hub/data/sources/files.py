@@ -79,7 +79,7 @@ def data_files(path: str) -> list[Path]:
     Raises:
         DataError: no such file or folder, no data file in the folder, or an ending that is not known.
     """
-    local = Path(os.path.expanduser(path))  # as a shell does, it leaves ~name where there is nobody of that name
+    local = Path(os.path.expanduser(path))  # like a shell, it leaves ~name as it is where there is no such user
     if os.path.isdir(local):  # unlike Path's, it takes a name that is too long for one that does not exist
         if (local / "dataset_dict.json").is_file():
             if not (local / "train").is_dir():

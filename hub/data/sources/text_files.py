@@ -109,8 +109,8 @@ def read_list(file: Path) -> Iterator[Entry]:
             position = skip(position + 1)
         elif not text.startswith("]", position):
             rest = text[position : position + 2 * LONGEST_QUOTE]
-            found = f"here stands: {shorten(rest)}" if rest else "the file ends here: it seems to be cut short"
-            raise DataError(f"{file}:{line}: broken JSON: a comma or ] must follow a row; {found}")
+            content = f"here is: {shorten(rest)}" if rest else "the file ends here: it seems to be cut short"
+            raise DataError(f"{file}:{line}: broken JSON: a comma or ] must follow a row; {content}")
     if text[position + 1 :].strip():
         line += text.count("\n", position, skip(position + 1))
         raise DataError(f"{file}:{line}: broken JSON: more text follows the end of the list")

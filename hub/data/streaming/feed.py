@@ -54,7 +54,7 @@ class SampleStream:
         """Units that the last row has given so far. The others are in `_ready`."""
 
         self._before_row: StreamPosition | None = None
-        self._found_in_turn = 0
+        self._num_this_turn = 0
         self.counts = {
             "num_rows": 0,
             "num_units": 0,
@@ -108,7 +108,7 @@ class SampleStream:
     def restore(self, state: StreamState) -> None:
         """Continue from a `state`. Nothing has been taken yet."""
         self._window, self._place = window_from(state["window"]), state["place"]
-        self._found_in_turn = state["found_in_turn"]
+        self._num_this_turn = state["found_in_turn"]
         if self._blocks is not None and state["blocks"] is not None:
             self._blocks.restore(state["blocks"])
         if state["num_given"]:
@@ -126,7 +126,7 @@ class SampleStream:
     def _position(self) -> StreamPosition:
         """Where the next row begins."""
         blocks = self._blocks.state() if self._blocks is not None else None
-        return {"window": self._window.state(), "place": self._place, "found_in_turn": self._found_in_turn, "blocks": blocks}
+        return {"window": self._window.state(), "place": self._place, "found_in_turn": self._num_this_turn, "blocks": blocks}
 
     def _read_row(self) -> None:
         """Read one row and make its units ready."""
@@ -148,7 +148,7 @@ class SampleStream:
                 self.counts["num_tokens_left_out"] += item.num_tokens
                 self._list(item)
                 continue
-            self._found_in_turn += 1
+            self._num_this_turn += 1
             if self._blocks is not None and item.format == "document" and isinstance(item.unit, Sample):
                 self._ready.extend(self._blocks.add(item.unit))
             else:
@@ -178,10 +178,10 @@ class SampleStream:
 
     def _end_pass(self) -> None:
         """Refuse a source of which a whole pass gave nothing."""
-        if not self._found_in_turn:
+        if not self._num_this_turn:
             first = f" The first: {self.left_out[0]['reason']}" if self.left_out else ""
             raise DataError(f"{self._path}: no row is left to train on: all of a whole pass are too long or bad.{first}")
-        self._found_in_turn = 0
+        self._num_this_turn = 0
 
     def _read_window(self) -> None:
         for number in range(len(self._shards)):

@@ -196,4 +196,4 @@ def _why_nothing(example: Example) -> str:
         return "it is a single token. Take the row out"
     if example.without_loss:
         return 'its turns have "loss": false, or are not what data.loss_on asks for. Take the row out'
-    return "the chat template leaves out what the assistant says. Take the row out, or type data.template=FILE.jinja"
+    return "the chat template leaves out the assistant's messages. Take the row out, or type data.template=FILE.jinja"

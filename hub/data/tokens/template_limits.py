@@ -73,12 +73,12 @@ def _memory_bound() -> Iterator[None]:
     import resource
 
     try:
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:  # no Linux
         yield
         return
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bound = held + BYTES
+    bound = used + BYTES
     if any(limit != resource.RLIM_INFINITY and limit < bound for limit in (before, hard)):
         yield
         return

@@ -180,7 +180,7 @@ class _Turns:
         head, tail = around
         end = len(self.full) - len(tail)
         start = len(head) if self.full.startswith(head) and len(head) <= end else None
-        # What the prompt has behind an earlier message stands there in `full` too, and the turn begins behind that.
+        # What the prompt has behind an earlier message is there in `full`, too. The turn begins behind it.
         for earlier in range(index - 1, -1, -1):
             around, asked = (
                 self._around(self.messages, earlier),
