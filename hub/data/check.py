@@ -1,37 +1,38 @@
-"""A look at data with no heavy import, to find mistakes before a run is started."""
+"""Checks the first rows without a heavy import, to find errors before a run is started."""
 
 from typing import NamedTuple
 
 from hub.config.data import DataConfig, DataSource
 from hub.config.option import AUTO
 from hub.data.formats.detect import convert, detect
+from hub.data.sources.entries import Cursor
 from hub.data.sources.files import data_files, file_kind, is_hub_id
-from hub.data.sources.read import Cursor, rows_after
+from hub.data.sources.read import rows_after
 from hub.errors import DataError
 
 _SLOW = (".parquet", ".arrow")
 
 
 class Checked(NamedTuple):
-    """What `check_rows` saw."""
+    """The result of `check_rows`."""
 
     num_rows: int | None
-    """Good rows seen. None where counting them needs pyarrow."""
+    """Good rows. None where counting them needs pyarrow."""
 
     complete: bool
-    """Whether these are all rows that there are."""
+    """Whether there are no further rows."""
 
 
 def check_rows(source: DataSource, data: DataConfig, limit: int = 20_000) -> Checked:
-    """Read and convert the first rows, to find mistakes before training is started.
+    """Read and convert the first rows, to find errors before training is started.
 
     Args:
-        source: of parquet and Arrow files only the existence is checked, of data sets of the model hub nothing.
-        data: what happens to bad rows, and how raw documents are found.
+        source: of parquet and Arrow files only the existence is checked, of datasets of the model hub nothing.
+        data: what happens to bad rows, and which column has raw documents.
         limit: the number of rows after which to stop.
 
     Raises:
-        DataError: the first mistake, with file and line; or that there is no good row.
+        DataError: the first error, with file and line, or that there is no good row.
     """
     if is_hub_id(source.path) or any(file_kind(file) in _SLOW for file in data_files(source.path)):
         return Checked(None, False)

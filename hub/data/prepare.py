@@ -1,44 +1,47 @@
-"""The data of one run: rows read, checked, held out, encoded, measured. Imported by workers only.
+"""The data of one run: its rows are read, checked, split off for evaluation, encoded, measured. Imported by workers only.
 
-Every rank does the same and gets the same: nothing here depends on anything but the config and the files.
+Every rank does the same and gets the same: the result depends on the config and the files alone.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hub.config.option import AUTO
 from hub.config.schema import RunConfig
-from hub.data.samples.counts import Part
+from hub.data.samples.counts import Counts
+from hub.data.samples.duplicates import find_duplicates
+from hub.data.samples.length import advice_on_long_rows, length_limit
 from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
-from hub.data.samples.sample import Item, Sample
-from hub.data.token_cache import encoded_rows, is_large, keep
+from hub.data.samples.reports import DataReport, MixReport
+from hub.data.samples.sample import Item, Sample, Unit, longest_sample
+from hub.data.token_cache import cache_tokens, encoded_rows, is_large
 from hub.data.tokens.template import fallback_line, load_template, require_template, template_report
 from hub.errors import ConfigError, DataError
 
-__all__ = ["Prepared", "Sample", "length_limit", "prepare"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-FIRST_ROWS = 256
-"""Rows of each source of a stream that are looked at before training."""
+    from hub.config.data import DataSource
 
-MOST_REPEATED = 0.01
-"""Share of samples that repeat another one above which that is said before training."""
+__all__ = ["Prepared", "Sample", "Unit", "cache_large_sources", "prepare"]
+
+NUM_FIRST_ROWS = 256
+"""Rows of each source of a stream that are checked before training."""
 
 _NOT_RENDERED = {"document", "tokens"}
 
 
 @dataclass
 class Prepared:
-    """All samples of a run, and what became of the data."""
+    """The units of a run, and what became of the data."""
 
-    train: list[Sample]
-    """The sources of `mix` one after the other. Of a stream: its first samples, to look at only."""
+    train: list[Unit]
+    """The sources of `mix` one after the other. Of a stream: its first units, as a preview."""
 
-    evaluation: list[Sample]
-    """Held-out samples; empty when none were asked for."""
+    evaluation: list[Unit]
+    """The evaluation set. Empty when none was asked for."""
 
     mix: Mix
     """What each source gives to the run."""
@@ -46,7 +49,7 @@ class Prepared:
     limit: int | None
     """Longest sample in tokens."""
 
-    report: dict[str, Any]
+    report: DataReport
     """Counts, and each row that was left out: for plan.json."""
 
     lines: list[str]
@@ -55,25 +58,35 @@ class Prepared:
     @property
     def longest(self) -> int:
         """Tokens of the longest sample that is in memory."""
-        return max(map(len, [*self.train, *self.evaluation]))
+        return longest_sample([*self.train, *self.evaluation])
+
+
+@dataclass
+class _Encoded:
+    """What was made of all sources."""
+
+    sources: "list[DataSource]"
+    train: list[Counts]
+    """Of each source."""
+
+    evaluation: list[Counts]
 
 
 def prepare(
     cfg: RunConfig,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     max_positions: int | None,
     base_path: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
-    """Read and encode the training and evaluation data of a run; of a stream only the first rows.
+    """Read and encode the training data and the evaluation set of a run. Of a stream only the first rows.
 
     Args:
         cfg: the run; `data`, `algo.seed` and, for a stream, `algo.max_tokens_per_gpu` are read.
-        tokenizer: a Hugging Face tokenizer. Its chat template becomes that of `data.template`, when set; one without any
-            gets one.
+        tokenizer: its chat template becomes that of `data.template`, when set. A tokenizer without a template gets one.
         max_positions: the longest sequence in tokens that the model can hold. None: any.
-        base_path: local folder with the same tokenizer: then large sources are encoded by several processes, and kept.
-        say: takes a line when something takes a while.
+        base_path: local folder with the same tokenizer. With it several processes encode large sources into the token cache.
+        report: takes a line about something slow.
 
     Raises:
         ConfigError: `data.max_seq_len` or `data.block_size` is above `max_positions`.
@@ -83,174 +96,135 @@ def prepare(
     if cfg.data.template:
         load_template(tokenizer, cfg.data.template)
     has_template = bool(tokenizer.chat_template)
-    sources = sources_of(cfg.data)
-    trained: list[Part] = []
-    held_out: list[Part] = []
-    for source in sources:
-        most = FIRST_ROWS if cfg.data.streaming else None
-        rows = encoded_rows(cfg, source, tokenizer, limit, base_path, say, most)
-        if cfg.data.eval_fraction:
-            rows, out = _hold_out(rows, cfg.data.eval_fraction, cfg.algo.seed, source.path)
-            held_out.append(Part.of(out, cfg.data.block_size))
-        trained.append(Part.of(rows, cfg.data.block_size))
-    if evaluation_source := eval_source_of(cfg.data):
-        rows = encoded_rows(cfg, evaluation_source, tokenizer, limit, base_path, say)
-        held_out.append(Part.of(rows, cfg.data.block_size))
-    train, evaluation = Part.together(trained), Part.together(held_out)
-    whole = Part.together([train, evaluation])
-    for part, source in zip(trained, sources, strict=True):
-        _require_samples(part, "train on", source.path, cfg, max_positions, limit)
-    if held_out:
-        _require_samples(evaluation, "evaluate on", cfg.data.eval_path or "", cfg, max_positions, limit)
-    if cfg.data.block_size is not None and "document" not in whole.formats:
-        raise ConfigError(
-            f"data.block_size={cfg.data.block_size} joins raw documents, but these rows are "
-            f"{', '.join(sorted(whole.formats))}. Leave block_size out, or name the column: data.text_column=NAME"
-        )
-    sizes = [
-        source.num_rows if cfg.data.streaming else len(part.samples) for part, source in zip(trained, sources, strict=True)
-    ]
-    mix = make_mix(sources, sizes)
-    rendered = whole.formats - _NOT_RENDERED
+    encoded = _encode(cfg, tokenizer, limit, base_path, report)
+    train, evaluation = Counts.merge(encoded.train), Counts.merge(encoded.evaluation)
+    both = Counts.merge([train, evaluation])
+    _check(cfg, encoded, evaluation, max_positions, limit)
+    _check_blocks(cfg, both)
+    mix = make_mix(encoded.sources, _sizes(cfg, encoded))
+    rendered = both.formats - _NOT_RENDERED
     if rendered:
         require_template(tokenizer)  # other processes may have done the rendering
-    template = template_report(tokenizer, train.uncut(), cfg.data.loss_on) if rendered else "Loss is on every token."
-    formats = sorted(whole.formats)
-    report = {
+    template = template_report(tokenizer, train.whole_samples(), cfg.data.loss_on) if rendered else "Loss is on every token."
+    duplicates = find_duplicates(train.units, evaluation.units)
+    lines = [_summary(cfg, train, evaluation)]
+    required = max((item.required_length for item in both.left_out), default=0)
+    lines += both.lines(limit, advice_on_long_rows(cfg.data.max_seq_len, required, max_positions))
+    if rendered and not has_template:
+        lines.append(fallback_line(tokenizer))
+    lines += [*duplicates.lines(len(train.units), len(evaluation.units)), template]
+    plan: DataReport = {
         "path": cfg.data.path or None,
         "eval_path": cfg.data.eval_path,
         "streaming": cfg.data.streaming,
-        "formats": formats,
-        "fields_not_used": sorted(whole.unused),
+        "formats": sorted(both.formats),
+        "fields_not_used": sorted(both.unused),
         "max_seq_len": limit,
-        "train": train.counts(),
-        "evaluation": evaluation.counts(),
-        **whole.losses(),
+        "train": train.totals(),
+        "evaluation": evaluation.totals(),
+        **both.omissions(),
         "template": template,
+        "num_samples_repeated": len(duplicates.repeated),
+        "num_held_out_samples_in_training_data": len(duplicates.leaked),
+        "sources": _source_reports(mix, encoded) if len(encoded.sources) > 1 else [],
     }
-    if len(sources) > 1:
-        report["sources"] = [
-            {
-                "name": name,
-                "path": source.path,
-                "share": float(share),
-                "formats": sorted(part.formats),
-                **part.counts(),
-                **{key: value for key, value in part.losses().items() if isinstance(value, int)},
-            }
-            for name, source, share, part in zip(mix.names, sources, mix.shares, trained, strict=True)
-        ]
-    lines = [_summary(cfg, train, evaluation, formats)]
-    longest = max((item.num_tokens for item in whole.left_out), default=0)
-    lines += whole.lines(limit, _longer(cfg.data.max_seq_len, longest, max_positions))
-    if rendered and not has_template:
-        lines.append(fallback_line(tokenizer))
-    repeated, leaked = _repetitions(train.samples, evaluation.samples)
-    report |= {"num_samples_repeated": len(repeated), "num_held_out_samples_in_training_data": len(leaked)}
-    lines += [*_repetition_lines(repeated, leaked, len(train.samples), len(evaluation.samples)), template]
-    return Prepared(train.samples, evaluation.samples, mix, limit, report, lines)
+    return Prepared(train.units, evaluation.units, mix, limit, plan, lines)
 
 
-def keep_large(cfg: RunConfig, tokenizer: Any, max_positions: int | None, base_path: Path, say: Callable[[str], None]) -> None:
-    """Encode the large sources of a run, so that `prepare` finds them in every process of this machine."""
+def cache_large_sources(
+    cfg: RunConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_positions: int | None,
+    base_path: Path,
+    report: Callable[[str], None],
+) -> None:
+    """Encode the large sources of a run into the token cache, where `prepare` finds them in every process of this machine."""
     limit = length_limit(cfg, max_positions)
     sources = [] if cfg.data.streaming else sources_of(cfg.data)
     for source in [*sources, *filter(None, [eval_source_of(cfg.data)])]:
         if is_large(source):
-            keep(cfg, source, tokenizer, limit, base_path, say)
+            cache_tokens(cfg, source, tokenizer, limit, base_path, report)
 
 
-def _repetitions(train: Sequence[Sample], evaluation: Sequence[Sample]) -> tuple[list[str], list[str]]:
-    """Training samples that repeat an earlier one, and held-out samples that stand in the training data, token by token."""
-    seen: set[bytes] = set()
-    repeated = []
-    for sample in train:
-        digest = _digest(sample)
-        if digest in seen:
-            repeated.append(sample.where)
-        seen.add(digest)
-    return repeated, [sample.where for sample in evaluation if _digest(sample) in seen]
+def _encode(
+    cfg: RunConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    limit: int | None,
+    base_path: Path | None,
+    report: Callable[[str], None],
+) -> _Encoded:
+    encoded = _Encoded(sources_of(cfg.data), [], [])
+    max_rows = NUM_FIRST_ROWS if cfg.data.streaming else None
+    for source in encoded.sources:
+        rows = encoded_rows(cfg, source, tokenizer, limit, base_path, report, max_rows)
+        if cfg.data.eval_fraction:
+            rows, held_out = _hold_out(rows, cfg.data.eval_fraction, cfg.algo.seed, source.path)
+            encoded.evaluation.append(Counts.of(held_out, cfg.data.block_size))
+        encoded.train.append(Counts.of(rows, cfg.data.block_size))
+    if evaluation_source := eval_source_of(cfg.data):
+        rows = encoded_rows(cfg, evaluation_source, tokenizer, limit, base_path, report)
+        encoded.evaluation.append(Counts.of(rows, cfg.data.block_size))
+    return encoded
 
 
-def _digest(sample: Sample) -> bytes:
-    return hashlib.blake2b(sample.input_ids.tobytes(), digest_size=16).digest()
+def _check(cfg: RunConfig, encoded: _Encoded, evaluation: Counts, max_positions: int | None, limit: int | None) -> None:
+    """Refuse a source, or an evaluation set, of which nothing is left."""
+    for counts, source in zip(encoded.train, encoded.sources, strict=True):
+        _require_units(counts, "train on", source.path, cfg, max_positions, limit)
+    if encoded.evaluation:
+        _require_units(evaluation, "evaluate on", cfg.data.eval_path or "", cfg, max_positions, limit)
 
 
-def _repetition_lines(repeated: list[str], leaked: list[str], num_train: int, num_held_out: int) -> list[str]:
-    lines = []
-    look = "python -m hub data with the same options shows more"
-    if len(repeated) > MOST_REPEATED * num_train:
-        lines.append(
-            f"Note: {len(repeated):,} of {num_train:,} samples repeat another one word by word ({repeated[0]}, ...); {look}."
+def _check_blocks(cfg: RunConfig, both: Counts) -> None:
+    if cfg.data.block_size is not None and "document" not in both.formats:
+        raise ConfigError(
+            f"data.block_size={cfg.data.block_size} joins raw documents, but these rows are "
+            f"{', '.join(sorted(both.formats))}. Leave block_size out, or name the column: data.text_column=NAME"
         )
-    if leaked:
-        lines.append(
-            f"Warning: {len(leaked):,} of {num_held_out:,} held-out samples stand in the training data, too ({leaked[0]}, "
-            f"...), so the held-out loss will look better than it is; {look}."
-        )
-    return lines
 
 
-def _require_samples(part: Part, verb: str, path: str, cfg: RunConfig, max_positions: int | None, limit: int | None) -> None:
-    if part.samples:
+def _require_units(counts: Counts, verb: str, path: str, cfg: RunConfig, max_positions: int | None, limit: int | None) -> None:
+    if counts.units:
         return
     of = f" of {path}" if path else ""
-    if part.left_out:
-        shortest = min(item.num_tokens for item in part.left_out)
+    if counts.left_out:
+        shortest = min(item.required_length for item in counts.left_out)
         raise DataError(
-            f"No row{of} is left to {verb}: all {len(part.left_out)} are longer than {limit} tokens, the shortest "
-            f"has {shortest}. {_longer(cfg.data.max_seq_len, shortest, max_positions)}"
+            f"No row{of} is left to {verb}: all {len(counts.left_out)} are longer than {limit} tokens, the shortest "
+            f"has {shortest}. {advice_on_long_rows(cfg.data.max_seq_len, shortest, max_positions)}"
         )
-    first = f" The first: {part.bad[0].reason}" if part.bad else ""
-    raise DataError(f"No row{of} is left to {verb}: {len(part.bad)} bad rows are left out.{first}")
+    first = f" The first: {counts.bad[0].reason}" if counts.bad else ""
+    raise DataError(f"No row{of} is left to {verb}: {len(counts.bad)} bad rows are left out.{first}")
 
 
-def length_limit(cfg: RunConfig, max_positions: int | None) -> int | None:
-    """Tokens of the longest sample that is trained on. None: any.
-
-    Raises:
-        ConfigError: `data.max_seq_len` or `data.block_size` is above `max_positions`.
-    """
-    block = cfg.data.block_size
-    if block is not None and max_positions is not None and block > max_positions:
-        raise ConfigError(
-            f"data.block_size={block} is more than the {max_positions} tokens that the model can hold. "
-            f"Type data.block_size={max_positions} or less"
-        )
-    bound = cfg.algo.max_tokens_per_gpu
-    if cfg.data.max_seq_len == AUTO:
-        if cfg.data.streaming and bound != AUTO:
-            # Nobody knows the longest sample of a stream, and one above the bound would end the run days later.
-            return min(int(bound), max_positions or int(bound))
-        return max_positions
-    limit = int(cfg.data.max_seq_len)
-    if max_positions is not None and limit > max_positions:
-        raise ConfigError(
-            f"data.max_seq_len={limit} is more than the {max_positions} tokens that the model can hold. "
-            f"Type data.max_seq_len={max_positions} or less, or auto"
-        )
-    if cfg.data.streaming and bound != AUTO and int(bound) < limit:
-        raise ConfigError(
-            f"algo.max_tokens_per_gpu={bound} is below data.max_seq_len={limit}, so a sample of the stream may not fit. "
-            f"Type algo.max_tokens_per_gpu={limit}, or data.max_seq_len={bound} to leave longer samples out"
-        )
-    return limit
+def _sizes(cfg: RunConfig, encoded: _Encoded) -> list[int | None]:
+    """Units in one pass over each source. None: not known."""
+    if cfg.data.streaming:
+        return [source.num_rows for source in encoded.sources]
+    return [len(counts.units) for counts in encoded.train]
 
 
-def _longer(max_seq_len: int | str, num_tokens: int, max_positions: int | None) -> str:
-    """What to do about rows of up to `num_tokens` tokens that are too long."""
-    if max_seq_len != AUTO and (max_positions is None or num_tokens <= max_positions):
-        return f"To have them: data.max_seq_len={num_tokens}"
-    if max_seq_len != AUTO and max_positions is not None and int(max_seq_len) < max_positions:
-        return f"The model can hold up to {max_positions}: data.max_seq_len=auto"
-    return "The model can hold no more: data.on_long=split or truncate, or take a model with a longer context"
+def _source_reports(mix: Mix, encoded: _Encoded) -> list[MixReport]:
+    return [
+        {
+            "name": name,
+            "path": source.path,
+            "share": float(share),
+            "formats": sorted(counts.formats),
+            **counts.totals(),
+            **counts.omission_counts(),
+        }
+        for name, source, share, counts in zip(mix.names, encoded.sources, mix.shares, encoded.train, strict=True)
+    ]
 
 
 def _hold_out(rows: Sequence[list[Item]], fraction: float, seed: int, path: str) -> tuple[list[list[Item]], list[list[Item]]]:
-    """The rows to train on, bad ones included, and those to evaluate on."""
+    """The rows to train on, bad ones included, and those of the evaluation set."""
     good = [number for number, items in enumerate(rows) if not items[0].bad]
     if len(good) < 2:
-        raise DataError(f"{path}: one row only, so none can be held out. Type data.eval_fraction=0, or give more rows")
+        raise DataError(
+            f"{path}: one row only, so there is none to spare for evaluation. Type data.eval_fraction=0, or give more rows"
+        )
     chosen = {good[place] for place in Random(seed).sample(range(len(good)), num_held_out(len(good), fraction))}
     return (
         [items for number, items in enumerate(rows) if number not in chosen],
@@ -258,15 +232,19 @@ def _hold_out(rows: Sequence[list[Item]], fraction: float, seed: int, path: str)
     )
 
 
-def _summary(cfg: RunConfig, train: Part, evaluation: Part, formats: Sequence[str]) -> str:
-    counts, held_out = train.counts(), evaluation.counts()
-    share = counts["num_loss_tokens"] / counts["num_tokens"]
+def _summary(cfg: RunConfig, train: Counts, evaluation: Counts) -> str:
+    totals, held_out = train.totals(), evaluation.totals()
+    share = totals["num_loss_tokens"] / totals["num_tokens"]
+    formats = ", ".join(sorted(train.formats | evaluation.formats))
     begin = "a stream, of which the first " if cfg.data.streaming else ""
-    verb = " are" if cfg.data.streaming else ""
+    verb = " are" if cfg.data.streaming else ","
+    what = f"{totals['num_samples']:,} samples"
+    if totals["num_units"] < totals["num_samples"]:
+        what = f"{totals['num_units']:,} units of {what}"
     text = (
-        f"Data: {begin}{counts['num_samples']:,} samples ({', '.join(formats)}){verb}{'' if verb else ','} "
-        f"{counts['num_tokens']:,} tokens, {share:.0%} of them with loss, longest {counts['longest']:,}."
+        f"Data: {begin}{what} ({formats}){verb} {totals['num_tokens']:,} tokens, {share:.0%} of them with loss, "
+        f"longest {totals['longest']:,}."
     )
     if train.num_joined:
         text += f" They are {train.num_joined:,} documents, joined and cut to {cfg.data.block_size} tokens."
-    return text + (f" Evaluation: {held_out['num_samples']:,} samples held out." if held_out["num_samples"] else "")
+    return text + (f" Evaluation set: {held_out['num_samples']:,} samples." if held_out["num_samples"] else "")

@@ -1,10 +1,11 @@
-"""Encoded sources, kept in the user's cache: made by all cores once, then read as they lie on the disk.
+"""The token cache: large sources, encoded once by all cores and then mapped from disk.
 
-The key is of all that the tokens depend on: the content of the files, the tokenizer with its chat template, the options. The
-arrays lie in the file's pages, so several processes share them, and memory that is needed elsewhere is given back.
+An entry's key hashes all that the tokens depend on: the content of the files, the tokenizer with its chat template, the
+options, the formats of plugins. Arrays are views of the mapped file, so several processes share them.
 """
 
 import hashlib
+import inspect
 import json
 import mmap
 import shutil
@@ -14,31 +15,38 @@ from contextlib import suppress
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hub.config.data import DataSource
+from hub.config.option import AUTO
 from hub.config.schema import RunConfig
 from hub.data.samples.sample import Item
+from hub.data.sources.entries import Cursor
 from hub.data.sources.files import data_files, is_hub_id
-from hub.data.sources.read import Cursor, rows_after
+from hub.data.sources.read import rows_after
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.workers import Processes, num_cores
 from hub.data.tokens.encode import Encoder
+from hub.plugins import registry as plugins
+from hub.plugins.offers import DataFormat
 from hub.system.cache import cache_dir, make_once
 
-RECIPE = 1
-"""Raised when other tokens would be made of the same rows."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RECIPE = 2
+"""Raised when the same rows would give other tokens, or when an entry is written in another form."""
 
 SMALL_BYTES = 4 * 2**20
-"""Below this a single process is done before others have started."""
+"""Smaller sources are not cached: one process encodes them before others would have started."""
 
 LONG_BYTES = 100 * 2**20
-"""From here on it takes minutes on a few cores."""
+"""Larger sources take minutes on a few cores."""
 
-SECONDS_BETWEEN_LINES = 10.0
-MOST_PROCESSES = 32
-MOST_DAYS = 30
-"""Days after which what was not used is removed."""
+SECONDS_BETWEEN_REPORTS = 10.0
+MAX_PROCESSES = 32
+MAX_DAYS = 30
+"""Days after which an unused entry is removed."""
 
 OPTIONS = ("text_column", "loss_on", "on_long", "on_bad_row")
 
@@ -46,63 +54,72 @@ OPTIONS = ("text_column", "loss_on", "on_long", "on_bad_row")
 def encoded_rows(
     cfg: RunConfig,
     source: DataSource,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     limit: int | None,
     base_path: Path | None,
-    say: Callable[[str], None],
-    most: int | None = None,
+    report: Callable[[str], None],
+    max_rows: int | None = None,
 ) -> Sequence[list[Item]]:
     """The items of each row of a source.
 
     Args:
         cfg: the run.
         source: where the rows come from.
-        tokenizer: a Hugging Face tokenizer.
+        tokenizer: the tokenizer of the model.
         limit: tokens of the longest sample.
-        base_path: local folder with the same tokenizer, for other processes. None: all is done in this one.
-        say: takes a line when it will take a while.
-        most: rows after which to stop; then all is done in this process.
+        base_path: local folder with the same tokenizer, for other processes. None: this process encodes all.
+        report: takes a line about something slow.
+        max_rows: rows after which to stop. This process then encodes them all. None: all rows.
 
     Raises:
         DataError: a row can't be used.
     """
-    if most is None and base_path is not None and _num_bytes(source) >= SMALL_BYTES:
-        return _read(keep(cfg, source, tokenizer, limit, base_path, say))
+    if max_rows is None and base_path is not None and _num_bytes(source) >= SMALL_BYTES:
+        return _read(cache_tokens(cfg, source, tokenizer, limit, base_path, report))
     encode = Encoder(tokenizer, cfg.data, source, limit)
-    entries = rows_after(source.path, Cursor(), source.subset, source.split, stream=most is not None)
-    return [encode(entry) for entry, _ in islice(entries, most)]
+    entries = rows_after(source.path, Cursor(), source.subset, source.split, stream=max_rows is not None)
+    return [encode(entry) for entry, _ in islice(entries, max_rows)]
 
 
-def keep(
-    cfg: RunConfig, source: DataSource, tokenizer: Any, limit: int | None, base_path: Path, say: Callable[[str], None]
+def cache_tokens(
+    cfg: RunConfig,
+    source: DataSource,
+    tokenizer: "PreTrainedTokenizerBase",
+    limit: int | None,
+    base_path: Path,
+    report: Callable[[str], None],
 ) -> Path:
-    """The file with the encoded rows of a source, made when it is not there. See `encoded_rows`."""
+    """Encode a source into the token cache, unless it is there. Takes the arguments of `encoded_rows`.
+
+    Returns:
+        The file with the encoded rows.
+    """
 
     def make(folder: Path) -> None:
-        number = max(1, min(MOST_PROCESSES, num_cores()))
-        hint = ". A stream begins at once: data.streaming=true" if _num_bytes(source) >= LONG_BYTES else ""
-        say(f"tokenising {source.path} with {number} process(es); kept in {kept.parent}{hint}")
-        said = time.monotonic()
+        number = max(1, min(MAX_PROCESSES, num_cores()))
+        hint = ". To start at once: data.streaming=true" if _num_bytes(source) >= LONG_BYTES else ""
+        report(f"tokenizing {source.path} with {number} process(es) into the token cache {entry.parent}{hint}")
+        reported = time.monotonic()
         processes = Processes(cfg, base_path, limit, number)
         try:
             with (folder / "rows").open("wb") as stream:
                 for count, items in enumerate(processes.rows(source), 1):
                     stream.write(to_bytes(items))
-                    if time.monotonic() - said > SECONDS_BETWEEN_LINES:
-                        said = time.monotonic()
-                        say(f"tokenised {count:,} rows")
+                    if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+                        reported = time.monotonic()
+                        report(f"tokenized {count:,} rows")
         finally:
             processes.close()
 
-    kept = cache_dir() / "data" / key_of(cfg, source, tokenizer, limit)
-    _remove_old(kept.parent)
-    file = make_once(kept, make, lambda folder: (folder / "rows").is_file()) / "rows"
+    entry = cache_dir() / "data" / key_of(cfg, source, tokenizer, limit)
+    _remove_old(entry.parent)
+    file = make_once(entry, make, lambda folder: (folder / "rows").is_file()) / "rows"
     file.touch()
     return file
 
 
 def is_large(source: DataSource) -> bool:
-    """Whether the encoded rows of a source are kept."""
+    """Whether the token cache takes a source."""
     return _num_bytes(source) >= SMALL_BYTES
 
 
@@ -116,31 +133,49 @@ def _read(file: Path) -> list[list[Item]]:
 
 
 def _num_bytes(source: DataSource) -> int:
-    # Data sets of the model hub lie in a cache of their own, whose content has no name here.
+    # Datasets of the model hub have a cache of their own, whose content has no hash here.
     return 0 if is_hub_id(source.path) else sum(file.stat().st_size for file in data_files(source.path))
 
 
-def key_of(cfg: RunConfig, source: DataSource, tokenizer: Any, limit: int | None) -> str:
-    """The name under which the encoded rows of a source are kept: another one when other tokens would come out."""
-    found = hashlib.sha256()
+def key_of(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBase", limit: int | None) -> str:
+    """The name of a source's entry in the token cache. It changes with everything that changes the tokens."""
+    digest = hashlib.sha256()
     for file in data_files(source.path):
         with file.open("rb") as stream:
-            found.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
+            digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
     if tokenizer.is_fast:
-        words = tokenizer.backend_tokenizer.to_str()
+        vocabulary = tokenizer.backend_tokenizer.to_str()
     else:
-        words = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+        vocabulary = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
     options = {name: getattr(cfg.data, name) for name in OPTIONS}
     options |= {"format": source.format, "limit": limit, "in_blocks": cfg.data.block_size is not None, "recipe": RECIPE}
     releases = {name: version(name) for name in ("finetune-hub", "transformers", "tokenizers", "jinja2")}
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     template = tokenizer.chat_template
-    found.update(json.dumps([words, template, special, options, releases], sort_keys=True, default=str).encode())
-    return found.hexdigest()[:32]
+    digest.update(
+        json.dumps(
+            [vocabulary, template, special, options, releases, _plugin_formats(source)], sort_keys=True, default=str
+        ).encode()
+    )
+    return digest.hexdigest()[:32]
+
+
+def _plugin_formats(source: DataSource) -> list[list[object]]:
+    """The formats of plugins that the rows of a source may be in, each with a hash of the code that converts them."""
+    formats = plugins.registry().data_formats.values()
+    return [[item.name, item.fields, item.roles, _code_hash(item)] for item in formats if source.format in (AUTO, item.name)]
+
+
+def _code_hash(item: DataFormat) -> str:
+    try:
+        file = inspect.getsourcefile(item.convert)
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    except (TypeError, OSError):  # of a built-in function, or of one whose source is gone
+        return ""
 
 
 def _remove_old(folder: Path) -> None:
-    for kept in folder.glob("*/rows"):
+    for file in folder.glob("*/rows"):
         with suppress(OSError):  # another process may be first
-            if kept.stat().st_mtime < time.time() - MOST_DAYS * 86400:
-                shutil.rmtree(kept.parent)
+            if file.stat().st_mtime < time.time() - MAX_DAYS * 86400:
+                shutil.rmtree(file.parent)

@@ -161,8 +161,21 @@ def check_data_format(item: DataFormat, others: Collection[DataFormat]) -> None:
         raise PluginError(
             f"data format {item.name}: fields={item.fields!r} is not allowed. Write names as a tuple: ('question',)"
         )
+    if not _are_roles(item.roles):
+        raise PluginError(
+            f"data format {item.name}: roles={item.roles!r} is not allowed. Write two or more different names as a tuple, of "
+            "lower case letters, digits and underscores: ('chosen', 'rejected'). Leave roles out where a row is one sample"
+        )
     if any(set(other.fields) == set(item.fields) for other in others):
         raise PluginError(f"data format {item.name}: another plugin has a format with these fields; uninstall one of the two")
+
+
+def _are_roles(roles: object) -> bool:
+    """Whether these can be the roles of a data format. None at all can: then a row is one sample."""
+    if not isinstance(roles, tuple):
+        return False
+    names = [name for name in roles if isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]*", name)]
+    return not roles or (len(names) == len(roles) == len(set(names)) and len(names) > 1)
 
 
 def check_config_dir(

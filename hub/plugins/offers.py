@@ -90,8 +90,12 @@ class DataFormat:
     """Fields that a row of this format has. A row with all of them is taken for it when `data.format=auto`."""
 
     convert: Callable[[dict[str, Any]], dict[str, Any]]
-    """From the fields of a row to those of one of the hub's own formats, e.g. `{"messages": [...]}`. Raises ValueError with
-    what is wrong with a row."""
+    """From the fields of a row to those of one of the hub's own formats, e.g. `{"messages": [...]}`. With `roles`: to one
+    such mapping for each role. Raises ValueError with what is wrong with a row."""
 
     summary: str = ""
     """One line on what it is."""
+
+    roles: tuple[str, ...] = ()
+    """Names of the samples of a row, for a format with several: `("chosen", "rejected")`. The row then counts as one in
+    `effective_batch_size`. Empty: a row is one sample."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.config.option import AUTO
-from hub.data.samples.sample import Unit
+from hub.data.samples.sample import Unit, samples_of
 from hub.errors import DivergedError, Interrupted
 from hub.parallel.group import barrier, max_over_ranks
 from hub.parallel.strategy import full_weights
@@ -30,7 +30,7 @@ from hub.train.progress import ProgressLine
 from hub.train.recipe import Recipe, check_units
 from hub.train.setup.samples import mix_lines
 from hub.train.setup.setup import Setup
-from hub.train.step import StepOutcome, evaluate, samples_of, train_step
+from hub.train.step import StepOutcome, evaluate, train_step
 from hub.train.tracker import Tracking
 
 MOST_SKIPPED_IN_A_ROW = 3

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from hub.errors import ConfigError, PluginError
+from hub.data.samples.roles import check_roles, check_single
+from hub.errors import PluginError
 from hub.parallel.reparametrization import Coordinates
 from hub.run import Outcome
 from hub.train.kernels.external import OwnKernels
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
-from hub.train.losses.objective import NextToken, Objective
+from hub.train.losses.objective import SINGLE, NextToken, Objective
 from hub.train.setup.setup import Setup
 from hub.train.step import Criterion
 
@@ -70,22 +71,13 @@ class Recipe:
 
 
 def check_units(setup: Setup, objective: Objective) -> None:
-    """Whether the data has what the objective trains on.
+    """Check that the data has what the objective trains on.
 
     Raises:
-        ConfigError: a row gives other samples than the objective needs.
+        DataError: a row has other samples than the objective needs.
     """
-    if objective.roles is None:
-        return
-    for unit in (*setup.data.train, *setup.data.evaluation):
-        roles = tuple(sample.role for sample in unit.samples)
-        if roles != objective.roles:
-            raise ConfigError(
-                f"{unit.where} gives {_named(roles)}, and algo={setup.algorithm} trains on {_named(objective.roles)}. "
-                "Type another data.format, or another algo"
-            )
-
-
-def _named(roles: tuple[str, ...]) -> str:
-    """One sample a row, or the roles of several."""
-    return "one sample a row" if roles == ("",) else f"{len(roles)} samples a row ({', '.join(roles)})"
+    units = [*setup.data.train, *setup.data.evaluation]
+    if objective.roles == SINGLE:
+        check_single(units, setup.algorithm)
+    elif objective.roles is not None:
+        check_roles(units, objective.roles, setup.algorithm)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hub.data.samples.sample import Sample, Unit
+from hub.data.samples.sample import Sample, Unit, samples_of
 from hub.errors import ModelError, NoMemoryError
 from hub.parallel.group import sum_over_ranks, summed_over_ranks
 from hub.parallel.session import Session
@@ -241,11 +241,6 @@ def _sum_of_losses(
         return total
 
     return within_memory(attempt, samples, layout, session.strategy.recovers_memory)
-
-
-def samples_of(units: Sequence[Unit]) -> list[Sample]:
-    """The samples of all units, in their order."""
-    return [sample for unit in units for sample in unit.samples]
 
 
 def members(units: Sequence[Unit]) -> list[tuple[Sample, ...]]:

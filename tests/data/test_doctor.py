@@ -6,7 +6,8 @@ import pytest
 
 from hub.config.data import DataConfig
 from hub.config.schema import AlgoConfig, ModelConfig, RunConfig
-from hub.data.doctor.examine import examine, lengths_of
+from hub.data.doctor.examine import examine
+from hub.data.doctor.lengths import lengths_of
 from hub.data.doctor.near_duplicates import near_duplicates
 from hub.testing import write_chats
 
@@ -46,7 +47,7 @@ def found(tmp_path, tokenizer):
     return examined
 
 
-def test_good_data_has_nothing_to_complain_about_and_is_counted(found):
+def test_good_data_has_no_findings_and_is_counted(found):
     examined = found()
     assert (examined.findings, examined.spoils) == ([], False)
     (source,) = examined.report()["sources"]
@@ -66,8 +67,14 @@ def test_good_data_has_nothing_to_complain_about_and_is_counted(found):
         ([chat("a", "b" * 400)] * 9, {"max_seq_len": 64}, "bad", "rows are longer than 64 tokens", ["train.jsonl:1 ("]),
         ([chat("a", "b" * 400)], {"max_seq_len": 64, "on_long": "error"}, "bad", "rows are longer than 64 tokens", []),
         ([chat("a", "b" * 400)], {"max_seq_len": 64, "on_long": "truncate"}, "look", "rows are cut, by ", ["train.jsonl:1"]),
-        ([chat("a", "b"), chat("a", "b")], {}, "look", "repeat another one word by word", ["train.jsonl:1 = train.jsonl:2"]),
-        ([chat(LONG, "b"), chat(LONG + "!", "b")], {}, "look", "are nearly another one", ["train.jsonl:1 ~ train.jsonl:2"]),
+        (
+            [chat("a", "b"), chat("a", "b")],
+            {},
+            "look",
+            "duplicate rows (exact copies)",
+            ["train.jsonl:2 repeats train.jsonl:1"],
+        ),
+        ([chat(LONG, "b"), chat(LONG + "!", "b")], {}, "look", "near duplicates", ["train.jsonl:1 ~ train.jsonl:2"]),
         ([chat("a", "b"), chat("a", "c")], {}, "look", "several different answers", ["train.jsonl:1 / train.jsonl:2"]),
         ([chat("a", "caf\ufffd")], {}, "look", "could not be decoded (U+FFFD)", ["train.jsonl:1"]),
         ([chat("a", "caf\u00c3\u00a9")], {}, "look", "UTF-8 that was read as another encoding", ["train.jsonl:1"]),
@@ -91,14 +98,14 @@ def test_what_is_wrong_is_found_with_its_place(found, rows, options, level, word
     assert all(other is finding or other.level == "look" for other in examined.findings)
 
 
-def test_rows_to_evaluate_on_that_stand_in_the_training_data_spoil_it(found):
+def test_rows_of_the_evaluation_set_in_the_training_data_spoil_it(found):
     examined = found(evaluation=[GOOD[3], chat("What is 5 + 1?", "seven"), chat("new", "row")])
-    leak = next(finding for finding in examined.findings if "to evaluate on stand in" in finding.what)
+    leak = next(finding for finding in examined.findings if "rows of the evaluation set are in" in finding.what)
     assert (leak.level, leak.count, leak.examples) == ("bad", 1, ("test.jsonl:1 = train.jsonl:4",))
     asked = next(finding for finding in examined.findings if "have a prompt of the training data" in finding.what)
     assert (asked.level, asked.count, asked.examples) == ("look", 1, ("test.jsonl:2 / train.jsonl:6",))
     repeated = found(*GOOD, eval_fraction=0.2)
-    assert any("to evaluate on stand in" in finding.what for finding in repeated.findings)
+    assert any("rows of the evaluation set are in" in finding.what for finding in repeated.findings)
 
 
 def test_a_template_without_end_spoils_training(found, tmp_path):
@@ -148,12 +155,16 @@ def test_the_command_prints_a_page_or_json_and_ends_with_1_when_something_would_
     assert hub("show", "algo=sft", "--json").code == 2
 
 
-def test_training_says_that_held_out_samples_stand_in_the_training_data(tmp_path, tokenizer):
+def test_training_reports_copies_and_samples_of_the_evaluation_set_in_the_training_data(tmp_path, tokenizer):
     from hub.data.prepare import prepare
 
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*GOOD, *GOOD[:4]]))
     (tmp_path / "b.jsonl").write_text(json.dumps(GOOD[7]) + "\n")
     data = DataConfig(path=str(tmp_path / "a.jsonl"), eval_path=str(tmp_path / "b.jsonl"))
     prepared = prepare(RunConfig(data=data), tokenizer, 512)
-    assert any(line.startswith("Note: 4 of 44 samples repeat another one word by word (a.jsonl:41") for line in prepared.lines)
-    assert any(line.startswith("Warning: 1 of 1 held-out samples stand in the training data") for line in prepared.lines)
+    assert any(
+        line.startswith("Note: 4 of 44 training samples are exact copies of another one (a.jsonl:41") for line in prepared.lines
+    )
+    assert any(
+        line.startswith("Warning: 1 of 1 samples of the evaluation set are in the training data") for line in prepared.lines
+    )

@@ -7,7 +7,8 @@ import pytest
 from hub.config.data import DataConfig, DataSource
 from hub.data.samples.blocks import Blocks
 from hub.data.samples.sample import Sample
-from hub.data.sources.read import Broken, Row, rows_after
+from hub.data.sources.entries import Broken, Row
+from hub.data.sources.read import rows_after
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError
 
@@ -51,8 +52,8 @@ def test_a_document_is_trained_as_a_whole_with_its_end(tokenizer, rows_file):
     for value, options in (({"text": "It is 4."}, {}), ({"body": "It is 4.", "text": 3}, {"text_column": "body"})):
         rows_file(value)
         (item,) = encode(tokenizer, value, **options)
-        assert text(tokenizer, item.sample, trained=True) == "It is 4.<|im_end|>"
-        assert (item.format, item.sample.where) == ("document", "rows.jsonl:4")
+        assert text(tokenizer, item.unit, trained=True) == "It is 4.<|im_end|>"
+        assert (item.format, item.unit.where) == ("document", "rows.jsonl:4")
     assert item.unused == ("text",)
     with pytest.raises(DataError, match=r"rows\.jsonl:4: this row has no column boddy\. .* Did you mean body\?"):
         encode(tokenizer, value, text_column="boddy")
@@ -62,9 +63,9 @@ def test_tokens_are_taken_as_they_are(tokenizer, rows_file):
     value = {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}
     rows_file(value)
     (item,) = encode(tokenizer, value)
-    assert item.sample.input_ids.tolist() == [5, 6, 7]
-    assert item.sample.loss_mask.tolist() == [False, False, True]
-    assert encode(tokenizer, {"input_ids": [5, 6, 7]})[0].sample.loss_mask.all()
+    assert item.unit.input_ids.tolist() == [5, 6, 7]
+    assert item.unit.loss_mask.tolist() == [False, False, True]
+    assert encode(tokenizer, {"input_ids": [5, 6, 7]})[0].unit.loss_mask.all()
     with pytest.raises(DataError, match=r"input_ids has 9999, but the model's tokenizer has \d+ tokens"):
         encode(tokenizer, {"input_ids": [5, 9999]})
     with pytest.raises(DataError, match="nothing in this row is trained: no label is a token"):
@@ -85,24 +86,24 @@ def test_chosen_answers_are_conversations_when_asked_for(tokenizer, rows_file):
         entry = Row(value, "data/rows.jsonl", 4)
         source = DataSource(path="data/rows.jsonl", format="chosen")
         (item,) = Encoder(tokenizer, DataConfig(loss_on="completion"), source, None)(entry)
-        assert item.sample.input_ids.tolist() == expected.sample.input_ids.tolist()
-        assert item.sample.loss_mask.tolist() == expected.sample.loss_mask.tolist()
+        assert item.unit.input_ids.tolist() == expected.unit.input_ids.tolist()
+        assert item.unit.loss_mask.tolist() == expected.unit.loss_mask.tolist()
 
 
 def test_rows_that_are_too_long_are_dropped_cut_split_or_refused(tokenizer):
     (whole,) = encode(tokenizer, CHAT)
-    size, begin = whole.num_tokens, int(whole.sample.loss_mask.argmax())
+    size, begin = whole.num_tokens, int(whole.unit.loss_mask.argmax())
     limit = begin + 3
     (dropped,) = encode(tokenizer, CHAT, limit)
-    assert (dropped.sample, dropped.num_tokens, dropped.reason) == (None, size, f"longer than {limit} tokens")
+    assert (dropped.unit, dropped.num_tokens, dropped.reason) == (None, size, f"longer than {limit} tokens")
     (cut,) = encode(tokenizer, CHAT, limit, on_long="truncate")
-    assert cut.sample.input_ids.tolist() == whole.sample.input_ids[:limit].tolist()
+    assert cut.unit.input_ids.tolist() == whole.unit.input_ids[:limit].tolist()
     assert cut.num_cut == size - limit
-    assert "<|im_end|>" not in text(tokenizer, cut.sample, trained=True)
+    assert "<|im_end|>" not in text(tokenizer, cut.unit, trained=True)
     (nothing,) = encode(tokenizer, CHAT, begin, on_long="truncate")
-    assert (nothing.sample, nothing.reason) == (None, f"nothing is trained in its first {begin} tokens")
+    assert (nothing.unit, nothing.reason) == (None, f"nothing is trained in its first {begin} tokens")
     parts = encode(tokenizer, CHAT, limit, on_long="split")
-    assert ids(part.sample for part in parts) == whole.sample.input_ids.tolist()
+    assert ids(part.unit for part in parts) == whole.unit.input_ids.tolist()
     assert [part.where for part in parts] == [f"rows.jsonl:4 part {number + 1}" for number in range(len(parts))]
     assert max(part.num_tokens for part in parts) == limit
     with pytest.raises(DataError, match=rf"rows\.jsonl:4: this row has {size} tokens, more than {limit}\. Type data\.on_long"):
@@ -114,7 +115,7 @@ def test_parts_without_loss_are_cut_off_and_counted(tokenizer):
     (whole,) = encode(tokenizer, long)
     items = encode(tokenizer, long, 16, on_long="split")
     assert items[0].num_cut == whole.num_tokens - sum(item.num_tokens for item in items) > 16
-    assert all(item.sample.loss_mask[1:].any() for item in items)
+    assert all(item.unit.loss_mask[1:].any() for item in items)
     assert all(item.num_cut == 0 for item in items[1:])
 
 
@@ -123,10 +124,10 @@ def test_documents_that_are_too_long_are_split_without_being_asked(tokenizer, ro
     rows_file(value)
     (whole,) = encode(tokenizer, value)
     parts = encode(tokenizer, value, 20)
-    kept = ids(part.sample for part in parts)
+    kept = ids(part.unit for part in parts)
     # A token that is alone has nothing before it that could foretell it.
     assert (whole.num_tokens % 20, parts[0].num_cut) == (1, 1)
-    assert kept == whole.sample.input_ids[:-1].tolist()
+    assert kept == whole.unit.input_ids[:-1].tolist()
 
 
 def test_bad_rows_are_refused_or_left_out_with_their_place_and_reason(tmp_path, tokenizer):
@@ -153,7 +154,7 @@ def _beginning():
 def test_documents_are_joined_to_blocks_of_one_size_and_no_token_is_lost(tokenizer, rows_file):
     rows_file({"text": "x"})
     texts = ["one", "two three " * 30, "four", "five six seven"]
-    samples = [encode(tokenizer, {"text": each}, 8, block_size=16)[0].sample for each in texts]
+    samples = [encode(tokenizer, {"text": each}, 8, block_size=16)[0].unit for each in texts]
     blocks = Blocks(16)
     found = [block for sample in samples for block in blocks.add(sample)]
     found += blocks.rest()
@@ -169,12 +170,12 @@ def test_documents_are_joined_to_blocks_of_one_size_and_no_token_is_lost(tokeniz
         assert block.where == f"a:{next(place for place, end in enumerate(begins) if end > 16 * number)}"
 
 
-def test_a_row_that_is_far_too_long_is_not_even_tokenised(tokenizer, monkeypatch):
+def test_a_row_that_is_far_too_long_is_not_even_tokenized(tokenizer, monkeypatch):
     from hub.data.tokens import template
 
-    monkeypatch.setattr(template, "_tokenise", lambda *given: pytest.fail("it is tokenised"))
+    monkeypatch.setattr(template, "_tokenize", lambda *given: pytest.fail("it is tokenized"))
     long = {"messages": [{"role": "user", "content": "word " * 250_000}, CHAT["messages"][1]]}
     (item,) = encode(tokenizer, long, 512)
-    assert (item.sample, item.bad) == (None, False)
+    assert (item.unit, item.bad) == (None, False)
     assert item.num_tokens > 512
     assert item.reason.startswith("longer than 512 tokens (1,250,")

@@ -1,4 +1,4 @@
-"""A data set of the model hub, from a server that answers as the hub does: parts, splits, streams, and what is not there."""
+"""A dataset of the model hub, from a server that answers as the hub does: parts, splits, streams, and what is not there."""
 
 import hashlib
 import json
@@ -128,4 +128,4 @@ def test_rows_come_by_part_and_split_and_what_is_not_there_is_answered_with_what
     assert found[4].endswith("Type data.subset=NAME; there are short, long")
     assert found[5].endswith("Type data.split=NAME; there are train, test")
     assert "Accept its terms on its page" in found[6]
-    assert "no such data set on the model hub" in found[7]
+    assert "no such dataset on the model hub" in found[7]

@@ -44,7 +44,7 @@ def test_rows_become_samples_and_the_report_counts_them(tmp_path, tokenizer):
     assert (len(first), first.where) == (9, "a.jsonl:1")
     assert (first.input_ids.dtype, first.loss_mask.dtype) == (np.int32, np.bool_)
     assert first.loss_mask.tolist() == [False] * 5 + [True] * 4
-    counts = {"num_rows": 2, "num_samples": 2, "num_tokens": 20, "num_loss_tokens": 10, "longest": 11}
+    counts = {"num_rows": 2, "num_units": 2, "num_samples": 2, "num_tokens": 20, "num_loss_tokens": 10, "longest": 11}
     assert prepared.report["train"] == counts
     assert prepared.report["formats"] == ["prompt_completion"]
     assert prepared.report["fields_not_used"] == ["topic"]

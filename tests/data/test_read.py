@@ -5,7 +5,9 @@ import sys
 import pytest
 from datasets import Dataset
 
-from hub.data.sources.read import Cursor, Unread, is_hub_id, read_rows, rows_after
+from hub.data.sources.entries import Cursor, Unread
+from hub.data.sources.files import is_hub_id
+from hub.data.sources.read import read_rows, rows_after
 from hub.errors import DataError
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}

@@ -10,7 +10,7 @@ from hub.config.data import DataConfig, DataSource
 from hub.config.schema import AlgoConfig, ModelConfig, RunConfig
 from hub.data.sources.read import read_rows
 from hub.data.streaming import windows as stream
-from hub.data.streaming.feed import Feed
+from hub.data.streaming.feed import SampleStream
 from hub.data.streaming.frames import from_bytes, to_bytes
 from hub.data.streaming.windows import content_hash, items, windows
 from hub.data.streaming.workers import Processes
@@ -40,15 +40,15 @@ def source(path) -> DataSource:
     return DataSource(path=str(path))
 
 
-def feed(path, tokenizer, limit=None, num_shards=1, **options) -> Feed:
-    """A feed without processes of its own."""
+def stream_of(path, tokenizer, limit=None, num_shards=1, **options) -> SampleStream:
+    """A stream without processes of its own."""
     data = DataConfig(**options)
 
     def open_shards(window, skip):
         encode = Encoder(tokenizer, data, source(path), limit)
         return [items(encode, windows(source(path), 1, 0, WINDOW, window), skip, n, num_shards) for n in range(num_shards)]
 
-    return Feed(str(path), open_shards, data.block_size)
+    return SampleStream(str(path), open_shards, data.block_size)
 
 
 def same(one, other) -> None:
@@ -64,7 +64,7 @@ def lines(samples) -> list[int]:
 
 
 def test_each_pass_has_every_row_once_window_after_window_in_a_new_order(chats, tokenizer):
-    found = lines(feed(chats, tokenizer).take(2 * NUM_ROWS))
+    found = lines(stream_of(chats, tokenizer).take(2 * NUM_ROWS))
     for turn in (found[:NUM_ROWS], found[NUM_ROWS:]):
         for begin in range(0, NUM_ROWS, WINDOW):
             assert sorted(turn[begin : begin + WINDOW]) == list(range(begin + 1, min(begin + WINDOW, NUM_ROWS) + 1))
@@ -85,9 +85,9 @@ def test_each_pass_has_every_row_once_window_after_window_in_a_new_order(chats, 
 def test_a_stream_goes_on_exactly_where_its_state_says(tmp_path, chats, tokenizer, taken, options):
     rows = [json.loads(line) | {"text": f"{number} {line}"[: 9 * number + 1]} for number, line in enumerate(chats.open(), 1)]
     chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    whole = feed(chats, tokenizer, **options)
+    whole = stream_of(chats, tokenizer, **options)
     assert len(whole.take(taken)) == taken
-    again = feed(chats, tokenizer, **options)
+    again = stream_of(chats, tokenizer, **options)
     again.restore(json.loads(json.dumps(whole.state())))
     for one, other in zip(whole.take(40), again.take(40), strict=True):
         same(one, other)
@@ -95,7 +95,7 @@ def test_a_stream_goes_on_exactly_where_its_state_says(tmp_path, chats, tokenize
 
 
 def test_rows_that_are_too_long_are_counted_as_they_come(chats, tokenizer):
-    found = feed(chats, tokenizer, limit=60)
+    found = stream_of(chats, tokenizer, limit=60)
     samples = found.take(40)
     assert max(map(len, samples)) <= 60
     num_left_out = found.counts["num_left_out"]
@@ -107,15 +107,15 @@ def test_rows_that_are_too_long_are_counted_as_they_come(chats, tokenizer):
 
 def test_a_stream_of_which_nothing_is_left_ends_with_a_line(chats, tokenizer):
     with pytest.raises(DataError, match="no row is left to train on"):
-        feed(chats, tokenizer, limit=8).take(1)
+        stream_of(chats, tokenizer, limit=8).take(1)
 
 
 @pytest.mark.parametrize("num_shards", [2, 3])
 def test_the_samples_do_not_depend_on_how_many_processes_share_the_work(chats, tokenizer, num_shards):
-    one, several = feed(chats, tokenizer, 60), feed(chats, tokenizer, 60, num_shards)
+    one, several = stream_of(chats, tokenizer, 60), stream_of(chats, tokenizer, 60, num_shards)
     assert lines(one.take(60)) == lines(several.take(60))
     state = several.state()
-    again = feed(chats, tokenizer, 60, 1)
+    again = stream_of(chats, tokenizer, 60, 1)
     again.restore(state)
     assert lines(one.take(20)) == lines(again.take(20))
 
@@ -142,7 +142,7 @@ def test_the_first_row_of_a_file_decides_on_its_format_even_when_a_run_goes_on_b
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     encode = Encoder(tokenizer, DataConfig(), source(tmp_path / "a.jsonl"), None)
     last = list(read_rows(str(tmp_path / "a.jsonl")))[-1]
-    assert encode(last)[0].sample is not None
+    assert encode(last)[0].unit is not None
 
 
 def test_frames_carry_windows_items_and_errors(tmp_path, chats, tokenizer):
@@ -155,8 +155,8 @@ def test_frames_carry_windows_items_and_errors(tmp_path, chats, tokenizer):
             got = from_bytes(data.read)
             if isinstance(expected, list):
                 for one, other in zip(got, expected, strict=True):
-                    same(one.sample, other.sample)
-                got, expected = ([item._replace(sample=None) for item in each] for each in (got, expected))
+                    same(one.unit, other.unit)
+                got, expected = ([item._replace(unit=None) for item in each] for each in (got, expected))
             assert got == expected
         with pytest.raises(DataError, match="bad row"):
             from_bytes(data.read)
@@ -175,7 +175,7 @@ def test_processes_make_the_same_samples_and_say_what_is_wrong_with_a_row(tmp_pa
     )
     processes = Processes(cfg, model, 60, num_shards=2)
     try:
-        found, expected = processes.feed(0), feed(chats, AutoTokenizer.from_pretrained(model), 60)
+        found, expected = processes.stream(0), stream_of(chats, AutoTokenizer.from_pretrained(model), 60)
         assert lines(found.take(8)) == lines(expected.take(8))
         with pytest.raises(DataError, match=r"chats\.jsonl:26: broken JSON"):
             found.take(40)

@@ -314,9 +314,9 @@ def test_turn_that_the_template_does_not_show_is_refused(tokenizer):
     twice = "{% for message in messages %}{{ message.content }}{% endfor %}{{ messages[1].content }}"
     with pytest.raises(DataError, match="can't be found"):
         trained(tokenizer, twice, chat("What?", "4", "Surely?", "5"))
-    with pytest.raises(DataError, match=r"leaves out what is said in message 2"):
+    with pytest.raises(DataError, match=r"leaves out the content of message 2"):
         trained(tokenizer, CHATML.replace("+ message.content }}", "}}"), chat("What?", "4"))
-    with pytest.raises(DataError, match=r"leaves out the tool calls in message 2"):
+    with pytest.raises(DataError, match=r"leaves out the tool calls of message 2"):
         trained(tokenizer, LLAMA3, [*chat("What?"), calling("Let me see.")])
 
 

@@ -1,4 +1,4 @@
-"""Large sources are encoded by several processes and kept; what is read back is what a single process makes."""
+"""The token cache: several processes encode a large source, and what is read back is what a single process makes."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from hub.config.data import DataConfig
 from hub.config.schema import ModelConfig, RunConfig
-from hub.data import token_cache as kept
+from hub.data import token_cache
 from hub.data.samples.mix import sources_of
 from hub.data.token_cache import encoded_rows, key_of
 from hub.errors import DataError
@@ -28,11 +28,11 @@ def tokenizer():
 
 @pytest.fixture
 def rows_of(tmp_path, monkeypatch, tokenizer, request):
-    """Encodes tmp_path/chats.jsonl, and says what was told."""
+    """Encodes tmp_path/chats.jsonl, and returns the reported lines, too."""
     monkeypatch.setenv("HUB_CACHE", str(tmp_path / "cache"))
     num_processes = getattr(request, "param", 1)
-    monkeypatch.setattr(kept, "SMALL_BYTES", 1)
-    monkeypatch.setattr(kept, "num_cores", lambda: num_processes)
+    monkeypatch.setattr(token_cache, "SMALL_BYTES", 1)
+    monkeypatch.setattr(token_cache, "num_cores", lambda: num_processes)
     write_chats(tmp_path / "chats.jsonl", num_rows=30)
 
     def encode(limit=60, beside=True, **options):
@@ -64,13 +64,13 @@ def test_several_processes_make_what_one_makes_in_the_order_of_the_rows(rows_of,
     for found in (several, again):
         for items, expected in zip(found, one, strict=True):
             for item, other in zip(items, expected, strict=True):
-                assert item._replace(sample=None) == other._replace(sample=None)
-                if item.sample is not None:
-                    assert np.array_equal(item.sample.input_ids, other.sample.input_ids)
-                    assert np.array_equal(item.sample.loss_mask, other.sample.loss_mask)
+                assert item._replace(unit=None) == other._replace(unit=None)
+                if item.unit is not None:
+                    assert np.array_equal(item.unit.input_ids, other.unit.input_ids)
+                    assert np.array_equal(item.unit.loss_mask, other.unit.loss_mask)
 
 
-def test_the_name_of_what_is_kept_changes_with_all_that_it_depends_on(tmp_path, tokenizer):
+def test_the_key_of_an_entry_changes_with_all_that_it_depends_on(tmp_path, tokenizer):
     chats = write_chats(tmp_path / "chats.jsonl", num_rows=30)
 
     def key(limit=60, **options):
@@ -92,7 +92,7 @@ def test_the_name_of_what_is_kept_changes_with_all_that_it_depends_on(tmp_path, 
     assert len(set(keys)) == len(keys)
 
 
-def test_a_bad_row_is_told_and_nothing_is_kept(rows_of, tmp_path):
+def test_a_bad_row_is_reported_and_nothing_is_cached(rows_of, tmp_path):
     with (tmp_path / "chats.jsonl").open("a") as file:
         file.write(json.dumps({"messages": []}) + "\n")
     with pytest.raises(DataError, match=r"chats\.jsonl:31: messages is empty"):
@@ -100,7 +100,7 @@ def test_a_bad_row_is_told_and_nothing_is_kept(rows_of, tmp_path):
     assert not list((tmp_path / "cache/data").glob("*/rows"))
 
 
-def test_what_was_not_used_for_long_is_removed(rows_of, tmp_path):
+def test_entries_that_were_not_used_for_long_are_removed(rows_of, tmp_path):
     old, young = (tmp_path / "cache/data" / name / "rows" for name in ("old", "young"))
     for file, days in ((old, 31), (young, 29)):
         file.parent.mkdir(parents=True)
@@ -112,9 +112,9 @@ def test_what_was_not_used_for_long_is_removed(rows_of, tmp_path):
     assert len(list((tmp_path / "cache/data").glob("*/rows"))) == 2
 
 
-def test_a_large_source_says_how_far_it_is_and_that_a_stream_would_not_wait(rows_of, monkeypatch):
-    monkeypatch.setattr(kept, "SECONDS_BETWEEN_LINES", 0.0)
-    monkeypatch.setattr(kept, "LONG_BYTES", 1)
+def test_a_large_source_reports_its_progress_and_that_a_stream_would_not_wait(rows_of, monkeypatch):
+    monkeypatch.setattr(token_cache, "SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(token_cache, "LONG_BYTES", 1)
     _, said = rows_of()
     assert said[0].endswith("data.streaming=true")
-    assert said[-1] == "tokenised 30 rows"
+    assert said[-1] == "tokenized 30 rows"

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from hub.data.samples.sample import Group, Sample, Unit
+from hub.data.samples.sample import Group, Sample, Unit, samples_of
 from hub.parallel.group import barrier, start_group, sum_gradients
 from hub.parallel.session import Session
 from hub.system.signals import end_process
@@ -25,7 +25,7 @@ from hub.train.layout.layout import Layout
 from hub.train.losses import objective
 from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.losses.objective import NextToken, Objective
-from hub.train.step import Criterion, evaluate, log_probabilities, samples_of, weigh
+from hub.train.step import Criterion, evaluate, log_probabilities, weigh
 
 
 def batch(name: str) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""What is odd in a text, and in the order of turns, and may still be meant so."""
+"""What is unusual in a text or in the order of turns, and may still be intended."""
 
 import re
 import unicodedata
@@ -16,11 +16,11 @@ BROKEN_TEXT = {
     "a byte order mark or zero width space": re.compile("[\ufeff\u200b\u2060]"),
     "a character for private use": re.compile("[\ue000-\uf8ff]"),
 }
-"""What went wrong with a text on its way -> how it shows."""
+"""What went wrong when a text was written or read -> how it shows."""
 
 
 def odd_order(example: Example) -> Iterable[str]:
-    """What is unusual in the order of the turns. A message of a tool belongs to the assistant's turn."""
+    """What is unusual in the order of the turns. A tool's message belongs to the assistant's turn."""
     if not isinstance(example, Conversation):
         return
     roles = [message["role"] for message in example.messages if message["role"] != "system"]
@@ -42,5 +42,5 @@ def odd_order(example: Example) -> Iterable[str]:
 
 
 def is_odd(character: str) -> bool:
-    """Whether a character can't be seen when it is printed."""
+    """Whether a character is invisible when it is printed."""
     return unicodedata.category(character) in ("Cc", "Cf", "Co", "Cn") and character not in "\n\t"

@@ -1,8 +1,8 @@
-"""What the doctor found, for a person: counts, lengths with a histogram, findings, samples in colour."""
+"""The doctor's result on a terminal: counts, lengths with a histogram, findings, samples in color."""
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -11,23 +11,26 @@ from rich.text import Text
 from hub.data.doctor.examine import Examined
 from hub.data.doctor.oddities import is_odd
 from hub.data.samples.sample import Sample
-from hub.data.tokens.turns import special_tokens
+from hub.data.tokens.special_tokens import special_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BAR = 40
-_MOST_SHOWN = 1500
+_MAX_SHOWN = 1500
 _STYLES = {"context": "dim", "trained": "green", "special": "cyan", "special trained": "bold cyan"}
 
 
-def print_examined(found: Examined, tokenizer: Any, as_json: bool) -> None:
-    """Print what was found: a page, or JSON."""
+def print_examined(examined: Examined, tokenizer: "PreTrainedTokenizerBase", as_json: bool) -> None:
+    """Print the result as a page or as JSON."""
     if as_json:
-        print(json.dumps(found.report(), indent=2, ensure_ascii=False))
+        print(json.dumps(examined.report(), indent=2, ensure_ascii=False))
         return
     console = Console(width=None if Console().is_terminal else 160, highlight=False, soft_wrap=True)
-    _print_sources(console, found)
-    _print_lengths(console, found)
-    _print_findings(console, found)
-    for sample in found.samples:
+    _print_sources(console, examined)
+    _print_lengths(console, examined)
+    _print_findings(console, examined)
+    for sample in examined.samples:
         console.print()
         console.print(_shown(sample, tokenizer, console.is_terminal))
     if console.is_terminal:
@@ -38,24 +41,24 @@ def print_examined(found: Examined, tokenizer: Any, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _print_sources(console: Console, found: Examined) -> None:
+def _print_sources(console: Console, examined: Examined) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("source", "format", "rows", "samples", "tokens", "with loss", "left out", "bad"):
         table.add_column(name, justify="left" if name in ("source", "format") else "right")
-    for source in found.sources:
+    for source in examined.sources:
         share = source["num_loss_tokens"] / max(1, source["num_tokens"])
         numbers = [source["num_rows"], source["num_samples"], source["num_tokens"]]
         cells = [source["name"], ", ".join(source["formats"]), *(f"{number:,}" for number in numbers), f"{share:.0%}"]
         table.add_row(*cells, f"{source['num_left_out']:,}", f"{source['num_bad_rows']:,}")
     console.print(table)
-    console.print(found.template, markup=False)
+    console.print(examined.template, markup=False)
 
 
-def _print_lengths(console: Console, found: Examined) -> None:
-    lengths = found.lengths
+def _print_lengths(console: Console, examined: Examined) -> None:
+    lengths = examined.lengths
     if not lengths["num_rows"]:
         return
-    limit = "any" if found.limit is None else f"{found.limit:,}"
+    limit = "any" if examined.limit is None else f"{examined.limit:,}"
     console.print(
         f"\ntokens per row: mean {lengths['mean']:,.0f}, median {lengths['median']:,}, 95 % up to {lengths['p95']:,}, "
         f"99 % up to {lengths['p99']:,}, longest {lengths['max']:,}. Allowed here: {limit}. "
@@ -67,23 +70,23 @@ def _print_lengths(console: Console, found: Examined) -> None:
         console.print(f"  {bin['from']:>8,} - {bin['to']:<8,} {bar:<{_BAR}} {bin['num_rows']:,}")
 
 
-def _print_findings(console: Console, found: Examined) -> None:
+def _print_findings(console: Console, examined: Examined) -> None:
     console.print()
-    for finding in found.findings:
+    for finding in examined.findings:
         count = f"{finding.count:,} " if finding.what[:1].islower() and finding.count != 1 else ""
         advice = f". {finding.advice}" if finding.advice else ""
         line = Text(f"{finding.level:<5}", "bold red" if finding.level == "bad" else "yellow")
         console.print(line.append(f"{count}{finding.what}{advice}", "default"))
         for example in finding.examples:
             console.print(Text(f"       {example}", "dim"))
-    if not found.findings:
-        console.print("nothing to complain about")
+    if not examined.findings:
+        console.print("no findings")
 
 
-def _shown(sample: Sample, tokenizer: Any, colour: bool) -> Text:
-    """A sample as the model sees it. Without colours what is trained stands between [[ and ]]."""
+def _shown(sample: Sample, tokenizer: "PreTrainedTokenizerBase", has_color: bool) -> Text:
+    """A sample as the model sees it. Without colors, [[ and ]] mark what is trained."""
     special = set(special_tokens(tokenizer).values())
-    text = Text(f"{sample.where}: ", "bold")
+    text = Text(f"{sample.where}{f' {sample.role}' if sample.role else ''}: ", "bold")
     kinds = [
         f"special{' trained' if mask else ''}" if int(number) in special else "trained" if mask else "context"
         for number, mask in zip(sample.input_ids, sample.loss_mask, strict=True)
@@ -94,12 +97,12 @@ def _shown(sample: Sample, tokenizer: Any, colour: bool) -> Text:
             continue
         piece = tokenizer.decode(sample.input_ids[start:place].tolist(), skip_special_tokens=False)
         piece = "".join(f"\\u{ord(letter):04x}" if is_odd(letter) else letter for letter in piece)
-        if not colour and ("trained" in kinds[start]) != marked:
+        if not has_color and ("trained" in kinds[start]) != marked:
             marked = not marked
             text.append("[[" if marked else "]]")
-        text.append(piece, _STYLES[kinds[start]] if colour else None)
+        text.append(piece, _STYLES[kinds[start]] if has_color else None)
         start = place
-        if len(text) > _MOST_SHOWN:
+        if len(text) > _MAX_SHOWN:
             text.append(" ...")
             break
     if marked:

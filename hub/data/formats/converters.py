@@ -1,14 +1,15 @@
-"""From the fields of a row to what is trained on, a function for each format. Every mistake is one line with its place."""
+"""From the fields of a row to what is trained on, a function for each format. Every error is one line with its place."""
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hub.data.formats.examples import Conversation, Document, Tokens
-from hub.data.formats.messages import KNOWN_FIELDS, check_messages, json_if_text, kind_of, listed, message_list
-from hub.data.sources.read import Row
+from hub.data.formats.messages import KNOWN_FIELDS, called_functions, check_messages, message_list
+from hub.data.json_values import JsonObject, JsonValue, json_if_text, kind_of, listed
+from hub.data.sources.entries import Row
 from hub.errors import DataError, did_you_mean
 
 BESIDE = ("tools", "unmask")
-"""Fields that may stand beside the messages of a row."""
+"""Fields of a row beside its messages."""
 
 _SHAREGPT_ROLES = {
     "system": "system",
@@ -28,12 +29,12 @@ IGNORED_LABEL = -100
 def _conversation(
     row: Row,
     format: str,
-    messages: list[dict[str, Any]],
+    messages: list[JsonObject],
     optional: tuple[str, ...] = (),
     known: tuple[str, ...] = (),
     completion: int | None = None,
 ) -> Conversation:
-    """Check messages, and what stands beside them in the row: tools, unmask, fields that nothing reads."""
+    """Check messages and the fields beside them: tools, unmask, those that nothing reads."""
     unused = [name for name, value in row.value.items() if name not in (*known, *optional) and value is not None]
     unused += sorted({f"messages[].{name}" for message in messages for name in message if name not in KNOWN_FIELDS})
     checked, without_loss = check_messages(messages, row.where)
@@ -52,8 +53,8 @@ def from_messages(row: Row, format: str) -> Conversation:
     Raises:
         DataError: it can't be trained on.
     """
-    found = message_list(row.value["messages"], row.where, "messages")
-    return _conversation(row, format, found, BESIDE, ("messages",))
+    messages = message_list(row.value["messages"], row.where, "messages")
+    return _conversation(row, format, messages, BESIDE, ("messages",))
 
 
 def from_sharegpt(row: Row, format: str) -> Conversation:
@@ -62,7 +63,7 @@ def from_sharegpt(row: Row, format: str) -> Conversation:
     Raises:
         DataError: it can't be trained on.
     """
-    messages: list[dict[str, Any]] = []
+    messages: list[JsonObject] = []
     if row.value.get("system"):
         messages.append({"role": "system", "content": row.value["system"]})
     for number, turn in enumerate(message_list(row.value["conversations"], row.where, "conversations"), 1):
@@ -71,15 +72,15 @@ def from_sharegpt(row: Row, format: str) -> Conversation:
             continue
         if "from" not in turn or "value" not in turn:
             raise DataError(f"{row.where}: message {number} needs the fields from and value. Its fields: {listed(turn)}")
-        said_by, value = turn["from"], turn["value"]
-        if not isinstance(said_by, str) or said_by not in _SHAREGPT_ROLES:
+        speaker, value = turn["from"], turn["value"]
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
             raise DataError(
-                f"{row.where}: message {number} is from {said_by!r}. Allowed: {', '.join(_SHAREGPT_ROLES)}."
-                f"{did_you_mean(str(said_by), _SHAREGPT_ROLES)}"
+                f"{row.where}: message {number} is from {speaker!r}. Allowed: {', '.join(_SHAREGPT_ROLES)}."
+                f"{did_you_mean(str(speaker), _SHAREGPT_ROLES)}"
             )
         message = {key: item for key, item in turn.items() if key not in ("from", "value")}
-        message |= {"role": _SHAREGPT_ROLES[said_by], "content": value}
-        if said_by == "function_call":
+        message |= {"role": _SHAREGPT_ROLES[speaker], "content": value}
+        if speaker == "function_call":
             calls = json_if_text(value, row.where, f"the function call in message {number}")
             message |= {"content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
         messages.append(message)
@@ -93,7 +94,7 @@ def from_alpaca(row: Row, format: str) -> Conversation:
         DataError: it can't be trained on.
     """
     value = row.value
-    messages: list[dict[str, Any]] = []
+    messages: list[JsonObject] = []
     if value.get("system"):
         messages.append({"role": "system", "content": value["system"]})
     history = json_if_text(value.get("history") or [], row.where, "history")
@@ -122,7 +123,7 @@ def from_prompt_completion(row: Row, format: str) -> Conversation:
     return _conversation(row, format, prompt + completion, ("tools",), ("prompt", "completion"), len(prompt))
 
 
-def _as_messages(value: Any, role: str, where: str, name: str) -> list[dict[str, Any]]:
+def _as_messages(value: JsonValue, role: str, where: str, name: str) -> list[JsonObject]:
     return message_list(value, where, name) if isinstance(value, list) else [{"role": role, "content": value}]
 
 
@@ -157,13 +158,13 @@ def from_chosen(row: Row, format: str) -> Conversation:
     return _conversation(row, format, before + answer, ("tools",), known, completion)
 
 
-def _transcript(text: str, where: str) -> list[dict[str, Any]]:
-    """A conversation in one text, as some data sets of preferences have it: turns that begin with Human: and Assistant:."""
+def _transcript(text: str, where: str) -> list[JsonObject]:
+    """A conversation in one text, as some preference datasets have it: turns that begin with Human: and Assistant:."""
     if not text.startswith(_HUMAN) or _ANSWER not in text:
         raise DataError(f"{where}: chosen without a prompt must be a list of messages, or a text that begins with {_HUMAN!r}")
-    messages = []
-    for part in text.split(_HUMAN)[1:]:
-        asked, *answers = part.split(_ANSWER)
+    messages: list[JsonObject] = []
+    for exchange in text.split(_HUMAN)[1:]:
+        asked, *answers = exchange.split(_ANSWER)
         messages.append({"role": "user", "content": asked.strip()})
         messages += [{"role": "assistant", "content": answer.strip()} for answer in answers]
     return messages
@@ -176,20 +177,13 @@ def from_tokens(row: Row, format: str) -> Tokens:
         DataError: it can't be trained on.
     """
     known = ("input_ids", "labels", "attention_mask")
-    ids = json_if_text(row.value["input_ids"], row.where, "input_ids")
-    labels = json_if_text(row.value.get("labels"), row.where, "labels")
-    attention = json_if_text(row.value.get("attention_mask"), row.where, "attention_mask")
-    for name, value in (("input_ids", ids), ("labels", labels), ("attention_mask", attention)):
-        if value is None and name != "input_ids":
-            continue
-        if not isinstance(value, list) or any(type(number) is not int for number in value):
-            raise DataError(f"{row.where}: {name} must be a list of whole numbers")
-        if len(value) != len(ids):
-            raise DataError(f"{row.where}: {name} has {len(value)} numbers, input_ids has {len(ids)}")
+    ids = _whole_numbers(row, "input_ids") or []
     if not ids or min(ids) < 0:
-        raise DataError(
-            f"{row.where}: input_ids {'is empty' if not ids else f'has {min(ids)}, and no token has a number below 0'}"
-        )
+        raise DataError(f"{row.where}: input_ids {f'has {min(ids)}, and a token id is never below 0' if ids else 'is empty'}")
+    labels, attention = _whole_numbers(row, "labels"), _whole_numbers(row, "attention_mask")
+    for name, values in (("labels", labels), ("attention_mask", attention)):
+        if values is not None and len(values) != len(ids):
+            raise DataError(f"{row.where}: {name} has {len(values)} numbers, input_ids has {len(ids)}")
     if attention is not None and set(attention) != {1}:
         raise DataError(f"{row.where}: attention_mask must be 1 everywhere: leave padding out")
     for place, (number, label) in enumerate(zip(ids, labels if labels is not None else ids, strict=True)):
@@ -201,6 +195,16 @@ def from_tokens(row: Row, format: str) -> Tokens:
     mask = [True] * len(ids) if labels is None else [label != IGNORED_LABEL for label in labels]
     unused = tuple(name for name, value in row.value.items() if name not in known and value is not None)
     return Tokens(ids, mask, row.where, format, unused)
+
+
+def _whole_numbers(row: Row, name: str) -> list[int] | None:
+    """The numbers in a field, which may be JSON text. None: the row lacks the field, and may."""
+    value = json_if_text(row.value.get(name), row.where, name)
+    if value is None and name != "input_ids":
+        return None
+    if not isinstance(value, list) or any(type(number) is not int for number in value):
+        raise DataError(f"{row.where}: {name} must be a list of whole numbers")
+    return value
 
 
 def from_document(row: Row, column: str) -> Document:
@@ -220,7 +224,7 @@ def from_document(row: Row, column: str) -> Document:
     return Document(text, row.where, unused=unused)
 
 
-def _tools(row: Row) -> list[Any] | None:
+def _tools(row: Row) -> list[JsonObject] | None:
     value = row.value.get("tools")
     if value is None or value == "":
         return None
@@ -230,13 +234,12 @@ def _tools(row: Row) -> list[Any] | None:
     return tools or None
 
 
-def _check_calls(messages: list[dict[str, Any]], tools: list[Any], where: str) -> None:
-    """Every call must be of a tool that the row has: a model that learns otherwise makes tools up."""
+def _check_calls(messages: list[JsonObject], tools: list[JsonObject], where: str) -> None:
+    """Refuse calls of tools that the row does not have: a model that learns them invents tools."""
     functions = [tool.get("function", tool) for tool in tools]
     names = {function.get("name") for function in functions if isinstance(function, dict)}
     for number, message in enumerate(messages, 1):
-        for call in message.get("tool_calls", ()):
-            name = call["function"]["name"]
+        for name in called_functions(message):
             if name not in names:
                 near = did_you_mean(name, [known for known in names if isinstance(known, str)])
                 raise DataError(f"{where}: message {number} calls {name}, which is not among the tools of the row.{near}")

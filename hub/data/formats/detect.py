@@ -5,65 +5,59 @@ sharegpt           {"conversations": [{"from": "human", "value": "..."}, ...], "
 alpaca             {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}
 prompt_completion  {"prompt": "...", "completion": "..."}, both texts, or both lists of messages
 tokens             {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
-preference         {"prompt": "...", "chosen": "...", "rejected": "..."}: known, but trained on only as `chosen`
-chosen             the same rows: the prompt and the chosen answer as a conversation. Only where data.format asks for it
+preference         {"prompt": "...", "chosen": "...", "rejected": "..."}: recognized, but trained on only as `chosen`
+chosen             the same rows, of which the prompt and the chosen answer are a conversation. Only with data.format=chosen
 document           {"text": "..."} or {"document": "..."}, or any column that data.text_column names
 
-A plugin adds others: see `hub_data_formats` in docs/plugins.md.
+A plugin adds others, also with several samples a row: see `hub_data_formats` in docs/plugins.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from hub.data.formats import converters
-from hub.data.formats.converters import BESIDE
-from hub.data.formats.examples import Example
-from hub.data.formats.messages import kind_of, listed
-from hub.data.sources.read import Row
-from hub.errors import DataError, did_you_mean
+from hub.data.formats.examples import Example, ExampleGroup, RowExample, naming_role
+from hub.data.json_values import JsonObject, JsonValue, kind_of, listed
+from hub.data.sources.entries import Row
+from hub.errors import DataError, did_you_mean, one_line
+from hub.plugins import registry as plugins
 from hub.plugins.offers import DataFormat
 
 
 class _Format(NamedTuple):
     required: tuple[str, ...]
-    optional: tuple[str, ...]
+    """Fields that tell the format from the others."""
+
     convert: Callable[[Row, str], Example]
 
-    @property
-    def known(self) -> tuple[str, ...]:
-        return self.required + self.optional
+
+_DOCUMENT_FIELDS = ("text", "document")
+_NOT_DETECTED = ("chosen",)
+_FORMATS = {
+    "messages": _Format(("messages",), converters.from_messages),
+    "sharegpt": _Format(("conversations",), converters.from_sharegpt),
+    "alpaca": _Format(("instruction", "output"), converters.from_alpaca),
+    "prompt_completion": _Format(("prompt", "completion"), converters.from_prompt_completion),
+    "tokens": _Format(("input_ids",), converters.from_tokens),
+    "preference": _Format(("chosen", "rejected"), converters.from_preference),
+    "chosen": _Format(("chosen",), converters.from_chosen),
+}
+_BUG = "This is a bug in its plugin"
 
 
 def detect(row: Row) -> str:
     """The format of a row, from the names of its fields.
 
+    A plugin's format wins over `preference`, which is only recognized in order to be refused.
+
     Raises:
         DataError: they are those of no format, or of several.
     """
-    known = _all_formats()
-    present = set(row.value)
-    # Parquet gives every field to every row, null where a row lacks it: fields with a value count first.
-    for names in ({name for name in present if row.value[name] is not None}, present):
-        found = [name for name, spec in known.items() if names.issuperset(spec.required) and name not in _NOT_DETECTED]
-        if len(found) > 1:
-            raise DataError(
-                f"{row.where}: these fields are of several formats ({', '.join(found)}): {listed(row.value)}. "
-                f"Type data.format={found[0]} or another of them"
-            )
-        if found:
-            return found[0]
-        if any(isinstance(row.value[name], str) for name in _DOCUMENT_FIELDS if name in names):
-            return "document"
-    allowed = "; ".join(f"{name} has {listed(spec.required)}" for name, spec in known.items() if name not in _NOT_DETECTED)
-    fields = {field for spec in known.values() for field in spec.required}
-    near = next((hint for field in sorted(present - fields) if (hint := did_you_mean(field, fields))), "")
-    raise DataError(
-        f"{row.where}: these fields are of no known format: {listed(row.value)}. Allowed: {allowed}; document has text or "
-        f"document.{near or ' For a column with texts type data.text_column=NAME'}"
-    )
+    return _detect(row, _required_fields())
 
 
-def convert(row: Row, format: str, text_column: str | None = None) -> Example:
+def convert(row: Row, format: str, text_column: str | None = None) -> RowExample:
     """Turn a row into what is trained on, and check it.
 
     Args:
@@ -72,61 +66,102 @@ def convert(row: Row, format: str, text_column: str | None = None) -> Example:
         text_column: the field with the text of a document. None: `text` or `document`.
 
     Raises:
-        DataError: the row is of another format, or what it says can't be trained on.
+        DataError: the row is of another format, or can't be trained on.
     """
-    if text_column is not None:
-        return converters.from_document(row, text_column)
-    if format == "document":
-        return converters.from_document(
-            row, next((name for name in _DOCUMENT_FIELDS if row.value.get(name) is not None), _DOCUMENT_FIELDS[0])
-        )
-    spec = _all_formats()[format]
-    if not row.value.keys() >= set(spec.required):
-        raise DataError(
-            f"{row.where}: this row is not in the format {format}, which has {listed(spec.required)}. "
-            f"Its fields: {listed(row.value)}. All rows of a file must be in one format"
-        )
-    return spec.convert(row, format)
+    if text_column is None and (item := plugins.registry().data_formats.get(format)) is not None:
+        _require_fields(row, format, item.fields)
+        return _from_plugin(row, item)
+    return _from_own(row, format, text_column)
 
 
 def known_formats() -> tuple[str, ...]:
     """The words after `data.format=`, those of plugins included."""
-    return (*_all_formats(), "document")
+    return (*_required_fields(), "document")
 
 
-def _all_formats() -> dict[str, _Format]:
-    from hub.plugins.registry import registry  # it imports the config, which names the formats
-
-    added = {
-        name: _Format(item.fields, (), lambda row, name, item=item: _from_plugin(row, item))  # type: ignore[misc]
-        for name, item in registry().data_formats.items()
-    }
-    return _FORMATS | added
+def _required_fields() -> dict[str, tuple[str, ...]]:
+    """The fields that a row of each format has; not of `document`."""
+    own = {name: spec.required for name, spec in _FORMATS.items()}
+    return own | {name: item.fields for name, item in plugins.registry().data_formats.items()}
 
 
-def _from_plugin(row: Row, item: DataFormat) -> Example:
-    try:
-        value = item.convert(dict(row.value))
-    except ValueError as error:
-        raise DataError(f"{row.where}: {error}") from None
-    if not isinstance(value, dict):
+def _detect(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:
+    present = set(row.value)
+    # Parquet gives every field to every row, null where a row lacks it: fields with a value count first.
+    for names in ({name for name in present if row.value[name] is not None}, present):
+        matches = [name for name, required in known.items() if names.issuperset(required) and name not in _NOT_DETECTED]
+        if any(name not in _FORMATS for name in matches):
+            matches = [name for name in matches if name != "preference"]
+        if len(matches) > 1:
+            raise DataError(
+                f"{row.where}: these fields are of several formats ({', '.join(matches)}): {listed(row.value)}. "
+                f"Type data.format={matches[0]} or another of them"
+            )
+        if matches:
+            return matches[0]
+        if any(isinstance(row.value[name], str) for name in _DOCUMENT_FIELDS if name in names):
+            return "document"
+    raise DataError(_unknown(row, known))
+
+
+def _unknown(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:
+    allowed = "; ".join(f"{name} has {listed(required)}" for name, required in known.items() if name not in _NOT_DETECTED)
+    fields = {field for required in known.values() for field in required}
+    near = next((hint for field in sorted(set(row.value) - fields) if (hint := did_you_mean(field, fields))), "")
+    return (
+        f"{row.where}: these fields are of no known format: {listed(row.value)}. Allowed: {allowed}; document has text or "
+        f"document.{near or ' For a column with texts type data.text_column=NAME'}"
+    )
+
+
+def _from_own(row: Row, format: str, text_column: str | None = None) -> Example:
+    if text_column is not None:
+        return converters.from_document(row, text_column)
+    if format == "document":
+        column = next((name for name in _DOCUMENT_FIELDS if row.value.get(name) is not None), _DOCUMENT_FIELDS[0])
+        return converters.from_document(row, column)
+    spec = _FORMATS[format]
+    _require_fields(row, format, spec.required)
+    return spec.convert(row, format)
+
+
+def _require_fields(row: Row, format: str, required: tuple[str, ...]) -> None:
+    if not row.value.keys() >= set(required):
         raise DataError(
-            f"{row.where}: the format {item.name} gave {kind_of(value)} instead of an object. That is a fault of its plugin"
+            f"{row.where}: this row is not in the format {format}, which has {listed(required)}. "
+            f"Its fields: {listed(row.value)}. All rows of a file must be in one format"
         )
-    inner = Row(value, row.file, row.line)
-    found = convert(inner, detect(inner))
-    object.__setattr__(found, "format", item.name)
-    return found
 
 
-_DOCUMENT_FIELDS = ("text", "document")
-_NOT_DETECTED = ("chosen",)
-_FORMATS = {
-    "messages": _Format(("messages",), BESIDE, converters.from_messages),
-    "sharegpt": _Format(("conversations",), ("system", *BESIDE), converters.from_sharegpt),
-    "alpaca": _Format(("instruction", "output"), ("input", "system", "history"), converters.from_alpaca),
-    "prompt_completion": _Format(("prompt", "completion"), ("tools",), converters.from_prompt_completion),
-    "tokens": _Format(("input_ids",), ("labels", "attention_mask"), converters.from_tokens),
-    "preference": _Format(("chosen", "rejected"), ("prompt", "tools"), converters.from_preference),
-    "chosen": _Format(("chosen",), ("prompt", "rejected", "tools"), converters.from_chosen),
-}
+def _from_plugin(row: Row, item: DataFormat) -> RowExample:
+    try:
+        value: JsonValue = item.convert(dict(row.value))
+    except ValueError as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{row.where}: {reason}") from None
+    except Exception as error:  # any bug of the plugin's author
+        raise DataError(f"{row.where}: the format {item.name} failed on this row ({one_line(error)}). {_BUG}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{row.where}: the format {item.name} gave {kind_of(value)} instead of an object. {_BUG}")
+    if not item.roles:
+        return replace(_inner(row, value), format=item.name)
+    if set(value) != set(item.roles) or not all(isinstance(fields, dict) for fields in value.values()):
+        raise DataError(
+            f"{row.where}: the format {item.name} must give an object for each of {', '.join(item.roles)}, but gave "
+            f"{', '.join(f'{name}: {kind_of(fields)}' for name, fields in value.items()) or 'none'}. {_BUG}"
+        )
+    examples = {role: _of_role(row, role, value[role]) for role in item.roles}
+    unused = tuple(f"{role}.{name}" for role, example in examples.items() for name in example.unused)
+    return ExampleGroup(examples, row.where, item.name, unused)
+
+
+def _of_role(row: Row, role: str, fields: JsonObject) -> Example:
+    """What becomes one of several samples of a row. A message names its role."""
+    with naming_role(row.where, role):
+        return _inner(row, fields)
+
+
+def _inner(row: Row, fields: JsonObject) -> Example:
+    """What a plugin's `convert` gave. It is in a format of the hub's own, never in another plugin's."""
+    inner = Row(fields, row.file, row.line)
+    return _from_own(inner, _detect(inner, {name: spec.required for name, spec in _FORMATS.items()}))

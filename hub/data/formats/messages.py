@@ -1,9 +1,8 @@
-"""The messages of a conversation, checked: roles, texts, tool calls. Every mistake is one line with its place."""
+"""The messages of a conversation, checked: roles, texts, tool calls. Every error is one line with its place."""
 
 import json
-from collections.abc import Iterable
-from typing import Any
 
+from hub.data.json_values import JsonObject, JsonValue, json_if_text, kind_of, listed
 from hub.errors import DataError, did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -20,25 +19,25 @@ KNOWN_FIELDS = (
     "loss",
     "weight",
 )
-"""Fields of a message that something reads. Others are shown to the chat template only."""
+"""Fields of a message that are read. Only the chat template sees others."""
 
 _OF_LOSS = ("loss", "weight")
 
 
-def check_messages(messages: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]], frozenset[int]]:
-    """The messages with texts as contents and dicts as arguments of tool calls, and those without loss.
+def check_messages(messages: list[JsonObject], where: str) -> tuple[list[JsonObject], frozenset[int]]:
+    """Check messages: contents become texts, arguments of tool calls dictionaries.
 
     Args:
         messages: as they were read.
         where: the row, for messages.
 
     Returns:
-        The messages, without the fields `loss` and `weight`; and the places of those in which these are false or 0.
+        The messages without the fields `loss` and `weight`, and the places of those in which one of these is false or 0.
 
     Raises:
         DataError: one of them can't be used, or none is an assistant's.
     """
-    checked: list[dict[str, Any]] = []
+    checked: list[JsonObject] = []
     without_loss = set()
     for number, message in enumerate(messages, 1):
         role = message.get("role")
@@ -58,9 +57,9 @@ def check_messages(messages: list[dict[str, Any]], where: str) -> tuple[list[dic
     return checked, frozenset(without_loss)
 
 
-def _has_loss(message: dict[str, Any], number: int, where: str) -> bool:
-    """What the fields `loss` (true, false) and `weight` (0, 1) of a message say; true where there are none."""
-    found = True
+def _has_loss(message: JsonObject, number: int, where: str) -> bool:
+    """What the fields `loss` (true, false) and `weight` (0, 1) of a message say. True where there are none."""
+    has_loss = True
     for name in _OF_LOSS:
         value = message.get(name)
         if value is None:
@@ -72,11 +71,11 @@ def _has_loss(message: dict[str, Any], number: int, where: str) -> bool:
                 f"{where}: message {number} ({message['role']}) has loss=true. Only the assistant's messages are trained one "
                 'by one; "unmask": true in the row trains all but the system message'
             )
-        found = found and bool(value)
-    return found
+        has_loss = has_loss and bool(value)
+    return has_loss
 
 
-def _text(message: dict[str, Any], number: int, where: str, has_calls: bool) -> str:
+def _text(message: JsonObject, number: int, where: str, has_calls: bool) -> str:
     role, content = message["role"], message.get("content")
     named = f"{where}: message {number} ({role})"
     if isinstance(content, list):
@@ -90,13 +89,13 @@ def _text(message: dict[str, Any], number: int, where: str, has_calls: bool) -> 
     if not isinstance(content, str):
         what = "has no content" if "content" not in message else f"has content that is {kind_of(content)}, not a text"
         raise DataError(f"{named} {what}. Only an assistant with tool_calls may go without. Give a text, or take the row out")
-    # A tool may have nothing to say. Anyone else who says nothing is a mistake in the data.
+    # A tool may return nothing. Any other empty message is an error in the data.
     if not content.strip() and not has_calls and role != "tool":
         raise DataError(f"{named} has empty content. Give a text, or take the message or the row out")
     return content
 
 
-def _tool_calls(message: dict[str, Any], number: int, where: str) -> list[dict[str, Any]]:
+def _tool_calls(message: JsonObject, number: int, where: str) -> list[JsonObject]:
     calls = message.get("tool_calls")
     if not calls:
         return []
@@ -106,7 +105,7 @@ def _tool_calls(message: dict[str, Any], number: int, where: str) -> list[dict[s
     calls = json_if_text(calls, where, f"tool_calls of message {number}")
     if not isinstance(calls, list):
         raise DataError(f"{named}: tool_calls must be a list, not {kind_of(calls)}")
-    normal = []
+    normal: list[JsonObject] = []
     for call in calls:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
@@ -121,8 +120,17 @@ def _tool_calls(message: dict[str, Any], number: int, where: str) -> list[dict[s
     return normal
 
 
-def message_list(value: Any, where: str, name: str) -> list[dict[str, Any]]:
-    """A list of objects from a field of a row, which may be JSON text. Fields that are null count as absent."""
+def message_list(value: JsonValue, where: str, name: str) -> list[JsonObject]:
+    """The messages in a field of a row, which may be JSON text. Fields that are null count as absent.
+
+    Args:
+        value: of the field.
+        where: the row, for messages.
+        name: of the field, for messages.
+
+    Raises:
+        DataError: it is no list of objects, or an empty one.
+    """
     turns = json_if_text(value, where, name)
     if not isinstance(turns, list) or not turns:
         what = "is empty" if turns == [] else f"must be a list of messages, not {kind_of(turns)}"
@@ -130,30 +138,14 @@ def message_list(value: Any, where: str, name: str) -> list[dict[str, Any]]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
             raise DataError(f"{where}: message {number} of {name} must be an object with role and content, not {kind_of(turn)}")
-    return [{key: item for key, item in turn.items() if item is not None or key in ("role", "content")} for turn in turns]
+    return [_without_nulls(turn) for turn in turns]
 
 
-def json_if_text(value: Any, where: str, name: str) -> Any:
-    """CSV and some data sets carry lists and objects as JSON text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise DataError(f"{where}: {name} is a text that is no JSON: {value[:80]}") from None
+def _without_nulls(message: JsonObject) -> JsonObject:
+    return {key: item for key, item in message.items() if item is not None or key in ("role", "content")}
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names for a message, not too many."""
-    every = list(names)
-    return ", ".join(every[:12]) + (", ..." if len(every) > 12 else "") if every else "none"
-
-
-def kind_of(value: Any) -> str:
-    """The type of a JSON value in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    names: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
+def called_functions(message: JsonObject) -> list[str]:
+    """The functions that a checked message calls, by their names."""
+    calls = message.get("tool_calls")
+    return [str(call["function"]["name"]) for call in calls] if isinstance(calls, list) else []

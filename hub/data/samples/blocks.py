@@ -1,6 +1,6 @@
-"""Joins documents to samples of one length (`data.block_size`)."""
+"""Documents joined to samples of one length (`data.block_size`)."""
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -8,8 +8,15 @@ import numpy.typing as npt
 from hub.data.samples.sample import Sample
 
 
+class BlocksState(TypedDict):
+    """The tokens that fill no block yet. JSON."""
+
+    ids: list[int]
+    where: str
+
+
 class Blocks:
-    """Joins documents to samples of one length (data.block_size). Nothing is dropped: the rest begins the next one."""
+    """Joins documents to samples of one length. Drops nothing: what is left of a document begins the next sample."""
 
     def __init__(self, size: int) -> None:
         """Args:
@@ -22,25 +29,25 @@ class Blocks:
         """The samples that are full now."""
         self._where = self._where if len(self._ids) else sample.where
         ids = np.concatenate([self._ids, sample.input_ids])
-        whole = len(ids) // self._size * self._size
-        found = []
-        for start in range(0, whole, self._size):
-            found.append(self._block(ids[start : start + self._size]))
+        end = len(ids) // self._size * self._size
+        blocks = []
+        for start in range(0, end, self._size):
+            blocks.append(self._block(ids[start : start + self._size]))
             self._where = sample.where
-        self._ids = ids[whole:]
-        return found
+        self._ids = ids[end:]
+        return blocks
 
     def rest(self) -> list[Sample]:
-        """The last sample, which is shorter; none where nothing is left."""
+        """The last sample, which is shorter. None where no tokens are left."""
         ids, self._ids = self._ids, np.zeros(0, np.int32)
         return [self._block(ids)] if len(ids) > 1 else []
 
-    def state(self) -> dict[str, Any]:
-        """What is not given out yet. JSON."""
+    def state(self) -> BlocksState:
+        """The tokens that fill no block yet."""
         return {"ids": self._ids.tolist(), "where": self._where}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+    def restore(self, state: BlocksState) -> None:
+        """Continue from a `state`."""
         self._ids, self._where = np.asarray(state["ids"], np.int32), state["where"]
 
     def _block(self, ids: npt.NDArray[np.int32]) -> Sample:

@@ -1,21 +1,21 @@
-"""The samples of one source, or of the evaluation data, and the count of what did not become one."""
+"""The units of one source, or of the evaluation set, with counts of all that became of its rows."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from hub.data.samples.blocks import Blocks
-from hub.data.samples.sample import Item, Sample
+from hub.data.samples.reports import OmissionCounts, Omissions, Totals
+from hub.data.samples.sample import Item, Sample, Unit, longest_sample, num_loss_tokens
 
-MOST_LISTED = 1000
-_MOST_PRINTED = 3
+MAX_LISTED = 1000
+_MAX_PRINTED = 3
 
 
 @dataclass
-class Part:
+class Counts:
     """What became of some rows."""
 
-    samples: list[Sample] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
     num_rows: int = 0
     """Rows that can be used, those that are too long included."""
 
@@ -29,10 +29,10 @@ class Part:
     """Rows of which tokens were cut off."""
 
     num_split: int = 0
-    """Rows that became several samples."""
+    """Rows that became several samples because of their length."""
 
     omitted: list[str] = field(default_factory=list)
-    """Where the chat template leaves out a text that stands beside tool calls."""
+    """Rows in which the chat template leaves out a text beside tool calls."""
 
     formats: set[str] = field(default_factory=set)
     unused: set[str] = field(default_factory=set)
@@ -42,19 +42,19 @@ class Part:
     """Documents that were joined to blocks."""
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[Item]], block_size: int | None) -> "Part":
-        """The part that rows make.
+    def of(cls, rows: Iterable[Sequence[Item]], block_size: int | None) -> "Counts":
+        """Count what rows give.
 
         Args:
             rows: the items of each row.
             block_size: tokens of a sample to which documents are joined.
         """
-        part, blocks = cls(), Blocks(block_size) if block_size is not None else None
+        counts, blocks = cls(), Blocks(block_size) if block_size is not None else None
         for items in rows:
-            part._add(items, blocks)
+            counts._add(items, blocks)
         if blocks is not None:
-            part.samples += blocks.rest()
-        return part
+            counts.units += blocks.rest()
+        return counts
 
     def _add(self, items: Sequence[Item], blocks: Blocks | None) -> None:
         if items[0].bad:
@@ -70,66 +70,72 @@ class Part:
             if item.format:
                 self.formats.add(item.format)
                 self.unused.update(item.unused)
-            if item.sample is None:
+            if item.unit is None:
                 self.left_out.append(item)
-            elif blocks is not None and item.format == "document":
+            elif blocks is not None and item.format == "document" and isinstance(item.unit, Sample):
                 self.num_joined += 1
-                self.samples += blocks.add(item.sample)
+                self.units += blocks.add(item.unit)
             else:
-                self.samples.append(item.sample)
+                self.units.append(item.unit)
 
     @classmethod
-    def together(cls, parts: "Sequence[Part]") -> "Part":
-        """Several parts as one."""
-        whole = cls()
-        for part in parts:
-            whole.samples += part.samples
-            whole.num_rows += part.num_rows
-            whole.left_out += part.left_out
-            whole.bad += part.bad
-            whole.cut += part.cut
-            whole.num_split += part.num_split
-            whole.omitted += part.omitted
-            whole.formats |= part.formats
-            whole.unused |= part.unused
-            whole.num_joined += part.num_joined
-        return whole
+    def merge(cls, several: "Sequence[Counts]") -> "Counts":
+        """The counts of several sources as one."""
+        merged = cls()
+        for counts in several:
+            merged.units += counts.units
+            merged.num_rows += counts.num_rows
+            merged.left_out += counts.left_out
+            merged.bad += counts.bad
+            merged.cut += counts.cut
+            merged.num_split += counts.num_split
+            merged.omitted += counts.omitted
+            merged.formats |= counts.formats
+            merged.unused |= counts.unused
+            merged.num_joined += counts.num_joined
+        return merged
 
-    def uncut(self) -> list[Sample]:
-        """The samples that are whole rows."""
+    def whole_samples(self) -> list[Sample]:
+        """The samples of all rows that are neither cut nor split."""
         cut = {item.where for item in self.cut}
-        return [sample for sample in self.samples if sample.where not in cut and " part " not in sample.where]
+        whole = [unit for unit in self.units if unit.where not in cut and " part " not in unit.where]
+        return [sample for unit in whole for sample in unit.samples]
 
-    def counts(self) -> dict[str, int]:
-        """For plan.json."""
+    def totals(self) -> Totals:
+        """Counts of the units, for plan.json."""
         return {
             "num_rows": self.num_rows,
-            "num_samples": len(self.samples),
-            "num_tokens": sum(map(len, self.samples)),
-            "num_loss_tokens": sum(int(sample.loss_mask.sum()) for sample in self.samples),
-            "longest": max(map(len, self.samples), default=0),
+            "num_units": len(self.units),
+            "num_samples": sum(len(unit.samples) for unit in self.units),
+            "num_tokens": sum(map(len, self.units)),
+            "num_loss_tokens": sum(map(num_loss_tokens, self.units)),
+            "longest": longest_sample(self.units),
         }
 
-    def losses(self) -> dict[str, Any]:
-        """What did not become a sample: for plan.json."""
+    def omission_counts(self) -> OmissionCounts:
+        """Counts of what did not become a unit, for plan.json."""
         return {
             "num_left_out": len(self.left_out),
             "num_tokens_left_out": sum(item.num_tokens for item in self.left_out),
-            "left_out": [
-                {"where": item.where, "num_tokens": item.num_tokens, "reason": item.reason}
-                for item in self.left_out[:MOST_LISTED]
-            ],
             "num_bad_rows": len(self.bad),
-            "bad_rows": [{"where": item.where, "reason": item.reason} for item in self.bad[:MOST_LISTED]],
             "num_rows_cut": len(self.cut),
             "num_tokens_cut": sum(item.num_cut for item in self.cut),
             "num_rows_split": self.num_split,
             "num_rows_with_texts_omitted": len(self.omitted),
-            "texts_omitted": self.omitted[:MOST_LISTED],
+        }
+
+    def omissions(self) -> Omissions:
+        """Counts and places of what did not become a unit, for plan.json."""
+        left_out, bad = self.left_out[:MAX_LISTED], self.bad[:MAX_LISTED]
+        return {
+            **self.omission_counts(),
+            "left_out": [{"where": item.where, "num_tokens": item.num_tokens, "reason": item.reason} for item in left_out],
+            "bad_rows": [{"where": item.where, "reason": item.reason} for item in bad],
+            "texts_omitted": self.omitted[:MAX_LISTED],
         }
 
     def lines(self, limit: int | None, advice: str) -> list[str]:
-        """What did not become a sample, in words.
+        """What did not become a unit, in words.
 
         Args:
             limit: tokens of the longest sample.
@@ -155,9 +161,9 @@ class Part:
             )
         if self.unused:
             unused = sorted(self.unused)
-            lines.append(f"Fields that are not used: {', '.join(unused[:12])}{', ...' if len(unused) > 12 else ''}")
+            lines.append(f"Unused fields: {', '.join(unused[:12])}{', ...' if len(unused) > 12 else ''}")
         return lines
 
 
 def _some(places: list[str]) -> str:
-    return ", ".join(places[:_MOST_PRINTED]) + (", ..." if len(places) > _MOST_PRINTED else "")
+    return ", ".join(places[:_MAX_PRINTED]) + (", ..." if len(places) > _MAX_PRINTED else "")

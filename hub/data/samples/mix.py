@@ -1,8 +1,8 @@
-"""How many samples each source gives to each step of a run. Pure Python and exact: fractions, no floating point.
+"""How many units each source gives to each step of a run. Pure Python and exact: fractions, no floating point.
 
-A step of b samples takes from a source with share s either the whole number below b * s or the one above. What is lost or
-gained by that is made good in the next steps, so that over the run each source has its share to within about one sample; a
-source that is asked for whole passes gets exactly these.
+A step of b units takes from a source with share s either the whole number below b * s or the one above. The next steps
+compensate for the rounding, so over the run each source has its share to within about one unit. A source with whole passes
+gives exactly these.
 """
 
 import math
@@ -21,16 +21,19 @@ class Mix:
 
     names: tuple[str, ...]
     sizes: tuple[int | None, ...]
-    """Samples in one pass over each source. None: not known (a stream)."""
+    """Units in one pass over each source. None: not known (a stream)."""
 
     shares: tuple[Fraction, ...]
-    """Share of each source in the samples of a run. They add up to 1."""
+    """Share of each source in the units of a run. They add up to 1."""
 
     per_pass: int | None
-    """Samples in one pass over the mix: what `algo.num_epochs` counts. None: not known."""
+    """Units in one pass over the mix, which `algo.num_epochs` counts. None: not known."""
 
     def counts(self, step_sizes: Iterable[int]) -> Iterator[tuple[int, ...]]:
-        """For each step, given its number of samples, how many of them each source gives.
+        """How many units each source gives to each step.
+
+        Args:
+            step_sizes: units of each step.
 
         Raises:
             ValueError: a step goes beyond the end of a pass.
@@ -58,23 +61,22 @@ class Mix:
             yield tuple(counts)
 
     def drawn(self, step_sizes: Iterable[int]) -> list[int]:
-        """Samples that each source gives in a whole run."""
+        """Units that each source gives in a whole run."""
         total = [0] * len(self.shares)
         for counts in self.counts(step_sizes):
             total = [have + count for have, count in zip(total, counts, strict=True)]
         return total
 
 
-def single(num_samples: int | None, name: str = "data") -> Mix:
+def single(num_units: int | None, name: str = "data") -> Mix:
     """The mix of one source."""
-    return Mix((name,), (num_samples,), (Fraction(1),), num_samples)
+    return Mix((name,), (num_units,), (Fraction(1),), num_units)
 
 
 def sources_of(cfg: DataConfig) -> list[DataSource]:
-    """The sources of a run, each with its format: those of `data.mix`, or the one of `data.path`."""
+    """The sources of a run, of `data.mix` or `data.path`, each with its format."""
     if not cfg.mix:
-        whole = DataSource(path=cfg.path, format=cfg.format, subset=cfg.subset, split=cfg.split, num_rows=cfg.num_rows)
-        return [whole]
+        return [DataSource(path=cfg.path, format=cfg.format, subset=cfg.subset, split=cfg.split, num_rows=cfg.num_rows)]
     return [replace(source, format=cfg.format if source.format == AUTO else source.format) for source in cfg.mix]
 
 
@@ -84,7 +86,7 @@ def eval_source_of(cfg: DataConfig) -> DataSource | None:
 
 
 def source_names(sources: Sequence[DataSource]) -> tuple[str, ...]:
-    """A short name for each source, no two alike: its own, or that of its file."""
+    """A short name for each source: its own, or that of its file. No two are alike."""
     names: list[str] = []
     for source in sources:
         name = wanted = source.name or Path(source.path).stem or source.path
@@ -99,14 +101,14 @@ def source_names(sources: Sequence[DataSource]) -> tuple[str, ...]:
 def make_mix(sources: Sequence[DataSource], sizes: Sequence[int | None]) -> Mix:
     """The mix that the weights or epochs of the sources ask for.
 
-    * Weights alone: shares follow the weights, and a pass is over when the source of the largest weight (of several the
-      first) has been seen once.
-    * Weights, and one source with `epochs`: a pass is over when that source has been seen so many times.
-    * Epochs alone: in one pass each source is seen so many times, and the shares follow. With neither, each once.
+    * Weights alone: shares follow the weights. A pass ends when the source of the largest weight (of several the first) has
+      been seen once.
+    * Weights, and one source with `epochs`: a pass ends when that source has been seen so many times.
+    * Epochs alone: a pass sees each source so many times, and the shares follow. With neither, each source once.
 
     Args:
         sources: checked by `mix_problems`.
-        sizes: samples in one pass over each; None where that is not known.
+        sizes: units in one pass over each. None where that is not known.
     """
     names = source_names(sources)
     if len(sources) == 1:
@@ -128,10 +130,10 @@ def make_mix(sources: Sequence[DataSource], sizes: Sequence[int | None]) -> Mix:
 
 
 def num_held_out(num_rows: int, fraction: float) -> int:
-    """Rows of a source that `data.eval_fraction` takes from training: at least one, and never all."""
+    """Rows of a source that `data.eval_fraction` puts into the evaluation set: at least one, and never all."""
     return min(num_rows - 1, max(1, round(num_rows * fraction))) if fraction else 0
 
 
 def _exact(number: float) -> Fraction:
-    """0.8 as 8/10, not as the binary number that is next to it."""
+    """The decimal number that was written: 0.8 as 8/10, not as the nearest binary number."""
     return Fraction(repr(number))

@@ -1,4 +1,4 @@
-"""A sample: one text as token ids with a loss mask."""
+"""Samples and units: what is trained on, and what counts as one in `effective_batch_size`."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 @dataclass(slots=True)
 class Sample:
-    """What is trained on as one text."""
+    """A row of tokens with a loss mask."""
 
     input_ids: npt.NDArray[np.int32]
     """Token ids, shape (length,)."""
@@ -20,14 +20,14 @@ class Sample:
     """True where the token is a target of the loss, shape (length,)."""
 
     where: str
-    """`chats.jsonl:17`."""
+    """File and line, as `chats.jsonl:17`."""
 
     role: str = ""
-    """What it is in a unit of several samples, such as `chosen`. Empty for a unit of one."""
+    """Which sample of its unit it is, as `chosen`. Empty: it is the only one."""
 
     @property
     def samples(self) -> "tuple[Sample, ...]":
-        """Itself: a sample is a unit of one."""
+        """The sample itself, so that it can be used as a unit."""
         return (self,)
 
     def __len__(self) -> int:
@@ -37,53 +37,98 @@ class Sample:
 
 @dataclass(slots=True)
 class Group:
-    """A unit of several samples, such as a preference pair. It counts as one in `effective_batch_size`."""
+    """Several samples that are drawn into a step together: a preference pair, a group of rollouts."""
 
     samples: tuple[Sample, ...]
     where: str
-    """`pairs.jsonl:17`."""
+    """File and line of the row."""
+
+    format: str = ""
+    """The data format that gave it. Empty: it does not come from a file."""
 
     def __len__(self) -> int:
-        """Number of tokens of all its samples."""
+        """Number of tokens of all samples."""
         return sum(map(len, self.samples))
 
 
 Unit = Sample | Group
-"""What counts as one in `effective_batch_size` and is drawn whole into a step."""
+"""What counts as one in `effective_batch_size`, and is never torn apart."""
 
 
 class Item(NamedTuple):
-    """A sample, or a row or part of one that is left out."""
+    """What a row gives: a unit, or the reason why it gives none. A row that is split gives several."""
 
     where: str
     num_tokens: int
-    """Of the sample, or of the row that is left out; at least that many of one that is far too long."""
+    """Tokens of the unit, or of the row that is left out. Of a text far too long to tokenize: a lower bound."""
 
-    sample: Sample | None
-    """None: it is left out."""
+    unit: Unit | None
+    """None: the row is left out."""
 
     reason: str = ""
     """Why it is left out."""
 
     bad: bool = False
-    """It can't be used at all, and data.on_bad_row=skip."""
+    """The row can't be used at all, and data.on_bad_row=skip."""
 
     omitted: bool = False
     """Whether the chat template leaves out a text beside tool calls."""
 
     num_cut: int = 0
-    """Tokens of the row that are cut off behind this sample."""
+    """Tokens of the row that are cut off behind this unit."""
 
     format: str = ""
     unused: tuple[str, ...] = ()
     """Fields of the row that nothing reads."""
 
+    longest: int = 0
+    """Tokens of the longest sample of a row with several, before it is cut. 0: the row has one sample."""
 
-def fingerprint(samples: Sequence[Sample]) -> str:
-    """A hash of the samples' tokens and masks, in order: whether a run is resumed on the data that it began with."""
-    found = hashlib.sha256()
-    for sample in samples:
-        found.update(len(sample).to_bytes(8, "little"))
-        found.update(sample.input_ids.tobytes())
-        found.update(sample.loss_mask.tobytes())
-    return found.hexdigest()
+    @property
+    def required_length(self) -> int:
+        """The least `data.max_seq_len` that takes a row which is left out because of its length."""
+        return self.longest or self.num_tokens
+
+
+def samples_of(units: Sequence[Unit]) -> list[Sample]:
+    """The samples of all units, in their order."""
+    return [sample for unit in units for sample in unit.samples]
+
+
+def num_loss_tokens(unit: Unit) -> int:
+    """Tokens of all samples of a unit that are targets of the loss."""
+    return sum(int(sample.loss_mask.sum()) for sample in unit.samples)
+
+
+def longest_sample(units: Sequence[Unit]) -> int:
+    """Tokens of the longest sample. 0: there is none."""
+    return max((len(sample) for unit in units for sample in unit.samples), default=0)
+
+
+def unit_digest(unit: Unit) -> bytes:
+    """A hash of the tokens of a unit, to find repetitions."""
+    digest = hashlib.blake2b(digest_size=16)
+    for sample in unit.samples:
+        if isinstance(unit, Group):
+            digest.update(_group_header(unit, sample))
+        digest.update(sample.input_ids.tobytes())
+    return digest.digest()
+
+
+def fingerprint(units: Sequence[Unit]) -> str:
+    """A hash of tokens and masks in order. A run is resumed only on the data that it began with."""
+    digest = hashlib.sha256()
+    for unit in units:
+        for sample in unit.samples:
+            if isinstance(unit, Group):
+                digest.update(_group_header(unit, sample))
+            digest.update(len(sample).to_bytes(8, "little"))
+            digest.update(sample.input_ids.tobytes())
+            digest.update(sample.loss_mask.tobytes())
+    return digest.hexdigest()
+
+
+def _group_header(group: Group, sample: Sample) -> bytes:
+    """What tells a sample of a group from a sample that is a unit of its own: also where the group begins."""
+    first = sample is group.samples[0]
+    return f"{len(group.samples) if first else 0}/{sample.role}/{len(sample)}\0".encode()

@@ -1,1 +1,10 @@
-"""Files, folders, datasets of the model hub and rows in memory to rows."""
+"""Files, folders and datasets of the model hub to rows.
+
+files           what a path stands for
+read            the rows of a source, one at a time
+entries         rows, lines that are not parsed yet, errors in the place of a row
+text_files      JSON lines, JSON lists, CSV
+columnar_files  parquet, Arrow
+model_hub       datasets of the model hub
+rows            rows that a program has in memory, written to a file
+"""

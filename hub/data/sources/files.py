@@ -1,4 +1,4 @@
-"""What `data.path` stands for: files by their endings, compressed or not, or a data set of the model hub."""
+"""What `data.path` stands for: files by their endings, compressed or not, or a dataset of the model hub."""
 
 import bz2
 import gzip
@@ -21,11 +21,11 @@ def _open_zstd(file: Path, mode: str) -> IO[bytes]:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd"))
 
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
+_OPENERS: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
 _OF_LINES = (".jsonl", ".json", ".csv")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
-"""Files that `datasets` writes beside its Arrow files."""
+"""Files that the library `datasets` writes beside its Arrow files."""
 
 ALLOWED = (
     f"a file ({', '.join(SUFFIXES)}; those of lines also as {', '.join(_OPENERS)}), a folder of such files, or ORG/NAME of the "
@@ -38,7 +38,7 @@ LONGEST_QUOTE = 80
 
 
 def file_kind(file: Path) -> str | None:
-    """The ending that says how a file is read, without that of its compression. None: it can't be read."""
+    """The ending that tells how to read a file, without that of its compression. None: it can't be read."""
     name = file.name.lower()
     for suffix in SUFFIXES:
         endings = ("", *_OPENERS) if suffix in _OF_LINES else ("",)
@@ -53,17 +53,17 @@ def open_file(file: Path, offset: int = 0) -> IO[bytes]:
     Raises:
         OSError: it can't be read.
     """
-    found: IO[bytes] = _OPENERS.get(file.suffix.lower(), open)(file, "rb")
-    if found.seekable():
-        found.seek(offset)
-        return found
-    while offset > 0 and (skipped := len(found.read(min(offset, _PIECE)))):
+    stream: IO[bytes] = _OPENERS.get(file.suffix.lower(), open)(file, "rb")
+    if stream.seekable():
+        stream.seek(offset)
+        return stream
+    while offset > 0 and (skipped := len(stream.read(min(offset, _PIECE)))):
         offset -= skipped
-    return found
+    return stream
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` is to be asked of the model hub: of the form `org/name`, and nothing local by these names."""
+    """Whether `path` names a dataset of the model hub: of the form `org/name`, and there is no such local path."""
     local = Path(os.path.expanduser(path))
     return (
         _HUB_ID.fullmatch(path) is not None
@@ -79,17 +79,17 @@ def data_files(path: str) -> list[Path]:
     Raises:
         DataError: no such file or folder, no data file in the folder, or an ending that is not known.
     """
-    local = Path(os.path.expanduser(path))  # as a shell does, it leaves ~name where there is nobody of that name
+    local = Path(os.path.expanduser(path))  # like a shell, it leaves ~name as it is where there is no such user
     if os.path.isdir(local):  # unlike Path's, it takes a name that is too long for one that does not exist
         if (local / "dataset_dict.json").is_file():
             if not (local / "train").is_dir():
-                raise DataError(f"{path}: this folder has several data sets and none is called train. Name one of its folders")
+                raise DataError(f"{path}: this folder has several datasets and none is called train. Name one of its folders")
             local = local / "train"
         inside = sorted(file for file in local.iterdir() if file.is_file() and not file.name.startswith("."))
         files = [file for file in inside if file_kind(file) and file.name not in _DESCRIPTIONS]
         if not files:
-            found = f"It holds: {shorten(', '.join(file.name for file in inside))}" if inside else "It is empty"
-            raise DataError(f"{path}: no data file in this folder. {found}. Allowed: {ALLOWED}")
+            content = f"It holds: {shorten(', '.join(file.name for file in inside))}" if inside else "It is empty"
+            raise DataError(f"{path}: no data file in this folder. {content}. Allowed: {ALLOWED}")
         return files
     if not os.path.exists(local):
         raise DataError(f"{path}: there is no such file or folder.{_near_names(local)} Allowed: {ALLOWED}")
@@ -100,8 +100,7 @@ def data_files(path: str) -> list[Path]:
 
 
 def path_problem(option: str, path: str) -> str | None:
-    """What is wrong with a path that an option names, and what to type. None: data can be read from there, or only the model
-    hub knows.
+    """What is wrong with the path of an option, and what to type. None: it has data, or may be a dataset of the model hub.
 
     Args:
         option: its full name, as `data.path` or `data.mix[0].path`.

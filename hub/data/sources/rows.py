@@ -1,4 +1,4 @@
-"""Rows that a program has in memory, written down for the worker processes."""
+"""Rows that a program has in memory, written to a file for the worker processes."""
 
 import hashlib
 import json
@@ -6,13 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
+from hub.data.json_values import JsonValue
 from hub.errors import ConfigError, can_not_write
 
 
-def write_rows(rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
-    """Write rows as JSONL, under a name that follows from their content: so a run can be resumed with the same rows.
+def write_rows(rows: Iterable[Mapping[str, JsonValue]], folder: Path) -> Path:
+    """Write rows as JSONL, under a name made from their content, so that a run can be resumed with the same rows.
 
     Args:
         rows: any iterable of dictionaries, such as a list, a generator or a `datasets.Dataset`.
@@ -24,7 +24,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
     Raises:
         ConfigError: there is no row, one is no dictionary, or one holds what JSON can't; or the folder can't be made.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     number = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,16 +35,16 @@ def write_rows(rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             for number, row in enumerate(rows, 1):
                 if not isinstance(row, Mapping):
-                    raise ConfigError(f"data: row {number} is {type(row).__name__}. Give dictionaries, each a row")
+                    raise ConfigError(f"data: row {number} is {type(row).__name__}. Give dictionaries, one for each row")
                 try:
                     line = json.dumps(dict(row), ensure_ascii=False)
                 except (TypeError, ValueError) as error:
                     raise ConfigError(f"data: row {number} can't be written as JSON ({error})") from None
-                found.update(line.encode())
+                digest.update(line.encode())
                 stream.write(line + "\n")
         if not number:
             raise ConfigError("data: there is no row in it. Give at least one")
-        file = folder / f"rows-{found.hexdigest()[:16]}.jsonl"
+        file = folder / f"rows-{digest.hexdigest()[:16]}.jsonl"
         Path(aside).replace(file)
     finally:
         Path(aside).unlink(missing_ok=True)

@@ -1,44 +1,63 @@
-"""The samples of one stream, one after the other, and where it is. What makes them runs beside: see workers.py."""
+"""The units of one stream, one after the other, and its position. The processes that make them: see workers.py."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import TypedDict
 
-from hub.data.samples.blocks import Blocks
-from hub.data.samples.counts import MOST_LISTED
-from hub.data.samples.sample import Item, Sample
-from hub.data.streaming.frames import window_from
-from hub.data.streaming.windows import FIRST, Window
+from hub.data.json_values import JsonObject
+from hub.data.samples.blocks import Blocks, BlocksState
+from hub.data.samples.counts import MAX_LISTED
+from hub.data.samples.sample import Item, Sample, Unit, longest_sample, num_loss_tokens
+from hub.data.streaming.windows import FIRST, Window, WindowState, window_from
 from hub.errors import DataError
 
 Frames = Iterator[Window | list[Item] | None]
-Shards = Callable[[Window, int], Sequence[Frames]]
-"""Opens the processes that share the work, from a window on and so many rows into it."""
+"""What one process makes. None: it ended."""
+
+OpenShards = Callable[[Window, int], Sequence[Frames]]
+"""Starts the processes that share a source, from a window on and so many rows into it."""
 
 
-class Feed:
-    """Takes samples from a stream, and knows where it is."""
+class StreamPosition(TypedDict):
+    """Where the next row begins. JSON."""
 
-    def __init__(self, path: str, shards: Shards, block_size: int | None = None) -> None:
+    window: WindowState
+    place: int
+    found_in_turn: int
+    blocks: BlocksState | None
+
+
+class StreamState(StreamPosition):
+    """All that a stream needs to continue. JSON."""
+
+    num_given: int
+    counts: dict[str, int]
+    left_out: list[JsonObject]
+
+
+class SampleStream:
+    """Takes units from a stream without end, and knows its position."""
+
+    def __init__(self, path: str, open_shards: OpenShards, block_size: int | None = None) -> None:
         """Args:
         path: of the source, for messages.
-        shards: opens the processes, from a place on.
+        open_shards: starts the processes from a position on.
         block_size: tokens of a sample to which documents are joined.
         """
-        self._path, self._open = path, shards
+        self._path, self._open = path, open_shards
         self._blocks = Blocks(block_size) if block_size is not None else None
         self._shards: Sequence[Frames] = ()
         self._begun = False
         self._window, self._place = FIRST, 0
-        self._ready: deque[Sample] = deque()
+        self._ready: deque[Unit] = deque()
         self._num_given = 0
-        """Samples that the last row which was read has given; those behind are in `_ready`."""
+        """Units that the last row has given so far. The others are in `_ready`."""
 
-        self._before_row: dict[str, Any] | None = None
-        self._found_in_turn = 0
+        self._before_row: StreamPosition | None = None
+        self._num_this_turn = 0
         self.counts = {
             "num_rows": 0,
+            "num_units": 0,
             "num_samples": 0,
             "num_tokens": 0,
             "num_loss_tokens": 0,
@@ -51,65 +70,66 @@ class Feed:
             "num_rows_split": 0,
             "num_rows_with_texts_omitted": 0,
         }
-        self.left_out: list[dict[str, Any]] = []
-        """Rows that were left out, the first ones."""
+        self.left_out: list[JsonObject] = []
+        """The first rows that were left out."""
 
     @property
     def num_passes(self) -> int:
         """Whole passes over the source so far."""
         return self._window.turn
 
-    def take(self, count: int) -> list[Sample]:
-        """The next samples.
+    def take(self, count: int) -> list[Unit]:
+        """The next units.
 
         Raises:
             DataError: a row can't be used, or a whole pass had no row that can.
         """
-        found: list[Sample] = []
-        while len(found) < count:
+        units: list[Unit] = []
+        while len(units) < count:
             while not self._ready:
                 self._read_row()
-            sample = self._ready.popleft()
+            unit = self._ready.popleft()
             self._num_given += 1
-            self.counts["num_samples"] += 1
-            self.counts["num_tokens"] += len(sample)
-            self.counts["num_loss_tokens"] += int(sample.loss_mask.sum())
-            self.counts["longest"] = max(self.counts["longest"], len(sample))
-            found.append(sample)
-        return found
+            self.counts["num_units"] += 1
+            self.counts["num_samples"] += len(unit.samples)
+            self.counts["num_tokens"] += len(unit)
+            self.counts["num_loss_tokens"] += num_loss_tokens(unit)
+            self.counts["longest"] = max(self.counts["longest"], longest_sample([unit]))
+            units.append(unit)
+        return units
 
-    def state(self) -> dict[str, Any]:
-        """Where it is, and what it counted. JSON."""
-        # A row that has samples left is read again, and those that it has given are passed over.
-        place = self._before_row if self._ready and self._before_row is not None else self._here()
-        given = self._num_given if self._ready else 0
-        return {**place, "num_given": given, "counts": dict(self.counts), "left_out": list(self.left_out)}
+    def state(self) -> StreamState:
+        """Its position, and what it counted."""
+        # A row with units left is read again, and the units that it has given are skipped.
+        position = self._before_row if self._ready and self._before_row is not None else self._position()
+        num_given = self._num_given if self._ready else 0
+        return {**position, "num_given": num_given, "counts": dict(self.counts), "left_out": list(self.left_out)}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`. Nothing has been taken yet."""
+    def restore(self, state: StreamState) -> None:
+        """Continue from a `state`. Nothing has been taken yet."""
         self._window, self._place = window_from(state["window"]), state["place"]
-        self._found_in_turn = state["found_in_turn"]
-        if self._blocks is not None:
+        self._num_this_turn = state["found_in_turn"]
+        if self._blocks is not None and state["blocks"] is not None:
             self._blocks.restore(state["blocks"])
         if state["num_given"]:
             self._read_row()
             for _ in range(state["num_given"]):
                 self._ready.popleft()
             self._num_given = state["num_given"]
-        self.counts, self.left_out = dict(state["counts"]), list(state["left_out"])
+        self.counts, self.left_out = self.counts | state["counts"], list(state["left_out"])
 
     def start(self) -> None:
-        """Begin to make samples. Without it, that begins with the first one that is taken."""
+        """Start the processes now. Otherwise they start when the first unit is taken."""
         if not self._shards:
             self._shards = self._open(self._window, self._place)
 
-    def _here(self) -> dict[str, Any]:
+    def _position(self) -> StreamPosition:
         """Where the next row begins."""
         blocks = self._blocks.state() if self._blocks is not None else None
-        return {"window": asdict(self._window), "place": self._place, "found_in_turn": self._found_in_turn, "blocks": blocks}
+        return {"window": self._window.state(), "place": self._place, "found_in_turn": self._num_this_turn, "blocks": blocks}
 
     def _read_row(self) -> None:
-        """Read one row and make its samples ready."""
+        """Read one row and make its units ready."""
         items = self._next()
         self._num_given = 0
         first = items[0]
@@ -123,19 +143,19 @@ class Feed:
             self.counts["num_rows_with_texts_omitted"] += item.omitted
             self.counts["num_rows_cut"] += item.num_cut > 0
             self.counts["num_tokens_cut"] += item.num_cut
-            if item.sample is None:
+            if item.unit is None:
                 self.counts["num_left_out"] += 1
                 self.counts["num_tokens_left_out"] += item.num_tokens
                 self._list(item)
                 continue
-            self._found_in_turn += 1
-            if self._blocks is not None and item.format == "document":
-                self._ready.extend(self._blocks.add(item.sample))
+            self._num_this_turn += 1
+            if self._blocks is not None and item.format == "document" and isinstance(item.unit, Sample):
+                self._ready.extend(self._blocks.add(item.unit))
             else:
-                self._ready.append(item.sample)
+                self._ready.append(item.unit)
 
     def _list(self, item: Item) -> None:
-        if len(self.left_out) < MOST_LISTED:
+        if len(self.left_out) < MAX_LISTED:
             self.left_out.append({"where": item.where, "num_tokens": item.num_tokens, "reason": item.reason})
 
     def _next(self) -> list[Item]:
@@ -145,21 +165,23 @@ class Feed:
             self._begun = True
             self._read_window()
         while self._place == self._window.size:
-            before = self._window.turn
+            turn = self._window.turn
             self._place = 0
             self._read_window()
-            if self._window.turn > before:
-                if not self._found_in_turn:
-                    first = f" The first: {self.left_out[0]['reason']}" if self.left_out else ""
-                    raise DataError(
-                        f"{self._path}: no row is left to train on: all of a whole pass are too long or bad.{first}"
-                    )
-                self._found_in_turn = 0
-        self._before_row = self._here()
-        found = self._read(self._place % len(self._shards))
-        assert isinstance(found, list)
+            if self._window.turn > turn:
+                self._end_pass()
+        self._before_row = self._position()
+        items = self._read(self._place % len(self._shards))
+        assert isinstance(items, list)
         self._place += 1
-        return found
+        return items
+
+    def _end_pass(self) -> None:
+        """Refuse a source of which a whole pass gave nothing."""
+        if not self._num_this_turn:
+            first = f" The first: {self.left_out[0]['reason']}" if self.left_out else ""
+            raise DataError(f"{self._path}: no row is left to train on: all of a whole pass are too long or bad.{first}")
+        self._num_this_turn = 0
 
     def _read_window(self) -> None:
         for number in range(len(self._shards)):
@@ -168,7 +190,7 @@ class Feed:
             self._window = window
 
     def _read(self, shard: int) -> Window | list[Item]:
-        found = next(self._shards[shard], None)
-        if found is None:
-            raise DataError(f"{self._path}: the process that reads it ended without a message (out of memory on the host?)")
-        return found
+        frame = next(self._shards[shard], None)
+        if frame is None:
+            raise DataError(f"{self._path}: the process that reads it was killed without a report (out of CPU memory?)")
+        return frame

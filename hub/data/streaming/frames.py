@@ -1,57 +1,50 @@
-"""Windows and items as bytes, for a pipe between processes. JSON and plain arrays: nothing is unpickled.
+"""Windows and items as bytes, for a pipe between processes and for the token cache. JSON and arrays: nothing is unpickled.
 
 A frame is the length of its head (4 bytes), the head as JSON, and for each sample its token ids (4 bytes each) and its loss
-mask (a byte each). All of these are filled up to a multiple of 4 bytes, so that arrays can lie where they were read.
+mask (a byte each). All of these are padded to a multiple of 4 bytes, so that arrays can be used where they were read.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from hub.data.samples.sample import Item, Sample
-from hub.data.sources.read import Cursor
-from hub.data.streaming.windows import Window
+from hub.data.samples.sample import Group, Item, Sample, Unit
+from hub.data.streaming.windows import Window, window_from
 from hub.errors import DataError, HubError
 
+Read = Callable[[int], bytes | memoryview]
+"""Gives so many bytes, fewer at the end."""
 
-def to_bytes(found: Window | list[Item] | HubError) -> bytes:
-    """One frame: a window, the items of a row, or a mistake."""
-    payload = b""
-    head: dict[str, Any]
-    if isinstance(found, Window):
-        head = {"window": asdict(found)}
-    elif isinstance(found, list):
-        items = []
-        for item in found:
-            values = item._asdict()
-            sample = values.pop("sample")
-            values["has_sample"] = sample is not None
-            if sample is not None:
-                mask = sample.loss_mask.tobytes()
-                payload += sample.input_ids.tobytes() + mask + bytes(-len(mask) % 4)
-            items.append(values)
-        head = {"items": items}
+
+def to_bytes(content: Window | list[Item] | HubError) -> bytes:
+    """One frame: a window, the items of a row, or an error."""
+    arrays: list[bytes] = []
+    head: dict[str, object]
+    if isinstance(content, Window):
+        head = {"window": content.state()}
+    elif isinstance(content, list):
+        head = {"items": [item._asdict() | {"unit": _unit_head(item.unit)} for item in content]}
+        arrays = [_arrays(item.unit) for item in content]
     else:
-        head = {"error": str(found)}
+        head = {"error": str(content)}
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 4)
-    return len(text).to_bytes(4, "little") + text + payload
+    return len(text).to_bytes(4, "little") + text + b"".join(arrays)
 
 
-def from_bytes(read: Callable[[int], bytes | memoryview]) -> Window | list[Item] | None:
+def from_bytes(read: Read) -> Window | list[Item] | None:
     """The next frame.
 
     Args:
-        read: gives so many bytes; fewer at the end.
+        read: gives so many bytes, fewer at the end.
 
     Returns:
         None at the end.
 
     Raises:
-        DataError: the frame is a mistake.
+        DataError: the frame is an error.
     """
     size = read(4)
     if len(size) < 4:
@@ -64,14 +57,40 @@ def from_bytes(read: Callable[[int], bytes | memoryview]) -> Window | list[Item]
     return [_item(values, read) for values in head["items"]]
 
 
-def _item(values: dict[str, Any], read: Callable[[int], bytes | memoryview]) -> Item:
-    sample = None
-    if values.pop("has_sample"):
-        count = values["num_tokens"]
-        ids = np.frombuffer(read(4 * count), np.int32)
-        mask = np.frombuffer(read(count + -count % 4), np.bool_)[:count]
-        sample = Sample(ids, mask, values["where"])
-    return Item(sample=sample, **{**values, "unused": tuple(values["unused"])})
+def _unit_head(unit: Unit | None) -> dict[str, object] | None:
+    """All of a unit but its arrays."""
+    if unit is None:
+        return None
+    samples = [[len(sample), sample.role, sample.where] for sample in unit.samples]
+    return {"samples": samples, "group": [unit.where, unit.format] if isinstance(unit, Group) else None}
+
+
+def _arrays(unit: Unit | None) -> bytes:
+    content = b""
+    for sample in unit.samples if unit is not None else ():
+        mask = sample.loss_mask.tobytes()
+        content += sample.input_ids.tobytes() + mask + bytes(-len(mask) % 4)
+    return content
+
+
+def _item(values: dict[str, Any], read: Read) -> Item:
+    head = values["unit"]
+    unit = _unit(head, read) if head is not None else None
+    return Item(**{**values, "unit": unit, "unused": tuple(values["unused"])})
+
+
+def _unit(head: dict[str, Any], read: Read) -> Unit:
+    samples = tuple(_sample(read, *values) for values in head["samples"])
+    if head["group"] is None:
+        return samples[0]
+    where, format = head["group"]
+    return Group(samples, where, format)
+
+
+def _sample(read: Read, count: int, role: str, where: str) -> Sample:
+    ids = np.frombuffer(read(4 * count), np.int32)
+    mask = np.frombuffer(read(count + -count % 4), np.bool_)[:count]
+    return Sample(ids, mask, where, role)
 
 
 def reader(data: bytes | memoryview) -> Callable[[int], bytes | memoryview]:
@@ -84,8 +103,3 @@ def reader(data: bytes | memoryview) -> Callable[[int], bytes | memoryview]:
         return view[place - size : place]
 
     return read
-
-
-def window_from(values: dict[str, Any]) -> Window:
-    """A window from its fields, as `asdict` gave them."""
-    return Window(**{**values, "cursor": Cursor(**values["cursor"])})

@@ -1,8 +1,8 @@
-"""Processes that read and encode data beside the one that trains.
+"""Processes that read and encode data while another one trains.
 
 Each of them (`python -m hub.data.streaming.workers`) reads the same windows of rows and encodes every n-th row of them. It
-writes into a pipe and waits when that is full: so samples are made while the GPU works, in an order that doesn't depend on who
-is faster, and memory stays flat.
+writes into a pipe and waits when that is full. So samples are made while the GPU works, in an order that doesn't depend on
+which process is faster, and memory stays flat.
 """
 
 import io
@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypedDict
 
 from hub.compose import runfile
 from hub.config.data import DataSource
 from hub.config.schema import RunConfig
 from hub.data.samples.mix import sources_of
 from hub.data.samples.sample import Item
-from hub.data.streaming.feed import Feed, Frames
-from hub.data.streaming.frames import from_bytes, to_bytes, window_from
-from hub.data.streaming.windows import FIRST, Window, in_order, items, windows
+from hub.data.streaming.feed import Frames, SampleStream
+from hub.data.streaming.frames import from_bytes, to_bytes
+from hub.data.streaming.windows import FIRST, Window, WindowState, in_order, items, window_from, windows
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError, HubError
 from hub.plugins.registry import warnings_shown
@@ -33,8 +33,31 @@ PIPE_BYTES = 2**20
 """How far a process is ahead: some hundred thousand tokens."""
 
 
+class StartPosition(TypedDict):
+    """Where a process begins in a stream. JSON."""
+
+    number: int
+    """Number of the source in the mix."""
+
+    window: WindowState
+    skip: int
+
+
+class Request(TypedDict):
+    """What a process is to do. JSON."""
+
+    cfg: str
+    base_path: str
+    source: dict[str, Any]
+    limit: int | None
+    shard: int
+    num_shards: int
+    place: StartPosition | None
+    """None: all rows once, in their order."""
+
+
 class Processes:
-    """Starts such processes for a run, and ends them."""
+    """Starts the reading processes of a run, and ends them."""
 
     def __init__(self, cfg: RunConfig, base_path: Path, limit: int | None, num_shards: int) -> None:
         """Args:
@@ -46,36 +69,36 @@ class Processes:
         self._cfg, self._base_path, self._limit, self._num_shards = cfg, base_path, limit, num_shards
         self._children: list[subprocess.Popen[bytes]] = []
 
-    def feed(self, number: int) -> Feed:
-        """The samples of source `number` as a stream without end."""
+    def stream(self, number: int) -> SampleStream:
+        """The units of source `number` as a stream without end."""
         source = sources_of(self._cfg.data)[number]
 
         def start(window: Window, skip: int) -> Sequence[Frames]:
-            place = {"number": number, "window": asdict(window), "skip": skip}
+            place = StartPosition(number=number, window=window.state(), skip=skip)
             return [self._start(source, shard, place) for shard in range(self._num_shards)]
 
-        return Feed(source.path, start, self._cfg.data.block_size)
+        return SampleStream(source.path, start, self._cfg.data.block_size)
 
     def rows(self, source: DataSource) -> Iterator[list[Item]]:
         """The items of each row of a source, in its order, once.
 
         Raises:
-            DataError: a row can't be used, or a process ended without a word.
+            DataError: a row can't be used, or a process was killed.
         """
         shards = [self._start(source, shard, None) for shard in range(self._num_shards)]
 
         def read(shard: int) -> Window | list[Item]:
-            found = next(shards[shard], None)
-            if found is None:
-                raise DataError(f"{source.path}: a process that reads it ended without a message (out of memory on the host?)")
-            return found
+            frame = next(shards[shard], None)
+            if frame is None:
+                raise DataError(f"{source.path}: a process that reads it was killed without a report (out of CPU memory?)")
+            return frame
 
         while True:
             window = FIRST
             for shard in range(len(shards)):
-                found = read(shard)
-                assert isinstance(found, Window)
-                window = found
+                frame = read(shard)
+                assert isinstance(frame, Window)
+                window = frame
             if not window.size:
                 return
             for place in range(window.size):
@@ -92,8 +115,8 @@ class Processes:
                 child.stdout.close()
         self._children.clear()
 
-    def _start(self, source: DataSource, shard: int, place: dict[str, Any] | None) -> Frames:
-        asked = {
+    def _start(self, source: DataSource, shard: int, place: StartPosition | None) -> Frames:
+        request: Request = {
             "cfg": runfile.to_text(self._cfg),
             "base_path": str(self._base_path),
             "source": asdict(source),
@@ -115,11 +138,12 @@ class Processes:
         self._children.append(child)
         assert child.stdin is not None
         assert child.stdout is not None
-        with suppress(BrokenPipeError):  # it died at once: that shows when it is read from
-            child.stdin.write(json.dumps(asked).encode())
+        with suppress(BrokenPipeError):  # it ended at once, which shows when it is read from
+            child.stdin.write(json.dumps(request).encode())
             child.stdin.close()
         _enlarge(child.stdout)
-        return iter(lambda: from_bytes(child.stdout.read), None)  # type: ignore[union-attr]
+        read = child.stdout.read
+        return iter(lambda: from_bytes(read), None)
 
 
 def num_cores() -> int:
@@ -127,8 +151,8 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _enlarge(pipe: Any) -> None:
-    """Give a pipe more room where the system allows it."""
+def _enlarge(pipe: IO[bytes]) -> None:
+    """Give a pipe a larger buffer where the system allows it."""
     try:
         import fcntl
 
@@ -137,23 +161,23 @@ def _enlarge(pipe: Any) -> None:
         return
 
 
-def main(asked: dict[str, Any], out: BinaryIO) -> None:
-    """One process: what was asked for, as frames, until nobody reads them any more."""
+def main(request: Request, out: BinaryIO) -> None:
+    """Run one process: write what is requested as frames, until the pipe is closed."""
     from transformers.utils import logging
 
     from hub.models.load import load_tokenizer
 
     logging.set_verbosity_error()
-    cfg = runfile.from_text(asked["cfg"])
-    source, place = DataSource(**asked["source"]), asked["place"]
+    cfg = runfile.from_text(request["cfg"])
+    source, place = DataSource(**request["source"]), request["place"]
     try:
-        encode = Encoder(load_tokenizer(cfg, Path(asked["base_path"])), cfg.data, source, asked["limit"])
+        encode = Encoder(load_tokenizer(cfg, Path(request["base_path"])), cfg.data, source, request["limit"])
         if place is None:
-            found, skip = in_order(source), 0
+            rows, skip = in_order(source), 0
         else:
             begin, size = window_from(place["window"]), cfg.data.shuffle_window
-            found, skip = windows(source, cfg.algo.seed, place["number"], size, begin), place["skip"]
-        for frame in items(encode, found, skip, asked["shard"], asked["num_shards"]):
+            rows, skip = windows(source, cfg.algo.seed, place["number"], size, begin), place["skip"]
+        for frame in items(encode, rows, skip, request["shard"], request["num_shards"]):
             out.write(to_bytes(frame))
     except HubError as error:
         out.write(to_bytes(error))
@@ -162,7 +186,7 @@ def main(asked: dict[str, Any], out: BinaryIO) -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    # What a library prints must not get between the frames.
+    # Output of a library must not get between the frames.
     frames = io.BufferedWriter(io.FileIO(os.dup(1), "wb"), 2**16)
     os.dup2(2, 1)
     try:

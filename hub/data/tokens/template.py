@@ -1,28 +1,34 @@
-"""A conversation -> token ids, and which of them are trained: the assistant's turns with their end-of-turn token.
+"""A conversation -> token ids with a loss mask: the assistant's turns with their end-of-turn token.
 
-`hub.data.tokens.turns` finds the characters of the turns; here they become tokens, and what is trained is told to the user.
+`hub.data.tokens.turns` finds the characters of the turns. Here they become tokens, and what is trained is reported.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hub.config.data import TEMPLATES
 from hub.data.formats.examples import Conversation
+from hub.data.tokens.special_tokens import special_tokens
 from hub.data.tokens.template_limits import RAISED, check_sandbox, limits
-from hub.data.tokens.turns import Rendered, find_turns, special_tokens
+from hub.data.tokens.turns import Rendered, find_turns
 from hub.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from transformers import PreTrainedTokenizerBase
 
 TEMPLATES_FOLDER = Path(__file__).parent / "templates"
 FALLBACK = "plain"
-"""The template of `TEMPLATES` for a tokenizer without one."""
+"""The template for a tokenizer without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One conversation as tokens; both lists have an entry for each."""
+    """One conversation as tokens. Both lists have an entry for each token."""
 
     input_ids: list[int]
     loss_mask: list[bool]
@@ -33,19 +39,19 @@ class Encoded:
 
 
 class Tokens(Protocol):
-    """Anything with token ids and their mask, such as `Encoded`."""
+    """Token ids and their loss mask, such as `Sample`."""
 
     @property
-    def input_ids(self) -> Any:
+    def input_ids(self) -> "npt.NDArray[np.int32]":
         """Token ids, shape (length,)."""
 
     @property
-    def loss_mask(self) -> Any:
+    def loss_mask(self) -> "npt.NDArray[np.bool_]":
         """Whether each token is trained, shape (length,)."""
 
 
 class TooLongError(Exception):
-    """A text has more characters than is worth while to tokenise."""
+    """A text has so many characters that it is not tokenized."""
 
     def __init__(self, num_characters: int) -> None:
         super().__init__(f"{num_characters} characters")
@@ -53,24 +59,27 @@ class TooLongError(Exception):
 
 
 def encode(
-    tokenizer: Any, conversation: Conversation, loss_on: str = "assistant", most_characters: int | None = None
+    tokenizer: "PreTrainedTokenizerBase",
+    conversation: Conversation,
+    loss_on: str = "assistant",
+    max_characters: int | None = None,
 ) -> Encoded:
-    """Render a conversation with the tokenizer's chat template and tell the trained tokens from the others.
+    """Render a conversation with the tokenizer's chat template, tokenize it, and mask the tokens that are not trained.
 
     Args:
-        tokenizer: a Hugging Face tokenizer with a chat template.
+        tokenizer: must have a chat template.
         conversation: what to render. Its `unmask` and `without_loss` change what is trained.
         loss_on: as `data.loss_on`.
-        most_characters: of what is rendered, beyond which it is not tokenised. None: any.
+        max_characters: longer renderings are not tokenized. None: any are.
 
     Raises:
         DataError: the template refuses the conversation, or a turn of the assistant can't be found in what it renders.
-        TooLongError: it has more characters than that.
+        TooLongError: it has more characters than `max_characters`.
     """
     rendered = find_turns(tokenizer, conversation)
-    if most_characters is not None and len(rendered.text) > most_characters:
+    if max_characters is not None and len(rendered.text) > max_characters:
         raise TooLongError(len(rendered.text))
-    input_ids, mask = _tokenise(tokenizer, rendered.text, _trained_spans(conversation, rendered, loss_on))
+    input_ids, mask = _tokenize(tokenizer, rendered.text, _trained_spans(conversation, rendered, loss_on))
     _drop_trailing_space(tokenizer, input_ids, mask)
     return Encoded(input_ids, mask, rendered.num_omitted)
 
@@ -82,14 +91,14 @@ def _trained_spans(conversation: Conversation, rendered: Rendered, loss_on: str)
     if rendered.behind_system is not None:
         return [(rendered.behind_system, len(rendered.text))]
     turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-    # Tags of a template may mark more or fewer stretches than there are turns.
+    # Tags of a template may mark more or fewer spans than there are turns.
     known = len(turns) == len(rendered.spans)
     spans = list(zip(turns if known else [-1] * len(rendered.spans), rendered.spans, strict=True))
     if conversation.without_loss & set(turns):
         if not known:
             raise DataError(
-                f"{conversation.where}: a message has loss=false, but the chat template marks {len(spans)} stretches for "
-                f"{len(turns)} turns, so it can't be told which one is its. Take the row out, or type data.template=FILE.jinja"
+                f"{conversation.where}: a message has loss=false, but the chat template marks {len(spans)} spans for "
+                f"{len(turns)} turns, so its span is unknown. Take the row out, or type data.template=FILE.jinja"
             )
         spans = [(turn, span) for turn, span in spans if turn not in conversation.without_loss]
     if loss_on == "completion" and conversation.completion is not None and known:
@@ -99,8 +108,8 @@ def _trained_spans(conversation: Conversation, rendered: Rendered, loss_on: str)
     return [span for _, span in spans]
 
 
-def encode_document(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text that is trained as a whole: with what the tokenizer itself puts around a text, and an end."""
+def encode_document(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """The tokens of a text that is trained as a whole, with those that the tokenizer adds around a text, and an end."""
     input_ids: list[int] = list(tokenizer(text)["input_ids"])
     end = tokenizer.eos_token_id
     if end is not None and input_ids[-1:] != [end]:
@@ -108,7 +117,7 @@ def encode_document(tokenizer: Any, text: str) -> list[int]:
     return input_ids
 
 
-def _tokenise(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
     """Token ids of the text, and which tokens have a character in one of the spans (in order, without overlap)."""
     if tokenizer.is_fast:
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -131,10 +140,10 @@ def _tokenise(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> tuple[
 
 
 def _extents(offsets: list[tuple[int, int]], num_characters: int) -> list[tuple[int, int]] | None:
-    """Offsets without gaps; None when they do not follow the text.
+    """Offsets without gaps. None when they do not follow the text.
 
-    Byte-level tokenizers leave a token's leading space out of its offsets, so a gap belongs to the token behind it. The
-    tokens of one character that takes several all have the offsets of that character.
+    Byte-level tokenizers leave a token's leading space out of its offsets, so a gap belongs to the token behind it.
+    Where a character takes several tokens, all of them have its offsets.
     """
     extents: list[tuple[int, int]] = []
     reached = 0
@@ -146,8 +155,8 @@ def _extents(offsets: list[tuple[int, int]], num_characters: int) -> list[tuple[
     return extents if reached >= num_characters else None
 
 
-def _drop_trailing_space(tokenizer: Any, input_ids: list[int], mask: list[bool]) -> None:
-    """Take the loss off the whitespace behind a turn's last special token: it is never generated."""
+def _drop_trailing_space(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int], mask: list[bool]) -> None:
+    """Mask the whitespace behind a turn's last special token: it is never generated."""
     special = set(special_tokens(tokenizer).values())
     for position in range(len(mask) - 1, -1, -1):
         if mask[position] and (position + 1 == len(mask) or not mask[position + 1]):
@@ -160,11 +169,11 @@ def _drop_trailing_space(tokenizer: Any, input_ids: list[int], mask: list[bool])
                 mask[last + 1 : position + 1] = [False] * (position - last)
 
 
-def load_template(tokenizer: Any, file: str) -> None:
-    """Give the tokenizer a chat template. It is then saved with the trained model, too.
+def load_template(tokenizer: "PreTrainedTokenizerBase", file: str) -> None:
+    """Give the tokenizer a chat template, which is then saved with the trained model, too.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
+        tokenizer: gets the template.
         file: a file with a Jinja template, or one of `TEMPLATES`.
 
     Raises:
@@ -189,14 +198,14 @@ def load_template(tokenizer: Any, file: str) -> None:
     except TemplateSyntaxError as error:
         raise DataError(f"data.template={file}: line {error.lineno} is no valid Jinja ({error.message})") from None
     except (TemplateError, *RAISED):
-        return  # it may well refuse this conversation; each row is tried and named
+        return  # it may refuse this conversation; each row is tried and named
 
 
-def require_template(tokenizer: Any) -> None:
+def require_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Make sure that there is a chat template, and a sandbox to run it in.
 
-    A base model has none. It gets `plain`, whose turns end with the end-of-text token: that one the model has seen, while the
-    embeddings of other special tokens may never have been trained. `fallback_line` says so.
+    A base model has none. It gets `plain`, whose turns end with the end-of-text token, which the model has seen. The embeddings
+    of other special tokens may never have been trained. `fallback_line` reports it.
 
     Raises:
         DataError: there is none, and no end-of-text token to make one with.
@@ -207,35 +216,35 @@ def require_template(tokenizer: Any) -> None:
     if tokenizer.eos_token is None:
         raise DataError(
             "The model's tokenizer has no chat template and no end-of-text token, so conversations can't be rendered. "
-            "Take the instruct (chat) version of the model, or type data.template=FILE.jinja"
+            "Use the instruct (chat) version of the model, or type data.template=FILE.jinja"
         )
     load_template(tokenizer, FALLBACK)
 
 
-def fallback_line(tokenizer: Any) -> str:
-    """What to tell the user whose tokenizer has no chat template."""
+def fallback_line(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The report to a user whose tokenizer has no chat template."""
     return (
         f"The tokenizer has no chat template (a base model?): data.template={FALLBACK} is taken, which writes User: and "
         f"Assistant: before the turns and {tokenizer.eos_token} behind an answer. It is saved with the model"
     )
 
 
-def _adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts a token before every text by itself, which the model then expects."""
+def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer itself puts a token before every text, which the model then expects."""
     return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def template_report(tokenizer: Any, samples: Iterable[Tokens], loss_on: str = "assistant") -> str:
-    """Prove on encoded samples that the model learns to end its turns.
+def template_report(tokenizer: "PreTrainedTokenizerBase", samples: Iterable[Tokens], loss_on: str = "assistant") -> str:
+    """Check on encoded samples that the model learns to end its turns.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
+        tokenizer: the one that encoded them.
         samples: whole ones, not cut.
         loss_on: as `data.loss_on`.
 
     Returns:
-        One sentence: what is trained, with the end-of-turn tokens; or a warning that the last turn of some samples has
-        none among its trained tokens.
+        One sentence on what is trained, with the end-of-turn tokens. Or a warning that the last turn of some samples has no
+        such token with loss.
     """
     import numpy as np
 

@@ -1,5 +1,6 @@
-"""A chat template is a program out of the model's folder. The sandbox keeps it from everything but time and memory; here
-it gets so much of these and no more.
+"""Bounds on the time and memory of a chat template, which is a program from the model's folder.
+
+The sandbox keeps it from everything else.
 """
 
 import signal
@@ -13,25 +14,25 @@ from types import FrameType
 from hub.errors import DataError
 
 SECONDS = 60
-"""For all renderings of one conversation, which take milliseconds."""
+"""For all renderings of one conversation, which normally take milliseconds."""
 
 BYTES = 2 * 2**30
-"""Beyond what the process holds already."""
+"""Memory beyond what the process has already."""
 
 JINJA = (3, 1, 6)
-"""The first release whose sandbox has no known way out (CVE-2025-27516)."""
+"""The first release without a known sandbox escape (CVE-2025-27516)."""
 
 RAISED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a template that fails may raise besides Jinja's own errors."""
+"""Errors of a failing template besides Jinja's own."""
 
 
 class _TooLongError(Exception):
-    """Raised by the alarm inside of the template."""
+    """Raised by the alarm inside the template."""
 
 
 @contextmanager
 def limits(where: str) -> Iterator[None]:
-    """Bound what a template may take, in the main thread of a process; elsewhere there is no alarm to end it.
+    """Bound the time and memory of a template, in the main thread of a process. Elsewhere there is no alarm to end it.
 
     Args:
         where: the conversation or file, for messages.
@@ -72,12 +73,12 @@ def _memory_bound() -> Iterator[None]:
     import resource
 
     try:
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:  # no Linux
         yield
         return
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bound = held + BYTES
+    bound = used + BYTES
     if any(limit != resource.RLIM_INFINITY and limit < bound for limit in (before, hard)):
         yield
         return
@@ -89,7 +90,7 @@ def _memory_bound() -> Iterator[None]:
 
 
 def check_sandbox() -> None:
-    """Refuse a Jinja whose sandbox has known ways out.
+    """Refuse a Jinja whose sandbox has known escapes.
 
     Raises:
         DataError: the installed release is too old.

@@ -1,11 +1,11 @@
-"""Where the assistant's turns stand in a rendered conversation.
+"""Where the assistant's turns are in a rendered conversation.
 
 They are found by rendering again, never by searching for markers: a user may write any text, that of a marker or the
 assistant's own words included.
 
-* A template with `{% generation %}` tags says it by itself.
-* Else a turn is what is added to the generation prompt before it. So the loss is on all that the model has to write by
-  itself at that point, a header such as `<|channel|>final<|message|>` or an empty block of thoughts included.
+* A template with `{% generation %}` tags marks them itself.
+* Otherwise a turn is what is added to the generation prompt before it. So the loss is on all that the model must write at
+  that point, a header such as `<|channel|>final<|message|>` or an empty block of thoughts included.
 * Some templates render a turn differently once others follow it: thoughts are left out, `<|return|>` becomes `<|end|>`.
   Such a turn is found by rendering the conversation with the texts of that turn replaced by random ones. It is trained
   as far as it agrees with its rendering as the last turn. Thus no model is taught to write, where it should stop, a
@@ -14,41 +14,46 @@ assistant's own words included.
 
 import re
 import secrets
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hub.data.formats.examples import Conversation
+from hub.data.formats.messages import called_functions
+from hub.data.json_values import JsonObject, JsonValue
+from hub.data.tokens.special_tokens import added_tokens, special_tokens
 from hub.data.tokens.template_limits import RAISED, limits
 from hub.errors import DataError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_KEPT_FIELDS = ("role", "name", "tool_call_id", "type", "id")
+_MESSAGE_IDS = ("role", "name", "tool_call_id", "type", "id")
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as its chat template writes it."""
+    """A conversation as its chat template renders it."""
 
     text: str
 
     spans: list[tuple[int, int]]
-    """For each turn of the assistant its first character and the one behind its last."""
+    """The first character of each of the assistant's turns, and the one behind its last."""
 
     num_omitted: int
-    """Texts beside tool calls that the template leaves out, as many do."""
+    """Texts beside tool calls that the template leaves out, as many templates do."""
 
     behind_system: int | None = None
-    """Where the first message that is not the system's begins, in a conversation that is trained from there on."""
+    """Where the first message that is not the system's begins. None: the conversation has no `unmask`."""
 
 
-def find_turns(tokenizer: Any, conversation: Conversation) -> Rendered:
-    """Render a conversation and find what the assistant says in it.
+def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> Rendered:
+    """Render a conversation and find the assistant's turns in it.
 
     Args:
-        tokenizer: a Hugging Face tokenizer with a chat template.
+        tokenizer: must have a chat template.
         conversation: what to render.
 
     Raises:
@@ -58,7 +63,7 @@ def find_turns(tokenizer: Any, conversation: Conversation) -> Rendered:
         return _find_turns(tokenizer, conversation)
 
 
-def _find_turns(tokenizer: Any, conversation: Conversation) -> Rendered:
+def _find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> Rendered:
     turns = _Turns(tokenizer, conversation)
     spans, num_omitted = turns.tagged_spans(), 0
     if spans is None:
@@ -74,7 +79,7 @@ def _find_turns(tokenizer: Any, conversation: Conversation) -> Rendered:
 class _Turns:
     """Finds the turns of one conversation in its rendering."""
 
-    def __init__(self, tokenizer: Any, conversation: Conversation) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> None:
         self.tokenizer = tokenizer
         self.conversation = conversation
         self.messages = conversation.messages
@@ -84,18 +89,18 @@ class _Turns:
         except UnicodeEncodeError:
             raise DataError(f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
 
-    def _render(self, messages: list[dict[str, Any]], prompt: bool = False) -> str:
-        return str(_apply(self.tokenizer, self.conversation, messages, tokenize=False, add_generation_prompt=prompt))
+    def _render(self, messages: list[JsonObject], prompt: bool = False) -> str:
+        return _apply(self.tokenizer, self.conversation, messages, prompt)
 
-    def _render_or_none(self, messages: list[dict[str, Any]], prompt: bool = False) -> str | None:
-        """For a part of the conversation, which a template may refuse although it takes the whole."""
+    def _render_or_none(self, messages: list[JsonObject], prompt: bool = False) -> str | None:
+        """Render a part of the conversation. A template may refuse it although it takes the whole."""
         try:
             return self._render(messages, prompt) if messages else None
         except DataError:
             return None
 
     def tagged_spans(self) -> list[tuple[int, int]] | None:
-        """The characters within `{% generation %}` tags; None when the template has no such tags.
+        """The characters within `{% generation %}` tags. None when the template has no such tags.
 
         Transformers' own mask of tokens is not used: where a byte-level tokenizer leaves spaces out of its offsets, or
         a character takes several tokens, it loses turns or runs on into the next message.
@@ -117,26 +122,26 @@ class _Turns:
         return [(start, end) for start, end in spans[0]]
 
     def omits(self, index: int, span: tuple[int, int]) -> bool:
-        """Whether the text in the span of message `index` lacks what the message says beside its tool calls.
+        """Whether the span of message `index` lacks the text of the message beside its tool calls.
 
         Raises:
-            DataError: it lacks the tool calls, or what a message without such says.
+            DataError: it lacks the tool calls, or the text of a message without any.
         """
         message, text = self.messages[index], self.full[slice(*span)]
-        calls = message.get("tool_calls", [])
+        calls = called_functions(message)
         # Contents may be stripped, and thoughts before their end be left out: the last word stays.
-        words = re.findall(r"\w+", message["content"].rpartition("</think>")[2])
-        is_said = not words or words[-1] in text
-        if (not is_said and not calls) or any(call["function"]["name"] not in text for call in calls):
-            what = "the tool calls" if calls else "what is said"
+        words = re.findall(r"\w+", str(message["content"]).rpartition("</think>")[2])
+        has_text = not words or words[-1] in text
+        if (not has_text and not calls) or any(name not in text for name in calls):
+            what = "the tool calls" if calls else "the content"
             raise DataError(
-                f"{self.conversation.where}: the chat template leaves out {what} in message {index + 1} (assistant). "
+                f"{self.conversation.where}: the chat template leaves out {what} of message {index + 1} (assistant). "
                 "Take the row out, or type data.template=FILE.jinja with a template that shows it"
             )
-        return not is_said
+        return not has_text
 
     def span(self, index: int) -> tuple[int, int]:
-        """The characters of `full` that message `index`, one of the assistant's, has to bring forth."""
+        """The characters of `full` that the model must generate for message `index`, one of the assistant's."""
         is_last = index == len(self.messages) - 1
         alone = self.full if is_last else self._render_or_none(self.messages[: index + 1])
         prompt = self._render_or_none(self.messages[:index], prompt=True)
@@ -175,7 +180,7 @@ class _Turns:
         head, tail = around
         end = len(self.full) - len(tail)
         start = len(head) if self.full.startswith(head) and len(head) <= end else None
-        # What the prompt has behind an earlier message stands there in `full` too, and the turn begins behind that.
+        # What the prompt has behind an earlier message is there in `full`, too. The turn begins behind it.
         for earlier in range(index - 1, -1, -1):
             around, asked = (
                 self._around(self.messages, earlier),
@@ -200,17 +205,17 @@ class _Turns:
             "that has {% generation %} tags"
         )
 
-    def _around(self, messages: list[dict[str, Any]], index: int, prompt: bool = False) -> tuple[str, str] | None:
-        """What is rendered before and behind the texts of one message: all that stays when they are replaced."""
+    def _around(self, messages: list[JsonObject], index: int, prompt: bool = False) -> tuple[str, str] | None:
+        """What is rendered before and behind the texts of one message: all that stays when these are replaced."""
         # Two replacements that share neither their first nor their last character, so that what both renderings have in
         # common, from the start and from the end, is exactly what does not belong to the message.
         others = []
         for edge in "qw":
             nonce = edge + secrets.token_hex(8) + edge
-            replaced = _replace(messages[index], nonce, _KEPT_FIELDS)
+            replaced = _replace_texts(messages[index], nonce)
             other = self._render_or_none([*messages[:index], replaced, *messages[index + 1 :]], prompt)
             if other is None or other.count(nonce) > repr(replaced).count(nonce):
-                return None  # rendered in two places: texts of others would lie between them
+                return None  # rendered in two places, with texts of other messages between them
             others.append(other)
         first, second = others
         if first == second:
@@ -218,9 +223,9 @@ class _Turns:
         return first[: _common_prefix(first, second)], first[len(first) - _common_prefix(first[::-1], second[::-1]) :]
 
     def _agreement(self, here: str, there: str) -> int:
-        """Number of characters at the start that are equal, half of an added token not counted."""
+        """Number of equal characters at the start. An added token counts as a whole or not at all."""
         agreed = _common_prefix(here, there)
-        added = _added_tokens(self.tokenizer)
+        added = added_tokens(self.tokenizer)
         for begin in range(max(0, agreed - max(map(len, added), default=0)), agreed):
             for text in (here, there):
                 if any(text[begin:stop] in added for stop in range(agreed + 1, min(len(text), begin + 64) + 1)):
@@ -228,8 +233,13 @@ class _Turns:
         return agreed
 
 
-def _replace(value: Any, nonce: str, kept: tuple[str, ...] = ("type", "id")) -> Any:
-    """The same value with every text and number replaced, except in the fields that are `kept`."""
+def _replace_texts(message: JsonObject, nonce: str) -> JsonObject:
+    """The same message with all texts and numbers replaced, except in the fields that identify it."""
+    return {key: item if key in _MESSAGE_IDS else _replace(item, nonce) for key, item in message.items()}
+
+
+def _replace(value: JsonValue, nonce: str) -> JsonValue:
+    """The same value with all texts and numbers replaced, except types and ids."""
     if isinstance(value, str):
         return nonce if value else value
     if isinstance(value, bool) or value is None:
@@ -239,25 +249,26 @@ def _replace(value: Any, nonce: str, kept: tuple[str, ...] = ("type", "id")) -> 
     if isinstance(value, list):
         return [_replace(item, nonce) for item in value]
     if isinstance(value, dict):
-        return {key: item if key in kept else _replace(item, nonce) for key, item in value.items()}
+        return {key: item if key in ("type", "id") else _replace(item, nonce) for key, item in value.items()}
     return value
 
 
-def _apply(tokenizer: Any, conversation: Conversation, messages: list[dict[str, Any]], **options: Any) -> Any:
-    """Render in transformers' sandbox.
+def _apply(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, messages: list[JsonObject], prompt: bool) -> str:
+    """Render in the sandbox of transformers.
 
     Raises:
-        DataError: with the row, and what the template said.
+        DataError: with the row, and the template's own message.
     """
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
-        return tokenizer.apply_chat_template(messages, tools=conversation.tools, **options)
+        options = {"tokenize": False, "add_generation_prompt": prompt}
+        return str(tokenizer.apply_chat_template(messages, tools=conversation.tools, **options))
     except TemplateSyntaxError as error:
         raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
     except (TemplateError, *RAISED) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{conversation.where}: the chat template refuses this conversation. It says: {said}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{conversation.where}: the chat template refuses this conversation. It says: {reason}") from None
 
 
 def _common_prefix(first: str, second: str) -> int:
@@ -273,27 +284,3 @@ def _common_prefix(first: str, second: str) -> int:
 
 def _token_at_end(text: str, tokens: Iterable[str]) -> str | None:
     return next((token for token in tokens if text.endswith(token)), None)
-
-
-_added: "weakref.WeakKeyDictionary[Any, tuple[int, dict[str, int], dict[str, int]]]" = weakref.WeakKeyDictionary()
-
-
-def _tables(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Text and id of all added tokens, and of those that are special. Kept, since asking the tokenizer is slow."""
-    kept = _added.get(tokenizer)
-    if kept is None or kept[0] != len(tokenizer):
-        every = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-        special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        special.pop(tokenizer.unk_token, None)  # it stands for any text
-        kept = _added[tokenizer] = (len(tokenizer), every | special, special)
-    return kept[1], kept[2]
-
-
-def _added_tokens(tokenizer: Any) -> dict[str, int]:
-    return _tables(tokenizer)[0]
-
-
-def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Text and id of the tokens that mean something by themselves, such as the end of a turn."""
-    return _tables(tokenizer)[1]

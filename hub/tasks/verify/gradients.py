@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 
 from hub.config.option import AUTO
-from hub.data.samples.sample import Sample, Unit
+from hub.data.samples.sample import Sample, Unit, samples_of
 from hub.parallel.group import max_over_ranks, sum_over_ranks
 from hub.parallel.strategy import full
 from hub.train import step
@@ -99,7 +99,7 @@ class Measure:
         asked, num = setup.cfg.algo.effective_batch_size, len(self.data.train)
         self.batch_size = batches.auto_batch_size(num) if asked == AUTO else int(asked)
         self.units = self._choose()
-        self.samples = step.samples_of(self.units)
+        self.samples = samples_of(self.units)
         self.num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in self.samples)
         # Counted here: a count that training got wrong must not be its own reference.
         self.divisor = float(max(1, self.num_loss_tokens))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hub.data.prepare import Sample
+from hub.data.samples.sample import samples_of
 from hub.errors import VerifyError
 from hub.parallel.group import barrier, max_over_ranks
 from hub.run import Outcome, write_json
@@ -229,7 +230,7 @@ class _Proof(Measure):
         counts, template = self.data.report["train"], str(self.data.report["template"])
         num, whole = counts["num_loss_tokens"], counts["num_tokens"]
         yield Check("masks", "tokens with loss", num > 0, f"{num:,} of {whole:,} ({num / whole:.0%})", num / whole)
-        untrained = [sample.where for sample in self.data.train if not sample.loss_mask[1:].any()]
+        untrained = [sample.where for sample in samples_of(self.data.train) if not sample.loss_mask[1:].any()]
         words = f"none of {len(self.data.train)} samples is without" if not untrained else f"none in {untrained[0]}"
         yield Check("masks", "every sample has a token with loss", not untrained, words)
         yield Check("masks", "the end of a turn is trained", not template.startswith("Warning"), template)

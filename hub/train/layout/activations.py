@@ -9,6 +9,7 @@ import torch
 
 from hub.config.option import AUTO
 from hub.data.prepare import Sample
+from hub.data.samples.sample import samples_of
 from hub.parallel.group import max_over_ranks
 from hub.system.memory import free_host_memory_for_each
 from hub.train.batch.collate import pack, pad
@@ -132,7 +133,7 @@ class Activations:
         return HostInputs(self.device, keeps_attention=keeps_attention, divides_from=least)
 
     def _loads(self) -> list[float]:
-        lengths = [len(sample) for sample in self.setup.data.train[:NUM_LOOKED_AT]]
+        lengths = [len(sample) for sample in samples_of(self.setup.data.train[:NUM_LOOKED_AT])]
         return loads_of(lengths, self.setup.supply.batch_size / self.setup.session.group.world)
 
     def _recompute(self, num: int) -> int:
@@ -203,8 +204,9 @@ class Activations:
         """Some of the run's own samples: as many as a micro-batch has, and no more tokens than are sure to fit."""
         most = min(self.asked or ENOUGH_TOKENS, MOST_TOKENS, most)
         chosen: list[Sample] = []
-        for sample in self.setup.data.train[:NUM_LOOKED_AT]:
+        samples = samples_of(self.setup.data.train[:NUM_LOOKED_AT])
+        for sample in samples:
             if len(sample) <= most:
                 chosen.append(sample)
                 most -= len(sample)
-        return chosen or [min(self.setup.data.train, key=len)]
+        return chosen or [min(samples, key=len)]

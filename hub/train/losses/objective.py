@@ -17,6 +17,9 @@ from hub.train.batch.collate import num_loss_tokens
 UnitValues = Sequence[torch.Tensor]
 """Log-probabilities of a unit's loss tokens: one tensor (n,) in nats for each of its samples, in their order."""
 
+SINGLE = ("",)
+"""The roles of a unit of one sample, such as a conversation."""
+
 
 class Objective(ABC):
     """What training lowers. Subclass it for a loss of your own; an instance goes into the recipe."""
@@ -25,8 +28,8 @@ class Objective(ABC):
     """Whether the weights of the loss tokens depend on their log-probabilities. If so each step starts with a forward pass
     without gradient over all its samples; dropout draws the same masks in both passes."""
 
-    roles: tuple[str, ...] | None = ("",)
-    """The roles that the samples of each unit must have, in their order; `("",)` is a plain sample, alone. None: any."""
+    roles: tuple[str, ...] | None = SINGLE
+    """The roles that the samples of each unit must have, in their order, as `("chosen", "rejected")`. None: any."""
 
     @abstractmethod
     def divisor(self, units: Sequence[Sequence[Sample]]) -> float:

@@ -13,7 +13,7 @@ from hub.config.task import TASKS
 from hub.data.prepare import Prepared
 from hub.data.samples.mix import Mix, sources_of
 from hub.data.samples.sample import Item, Unit, fingerprint
-from hub.data.streaming.feed import Feed
+from hub.data.streaming.feed import SampleStream
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.windows import content_hash
 from hub.data.streaming.workers import Processes, num_cores
@@ -111,11 +111,11 @@ class StreamedSource:
         hashes = [content_hash(source.path, ()) for source in sources]
         self.fingerprint = fingerprint(data.train) + "".join(hashes) + f"/{data.limit}"
         self._processes: Processes | None = None
-        self._feeds: list[Feed] = []
+        self._feeds: list[SampleStream] = []
         if group.is_main:
             shards = max(1, min(MOST_PROCESSES, num_cores() // 4))
             self._processes = Processes(cfg, base_path, data.limit, shards)
-            self._feeds = [self._processes.feed(number) for number in range(len(sources))]
+            self._feeds = [self._processes.stream(number) for number in range(len(sources))]
 
     def start(self) -> None:
         """Begin to make samples, before the first is asked for."""
@@ -140,7 +140,7 @@ class StreamedSource:
                 data = to_bytes(error)
         items = from_bytes(reader(broadcast_bytes(data)))
         assert isinstance(items, list)
-        return [item.sample for item in items if item.sample is not None]
+        return [item.unit for item in items if item.unit is not None]
 
     def state(self) -> dict[str, Any]:
         return {"feeds": [feed.state() for feed in self._feeds]}

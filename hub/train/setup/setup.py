@@ -8,7 +8,7 @@ import torch
 
 from hub.config.option import AUTO
 from hub.config.schema import WORK_ON_SHARES, ModelConfig, RunConfig
-from hub.data.prepare import Prepared, keep_large, prepare
+from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.errors import ConfigError
 from hub.models.load import load_causal_lm, load_config, load_tokenizer, num_parameters, save_whole_model
 from hub.models.safety import not_heeded
@@ -108,7 +108,7 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str) -> Setup:
     positions = getattr(load_config(cfg.model, path).get_text_config(), "max_position_embeddings", None)
     if session.group.world > 1:
         if session.group.local_rank == 0:
-            keep_large(cfg, tokenizer, positions, path, run.say)
+            cache_large_sources(cfg, tokenizer, positions, path, run.say)
         barrier()
     data = prepare(cfg, tokenizer, positions, path, run.say)
     run.write_plan(base_model_path=str(path), data=data.report)
