@@ -85,15 +85,14 @@ def can_not_write(output_dir: str | Path, error: OSError) -> ConfigError:
     return ConfigError(f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER, one of yours")
 
 
-def one_line(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def first_line(error: BaseException) -> str:
-    """An exception in one line, the first of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first line of what an error says; the name of its type if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line: the name of its type and the first line of what it says. A PluginError is quoted whole."""
     if isinstance(error, PluginError):
-        return " ".join(lines)
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    said, name = first_line(error), type(error).__name__
+    return name if said == name else f"{name}: {said}"

@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import ConfigError, can_not_write
+from hub.system.files import write_json
+
+ASKED_FOR = "asked for"
+"""Why something in plan.json was decided: an option said so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,14 +224,3 @@ class Run:
 def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no NaN and no infinity: they are written as their names."""
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file so that a reader sees the old or the new one, never half of it."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=2, default=str)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(file)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from hub.errors import ConfigError, HubError, did_you_mean
 from hub.secrets import without_secrets
+from hub.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Flags:
 def train(overrides: list[str], flags: Flags) -> int:
     """Train a model. The verb when none is given."""
     if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:
+        from hub.cli.pages import print_result
         from hub.launch.torchrun import join_group
 
-        return join_group(overrides, flags.config_dir)
+        return join_group(overrides, flags.config_dir, print_result)
     if flags.multirun:
         from hub.launch.sweep import sweep
 
@@ -58,7 +60,8 @@ def data(overrides: list[str], flags: Flags) -> int:
     cfg = prepare_data(compose(*overrides, config_dir=flags.config_dir))
     from hub.data.doctor.examine import examine
     from hub.data.doctor.page import print_examined
-    from hub.models.load import load_config, load_tokenizer
+    from hub.data.tokens.tokenizer import load_tokenizer
+    from hub.models.load import load_config
     from hub.models.weights import local_weights
     from hub.parallel.session import quiet_libraries
 
@@ -141,9 +144,7 @@ def _run(arguments: list[str]) -> int:
         near = did_you_mean(unknown[0], flags)
         raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(flags)}.{near}")
     if known.version:
-        from hub import __version__
-
-        print(__version__)
+        print(VERSION)
         return 0
     if known.help:
         print(usage(VERBS))

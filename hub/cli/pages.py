@@ -10,17 +10,10 @@ from rich.text import Text
 
 from hub.config.option import leaves
 from hub.errors import did_you_mean
-from hub.plugins.registry import registry
+from hub.plugins.known import EXAMPLES, INSTALL_ONE
+from hub.plugins.registry import data_format_names, registry
+from hub.run import Result
 from hub.secrets import without_secrets
-
-EXAMPLES = (
-    ("try it: a random tiny model, seconds", "python -m hub algo=lora_sft model=tiny data=tiny"),
-    ("LoRA on your own chats", "python -m hub algo=lora_sft model=llama3_8b data.path=chats.jsonl"),
-    (
-        "all weights, evaluated on 5 % of the rows",
-        "python -m hub algo=sft model=smollm2_135m data.path=chats.jsonl data.eval_fraction=0.05",
-    ),
-)
 
 
 def overview() -> str:
@@ -31,7 +24,7 @@ def overview() -> str:
     lines += ["algorithms (algo=)"]
     lines += [f"  {name:<18}{algorithm.summary}" for name, algorithm in sorted(registry().algorithms.items())]
     if not registry().algorithms:
-        lines += ["  none is installed. Type pip install hub-lora-sft"]
+        lines += [f"  none is installed. {INSTALL_ONE}"]
     lines += ["", "models (model=, or model.path=FOLDER_OR_HUB_ID)", *_wrapped(groups()["model"]), "", "examples"]
     for meaning, command in EXAMPLES:
         lines += [f"  # {meaning}", f"  {command}"]
@@ -84,7 +77,7 @@ def show_config(overrides: list[str], config_dir: str | None) -> None:
     # In a file or a pipe an option stays on one line, so that grep finds it.
     console = Console(width=None if Console().is_terminal else 500)
     console.print(table)
-    if problems := cfg.problems():
+    if problems := cfg.problems(data_formats=data_format_names()):
         console.print("\nThis can't run yet:")
         for line in problems:
             console.print(f"  {line}", markup=False, highlight=False)
@@ -94,7 +87,7 @@ def show_plugins() -> None:
     """Print each installed plugin with its distribution, what it offers and the hooks it implements."""
     found = registry()
     if not found.plugins:
-        print("no plugin is installed. Type pip install hub-lora-sft")
+        print(f"no plugin is installed. {INSTALL_ONE}")
     for plugin in found.plugins:
         print(f"{plugin.name}  {plugin.source}  ({plugin.module})")
         if plugin.error:
@@ -116,12 +109,12 @@ def show_plugins() -> None:
             print(f"backend {backend.name} of {algorithm} (priority {backend.priority}): {state}")
 
 
-def print_result(result: Any) -> None:
+def print_result(result: Result) -> None:
     """The last lines of a run."""
     print("\n".join(result_lines(result)), flush=True)
 
 
-def result_lines(result: Any) -> list[str]:
+def result_lines(result: Result) -> list[str]:
     """How a run ended, where the model is, and what to type next."""
     if result.status == "verified":
         return [f"verified in {result.seconds:.0f} s: all that was tried holds, see {result.run_path / 'verify.json'}"]

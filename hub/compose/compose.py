@@ -23,12 +23,12 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hub.compose.overrides import CONFIG_NAME, GROUPS, choices, combinations, group_options, one_line, parse
+from hub.compose.overrides import CONFIG_NAME, GROUPS, choices, combinations, group_options, hydra_message, parse
 from hub.compose.overrides import check as check_overrides
 from hub.config.option import conf_dir
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError
-from hub.plugins.registry import registry
+from hub.plugins.registry import data_format_names, registry
 
 VERSION_BASE = "1.3"
 
@@ -98,14 +98,14 @@ def compose(
         ConfigError: with every problem that was found.
     """
     with hydra_session(config_dir) as loader:
-        checked = check_overrides(loader, parse(overrides, loader), values or {})
+        checked = check_overrides(loader, parse(overrides, loader), values or {}, registry())
         try:
             cfg = cast(RunConfig, OmegaConf.to_object(checked.node))
         except OmegaConfBaseException as error:
-            raise ConfigError(checked.problems or one_line(error)) from None
+            raise ConfigError(checked.problems or hydra_message(error)) from None
     if checked.problems:
-        raise ConfigError(checked.problems + cfg.problems(checked.sound))
-    if check and (problems := cfg.problems()):
+        raise ConfigError(checked.problems + cfg.problems(checked.sound, data_format_names()))
+    if check and (problems := cfg.problems(data_formats=data_format_names())):
         raise ConfigError(problems)
     return cfg
 

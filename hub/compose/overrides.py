@@ -24,7 +24,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from hub.config.option import list_item, type_words
 from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.errors import ConfigError, did_you_mean
-from hub.plugins.registry import registry
+from hub.plugins.offers import Algorithm
+from hub.plugins.registry import Registry
 
 CONFIG_NAME = "config"
 GROUPS = (*PARTS, "experiment")
@@ -66,7 +67,7 @@ def parse(texts: Sequence[str], loader: Any = None) -> list[Override]:
             try:
                 parsed += parser.parse_overrides([f"{name}={quoted(value)}"])
             except HydraException:
-                problems.append(f"can't read {text!r}: {one_line(error)}")
+                problems.append(f"can't read {text!r}: {hydra_message(error)}")
     if problems:
         raise ConfigError(problems)
     return parsed
@@ -114,19 +115,20 @@ def combinations(parsed: Sequence[Override], limit: int = 50) -> Iterator[list[O
             yield [list_[min(number, len(list_) - 1)] for list_ in values]
 
 
-def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any]) -> Checked:
+def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any], plugins: Registry) -> Checked:
     """Compose what is right, and say what is not.
 
     Args:
         loader: Hydra's config loader.
         parsed: overrides of the command line.
         values: nested values that are set last.
+        plugins: the installed plugins, for the algorithms and their options.
     """
     good: list[Override] = []
     problems: list[str] = []
     doubtful: set[str] = set()
     for item in parsed:
-        if problem := _form_problem(loader, item) or _choice_problem(loader, item):
+        if problem := _form_problem(loader, item) or _choice_problem(loader, item, plugins):
             problems.append(problem)
             doubtful |= _parts(item.key_or_group)
         else:
@@ -134,14 +136,14 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any]) ->
     try:
         node = hydra_compose(CONFIG_NAME, overrides=choices(loader, good))
     except COMPOSE_ERRORS as error:
-        problems.append(one_line(error))
+        problems.append(hydra_message(error))
         doubtful |= set(PARTS)
         node = OmegaConf.structured(RunConfig)
     chosen = [item for item in good if item.key_or_group == "algo"][-1:]
     if chosen and chosen[0].value() is not None and not doubtful and OmegaConf.get_type(node.algo) is AlgoConfig:
         problems.append(
             f"algo={chosen[0].get_value_string()}: this preset names no algorithm. Its file must begin with: "
-            f"defaults: [NAME], one of: {', '.join(sorted(registry().algorithms))}"
+            f"defaults: [NAME], one of: {', '.join(sorted(plugins.algorithms))}"
         )
         doubtful.add("algo")
     settings = [
@@ -156,7 +158,7 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any]) ->
     for name, value, shown in settings:
         if algorithm_unknown and name.startswith("algo.") and not _exists(node, name):
             continue
-        if problem := _set(node, name, value, shown):
+        if problem := _set(node, name, value, shown, plugins.algorithms):
             problems.append(problem)
             doubtful |= _parts(name)
     return Checked(node, problems, set(PARTS) - doubtful)
@@ -167,8 +169,8 @@ def group_options(loader: Any, group: str) -> list[str]:
     return sorted(loader.repository.get_group_options(group, ObjectType.CONFIG))
 
 
-def one_line(error: Exception) -> str:
-    """What a library said, in one line."""
+def hydra_message(error: Exception) -> str:
+    """What Hydra or OmegaConf said, without its details about itself, in one line."""
     lines = [line.strip() for line in str(error).partition("\nConfig search path")[0].splitlines()]
     said = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
     return " ".join(said) or type(error).__name__
@@ -197,7 +199,7 @@ def _form_problem(loader: Any, item: Override) -> str | None:
     return None
 
 
-def _choice_problem(loader: Any, item: Override) -> str | None:
+def _choice_problem(loader: Any, item: Override, plugins: Registry) -> str | None:
     """What is wrong with the choice of a preset; None also for overrides that choose none."""
     name = item.key_or_group
     if not loader.repository.group_exists(name) or item.is_delete() or item.value() is None:
@@ -208,17 +210,17 @@ def _choice_problem(loader: Any, item: Override) -> str | None:
     wrong = [str(word) for word in (value if isinstance(value, list) else [value]) if word not in options]
     if not wrong:
         return None
-    if name == "algo" and (missing := registry().not_installed(wrong[0])):
+    if name == "algo" and (missing := plugins.not_installed(wrong[0])):
         return missing
     near = did_you_mean(wrong[0], options)
-    if name == "algo" and not (near and registry().algorithms):
-        return registry().no_algorithm(wrong[0])
+    if name == "algo" and not (near and plugins.algorithms):
+        return plugins.no_algorithm(wrong[0])
     path = f" For a file, a folder or an id of the model hub type {name}.path={wrong[0] or 'PATH'}"
     allowed = near or f" Allowed: {', '.join(options) or 'none'}."
     if name in ("model", "data"):
         return f"{name}={wrong[0]}: there is no such preset.{path if set('./') & set(wrong[0]) else allowed + path}"
     if name == "algo":
-        return f"algo={wrong[0]}: there is no such algorithm.{allowed}{registry().left_out()}"
+        return f"algo={wrong[0]}: there is no such algorithm.{allowed}{plugins.left_out()}"
     return f"{name}={wrong[0]}: there is no such preset.{allowed}"
 
 
@@ -246,13 +248,13 @@ def _exists(node: DictConfig, name: str) -> bool:
     return place is not None and last in place
 
 
-def _set(node: DictConfig, name: str, value: Any, shown: str) -> str | None:
+def _set(node: DictConfig, name: str, value: Any, shown: str, algorithms: Mapping[str, Algorithm]) -> str | None:
     """Set one option, or say why not."""
     place, last = _place(node, name)
     # A plugin's option may be a dict, with any keys.
     is_open = place is not None and not is_dataclass(OmegaConf.get_type(place))
     if not (is_open or _exists(node, name)):
-        return _unknown(node, name)
+        return _unknown(node, name, algorithms)
     if (item_type := list_item(OmegaConf.get_type(place), last)) and (problem := _list_problem(item_type, name, value, shown)):
         return problem
     try:
@@ -260,7 +262,7 @@ def _set(node: DictConfig, name: str, value: Any, shown: str) -> str | None:
             raise OmegaConfBaseException("this mark stands for no value")
         OmegaConf.update(node, name, value, force_add=is_open)
     except OmegaConfBaseException as error:
-        return f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or one_line(error)}"
+        return f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or hydra_message(error)}"
     return None
 
 
@@ -284,11 +286,10 @@ def _list_problem(item_type: Any, name: str, value: Any, shown: str) -> str | No
     return None
 
 
-def _unknown(node: DictConfig, name: str) -> str:
+def _unknown(node: DictConfig, name: str, algorithms: Mapping[str, Algorithm]) -> str:
     """The line for an option that does not exist."""
     own: Any = OmegaConf.get_type(node.algo)
     first, _, last = name.rpartition(".")
-    algorithms = registry().algorithms
     having = sorted(a for a, algorithm in algorithms.items() if last in {item.name for item in fields(algorithm.config)})
     if own is AlgoConfig and first == "algo" and (having or not algorithms):
         return f"{name}: choose the algorithm first. Type algo=NAME, one of: {', '.join(having) or 'none is installed'}"

@@ -7,11 +7,14 @@ docstrings under the fields are what `hub show` and docs/options.md print.
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hub.config import rules
+from hub.config.data import FORMATS
 from hub.config.data import DataConfig as DataConfig
 from hub.config.option import AUTO, field_problems, leaves, option
 from hub.secrets import secret_in, without_secrets
@@ -326,33 +329,52 @@ class RunConfig:
     task: str = option("train", choices=("train", "verify"))
     """What is done. `python -m hub verify` sets verify: a proof in place of training, see docs/verify.md."""
 
-    def problems(self, parts: Collection[str] = PARTS) -> list[str]:
+    def problems(self, parts: Collection[str] = PARTS, data_formats: Collection[str] = FORMATS) -> list[str]:
         """Everything wrong that the values alone show, one line each. Cheap: no file is read.
 
         Args:
-            parts: those of which more than choices and bounds is checked. The others are not what the user meant, since
-                something in them could not be read.
+            parts: the parts that are checked beyond choices and bounds. Leave out parts with overrides that could not be
+                read: their values are not what the user meant.
+            data_formats: all known data formats. Pass those of plugins too: `hub.plugins.registry.data_formats()`.
         """
-        found: list[str] = []
+        clashes: dict[str, Callable[[RunConfig], Iterable[str]]] = {
+            "algo": self.algo.problems,
+            "model": self.model.problems,
+            "data": partial(RunConfig.data_problems, data_formats=data_formats),
+            "launch": self.launch.problems,
+        }
+        problems: list[str] = []
         if "algo" in parts and type(self.algo) is AlgoConfig:
-            found.append("No algorithm is chosen. Type algo=NAME (python -m hub --help lists them)")
+            problems.append("No algorithm is chosen. Type algo=NAME (python -m hub --help lists them)")
         for name in PARTS:
-            part = getattr(self, name)
-            bounds = list(field_problems(part, name))
-            found += bounds
-            if name in parts and not bounds and hasattr(part, "problems"):
-                found += part.problems(self)
-        found += field_problems(self, "")
+            bounds = list(field_problems(getattr(self, name), name))
+            problems += bounds
+            if name in parts and not bounds and name in clashes:
+                problems += clashes[name](self)
+        problems += field_problems(self, "")
+        problems += self._secret_problems()
+        problems += self._name_problems()
+        return [without_secrets(line) for line in problems]
+
+    def data_problems(self, data_formats: Collection[str] = FORMATS) -> Iterator[str]:
+        """One line for each clash of the options of the data, with each other and with the rest."""
+        yield from rules.data_problems(self.data, data_formats)
+        yield from rules.streaming_problems(self.data)
+        if self.data.streaming and self.task != "verify":
+            yield from rules.stream_length_problems(self.data, self.algo.max_steps, self.algo.save_every_epochs)
+
+    def _secret_problems(self) -> Iterator[str]:
         for name, value, *_ in leaves(self):
             if kind := secret_in(str(value)):
-                found.append(
+                yield (
                     f"{name} holds {kind}, and options are written into the run folder. Take it out: secrets are read "
                     "from the environment (HF_TOKEN, WANDB_API_KEY, ...)"
                 )
-        folder = self.run_name
-        if folder is not None and (not folder or Path(folder).name != folder or len(os.fsencode(folder)) > _LONGEST_NAME):
-            found.append(
-                f"run_name={folder!r} is not the name of a folder (of at most {_LONGEST_NAME} bytes). "
+
+    def _name_problems(self) -> Iterator[str]:
+        name = self.run_name
+        if name is not None and (not name or Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME):
+            yield (
+                f"run_name={name!r} is not the name of a folder (of at most {_LONGEST_NAME} bytes). "
                 "Type run_name=WORD, and output_dir=FOLDER"
             )
-        return [without_secrets(line) for line in found]

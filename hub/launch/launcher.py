@@ -19,8 +19,7 @@ from hub.config.schema import RunConfig
 from hub.errors import HubError, Interrupted, LaunchError
 from hub.launch.preflight import prepare
 from hub.launch.resume import open_run, recall
-from hub.plugins.offers import Backend
-from hub.plugins.registry import registry, warnings_shown
+from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
 from hub.system.signals import STOP_SIGNALS, held_back
 
@@ -35,22 +34,24 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     Raises:
         HubError: what is wrong, in one line (or one line each). `exit_code` is what the command line ends with.
     """
-    cfg, backend, why = prepare(recall(cfg))
+    resolved = prepare(recall(cfg))
     with held_back():
-        run = open_run(cfg, why, run_path)
-        algorithm = registry().algorithm_of(cfg.algo).name
-        print(f"hub: {algorithm} with backend {backend.name}, run folder {run.path}", flush=True)
-        workers = None if cfg.launch.mode == "inline" else _start_workers(cfg, run)
+        run = open_run(resolved, run_path)
+        print(
+            f"hub: {resolved.algorithm.name} with backend {resolved.backend.name}, run folder {run.path}",
+            flush=True,
+        )
+        workers = None if resolved.config.launch.mode == "inline" else _start_workers(resolved.config, run)
     if workers is None:
         from hub.launch.worker import work
 
-        return work(cfg, run)
+        return work(resolved, run)
     started = time.monotonic()
     exit_code = workers.wait()
-    while exit_code and (smaller := _in_smaller_micro_batches(cfg, run)):
-        cfg = smaller
-        exit_code = _start_workers(cfg, run).wait()
-    return _result(cfg, run, backend, exit_code, time.monotonic() - started)
+    while exit_code and (smaller := _in_smaller_micro_batches(resolved, run)):
+        resolved = smaller
+        exit_code = _start_workers(resolved.config, run).wait()
+    return _result(resolved, run, exit_code, time.monotonic() - started)
 
 
 def _command(cfg: RunConfig, run: Run) -> list[str]:
@@ -119,12 +120,13 @@ def _start_workers(cfg: RunConfig, run: Run) -> _Workers:
         raise LaunchError(f"the worker can't be started: {error}") from None
 
 
-def _in_smaller_micro_batches(cfg: RunConfig, run: Run) -> RunConfig | None:
-    """How to go on when memory ran out where ranks wait for each other, so that the step could not be done again in place.
+def _in_smaller_micro_batches(resolved: ResolvedRun, run: Run) -> ResolvedRun | None:
+    """The run to start again after an out-of-memory error that could not be retried in place, where ranks wait for each other.
 
-    Steps do not depend on the size of micro-batches: the run goes on as if nothing had happened. Several machines would have
-    to start again together; there the user does it.
+    Steps do not depend on the size of micro-batches, so the result stays the same. None on several machines: these must be
+    started again together, by the user.
     """
+    cfg = resolved.config
     bounds = [failure.smaller_bound for failure in Failure.read_all(run) if failure.smaller_bound]
     if not bounds or cfg.launch.nnodes > 1:
         return None
@@ -141,10 +143,10 @@ def _in_smaller_micro_batches(cfg: RunConfig, run: Run) -> RunConfig | None:
     algo = replace(cfg.algo, max_tokens_per_gpu=min(bounds))
     cfg = replace(cfg, algo=algo, resume=str(run.path) if has_checkpoint else None)
     run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
-    return cfg
+    return replace(resolved, config=cfg)
 
 
-def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds: float) -> Result:
+def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float) -> Result:
     """The result that rank 0 wrote, or the failure, written down for it if it could not."""
     if exit_code == 0 and run.joined_file.is_file():
         run = Run(Path(run.joined_file.read_text(encoding="utf-8")))
@@ -173,9 +175,9 @@ def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds:
         run.write_result(
             Result(
                 status="interrupted" if stopped else "failed",
-                algo=registry().algorithm_of(cfg.algo).name,
-                backend=backend.name,
-                model=cfg.model.path,
+                algo=resolved.algorithm.name,
+                backend=resolved.backend.name,
+                model=resolved.config.model.path,
                 run_path=run.path,
                 seconds=round(seconds, 3),
                 error=message,

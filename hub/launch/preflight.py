@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from hub.config.option import AUTO, field_problems
+from hub.config.rules import format_problems
 from hub.config.schema import PARTS, ZERO, AlgoConfig, RunConfig
 from hub.data.check import check_rows
 from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
 from hub.models.tiny import FAMILIES, tiny_data_path
-from hub.plugins.offers import Backend
-from hub.plugins.registry import registry
+from hub.plugins.registry import ResolvedRun, data_format_names, resolve
 from hub.system.gpus import has_no_gpu, num_visible_gpus
 from hub.train.batch.split import auto_batch_size, num_steps
 
@@ -31,30 +31,25 @@ LOOK, STREAM_LOOK = 20_000, 1_000
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-def prepare(cfg: RunConfig, here: bool = True) -> tuple[RunConfig, Backend, str]:
+def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     """Check a config against this machine and fill in what `auto` means for the launch.
 
     Args:
-        cfg: what to run.
-        here: whether this is the machine that will train. If not, its GPUs and ports do not matter.
-
-    Returns:
-        The config, its backend, and why it is this one.
+        cfg: the config to run.
+        here: whether this is the machine that will train. If not, its GPUs and ports are not checked.
 
     Raises:
-        HubError: of the option, backend or data that is wrong; a ConfigError with all lines when it is more than one.
+        HubError: of the option, backend or data that is wrong; a ConfigError with all lines if there are several.
     """
-    errors: list[HubError] = [ConfigError(line) for line in cfg.problems()]
-    checked = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
-    check_needs = cfg.launch.python is None
-    backend, why = None, ""
+    errors: list[HubError] = [ConfigError(line) for line in cfg.problems(data_formats=data_format_names())]
+    in_bounds = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
+    resolved = None
     if type(cfg.algo) is not AlgoConfig:
         try:
-            backend, why = registry().backend(cfg.algo, check_needs)
-            errors += [ConfigError(line) for line in backend.problems(cfg)] if all(checked.values()) else []
-            if here and (line := backend.needs_gpu(cfg)) and has_no_gpu():
-                errors.append(ConfigError(line))
-            cfg = replace(cfg, algo=replace(cfg.algo, backend=backend.name))
+            resolved = resolve(cfg, check_needs=cfg.launch.python is None)
+            errors += [ConfigError(line) for line in resolved.backend.problems(cfg)] if all(in_bounds.values()) else []
+            errors += [ConfigError(line) for line in _gpu_problem(resolved)] if here else []
+            cfg = replace(cfg, algo=replace(cfg.algo, backend=resolved.backend.name))
         except PluginError as error:
             errors.append(error)
     num_rows = None
@@ -64,27 +59,52 @@ def prepare(cfg: RunConfig, here: bool = True) -> tuple[RunConfig, Backend, str]
         errors.append(error)
     try:
         cfg = _absolute(cfg)
-        if cfg.task == "verify" and cfg.model.dtype == AUTO:
-            # Rounding in bfloat16 would hide what a proof looks for.
-            cfg = replace(cfg, model=replace(cfg.model, dtype="float32"))
-        num_rows = _check_data(cfg) if checked["data"] else None
+        num_rows = _check_data(cfg) if in_bounds["data"] else None
     except HubError as error:
         errors.append(error)
-    if checked["launch"]:
-        nproc = num_visible_gpus() or 1 if cfg.launch.nproc_per_node == AUTO else int(cfg.launch.nproc_per_node)
-        one = cfg.launch.mode == "inline" or cfg.launch.strategy == "split"
-        cfg = replace(cfg, launch=replace(cfg.launch, nproc_per_node=1 if one else nproc))
+    cfg = _with_dtype(cfg)
+    if in_bounds["launch"]:
+        cfg = _with_num_processes(cfg)
         errors += [ConfigError(line) for line in _machine_problems(cfg)] if here else []
-    if check_needs:
+    if cfg.launch.python is None:
         errors += [ConfigError(line) for line in _missing_packages(cfg)]
-    if num_rows is not None and checked["algo"] and (problem := _warmup_problem(cfg, num_rows)):
-        errors.append(ConfigError(problem))
+    if num_rows is not None and in_bounds["algo"]:
+        errors += [ConfigError(line) for line in _warmup_problem(cfg, num_rows)]
+    _raise(errors)
+    assert resolved is not None
+    return replace(resolved, config=cfg)
+
+
+def _raise(errors: list[HubError]) -> None:
+    """Raise a single error as it is, several as one."""
     if len(errors) > 1:
         raise ConfigError(dict.fromkeys(line for error in errors for line in str(error).splitlines()))
     if errors:
         raise errors[0]
-    assert backend is not None
-    return cfg, backend, why
+
+
+def _gpu_problem(resolved: ResolvedRun) -> Iterator[str]:
+    line = resolved.backend.needs_gpu(resolved.config)
+    if line and has_no_gpu():
+        yield line
+
+
+def _with_dtype(cfg: RunConfig) -> RunConfig:
+    """With the type of the arithmetic, if the task decides it: bfloat16 would hide what `verify` looks for."""
+    if cfg.task == "verify" and cfg.model.dtype == AUTO:
+        return replace(cfg, model=replace(cfg.model, dtype="float32"))
+    return cfg
+
+
+def _with_num_processes(cfg: RunConfig) -> RunConfig:
+    """With the number of processes on this machine."""
+    if cfg.launch.mode == "inline" or cfg.launch.strategy == "split":
+        num = 1
+    elif cfg.launch.nproc_per_node == AUTO:
+        num = num_visible_gpus() or 1
+    else:
+        num = int(cfg.launch.nproc_per_node)
+    return replace(cfg, launch=replace(cfg.launch, nproc_per_node=num))
 
 
 def prepare_data(cfg: RunConfig) -> RunConfig:
@@ -93,7 +113,7 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
     Raises:
         HubError: of what is wrong.
     """
-    if problems := cfg.problems({"data", "model"}):
+    if problems := cfg.problems({"data", "model"}, data_format_names()):
         raise ConfigError(problems)
     _check_tiny_model(cfg)
     cfg = _absolute(cfg)
@@ -152,7 +172,7 @@ def _check_paths(cfg: RunConfig) -> None:
 def _check_data(cfg: RunConfig) -> int | None:
     """Number of samples in one pass, if no row is too long; None when finding that out takes more than a look."""
     _check_paths(cfg)
-    if any(cfg.data.format_problems()):
+    if any(format_problems(cfg.data, data_format_names())):
         return None
     if evaluation := eval_source_of(cfg.data):
         check_rows(evaluation, cfg.data, LOOK)
@@ -162,7 +182,7 @@ def _check_data(cfg: RunConfig) -> int | None:
         num_rows, complete = check_rows(source, cfg.data, STREAM_LOOK if cfg.data.streaming else LOOK)
         if num_rows is not None and complete and not cfg.data.streaming:
             sizes.append(num_rows - num_held_out(num_rows, cfg.data.eval_fraction))
-    if not sources or len(sizes) < len(sources) or any(cfg.data.problems(cfg)):
+    if not sources or len(sizes) < len(sources) or any(cfg.data_problems(data_format_names())):
         return None
     return make_mix(sources, sizes).per_pass
 
@@ -217,17 +237,16 @@ def _port_problem(endpoint: str) -> Iterator[str]:
             yield f"launch.rdzv_endpoint={endpoint}: this port can't be used ({error.strerror}). Type another"
 
 
-def _warmup_problem(cfg: RunConfig, num_train: int) -> str | None:
+def _warmup_problem(cfg: RunConfig, num_train: int) -> Iterator[str]:
     """Whether the warm-up ends within the run, now that the number of rows is known."""
     warmup = cfg.algo.warmup_steps
     if not warmup or cfg.algo.max_steps is not None:
-        return None
+        return
     batch = cfg.algo.effective_batch_size
     batch = auto_batch_size(num_train) if batch == AUTO else int(batch)
     total = num_steps(num_train, batch, cfg.algo.num_epochs, None)
-    if warmup < total:
-        return None
-    return (
-        f"algo.warmup_steps={warmup} is not shorter than the run: {num_train} rows in batches of {batch} are {total} "
-        f"steps. Type e.g. algo.warmup_steps={total // 10}"
-    )
+    if warmup >= total:
+        yield (
+            f"algo.warmup_steps={warmup} is not shorter than the run: {num_train} rows in batches of {batch} are {total} "
+            f"steps. Type e.g. algo.warmup_steps={total // 10}"
+        )

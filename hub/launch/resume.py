@@ -10,8 +10,8 @@ from hub.compose import runfile
 from hub.config.option import leaves
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError
-from hub.plugins.registry import ASKED_FOR
-from hub.run import Run
+from hub.plugins.registry import ResolvedRun
+from hub.run import ASKED_FOR, Run
 
 MAY_CHANGE = {
     "algo.log_every_steps",
@@ -73,18 +73,19 @@ def recall(cfg: RunConfig) -> RunConfig:
     return replace(before, launch=launch, resume=cfg.resume, resume_with_changes=cfg.resume_with_changes)
 
 
-def open_run(cfg: RunConfig, backend_because: str, run_path: Path | None = None) -> Run:
-    """Make the run folder, or take up that of the run to resume, and write run.yaml into it, and into plan.json why the
-    backend is this one: to a worker its name is given.
+def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
+    """Make the run folder, or reopen the one to resume, and write run.yaml into it.
+
+    Why the backend was chosen goes into plan.json here: workers get it by name.
 
     Args:
-        cfg: checked, with absolute paths.
-        backend_because: why the backend is this one.
+        resolved: the run, checked, with absolute paths.
         run_path: an existing, empty folder to use instead of a new one.
 
     Raises:
         ConfigError: the run to resume is complete already, or was another one.
     """
+    cfg, because = resolved.config, resolved.backend_because
     if cfg.launch.node_rank > 0:
         # Machine 0 has the run folder. This one only needs to tell its workers what was asked for here.
         run = Run(Path(tempfile.mkdtemp(prefix="hub-machine-")))
@@ -96,8 +97,8 @@ def open_run(cfg: RunConfig, backend_because: str, run_path: Path | None = None)
         run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
     run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
     # The run.yaml of a run to go on with names the backend, whatever it was chosen for.
-    if not (cfg.resume and backend_because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
-        run.write_plan(backend_because=backend_because)
+    if not (cfg.resume and because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
+        run.write_plan(backend_because=because)
     return run
 
 

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hub.compose.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
-from hub.compose.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, combinations, one_line, parse, quoted
+from hub.compose.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, combinations, hydra_message, parse, quoted
 from hub.config.option import conf_dir
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted
@@ -80,7 +80,7 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
     except COMPOSE_ERRORS as error:
         with suppress(OSError):
             folder.rmdir()
-        raise ConfigError(one_line(error)) from None
+        raise ConfigError(hydra_message(error)) from None
     finally:
         sys.argv = before
         del os.environ["HYDRA_FULL_ERROR"]
@@ -169,7 +169,7 @@ def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[st
             if changed := [f"hydra.{name}" for name in CALLS if found[name] != plain[name]]:
                 raise ConfigError(f"{', '.join(changed)}: code can't be named in a config. Take it out of the preset")
     except COMPOSE_ERRORS as error:
-        raise ConfigError(one_line(error)) from None
+        raise ConfigError(hydra_message(error)) from None
 
 
 def _check_all(configs: list[RunConfig], here: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,17 @@ from hub.compose import runfile
 from hub.config.option import AUTO
 from hub.config.schema import LaunchConfig, RunConfig
 from hub.errors import ConfigError
-from hub.run import Run
+from hub.plugins.registry import resolve
+from hub.run import Result, Run
 
 
-def join_group(overrides: list[str], config_dir: str | None) -> int:
+def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Result], None]) -> int:
     """Train as one of torchrun's processes. Returns the exit code.
+
+    Args:
+        overrides: as typed.
+        config_dir: as typed.
+        show: called with the result, on rank 0.
 
     Raises:
         HubError: on rank 0 only; the other ranks end with the same exit code and say nothing.
@@ -34,7 +41,7 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
     message = json.loads(broadcast_text(json.dumps(message)))
     run = Run(Path(message["run_path"]), is_main=rank == 0)
     try:
-        result = work(runfile.from_text(message["config"]), run)
+        result = work(resolve(runfile.from_text(message["config"])), run)
     except Exception as error:
         failure = failure_of(rank, error)
         run.write_failure(failure)
@@ -45,9 +52,7 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
             raise
         return failure.exit_code
     if rank == 0:
-        from hub.cli.pages import print_result
-
-        print_result(result)
+        show(result)
     return 0
 
 
@@ -63,9 +68,9 @@ def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
             f"launch.grace_seconds={grace:g}: torchrun ends the processes that it started. Leave it out, and type torchrun "
             f"--shutdown-timeout={grace:.0f} (torch 2.12 and later; before, it is 30 s)"
         )
-    cfg, _, why = prepare(_as_started(recall(asked)))
-    run = open_run(cfg, why)
-    return {"config": runfile.to_text(cfg), "run_path": str(run.path)}
+    resolved = prepare(_as_started(recall(asked)))
+    run = open_run(resolved)
+    return {"config": runfile.to_text(resolved.config), "run_path": str(run.path)}
 
 
 def _as_started(cfg: RunConfig) -> RunConfig:

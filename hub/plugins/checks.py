@@ -12,7 +12,7 @@ import pluggy
 from hub.config.data import FORMATS
 from hub.config.option import AUTO
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig
-from hub.errors import PluginError, did_you_mean, first_line
+from hub.errors import PluginError, did_you_mean, one_line
 from hub.plugins import hookspecs
 from hub.plugins.offers import Algorithm, Backend, DataFormat
 
@@ -123,7 +123,7 @@ def _check_composes(config: type[AlgoConfig]) -> None:
         OmegaConf.structured(config)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise PluginError(
-            f"the options class {config.__name__} can't be composed: {first_line(error)}. Every option needs a "
+            f"the options class {config.__name__} can't be composed: {one_line(error)}. Every option needs a "
             "default, and a type: int, float, bool, str, None or a union of these, list[...], dict[str, ...], Any"
         ) from None
 

@@ -10,15 +10,16 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 import pluggy
 
+from hub.config.data import FORMATS
 from hub.config.option import AUTO, conf_dir
-from hub.config.schema import AlgoConfig
-from hub.errors import HubError, PluginError, did_you_mean, first_line
+from hub.config.schema import AlgoConfig, RunConfig
+from hub.errors import HubError, PluginError, did_you_mean, one_line
 from hub.plugins import hookspecs
 from hub.plugins.checks import (
     check_algorithm,
@@ -29,20 +30,26 @@ from hub.plugins.checks import (
     check_list,
     preset_names,
 )
+from hub.plugins.known import FIRST_PLUGIN, missing_algorithm, missing_backend
 from hub.plugins.offers import Algorithm, Backend, DataFormat
+from hub.run import ASKED_FOR
 from hub.system.environment import already_shown, without_repeats
 
 GROUP = "hub"
 ONLY = "HUB_PLUGINS"
 
-ASKED_FOR = "asked for"
-OWN = {"sft": "hub-sft", "lora_sft": "hub-lora-sft", "qlora_sft": "hub-lora-sft", "osft": "hub-osft"}
-"""The hub's own algorithms, and the distributions that bring them."""
-
-OWN_BACKENDS = {("lora_sft", "unsloth"): "hub-unsloth"}
-"""Backends of the hub's own that come in a distribution apart from their algorithm."""
-
 HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "trl", "accelerate"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRun:
+    """A config, and what runs it. `hub.launch.preflight.prepare` makes one of a config that is checked."""
+
+    config: RunConfig
+    algorithm: Algorithm
+    backend: Backend
+    backend_because: str
+    """Why it is this backend, for plan.json."""
 
 
 @dataclass
@@ -112,17 +119,13 @@ class Registry:
         """The line for an algorithm that does not exist here."""
         if missing := self.not_installed(name):
             return missing
-        known = ", ".join(sorted(self.algorithms)) or "none: install one, e.g. pip install hub-lora-sft"
+        known = ", ".join(sorted(self.algorithms)) or f"none: install one, e.g. pip install {FIRST_PLUGIN}"
         near = did_you_mean(name, self.algorithms)
         return f"algo={name}: there is no such algorithm. Installed: {known}.{near}{self.left_out()}"
 
     def not_installed(self, name: str) -> str | None:
-        """The line for an algorithm of the hub's own whose plugin is missing; None for any other."""
-        if name in self.algorithms or name not in OWN:
-            return None
-        if _is_installed(OWN[name]):
-            return None
-        return f"algo={name}: its plugin {OWN[name]} is not installed. Type pip install {OWN[name]}"
+        """The line for a well-known algorithm whose plugin is missing; None for any other."""
+        return None if name in self.algorithms else missing_algorithm(name)
 
     def left_out(self) -> str:
         """Sentences on what is installed but not loaded, each after a space; empty when nothing is."""
@@ -136,7 +139,7 @@ class Registry:
         for algorithm in self.algorithms.values():
             if type(config) is algorithm.config:
                 return algorithm
-        known = " | ".join(sorted(self.algorithms)) or "none is installed; type pip install hub-lora-sft"
+        known = " | ".join(sorted(self.algorithms)) or f"none is installed; type pip install {FIRST_PLUGIN}"
         raise PluginError(f"No algorithm is chosen. Type algo=NAME, one of: {known}")
 
     def backend(self, config: AlgoConfig, check_needs: bool = True) -> tuple[Backend, str]:
@@ -153,11 +156,8 @@ class Registry:
         offered = self.backends.get(algorithm.name, {})
         if config.backend != AUTO:
             if config.backend not in offered:
-                missing = OWN_BACKENDS.get((algorithm.name, config.backend))
-                if missing and not _is_installed(missing):
-                    raise PluginError(
-                        f"algo.backend={config.backend}: its plugin {missing} is not installed. Type pip install {missing}"
-                    )
+                if missing := missing_backend(algorithm.name, config.backend):
+                    raise PluginError(missing)
                 names = ", ".join([AUTO, *sorted(offered)])
                 raise PluginError(
                     f"algo.backend={config.backend}: {algorithm.name} has no such backend. Allowed: {names}."
@@ -200,7 +200,7 @@ class Registry:
                 self._switched_off.add((name, hook))
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 print(
-                    f"hub: plugin {name} failed in {hook} and is not told any more: {first_line(error)} "
+                    f"hub: plugin {name} failed in {hook} and is not told any more: {one_line(error)} "
                     f"({place.filename}, line {place.lineno})",
                     file=sys.stderr,
                     flush=True,
@@ -224,6 +224,26 @@ def registry() -> Registry:
             if line not in already_shown():
                 print(f"hub: {line}", file=sys.stderr)
     return found
+
+
+def resolve(cfg: RunConfig, check_needs: bool = True) -> ResolvedRun:
+    """Find the algorithm and the backend that run a config.
+
+    Args:
+        cfg: the config; its values are not checked here.
+        check_needs: False when the workers use another interpreter, whose packages can't be looked up from here.
+
+    Raises:
+        PluginError: no algorithm is chosen, or no backend can run it; the line says what to type.
+    """
+    backend, because = registry().backend(cfg.algo, check_needs)
+    algorithm = registry().algorithm_of(cfg.algo)
+    return ResolvedRun(config=cfg, algorithm=algorithm, backend=backend, backend_because=because)
+
+
+def data_format_names() -> tuple[str, ...]:
+    """The values that `data.format` knows, those of plugins included."""
+    return (*FORMATS, *registry().data_formats)
 
 
 def warnings_shown() -> dict[str, str]:
@@ -258,7 +278,7 @@ def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry
         try:
             register(found, plugin, point.load())
         except (Exception, SystemExit) as error:
-            plugin.error = first_line(error)
+            plugin.error = one_line(error)
         plugin.heavy = sorted((set(sys.modules) - before) & HEAVY)
     return found
 
@@ -308,11 +328,3 @@ def _distribution(point: EntryPoint) -> str:
 
 def _source(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "of an unknown distribution"
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -107,7 +107,7 @@ def test_show_says_what_would_be_refused(hub):
     said = hub("show", "algo=sft", "algo.learning_rate=0")
     assert said.code == 0
     assert "This can't run yet" in said.out
-    for text in ("algo.learning_rate=0.0 is not allowed", "No model is chosen", "No training data is given"):
+    for text in ("algo.learning_rate=0.0 is not allowed", "No model is chosen", "No training data is set"):
         assert text in said.out
 
 

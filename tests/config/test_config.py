@@ -49,7 +49,7 @@ def test_the_config_to_begin_from_has_no_problems():
         ({"algo": {"eval_every_steps": 5}}, "algo.eval_every_steps=5 but there is no data to evaluate on"),
         ({"model": {"path": ""}}, "No model is chosen"),
         ({"model": {"dtype": "float16"}}, "model.dtype=float16 is not allowed. Allowed: auto, bfloat16, float32."),
-        ({"data": {"path": ""}}, "No training data is given"),
+        ({"data": {"path": ""}}, "No training data is set"),
         ({"data": {"eval_fraction": 1.0}}, "data.eval_fraction=1.0 is not allowed"),
         (
             {"data": {"eval_path": "y.jsonl", "eval_fraction": 0.1}},

@@ -171,7 +171,7 @@ def probe(setup, model, save, loss, *, own_kernels):
 
 
 unsloth_train.fit = probe
-cfg, *_ = prepare(compose(*sys.argv[1:]))
+cfg = prepare(compose(*sys.argv[1:])).config
 unsloth_train.train(cfg, Run.create(cfg.output_dir, None))
 """
 

@@ -391,10 +391,10 @@ def test_plugins_lists_slow_imports_and_backends_without_algorithm(plugin_folder
 
 def test_an_algorithm_of_the_hub_whose_plugin_is_missing_says_what_to_install(monkeypatch, tmp_path):
     from hub import ConfigError, compose
-    from hub.plugins import registry as plugins
+    from hub.plugins import known
 
     # As if the hub had one more plugin of its own; its name is near that of another algorithm.
-    monkeypatch.setitem(plugins.OWN, "sftt", "hub-sftt-of-nobody")
+    monkeypatch.setitem(known.ALGORITHMS, "sftt", "hub-sftt-of-nobody")
     line = "algo=sftt: its plugin hub-sftt-of-nobody is not installed. Type pip install hub-sftt-of-nobody"
     with pytest.raises(ConfigError) as caught:
         compose("algo=sftt", "algo.learning_rate=1e-4")

@@ -21,6 +21,7 @@ from hub.data.formats.examples import Example
 from hub.data.formats.messages import kind_of, listed
 from hub.data.sources.read import Row
 from hub.errors import DataError, did_you_mean
+from hub.plugins import registry as plugins
 from hub.plugins.offers import DataFormat
 
 
@@ -89,17 +90,10 @@ def convert(row: Row, format: str, text_column: str | None = None) -> Example:
     return spec.convert(row, format)
 
 
-def known_formats() -> tuple[str, ...]:
-    """The words after `data.format=`, those of plugins included."""
-    return (*_all_formats(), "document")
-
-
 def _all_formats() -> dict[str, _Format]:
-    from hub.plugins.registry import registry  # it imports the config, which names the formats
-
     added = {
         name: _Format(item.fields, (), lambda row, name, item=item: _from_plugin(row, item))  # type: ignore[misc]
-        for name, item in registry().data_formats.items()
+        for name, item in plugins.registry().data_formats.items()
     }
     return _FORMATS | added
 

@@ -16,7 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hub.data.sources.files import LONGEST_QUOTE, data_files, file_kind, is_hub_id, open_file, shorten
+from hub.config.paths import file_kind, is_hub_id
+from hub.data.sources.files import LONGEST_QUOTE, data_files, open_file, shorten
 from hub.data.sources.model_hub import read_model_hub
 from hub.errors import DataError, one_line
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from hub.config.data import DataSource
+from hub.config.paths import is_hub_id
 from hub.data.samples.sample import Item, Sample
-from hub.data.sources.files import data_files, is_hub_id
+from hub.data.sources.files import data_files
 from hub.data.sources.read import Cursor, Entry, rows_after
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError

@@ -141,7 +141,7 @@ def main(asked: dict[str, Any], out: BinaryIO) -> None:
     """One process: what was asked for, as frames, until nobody reads them any more."""
     from transformers.utils import logging
 
-    from hub.models.load import load_tokenizer
+    from hub.data.tokens.tokenizer import load_tokenizer
 
     logging.set_verbosity_error()
     cfg = runfile.from_text(asked["cfg"])

@@ -16,7 +16,8 @@ import torch
 from hub.data.prepare import Sample
 from hub.errors import VerifyError
 from hub.parallel.group import barrier, max_over_ranks
-from hub.run import Outcome, write_json
+from hub.run import Outcome
+from hub.system.files import write_json
 from hub.tasks.verify.gradients import Gradient, Measure, OneByOne, rms, without_chance
 from hub.train import step
 from hub.train.batch import collate

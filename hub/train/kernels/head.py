@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from hub.errors import one_line
+
 CHUNK_BYTES = 2**27
 """Of logits at a time: enough rows that products are fast. Twice as many where the weight trains, since each chunk reads and
 writes the whole gradient of it."""
@@ -134,7 +136,7 @@ def kernel_problem(device_type: str) -> str:
         )
         return "" if abs(float(loss) - math.log(2)) < 1e-6 else f"it gives {float(loss)} for the logarithm of 2"
     except Exception as error:  # whatever a compiler raises, plain operations do the same
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return one_line(error)
 
 
 def _way(device_type: str, dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:

@@ -8,14 +8,15 @@ import torch
 
 from hub.config.schema import WORK_ON_SHARES, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, keep_large, prepare
+from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import ConfigError
-from hub.models.load import load_causal_lm, load_config, load_tokenizer, num_parameters
+from hub.models.load import load_causal_lm, load_config, num_parameters
 from hub.models.safety import not_heeded
 from hub.models.weights import local_weights
 from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
 from hub.parallel.session import Session, start_session
-from hub.run import Run
+from hub.run import ASKED_FOR, Run
 from hub.train.setup.samples import Supply, make_supply
 
 
@@ -48,7 +49,7 @@ class Setup:
         """
         launch, session = self.cfg.launch, self.session
         if launch.strategy == "split":
-            self.run.write_plan(strategy="split", strategy_because="asked for")
+            self.run.write_plan(strategy="split", strategy_because=ASKED_FOR)
             return load_causal_lm(self.cfg.model, self.base_path, "balanced", dtype, quantization)
         several = session.group.world > 1
         shape = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0

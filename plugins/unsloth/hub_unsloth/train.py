@@ -40,8 +40,19 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
         PeftModel.save_pretrained(trained, folder, state_dict=weights)
         setup.tokenizer.save_pretrained(folder)
 
-    own = OwnKernels(library="Unsloth", attention=attention_of(model), inputs=inputs_of, recomputes=bool(checkpointing))
+    attention = attention_of(model)
+    own = OwnKernels(
+        library="Unsloth",
+        attention=attention,
+        variable_length=attention == VARIABLE_LENGTH,
+        inputs=inputs_of,
+        recomputes=bool(checkpointing),
+    )
     return fit(setup, model, save, summed_loss, own_kernels=own)
+
+
+VARIABLE_LENGTH = "variable-length"
+"""Unsloth's own attention over packed rows, as plan.json names it."""
 
 
 def attention_of(model: Any) -> str:
@@ -49,5 +60,5 @@ def attention_of(model: Any) -> str:
     base = model.get_base_model()
     soft_cap = getattr(base.config, "attn_logit_softcapping", None)
     if getattr(base, "_unsloth_fast_path", False) and soft_cap is None:
-        return "variable-length"
+        return VARIABLE_LENGTH
     return str(base.config._attn_implementation)
