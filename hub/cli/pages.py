@@ -1,4 +1,4 @@
-"""What the command line prints besides a run: overview, help, options with their origins, plugins, the end of a run."""
+"""Pages of the command line: overview, help, options with their sources, plugins, the result of a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -17,7 +17,7 @@ from hub.secrets import without_secrets
 
 
 def overview() -> str:
-    """What to type: algorithms, models, three examples."""
+    """The page without arguments: algorithms, models, examples."""
     from hub.compose.compose import groups
 
     lines = ["Fine-tune a language model: python -m hub algo=ALGORITHM model=MODEL data.path=FILE.jsonl", ""]
@@ -32,7 +32,7 @@ def overview() -> str:
 
 
 def usage(verbs: Mapping[str, Callable[..., int]]) -> str:
-    """The whole help page."""
+    """The page of `--help`."""
     from hub.compose.compose import groups
 
     found = groups()
@@ -51,18 +51,18 @@ def usage(verbs: Mapping[str, Callable[..., int]]) -> str:
         "",
         "flags",
         "  --multirun        one run for each combination of values: algo.lora_r=8,16 algo.learning_rate=1e-4,2e-4",
-        "  --config-dir DIR  a folder of yours with more choices for the groups above (DIR/model/mine.yaml)",
-        "  --json            with the verb data: what is found, for scripts",
+        "  --config-dir DIR  your own folder with more choices for the groups above (DIR/model/mine.yaml)",
+        "  --json            with the verb data: the report as JSON, for scripts",
         "  --version, --help",
         "",
         "options: python -m hub show algo=NAME lists every option with its value and meaning.",
-        "several GPUs: used by themselves; launch.nproc_per_node=2 or torchrun --nproc-per-node=2 -m hub to choose.",
+        "several GPUs: all are used by default; launch.nproc_per_node=2 or torchrun --nproc-per-node=2 -m hub to choose.",
     ]
     return "\n".join(lines)
 
 
 def show_config(overrides: list[str], config_dir: str | None) -> None:
-    """Print every option: value, where it came from, meaning; then what would be refused."""
+    """Print every option with its value, source and meaning, then all problems of the config."""
     from hub.compose.compose import compose, origins
 
     cfg = compose(*overrides, config_dir=config_dir)
@@ -74,7 +74,7 @@ def show_config(overrides: list[str], config_dir: str | None) -> None:
         place = came_from.get(name, "default")
         style = "bold" if value != default or place == "command line" else None
         table.add_row(*(Text(cell) for cell in (name, without_secrets(_value(value)), place, meaning)), style=style)
-    # In a file or a pipe an option stays on one line, so that grep finds it.
+    # In a file or a pipe each option is on one line, for grep.
     console = Console(width=None if Console().is_terminal else 500)
     console.print(table)
     if problems := cfg.problems(data_formats=data_format_names()):
@@ -84,7 +84,7 @@ def show_config(overrides: list[str], config_dir: str | None) -> None:
 
 
 def show_plugins() -> None:
-    """Print each installed plugin with its distribution, what it offers and the hooks it implements."""
+    """Print each installed plugin: its distribution, what it offers and the hooks it implements."""
     found = registry()
     if not found.plugins:
         print(f"no plugin is installed. {INSTALL_ONE}")
@@ -110,14 +110,14 @@ def show_plugins() -> None:
 
 
 def print_result(result: Result) -> None:
-    """The last lines of a run."""
+    """Print the last lines of a run."""
     print("\n".join(result_lines(result)), flush=True)
 
 
 def result_lines(result: Result) -> list[str]:
-    """How a run ended, where the model is, and what to type next."""
+    """Lines with the result of a run, the path of the model, and what to type next."""
     if result.status == "verified":
-        return [f"verified in {result.seconds:.0f} s: all that was tried holds, see {result.run_path / 'verify.json'}"]
+        return [f"verified in {result.seconds:.0f} s: all checks passed, see {result.run_path / 'verify.json'}"]
     loss = f"train loss {result.train_loss:.4f}" if result.train_loss is not None else ""
     if result.eval_loss_before is not None and result.eval_loss is not None:
         loss += f", held-out loss {result.eval_loss_before:.4f} -> {result.eval_loss:.4f}"
@@ -134,7 +134,7 @@ def result_lines(result: Result) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    """A value as one would type it."""
+    """A value as it is typed."""
     if value is None:
         return "null"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""run.yaml: a RunConfig written down by the launching process and read back by every worker."""
+"""run.yaml: the RunConfig that the launcher writes and every worker reads."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,7 @@ def from_text(text: str, source: str = "run.yaml") -> RunConfig:
     """The config that `to_text` wrote.
 
     Raises:
-        ConfigError: a value has another type than its option, or an option does not exist.
+        ConfigError: a value does not have the type of its option, or an option does not exist.
         PluginError: the algorithm is not installed.
     """
     try:

@@ -1,6 +1,6 @@
-"""What is found out before anything is started: is the config right, for this machine and this data?
+"""Checks before anything is started: does the config fit this machine and this data?
 
-Everything that is wrong is found at once. Nothing here imports torch.
+All problems are reported at once. Nothing here imports torch.
 """
 
 import os
@@ -26,7 +26,7 @@ from hub.train.batch.split import auto_batch_size, num_steps
 TINY = "tiny:"
 BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 LOOK, STREAM_LOOK = 20_000, 1_000
-"""Rows of each source that are read before a run is started."""
+"""Rows of each source that are checked before a run starts: from files, and from streams."""
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
@@ -108,10 +108,10 @@ def _with_num_processes(cfg: RunConfig) -> RunConfig:
 
 
 def prepare_data(cfg: RunConfig) -> RunConfig:
-    """Check the parts `data` and `model` of a config alone, and make their paths absolute.
+    """Check the sections `data` and `model` of a config only, and make their paths absolute.
 
     Raises:
-        HubError: of what is wrong.
+        HubError: an option of these, or a path, is wrong.
     """
     if problems := cfg.problems({"data", "model"}, data_format_names()):
         raise ConfigError(problems)
@@ -122,7 +122,7 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
 
 
 def _absolute(cfg: RunConfig) -> RunConfig:
-    """Workers may run in another folder or interpreter: make local paths absolute, and tiny data a file."""
+    """Make local paths absolute, since workers may run in another folder, and make a file of tiny data."""
 
     def full(path: Any, option: str = "") -> Any:
         if option and path and path.startswith(TINY):
@@ -130,7 +130,7 @@ def _absolute(cfg: RunConfig) -> RunConfig:
         local = Path(os.path.expanduser(path)) if path else None
         if local is None or not os.path.exists(local):
             return path
-        # Without links, since runs/latest will be the run that begins now. A file keeps its name, which says its form.
+        # Without links, since runs/latest will point to the new run. A file keeps its name: the ending decides how it is read.
         return os.path.realpath(local) if os.path.isdir(local) else str(Path(os.path.realpath(local.parent), local.name))
 
     data, model, launch = cfg.data, cfg.model, cfg.launch
@@ -158,10 +158,10 @@ def _check_tiny_model(cfg: RunConfig) -> None:
 
 
 def _check_paths(cfg: RunConfig) -> None:
-    """Whether there is data at each path.
+    """Check that there is data at each path.
 
     Raises:
-        DataError: a line for each path where there is none.
+        DataError: one line for each path without data.
     """
     named = [("data.path", cfg.data.path), ("data.eval_path", cfg.data.eval_path)]
     named += [(f"data.mix[{number}].path", source.path) for number, source in enumerate(cfg.data.mix)]
@@ -170,7 +170,7 @@ def _check_paths(cfg: RunConfig) -> None:
 
 
 def _check_data(cfg: RunConfig) -> int | None:
-    """Number of samples in one pass, if no row is too long; None when finding that out takes more than a look."""
+    """Check the first rows of all data. Returns the number of samples in a pass if no row is too long, None if not known."""
     _check_paths(cfg)
     if any(format_problems(cfg.data, data_format_names())):
         return None
@@ -197,14 +197,14 @@ def _machine_problems(cfg: RunConfig) -> Iterator[str]:
     world = nproc * cfg.launch.nnodes
     if cfg.launch.strategy in ("fsdp", *ZERO) and world == 1:
         yield (
-            f"launch.strategy={cfg.launch.strategy} shares a model out over several processes, and there is one here. "
+            f"launch.strategy={cfg.launch.strategy} shards a model over several processes, and there is only one. "
             "Type launch.nproc_per_node=2 or launch.strategy=auto"
         )
     batch = cfg.algo.effective_batch_size
     if isinstance(batch, int) and 0 < batch < world:
         yield (
             f"algo.effective_batch_size={batch} is below the number of processes ({world}): "
-            f"one of them would have nothing to do. Type algo.effective_batch_size={world} or fewer processes"
+            f"one of them would be idle. Type algo.effective_batch_size={world} or fewer processes"
         )
     if cfg.launch.rdzv_endpoint and cfg.launch.node_rank == 0:
         yield from _port_problem(cfg.launch.rdzv_endpoint)
@@ -216,7 +216,7 @@ def _missing_packages(cfg: RunConfig) -> Iterator[str]:
     if cfg.launch.strategy in ZERO and find_spec("deepspeed") is None:
         yield f"launch.strategy={cfg.launch.strategy} needs deepspeed. Type pip install deepspeed or launch.strategy=fsdp"
     package = TRACKER_PACKAGES.get(cfg.track.tool)
-    # A folder of that name, as trackers leave behind, is found too, but has no origin.
+    # find_spec also finds a folder of that name, as trackers leave behind, but without origin.
     if package and getattr(find_spec(package), "origin", None) is None:
         yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
 
@@ -227,7 +227,7 @@ def _port_problem(endpoint: str) -> Iterator[str]:
         return
     try:
         address = socket.gethostbyname(host)
-    except (OSError, UnicodeError):  # the second: a name too long to be asked for
+    except (OSError, UnicodeError):  # UnicodeError: the name is too long to look up
         yield f"launch.rdzv_endpoint={endpoint}: the host {host} is not known. Type an address that all machines know"
         return
     with socket.socket() as probe:
@@ -238,7 +238,7 @@ def _port_problem(endpoint: str) -> Iterator[str]:
 
 
 def _warmup_problem(cfg: RunConfig, num_train: int) -> Iterator[str]:
-    """Whether the warm-up ends within the run, now that the number of rows is known."""
+    """Check that warmup ends within the run, now that the number of rows is known."""
     warmup = cfg.algo.warmup_steps
     if not warmup or cfg.algo.max_steps is not None:
         return

@@ -1,5 +1,7 @@
-"""`torchrun -m hub ...`: the processes exist already. Rank 0 composes, checks and makes the run folder; the others take
-both from it, so that there is one config and one folder whatever the ranks' clocks and command lines say.
+"""`torchrun -m hub ...`, where the processes exist already.
+
+Rank 0 composes and checks the config and makes the run folder. The other ranks get both from it: there is one config and
+one folder, even if clocks or command lines differ.
 """
 
 import json
@@ -27,7 +29,7 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
         show: called with the result, on rank 0.
 
     Raises:
-        HubError: on rank 0 only; the other ranks end with the same exit code and say nothing.
+        HubError: on rank 0 only. The other ranks return the same exit code and print nothing.
     """
     rank = int(os.environ["RANK"])
     message = _start(overrides, config_dir) if rank == 0 else None
@@ -65,7 +67,7 @@ def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
     grace = asked.launch.grace_seconds
     if grace != LaunchConfig().grace_seconds:
         raise ConfigError(
-            f"launch.grace_seconds={grace:g}: torchrun ends the processes that it started. Leave it out, and type torchrun "
+            f"launch.grace_seconds={grace:g}: torchrun stops its own processes. Leave it out, and type torchrun "
             f"--shutdown-timeout={grace:.0f} (torch 2.12 and later; before, it is 30 s)"
         )
     resolved = prepare(_as_started(recall(asked)))
@@ -74,7 +76,7 @@ def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
 
 
 def _as_started(cfg: RunConfig) -> RunConfig:
-    """With the processes that torchrun started. An option that asks for others is a mistake, and not dropped."""
+    """Set the number of processes to those that torchrun started. An option that contradicts it is an error."""
     local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     if cfg.launch.nproc_per_node not in (AUTO, local):
         raise ConfigError(

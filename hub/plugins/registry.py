@@ -1,7 +1,7 @@
-"""Find, load, check and list plugins: installed distributions with an entry point in the group `hub`.
+"""Finds, loads and lists plugins: installed distributions with an entry point in the group `hub`.
 
-The loader is the hub's own: one plugin that fails to import is a warning and not the end of `--help`, and two plugins
-that claim one name are both named instead of one being dropped. `HUB_PLUGINS=a,b` loads those entry points only.
+The hub has a loader of its own: a plugin that fails to import is a warning and does not break `--help`, and if two plugins
+claim the same name, both are reported. `HUB_PLUGINS=a,b` loads only these entry points.
 """
 
 import os
@@ -63,18 +63,18 @@ class Plugin:
     module: str
     hooks: list[str] = field(default_factory=list)
     error: str | None = None
-    """Why it is left out; None when it is not."""
+    """Why it could not be loaded. None if it is loaded."""
 
     warnings: list[str] = field(default_factory=list)
-    """What is wrong with parts of it."""
+    """Problems of parts of it."""
 
     heavy: list[str] = field(default_factory=list)
-    """Slow libraries that it imported while it was loaded."""
+    """Slow libraries that were imported while it was loaded."""
 
 
 @dataclass
 class Registry:
-    """All that the installed plugins offer."""
+    """What the installed plugins offer."""
 
     manager: pluggy.PluginManager
     plugins: list[Plugin] = field(default_factory=list)
@@ -84,20 +84,20 @@ class Registry:
     owners: dict[str, str] = field(default_factory=dict)
     """Algorithm name -> name of the plugin that offers it."""
     data_formats: dict[str, DataFormat] = field(default_factory=dict)
-    """Name -> format of data."""
+    """Name -> data format."""
 
     config_dirs: list[tuple[str, Path]] = field(default_factory=list)
     presets: dict[str, str] = field(default_factory=dict)
-    """`group/name` of each YAML preset -> whose it is."""
+    """`group/name` of each YAML preset -> the plugin that has it, or `the hub`."""
 
     only: set[str] | None = None
-    """The plugins that HUB_PLUGINS names; None when it is not set."""
+    """The plugins that HUB_PLUGINS names. None if it is not set."""
 
     _switched_off: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def warnings(self) -> list[str]:
-        """One line for each plugin, or part of one, that can't be used."""
+        """One line for each plugin, or part of a plugin, that can't be used."""
         lines = [f"plugin {p.name} ({p.source}) is left out: {p.error}" for p in self.plugins if p.error]
         lines += [f"plugin {p.name} ({p.source}): {line}" for p in self.plugins for line in p.warnings]
         for name in sorted((self.only or set()) - {p.name for p in self.plugins}):
@@ -106,17 +106,17 @@ class Registry:
         return lines
 
     def algorithm(self, name: str) -> Algorithm:
-        """The algorithm of that name.
+        """The algorithm of this name.
 
         Raises:
-            PluginError: there is none; the line says what there is and which broken plugin may be the cause.
+            PluginError: there is none. The line lists what is installed, and plugins that could not be loaded.
         """
         if name in self.algorithms:
             return self.algorithms[name]
         raise PluginError(self.no_algorithm(name))
 
     def no_algorithm(self, name: str) -> str:
-        """The line for an algorithm that does not exist here."""
+        """The error line for an algorithm that is not installed."""
         if missing := self.not_installed(name):
             return missing
         known = ", ".join(sorted(self.algorithms)) or f"none: install one, e.g. pip install {FIRST_PLUGIN}"
@@ -124,18 +124,18 @@ class Registry:
         return f"algo={name}: there is no such algorithm. Installed: {known}.{near}{self.left_out()}"
 
     def not_installed(self, name: str) -> str | None:
-        """The line for a well-known algorithm whose plugin is missing; None for any other."""
+        """The error line for a well-known algorithm whose plugin is not installed. None for any other."""
         return None if name in self.algorithms else missing_algorithm(name)
 
     def left_out(self) -> str:
-        """Sentences on what is installed but not loaded, each after a space; empty when nothing is."""
+        """Sentences on plugins that are installed but not loaded, each after a space. Empty if there are none."""
         sentences = [f" {line[0].upper()}{line[1:]}{'' if line.endswith(('.', '?')) else '.'}" for line in self.warnings]
         if self.only is not None:
             sentences.append(f" {ONLY}={','.join(sorted(self.only))} loads these plugins only.")
         return "".join(sentences)
 
     def algorithm_of(self, config: AlgoConfig) -> Algorithm:
-        """The algorithm whose options these are."""
+        """The algorithm that a config belongs to."""
         for algorithm in self.algorithms.values():
             if type(config) is algorithm.config:
                 return algorithm
@@ -143,14 +143,14 @@ class Registry:
         raise PluginError(f"No algorithm is chosen. Type algo=NAME, one of: {known}")
 
     def backend(self, config: AlgoConfig, check_needs: bool = True) -> tuple[Backend, str]:
-        """The backend that will run these options, and why this one.
+        """Choose the backend for the options of an algorithm. Returns it with the reason.
 
         Args:
-            config: options of an algorithm.
-            check_needs: False when the workers use another interpreter, whose packages can't be looked up from here.
+            config: the options of an algorithm.
+            check_needs: False if the workers use another interpreter, whose packages can't be looked up from here.
 
         Raises:
-            PluginError: none of that name, or none that can run here; the line says what to type.
+            PluginError: there is no backend of this name, or none that can run here. The line says what to type.
         """
         algorithm = self.algorithm_of(config)
         offered = self.backends.get(algorithm.name, {})
@@ -178,14 +178,14 @@ class Registry:
         raise PluginError(f"{algorithm.name} has no backend that can run here. {'; '.join(obstacles) or 'None is installed.'}")
 
     def observe(self, hook: str, **values: Any) -> None:
-        """Tell every plugin that implements this hook. A plugin that fails here is told no more; training goes on.
+        """Call a hook of every plugin that implements it. After an error a plugin's hook is not called again; training goes on.
 
         Args:
             hook: `hub_run_start`, `hub_log`, `hub_checkpoint` or `hub_run_end`.
             values: the hook's arguments.
 
         Raises:
-            HubError: a plugin ends the run on purpose. Not from `hub_run_end`: there is nothing left to end.
+            HubError: a plugin ends the run on purpose. Not raised from `hub_run_end`, where the run has ended already.
         """
         caller = getattr(self.manager.hook, hook)
         for plugin in [implementation.plugin for implementation in caller.get_hookimpls()]:
@@ -200,14 +200,14 @@ class Registry:
                 self._switched_off.add((name, hook))
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 print(
-                    f"hub: plugin {name} failed in {hook} and is not told any more: {one_line(error)} "
+                    f"hub: plugin {name} failed in {hook}, which is not called again: {one_line(error)} "
                     f"({place.filename}, line {place.lineno})",
                     file=sys.stderr,
                     flush=True,
                 )
 
     def _ask(self, plugin: Any, hook: str, **values: Any) -> Any:
-        """What this one plugin answers to a hook; None when it does not implement it."""
+        """The return value of one plugin's hook. None if the plugin does not implement it."""
         others = [other for other in self.manager.get_plugins() if other is not plugin]
         answers = self.manager.subset_hook_caller(hook, others)(**values)
         return answers[0] if answers else None
@@ -215,7 +215,7 @@ class Registry:
 
 @cache
 def registry() -> Registry:
-    """The plugins of this interpreter, loaded once."""
+    """The plugins of this interpreter, loaded once per process."""
     only = os.environ.get(ONLY)
     names = None if only is None else {name.strip() for name in only.split(",") if name.strip()}
     found = load(entry_points(group=GROUP), names)
@@ -247,16 +247,16 @@ def data_format_names() -> tuple[str, ...]:
 
 
 def warnings_shown() -> dict[str, str]:
-    """Environment of a process started from here, so that it does not repeat this process's warnings about plugins."""
+    """Environment variables for a child process, so that it does not repeat this process's warnings about plugins."""
     return without_repeats(registry().warnings)
 
 
 def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry:
-    """Load entry points into a new registry. Nothing that a plugin does wrong leaves this function as an exception.
+    """Load entry points into a new registry. Errors of plugins are recorded in it, not raised.
 
     Args:
         points: entry points of the group `hub`.
-        only: names of the entry points to load; None for all.
+        only: names of the entry points to load. None for all.
     """
     manager = pluggy.PluginManager("hub")
     manager.add_hookspecs(hookspecs)
@@ -267,7 +267,7 @@ def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry
             continue
         earlier = seen.get(point.name)
         if earlier and earlier.value == point.value and _distribution(earlier) == _distribution(point):
-            continue  # one distribution that is on the path twice
+            continue  # the same distribution is on the path twice
         plugin = Plugin(point.name, _source(point), point.value)
         found.plugins.append(plugin)
         if earlier:
@@ -284,10 +284,10 @@ def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry
 
 
 def register(found: Registry, plugin: Plugin, module: Any) -> None:
-    """Add what one plugin object offers to a registry, or raise and leave the registry as it was.
+    """Add what a plugin offers to a registry. If it raises, the registry is unchanged.
 
     Raises:
-        PluginError: a misspelt hook, or an algorithm, backend, preset or options class that is taken.
+        PluginError: a misspelled hook, or an algorithm, backend, preset or options class whose name is taken.
     """
     manager = found.manager
     check_hooks(manager, module)

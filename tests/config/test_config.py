@@ -46,7 +46,7 @@ def test_the_config_to_begin_from_has_no_problems():
         ({"algo": {"lr_scheduler": "cosin"}}, "algo.lr_scheduler=cosin is not allowed. Allowed: linear, cosine,"),
         ({"algo": {"warmup_steps": 5, "warmup_ratio": 0.1}}, "algo.warmup_steps and algo.warmup_ratio are both set"),
         ({"algo": {"warmup_steps": 5, "max_steps": 5}}, "algo.warmup_steps=5 is not shorter than the run"),
-        ({"algo": {"eval_every_steps": 5}}, "algo.eval_every_steps=5 but there is no data to evaluate on"),
+        ({"algo": {"eval_every_steps": 5}}, "algo.eval_every_steps=5 but there is no evaluation set"),
         ({"model": {"path": ""}}, "No model is chosen"),
         ({"model": {"dtype": "float16"}}, "model.dtype=float16 is not allowed. Allowed: auto, bfloat16, float32."),
         ({"data": {"path": ""}}, "No training data is set"),

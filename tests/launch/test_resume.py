@@ -150,7 +150,7 @@ def test_changed_data_is_refused(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         inline(tmp_path, "resume=nowhere")
     (stopped / "checkpoints/step-00000007/trainable.safetensors").write_bytes(b"")
     assert inline(tmp_path, "resume=latest").num_steps == NUM_STEPS

@@ -186,7 +186,7 @@ REFUSED = {
     ),
     "hook without mark": (
         HEAD + "\ndef hub_algorithms(): return []",
-        r"hub_algorithms\(\) has no mark. Write @hookimpl",
+        r"hub_algorithms\(\) is not decorated. Write @hookimpl",
     ),
     "unknown argument": (
         HEAD + "\n@hookimpl\ndef hub_log(run, metric): pass",
@@ -215,7 +215,7 @@ REFUSED = {
     "not AlgoConfig": (algorithm("dig", "dict"), "must be a class of their own that inherits hub.AlgoConfig"),
     "no dataclass": (
         HEAD + "\nclass Bare(Options):\n    width: int = 1\n" + algorithm("dig", "Bare").removeprefix(HEAD),
-        r"Bare has no mark. Write @dataclass\(kw_only=True\) above it",
+        r"Bare is not decorated. Write @dataclass\(kw_only=True\) above it",
     ),
     "option without default": (
         HEAD

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hub.config.schema import WORK_ON_SHARES, ModelConfig, RunConfig
+from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, keep_large, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import ConfigError
@@ -61,7 +61,7 @@ class Setup:
             )
         if whole and strategy.shares_weights:
             raise ConfigError(f"{whole} needs all weights on each process ({why}). Leave it out, or type launch.strategy=ddp")
-        if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARES:
+        if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARDS:
             raise ConfigError(
                 f"algo.optimizer={self.cfg.algo.optimizer} can't work on shares of weights (launch.strategy={strategy.name}). "
                 "Type algo.optimizer=adamw"
