@@ -35,18 +35,18 @@ def usage(verbs: Mapping[str, Callable[..., int]]) -> str:
     """The page of `--help`."""
     from hub.compose.compose import groups
 
-    found = groups()
+    choices = groups()
     algorithms = registry().algorithms
     lines = ["usage: python -m hub [verb] [group=choice] [option=value] [flags]", "", "verbs"]
     lines += [f"  {name:<18}{_first_sentence(verb)}" for name, verb in verbs.items()]
     lines += ["", "algorithms (algo=)"]
     lines += [f"  {name:<18}{algorithm.summary}" for name, algorithm in sorted(algorithms.items())]
-    presets = [name for name in found["algo"] if name not in algorithms]
+    presets = [name for name in choices["algo"] if name not in algorithms]
     if presets:
         lines += [f"  {'presets of these':<18}{', '.join(presets)}"]
-    lines += ["", "models (model=, or model.path=FOLDER_OR_HUB_ID)", *_wrapped(found["model"])]
-    for group in (name for name in found if name not in ("algo", "model")):
-        lines += ["", f"{group} ({group}=)", *_wrapped(found[group] or ["no presets"])]
+    lines += ["", "models (model=, or model.path=FOLDER_OR_HUB_ID)", *_wrapped(choices["model"])]
+    for group in (name for name in choices if name not in ("algo", "model")):
+        lines += ["", f"{group} ({group}=)", *_wrapped(choices[group] or ["no presets"])]
     lines += [
         "",
         "flags",
@@ -85,27 +85,27 @@ def show_config(overrides: list[str], config_dir: str | None) -> None:
 
 def show_plugins() -> None:
     """Print each installed plugin: its distribution, what it offers and the hooks it implements."""
-    found = registry()
-    if not found.plugins:
+    installed = registry()
+    if not installed.plugins:
         print(f"no plugin is installed. {INSTALL_ONE}")
-    for plugin in found.plugins:
+    for plugin in installed.plugins:
         print(f"{plugin.name}  {plugin.source}  ({plugin.module})")
         if plugin.error:
             print(f"  left out: {plugin.error}")
             continue
-        for name, owner in found.owners.items():
+        for name, owner in installed.owners.items():
             if owner == plugin.name:
-                print(f"  algo={name}: {found.algorithms[name].summary}")
+                print(f"  algo={name}: {installed.algorithms[name].summary}")
         print(f"  hooks: {', '.join(plugin.hooks)}")
         for line in plugin.warnings:
             print(f"  {line}")
         if plugin.heavy:
             print(f"  slow: it imports {', '.join(plugin.heavy)} while it is loaded, which every command waits for")
-    for algorithm, backends in sorted(found.backends.items()):
+    for algorithm, backends in sorted(installed.backends.items()):
         for backend in sorted(backends.values(), key=lambda b: (-b.priority, b.name)):
             state = backend.obstacle() or "available"
-            if algorithm not in found.algorithms:
-                state = f"of no use: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, found.algorithms)}"
+            if algorithm not in installed.algorithms:
+                state = f"unused: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, installed.algorithms)}"
             print(f"backend {backend.name} of {algorithm} (priority {backend.priority}): {state}")
 
 

@@ -18,7 +18,7 @@ from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import HubError, Interrupted, LaunchError
 from hub.launch.preflight import prepare
-from hub.launch.resume import open_run, recall
+from hub.launch.resume import config_to_run, open_run
 from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
 from hub.system.signals import STOP_SIGNALS, signals_blocked
@@ -34,7 +34,7 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     Raises:
         HubError: what is wrong, one line each. Its `exit_code` is that of the command line.
     """
-    resolved = prepare(recall(cfg))
+    resolved = prepare(config_to_run(cfg))
     with signals_blocked():
         run = open_run(resolved, run_path)
         print(

@@ -30,7 +30,7 @@ RESUME_OPTIONS = {"resume", "resume_with_changes", "output_dir"}
 """Options that may be set when all others come from the run to resume."""
 
 
-def recall(cfg: RunConfig) -> RunConfig:
+def config_to_run(cfg: RunConfig) -> RunConfig:
     """The config to run: that of the run to resume if `resume` is set and no algorithm is chosen, else `cfg`.
 
     Raises:
@@ -103,8 +103,8 @@ def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
 
 def _folders(cfg: RunConfig) -> tuple[Path, Path]:
     """The run folder, and the path that `resume` names: that folder or one of its checkpoints."""
-    asked = f"{cfg.output_dir}/latest" if cfg.resume == "latest" else str(cfg.resume)
-    place = Path(os.path.realpath(os.path.expanduser(asked)))
+    path = f"{cfg.output_dir}/latest" if cfg.resume == "latest" else str(cfg.resume)
+    place = Path(os.path.realpath(os.path.expanduser(path)))
     folder = place.parents[1] if os.path.isfile(place / "state.json") else place
     if not os.path.isfile(folder / "run.yaml"):
         raise ConfigError(

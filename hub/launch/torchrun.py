@@ -61,16 +61,16 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
 def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
     from hub.compose.compose import compose
     from hub.launch.preflight import prepare
-    from hub.launch.resume import open_run, recall
+    from hub.launch.resume import config_to_run, open_run
 
-    asked = compose(*overrides, config_dir=config_dir)
-    grace = asked.launch.grace_seconds
+    cfg = compose(*overrides, config_dir=config_dir)
+    grace = cfg.launch.grace_seconds
     if grace != LaunchConfig().grace_seconds:
         raise ConfigError(
             f"launch.grace_seconds={grace:g}: torchrun stops its own processes. Leave it out, and type torchrun "
             f"--shutdown-timeout={grace:.0f} (torch 2.12 and later; before, it is 30 s)"
         )
-    resolved = prepare(_as_started(recall(asked)))
+    resolved = prepare(_as_started(config_to_run(cfg)))
     run = open_run(resolved)
     return {"config": runfile.to_text(resolved.config), "run_path": str(run.path)}
 

@@ -218,12 +218,12 @@ def registry() -> Registry:
     """The plugins of this interpreter, loaded once per process."""
     only = os.environ.get(ONLY)
     names = None if only is None else {name.strip() for name in only.split(",") if name.strip()}
-    found = load(entry_points(group=GROUP), names)
+    loaded = load(entry_points(group=GROUP), names)
     if os.environ.get("RANK", "0") == "0":
-        for line in found.warnings:
+        for line in loaded.warnings:
             if line not in already_shown():
                 print(f"hub: {line}", file=sys.stderr)
-    return found
+    return loaded
 
 
 def resolve(cfg: RunConfig, check_needs: bool = True) -> ResolvedRun:
@@ -260,7 +260,7 @@ def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry
     """
     manager = pluggy.PluginManager("hub")
     manager.add_hookspecs(hookspecs)
-    found = Registry(manager, only=only, presets=dict.fromkeys(preset_names(conf_dir()), "the hub"))
+    loaded = Registry(manager, only=only, presets=dict.fromkeys(preset_names(conf_dir()), "the hub"))
     seen: dict[str, EntryPoint] = {}
     for point in sorted(points, key=lambda p: (p.name, p.value)):
         if only is not None and point.name not in only:
@@ -269,57 +269,57 @@ def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry
         if earlier and earlier.value == point.value and _distribution(earlier) == _distribution(point):
             continue  # the same distribution is on the path twice
         plugin = Plugin(point.name, _source(point), point.value)
-        found.plugins.append(plugin)
+        loaded.plugins.append(plugin)
         if earlier:
             plugin.error = f"{_distribution(earlier)} has a plugin of this name too; uninstall one of the two"
             continue
         seen[point.name] = point
         before = set(sys.modules)
         try:
-            register(found, plugin, point.load())
+            register(loaded, plugin, point.load())
         except (Exception, SystemExit) as error:
             plugin.error = one_line(error)
         plugin.heavy = sorted((set(sys.modules) - before) & HEAVY)
-    return found
+    return loaded
 
 
-def register(found: Registry, plugin: Plugin, module: Any) -> None:
+def register(into: Registry, plugin: Plugin, module: Any) -> None:
     """Add what a plugin offers to a registry. If it raises, the registry is unchanged.
 
     Raises:
         PluginError: a misspelled hook, or an algorithm, backend, preset or options class whose name is taken.
     """
-    manager = found.manager
+    manager = into.manager
     check_hooks(manager, module)
     try:
         manager.register(module, name=plugin.name)
-        algorithms = check_list("hub_algorithms", found._ask(module, "hub_algorithms") or (), Algorithm)
-        backends = check_list("hub_backends", found._ask(module, "hub_backends") or (), Backend)
-        formats = check_list("hub_data_formats", found._ask(module, "hub_data_formats") or (), DataFormat)
+        algorithms = check_list("hub_algorithms", into._ask(module, "hub_algorithms") or (), Algorithm)
+        backends = check_list("hub_backends", into._ask(module, "hub_backends") or (), Backend)
+        formats = check_list("hub_data_formats", into._ask(module, "hub_data_formats") or (), DataFormat)
         for number, item in enumerate(formats):
-            check_data_format(item, [*found.data_formats.values(), *formats[:number]])
+            check_data_format(item, [*into.data_formats.values(), *formats[:number]])
         for number, algorithm in enumerate(algorithms):
-            others = [*found.algorithms.values(), *algorithms[:number]]
-            check_algorithm(algorithm, others, found.owners, found.presets)
+            others = [*into.algorithms.values(), *algorithms[:number]]
+            check_algorithm(algorithm, others, into.owners, into.presets)
         for number, backend in enumerate(backends):
-            check_backend(backend, [*found.backends.get(backend.algorithm, {}).values(), *backends[:number]])
-        names = [*found.algorithms, *(algorithm.name for algorithm in algorithms)]
-        directory, presets, hidden = check_config_dir(found._ask(module, "hub_config_dir"), names, found.presets)
+            check_backend(backend, [*into.backends.get(backend.algorithm, {}).values(), *backends[:number]])
+        names = [*into.algorithms, *(algorithm.name for algorithm in algorithms)]
+        directory, presets, shadowed = check_config_dir(into._ask(module, "hub_config_dir"), names, into.presets)
     except BaseException:
         if manager.is_registered(module):
             manager.unregister(module)
         raise
     plugin.hooks = sorted(caller.name for caller in manager.get_hookcallers(module) or [])
-    plugin.warnings = hidden
+    plugin.warnings = shadowed
     for algorithm in algorithms:
-        found.algorithms[algorithm.name] = algorithm
-        found.owners[algorithm.name] = plugin.name
-    found.data_formats |= {item.name: item for item in formats}
+        into.algorithms[algorithm.name] = algorithm
+        into.owners[algorithm.name] = plugin.name
+    into.data_formats |= {item.name: item for item in formats}
     for backend in backends:
-        found.backends.setdefault(backend.algorithm, {})[backend.name] = backend
+        into.backends.setdefault(backend.algorithm, {})[backend.name] = backend
     if directory is not None:
-        found.config_dirs.append((plugin.name, directory))
-        found.presets |= dict.fromkeys(presets, f"plugin {plugin.name}")
+        into.config_dirs.append((plugin.name, directory))
+        into.presets |= dict.fromkeys(presets, f"plugin {plugin.name}")
 
 
 def _distribution(point: EntryPoint) -> str:

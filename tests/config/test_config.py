@@ -5,8 +5,10 @@ import pytest
 
 from hub import AlgoConfig, RunConfig, option
 from hub.cli.options_page import page
+from hub.config.data import FORMATS
 from hub.config.option import field_docs, field_problems, leaves
 from hub.config.schema import PARTS, DataConfig, ModelConfig
+from hub.data.formats.detect import _FORMATS
 from hub.plugins.registry import registry
 
 ALGORITHMS = registry().algorithms
@@ -117,3 +119,7 @@ def test_the_page_of_options_is_up_to_date():
     assert written.read_text(encoding="utf-8") == page(["sft", "lora_sft", "osft"]), (
         "run: python -m hub.cli.options_page, see the page"
     )
+
+
+def test_the_config_and_the_converters_know_the_same_data_formats():
+    assert {*_FORMATS, "document"} == set(FORMATS)

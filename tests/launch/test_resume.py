@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from hub import ConfigError, compose
 from hub.launch.launcher import launch
 from hub.launch.preflight import prepare
-from hub.launch.resume import open_run, recall
+from hub.launch.resume import config_to_run, open_run
 from hub.run import ASKED_FOR, Result, read_metrics
 from hub.testing import write_chats
 
@@ -89,7 +89,7 @@ def test_the_reason_for_the_backend_stays_when_a_run_goes_on(tmp_path):
     run = open_run(resolved)
     run.write_plan(backend=resolved.backend.name)
     assert run.plan()["backend_because"] == resolved.backend_because != ASKED_FOR
-    again = prepare(recall(compose(f"resume={run.path}")))
+    again = prepare(config_to_run(compose(f"resume={run.path}")))
     assert again.backend_because == ASKED_FOR
     assert open_run(again).plan()["backend_because"] == resolved.backend_because
     run.write_plan(backend="another")

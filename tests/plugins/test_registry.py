@@ -386,7 +386,7 @@ def test_plugins_lists_slow_imports_and_backends_without_algorithm(plugin_folder
     folder.add("lost", backends("name='one'").replace("'dig'", "'digg'"))
     shown = hub("plugins", path=folder.path, cwd=tmp_path)
     assert "slow: it imports numpy while it is loaded" in shown.stdout
-    assert "backend one of digg (priority 0): of no use: no plugin has the algorithm digg. Did you mean dig?" in shown.stdout
+    assert "backend one of digg (priority 0): unused: no plugin has the algorithm digg. Did you mean dig?" in shown.stdout
 
 
 def test_an_algorithm_of_the_hub_whose_plugin_is_missing_says_what_to_install(monkeypatch, tmp_path):
