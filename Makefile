@@ -35,9 +35,10 @@ demo: $(VENV)/.weights ## fine-tune SmolLM2-135M on real data, a few minutes on 
 test: $(VENV)/.installed ## the everyday tests, two at a time; ARGS="-k packing" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
-lint: $(VENV)/.installed ## ruff: mistakes and format
+lint: $(VENV)/.installed ## ruff and import-linter: mistakes, format, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(VENV)/.installed ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

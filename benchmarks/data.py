@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--template", default="chatml")
     asked = parser.parse_args()
     from hub.data.prepare import prepare
-    from hub.models.load import load_tokenizer
+    from hub.data.tokens.tokenizer import load_tokenizer
     from hub.models.weights import local_weights
 
     speed_rows, packing_rows = [], []

@@ -9,8 +9,9 @@ from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrup
 from hub.plugins.hookspecs import hookimpl
 from hub.plugins.offers import Algorithm, Backend, DataFormat
 from hub.run import Outcome, Result, Run
+from hub.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AlgoConfig",

@@ -7,7 +7,7 @@ from hub.system.signals import end_process
 
 
 def run() -> NoReturn:
-    """Run the command line of this process and end it."""
+    """Run the command line, and end the process with its exit code."""
     end_process(main())
 
 

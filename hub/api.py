@@ -1,7 +1,7 @@
-"""The Python face: `sft()`, `lora_sft()`, `osft()` and `run()` take keyword arguments, build a RunConfig and launch it.
+"""The Python API: `sft()`, `lora_sft()`, `osft()` and `run()` take keyword arguments, build a RunConfig and launch it.
 
-Every option of the command line is a keyword under its last name: `algo.lora_r=8` is `lora_r=8`. Workers are processes
-of their own, so a notebook's memory stays free and `nproc=8` just works.
+Every option of the command line is a keyword argument with the last part of its name: `algo.lora_r=8` is `lora_r=8`. Workers
+are separate processes: they do not use a notebook's memory, and `nproc=8` works there.
 """
 
 import os
@@ -21,7 +21,7 @@ from hub.run import Result
 
 PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "launch": LaunchConfig, "track": TrackConfig}
 BY_ARGUMENT = ("path", "mix", "tool")
-"""Options that the arguments `model`, `data` and `track` set."""
+"""Options that are set by the arguments `model`, `data` and `track`."""
 
 Data = str | PathLike[str] | Iterable[DataSource | Mapping[str, Any]]
 
@@ -30,40 +30,39 @@ ALIASES = {"nproc": "nproc_per_node"}
 
 
 def sft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
-    """Fine-tune all weights of a model. See `run` for the arguments; needs the plugin hub-sft."""
+    """Fine-tune all weights of a model. See `run` for the arguments. Needs the plugin hub-sft."""
     return run("sft", model=model, data=data, **options)
 
 
 def lora_sft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
-    """Fine-tune a low-rank adapter (LoRA, arXiv 2106.09685) on a model. See `run`; needs the plugin hub-lora-sft."""
+    """Fine-tune a low-rank adapter (LoRA, arXiv 2106.09685) on a model. See `run`. Needs the plugin hub-lora-sft."""
     return run("lora_sft", model=model, data=data, **options)
 
 
 def osft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
-    """Fine-tune in directions that are hardly used so far (OSFT, arXiv 2504.07097). See `run`; needs the plugin hub-osft."""
+    """Fine-tune in low-importance singular directions (OSFT, arXiv 2504.07097). See `run`. Needs the plugin hub-osft."""
     return run("osft", model=model, data=data, **options)
 
 
 def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none", **options: Any) -> Result:
-    """Train with any installed algorithm, and wait for the end.
+    """Train with any installed algorithm, and wait until it ends.
 
     Args:
         algo: name of an algorithm (`sft`, `lora_sft`, ...) or of one of its presets (`qlora_sft`).
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
-        data: a preset's name (`"tiny"`), a file, a folder, or an id of the hub's data sets; or a list of several sources, each
-            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`; or any iterable of
-            rows, each a dictionary in one of the formats, which are written into `output_dir`.
+        data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
+            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or any iterable of
+            rows, each a dictionary in one of the formats: they are written into `output_dir`.
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
         options: any option of the algorithm, of `data.`, `model.`, `launch.` and `track.`, `output_dir` and `run_name`,
-            under the names that `python -m hub show` prints, without the part before the dot.
+            with the names that `python -m hub show` prints, without the part before the dot.
 
     Returns:
-        The result: path of the model, losses, run folder; `.metrics` has every logged step.
+        The result: path of the model, losses, run folder. `.metrics` has every logged step.
 
     Raises:
-        TypeError: an option does not exist; the nearest names are given.
-        HubError: what is wrong with the values, the data, the model or the machine. A `ConfigError` has all of it in
-            `.problems`.
+        TypeError: an option does not exist. The message has the nearest names.
+        HubError: a value, the data, the model or the machine is not suitable. A `ConfigError` lists everything in `.problems`.
     """
     from hub.compose.compose import compose, groups
     from hub.launch.launcher import launch
@@ -92,7 +91,7 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
 
 
 def _in_memory(data: Iterable[Any], output_dir: str) -> dict[str, Any]:
-    """The options for a list of sources, or for rows."""
+    """The options of `data` for a list of sources, or for rows."""
     rows = iter(data)
     first = list(islice(rows, 1))
     is_source = first and (
@@ -115,7 +114,7 @@ def _source(given: DataSource | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sort(algo: str, config: type[AlgoConfig], options: dict[str, Any]) -> dict[str, Any]:
-    """Which part of the config each keyword belongs to."""
+    """Keyword arguments by the section of the config that they belong to."""
     owners = {item.name: part for part, cls in PARTS.items() for item in fields(cls) if item.name not in BY_ARGUMENT}
     owners |= {item.name: "algo" for item in fields(config)}
     sorted_values: dict[str, Any] = {}

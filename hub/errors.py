@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. Each is shown as one clear line and ends the program with exit code 2."""
+"""Errors for the user, shown as one line without a traceback. The default exit code is 2."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,9 +8,9 @@ from hub.secrets import without_secrets
 
 
 class HubError(Exception):
-    """Base of every error that the hub shows without a traceback.
+    """Base class of all errors that are shown without a traceback.
 
-    The message says what was set, what is allowed and what to type. Secrets in it are blacked out.
+    The message says what was set, what is allowed and what to type. Secrets in it are redacted.
     """
 
     exit_code = 2
@@ -20,7 +20,7 @@ class HubError(Exception):
 
 
 class ConfigError(HubError):
-    """One or more options are wrong. All problems that could be found are listed at once."""
+    """One or more options are wrong. The message lists all problems."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [without_secrets(line) for line in ([problems] if isinstance(problems, str) else problems)]
@@ -28,7 +28,7 @@ class ConfigError(HubError):
 
 
 class DataError(HubError):
-    """A data file or one of its rows can't be used."""
+    """A data file or a row of it can't be used."""
 
 
 class ModelError(HubError):
@@ -36,7 +36,7 @@ class ModelError(HubError):
 
 
 class NoMemoryError(ModelError):
-    """Memory ran out in a pass that the ranks can't begin again. Training can be started again in smaller micro-batches."""
+    """Out of memory in a pass that the ranks can't retry in place. Training can be restarted with smaller micro-batches."""
 
     def __init__(self, message: str, smaller_bound: int) -> None:
         super().__init__(message)
@@ -54,19 +54,19 @@ class LaunchError(HubError):
 
 
 class DivergedError(HubError):
-    """Training gave NaN or infinity several times in a row."""
+    """Loss or gradients were NaN or infinite in several steps in a row."""
 
     exit_code = 1
 
 
 class VerifyError(HubError):
-    """`hub verify` found something that does not hold."""
+    """A check of `hub verify` failed."""
 
     exit_code = 1
 
 
 class Interrupted(HubError):
-    """The run was stopped by a signal. `exit_code` is 128 + the signal's number, as shells have it."""
+    """The run was stopped by a signal. `exit_code` is 128 + the number of the signal, as in shells."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -75,25 +75,26 @@ class Interrupted(HubError):
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """A sentence with the nearest allowed words, or an empty string when none is near."""
+    """A sentence with the nearest allowed words. Empty if none is near."""
     near = get_close_matches(word, list(allowed), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def can_not_write(output_dir: str | Path, error: OSError) -> ConfigError:
-    """What to tell a user whose `output_dir` takes no files."""
-    return ConfigError(f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER, one of yours")
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The error for an `output_dir` that is not writable."""
+    return ConfigError(
+        f"output_dir={output_dir}: can't write there ({error.strerror}). Type output_dir=FOLDER with a writable folder"
+    )
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one line, the first of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first line of an error's message. If it has none, the name of its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line: the name of its type, and the first line of its message. For a PluginError the whole message."""
     if isinstance(error, PluginError):
-        return " ".join(lines)
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -1,5 +1,7 @@
-"""The run folder: the only thing that training leaves behind. run.yaml (what was asked), plan.json (what was decided),
-metrics.jsonl (a line per logged step), checkpoints/, model/ (what transformers or peft load), result.json (the end).
+"""The run folder, which holds all that a run writes.
+
+run.yaml (the config), plan.json (decisions and their reasons), metrics.jsonl (a line per logged step), checkpoints/, model/
+(for transformers or peft), result.json.
 """
 
 import json
@@ -12,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import ConfigError, can_not_write
+from hub.system.files import write_json
+
+ASKED_FOR = "asked for"
+"""The reason in plan.json for a decision that an option made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How a run ended: what `sft()` and its siblings return, and what result.json holds."""
+    """The result of a run: the content of result.json, and what `hub.run()` returns."""
 
     status: str
     """completed, verified (by `hub verify`), failed or interrupted."""
@@ -24,16 +30,16 @@ class Result:
     algo: str
     backend: str
     model: str
-    """The `model.path` that was asked for."""
+    """The value of `model.path`."""
 
     run_path: Path
     """The run folder."""
 
     model_path: Path | None = None
-    """Folder with the trained model (transformers) or adapter (peft). None when training did not get that far."""
+    """Folder with the trained model (transformers) or adapter (peft). None if training did not get that far."""
 
     base_model_path: Path | None = None
-    """Local folder of the weights that training began from."""
+    """Local folder of the base weights."""
 
     num_steps: int = 0
     effective_batch_size: int | None = None
@@ -43,25 +49,25 @@ class Result:
     eval_loss_before: float | None = None
     eval_loss: float | None = None
     tokens_per_second: float | None = None
-    """All processes together; tokens of samples, without padding; evaluation and saving not counted."""
+    """Of all processes together, without padding. Time for evaluation and saving is not counted."""
 
     peak_memory_gb: float | None = None
-    """Largest over the processes: allocated by torch on a GPU, resident on a CPU. 1 GB = 2**30 bytes."""
+    """Maximum over the processes: allocated by torch on a GPU, resident on a CPU. 1 GB = 2**30 bytes."""
 
     seconds: float = 0.0
-    """From the start of the worker to its end."""
+    """Run time of the worker."""
 
     error: str | None = None
     """Why it failed or was interrupted."""
 
     @classmethod
     def read(cls, file: Path) -> "Result":
-        """The result that a run folder's result.json holds."""
+        """Read a run folder's result.json."""
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         names = {item.name for item in fields(cls)}
         paths = ("run_path", "model_path", "base_model_path")
-        found: dict[str, Any] = {k: Path(v) if k in paths and v else v for k, v in values.items() if k in names}
-        return cls(**found)
+        known: dict[str, Any] = {k: Path(v) if k in paths and v else v for k, v in values.items() if k in names}
+        return cls(**known)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -98,11 +104,11 @@ class Failure:
     traceback: str | None = None
     file: str = ""
     smaller_bound: int | None = None
-    """Tokens per micro-batch with which the run can be started again, when memory ran out."""
+    """After an out-of-memory error: tokens per micro-batch to restart the run with."""
 
     @property
     def text(self) -> str:
-        """For the user. What was foreseen (a HubError) says all itself."""
+        """The line for the user. A HubError is complete by itself."""
         return self.message if self.traceback is None else f"rank {self.rank} failed: {self.message} (see {self.file})"
 
     @classmethod
@@ -113,7 +119,7 @@ class Failure:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics.jsonl; a line that a kill cut short is left out."""
+    """Read the lines of a metrics.jsonl. A last line that is incomplete, after a kill, is skipped."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8")
@@ -121,7 +127,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 class Run:
-    """One run folder, as seen by one process. Only the main process (rank 0) writes or speaks."""
+    """A run folder, as used by one process. Only the main process (rank 0) writes or prints."""
 
     def __init__(self, path: Path, is_main: bool = True) -> None:
         self.path = path
@@ -129,10 +135,10 @@ class Run:
 
     @classmethod
     def create(cls, output_dir: str, name: str | None = None) -> "Run":
-        """Make a new run folder and let `latest` beside it point there.
+        """Make a new run folder, and point the link `latest` beside it there.
 
         Raises:
-            ConfigError: the folder can't be made, or one of that name stands already.
+            ConfigError: the folder can't be made, or exists already.
         """
         parent = Path(os.path.expanduser(output_dir)).absolute()
         try:
@@ -144,9 +150,7 @@ class Run:
                     break
                 except FileExistsError:
                     if name:
-                        raise ConfigError(
-                            f"run_name={name}: {path} stands already, and is kept. Type another run_name, or none"
-                        ) from None
+                        raise ConfigError(f"run_name={name}: {path} exists already. Type another run_name, or none") from None
             link = parent / f".latest-{os.getpid()}"
             link.unlink(missing_ok=True)
             link.symlink_to(path.name)
@@ -157,7 +161,7 @@ class Run:
 
     @property
     def joined_file(self) -> Path:
-        """On a machine other than the first: where its workers wrote down the path of the run folder that they joined."""
+        """On a machine other than the first: the file with the path of the run folder that its workers joined."""
         return self.path / "joined.txt"
 
     @property
@@ -192,23 +196,23 @@ class Run:
                 file.write(json.dumps(_finite(metrics), allow_nan=False) + "\n")
 
     def plan(self) -> dict[str, Any]:
-        """What plan.json holds so far."""
+        """Read plan.json. Empty if there is none yet."""
         file = self.path / "plan.json"
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return found
+        decisions: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return decisions
 
     def write_plan(self, **decisions: Any) -> None:
-        """Add what was decided, and why, to plan.json."""
+        """Add decisions and their reasons to plan.json."""
         if self.is_main:
             write_json(self.path / "plan.json", self.plan() | decisions)
 
     def write_failure(self, failure: Failure) -> None:
-        """Any rank may write its own."""
+        """Write the failure of a rank. Every rank writes its own."""
         file = self.path / f"error-rank{failure.rank}.json"
         write_json(file, asdict(failure) | {"file": str(file)})
 
     def forget_end(self) -> None:
-        """Take away how a run ended, before it goes on."""
+        """Remove result and failures of a run that is resumed."""
         for file in [self.result_file, *self.path.glob("error-rank*.json")]:
             file.unlink(missing_ok=True)
 
@@ -218,16 +222,5 @@ class Run:
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: they are written as their names."""
+    """Replace NaN and infinity, which JSON does not have, with their names."""
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file so that a reader sees the old or the new one, never half of it."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=2, default=str)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(file)

@@ -1,12 +1,12 @@
-"""Secrets stay in the environment: no option may hold one, and what is printed or written down has them blacked out."""
+"""Secrets stay in the environment: options must not contain any, and they are redacted in all output."""
 
 import os
 import re
 from collections.abc import Iterator
 
-BLACKED_OUT = "***"
+REDACTED = "***"
 SHORTEST = 8
-"""Shorter values are taken for words: blacking them out would spoil messages and hide nothing."""
+"""Minimum length. Shorter values are likely to be ordinary words, and redacting them would garble messages."""
 
 _NAME = re.compile(r"(?:.*_)?(?:API_?)?(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?", re.IGNORECASE)
 _USER_OF_URL = re.compile(r"(?<=://)[^/\s'\"]+(?=@)")
@@ -14,14 +14,14 @@ _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
 
 
 def without_secrets(text: str) -> str:
-    """A text with the secrets of the environment, user names and passwords in URLs and the model hub's tokens blacked out."""
+    """Redact the secrets of the environment, user names and passwords in URLs, and tokens of the model hub."""
     for _, value in _of_environment():
-        text = text.replace(value, BLACKED_OUT)
-    return _HUB_TOKEN.sub(BLACKED_OUT, _USER_OF_URL.sub(BLACKED_OUT, text))
+        text = text.replace(value, REDACTED)
+    return _HUB_TOKEN.sub(REDACTED, _USER_OF_URL.sub(REDACTED, text))
 
 
 def secret_in(text: str) -> str | None:
-    """What kind of secret a text holds, in words; None when there is none."""
+    """The kind of secret that a text contains, in words. None if there is none."""
     for name, value in _of_environment():
         if value in text:
             return f"the value of {name}"
@@ -31,7 +31,7 @@ def secret_in(text: str) -> str | None:
 
 
 def _of_environment() -> Iterator[tuple[str, str]]:
-    """Variables whose name says that they are secret, as HF_TOKEN and WANDB_API_KEY; a path to a key file is none."""
+    """Yield variables with the name of a secret, such as HF_TOKEN and WANDB_API_KEY, but not paths of key files."""
     for name, value in os.environ.items():
         if _NAME.fullmatch(name) and len(value) >= SHORTEST and not os.path.exists(value):
             yield name, value

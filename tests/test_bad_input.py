@@ -28,7 +28,7 @@ def test_nothing_chosen_is_told_at_once(hub):
     assert [line.split(".")[0] for line in said.problems] == [
         "No algorithm is chosen",
         "No model is chosen",
-        "No training data is given",
+        "No training data is set",
     ]
 
 
@@ -46,7 +46,7 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("algo.warmup_steps=16", "algo.warmup_steps=16 is not shorter than the run: 115 rows in batches of 16 are"),
         ("algo=sft algo.warmup_steps=8", "algo.warmup_steps=8 is not shorter than the run: 115 rows in batches of"),
         ("algo.effective_batch_size=2 launch.nproc_per_node=3", "algo.effective_batch_size=2 is below the number of"),
-        ("algo.eval_every_steps=5 data.eval_fraction=0", "algo.eval_every_steps=5 but there is no data to evaluate on"),
+        ("algo.eval_every_steps=5 data.eval_fraction=0", "algo.eval_every_steps=5 but there is no evaluation set"),
         ("model.dtype=bf16", "model.dtype=bf16 is not allowed. Allowed: auto, bfloat16, float32."),
         ("algo.optimizer=adam", "algo.optimizer=adam is not allowed. Allowed: adamw, adamw_8bit,"),
         ("algo.target_modules=q_proj", "algo.target_modules=q_proj is not allowed. Allowed: auto, attention, mlp,"),
@@ -88,8 +88,8 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("data.on_long=cut", "data.on_long=cut is not allowed. Allowed: auto, drop, truncate, split, error"),
         ("data.block_size=64 data.format=messages", "data.block_size=64 joins raw documents, but data.format=messages"),
         ("data.text_column=x data.format=alpaca", "data.text_column=x is for raw documents. Leave data.format=alpaca out"),
-        ("data.split=test", "data.split=test is for data sets of the model hub, but path=tiny:chats is none"),
-        ("data.subset=en", "data.subset=en is for data sets of the model hub, but path=tiny:chats is none"),
+        ("data.split=test", "data.split=test applies to datasets of the model hub only, and path=tiny:chats is none"),
+        ("data.subset=en", "data.subset=en applies to datasets of the model hub only, and path=tiny:chats is none"),
         ("data.max_seq_len=0", "data.max_seq_len=0 is not allowed. Allowed: a number at least 8 or auto"),
         ("launch.rdzv_endpoint=nowhere.invalid:1234", "launch.rdzv_endpoint=nowhere.invalid:1234: the host"),
         ("launch.python=/no/python", "launch.python=/no/python: there is no such interpreter"),
@@ -203,7 +203,7 @@ def test_a_run_folder_that_stands_already_is_kept(hub, tmp_path):
     (tmp_path / "runs/mine").mkdir(parents=True)
     said = hub(*TINY, "run_name=mine")
     assert said.code == 2
-    assert said.problems[0].startswith(f"run_name=mine: {tmp_path}/runs/mine stands already, and is kept.")
+    assert said.problems[0].startswith(f"run_name=mine: {tmp_path}/runs/mine exists already.")
     assert not list((tmp_path / "runs/mine").iterdir())
 
 

@@ -1,1 +1,1 @@
-"""The command line: argv to a verb, and what is printed for the user."""
+"""The command line: verbs, and the pages that they print."""

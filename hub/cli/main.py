@@ -1,7 +1,7 @@
-"""`python -m hub [verb] overrides`: reads the command line, builds a RunConfig, calls the verb.
+"""`python -m hub [verb] overrides`: parses the command line and calls the verb.
 
-A verb is a function `(list of overrides, Flags) -> exit code` in VERBS. Everything heavy is imported inside verbs, so
-that `--help` and every mistake answer in about a second.
+A verb is a function `(list of overrides, Flags) -> exit code` in VERBS. Slow libraries are imported within verbs, so that
+`--help` and every error message take about a second.
 """
 
 import argparse
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from hub.errors import ConfigError, HubError, did_you_mean
 from hub.secrets import without_secrets
+from hub.version import VERSION
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line says besides verb and overrides."""
+    """The flags of the command line."""
 
     multirun: bool = False
     json: bool = False
@@ -25,11 +26,12 @@ class Flags:
 
 
 def train(overrides: list[str], flags: Flags) -> int:
-    """Train a model. The verb when none is given."""
+    """Train a model. The default verb."""
     if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:
+        from hub.cli.pages import print_result
         from hub.launch.torchrun import join_group
 
-        return join_group(overrides, flags.config_dir)
+        return join_group(overrides, flags.config_dir, print_result)
     if flags.multirun:
         from hub.launch.sweep import sweep
 
@@ -44,12 +46,12 @@ def train(overrides: list[str], flags: Flags) -> int:
 
 
 def verify(overrides: list[str], flags: Flags) -> int:
-    """Prove on your own model, data and processes that the layout changes nothing: the options are those of a run."""
+    """Verify on your own model, data and processes that the layout does not change the result. Takes the options of a run."""
     return train([*overrides, "task=verify"], flags)
 
 
 def data(overrides: list[str], flags: Flags) -> int:
-    """Look at the data of a run: lengths, what is trained, what would spoil it. With --json for scripts; exit code 1 if so."""
+    """Inspect the data of a run: lengths, trained tokens, errors. With --json for scripts. Exit code 1 if there are errors."""
     import contextlib
 
     from hub.compose.compose import compose
@@ -58,7 +60,8 @@ def data(overrides: list[str], flags: Flags) -> int:
     cfg = prepare_data(compose(*overrides, config_dir=flags.config_dir))
     from hub.data.doctor.examine import examine
     from hub.data.doctor.page import print_examined
-    from hub.models.load import load_config, load_tokenizer
+    from hub.data.tokens.tokenizer import load_tokenizer
+    from hub.models.load import load_config
     from hub.models.weights import local_weights
     from hub.parallel.session import quiet_libraries
 
@@ -67,13 +70,13 @@ def data(overrides: list[str], flags: Flags) -> int:
         path = local_weights(cfg.model, print)
         tokenizer = load_tokenizer(cfg, path)
         positions = getattr(load_config(cfg.model, path).get_text_config(), "max_position_embeddings", None)
-        found = examine(cfg, tokenizer, positions)
-    print_examined(found, tokenizer, flags.json)
-    return 1 if found.spoils else 0
+        report = examine(cfg, tokenizer, positions)
+    print_examined(report, tokenizer, flags.json)
+    return 1 if report.spoils else 0
 
 
 def show(overrides: list[str], flags: Flags) -> int:
-    """Print the composed config: each option, its value, where that came from, its meaning."""
+    """Print the composed config: each option, its value, its source, its meaning."""
     from hub.cli.pages import show_config
 
     show_config(overrides, flags.config_dir)
@@ -100,10 +103,10 @@ VERBS: dict[str, Callable[[list[str], Flags], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line.
+    """Run a command line.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user, 1 for a failure, 128 + N for signal N.
+        The exit code: 0, 2 for a user error, 1 for a failure, 128 + N for signal N.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -126,24 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from hub.cli.pages import overview, usage
 
-    parser = argparse.ArgumentParser(prog="hub", add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--version", action="store_true")
-    parser.add_argument("--multirun", action="store_true")
-    parser.add_argument("--config-dir")
-    parser.add_argument("--json", action="store_true")
-    try:
-        known, words = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
-    if unknown := [word for word in words if word.startswith("-")]:
-        flags = ["--help", "--version", "--multirun", "--config-dir", "--json"]
-        near = did_you_mean(unknown[0], flags)
-        raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(flags)}.{near}")
+    known, words = _parse(arguments)
     if known.version:
-        from hub import __version__
-
-        print(__version__)
+        print(VERSION)
         return 0
     if known.help:
         print(usage(VERBS))
@@ -164,3 +152,26 @@ def _run(arguments: list[str]) -> int:
     if known.json and verb != "data":
         raise ConfigError(f"--json goes with data only, not with {verb}")
     return VERBS[verb](words, Flags(multirun=known.multirun, json=known.json, config_dir=known.config_dir))
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and all other words.
+
+    Raises:
+        ConfigError: an unknown flag, or one without its value.
+    """
+    parser = argparse.ArgumentParser(prog="hub", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--multirun", action="store_true")
+    parser.add_argument("--config-dir")
+    parser.add_argument("--json", action="store_true")
+    try:
+        known, words = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from None
+    if unknown := [word for word in words if word.startswith("-")]:
+        flags = ["--help", "--version", "--multirun", "--config-dir", "--json"]
+        near = did_you_mean(unknown[0], flags)
+        raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(flags)}.{near}")
+    return known, words

@@ -1,4 +1,4 @@
-"""docs/options.md, from the docstrings of the options: `python -m hub.cli.options_page sft lora_sft osft > docs/options.md`."""
+"""Generates docs/options.md from docstrings: `python -m hub.cli.options_page sft lora_sft osft > docs/options.md`."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,19 +12,19 @@ from hub.plugins.registry import registry
 
 HEAD = """# Options
 
-On the command line an option is written with its part, `algo.lora_r=8`; in Python it is a keyword by its last name,
-`lora_sft(..., lora_r=8)`. `python -m hub show algo=NAME` prints the same with the values of your command and where each
-came from.
+On the command line options are written with their full name, `algo.lora_r=8`. In Python an option is a keyword argument with
+the last part of its name, `lora_sft(..., lora_r=8)`. `python -m hub show algo=NAME` prints all options with the values of
+your command, and where each comes from.
 
-This page is written from the code: `python -m hub.cli.options_page {names} > docs/options.md`.
+This page is generated from the code: `python -m hub.cli.options_page {names} > docs/options.md`.
 """
 
 
 def page(algorithms: Sequence[str]) -> str:
-    """The whole page.
+    """The whole page as Markdown.
 
     Args:
-        algorithms: names of installed algorithms that get a table of their own.
+        algorithms: names of installed algorithms. Each gets a table.
 
     Raises:
         PluginError: one of them is not installed.
@@ -41,7 +41,7 @@ def page(algorithms: Sequence[str]) -> str:
 
 
 def _table(part: str, cls: Any, base: Any = None, leave_out: Sequence[str] = ()) -> Iterator[str]:
-    """A Markdown table of the options of a dataclass; with `base` of those that are new or differ from it."""
+    """Yield a Markdown table of the options of a dataclass. With `base` only of those that are new or differ from it."""
     docs = field_docs(cls)
     known = {item.name: (item.default, field_docs(base)[item.name]) for item in fields(base)} if base else {}
     yield "| option | values | default | meaning |"

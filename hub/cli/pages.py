@@ -1,4 +1,4 @@
-"""What the command line prints besides a run: overview, help, options with their origins, plugins, the end of a run."""
+"""Pages of the command line: overview, help, options with their sources, plugins, the result of a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -10,28 +10,21 @@ from rich.text import Text
 
 from hub.config.option import leaves
 from hub.errors import did_you_mean
-from hub.plugins.registry import registry
+from hub.plugins.known import EXAMPLES, INSTALL_ONE
+from hub.plugins.registry import data_format_names, registry
+from hub.run import Result
 from hub.secrets import without_secrets
-
-EXAMPLES = (
-    ("try it: a random tiny model, seconds", "python -m hub algo=lora_sft model=tiny data=tiny"),
-    ("LoRA on your own chats", "python -m hub algo=lora_sft model=llama3_8b data.path=chats.jsonl"),
-    (
-        "all weights, evaluated on 5 % of the rows",
-        "python -m hub algo=sft model=smollm2_135m data.path=chats.jsonl data.eval_fraction=0.05",
-    ),
-)
 
 
 def overview() -> str:
-    """What to type: algorithms, models, three examples."""
+    """The page without arguments: algorithms, models, examples."""
     from hub.compose.compose import groups
 
     lines = ["Fine-tune a language model: python -m hub algo=ALGORITHM model=MODEL data.path=FILE.jsonl", ""]
     lines += ["algorithms (algo=)"]
     lines += [f"  {name:<18}{algorithm.summary}" for name, algorithm in sorted(registry().algorithms.items())]
     if not registry().algorithms:
-        lines += ["  none is installed. Type pip install hub-lora-sft"]
+        lines += [f"  none is installed. {INSTALL_ONE}"]
     lines += ["", "models (model=, or model.path=FOLDER_OR_HUB_ID)", *_wrapped(groups()["model"]), "", "examples"]
     for meaning, command in EXAMPLES:
         lines += [f"  # {meaning}", f"  {command}"]
@@ -39,37 +32,37 @@ def overview() -> str:
 
 
 def usage(verbs: Mapping[str, Callable[..., int]]) -> str:
-    """The whole help page."""
+    """The page of `--help`."""
     from hub.compose.compose import groups
 
-    found = groups()
+    choices = groups()
     algorithms = registry().algorithms
     lines = ["usage: python -m hub [verb] [group=choice] [option=value] [flags]", "", "verbs"]
     lines += [f"  {name:<18}{_first_sentence(verb)}" for name, verb in verbs.items()]
     lines += ["", "algorithms (algo=)"]
     lines += [f"  {name:<18}{algorithm.summary}" for name, algorithm in sorted(algorithms.items())]
-    presets = [name for name in found["algo"] if name not in algorithms]
+    presets = [name for name in choices["algo"] if name not in algorithms]
     if presets:
         lines += [f"  {'presets of these':<18}{', '.join(presets)}"]
-    lines += ["", "models (model=, or model.path=FOLDER_OR_HUB_ID)", *_wrapped(found["model"])]
-    for group in (name for name in found if name not in ("algo", "model")):
-        lines += ["", f"{group} ({group}=)", *_wrapped(found[group] or ["no presets"])]
+    lines += ["", "models (model=, or model.path=FOLDER_OR_HUB_ID)", *_wrapped(choices["model"])]
+    for group in (name for name in choices if name not in ("algo", "model")):
+        lines += ["", f"{group} ({group}=)", *_wrapped(choices[group] or ["no presets"])]
     lines += [
         "",
         "flags",
         "  --multirun        one run for each combination of values: algo.lora_r=8,16 algo.learning_rate=1e-4,2e-4",
-        "  --config-dir DIR  a folder of yours with more choices for the groups above (DIR/model/mine.yaml)",
-        "  --json            with the verb data: what is found, for scripts",
+        "  --config-dir DIR  your own folder with more choices for the groups above (DIR/model/mine.yaml)",
+        "  --json            with the verb data: the report as JSON, for scripts",
         "  --version, --help",
         "",
         "options: python -m hub show algo=NAME lists every option with its value and meaning.",
-        "several GPUs: used by themselves; launch.nproc_per_node=2 or torchrun --nproc-per-node=2 -m hub to choose.",
+        "several GPUs: all are used by default; launch.nproc_per_node=2 or torchrun --nproc-per-node=2 -m hub to choose.",
     ]
     return "\n".join(lines)
 
 
 def show_config(overrides: list[str], config_dir: str | None) -> None:
-    """Print every option: value, where it came from, meaning; then what would be refused."""
+    """Print every option with its value, source and meaning, then all problems of the config."""
     from hub.compose.compose import compose, origins
 
     cfg = compose(*overrides, config_dir=config_dir)
@@ -81,50 +74,50 @@ def show_config(overrides: list[str], config_dir: str | None) -> None:
         place = came_from.get(name, "default")
         style = "bold" if value != default or place == "command line" else None
         table.add_row(*(Text(cell) for cell in (name, without_secrets(_value(value)), place, meaning)), style=style)
-    # In a file or a pipe an option stays on one line, so that grep finds it.
+    # In a file or a pipe each option is on one line, for grep.
     console = Console(width=None if Console().is_terminal else 500)
     console.print(table)
-    if problems := cfg.problems():
+    if problems := cfg.problems(data_formats=data_format_names()):
         console.print("\nThis can't run yet:")
         for line in problems:
             console.print(f"  {line}", markup=False, highlight=False)
 
 
 def show_plugins() -> None:
-    """Print each installed plugin with its distribution, what it offers and the hooks it implements."""
-    found = registry()
-    if not found.plugins:
-        print("no plugin is installed. Type pip install hub-lora-sft")
-    for plugin in found.plugins:
+    """Print each installed plugin: its distribution, what it offers and the hooks it implements."""
+    installed = registry()
+    if not installed.plugins:
+        print(f"no plugin is installed. {INSTALL_ONE}")
+    for plugin in installed.plugins:
         print(f"{plugin.name}  {plugin.source}  ({plugin.module})")
         if plugin.error:
             print(f"  left out: {plugin.error}")
             continue
-        for name, owner in found.owners.items():
+        for name, owner in installed.owners.items():
             if owner == plugin.name:
-                print(f"  algo={name}: {found.algorithms[name].summary}")
+                print(f"  algo={name}: {installed.algorithms[name].summary}")
         print(f"  hooks: {', '.join(plugin.hooks)}")
         for line in plugin.warnings:
             print(f"  {line}")
         if plugin.heavy:
             print(f"  slow: it imports {', '.join(plugin.heavy)} while it is loaded, which every command waits for")
-    for algorithm, backends in sorted(found.backends.items()):
+    for algorithm, backends in sorted(installed.backends.items()):
         for backend in sorted(backends.values(), key=lambda b: (-b.priority, b.name)):
             state = backend.obstacle() or "available"
-            if algorithm not in found.algorithms:
-                state = f"of no use: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, found.algorithms)}"
+            if algorithm not in installed.algorithms:
+                state = f"unused: no plugin has the algorithm {algorithm}.{did_you_mean(algorithm, installed.algorithms)}"
             print(f"backend {backend.name} of {algorithm} (priority {backend.priority}): {state}")
 
 
-def print_result(result: Any) -> None:
-    """The last lines of a run."""
+def print_result(result: Result) -> None:
+    """Print the last lines of a run."""
     print("\n".join(result_lines(result)), flush=True)
 
 
-def result_lines(result: Any) -> list[str]:
-    """How a run ended, where the model is, and what to type next."""
+def result_lines(result: Result) -> list[str]:
+    """Lines with the result of a run, the path of the model, and what to type next."""
     if result.status == "verified":
-        return [f"verified in {result.seconds:.0f} s: all that was tried holds, see {result.run_path / 'verify.json'}"]
+        return [f"verified in {result.seconds:.0f} s: all checks passed, see {result.run_path / 'verify.json'}"]
     loss = f"train loss {result.train_loss:.4f}" if result.train_loss is not None else ""
     if result.eval_loss_before is not None and result.eval_loss is not None:
         loss += f", held-out loss {result.eval_loss_before:.4f} -> {result.eval_loss:.4f}"
@@ -141,7 +134,7 @@ def result_lines(result: Any) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    """A value as one would type it."""
+    """A value as it is typed."""
     if value is None:
         return "null"
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""The Hydra edge: overrides and presets in, a typed RunConfig out. Past this module, overrides.py and sweep.py there
-are dataclasses only, never a DictConfig.
+"""Composes overrides and presets into a typed RunConfig, with Hydra.
 
-Schemas come from the installed algorithms' dataclasses; YAML files are presets only.
+Hydra and its DictConfig are used in this module, overrides.py, runfile.py and launch/sweep.py only. Schemas come from the
+dataclasses of the installed algorithms. YAML files are presets only.
 """
 
 import os
@@ -23,18 +23,18 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hub.compose.overrides import CONFIG_NAME, GROUPS, choices, combinations, group_options, one_line, parse
+from hub.compose.overrides import CONFIG_NAME, GROUPS, choices, combinations, group_options, hydra_message, parse
 from hub.compose.overrides import check as check_overrides
 from hub.config.option import conf_dir
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError
-from hub.plugins.registry import registry
+from hub.plugins.registry import data_format_names, registry
 
 VERSION_BASE = "1.3"
 
 
 class HubSearchPath(SearchPathPlugin):
-    """Tells Hydra about the config folders of the installed plugins."""
+    """Adds the config folders of the installed plugins to Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for name, folder in registry().config_dirs:
@@ -43,7 +43,7 @@ class HubSearchPath(SearchPathPlugin):
 
 @cache
 def register_schemas() -> None:
-    """Give Hydra the dataclasses and the plugins' config folders. Once per process."""
+    """Register the dataclasses and the plugins' config folders with Hydra, once per process."""
     Plugins.instance().register(HubSearchPath)
     store = ConfigStore.instance()
     store.store(name="hub_schema", node=RunConfig)
@@ -53,7 +53,7 @@ def register_schemas() -> None:
 
 @contextmanager
 def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
-    """Hydra's config loader over the hub's search path. A Hydra app around us gets its state back afterwards.
+    """Yield Hydra's config loader with the hub's search path. The state of an enclosing Hydra app is restored at the end.
 
     Args:
         config_dir: a further folder with config groups, searched first.
@@ -76,10 +76,10 @@ def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
 
 
 def groups(config_dir: str | None = None) -> dict[str, list[str]]:
-    """Each config group with the values that may be chosen: the hub's own groups, then those of plugins."""
+    """Config group -> the values to choose from: the hub's own groups first, then those of plugins."""
     with hydra_session(config_dir) as loader:
-        found = loader.repository.get_group_options("", ObjectType.GROUP)
-        further = sorted(name for name in found if name not in GROUPS and name != "hydra")
+        names = loader.repository.get_group_options("", ObjectType.GROUP)
+        further = sorted(name for name in names if name not in GROUPS and name != "hydra")
         return {name: group_options(loader, name) for name in (*GROUPS, *further)}
 
 
@@ -92,46 +92,46 @@ def compose(
         overrides: as on the command line: `"algo=lora_sft"`, `"model=tiny"`, `"algo.lora_r=8"`.
         values: nested values that are set last, e.g. `{"data": {"path": "chats.jsonl"}}`. No quoting is needed here.
         config_dir: a further folder with config groups, searched first.
-        check: also raise when the values make no sense together (`RunConfig.problems`).
+        check: also raise if options clash (`RunConfig.problems`).
 
     Raises:
-        ConfigError: with every problem that was found.
+        ConfigError: with all problems.
     """
     with hydra_session(config_dir) as loader:
-        checked = check_overrides(loader, parse(overrides, loader), values or {})
+        checked = check_overrides(loader, parse(overrides, loader), values or {}, registry())
         try:
             cfg = cast(RunConfig, OmegaConf.to_object(checked.node))
         except OmegaConfBaseException as error:
-            raise ConfigError(checked.problems or one_line(error)) from None
+            raise ConfigError(checked.problems or hydra_message(error)) from None
     if checked.problems:
-        raise ConfigError(checked.problems + cfg.problems(checked.sound))
-    if check and (problems := cfg.problems()):
+        raise ConfigError(checked.problems + cfg.problems(checked.valid, data_format_names()))
+    if check and (problems := cfg.problems(data_formats=data_format_names())):
         raise ConfigError(problems)
     return cfg
 
 
 def sweep_combinations(overrides: Sequence[str], config_dir: str | None = None) -> list[RunConfig]:
-    """What a sweep will run, as far as that can be known before: see `overrides.combinations`.
+    """The configs of a sweep, as far as they are known beforehand: see `overrides.combinations`.
 
     Raises:
-        ConfigError: with every problem that was found in any of them.
+        ConfigError: with the problems of all of them.
     """
     with hydra_session(config_dir) as loader:
         listed = [[str(item.input_line) for item in items] for items in combinations(parse(overrides, loader))]
-    found, problems = [], []
+    configs, problems = [], []
     for texts in listed:
         try:
-            found.append(compose(*texts, config_dir=config_dir))
+            configs.append(compose(*texts, config_dir=config_dir))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(dict.fromkeys(problems))
-    return found
+    return configs
 
 
 def origins(*overrides: str, config_dir: str | None = None) -> dict[str, str]:
-    """Where each option that is not at its default got its value: the path of a YAML file, or `command line`."""
-    found: dict[str, str] = {}
+    """Option -> source of its value: the path of a YAML file, or `command line`. Options at their default are left out."""
+    sources: dict[str, str] = {}
     with hydra_session(config_dir) as loader:
         parsed = parse(overrides, loader)
         defaults = loader.compute_defaults_list(CONFIG_NAME, choices(loader, parsed), RunMode.RUN).defaults
@@ -144,11 +144,11 @@ def origins(*overrides: str, config_dir: str | None = None) -> dict[str, str]:
             package = default.package or ""
             folder = {"main": "conf", "command-line": config_dir}.get(loaded.provider, loaded.provider)
             for key in _keys(loaded.config):
-                found[f"{package}.{key}" if package else key] = f"{folder}/{default.config_path}.yaml"
+                sources[f"{package}.{key}" if package else key] = f"{folder}/{default.config_path}.yaml"
         for item in parsed:
             if not loader.repository.group_exists(item.key_or_group):
-                found[item.key_or_group] = "command line"
-    return found
+                sources[item.key_or_group] = "command line"
+    return sources
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Overrides as they are typed, NAME=VALUE: read by Hydra's grammar, checked one by one, each mistake in one line.
+"""Overrides as typed, NAME=VALUE: parsed with Hydra's grammar and checked one by one, with one line per mistake.
 
-`check` finds all mistakes at once: first the choices (algo=, model=, ...), since they decide which options there are,
-then each option against its type. What the values mean together is `RunConfig.problems`.
+`check` reports all mistakes at once: first the choices of presets (algo=, model=, ...), which decide what options exist,
+then each option against its type. Clashes of options are found by `RunConfig.problems`.
 """
 
 import re
@@ -24,7 +24,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from hub.config.option import list_item, type_words
 from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.errors import ConfigError, did_you_mean
-from hub.plugins.registry import registry
+from hub.plugins.offers import Algorithm
+from hub.plugins.registry import Registry
 
 CONFIG_NAME = "config"
 GROUPS = (*PARTS, "experiment")
@@ -35,23 +36,23 @@ COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
 @dataclass
 class Checked:
-    """What the overrides that are right make, and what is wrong with the others."""
+    """The config of all valid overrides, and the problems of the others."""
 
     node: DictConfig
     problems: list[str]
-    sound: set[str]
-    """The parts of the config (`algo`, `model`, ...) whose overrides are all right."""
+    valid: set[str]
+    """The sections of the config (`algo`, `model`, ...) whose overrides are all valid."""
 
 
 def parse(texts: Sequence[str], loader: Any = None) -> list[Override]:
-    """Read overrides.
+    """Parse overrides.
 
     Args:
-        texts: as typed.
+        texts: the overrides as typed.
         loader: Hydra's config loader, for `model=glob(*)`.
 
     Raises:
-        ConfigError: with a line for each one that can't be read.
+        ConfigError: with one line for each override that can't be parsed.
     """
     parser, parsed, problems = OverridesParser.create(config_loader=loader), [], []
     for text in texts:
@@ -62,24 +63,24 @@ def parse(texts: Sequence[str], loader: Any = None) -> list[Override]:
             if not equals:
                 problems.append(f"can't read {text!r}: options are written NAME=VALUE, and a verb comes first")
                 continue
-            # Names of files hold characters that the grammar reserves: parentheses, accents, apostrophes.
+            # File names may have characters that the grammar reserves: parentheses, accents, apostrophes.
             try:
                 parsed += parser.parse_overrides([f"{name}={quoted(value)}"])
             except HydraException:
-                problems.append(f"can't read {text!r}: {one_line(error)}")
+                problems.append(f"can't read {text!r}: {hydra_message(error)}")
     if problems:
         raise ConfigError(problems)
     return parsed
 
 
 def quoted(value: str) -> str:
-    """A text as Hydra's grammar quotes it."""
+    """Quote a text for Hydra's grammar."""
     escaped = re.sub(r'(\\*)"', lambda match: match[1] * 2 + '\\"', value)
     return '"' + re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped) + '"'
 
 
 def choices(loader: Any, parsed: Sequence[Override]) -> list[str]:
-    """The overrides that choose a preset, as Hydra takes them."""
+    """The overrides that choose a preset, in Hydra's notation."""
     texts = {}
     for item in parsed:
         name = item.key_or_group
@@ -94,10 +95,10 @@ def choices(loader: Any, parsed: Sequence[Override]) -> list[str]:
 
 
 def combinations(parsed: Sequence[Override], limit: int = 50) -> Iterator[list[Override]]:
-    """What a sweep will run, each without swept values.
+    """Yield the overrides of each run of a sweep.
 
-    All combinations; where there are more than `limit`, as many as show each value once. Continuous ranges are left
-    out: only the sweeper knows their values.
+    All combinations, or, if there are more than `limit`, enough of them to have each value once. Continuous ranges are left
+    out, since only the sweeper knows their values.
     """
     parser = OverridesParser.create()
     values = [
@@ -114,19 +115,20 @@ def combinations(parsed: Sequence[Override], limit: int = 50) -> Iterator[list[O
             yield [list_[min(number, len(list_) - 1)] for list_ in values]
 
 
-def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any]) -> Checked:
-    """Compose what is right, and say what is not.
+def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any], plugins: Registry) -> Checked:
+    """Compose the valid overrides, and report the problems of the others.
 
     Args:
         loader: Hydra's config loader.
         parsed: overrides of the command line.
         values: nested values that are set last.
+        plugins: the installed plugins, for the algorithms and their options.
     """
     good: list[Override] = []
     problems: list[str] = []
     doubtful: set[str] = set()
     for item in parsed:
-        if problem := _form_problem(loader, item) or _choice_problem(loader, item):
+        if problem := _form_problem(loader, item) or _choice_problem(loader, item, plugins):
             problems.append(problem)
             doubtful |= _parts(item.key_or_group)
         else:
@@ -134,14 +136,14 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any]) ->
     try:
         node = hydra_compose(CONFIG_NAME, overrides=choices(loader, good))
     except COMPOSE_ERRORS as error:
-        problems.append(one_line(error))
+        problems.append(hydra_message(error))
         doubtful |= set(PARTS)
         node = OmegaConf.structured(RunConfig)
     chosen = [item for item in good if item.key_or_group == "algo"][-1:]
     if chosen and chosen[0].value() is not None and not doubtful and OmegaConf.get_type(node.algo) is AlgoConfig:
         problems.append(
             f"algo={chosen[0].get_value_string()}: this preset names no algorithm. Its file must begin with: "
-            f"defaults: [NAME], one of: {', '.join(sorted(registry().algorithms))}"
+            f"defaults: [NAME], one of: {', '.join(sorted(plugins.algorithms))}"
         )
         doubtful.add("algo")
     settings = [
@@ -156,32 +158,32 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any]) ->
     for name, value, shown in settings:
         if algorithm_unknown and name.startswith("algo.") and not _exists(node, name):
             continue
-        if problem := _set(node, name, value, shown):
+        if problem := _set(node, name, value, shown, plugins.algorithms):
             problems.append(problem)
             doubtful |= _parts(name)
     return Checked(node, problems, set(PARTS) - doubtful)
 
 
 def group_options(loader: Any, group: str) -> list[str]:
-    """The presets of a group."""
+    """The names of the presets of a group."""
     return sorted(loader.repository.get_group_options(group, ObjectType.CONFIG))
 
 
-def one_line(error: Exception) -> str:
-    """What a library said, in one line."""
+def hydra_message(error: Exception) -> str:
+    """What Hydra or OmegaConf said, without its details about itself, in one line."""
     lines = [line.strip() for line in str(error).partition("\nConfig search path")[0].splitlines()]
-    said = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    return " ".join(said) or type(error).__name__
+    message = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    return " ".join(message) or type(error).__name__
 
 
 def _parts(name: str) -> set[str]:
-    """The parts of the config that an override is about: all of them when its name is not understood."""
+    """The sections of the config that an override may affect: all of them if its name is unknown."""
     part = re.split(r"[./]", name)[0]
     return {part} if part in PARTS else set(PARTS)
 
 
 def _form_problem(loader: Any, item: Override) -> str | None:
-    """What is wrong with the form of an override, whatever its value."""
+    """What is wrong with the form of an override, regardless of its value."""
     name = item.key_or_group
     if item.is_delete():
         is_option = not loader.repository.group_exists(name)
@@ -197,8 +199,8 @@ def _form_problem(loader: Any, item: Override) -> str | None:
     return None
 
 
-def _choice_problem(loader: Any, item: Override) -> str | None:
-    """What is wrong with the choice of a preset; None also for overrides that choose none."""
+def _choice_problem(loader: Any, item: Override, plugins: Registry) -> str | None:
+    """What is wrong with the choice of a preset. None also for overrides that choose none."""
     name = item.key_or_group
     if not loader.repository.group_exists(name) or item.is_delete() or item.value() is None:
         return None
@@ -208,22 +210,22 @@ def _choice_problem(loader: Any, item: Override) -> str | None:
     wrong = [str(word) for word in (value if isinstance(value, list) else [value]) if word not in options]
     if not wrong:
         return None
-    if name == "algo" and (missing := registry().not_installed(wrong[0])):
+    if name == "algo" and (missing := plugins.not_installed(wrong[0])):
         return missing
     near = did_you_mean(wrong[0], options)
-    if name == "algo" and not (near and registry().algorithms):
-        return registry().no_algorithm(wrong[0])
+    if name == "algo" and not (near and plugins.algorithms):
+        return plugins.no_algorithm(wrong[0])
     path = f" For a file, a folder or an id of the model hub type {name}.path={wrong[0] or 'PATH'}"
     allowed = near or f" Allowed: {', '.join(options) or 'none'}."
     if name in ("model", "data"):
         return f"{name}={wrong[0]}: there is no such preset.{path if set('./') & set(wrong[0]) else allowed + path}"
     if name == "algo":
-        return f"algo={wrong[0]}: there is no such algorithm.{allowed}{registry().left_out()}"
+        return f"algo={wrong[0]}: there is no such algorithm.{allowed}{plugins.left_out()}"
     return f"{name}={wrong[0]}: there is no such preset.{allowed}"
 
 
 def _value(node: DictConfig, item: Override) -> Any:
-    """The value of an override. A text keeps the form in which it was typed: a revision 1e10 is no number."""
+    """The value of an override. For a text option it is the text as typed: the revision 1e10 is not a number."""
     value = item.value()
     place, last = _place(node, item.key_or_group)
     is_text = _exists(node, item.key_or_group) and isinstance(place._get_node(last), StringNode)
@@ -233,7 +235,7 @@ def _value(node: DictConfig, item: Override) -> Any:
 
 
 def _place(node: DictConfig, name: str) -> tuple[Any, str]:
-    """The part of the config in which an option stands, or None; and the option's last name."""
+    """The section of the config that contains an option, or None, and the option's last name."""
     *parents, last = name.split(".")
     place: Any = node
     for step in parents:
@@ -246,26 +248,26 @@ def _exists(node: DictConfig, name: str) -> bool:
     return place is not None and last in place
 
 
-def _set(node: DictConfig, name: str, value: Any, shown: str) -> str | None:
-    """Set one option, or say why not."""
+def _set(node: DictConfig, name: str, value: Any, shown: str, algorithms: Mapping[str, Algorithm]) -> str | None:
+    """Set one option. Returns the problem if that fails."""
     place, last = _place(node, name)
-    # A plugin's option may be a dict, with any keys.
+    # A plugin's option may be a dict with arbitrary keys.
     is_open = place is not None and not is_dataclass(OmegaConf.get_type(place))
     if not (is_open or _exists(node, name)):
-        return _unknown(node, name)
+        return _unknown(node, name, algorithms)
     if (item_type := list_item(OmegaConf.get_type(place), last)) and (problem := _list_problem(item_type, name, value, shown)):
         return problem
     try:
         if value == "???":
-            raise OmegaConfBaseException("this mark stands for no value")
+            raise OmegaConfBaseException("??? marks a missing value")
         OmegaConf.update(node, name, value, force_add=is_open)
     except OmegaConfBaseException as error:
-        return f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or one_line(error)}"
+        return f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or hydra_message(error)}"
     return None
 
 
 def _list_problem(item_type: Any, name: str, value: Any, shown: str) -> str | None:
-    """What is wrong with a list of parts such as data.mix, down to the option of one of them."""
+    """What is wrong with a list of dataclasses such as data.mix, down to a single option of an item."""
     known = [item.name for item in fields(item_type)]
     form = f"Allowed: a list of {{{', '.join(known)}}}, e.g. {name}=[{{{known[0]}: VALUE}}, ...]"
     if not isinstance(value, list | tuple):
@@ -284,11 +286,10 @@ def _list_problem(item_type: Any, name: str, value: Any, shown: str) -> str | No
     return None
 
 
-def _unknown(node: DictConfig, name: str) -> str:
-    """The line for an option that does not exist."""
+def _unknown(node: DictConfig, name: str, algorithms: Mapping[str, Algorithm]) -> str:
+    """The error line for an option that does not exist."""
     own: Any = OmegaConf.get_type(node.algo)
     first, _, last = name.rpartition(".")
-    algorithms = registry().algorithms
     having = sorted(a for a, algorithm in algorithms.items() if last in {item.name for item in fields(algorithm.config)})
     if own is AlgoConfig and first == "algo" and (having or not algorithms):
         return f"{name}: choose the algorithm first. Type algo=NAME, one of: {', '.join(having) or 'none is installed'}"
@@ -303,7 +304,7 @@ def _unknown(node: DictConfig, name: str) -> str:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    """A sentence with the full names of the options nearest to a name: by all of it, else by its last word."""
+    """A sentence with the full names of the options nearest to a name: compared as a whole, else by the last word."""
     if whole := get_close_matches(name, known, n=1, cutoff=0.8):
         return f" Did you mean {whole[0]}?"
     by_last: dict[str, list[str]] = {}
@@ -311,9 +312,9 @@ def _nearest(name: str, known: Collection[str]) -> str:
         by_last.setdefault(option.rsplit(".", 1)[-1], []).append(option)
     last = name.rsplit(".", 1)[-1]
     words = [last] if last in by_last else get_close_matches(last, by_last, n=2, cutoff=0.6)
-    found = [option for word in words for option in by_last[word]]
-    same_part = [option for option in found if option.split(".")[0] == name.split(".")[0]]
-    return f" Did you mean {' or '.join((same_part or found)[:3])}?" if found else ""
+    options = [option for word in words for option in by_last[word]]
+    same_part = [option for option in options if option.split(".")[0] == name.split(".")[0]]
+    return f" Did you mean {' or '.join((same_part or options)[:3])}?" if options else ""
 
 
 def _names(cls: Any, algo: Any, prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""run.yaml: a RunConfig written down by the launching process and read back by every worker."""
+"""run.yaml: the RunConfig that the launcher writes and every worker reads."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from hub.config.schema import RunConfig
-from hub.errors import ConfigError
+from hub.errors import ConfigError, first_line
 from hub.plugins.registry import registry
 
 
@@ -24,7 +24,7 @@ def from_text(text: str, source: str = "run.yaml") -> RunConfig:
     """The config that `to_text` wrote.
 
     Raises:
-        ConfigError: a value has another type than its option, or an option does not exist.
+        ConfigError: a value does not have the type of its option, or an option does not exist.
         PluginError: the algorithm is not installed.
     """
     try:
@@ -34,7 +34,7 @@ def from_text(text: str, source: str = "run.yaml") -> RunConfig:
         schema.algo = registry().algorithm(name).config()
         return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(schema, values)))
     except (OmegaConfBaseException, YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{source} is damaged or of another version: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{source} is damaged or of another version: {first_line(error)}") from None
 
 
 def read(file: Path) -> RunConfig:

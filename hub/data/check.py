@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from hub.config.data import DataConfig, DataSource
 from hub.config.option import AUTO
+from hub.config.paths import file_kind, is_hub_id
 from hub.data.formats.detect import convert, detect
 from hub.data.sources.entries import Cursor
-from hub.data.sources.files import data_files, file_kind, is_hub_id
+from hub.data.sources.files import data_files
 from hub.data.sources.read import rows_after
 from hub.errors import DataError
 

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from hub.config.data import DataSource
 from hub.config.option import AUTO
+from hub.config.paths import is_hub_id
 from hub.config.schema import RunConfig
 from hub.data.samples.sample import Item
 from hub.data.sources.entries import Cursor
-from hub.data.sources.files import data_files, is_hub_id
+from hub.data.sources.files import data_files
 from hub.data.sources.read import rows_after
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.workers import Processes, num_cores

@@ -1,1 +1,1 @@
-"""From a checked config to a finished run: checks, the run folder, worker processes, resuming, sweeps."""
+"""From a config to a finished run: checks, the run folder, worker processes, resume, sweeps."""

@@ -1,7 +1,6 @@
 """Several worker processes on this machine, by torch's elastic agent: `python -m hub.launch.elastic RUN_FOLDER`.
 
-The agent is what torchrun uses: it sets RANK, WORLD_SIZE and the rendezvous, and ends all workers when one of them
-dies.
+torchrun uses the same agent: it sets RANK, WORLD_SIZE and the rendezvous, and ends all workers if one of them dies.
 """
 
 import logging
@@ -25,18 +24,19 @@ from hub.plugins.registry import warnings_shown
 from hub.system.signals import STOP_SIGNALS, end_with_parent
 
 MEETING_SECONDS = 900
-"""How long a machine waits for the others."""
+"""Time that a machine waits for the others at the rendezvous."""
 
 
 class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
-    """Torch's agent, but after a signal the workers have the time that was asked for. Torch gives them 30 s, which can be
-    changed from version 2.12 on only; a worker that fails still leaves the others these.
+    """Torch's agent, with a configurable grace period after a signal.
+
+    Torch waits 30 s, and has an option for it from version 2.12 on only. If a worker fails, the others still get 30 s.
     """
 
     def __init__(self, spec: WorkerSpec, grace_seconds: float) -> None:
         """Args:
-        spec: what to start.
-        grace_seconds: time from the first signal until what has not ended is killed. A second signal kills at once.
+        spec: the processes to start.
+        grace_seconds: time from the first signal until processes are killed. A second signal kills them at once.
         """
         super().__init__(spec, DefaultLogsSpecs())
         self.grace_seconds = grace_seconds
@@ -59,7 +59,7 @@ class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
             raise
         if time.monotonic() - started >= self.grace_seconds:
             print(
-                f"hub: the processes had not ended after launch.grace_seconds={self.grace_seconds:g} and were killed. "
+                f"hub: the processes were still running after launch.grace_seconds={self.grace_seconds:g} and were killed. "
                 "If writing a checkpoint takes longer, type more",
                 file=sys.stderr,
                 flush=True,
@@ -92,7 +92,7 @@ def _spec(cfg: LaunchConfig, run_path: Path) -> WorkerSpec:
     one_machine = cfg.nnodes == 1 and cfg.rdzv_endpoint is None
     host, _, port = ("" if one_machine else str(cfg.rdzv_endpoint)).rpartition(":")
     meeting = RendezvousParameters(
-        # With c10d the machine that comes first would get rank 0; the run folder is on machine 0.
+        # With c10d the first machine to connect would get rank 0, but the run folder is on machine 0.
         backend="c10d" if one_machine else "static",
         endpoint="localhost:0" if one_machine else str(cfg.rdzv_endpoint),
         run_id=uuid.uuid4().hex if one_machine else f"hub-{cfg.rdzv_endpoint}",
@@ -115,7 +115,7 @@ def _spec(cfg: LaunchConfig, run_path: Path) -> WorkerSpec:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Until the agent has handlers of its own."""
+    """Handle signals until the agent has installed its own handlers."""
     raise SignalException(f"stopped by signal {number}", signal.Signals(number))
 
 

@@ -1,6 +1,6 @@
-"""From a RunConfig to a finished run: make the run folder, start the workers, read the result.
+"""Runs a RunConfig: makes the run folder, starts the workers, reads the result.
 
-Nothing here imports torch. Workers read run.yaml; they never see the command line.
+Nothing here imports torch. Workers read run.yaml, never the command line.
 """
 
 import os
@@ -18,39 +18,40 @@ from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import HubError, Interrupted, LaunchError
 from hub.launch.preflight import prepare
-from hub.launch.resume import open_run, recall
-from hub.plugins.offers import Backend
-from hub.plugins.registry import registry, warnings_shown
+from hub.launch.resume import config_to_run, open_run
+from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
-from hub.system.signals import STOP_SIGNALS, held_back
+from hub.system.signals import STOP_SIGNALS, signals_blocked
 
 
 def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     """Run a config to its end and return its result.
 
     Args:
-        cfg: what to run; not yet checked.
-        run_path: an existing, empty folder to run in (a job of a sweep). None: a new one in `output_dir`.
+        cfg: the config, not yet checked.
+        run_path: an existing, empty run folder (of a sweep's job). None: a new one in `output_dir`.
 
     Raises:
-        HubError: what is wrong, in one line (or one line each). `exit_code` is what the command line ends with.
+        HubError: what is wrong, one line each. Its `exit_code` is that of the command line.
     """
-    cfg, backend, why = prepare(recall(cfg))
-    with held_back():
-        run = open_run(cfg, why, run_path)
-        algorithm = registry().algorithm_of(cfg.algo).name
-        print(f"hub: {algorithm} with backend {backend.name}, run folder {run.path}", flush=True)
-        workers = None if cfg.launch.mode == "inline" else _start_workers(cfg, run)
+    resolved = prepare(config_to_run(cfg))
+    with signals_blocked():
+        run = open_run(resolved, run_path)
+        print(
+            f"hub: {resolved.algorithm.name} with backend {resolved.backend.name}, run folder {run.path}",
+            flush=True,
+        )
+        workers = None if resolved.config.launch.mode == "inline" else _start_workers(resolved.config, run)
     if workers is None:
         from hub.launch.worker import work
 
-        return work(cfg, run)
+        return work(resolved, run)
     started = time.monotonic()
     exit_code = workers.wait()
-    while exit_code and (smaller := _in_smaller_micro_batches(cfg, run)):
-        cfg = smaller
-        exit_code = _start_workers(cfg, run).wait()
-    return _result(cfg, run, backend, exit_code, time.monotonic() - started)
+    while exit_code and (smaller := _in_smaller_micro_batches(resolved, run)):
+        resolved = smaller
+        exit_code = _start_workers(resolved.config, run).wait()
+    return _result(resolved, run, exit_code, time.monotonic() - started)
 
 
 def _command(cfg: RunConfig, run: Run) -> list[str]:
@@ -67,19 +68,19 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
         env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // nproc))
     env.setdefault("TOKENIZERS_PARALLELISM", "true" if nproc == 1 else "false")
     if "PYTORCH_CUDA_ALLOC_CONF" not in env:
-        env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # micro-batches of many sizes leave fewer fragments
+        env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation with micro-batches of many sizes
     env["PYTHONUNBUFFERED"] = "1"
-    env["PYTHONSAFEPATH"] = "1"  # else a file torch.py in the folder where the command was typed would be imported
+    env["PYTHONSAFEPATH"] = "1"  # else a file torch.py in the current folder would be imported
     if cfg.algo.deterministic:
-        env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch's deterministic mode asks for it
+        env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by torch's deterministic mode
     return env
 
 
 class _Workers:
-    """The processes of a run, as one child: signals are passed on to it, and what it prints is shown."""
+    """The processes of a run as one child process: it gets our signals, and its output is shown."""
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        # In a notebook or under a test's capture, what the child writes to the terminal would not be seen.
+        # In a notebook, or where a test captures output, writing to the terminal would not be seen.
         relay = sys.stdout is not sys.__stdout__
         self._child = subprocess.Popen(
             command,
@@ -99,7 +100,7 @@ class _Workers:
         self._child.send_signal(number)
 
     def wait(self) -> int:
-        """Wait for the end. Returns the exit code."""
+        """Wait for the child to end. Returns its exit code."""
         try:
             for line in self._child.stdout or ():
                 print(line, end="", flush=True)
@@ -119,19 +120,20 @@ def _start_workers(cfg: RunConfig, run: Run) -> _Workers:
         raise LaunchError(f"the worker can't be started: {error}") from None
 
 
-def _in_smaller_micro_batches(cfg: RunConfig, run: Run) -> RunConfig | None:
-    """How to go on when memory ran out where ranks wait for each other, so that the step could not be done again in place.
+def _in_smaller_micro_batches(resolved: ResolvedRun, run: Run) -> ResolvedRun | None:
+    """The run to start again after an out-of-memory error that could not be retried in place, where ranks wait for each other.
 
-    Steps do not depend on the size of micro-batches: the run goes on as if nothing had happened. Several machines would have
-    to start again together; there the user does it.
+    Steps do not depend on the size of micro-batches, so the result stays the same. None on several machines: these must be
+    started again together, by the user.
     """
+    cfg = resolved.config
     bounds = [failure.smaller_bound for failure in Failure.read_all(run) if failure.smaller_bound]
     if not bounds or cfg.launch.nnodes > 1:
         return None
     has_checkpoint = any(run.checkpoints_path.glob("step-*/manifest.json"))
-    begun_at = "from the last checkpoint" if has_checkpoint else "from the beginning"
+    start = "from the last checkpoint" if has_checkpoint else "from the beginning"
     print(
-        f"hub: out of memory. The run starts again {begun_at} in micro-batches of at most {min(bounds)} tokens, with the same "
+        f"hub: out of memory. The run restarts {start} in micro-batches of at most {min(bounds)} tokens, with the same "
         f"result. Next time type algo.max_tokens_per_gpu={min(bounds)}",
         flush=True,
     )
@@ -141,16 +143,16 @@ def _in_smaller_micro_batches(cfg: RunConfig, run: Run) -> RunConfig | None:
     algo = replace(cfg.algo, max_tokens_per_gpu=min(bounds))
     cfg = replace(cfg, algo=algo, resume=str(run.path) if has_checkpoint else None)
     run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
-    return cfg
+    return replace(resolved, config=cfg)
 
 
-def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds: float) -> Result:
-    """The result that rank 0 wrote, or the failure, written down for it if it could not."""
+def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float) -> Result:
+    """The result of rank 0. If it could write none, the failure is written for it."""
     if exit_code == 0 and run.joined_file.is_file():
         run = Run(Path(run.joined_file.read_text(encoding="utf-8")))
     if exit_code == 0 and run.result_file.is_file():
         return Result.read(run.result_file)
-    # The others are ended by a signal too when one has died without a word; then the exit code is another.
+    # If one rank is killed without a report, the others are ended by a signal; then the exit code is not that of the signal.
     failures = [one for one in Failure.read_all(run) if one.signal_number in (None, exit_code - 128)]
     if failures:
         first = failures[0]
@@ -162,20 +164,20 @@ def _result(cfg: RunConfig, run: Run, backend: Backend, exit_code: int, seconds:
         else:
             names = {number.value: f"signal {number.name}" for number in signal.Signals}
             how = names.get(signal_number or 0, f"exit code {exit_code}")
-            message = f"the worker ended by {how} and left no message (out of memory on the host?)"
+            message = f"the worker ended by {how} and left no report (out of CPU memory?)"
         code = 1
     stopped = signal_number in STOP_SIGNALS
-    found = Result.read(run.result_file) if run.result_file.is_file() else None
-    if found is not None and found.status == "interrupted" and not stopped:
-        # Rank 0 was ended by a signal, because another one had failed.
-        run.write_result(replace(found, status="failed", error=message))
-    if found is None:
+    result = Result.read(run.result_file) if run.result_file.is_file() else None
+    if result is not None and result.status == "interrupted" and not stopped:
+        # Rank 0 was ended by a signal, because another rank had failed.
+        run.write_result(replace(result, status="failed", error=message))
+    if result is None:
         run.write_result(
             Result(
                 status="interrupted" if stopped else "failed",
-                algo=registry().algorithm_of(cfg.algo).name,
-                backend=backend.name,
-                model=cfg.model.path,
+                algo=resolved.algorithm.name,
+                backend=resolved.backend.name,
+                model=resolved.config.model.path,
                 run_path=run.path,
                 seconds=round(seconds, 3),
                 error=message,

@@ -1,6 +1,6 @@
-"""What is found out before anything is started: is the config right, for this machine and this data?
+"""Checks before anything is started: does the config fit this machine and this data?
 
-Everything that is wrong is found at once. Nothing here imports torch.
+All problems are reported at once. Nothing here imports torch.
 """
 
 import os
@@ -12,49 +12,44 @@ from pathlib import Path
 from typing import Any
 
 from hub.config.option import AUTO, field_problems
+from hub.config.rules import format_problems
 from hub.config.schema import PARTS, ZERO, AlgoConfig, RunConfig
 from hub.data.check import check_rows
 from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
 from hub.models.tiny import FAMILIES, tiny_data_path
-from hub.plugins.offers import Backend
-from hub.plugins.registry import registry
+from hub.plugins.registry import ResolvedRun, data_format_names, resolve
 from hub.system.gpus import has_no_gpu, num_visible_gpus
 from hub.train.batch.split import auto_batch_size, num_steps
 
 TINY = "tiny:"
 BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 LOOK, STREAM_LOOK = 20_000, 1_000
-"""Rows of each source that are read before a run is started."""
+"""Rows of each source that are checked before a run starts: from files, and from streams."""
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-def prepare(cfg: RunConfig, here: bool = True) -> tuple[RunConfig, Backend, str]:
+def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     """Check a config against this machine and fill in what `auto` means for the launch.
 
     Args:
-        cfg: what to run.
-        here: whether this is the machine that will train. If not, its GPUs and ports do not matter.
-
-    Returns:
-        The config, its backend, and why it is this one.
+        cfg: the config to run.
+        here: whether this is the machine that will train. If not, its GPUs and ports are not checked.
 
     Raises:
-        HubError: of the option, backend or data that is wrong; a ConfigError with all lines when it is more than one.
+        HubError: of the option, backend or data that is wrong; a ConfigError with all lines if there are several.
     """
-    errors: list[HubError] = [ConfigError(line) for line in cfg.problems()]
-    checked = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
-    check_needs = cfg.launch.python is None
-    backend, why = None, ""
+    errors: list[HubError] = [ConfigError(line) for line in cfg.problems(data_formats=data_format_names())]
+    in_bounds = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
+    resolved = None
     if type(cfg.algo) is not AlgoConfig:
         try:
-            backend, why = registry().backend(cfg.algo, check_needs)
-            errors += [ConfigError(line) for line in backend.problems(cfg)] if all(checked.values()) else []
-            if here and (line := backend.needs_gpu(cfg)) and has_no_gpu():
-                errors.append(ConfigError(line))
-            cfg = replace(cfg, algo=replace(cfg.algo, backend=backend.name))
+            resolved = resolve(cfg, check_needs=cfg.launch.python is None)
+            errors += [ConfigError(line) for line in resolved.backend.problems(cfg)] if all(in_bounds.values()) else []
+            errors += [ConfigError(line) for line in _gpu_problem(resolved)] if here else []
+            cfg = replace(cfg, algo=replace(cfg.algo, backend=resolved.backend.name))
         except PluginError as error:
             errors.append(error)
     num_rows = None
@@ -64,36 +59,61 @@ def prepare(cfg: RunConfig, here: bool = True) -> tuple[RunConfig, Backend, str]
         errors.append(error)
     try:
         cfg = _absolute(cfg)
-        if cfg.task == "verify" and cfg.model.dtype == AUTO:
-            # Rounding in bfloat16 would hide what a proof looks for.
-            cfg = replace(cfg, model=replace(cfg.model, dtype="float32"))
-        num_rows = _check_data(cfg) if checked["data"] else None
+        num_rows = _check_data(cfg) if in_bounds["data"] else None
     except HubError as error:
         errors.append(error)
-    if checked["launch"]:
-        nproc = num_visible_gpus() or 1 if cfg.launch.nproc_per_node == AUTO else int(cfg.launch.nproc_per_node)
-        one = cfg.launch.mode == "inline" or cfg.launch.strategy == "split"
-        cfg = replace(cfg, launch=replace(cfg.launch, nproc_per_node=1 if one else nproc))
+    cfg = _with_dtype(cfg)
+    if in_bounds["launch"]:
+        cfg = _with_num_processes(cfg)
         errors += [ConfigError(line) for line in _machine_problems(cfg)] if here else []
-    if check_needs:
+    if cfg.launch.python is None:
         errors += [ConfigError(line) for line in _missing_packages(cfg)]
-    if num_rows is not None and checked["algo"] and (problem := _warmup_problem(cfg, num_rows)):
-        errors.append(ConfigError(problem))
+    if num_rows is not None and in_bounds["algo"]:
+        errors += [ConfigError(line) for line in _warmup_problem(cfg, num_rows)]
+    _raise(errors)
+    assert resolved is not None
+    return replace(resolved, config=cfg)
+
+
+def _raise(errors: list[HubError]) -> None:
+    """Raise a single error as it is, several as one."""
     if len(errors) > 1:
         raise ConfigError(dict.fromkeys(line for error in errors for line in str(error).splitlines()))
     if errors:
         raise errors[0]
-    assert backend is not None
-    return cfg, backend, why
+
+
+def _gpu_problem(resolved: ResolvedRun) -> Iterator[str]:
+    line = resolved.backend.needs_gpu(resolved.config)
+    if line and has_no_gpu():
+        yield line
+
+
+def _with_dtype(cfg: RunConfig) -> RunConfig:
+    """With the type of the arithmetic, if the task decides it: bfloat16 would hide what `verify` looks for."""
+    if cfg.task == "verify" and cfg.model.dtype == AUTO:
+        return replace(cfg, model=replace(cfg.model, dtype="float32"))
+    return cfg
+
+
+def _with_num_processes(cfg: RunConfig) -> RunConfig:
+    """With the number of processes on this machine."""
+    if cfg.launch.mode == "inline" or cfg.launch.strategy == "split":
+        num = 1
+    elif cfg.launch.nproc_per_node == AUTO:
+        num = num_visible_gpus() or 1
+    else:
+        num = int(cfg.launch.nproc_per_node)
+    return replace(cfg, launch=replace(cfg.launch, nproc_per_node=num))
 
 
 def prepare_data(cfg: RunConfig) -> RunConfig:
-    """Check the parts `data` and `model` of a config alone, and make their paths absolute.
+    """Check the sections `data` and `model` of a config only, and make their paths absolute.
 
     Raises:
-        HubError: of what is wrong.
+        HubError: an option of these, or a path, is wrong.
     """
-    if problems := cfg.problems({"data", "model"}):
+    if problems := cfg.problems({"data", "model"}, data_format_names()):
         raise ConfigError(problems)
     _check_tiny_model(cfg)
     cfg = _absolute(cfg)
@@ -102,7 +122,7 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
 
 
 def _absolute(cfg: RunConfig) -> RunConfig:
-    """Workers may run in another folder or interpreter: make local paths absolute, and tiny data a file."""
+    """Make local paths absolute, since workers may run in another folder, and make a file of tiny data."""
 
     def full(path: Any, option: str = "") -> Any:
         if option and path and path.startswith(TINY):
@@ -110,7 +130,7 @@ def _absolute(cfg: RunConfig) -> RunConfig:
         local = Path(os.path.expanduser(path)) if path else None
         if local is None or not os.path.exists(local):
             return path
-        # Without links, since runs/latest will be the run that begins now. A file keeps its name, which says its form.
+        # Without links, since runs/latest will point to the new run. A file keeps its name: the ending decides how it is read.
         return os.path.realpath(local) if os.path.isdir(local) else str(Path(os.path.realpath(local.parent), local.name))
 
     data, model, launch = cfg.data, cfg.model, cfg.launch
@@ -138,10 +158,10 @@ def _check_tiny_model(cfg: RunConfig) -> None:
 
 
 def _check_paths(cfg: RunConfig) -> None:
-    """Whether there is data at each path.
+    """Check that there is data at each path.
 
     Raises:
-        DataError: a line for each path where there is none.
+        DataError: one line for each path without data.
     """
     named = [("data.path", cfg.data.path), ("data.eval_path", cfg.data.eval_path)]
     named += [(f"data.mix[{number}].path", source.path) for number, source in enumerate(cfg.data.mix)]
@@ -150,9 +170,9 @@ def _check_paths(cfg: RunConfig) -> None:
 
 
 def _check_data(cfg: RunConfig) -> int | None:
-    """Number of samples in one pass, if no row is too long; None when finding that out takes more than a look."""
+    """Check the first rows of all data. Returns the number of samples in a pass if no row is too long, None if not known."""
     _check_paths(cfg)
-    if any(cfg.data.format_problems()):
+    if any(format_problems(cfg.data, data_format_names())):
         return None
     if evaluation := eval_source_of(cfg.data):
         check_rows(evaluation, cfg.data, LOOK)
@@ -162,7 +182,7 @@ def _check_data(cfg: RunConfig) -> int | None:
         num_rows, complete = check_rows(source, cfg.data, STREAM_LOOK if cfg.data.streaming else LOOK)
         if num_rows is not None and complete and not cfg.data.streaming:
             sizes.append(num_rows - num_held_out(num_rows, cfg.data.eval_fraction))
-    if not sources or len(sizes) < len(sources) or any(cfg.data.problems(cfg)):
+    if not sources or len(sizes) < len(sources) or any(cfg.data_problems(data_format_names())):
         return None
     return make_mix(sources, sizes).per_pass
 
@@ -177,14 +197,14 @@ def _machine_problems(cfg: RunConfig) -> Iterator[str]:
     world = nproc * cfg.launch.nnodes
     if cfg.launch.strategy in ("fsdp", *ZERO) and world == 1:
         yield (
-            f"launch.strategy={cfg.launch.strategy} shares a model out over several processes, and there is one here. "
+            f"launch.strategy={cfg.launch.strategy} shards a model over several processes, and there is only one. "
             "Type launch.nproc_per_node=2 or launch.strategy=auto"
         )
     batch = cfg.algo.effective_batch_size
     if isinstance(batch, int) and 0 < batch < world:
         yield (
             f"algo.effective_batch_size={batch} is below the number of processes ({world}): "
-            f"one of them would have nothing to do. Type algo.effective_batch_size={world} or fewer processes"
+            f"one of them would be idle. Type algo.effective_batch_size={world} or fewer processes"
         )
     if cfg.launch.rdzv_endpoint and cfg.launch.node_rank == 0:
         yield from _port_problem(cfg.launch.rdzv_endpoint)
@@ -196,7 +216,7 @@ def _missing_packages(cfg: RunConfig) -> Iterator[str]:
     if cfg.launch.strategy in ZERO and find_spec("deepspeed") is None:
         yield f"launch.strategy={cfg.launch.strategy} needs deepspeed. Type pip install deepspeed or launch.strategy=fsdp"
     package = TRACKER_PACKAGES.get(cfg.track.tool)
-    # A folder of that name, as trackers leave behind, is found too, but has no origin.
+    # find_spec also finds a folder of that name, as trackers leave behind, but without origin.
     if package and getattr(find_spec(package), "origin", None) is None:
         yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
 
@@ -207,7 +227,7 @@ def _port_problem(endpoint: str) -> Iterator[str]:
         return
     try:
         address = socket.gethostbyname(host)
-    except (OSError, UnicodeError):  # the second: a name too long to be asked for
+    except (OSError, UnicodeError):  # UnicodeError: the name is too long to look up
         yield f"launch.rdzv_endpoint={endpoint}: the host {host} is not known. Type an address that all machines know"
         return
     with socket.socket() as probe:
@@ -217,17 +237,16 @@ def _port_problem(endpoint: str) -> Iterator[str]:
             yield f"launch.rdzv_endpoint={endpoint}: this port can't be used ({error.strerror}). Type another"
 
 
-def _warmup_problem(cfg: RunConfig, num_train: int) -> str | None:
-    """Whether the warm-up ends within the run, now that the number of rows is known."""
+def _warmup_problem(cfg: RunConfig, num_train: int) -> Iterator[str]:
+    """Check that warmup ends within the run, now that the number of rows is known."""
     warmup = cfg.algo.warmup_steps
     if not warmup or cfg.algo.max_steps is not None:
-        return None
+        return
     batch = cfg.algo.effective_batch_size
     batch = auto_batch_size(num_train) if batch == AUTO else int(batch)
     total = num_steps(num_train, batch, cfg.algo.num_epochs, None)
-    if warmup < total:
-        return None
-    return (
-        f"algo.warmup_steps={warmup} is not shorter than the run: {num_train} rows in batches of {batch} are {total} "
-        f"steps. Type e.g. algo.warmup_steps={total // 10}"
-    )
+    if warmup >= total:
+        yield (
+            f"algo.warmup_steps={warmup} is not shorter than the run: {num_train} rows in batches of {batch} are {total} "
+            f"steps. Type e.g. algo.warmup_steps={total // 10}"
+        )

@@ -1,4 +1,4 @@
-"""The run folder of a config: a new one, or that of the run that `resume` names, if it still is the same run."""
+"""Resume: the config and the folder of an earlier run, and the check that the options are still the same."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from hub.compose import runfile
 from hub.config.option import leaves
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError
-from hub.plugins.registry import ASKED_FOR
-from hub.run import Run
+from hub.plugins.registry import ResolvedRun
+from hub.run import ASKED_FOR, Run
 
 MAY_CHANGE = {
     "algo.log_every_steps",
@@ -24,24 +24,23 @@ MAY_CHANGE = {
     "algo.torch_compile",
     "model.notes",
 }
-"""Options of algo, model and data that change nothing in what is learnt."""
+"""Options of algo, model and data that do not change the result."""
+
+RESUME_OPTIONS = {"resume", "resume_with_changes", "output_dir"}
+"""Options that may be set when all others come from the run to resume."""
 
 
-OF_RESUME = {"resume", "resume_with_changes", "output_dir"}
-"""Options that say what to resume, and may stand beside it alone."""
-
-
-def recall(cfg: RunConfig) -> RunConfig:
-    """The config to resume with: when no algorithm is chosen, what the run was asked for.
+def config_to_run(cfg: RunConfig) -> RunConfig:
+    """The config to run: that of the run to resume if `resume` is set and no algorithm is chosen, else `cfg`.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or an option can't be combined with it.
     """
     if not cfg.resume:
         return cfg
     if cfg.task == "verify":
         raise ConfigError(
-            f"resume={cfg.resume}: verify trains nothing, so there is nothing to go on with. "
+            f"resume={cfg.resume}: verify trains nothing, so there is nothing to resume. "
             "To verify on trained weights type model.path=RUN_FOLDER/model"
         )
     folder, start = _folders(cfg)
@@ -51,17 +50,17 @@ def recall(cfg: RunConfig) -> RunConfig:
     cfg = replace(cfg, resume=str(start))
     if type(cfg.algo) is not AlgoConfig:
         return cfg
-    # These two run code, and a run folder may come from anywhere.
-    unasked = ["model.trust_remote_code=true"] if before.model.trust_remote_code and not cfg.model.trust_remote_code else []
+    # Both options run code, and a run folder may come from anywhere.
+    untrusted = ["model.trust_remote_code=true"] if before.model.trust_remote_code and not cfg.model.trust_remote_code else []
     if before.launch.python and before.launch.python != cfg.launch.python:
-        unasked.append(f"launch.python={before.launch.python}")
-    if unasked:
+        untrusted.append(f"launch.python={before.launch.python}")
+    if untrusted:
         raise ConfigError(
-            f"resume={cfg.resume}: that run had {' '.join(unasked)}, which runs code and is not taken over from its folder. "
+            f"resume={cfg.resume}: that run had {' '.join(untrusted)}, which runs code and is not taken from its folder. "
             "If you trust it, type it again with resume"
         )
     typed = {name: value for name, value, default, _ in leaves(cfg) if value != default}
-    allowed = OF_RESUME | ({"model.trust_remote_code"} if before.model.trust_remote_code else set())
+    allowed = RESUME_OPTIONS | ({"model.trust_remote_code"} if before.model.trust_remote_code else set())
     dropped = [name for name in typed if name not in allowed and not name.startswith("launch.")]
     if dropped:
         raise ConfigError(
@@ -73,20 +72,21 @@ def recall(cfg: RunConfig) -> RunConfig:
     return replace(before, launch=launch, resume=cfg.resume, resume_with_changes=cfg.resume_with_changes)
 
 
-def open_run(cfg: RunConfig, backend_because: str, run_path: Path | None = None) -> Run:
-    """Make the run folder, or take up that of the run to resume, and write run.yaml into it, and into plan.json why the
-    backend is this one: to a worker its name is given.
+def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
+    """Make the run folder, or reopen the one to resume, and write run.yaml into it.
+
+    Why the backend was chosen goes into plan.json here: workers get it by name.
 
     Args:
-        cfg: checked, with absolute paths.
-        backend_because: why the backend is this one.
+        resolved: the run, checked, with absolute paths.
         run_path: an existing, empty folder to use instead of a new one.
 
     Raises:
         ConfigError: the run to resume is complete already, or was another one.
     """
+    cfg, because = resolved.config, resolved.backend_because
     if cfg.launch.node_rank > 0:
-        # Machine 0 has the run folder. This one only needs to tell its workers what was asked for here.
+        # Machine 0 has the run folder. This one only hands its config to its own workers.
         run = Run(Path(tempfile.mkdtemp(prefix="hub-machine-")))
     elif cfg.resume:
         run = Run(_folders(cfg)[0])
@@ -95,20 +95,20 @@ def open_run(cfg: RunConfig, backend_because: str, run_path: Path | None = None)
     else:
         run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
     run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
-    # The run.yaml of a run to go on with names the backend, whatever it was chosen for.
-    if not (cfg.resume and backend_because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
-        run.write_plan(backend_because=backend_because)
+    # The run.yaml of a run to resume always names the backend: plan.json knows why it was chosen.
+    if not (cfg.resume and because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
+        run.write_plan(backend_because=because)
     return run
 
 
 def _folders(cfg: RunConfig) -> tuple[Path, Path]:
-    """The run folder, and what `resume` names: that folder or one of its checkpoints."""
-    asked = f"{cfg.output_dir}/latest" if cfg.resume == "latest" else str(cfg.resume)
-    place = Path(os.path.realpath(os.path.expanduser(asked)))
+    """The run folder, and the path that `resume` names: that folder or one of its checkpoints."""
+    path = f"{cfg.output_dir}/latest" if cfg.resume == "latest" else str(cfg.resume)
+    place = Path(os.path.realpath(os.path.expanduser(path)))
     folder = place.parents[1] if os.path.isfile(place / "state.json") else place
     if not os.path.isfile(folder / "run.yaml"):
         raise ConfigError(
-            f"resume={cfg.resume}: {folder} is no run folder. Type resume=latest, or a folder in {cfg.output_dir}"
+            f"resume={cfg.resume}: {folder} is not a run folder. Type resume=latest, or a folder in {cfg.output_dir}"
         )
     return folder, place
 
@@ -127,7 +127,7 @@ def _check_same(cfg: RunConfig, run: Run) -> None:
     if changed:
         raise ConfigError(
             [
-                f"resume={cfg.resume}: options differ from those that the run began with. Undo that, or type "
+                f"resume={cfg.resume}: options differ from those of the original run. Undo that, or type "
                 "resume_with_changes=true",
                 *changed,
             ]

@@ -1,7 +1,7 @@
-"""`--multirun`: one isolated run for each combination of swept values, and a table of the results at the end.
+"""`--multirun`: one isolated run for each combination of swept values, and a table of the results.
 
-Hydra's sweeper and launcher do the work (so its plugins, Optuna or submitit, fit in); each job is a run with processes
-of its own. All values are checked before the first run begins; a run that fails later does not stop the others.
+Hydra's sweeper and launcher do the work, so its plugins for Optuna or submitit can be used. Each job is a run with separate
+processes. All values are checked before the first run starts. A run that fails later does not stop the others.
 """
 
 import json
@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hub.compose.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
-from hub.compose.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, combinations, one_line, parse, quoted
+from hub.compose.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, combinations, hydra_message, parse, quoted
 from hub.config.option import conf_dir
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted
@@ -27,24 +27,24 @@ from hub.launch.launcher import launch
 from hub.launch.preflight import prepare
 from hub.run import Run
 
-WHOLE = ("output_dir", "run_name", "resume")
-"""Options that are about the sweep as a whole, and so can't be swept."""
+OF_SWEEP = ("output_dir", "run_name", "resume")
+"""Options that apply to the whole sweep, so they can't be swept."""
 
 NO_LOGGING = "hydra/job_logging=none"
 CALLS = ("callbacks", "hydra_logging", "job_logging")
-"""Parts of Hydra's own config in which a preset could name any function to be called."""
+"""Sections of Hydra's own config in which a preset could name any function to call."""
 
 
 class _Stop(BaseException):
-    """Ends a sweep from inside a job. Hydra lets it pass, as it would not an Exception."""
+    """Ends a sweep from within a job. Hydra catches an Exception, but not a BaseException."""
 
 
 def sweep(overrides: list[str], config_dir: str | None) -> int:
-    """Run a sweep. Returns 0 when every run completed, else 1.
+    """Run a sweep. Returns 0 if every run completed, else 1.
 
     Raises:
-        ConfigError: something is wrong with one of the values; no run has begun.
-        Interrupted: a signal ended it.
+        ConfigError: one of the values is wrong. No run has started.
+        Interrupted: a signal ended the sweep.
     """
     with hydra_session(config_dir) as loader:
         parsed = parse(overrides, loader)
@@ -53,7 +53,7 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
         options = [item for item in parsed if not item.is_hydra_override()]
         arguments = [*choices(loader, options), *_set_options(loader, options)]
     checked = sweep_combinations([str(item.input_line) for item in options], config_dir)
-    # With a launcher for a cluster they run elsewhere, and are checked there.
+    # With a launcher for a cluster the jobs run elsewhere, and are checked there.
     _check_all(checked, here=not any(item.key_or_group == "hydra/launcher" for item in parsed))
     with hydra_session(config_dir) as loader:
         _check_names_no_code(loader, options, of_hydra)
@@ -80,7 +80,7 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
     except COMPOSE_ERRORS as error:
         with suppress(OSError):
             folder.rmdir()
-        raise ConfigError(one_line(error)) from None
+        raise ConfigError(hydra_message(error)) from None
     finally:
         sys.argv = before
         del os.environ["HYDRA_FULL_ERROR"]
@@ -100,10 +100,10 @@ def job(config_dir: str | None, stopped: list[Interrupted], node: DictConfig) ->
     Args:
         config_dir: as on the command line.
         stopped: receives the signal that ended the run, and with it the sweep.
-        node: Hydra's config. It is composed again from its overrides, so that a run is here what it would be alone.
+        node: Hydra's config. It is composed again from its overrides, so that the run is the same as outside of a sweep.
 
     Returns:
-        What a sweeper may minimise: the held-out loss, else the training loss; NaN when the run failed.
+        The objective for a sweeper: the evaluation loss, else the training loss; NaN if the run failed.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -127,12 +127,14 @@ def _check_form(parsed: list[Override]) -> list[str]:
     """The names of the swept options.
 
     Raises:
-        ConfigError: nothing is swept, or what can't be.
+        ConfigError: nothing is swept, or an option that can't be.
     """
     swept = [item for item in parsed if item.is_sweep_override()]
-    problems = [f"{item.key_or_group} can't be swept: it is of the whole sweep" for item in swept if item.key_or_group in WHOLE]
+    problems = [
+        f"{item.key_or_group} can't be swept: it applies to the whole sweep" for item in swept if item.key_or_group in OF_SWEEP
+    ]
     if any(item.key_or_group == "resume" for item in parsed):
-        problems.append("resume goes on with one run. Leave it or --multirun out")
+        problems.append("resume continues a single run. Leave it or --multirun out")
     problems += [
         f"{item.key_or_group}: the folder of a sweep is named by output_dir=FOLDER and run_name=NAME"
         for item in parsed
@@ -152,10 +154,10 @@ def _check_form(parsed: list[Override]) -> list[str]:
 
 
 def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[str]) -> None:
-    """Launchers and sweepers are installed Hydra plugins; what else Hydra would call stays as Hydra has it.
+    """Check that only installed launchers and sweepers change what Hydra calls.
 
     Raises:
-        ConfigError: a preset or an override sets a part of Hydra's config that names code.
+        ConfigError: a preset or an override sets a section of Hydra's config that names code.
     """
 
     def parts(overrides: list[str]) -> dict[str, Any]:
@@ -165,11 +167,11 @@ def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[st
     try:
         plain = parts([])
         for items in combinations(options):
-            found = parts([*choices(loader, items), *of_hydra])
-            if changed := [f"hydra.{name}" for name in CALLS if found[name] != plain[name]]:
+            changed_parts = parts([*choices(loader, items), *of_hydra])
+            if changed := [f"hydra.{name}" for name in CALLS if changed_parts[name] != plain[name]]:
                 raise ConfigError(f"{', '.join(changed)}: code can't be named in a config. Take it out of the preset")
     except COMPOSE_ERRORS as error:
-        raise ConfigError(one_line(error)) from None
+        raise ConfigError(hydra_message(error)) from None
 
 
 def _check_all(configs: list[RunConfig], here: bool) -> None:
@@ -204,7 +206,7 @@ def collect(folder: Path, swept: list[str]) -> list[dict[str, Any]]:
 
 
 def print_table(rows: list[dict[str, Any]], swept: list[str]) -> None:
-    """The results, best held-out (else training) loss marked."""
+    """Print the results. The lowest evaluation loss, else training loss, is marked."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,11 +1,14 @@
-"""`torchrun -m hub ...`: the processes exist already. Rank 0 composes, checks and makes the run folder; the others take
-both from it, so that there is one config and one folder whatever the ranks' clocks and command lines say.
+"""`torchrun -m hub ...`, where the processes exist already.
+
+Rank 0 composes and checks the config and makes the run folder. The other ranks get both from it: there is one config and
+one folder, even if clocks or command lines differ.
 """
 
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +16,20 @@ from hub.compose import runfile
 from hub.config.option import AUTO
 from hub.config.schema import LaunchConfig, RunConfig
 from hub.errors import ConfigError
-from hub.run import Run
+from hub.plugins.registry import resolve
+from hub.run import Result, Run
 
 
-def join_group(overrides: list[str], config_dir: str | None) -> int:
+def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Result], None]) -> int:
     """Train as one of torchrun's processes. Returns the exit code.
 
+    Args:
+        overrides: as typed.
+        config_dir: as typed.
+        show: called with the result, on rank 0.
+
     Raises:
-        HubError: on rank 0 only; the other ranks end with the same exit code and say nothing.
+        HubError: on rank 0 only. The other ranks return the same exit code and print nothing.
     """
     rank = int(os.environ["RANK"])
     message = _start(overrides, config_dir) if rank == 0 else None
@@ -34,7 +43,7 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
     message = json.loads(broadcast_text(json.dumps(message)))
     run = Run(Path(message["run_path"]), is_main=rank == 0)
     try:
-        result = work(runfile.from_text(message["config"]), run)
+        result = work(resolve(runfile.from_text(message["config"])), run)
     except Exception as error:
         failure = failure_of(rank, error)
         run.write_failure(failure)
@@ -45,31 +54,29 @@ def join_group(overrides: list[str], config_dir: str | None) -> int:
             raise
         return failure.exit_code
     if rank == 0:
-        from hub.cli.pages import print_result
-
-        print_result(result)
+        show(result)
     return 0
 
 
 def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
     from hub.compose.compose import compose
     from hub.launch.preflight import prepare
-    from hub.launch.resume import open_run, recall
+    from hub.launch.resume import config_to_run, open_run
 
-    asked = compose(*overrides, config_dir=config_dir)
-    grace = asked.launch.grace_seconds
+    cfg = compose(*overrides, config_dir=config_dir)
+    grace = cfg.launch.grace_seconds
     if grace != LaunchConfig().grace_seconds:
         raise ConfigError(
-            f"launch.grace_seconds={grace:g}: torchrun ends the processes that it started. Leave it out, and type torchrun "
+            f"launch.grace_seconds={grace:g}: torchrun stops its own processes. Leave it out, and type torchrun "
             f"--shutdown-timeout={grace:.0f} (torch 2.12 and later; before, it is 30 s)"
         )
-    cfg, _, why = prepare(_as_started(recall(asked)))
-    run = open_run(cfg, why)
-    return {"config": runfile.to_text(cfg), "run_path": str(run.path)}
+    resolved = prepare(_as_started(config_to_run(cfg)))
+    run = open_run(resolved)
+    return {"config": runfile.to_text(resolved.config), "run_path": str(run.path)}
 
 
 def _as_started(cfg: RunConfig) -> RunConfig:
-    """With the processes that torchrun started. An option that asks for others is a mistake, and not dropped."""
+    """Set the number of processes to those that torchrun started. An option that contradicts it is an error."""
     local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     if cfg.launch.nproc_per_node not in (AUTO, local):
         raise ConfigError(

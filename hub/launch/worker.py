@@ -17,14 +17,14 @@ from typing import Any
 from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.config.task import TASKS
-from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError
-from hub.plugins.registry import registry
+from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
+from hub.plugins.registry import ResolvedRun, registry, resolve
 from hub.run import Failure, Outcome, Result, Run
 from hub.secrets import without_secrets
 from hub.system.signals import end_process, end_with_parent, stop_request
 
 
-def work(cfg: RunConfig, run: Run) -> Result:
+def work(resolved: ResolvedRun, run: Run) -> Result:
     """Train in this process and write result.json. In a group of processes only rank 0 writes it.
 
     Raises:
@@ -35,8 +35,7 @@ def work(cfg: RunConfig, run: Run) -> Result:
     stop_request.in_loop = False
     # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
     os.environ.setdefault("USE_HUB_KERNELS", "0")
-    algorithm = registry().algorithm_of(cfg.algo)
-    backend, _ = registry().backend(cfg.algo)
+    cfg, algorithm, backend = resolved.config, resolved.algorithm, resolved.backend
     run.write_plan(algorithm=algorithm.name, backend=backend.name)
 
     def result(status: str, error: str | None = None, outcome: Outcome | None = None) -> Result:
@@ -110,7 +109,7 @@ def failure_of(rank: int, error: Exception) -> Failure:
             smaller_bound=getattr(error, "smaller_bound", None),
         )
     text = without_secrets("".join(traceback.format_exception(error)))
-    message = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
+    message = without_secrets(one_line(error))
     return Failure(rank=rank, message=message, exit_code=1, time=time.time(), traceback=text)
 
 
@@ -165,7 +164,8 @@ def main(run_path: Path) -> int:
     try:
         stop_request.install()
         end_with_parent()
-        work(*_joined(run))
+        cfg, run_here = _joined(run)
+        work(resolve(cfg), run_here)
         return 0
     except Exception as error:
         failure = failure_of(rank, error)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub.errors import ModelError
-from hub.run import write_json
 from hub.system.cache import cache_dir, make_once
+from hub.system.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,27 +8,21 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from hub.config.schema import ModelConfig, RunConfig
-from hub.errors import ModelError
+from hub.config.schema import ModelConfig
+from hub.errors import ModelError, first_line
 from hub.models.safety import choose_kernels_ourselves
 
 
-def load_tokenizer(cfg: RunConfig, path: Path) -> Any:
-    """The model's tokenizer, with `data.template` in place of its chat template when that is set.
+def load_tokenizer(cfg: ModelConfig, path: Path) -> Any:
+    """The model's tokenizer, with its own chat template.
 
     Raises:
         ModelError: the folder has no tokenizer that transformers can read.
-        DataError: the template can't be read.
     """
-    from hub.data.tokens.template import load_template
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=cfg.model.trust_remote_code)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(_refusal(cfg.model, error, "no tokenizer can be read from it: ")) from None
-    if cfg.data.template:
-        load_template(tokenizer, cfg.data.template)
-    return tokenizer
+        raise ModelError(_refusal(cfg, error, "no tokenizer can be read from it: ")) from None
 
 
 def load_config(cfg: ModelConfig, path: Path) -> Any:
@@ -161,14 +155,9 @@ def save_whole_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtyp
 
 
 def _refusal(cfg: ModelConfig, error: Exception, what: str = "") -> str:
-    line = what + _first_line(error)
+    line = what + first_line(error)
     if "trust_remote_code" in str(error):
         line = (
             "it needs Python code of its own, which is not run. Type model.trust_remote_code=true only if you trust that code"
         )
     return f"model.path={cfg.path}: {line}"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hub.config.schema import ModelConfig
-from hub.errors import ModelError
+from hub.errors import ModelError, first_line
 from hub.models.gguf import from_gguf_package
 from hub.models.safety import check_files
 from hub.models.tiny import tiny_model_path
@@ -180,11 +180,11 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
             f"{asked}: it has no model.revision={model.revision}. Type one of its branches, tags or commits"
         ) from None
     except LocalEntryNotFoundError as error:
-        raise _NotReachedError(obstacle or _first_line(error.__cause__ or error)) from error
+        raise _NotReachedError(obstacle or _reason(error.__cause__ or error)) from error
     except Exception as error:
         # The client's own errors, of the network, the disk or its transfer library: they have no base class in common.
         raise ModelError(
-            f"{asked}: the download broke off ({_first_line(error)}). Type the same command again: it goes on from there"
+            f"{asked}: the download broke off ({_reason(error)}). Type the same command again: it goes on from there"
         ) from error
     try:
         check_folder(folder, asked)
@@ -211,7 +211,7 @@ def _hub_obstacle() -> str | None:
             get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_REACH_HUB)
             answers.append(None)
         except Exception as error:
-            answers.append(_first_line(error))
+            answers.append(_reason(error))
 
     # In a thread, since no timeout holds for the look-up of a host's name.
     thread = threading.Thread(target=ask, daemon=True)
@@ -220,6 +220,6 @@ def _hub_obstacle() -> str | None:
     return answers[0] if answers else f"no answer in {SECONDS_TO_REACH_HUB} s"
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".")[:200] if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """What the client said, short enough for the middle of a line."""
+    return first_line(error).rstrip(".")[:200]

@@ -8,6 +8,7 @@ from hub.errors import ConfigError
 from hub.parallel.group import Group
 from hub.parallel.strategy import FullyShard, Replicated
 from hub.parallel.zero import Zero
+from hub.run import ASKED_FOR
 from hub.system.memory import allowed_memory
 
 
@@ -34,7 +35,7 @@ def choose_strategy(
     if group.world == 1:
         name, why = "ddp", "one process"
     elif asked != AUTO:
-        name, why = asked, "asked for"
+        name, why = asked, ASKED_FOR
     elif group.device.type != "cuda":
         name, why = "ddp", "on a CPU every process has the same memory"
     else:

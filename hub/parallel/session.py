@@ -15,7 +15,7 @@ from hub.config.schema import RunConfig
 from hub.errors import ConfigError
 from hub.parallel.group import Group, start_group
 from hub.parallel.strategy import Replicated
-from hub.run import Run
+from hub.run import ASKED_FOR, Run
 from hub.system.memory import GIB
 
 
@@ -94,7 +94,7 @@ def quiet_libraries() -> None:
 def choose_dtype(asked: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The type of the arithmetic, and why."""
     if asked != AUTO:
-        return getattr(torch, asked), "asked for"
+        return getattr(torch, asked), ASKED_FOR
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "the GPU has it"

@@ -1,1 +1,1 @@
-"""The plugin edge: what a plugin offers, the hooks, loading and checking."""
+"""Plugins: what they offer, their hooks, loading and checking."""

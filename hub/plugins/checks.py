@@ -1,4 +1,4 @@
-"""What the loader refuses in a plugin, each as one line for its author. Nothing here imports torch."""
+"""Checks of a plugin while it is loaded, with one line for its author. Nothing here imports torch."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ import pluggy
 from hub.config.data import FORMATS
 from hub.config.option import AUTO
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig
-from hub.errors import PluginError, did_you_mean, first_line
+from hub.errors import PluginError, did_you_mean, one_line
 from hub.plugins import hookspecs
 from hub.plugins.offers import Algorithm, Backend, DataFormat
 
@@ -34,14 +34,14 @@ RESERVED = {item.name for part in (DataConfig, ModelConfig, LaunchConfig) for it
     "run_name",
     "nproc",
 }
-"""Names that an algorithm's own option can't have: `hub.run(...)` takes all options as keywords, by their last name."""
+"""Names that an option of an algorithm can't have: `hub.run(...)` takes all options as keywords, by their last name."""
 
 
 def check_hooks(manager: pluggy.PluginManager, module: Any) -> None:
     """Refuse hooks that would never be called.
 
     Raises:
-        PluginError: a misspelt hook, a hook without its mark, an argument that it does not have, or no hook at all.
+        PluginError: a misspelled hook, a hook without @hookimpl, an unknown argument, or no hook at all.
     """
     num_hooks = 0
     for attribute in dir(module):
@@ -49,7 +49,7 @@ def check_hooks(manager: pluggy.PluginManager, module: Any) -> None:
         options = manager.parse_hookimpl_opts(module, attribute)
         if options is None:
             if attribute in HOOKS and inspect.isroutine(member):
-                raise PluginError(f"{attribute}() has no mark. Write @hookimpl above it (from hub import hookimpl)")
+                raise PluginError(f"{attribute}() is not decorated. Write @hookimpl above it (from hub import hookimpl)")
             continue
         name = options.get("specname") or attribute
         if name not in HOOKS:
@@ -64,10 +64,10 @@ def check_hooks(manager: pluggy.PluginManager, module: Any) -> None:
 
 
 def check_list(hook: str, answer: Any, kind: type) -> list[Any]:
-    """What a hook returned, as a list of `kind`.
+    """The return value of a hook as a list of `kind`.
 
     Raises:
-        PluginError: it is something else.
+        PluginError: it is anything else.
     """
     items = list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str | bytes | Mapping) else None
     if items is None or not all(isinstance(item, kind) for item in items):
@@ -78,13 +78,13 @@ def check_list(hook: str, answer: Any, kind: type) -> list[Any]:
 def check_algorithm(
     algorithm: Algorithm, others: Collection[Algorithm], owners: Mapping[str, str], presets: Mapping[str, str]
 ) -> None:
-    """Refuse an algorithm that can't be told from another one, or whose options can't be composed.
+    """Refuse an algorithm that clashes with another one, or whose options can't be composed.
 
     Args:
-        algorithm: the newcomer.
-        others: all that are there, its siblings in the same plugin included.
+        algorithm: the new algorithm.
+        others: the algorithms so far, those of the same plugin included.
         owners: algorithm name -> plugin.
-        presets: `group/name` -> whose preset it is.
+        presets: `group/name` -> plugin with this preset.
 
     Raises:
         PluginError: what is wrong.
@@ -106,7 +106,7 @@ def check_algorithm(
     if not inspect.isclass(config) or not issubclass(config, AlgoConfig) or config is AlgoConfig:
         raise PluginError(f"the options of {name} must be a class of their own that inherits hub.AlgoConfig")
     if "__dataclass_fields__" not in vars(config):
-        raise PluginError(f"the options class {config.__name__} has no mark. Write @dataclass(kw_only=True) above it")
+        raise PluginError(f"the options class {config.__name__} is not decorated. Write @dataclass(kw_only=True) above it")
     common = {item.name for item in fields(AlgoConfig)}
     for item in fields(config):
         if item.name not in common and item.name in RESERVED:
@@ -123,13 +123,13 @@ def _check_composes(config: type[AlgoConfig]) -> None:
         OmegaConf.structured(config)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise PluginError(
-            f"the options class {config.__name__} can't be composed: {first_line(error)}. Every option needs a "
+            f"the options class {config.__name__} can't be composed: {one_line(error)}. Every option needs a "
             "default, and a type: int, float, bool, str, None or a union of these, list[...], dict[str, ...], Any"
         ) from None
 
 
 def check_backend(backend: Backend, others: Collection[Backend]) -> None:
-    """Refuse a backend that can't be told from another one, or can't be found later.
+    """Refuse a backend that clashes with another one, or that could not be imported later.
 
     Raises:
         PluginError: what is wrong.
@@ -146,7 +146,7 @@ def check_backend(backend: Backend, others: Collection[Backend]) -> None:
 
 
 def check_data_format(item: DataFormat, others: Collection[DataFormat]) -> None:
-    """Refuse a format of data that can't be told from another one.
+    """Refuse a data format that clashes with another one.
 
     Raises:
         PluginError: what is wrong.
@@ -181,34 +181,34 @@ def _are_roles(roles: object) -> bool:
 def check_config_dir(
     answer: Any, algorithms: Iterable[str], presets: Mapping[str, str]
 ) -> tuple[Path | None, list[str], list[str]]:
-    """Look through a plugin's config folder.
+    """Check a plugin's config folder.
 
     Args:
-        answer: what `hub_config_dir()` returned.
+        answer: the return value of `hub_config_dir()`.
         algorithms: names of all algorithms, those of the plugin itself included.
-        presets: `group/name` -> whose preset it is.
+        presets: `group/name` -> plugin with this preset.
 
     Returns:
-        The folder, its presets as `group/name`, and a line for each preset that another one hides.
+        The folder, its presets as `group/name`, and a line for each preset that is shadowed by another one.
 
     Raises:
-        PluginError: there is no such folder, or a preset would hide an algorithm.
+        PluginError: there is no such folder, or a preset has the name of an algorithm.
     """
     if answer is None:
         return None, [], []
     if not isinstance(answer, Path) or not answer.is_dir():
         raise PluginError(f"hub_config_dir() must return the Path of a folder, but returned {answer!r}")
     folder = answer.absolute()
-    found, hidden = [], []
+    usable, shadowed = [], []
     for preset in preset_names(folder):
         group, _, name = preset.rpartition("/")
         if group == "algo" and name in algorithms:
             raise PluginError(f"{folder}/{preset}.yaml: a preset can't have the name of an algorithm; rename the file")
         if owner := presets.get(preset):
-            hidden.append(f"its {preset}.yaml is not used, for {owner} has a {group} preset of this name; rename the file")
+            shadowed.append(f"its {preset}.yaml is not used, for {owner} has a {group} preset of this name; rename the file")
         else:
-            found.append(preset)
-    return folder, found, hidden
+            usable.append(preset)
+    return folder, usable, shadowed
 
 
 def preset_names(folder: Path) -> list[str]:

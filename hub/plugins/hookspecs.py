@@ -1,7 +1,7 @@
-"""Every hook of the hub. A plugin implements those it needs with `@hub.hookimpl`; docs/plugins.md explains each.
+"""The hooks of the hub. A plugin implements those it needs with `@hub.hookimpl`. docs/plugins.md explains each.
 
-The first four are called before the command line is read: they import the standard library and `hub` only.
-The others run on rank 0 of a training run.
+The first four are called before the command line is parsed: import the standard library and `hub` only.
+The others are called on rank 0 of a training run.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,39 +21,39 @@ hookimpl = pluggy.HookimplMarker("hub")
 
 @hookspec
 def hub_algorithms() -> Iterable["Algorithm"]:  # type: ignore[empty-body]
-    """Algorithms that this plugin adds."""
+    """List the algorithms that this plugin adds."""
 
 
 @hookspec
 def hub_backends() -> Iterable["Backend"]:  # type: ignore[empty-body]
-    """Backends that this plugin adds, for its own or for another plugin's algorithms."""
+    """List the backends that this plugin adds, for its own algorithms or for those of other plugins."""
 
 
 @hookspec
 def hub_data_formats() -> Iterable["DataFormat"]:  # type: ignore[empty-body]
-    """Formats of rows that this plugin adds to `data.format`."""
+    """List the data formats that this plugin adds to `data.format`."""
 
 
 @hookspec
 def hub_config_dir() -> Path:  # type: ignore[empty-body]
-    """Folder with config groups (algo/, model/, experiment/, ...), searched after the hub's own conf/."""
+    """Return the folder with config groups (algo/, model/, experiment/, ...). It is searched after the hub's own conf/."""
 
 
 @hookspec
 def hub_run_start(cfg: "RunConfig", run: "Run") -> None:
-    """Training is about to begin: the model is loaded, the data is ready."""
+    """Called before the first step, when model and data are loaded."""
 
 
 @hookspec
 def hub_log(run: "Run", step: int, metrics: Mapping[str, float]) -> None:
-    """A line has been written to metrics.jsonl."""
+    """Called after a line was written to metrics.jsonl."""
 
 
 @hookspec
 def hub_checkpoint(run: "Run", step: int, path: Path) -> None:
-    """A checkpoint is complete on disk."""
+    """Called when a checkpoint is complete on disk."""
 
 
 @hookspec
 def hub_run_end(run: "Run", result: "Result | None", error: BaseException | None) -> None:
-    """The run is over: with its result, or with the error that ended it."""
+    """Called at the end of a run, with its result or with the error that ended it."""

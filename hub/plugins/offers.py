@@ -1,4 +1,4 @@
-"""Algorithm and Backend: the two things that a plugin offers to the hub."""
+"""Algorithm, Backend and DataFormat: what a plugin offers to the hub."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ def _nothing(cfg: RunConfig) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """What can be asked for with `algo=NAME` or `hub.run("NAME", ...)`."""
+    """An algorithm, chosen with `algo=NAME` or `hub.run("NAME", ...)`."""
 
     name: str
-    """The word after `algo=`. Lower case, digits and underscores."""
+    """The value of `algo=`. Lower case letters, digits and underscores."""
 
     config: type[AlgoConfig]
-    """The options with their defaults and meaning. No two algorithms share one class: it identifies its algorithm."""
+    """The dataclass of its options. Each algorithm has a class of its own, which identifies it."""
 
     summary: str
     """One line for `--help`."""
@@ -36,10 +36,10 @@ class Algorithm:
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """One way to run an algorithm. An algorithm without any backend can be listed but not run."""
+    """An implementation of an algorithm. An algorithm without any backend can be listed but not run."""
 
     name: str
-    """The word after `algo.backend=`."""
+    """The value of `algo.backend=`."""
 
     algorithm: str
     """Name of the algorithm that this backend runs."""
@@ -51,24 +51,24 @@ class Backend:
     """Top-level modules that must be installed. They are looked up, not imported."""
 
     install: str = ""
-    """What to type when one of `needs` is missing. Empty: `pip install` and the names in `needs`."""
+    """What to type if one of `needs` is missing. Empty: `pip install` and the missing names."""
 
     priority: int = 0
-    """`algo.backend=auto` takes the available backend with the highest number."""
+    """`algo.backend=auto` chooses the available backend of the highest priority."""
 
     available: Callable[[], str | None] = _always
-    """Returns None when the backend can run here, else the reason why not. Must not import anything heavy."""
+    """Returns None if the backend can run here, else the reason why not. Must not import anything slow."""
 
     problems: Callable[[RunConfig], Iterable[str]] = _anything
-    """A line for each option that this backend can't do, with what to type. Called when it is the one that will run; must not
-    import anything heavy."""
+    """Returns a line for each option that this backend does not support, with what to type. Called if the backend was chosen.
+    Must not import anything slow."""
 
     needs_gpu: Callable[[RunConfig], str | None] = _nothing
-    """The line for a user whose options need an NVIDIA GPU where there is none, with what to type; None when they need none.
-    Called when it is the one that will run; whether there is a GPU is found out by the hub."""
+    """Returns the error line, with what to type, if the options need an NVIDIA GPU, else None. Called if the backend was
+    chosen. The hub reports the line on machines without a GPU."""
 
     def obstacle(self) -> str | None:
-        """Why this backend can't run in this interpreter, with what to type; None when it can."""
+        """Why this backend can't run in this interpreter, with what to type. None if it can."""
         missing = [name for name in self.needs if find_spec(name) is None]
         if missing:
             todo = self.install or f"pip install {' '.join(missing)}"
@@ -81,20 +81,20 @@ class Backend:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFormat:
-    """A format that a plugin adds."""
+    """A data format that a plugin adds."""
 
     name: str
-    """The word after `data.format=`."""
+    """The value of `data.format=`."""
 
     fields: tuple[str, ...]
-    """Fields that a row of this format has. A row with all of them is taken for it when `data.format=auto`."""
+    """Required fields of a row. With `data.format=auto` a row with all of them is taken for this format."""
 
     convert: Callable[[dict[str, Any]], dict[str, Any]]
-    """From the fields of a row to those of one of the hub's own formats, e.g. `{"messages": [...]}`. With `roles`: to one
-    such mapping for each role. Raises ValueError with what is wrong with a row."""
+    """Converts the fields of a row to those of one of the hub's own formats, e.g. `{"messages": [...]}`. With `roles`: to one
+    such mapping for each role. Raises ValueError if the row is invalid."""
 
     summary: str = ""
-    """One line on what it is."""
+    """One line of description."""
 
     roles: tuple[str, ...] = ()
     """Names of the samples of a row, for a format with several: `("chosen", "rejected")`. The row then counts as one in

@@ -1,7 +1,7 @@
-"""Find, load, check and list plugins: installed distributions with an entry point in the group `hub`.
+"""Finds, loads and lists plugins: installed distributions with an entry point in the group `hub`.
 
-The loader is the hub's own: one plugin that fails to import is a warning and not the end of `--help`, and two plugins
-that claim one name are both named instead of one being dropped. `HUB_PLUGINS=a,b` loads those entry points only.
+The hub has a loader of its own: a plugin that fails to import is a warning and does not break `--help`, and if two plugins
+claim the same name, both are reported. `HUB_PLUGINS=a,b` loads only these entry points.
 """
 
 import os
@@ -10,15 +10,16 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 import pluggy
 
+from hub.config.data import FORMATS
 from hub.config.option import AUTO, conf_dir
-from hub.config.schema import AlgoConfig
-from hub.errors import HubError, PluginError, did_you_mean, first_line
+from hub.config.schema import AlgoConfig, RunConfig
+from hub.errors import HubError, PluginError, did_you_mean, one_line
 from hub.plugins import hookspecs
 from hub.plugins.checks import (
     check_algorithm,
@@ -29,20 +30,26 @@ from hub.plugins.checks import (
     check_list,
     preset_names,
 )
+from hub.plugins.known import FIRST_PLUGIN, missing_algorithm, missing_backend
 from hub.plugins.offers import Algorithm, Backend, DataFormat
+from hub.run import ASKED_FOR
 from hub.system.environment import already_shown, without_repeats
 
 GROUP = "hub"
 ONLY = "HUB_PLUGINS"
 
-ASKED_FOR = "asked for"
-OWN = {"sft": "hub-sft", "lora_sft": "hub-lora-sft", "qlora_sft": "hub-lora-sft", "osft": "hub-osft"}
-"""The hub's own algorithms, and the distributions that bring them."""
-
-OWN_BACKENDS = {("lora_sft", "unsloth"): "hub-unsloth"}
-"""Backends of the hub's own that come in a distribution apart from their algorithm."""
-
 HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "trl", "accelerate"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRun:
+    """A config, and what runs it. `hub.launch.preflight.prepare` makes one of a config that is checked."""
+
+    config: RunConfig
+    algorithm: Algorithm
+    backend: Backend
+    backend_because: str
+    """Why it is this backend, for plan.json."""
 
 
 @dataclass
@@ -56,18 +63,18 @@ class Plugin:
     module: str
     hooks: list[str] = field(default_factory=list)
     error: str | None = None
-    """Why it is left out; None when it is not."""
+    """Why it could not be loaded. None if it is loaded."""
 
     warnings: list[str] = field(default_factory=list)
-    """What is wrong with parts of it."""
+    """Problems of parts of it."""
 
     heavy: list[str] = field(default_factory=list)
-    """Slow libraries that it imported while it was loaded."""
+    """Slow libraries that were imported while it was loaded."""
 
 
 @dataclass
 class Registry:
-    """All that the installed plugins offer."""
+    """What the installed plugins offer."""
 
     manager: pluggy.PluginManager
     plugins: list[Plugin] = field(default_factory=list)
@@ -77,20 +84,20 @@ class Registry:
     owners: dict[str, str] = field(default_factory=dict)
     """Algorithm name -> name of the plugin that offers it."""
     data_formats: dict[str, DataFormat] = field(default_factory=dict)
-    """Name -> format of data."""
+    """Name -> data format."""
 
     config_dirs: list[tuple[str, Path]] = field(default_factory=list)
     presets: dict[str, str] = field(default_factory=dict)
-    """`group/name` of each YAML preset -> whose it is."""
+    """`group/name` of each YAML preset -> the plugin that has it, or `the hub`."""
 
     only: set[str] | None = None
-    """The plugins that HUB_PLUGINS names; None when it is not set."""
+    """The plugins that HUB_PLUGINS names. None if it is not set."""
 
     _switched_off: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def warnings(self) -> list[str]:
-        """One line for each plugin, or part of one, that can't be used."""
+        """One line for each plugin, or part of a plugin, that can't be used."""
         lines = [f"plugin {p.name} ({p.source}) is left out: {p.error}" for p in self.plugins if p.error]
         lines += [f"plugin {p.name} ({p.source}): {line}" for p in self.plugins for line in p.warnings]
         for name in sorted((self.only or set()) - {p.name for p in self.plugins}):
@@ -99,65 +106,58 @@ class Registry:
         return lines
 
     def algorithm(self, name: str) -> Algorithm:
-        """The algorithm of that name.
+        """The algorithm of this name.
 
         Raises:
-            PluginError: there is none; the line says what there is and which broken plugin may be the cause.
+            PluginError: there is none. The line lists what is installed, and plugins that could not be loaded.
         """
         if name in self.algorithms:
             return self.algorithms[name]
         raise PluginError(self.no_algorithm(name))
 
     def no_algorithm(self, name: str) -> str:
-        """The line for an algorithm that does not exist here."""
+        """The error line for an algorithm that is not installed."""
         if missing := self.not_installed(name):
             return missing
-        known = ", ".join(sorted(self.algorithms)) or "none: install one, e.g. pip install hub-lora-sft"
+        known = ", ".join(sorted(self.algorithms)) or f"none: install one, e.g. pip install {FIRST_PLUGIN}"
         near = did_you_mean(name, self.algorithms)
         return f"algo={name}: there is no such algorithm. Installed: {known}.{near}{self.left_out()}"
 
     def not_installed(self, name: str) -> str | None:
-        """The line for an algorithm of the hub's own whose plugin is missing; None for any other."""
-        if name in self.algorithms or name not in OWN:
-            return None
-        if _is_installed(OWN[name]):
-            return None
-        return f"algo={name}: its plugin {OWN[name]} is not installed. Type pip install {OWN[name]}"
+        """The error line for a well-known algorithm whose plugin is not installed. None for any other."""
+        return None if name in self.algorithms else missing_algorithm(name)
 
     def left_out(self) -> str:
-        """Sentences on what is installed but not loaded, each after a space; empty when nothing is."""
+        """Sentences on plugins that are installed but not loaded, each after a space. Empty if there are none."""
         sentences = [f" {line[0].upper()}{line[1:]}{'' if line.endswith(('.', '?')) else '.'}" for line in self.warnings]
         if self.only is not None:
             sentences.append(f" {ONLY}={','.join(sorted(self.only))} loads these plugins only.")
         return "".join(sentences)
 
     def algorithm_of(self, config: AlgoConfig) -> Algorithm:
-        """The algorithm whose options these are."""
+        """The algorithm that a config belongs to."""
         for algorithm in self.algorithms.values():
             if type(config) is algorithm.config:
                 return algorithm
-        known = " | ".join(sorted(self.algorithms)) or "none is installed; type pip install hub-lora-sft"
+        known = " | ".join(sorted(self.algorithms)) or f"none is installed; type pip install {FIRST_PLUGIN}"
         raise PluginError(f"No algorithm is chosen. Type algo=NAME, one of: {known}")
 
     def backend(self, config: AlgoConfig, check_needs: bool = True) -> tuple[Backend, str]:
-        """The backend that will run these options, and why this one.
+        """Choose the backend for the options of an algorithm. Returns it with the reason.
 
         Args:
-            config: options of an algorithm.
-            check_needs: False when the workers use another interpreter, whose packages can't be looked up from here.
+            config: the options of an algorithm.
+            check_needs: False if the workers use another interpreter, whose packages can't be looked up from here.
 
         Raises:
-            PluginError: none of that name, or none that can run here; the line says what to type.
+            PluginError: there is no backend of this name, or none that can run here. The line says what to type.
         """
         algorithm = self.algorithm_of(config)
         offered = self.backends.get(algorithm.name, {})
         if config.backend != AUTO:
             if config.backend not in offered:
-                missing = OWN_BACKENDS.get((algorithm.name, config.backend))
-                if missing and not _is_installed(missing):
-                    raise PluginError(
-                        f"algo.backend={config.backend}: its plugin {missing} is not installed. Type pip install {missing}"
-                    )
+                if missing := missing_backend(algorithm.name, config.backend):
+                    raise PluginError(missing)
                 names = ", ".join([AUTO, *sorted(offered)])
                 raise PluginError(
                     f"algo.backend={config.backend}: {algorithm.name} has no such backend. Allowed: {names}."
@@ -178,14 +178,14 @@ class Registry:
         raise PluginError(f"{algorithm.name} has no backend that can run here. {'; '.join(obstacles) or 'None is installed.'}")
 
     def observe(self, hook: str, **values: Any) -> None:
-        """Tell every plugin that implements this hook. A plugin that fails here is told no more; training goes on.
+        """Call a hook of every plugin that implements it. After an error a plugin's hook is not called again; training goes on.
 
         Args:
             hook: `hub_run_start`, `hub_log`, `hub_checkpoint` or `hub_run_end`.
             values: the hook's arguments.
 
         Raises:
-            HubError: a plugin ends the run on purpose. Not from `hub_run_end`: there is nothing left to end.
+            HubError: a plugin ends the run on purpose. Not raised from `hub_run_end`, where the run has ended already.
         """
         caller = getattr(self.manager.hook, hook)
         for plugin in [implementation.plugin for implementation in caller.get_hookimpls()]:
@@ -200,14 +200,14 @@ class Registry:
                 self._switched_off.add((name, hook))
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 print(
-                    f"hub: plugin {name} failed in {hook} and is not told any more: {first_line(error)} "
+                    f"hub: plugin {name} failed in {hook}, which is not called again: {one_line(error)} "
                     f"({place.filename}, line {place.lineno})",
                     file=sys.stderr,
                     flush=True,
                 )
 
     def _ask(self, plugin: Any, hook: str, **values: Any) -> Any:
-        """What this one plugin answers to a hook; None when it does not implement it."""
+        """The return value of one plugin's hook. None if the plugin does not implement it."""
         others = [other for other in self.manager.get_plugins() if other is not plugin]
         answers = self.manager.subset_hook_caller(hook, others)(**values)
         return answers[0] if answers else None
@@ -215,91 +215,111 @@ class Registry:
 
 @cache
 def registry() -> Registry:
-    """The plugins of this interpreter, loaded once."""
+    """The plugins of this interpreter, loaded once per process."""
     only = os.environ.get(ONLY)
     names = None if only is None else {name.strip() for name in only.split(",") if name.strip()}
-    found = load(entry_points(group=GROUP), names)
+    loaded = load(entry_points(group=GROUP), names)
     if os.environ.get("RANK", "0") == "0":
-        for line in found.warnings:
+        for line in loaded.warnings:
             if line not in already_shown():
                 print(f"hub: {line}", file=sys.stderr)
-    return found
+    return loaded
+
+
+def resolve(cfg: RunConfig, check_needs: bool = True) -> ResolvedRun:
+    """Find the algorithm and the backend that run a config.
+
+    Args:
+        cfg: the config; its values are not checked here.
+        check_needs: False when the workers use another interpreter, whose packages can't be looked up from here.
+
+    Raises:
+        PluginError: no algorithm is chosen, or no backend can run it; the line says what to type.
+    """
+    backend, because = registry().backend(cfg.algo, check_needs)
+    algorithm = registry().algorithm_of(cfg.algo)
+    return ResolvedRun(config=cfg, algorithm=algorithm, backend=backend, backend_because=because)
+
+
+def data_format_names() -> tuple[str, ...]:
+    """The values that `data.format` knows, those of plugins included."""
+    return (*FORMATS, *registry().data_formats)
 
 
 def warnings_shown() -> dict[str, str]:
-    """Environment of a process started from here, so that it does not repeat this process's warnings about plugins."""
+    """Environment variables for a child process, so that it does not repeat this process's warnings about plugins."""
     return without_repeats(registry().warnings)
 
 
 def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry:
-    """Load entry points into a new registry. Nothing that a plugin does wrong leaves this function as an exception.
+    """Load entry points into a new registry. Errors of plugins are recorded in it, not raised.
 
     Args:
         points: entry points of the group `hub`.
-        only: names of the entry points to load; None for all.
+        only: names of the entry points to load. None for all.
     """
     manager = pluggy.PluginManager("hub")
     manager.add_hookspecs(hookspecs)
-    found = Registry(manager, only=only, presets=dict.fromkeys(preset_names(conf_dir()), "the hub"))
+    loaded = Registry(manager, only=only, presets=dict.fromkeys(preset_names(conf_dir()), "the hub"))
     seen: dict[str, EntryPoint] = {}
     for point in sorted(points, key=lambda p: (p.name, p.value)):
         if only is not None and point.name not in only:
             continue
         earlier = seen.get(point.name)
         if earlier and earlier.value == point.value and _distribution(earlier) == _distribution(point):
-            continue  # one distribution that is on the path twice
+            continue  # the same distribution is on the path twice
         plugin = Plugin(point.name, _source(point), point.value)
-        found.plugins.append(plugin)
+        loaded.plugins.append(plugin)
         if earlier:
             plugin.error = f"{_distribution(earlier)} has a plugin of this name too; uninstall one of the two"
             continue
         seen[point.name] = point
         before = set(sys.modules)
         try:
-            register(found, plugin, point.load())
+            register(loaded, plugin, point.load())
         except (Exception, SystemExit) as error:
-            plugin.error = first_line(error)
+            plugin.error = one_line(error)
         plugin.heavy = sorted((set(sys.modules) - before) & HEAVY)
-    return found
+    return loaded
 
 
-def register(found: Registry, plugin: Plugin, module: Any) -> None:
-    """Add what one plugin object offers to a registry, or raise and leave the registry as it was.
+def register(into: Registry, plugin: Plugin, module: Any) -> None:
+    """Add what a plugin offers to a registry. If it raises, the registry is unchanged.
 
     Raises:
-        PluginError: a misspelt hook, or an algorithm, backend, preset or options class that is taken.
+        PluginError: a misspelled hook, or an algorithm, backend, preset or options class whose name is taken.
     """
-    manager = found.manager
+    manager = into.manager
     check_hooks(manager, module)
     try:
         manager.register(module, name=plugin.name)
-        algorithms = check_list("hub_algorithms", found._ask(module, "hub_algorithms") or (), Algorithm)
-        backends = check_list("hub_backends", found._ask(module, "hub_backends") or (), Backend)
-        formats = check_list("hub_data_formats", found._ask(module, "hub_data_formats") or (), DataFormat)
+        algorithms = check_list("hub_algorithms", into._ask(module, "hub_algorithms") or (), Algorithm)
+        backends = check_list("hub_backends", into._ask(module, "hub_backends") or (), Backend)
+        formats = check_list("hub_data_formats", into._ask(module, "hub_data_formats") or (), DataFormat)
         for number, item in enumerate(formats):
-            check_data_format(item, [*found.data_formats.values(), *formats[:number]])
+            check_data_format(item, [*into.data_formats.values(), *formats[:number]])
         for number, algorithm in enumerate(algorithms):
-            others = [*found.algorithms.values(), *algorithms[:number]]
-            check_algorithm(algorithm, others, found.owners, found.presets)
+            others = [*into.algorithms.values(), *algorithms[:number]]
+            check_algorithm(algorithm, others, into.owners, into.presets)
         for number, backend in enumerate(backends):
-            check_backend(backend, [*found.backends.get(backend.algorithm, {}).values(), *backends[:number]])
-        names = [*found.algorithms, *(algorithm.name for algorithm in algorithms)]
-        directory, presets, hidden = check_config_dir(found._ask(module, "hub_config_dir"), names, found.presets)
+            check_backend(backend, [*into.backends.get(backend.algorithm, {}).values(), *backends[:number]])
+        names = [*into.algorithms, *(algorithm.name for algorithm in algorithms)]
+        directory, presets, shadowed = check_config_dir(into._ask(module, "hub_config_dir"), names, into.presets)
     except BaseException:
         if manager.is_registered(module):
             manager.unregister(module)
         raise
     plugin.hooks = sorted(caller.name for caller in manager.get_hookcallers(module) or [])
-    plugin.warnings = hidden
+    plugin.warnings = shadowed
     for algorithm in algorithms:
-        found.algorithms[algorithm.name] = algorithm
-        found.owners[algorithm.name] = plugin.name
-    found.data_formats |= {item.name: item for item in formats}
+        into.algorithms[algorithm.name] = algorithm
+        into.owners[algorithm.name] = plugin.name
+    into.data_formats |= {item.name: item for item in formats}
     for backend in backends:
-        found.backends.setdefault(backend.algorithm, {})[backend.name] = backend
+        into.backends.setdefault(backend.algorithm, {})[backend.name] = backend
     if directory is not None:
-        found.config_dirs.append((plugin.name, directory))
-        found.presets |= dict.fromkeys(presets, f"plugin {plugin.name}")
+        into.config_dirs.append((plugin.name, directory))
+        into.presets |= dict.fromkeys(presets, f"plugin {plugin.name}")
 
 
 def _distribution(point: EntryPoint) -> str:
@@ -308,11 +328,3 @@ def _distribution(point: EntryPoint) -> str:
 
 def _source(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "of an unknown distribution"
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -1,1 +1,1 @@
-"""The machine: memory, GPUs, signals, the environment, the user's cache."""
+"""The machine: memory, GPUs, signals, environment variables, files, the user's cache."""

@@ -1,4 +1,4 @@
-"""The user's cache: things that can be made again at any time, each in a folder that appears whole or not at all."""
+"""The user's cache: folders that can be rebuilt at any time. Each appears complete or not at all."""
 
 import errno
 import os
@@ -21,18 +21,18 @@ def cache_dir() -> Path:
 
 
 def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[Path], bool] = Path.is_dir) -> Path:
-    """The cached folder, made first when it is missing or no longer whole.
+    """Return a cached folder. If it is missing or incomplete, it is made first.
 
-    It is made aside and renamed, so a reader never sees half of it. Two processes may do this at once: the first to
-    finish wins, and the other takes what it finds.
+    It is written to a temporary folder and renamed, so a reader never sees an incomplete one. If two processes do this at the
+    same time, the first to finish wins, and the other uses its result.
 
     Args:
-        folder: where the result belongs.
-        make: writes the content into the empty folder that it is given.
-        is_whole: whether the content of `folder` can be used.
+        folder: the path of the cached folder.
+        make: writes the content into an empty folder.
+        is_whole: whether `folder` is complete.
 
     Raises:
-        HubError: the cache can't be written.
+        HubError: the cache is not writable.
     """
     try:
         if is_whole(folder):
@@ -64,20 +64,22 @@ def _put_in_place(made: Path, folder: Path, is_whole: Callable[[Path], bool]) ->
                 return
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        # What lies there is damaged. It goes aside in one step too. Another process may be first to do so, or to put
-        # its own there: hence the loop.
+        # The folder there is damaged: move it away, in one step too. Another process may do so at the same time, or put its
+        # own folder there, hence the loop.
         with suppress(FileNotFoundError):
             folder.rename(Path(tempfile.mkdtemp(dir=made.parent)) / "damaged")
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left behind: folders aside that are older than a day."""
+    """Remove temporary folders of killed processes: those older than a day."""
     for aside in folder.parent.glob(f".{folder.name}.*"):
-        with suppress(FileNotFoundError):  # another process is done with it, or removes it too
+        with suppress(FileNotFoundError):  # another process has renamed or removed it
             if aside.stat().st_mtime < time.time() - 86400:
                 shutil.rmtree(aside, ignore_errors=True)
 
 
 def _not_writable(folder: Path, error: OSError) -> HubError:
     reason = error.strerror or str(error)
-    return HubError(f"{folder}: can't write into the cache ({reason}). Set HUB_CACHE=FOLDER with a folder of yours with room")
+    return HubError(
+        f"{folder}: can't write into the cache ({reason}). Set HUB_CACHE=FOLDER with a writable folder with free space"
+    )

@@ -1,4 +1,4 @@
-"""GPUs of this machine, found without importing torch."""
+"""The GPUs of this machine, without importing torch."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from ctypes import CDLL
 
 
 def num_visible_gpus() -> int:
-    """GPUs that a worker would see, without asking torch."""
+    """Number of GPUs that a worker would see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"])
@@ -18,7 +18,7 @@ def num_visible_gpus() -> int:
 
 
 def has_no_gpu() -> bool:
-    """Whether it is certain that a worker would see no NVIDIA GPU: where just nvidia-smi is missing, it might."""
+    """Whether a worker would certainly see no NVIDIA GPU. A machine that only lacks nvidia-smi may have one."""
     if num_visible_gpus():
         return False
     if "CUDA_VISIBLE_DEVICES" in os.environ:

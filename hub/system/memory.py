@@ -1,4 +1,4 @@
-"""Memory of the host and of a GPU: what is free and what this process may use."""
+"""CPU and GPU memory: what is free, and what this process may use."""
 
 import os
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ GIB = 2**30
 
 
 def allowed_memory(device: torch.device) -> float:
-    """Bytes that this process may take of a GPU."""
+    """Bytes of a GPU's memory that this process may use."""
     return float(torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device))
 
 
 def three_of_each(trained: Iterable[torch.Tensor]) -> int:
-    """Bytes of gradients and Adam's two moments, or of weights and moments, all in the types of the weights that train."""
+    """Bytes of three tensors per trained weight, in its dtype: gradients and Adam's moments, or weights and moments."""
     return sum(3 * weight.numel() * weight.element_size() for weight in trained)
 
 
 def free_host_memory() -> int:
-    """Bytes that a program can still take on this host, or within its container's limit."""
+    """Bytes of CPU memory that are available on this machine, or within the container's limit."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
@@ -35,5 +35,5 @@ def free_host_memory() -> int:
 
 
 def free_host_memory_for_each() -> int:
-    """The share of it that falls to each of the processes on this host."""
+    """Bytes of available CPU memory per process on this machine."""
     return free_host_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

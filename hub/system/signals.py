@@ -1,4 +1,4 @@
-"""How a process of the hub is asked to stop: SIGINT and SIGTERM, and the death of the process that started it."""
+"""How a process is stopped: by SIGINT and SIGTERM, and by the death of its parent."""
 
 import math
 import os
@@ -17,21 +17,21 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Turns the first signal into a request that the training loop meets at the end of its step; a second one ends all.
+    """Turns the first signal into a request, which the training loop handles after the step. A second one ends the process.
 
-    Before the loop (loading, tokenising) the first signal raises `Interrupted` where the program is. Behind it a signal changes
-    nothing: what is trained is worth the time to save it.
+    Before the loop, while loading or tokenizing, the first signal raises `Interrupted` at once. After the loop a signal is only
+    recorded, so that the trained model is saved.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self.time = math.inf
-        """When it came, as `time.time()` has it."""
+        """When the signal came, as `time.time()`."""
         self.in_loop = False
-        """Training has begun: from then on a signal is only noted, to the end of the run."""
+        """Whether training has begun. From then on a signal is only recorded."""
 
     def install(self) -> "StopRequest":
-        """Receive signals from now on, one that came since the process was started included: see `held_back`."""
+        """Handle signals from now on, including one that came since the process was started: see `signals_blocked`."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -46,15 +46,15 @@ class StopRequest:
 
 
 stop_request = StopRequest()
-"""This process's request to stop: installed by the worker, met by the training loop."""
+"""The request to stop this process: installed by the worker, handled by the training loop."""
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Signals that ask to stop wait until the end of this block.
+def signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM within this context.
 
-    In a process that is started in it they wait until that installs its `stop_request`, so that none is lost while it
-    imports.
+    In a child process that is started within it they stay blocked until the child installs its `stop_request`. So none is
+    lost while it imports.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -64,7 +64,7 @@ def held_back() -> Iterator[None]:
 
 
 def end_with_parent(poll_seconds: float = 1.0) -> None:
-    """Send this process SIGTERM when its parent is gone, so that a killed launcher leaves no workers behind."""
+    """Send this process SIGTERM when its parent is gone. So a killed launcher leaves no workers behind."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -76,10 +76,10 @@ def end_with_parent(poll_seconds: float = 1.0) -> None:
 
 
 def end_process(exit_code: int) -> NoReturn:
-    """End this process. In a group of processes without tearing anything down.
+    """End this process. In a group of processes nothing is torn down.
 
-    gloo's destructor waits for a thread that waits for Python's lock, which the destructor's caller holds: a worker
-    that ended in the ordinary way could hang for ever. What has to be on disk is there by now.
+    gloo's destructor waits for a thread that waits for the GIL, which the destructor's caller holds: a worker that ended in
+    the ordinary way could hang forever. All files are written by now.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()

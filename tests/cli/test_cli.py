@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,8 @@ def test_help_lists_verbs_algorithms_models_groups_and_flags(hub):
 
 def test_version(hub):
     assert hub("--version").out.strip() == package.__version__
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == package.__version__
 
 
 def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
@@ -107,7 +110,7 @@ def test_show_says_what_would_be_refused(hub):
     said = hub("show", "algo=sft", "algo.learning_rate=0")
     assert said.code == 0
     assert "This can't run yet" in said.out
-    for text in ("algo.learning_rate=0.0 is not allowed", "No model is chosen", "No training data is given"):
+    for text in ("algo.learning_rate=0.0 is not allowed", "No model is chosen", "No training data is set"):
         assert text in said.out
 
 

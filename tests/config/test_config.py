@@ -5,8 +5,10 @@ import pytest
 
 from hub import AlgoConfig, RunConfig, option
 from hub.cli.options_page import page
+from hub.config.data import FORMATS
 from hub.config.option import field_docs, field_problems, leaves
 from hub.config.schema import PARTS, DataConfig, ModelConfig
+from hub.data.formats.detect import _FORMATS
 from hub.plugins.registry import registry
 
 ALGORITHMS = registry().algorithms
@@ -46,10 +48,10 @@ def test_the_config_to_begin_from_has_no_problems():
         ({"algo": {"lr_scheduler": "cosin"}}, "algo.lr_scheduler=cosin is not allowed. Allowed: linear, cosine,"),
         ({"algo": {"warmup_steps": 5, "warmup_ratio": 0.1}}, "algo.warmup_steps and algo.warmup_ratio are both set"),
         ({"algo": {"warmup_steps": 5, "max_steps": 5}}, "algo.warmup_steps=5 is not shorter than the run"),
-        ({"algo": {"eval_every_steps": 5}}, "algo.eval_every_steps=5 but there is no data to evaluate on"),
+        ({"algo": {"eval_every_steps": 5}}, "algo.eval_every_steps=5 but there is no evaluation set"),
         ({"model": {"path": ""}}, "No model is chosen"),
         ({"model": {"dtype": "float16"}}, "model.dtype=float16 is not allowed. Allowed: auto, bfloat16, float32."),
-        ({"data": {"path": ""}}, "No training data is given"),
+        ({"data": {"path": ""}}, "No training data is set"),
         ({"data": {"eval_fraction": 1.0}}, "data.eval_fraction=1.0 is not allowed"),
         (
             {"data": {"eval_path": "y.jsonl", "eval_fraction": 0.1}},
@@ -117,3 +119,7 @@ def test_the_page_of_options_is_up_to_date():
     assert written.read_text(encoding="utf-8") == page(["sft", "lora_sft", "osft"]), (
         "run: python -m hub.cli.options_page, see the page"
     )
+
+
+def test_the_config_and_the_converters_know_the_same_data_formats():
+    assert {*_FORMATS, "document"} == set(FORMATS)

@@ -193,8 +193,11 @@ def test_a_plugin_adds_a_format_that_is_found_by_its_fields_or_asked_for(plugin_
     conversation = one({"question": USER["content"], "answer": "4"})
     assert (conversation.messages, conversation.format) == ([USER, ANSWER], "faq")
     assert refusal({"question": "x", "answer": ""}) == "chats.jsonl:1: answer is empty"
-    assert not list(DataConfig(path="a.jsonl", format="faq").problems(RunConfig()))
-    assert "Allowed: auto, messages," in next(DataConfig(path="a.jsonl", format="fag").problems(RunConfig()))
+    names = plugins.data_format_names()
+    assert not list(RunConfig(data=DataConfig(path="a.jsonl", format="faq")).data_problems(names))
+    problem = next(RunConfig(data=DataConfig(path="a.jsonl", format="fag")).data_problems(names))
+    assert "Allowed: auto, messages," in problem
+    assert ", faq." in problem
 
 
 @pytest.mark.parametrize(

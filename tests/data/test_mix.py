@@ -100,13 +100,13 @@ def test_names_are_those_of_the_files_and_no_two_are_alike():
         ([{"weight": 1}, {"weight": 0, "epochs": 2}], "data.mix[1] has epochs=2 and weight=0"),
         ([{"name": "a"}, {"name": "a"}], "data.mix: two sources have the name a"),
         ([{"path": ""}], "data.mix[0] has no path"),
-        ([{"num_rows": 5}], "data.mix[0].num_rows=5 goes with data.streaming=true"),
+        ([{"num_rows": 5}], "data.mix[0].num_rows=5 needs data.streaming=true. Rows in memory are counted"),
     ],
 )
 def test_a_mix_that_makes_no_sense_is_one_line(mix, line):
     from hub.config.schema import RunConfig
 
     data = DataConfig(mix=[DataSource(**{"path": "a.jsonl"} | values) for values in mix])
-    problems = list(data.problems(RunConfig(data=data)))
+    problems = list(RunConfig(data=data).data_problems())
     assert len(problems) == 1
     assert problems[0].startswith(line)

@@ -201,12 +201,12 @@ def test_first_window_of_the_second_source_is_not_shuffled_as_that_of_the_first(
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({}, "data.streaming=true: rows are not counted beforehand, so say how long the run is. Type algo.max_steps=N, or"),
+        ({}, "data.streaming=true: rows are not counted beforehand, so set the length of the run. Type algo.max_steps=N, or"),
         ({"max_steps": 5, "eval_fraction": 0.1}, "data.eval_fraction=0.1 can't be combined with data.streaming=true"),
-        ({"max_steps": 5, "save_every_epochs": 1}, "algo.save_every_epochs=1: it is not known how long a pass"),
-        ({"streaming": False, "shuffle_window": 5}, "data.shuffle_window=5 goes with data.streaming=true"),
+        ({"max_steps": 5, "save_every_epochs": 1}, "algo.save_every_epochs=1: the length of a pass over this"),
+        ({"streaming": False, "shuffle_window": 5}, "data.shuffle_window=5 needs data.streaming=true"),
         ({"block_size": 64, "num_rows": 5}, "data.block_size=64 joins the rows of a stream, so their"),
-        ({"streaming": False, "num_rows": 5}, "data.num_rows=5 goes with data.streaming=true"),
+        ({"streaming": False, "num_rows": 5}, "data.num_rows=5 needs data.streaming=true"),
         ({"mix": [{"weight": 1, "num_rows": 5}], "num_rows": 5}, "data.num_rows=5 goes with data.path"),
         ({"mix": [{"num_rows": 5}, {}], "max_steps": 5}, "data.mix[1] has neither weight nor num_rows"),
     ],
@@ -215,6 +215,6 @@ def test_what_a_stream_needs_is_said(options, line):
     algo = AlgoConfig(**{name: options.pop(name) for name in ("max_steps", "save_every_epochs") if name in options})
     mix = [DataSource(path=f"{n}.jsonl", **values) for n, values in enumerate(options.pop("mix", ()))]
     data = DataConfig(**{"path": "" if mix else "a.jsonl", "mix": mix, "streaming": True} | options)
-    problems = list(data.problems(RunConfig(algo=algo, data=data)))
+    problems = list(RunConfig(algo=algo, data=data).data_problems())
     assert len(problems) == 1
     assert problems[0].startswith(line)

@@ -170,7 +170,7 @@ def probe(setup, recipe):
     print("FOUND", json.dumps({"leak": found, "differences": differences}))
 
 
-cfg, *_ = prepare(compose(*sys.argv[1:]))
+cfg = prepare(compose(*sys.argv[1:])).config
 setup = set_up(cfg, Run.create(cfg.output_dir, None), "lora_sft")
 probe(setup, build(setup))
 """

@@ -61,7 +61,7 @@ def test_what_has_not_ended_when_its_time_is_over_is_killed_and_that_is_said(dea
     _, err = process.communicate(timeout=20)
     assert time.monotonic() - begun > 1.5
     assert process.returncode == 128 + signal.SIGTERM
-    assert "hub: the processes had not ended after launch.grace_seconds=1.5 and were killed" in err
+    assert "hub: the processes were still running after launch.grace_seconds=1.5 and were killed" in err
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
 
 

@@ -138,7 +138,7 @@ def deadly(plugin_folder, monkeypatch):
         ("while rank 0 sleeps", 1, "rank 1 failed: RuntimeError: the roof is on fire (see "),
         ("in a line", 2, "this disk is full"),
         ("signalled while it writes that", 2, "this disk is full"),
-        ("killed", 1, "the worker ended by signal SIGKILL and left no message"),
+        ("killed", 1, "the worker ended by signal SIGKILL and left no report"),
     ],
 )
 def test_a_dead_worker_ends_the_others_and_the_launcher_says_how_it_died(tmp_path, deadly, way, code, said):

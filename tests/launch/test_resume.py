@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from hub import ConfigError, compose
 from hub.launch.launcher import launch
 from hub.launch.preflight import prepare
-from hub.launch.resume import open_run, recall
-from hub.plugins.registry import ASKED_FOR
-from hub.run import Result, read_metrics
+from hub.launch.resume import config_to_run, open_run
+from hub.run import ASKED_FOR, Result, read_metrics
 from hub.testing import write_chats
 
 pytestmark = pytest.mark.usefixtures("warm_python")
@@ -86,15 +85,15 @@ def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path
 
 
 def test_the_reason_for_the_backend_stays_when_a_run_goes_on(tmp_path):
-    cfg, backend, why = prepare(compose("launch=inline", f"output_dir={tmp_path}", *OPTIONS))
-    run = open_run(cfg, why)
-    run.write_plan(backend=backend.name)
-    assert run.plan()["backend_because"] == why != ASKED_FOR
-    again, _, named = prepare(recall(compose(f"resume={run.path}")))
-    assert named == ASKED_FOR
-    assert open_run(again, named).plan()["backend_because"] == why
+    resolved = prepare(compose("launch=inline", f"output_dir={tmp_path}", *OPTIONS))
+    run = open_run(resolved)
+    run.write_plan(backend=resolved.backend.name)
+    assert run.plan()["backend_because"] == resolved.backend_because != ASKED_FOR
+    again = prepare(config_to_run(compose(f"resume={run.path}")))
+    assert again.backend_because == ASKED_FOR
+    assert open_run(again).plan()["backend_because"] == resolved.backend_because
     run.write_plan(backend="another")
-    assert open_run(again, named).plan()["backend_because"] == ASKED_FOR
+    assert open_run(again).plan()["backend_because"] == ASKED_FOR
 
 
 def inline(tmp_path, *more: str):
@@ -151,7 +150,7 @@ def test_changed_data_is_refused(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         inline(tmp_path, "resume=nowhere")
     (stopped / "checkpoints/step-00000007/trainable.safetensors").write_bytes(b"")
     assert inline(tmp_path, "resume=latest").num_steps == NUM_STEPS

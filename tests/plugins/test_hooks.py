@@ -196,7 +196,7 @@ def test_an_observer_that_fails_is_switched_off_and_the_others_go_on(plugin_fold
         found.observe("hub_log", run=Run(tmp_path), step=step, metrics={})
     assert found.manager.get_plugin("steady").steps == [1, 2]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("hub: plugin fragile failed in hub_log and is not told any more: ValueError: no room (")
+    assert line.startswith("hub: plugin fragile failed in hub_log, which is not called again: ValueError: no room (")
     assert line.endswith("__init__.py, line 7)")
 
 

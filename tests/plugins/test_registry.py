@@ -186,7 +186,7 @@ REFUSED = {
     ),
     "hook without mark": (
         HEAD + "\ndef hub_algorithms(): return []",
-        r"hub_algorithms\(\) has no mark. Write @hookimpl",
+        r"hub_algorithms\(\) is not decorated. Write @hookimpl",
     ),
     "unknown argument": (
         HEAD + "\n@hookimpl\ndef hub_log(run, metric): pass",
@@ -215,7 +215,7 @@ REFUSED = {
     "not AlgoConfig": (algorithm("dig", "dict"), "must be a class of their own that inherits hub.AlgoConfig"),
     "no dataclass": (
         HEAD + "\nclass Bare(Options):\n    width: int = 1\n" + algorithm("dig", "Bare").removeprefix(HEAD),
-        r"Bare has no mark. Write @dataclass\(kw_only=True\) above it",
+        r"Bare is not decorated. Write @dataclass\(kw_only=True\) above it",
     ),
     "option without default": (
         HEAD
@@ -386,15 +386,15 @@ def test_plugins_lists_slow_imports_and_backends_without_algorithm(plugin_folder
     folder.add("lost", backends("name='one'").replace("'dig'", "'digg'"))
     shown = hub("plugins", path=folder.path, cwd=tmp_path)
     assert "slow: it imports numpy while it is loaded" in shown.stdout
-    assert "backend one of digg (priority 0): of no use: no plugin has the algorithm digg. Did you mean dig?" in shown.stdout
+    assert "backend one of digg (priority 0): unused: no plugin has the algorithm digg. Did you mean dig?" in shown.stdout
 
 
 def test_an_algorithm_of_the_hub_whose_plugin_is_missing_says_what_to_install(monkeypatch, tmp_path):
     from hub import ConfigError, compose
-    from hub.plugins import registry as plugins
+    from hub.plugins import known
 
     # As if the hub had one more plugin of its own; its name is near that of another algorithm.
-    monkeypatch.setitem(plugins.OWN, "sftt", "hub-sftt-of-nobody")
+    monkeypatch.setitem(known.ALGORITHMS, "sftt", "hub-sftt-of-nobody")
     line = "algo=sftt: its plugin hub-sftt-of-nobody is not installed. Type pip install hub-sftt-of-nobody"
     with pytest.raises(ConfigError) as caught:
         compose("algo=sftt", "algo.learning_rate=1e-4")

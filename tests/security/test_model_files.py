@@ -222,7 +222,7 @@ def test_what_runs_code_is_not_taken_over_from_the_folder_of_a_run(hub, checkpoi
         file.write_text(text.replace(before, after))
         said = hub(f"resume={checkpoint}")
         assert (said.code, len(said.problems)) == (2, 1)
-        assert "runs code and is not taken over from its folder" in said.problems[0]
+        assert "runs code and is not taken from its folder" in said.problems[0]
     assert not canary.appeared()
 
 

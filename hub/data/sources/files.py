@@ -5,14 +5,12 @@ import gzip
 import io
 import lzma
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from hub.config.paths import COMPRESSED, SUFFIXES, file_kind, is_hub_id
 from hub.errors import DataError, did_you_mean
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
 
 def _open_zstd(file: Path, mode: str) -> IO[bytes]:
@@ -21,9 +19,9 @@ def _open_zstd(file: Path, mode: str) -> IO[bytes]:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd"))
 
 
-_OPENERS: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
-_OF_LINES = (".jsonl", ".json", ".csv")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_OPENERS: dict[str, Callable[[Path, str], Any]] = dict(
+    zip(COMPRESSED, (gzip.open, bz2.open, lzma.open, _open_zstd), strict=True)
+)
 _DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """Files that the library `datasets` writes beside its Arrow files."""
 
@@ -35,16 +33,6 @@ ALLOWED = (
 
 _PIECE = 2**20
 LONGEST_QUOTE = 80
-
-
-def file_kind(file: Path) -> str | None:
-    """The ending that tells how to read a file, without that of its compression. None: it can't be read."""
-    name = file.name.lower()
-    for suffix in SUFFIXES:
-        endings = ("", *_OPENERS) if suffix in _OF_LINES else ("",)
-        if any(name.endswith(suffix + ending) for ending in endings):
-            return suffix
-    return None
 
 
 def open_file(file: Path, offset: int = 0) -> IO[bytes]:
@@ -60,17 +48,6 @@ def open_file(file: Path, offset: int = 0) -> IO[bytes]:
     while offset > 0 and (skipped := len(stream.read(min(offset, _PIECE)))):
         offset -= skipped
     return stream
-
-
-def is_hub_id(path: str) -> bool:
-    """Whether `path` names a dataset of the model hub: of the form `org/name`, and there is no such local path."""
-    local = Path(os.path.expanduser(path))
-    return (
-        _HUB_ID.fullmatch(path) is not None
-        and not file_kind(local)
-        and not os.path.exists(local)
-        and not os.path.exists(local.parent)
-    )
 
 
 def data_files(path: str) -> list[Path]:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from hub.config.paths import file_kind, is_hub_id
 from hub.data.sources.columnar_files import read_arrow, read_parquet
 from hub.data.sources.entries import Cursor, Entry, Row
-from hub.data.sources.files import data_files, file_kind, is_hub_id
+from hub.data.sources.files import data_files
 from hub.data.sources.model_hub import read_model_hub
 from hub.data.sources.text_files import is_list, lines, read_csv, read_list
 from hub.errors import DataError

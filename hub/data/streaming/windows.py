@@ -13,9 +13,10 @@ from itertools import islice
 from typing import TypedDict
 
 from hub.config.data import DataSource
+from hub.config.paths import is_hub_id
 from hub.data.samples.sample import Item, Unit, fingerprint
 from hub.data.sources.entries import Cursor, Entry
-from hub.data.sources.files import data_files, is_hub_id
+from hub.data.sources.files import data_files
 from hub.data.sources.read import rows_after
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError

@@ -165,7 +165,7 @@ def main(request: Request, out: BinaryIO) -> None:
     """Run one process: write what is requested as frames, until the pipe is closed."""
     from transformers.utils import logging
 
-    from hub.models.load import load_tokenizer
+    from hub.data.tokens.tokenizer import load_tokenizer
 
     logging.set_verbosity_error()
     cfg = runfile.from_text(request["cfg"])

@@ -17,7 +17,8 @@ from hub.data.prepare import Sample
 from hub.data.samples.sample import samples_of
 from hub.errors import VerifyError
 from hub.parallel.group import barrier, max_over_ranks
-from hub.run import Outcome, write_json
+from hub.run import Outcome
+from hub.system.files import write_json
 from hub.tasks.verify.gradients import Gradient, Measure, OneByOne, disable_dropout, rms
 from hub.train.batch import collate
 from hub.train.layout.isolation import TOLERANCE as LEAK_TOLERANCE

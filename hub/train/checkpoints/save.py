@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from hub.parallel.group import Group
 from hub.parallel.sharded_tensors import StoredTensors, write_shares
-from hub.run import write_json
+from hub.system.files import write_json
 from hub.train.checkpoints.checkpoint import MANIFEST, Files, checkpoint_name, remove_old, seal, sync_folder
 from hub.train.checkpoints.snapshot import Snapshot
 

@@ -19,7 +19,10 @@ class OwnKernels:
     """Its name, for plan.json."""
 
     attention: str
-    """Name of its attention. `variable-length`: the work on a packed row grows with the samples' own lengths."""
+    """Name of its attention, for plan.json."""
+
+    variable_length: bool = False
+    """Whether the work of its attention on a packed row grows with each sample's own length, not with the row's."""
 
     inputs: Callable[[Any, MicroBatch], dict[str, Any]]
     """The keywords of the model's forward for a micro-batch: how the library is told where each sample begins."""

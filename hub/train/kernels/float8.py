@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hub.config.schema import FP8_HINT, FP8_NEEDS
 from hub.errors import ConfigError
-from hub.run import Run
+from hub.run import ASKED_FOR, Run
 
 LARGEST = 439.0
 """What a row's largest magnitude becomes. float8_e4m3fn, which has 3 bits behind the point and no infinity (arXiv 2209.05433),
@@ -137,7 +137,7 @@ def replace_layers(
 
 def report_layers(run: Run, done: list[str], left: list[str]) -> None:
     """Log which layers are in fp8 and which are not, and write it to plan.json."""
-    run.write_plan(precision="fp8", precision_because="asked for", fp8_layers=len(done), fp8_layers_left_out=len(left))
+    run.write_plan(precision="fp8", precision_because=ASKED_FOR, fp8_layers=len(done), fp8_layers_left_out=len(left))
     run.say(f"{len(done)} linear layers are in fp8: {_kinds(done)}. The output layer and embeddings are not")
     if left:
         run.say(f"{len(left)} can't be (sizes that are no multiples of {MULTIPLE}, or other layers): {_kinds(left)}")

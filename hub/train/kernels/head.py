@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from hub.errors import one_line
+
 CHUNK_BYTES = 2**27
 """Of logits at a time: enough rows that products are fast. Twice as many where the weight trains, since each chunk reads and
 writes the whole gradient of it."""
@@ -203,7 +205,7 @@ def kernel_problem(device_type: str) -> str:
         losses, _ = losses_and_gradient(logits, targets, None)
         return "" if abs(float(losses) - math.log(2)) < 1e-6 else f"it gives {float(losses)} for the logarithm of 2"
     except Exception as error:  # whatever a compiler raises, plain operations do the same
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return one_line(error)
 
 
 _LossesAndGradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]

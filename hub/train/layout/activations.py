@@ -11,6 +11,7 @@ from hub.config.option import AUTO
 from hub.data.prepare import Sample
 from hub.data.samples.sample import samples_of
 from hub.parallel.group import max_over_ranks
+from hub.run import ASKED_FOR
 from hub.system.memory import free_host_memory_for_each
 from hub.train.batch.collate import pack, pad
 from hub.train.kernels.external import OwnKernels
@@ -56,17 +57,17 @@ class Activations:
         layers: list[torch.nn.Module],
         loss: Any,
         packed: bool,
-        attention: str,
+        variable_length: bool,
         own: OwnKernels | None,
     ) -> None:
         self.setup, self.model, self.layers, self.loss, self.packed, self.own = setup, model, layers, loss, packed, own
         self.num_recomputed = 0
         self.asked = asked_bound(setup.cfg.algo, setup.data.longest)
         self.recompute = setup.cfg.algo.gradient_checkpointing
-        self.most = MOST_TOKENS if attention.startswith("variable-length") else MASK_TOKENS
+        self.most = MOST_TOKENS if variable_length else MASK_TOKENS
         self.device = setup.session.device
         asked = setup.cfg.algo.activation_offload
-        self.offload_because = "asked for" if asked != AUTO else "it fits without"
+        self.offload_because = ASKED_FOR if asked != AUTO else "it fits without"
         if self.device.type != "cuda":
             self.offload_because = "there is no GPU: all is in the host's memory"
             if asked == "all":
@@ -79,10 +80,10 @@ class Activations:
         longest = self.setup.data.longest
         if self.device.type != "cuda":
             num = self._recompute(len(self.layers) if self.recompute == "all" else 0)
-            return self.asked or max(longest, CPU_TOKENS), num, "asked for" if self.asked else "enough to keep the CPU busy"
+            return self.asked or max(longest, CPU_TOKENS), num, ASKED_FOR if self.asked else "enough to keep the CPU busy"
         if self.asked and (self.recompute != AUTO or self.own is not None):
             num = self._recompute(len(self.layers) if self.recompute == "all" else 0)
-            return self.asked, num, "asked for"
+            return self.asked, num, ASKED_FOR
         strategy = self.setup.session.strategy
         shares, repeatable = strategy.shares_of_state(self.setup.session.group.world), self.setup.cfg.algo.deterministic
         # Bytes are estimated where runs shall be alike, and a rank that holds shares of the others' layers can't go on alone.
@@ -110,7 +111,7 @@ class Activations:
             self.setup.run.say(f"inputs of recomputed layers go to the host's memory: {self.offload_because}")
         bound, num = found or (self.asked or longest, len(self.layers))
         bound, num = int(-max_over_ranks(-bound)), int(max_over_ranks(num))
-        because = "asked for" if self.asked else in_words(need, room, num)
+        because = ASKED_FOR if self.asked else in_words(need, room, num)
         return bound, self._recompute(num), because
 
     def _host_inputs(self) -> HostInputs:

@@ -9,6 +9,7 @@ import torch
 
 from hub.config.option import AUTO
 from hub.data.prepare import Sample
+from hub.run import ASKED_FOR
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
 from hub.train.kernels import recompute as kernels
@@ -36,6 +37,8 @@ class Attention:
     """Whether several samples are packed into a row."""
 
     packed_because: str
+    variable_length: bool = False
+    """Whether its work on a packed row grows with each sample's own length."""
 
 
 def choose_attention(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, long: bool = False) -> Attention:
@@ -60,7 +63,7 @@ def choose_attention(model: Any, vocab_size: int, device: torch.device, dtype: t
             packed, packed_because = can_pack(model, vocab_size, device, dtype)
             if packed:
                 keep()
-                return Attention(name, because, packed, packed_because)
+                return Attention(name, because, packed, packed_because, variable_length=True)
     because = "packed samples would see each other with variable-length attention, or it lacks what the model needs"
     return Attention(own, because, *can_pack(model, vocab_size, device, dtype))
 
@@ -94,7 +97,7 @@ def choose_compile(asked: str, num_parameters: int, num_tokens: float, device: t
         device: where it runs.
     """
     if asked != AUTO:
-        return asked == "layers", "asked for"
+        return asked == "layers", ASKED_FOR
     if device.type != "cuda":
         return False, "it pays on a GPU only"
     worth = num_parameters * num_tokens

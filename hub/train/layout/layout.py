@@ -99,7 +99,7 @@ def choose_layout(
     else:
         compiled, compiled_because = False, f"{own.library} compiles what it wants to"
         packable = can_pack(model, config.vocab_size, device, dtype, own.inputs)
-        attention = Attention(own.attention, f"{own.library} brings it", *packable)
+        attention = Attention(own.attention, f"{own.library} brings it", *packable, variable_length=own.variable_length)
     packed = attention.packed
     fused, fused_because = False, "the loss is the algorithm's own"
     if loss is causal_lm_loss:
@@ -116,7 +116,7 @@ def choose_layout(
     if compiled:
         compile_layers(layers)
         run.say("layers are compiled: the first steps take longer")
-    memory = Activations(setup, model, layers, loss, packed, attention.name, own)
+    memory = Activations(setup, model, layers, loss, packed, attention.variable_length, own)
     bound, recomputed, bound_because = memory.choose()
     if not packed:
         run.say(f"samples are padded, not packed: {attention.packed_because}")

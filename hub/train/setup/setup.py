@@ -7,16 +7,17 @@ from typing import Any
 import torch
 
 from hub.config.option import AUTO
-from hub.config.schema import WORK_ON_SHARES, ModelConfig, RunConfig
+from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, cache_large_sources, prepare
+from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import ConfigError
-from hub.models.load import load_causal_lm, load_config, load_tokenizer, num_parameters, save_whole_model
+from hub.models.load import load_causal_lm, load_config, num_parameters, save_whole_model
 from hub.models.safety import not_heeded
 from hub.models.weights import local_weights
 from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
 from hub.parallel.session import Session, start_session
-from hub.run import Run
+from hub.run import ASKED_FOR, Run
 from hub.train.kernels.float8 import check_gpu
 from hub.train.setup.samples import SampleSource, make_sample_source
 
@@ -64,7 +65,7 @@ class Setup:
         launch, session = self.cfg.launch, self.session
         dtype = dtype or session.compute_dtype
         if launch.strategy == "split":
-            self.run.write_plan(strategy="split", strategy_because="asked for")
+            self.run.write_plan(strategy="split", strategy_because=ASKED_FOR)
             return load_causal_lm(self.cfg.model, self.base_path, "balanced", dtype, quantization)
         several = session.group.world > 1
         shape = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
@@ -76,7 +77,7 @@ class Setup:
             )
         if whole and strategy.shares_weights:
             raise ConfigError(f"{whole} needs all weights on each process ({why}). Leave it out, or type launch.strategy=ddp")
-        if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARES:
+        if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARDS:
             raise ConfigError(
                 f"algo.optimizer={self.cfg.algo.optimizer} can't work on shares of weights (launch.strategy={strategy.name}). "
                 "Type algo.optimizer=adamw"

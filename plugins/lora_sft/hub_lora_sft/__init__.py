@@ -10,7 +10,7 @@ from hub_lora_sft.config import LoraSftConfig
 
 @hookimpl
 def hub_algorithms() -> Iterable[Algorithm]:
-    summary = "LoRA and QLoRA: low-rank adapters learn, the model stays as it is"
+    summary = "LoRA and QLoRA: low-rank adapters are trained, the model is frozen"
     return [Algorithm(name="lora_sft", config=LoraSftConfig, summary=summary)]
 
 

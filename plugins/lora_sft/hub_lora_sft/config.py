@@ -15,63 +15,64 @@ INITS = ("default", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq", "or
 
 @dataclass(kw_only=True)
 class LoraSftConfig(AlgoConfig):
-    """LoRA (arXiv 2106.09685): W + (alpha / r) B A, where only A (r x in) and B (out x r) learn."""
+    """LoRA (arXiv 2106.09685): W + (alpha / r) B A, where only A (r x in) and B (out x r) are trained."""
 
     learning_rate: float = option(2e-4, gt=0)
-    """Peak learning rate. Adapters start at zero and take about ten times the rate of full fine-tuning, or more."""
+    """Peak learning rate. Adapters start at zero and need at least ten times the learning rate of full fine-tuning."""
 
     num_epochs: float = option(2.0, gt=0)
     """Passes over the training data."""
 
     lora_r: int = option(16, ge=1)
-    """Rank of the adapters: how much they can hold."""
+    """Rank of the adapters, which sets their capacity."""
 
     lora_alpha: float = option(32.0, gt=0)
-    """Scale of the adapters: their output is multiplied by alpha / r. Twice the rank is the usual choice."""
+    """Scale of the adapters: their output is multiplied by alpha / r. Twice the rank is common."""
 
     lora_dropout: float = option(0.0, ge=0, lt=1)
-    """Dropout on the adapters' input."""
+    """Dropout on the input of the adapters."""
 
     target_modules: Any = "auto"
-    """Which layers get an adapter: auto and all-linear (all but the head), attention, mlp, or a list of module names."""
+    """Layers with an adapter. auto and all-linear: all but the output layer. Or attention, mlp, or a list of module names."""
 
     bias: str = option("none", choices=("none", "all", "lora_only"))
-    """Which biases learn too: none, all, or those of the adapted layers."""
+    """Biases to train: none, all, or those of the adapted layers."""
 
     use_rslora: bool = False
-    """Scale by alpha / sqrt(r), which keeps high ranks learning (arXiv 2312.03732)."""
+    """Scale by alpha / sqrt(r), which stabilizes high ranks (arXiv 2312.03732)."""
 
     use_dora: bool = False
-    """Learn direction and size of the weights apart (arXiv 2402.09353). Slower."""
+    """Train direction and magnitude of the weights separately (DoRA, arXiv 2402.09353). Slower."""
 
     init: str = option("default", choices=INITS)
-    """Start of A and B. default: A random, B zero. pissa: main singular directions (arXiv 2404.02948). loftq: 2310.08659."""
+    """Initialization of A and B. default: A random, B zero. pissa: principal singular directions (arXiv 2404.02948). loftq:
+    arXiv 2310.08659."""
 
     load_in_4bit: bool = False
-    """Hold the frozen weights in 4 bit (NF4, double quantisation; QLoRA). Needs bitsandbytes."""
+    """Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes."""
 
     load_in_8bit: bool = False
-    """Hold the frozen weights in 8 bit (LLM.int8()). Needs bitsandbytes."""
+    """Quantize the frozen weights to 8 bits (LLM.int8()). Needs bitsandbytes."""
 
     precision: str = option(AUTO, choices=(AUTO, "fp8"))
-    """auto: frozen weights and arithmetic in `model.dtype`. fp8: products with frozen linear layers in 8-bit floats with a
-    scale for each row and token, forward and backward: faster, less exact. Needs GPUs of Hopper's generation or later."""
+    """auto: frozen weights and compute in `model.dtype`. fp8: matrix products with frozen linear layers in 8-bit floats with a
+    scale per row and token, forward and backward. Faster, less exact. Needs GPUs of Hopper's generation or later."""
 
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
         yield from self._target_problems()
         if self.load_in_4bit and self.load_in_8bit:
             yield "algo.load_in_4bit and algo.load_in_8bit are both set. Set one of them."
-        quantised = self.load_in_4bit or self.load_in_8bit
-        if quantised and find_spec("bitsandbytes") is None and cfg.launch.python is None:
+        quantized = self.load_in_4bit or self.load_in_8bit
+        if quantized and find_spec("bitsandbytes") is None and cfg.launch.python is None:
             yield "algo.load_in_4bit and algo.load_in_8bit need bitsandbytes. Type pip install bitsandbytes"
-        if cfg.model.quantization and quantised:
+        if cfg.model.quantization and quantized:
             yield (
                 f"model.path={cfg.model.path} is stored as {cfg.model.quantization} already. "
                 "Leave algo.load_in_4bit and algo.load_in_8bit out (algo=lora_sft, not qlora_sft)"
             )
-        if (quantised or cfg.model.quantization) and self.init not in ("default", "gaussian", "orthogonal"):
-            yield f"algo.init={self.init} reads the full weights, which a quantised model does not have. Type algo.init=default"
+        if (quantized or cfg.model.quantization) and self.init not in ("default", "gaussian", "orthogonal"):
+            yield f"algo.init={self.init} needs unquantized weights, which this model does not have. Type algo.init=default"
         if self.precision == "fp8":
             others = {
                 "algo.load_in_4bit=true": self.load_in_4bit,

@@ -50,8 +50,8 @@ def test_other_target_modules_are_refused(value):
         (["algo.bias=some"], ["algo.bias=some is not allowed. Allowed: none, all, lora_only."]),
         (["algo.init=pisa"], ["algo.init=pisa is not allowed. Allowed: default, gaussian, pissa,"]),
         (["algo.use_dora=true", "algo.init=olora"], ["algo.use_dora and algo.init=olora can't be combined"]),
-        (["algo.load_in_4bit=true", "algo.init=loftq"], ["algo.init=loftq reads the full weights"]),
-        (["model=qwen3_8b_bnb_4bit", "algo.init=pissa"], ["algo.init=pissa reads the full weights"]),
+        (["algo.load_in_4bit=true", "algo.init=loftq"], ["algo.init=loftq needs unquantized weights"]),
+        (["model=qwen3_8b_bnb_4bit", "algo.init=pissa"], ["algo.init=pissa needs unquantized weights"]),
         (
             ["model=qwen3_8b_bnb_4bit", "algo.load_in_8bit=true"],
             ["model.path=unsloth/Qwen3-8B-bnb-4bit is stored as bnb-4bit"],

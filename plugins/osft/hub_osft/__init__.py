@@ -1,4 +1,4 @@
-"""OSFT: new tasks are learnt in directions that a model hardly uses, so that it keeps what it knows."""
+"""OSFT: new tasks are learned in low-importance singular directions, so that the model keeps what it knows."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from hub_osft.config import OsftConfig
 
 @hookimpl
 def hub_algorithms() -> Iterable[Algorithm]:
-    summary = "orthogonal subspace fine-tuning: learns in directions that the model, or data to protect, hardly uses"
+    summary = "orthogonal subspace fine-tuning: trains directions of low importance to the model, or to protected data"
     return [Algorithm(name="osft", config=OsftConfig, summary=summary)]
 
 

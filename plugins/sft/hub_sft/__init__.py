@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the model learns."""
+"""Full fine-tuning: all weights of the model are trained."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from hub_sft.config import SftConfig
 
 @hookimpl
 def hub_algorithms() -> Iterable[Algorithm]:
-    return [Algorithm(name="sft", config=SftConfig, summary="full fine-tuning: every weight learns")]
+    return [Algorithm(name="sft", config=SftConfig, summary="full fine-tuning: all weights are trained")]
 
 
 @hookimpl

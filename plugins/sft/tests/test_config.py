@@ -28,7 +28,7 @@ def test_the_batch_is_a_number_or_auto(value):
     [
         (["algo.optimizer=adamw_8bit"], "algo.master_weights=false with algo.optimizer=adamw_8bit: it rounds to the nearest"),
         (["algo.optimizer=sgd"], "algo.master_weights=false with algo.optimizer=sgd: it rounds to the nearest"),
-        (["launch.strategy=zero2"], "algo.master_weights=false with launch.strategy=zero2: DeepSpeed keeps weights its"),
+        (["launch.strategy=zero2"], "algo.master_weights=false with launch.strategy=zero2: DeepSpeed keeps float32"),
         (["model.dtype=float32"], "algo.master_weights=false keeps the weights in model.dtype, which is float32"),
         (["launch.strategy=fsdp"], None),
         (["task=verify", "model.dtype=float32"], None),

@@ -11,6 +11,7 @@ from hub_lora_sft.config import LoraSftConfig
 from hub_lora_sft.recipe import target_names
 
 from hub import ConfigError, ModelError, Run
+from hub.errors import first_line
 from hub.models.load import linear_layers, load_config, trainable_in_float32
 from hub.train.setup.setup import Setup
 from hub_unsloth.first import FastLanguageModel, quiet
@@ -138,6 +139,4 @@ def _failures_in_one_line(what: str) -> Iterator[None]:
         try:
             yield
         except FAILURES as error:
-            text = str(error).strip()
-            line = text.splitlines()[0] if text else type(error).__name__
-            raise ModelError(f"{what}: {line}. Type algo.backend=native") from error
+            raise ModelError(f"{what}: {first_line(error)}. Type algo.backend=native") from error

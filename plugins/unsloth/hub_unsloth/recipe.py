@@ -37,8 +37,19 @@ def build(setup: Setup) -> Recipe:
         PeftModel.save_pretrained(trained, folder, state_dict=weights)
         setup.tokenizer.save_pretrained(folder)
 
-    own = OwnKernels(library="Unsloth", attention=attention_of(model), inputs=inputs_of, recomputes=bool(checkpointing))
+    attention = attention_of(model)
+    own = OwnKernels(
+        library="Unsloth",
+        attention=attention,
+        variable_length=attention == VARIABLE_LENGTH,
+        inputs=inputs_of,
+        recomputes=bool(checkpointing),
+    )
     return Recipe(model=model, save=save, loss=summed_loss, kernels=own)
+
+
+VARIABLE_LENGTH = "variable-length"
+"""Unsloth's own attention over packed rows, as plan.json names it."""
 
 
 def attention_of(model: Any) -> str:
@@ -46,5 +57,5 @@ def attention_of(model: Any) -> str:
     base = model.get_base_model()
     soft_cap = getattr(base.config, "attn_logit_softcapping", None)
     if getattr(base, "_unsloth_fast_path", False) and soft_cap is None:
-        return "variable-length"
+        return VARIABLE_LENGTH
     return str(base.config._attn_implementation)

@@ -12,7 +12,8 @@ from packaging.requirements import Requirement
 
 from hub import PluginError, compose
 from hub.launch.preflight import prepare
-from hub.plugins.registry import OWN_BACKENDS, registry
+from hub.plugins.known import BACKENDS
+from hub.plugins.registry import registry
 
 RUN = ("algo=lora_sft", "model=tiny", "data=tiny")
 
@@ -83,7 +84,7 @@ def test_auto_stays_with_the_native_backend(packages, monkeypatch):
 
 def test_a_missing_plugin_is_named(monkeypatch):
     monkeypatch.delitem(registry().backends["lora_sft"], "unsloth")
-    monkeypatch.setitem(OWN_BACKENDS, ("lora_sft", "unsloth"), "hub-not-there")
+    monkeypatch.setitem(BACKENDS, ("lora_sft", "unsloth"), "hub-not-there")
     with pytest.raises(PluginError, match=r"algo.backend=unsloth: its plugin hub-not-there is not installed. Type pip install"):
         registry().backend(compose(*RUN, "algo.backend=unsloth").algo)
 
@@ -115,7 +116,7 @@ def test_what_it_cannot_do_is_refused_with_the_way_out(options, beginning):
 def test_what_it_can_do_passes():
     for options in (["algo=qlora_sft", "algo.use_rslora=true", "algo.bias=all"], ["launch.strategy=ddp", "algo.init=gaussian"]):
         cfg = compose(*RUN, *options, "algo.backend=unsloth", f"launch.python={sys.executable}")
-        assert prepare(cfg)[1].name == "unsloth"
+        assert prepare(cfg).backend.name == "unsloth"
 
 
 def test_nothing_heavy_is_imported_to_list_and_to_check(tmp_path):

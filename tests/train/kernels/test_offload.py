@@ -205,7 +205,7 @@ def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, of
         data=SimpleNamespace(longest=5000),
         run=SimpleNamespace(say=said.append, write_plan=lambda **_: None),
     )
-    memory = activations.Activations(setup, load(), [torch.nn.Module()] * 10, None, True, "variable-length", None)
+    memory = activations.Activations(setup, load(), [torch.nn.Module()] * 10, None, True, True, None)
     bound, num, _ = memory.choose()
     assert calls == [(num, "host" if offloads else None)]
     assert (bound, num) == (5000, 10) if room == 1e5 else bound >= 5000
@@ -227,7 +227,7 @@ def test_what_the_host_has_room_for_goes_there_and_what_that_frees_is_used(monke
     session = SimpleNamespace(device=torch.device("cuda"), compute_dtype=torch.bfloat16, strategy=strategy)
     run = SimpleNamespace(write_plan=said.update)
     setup = SimpleNamespace(cfg=cfg, session=session, run=run, data=SimpleNamespace(longest=longest))
-    memory = activations.Activations(setup, model, layers, None, True, "variable-length", None)
+    memory = activations.Activations(setup, model, layers, None, True, True, None)
     # Where the embedding has left the GPU, few tokens need not go through the MLPs in parts: as many as it had room for.
     wide, freed = 3 * 2 * model.config.intermediate_size, model.get_input_embeddings().weight.nbytes
     least = tiles.LEAST_TOKENS if problem else max(tiles.LEAST_TOKENS, int(freed / (0.75 * wide)))

@@ -1,0 +1,35 @@
+"""What a data path means by its name alone: which endings a data file may have, and which paths are ids of the model hub."""
+
+import os
+import re
+from pathlib import Path
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+"""Endings of data files, without compression."""
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings that may follow those of files of lines."""
+
+_LINE_SUFFIXES = (".jsonl", ".json", ".csv")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def file_kind(file: Path) -> str | None:
+    """The ending that decides how a file is read, without that of its compression. None: it can't be read."""
+    name = file.name.lower()
+    for suffix in SUFFIXES:
+        endings = ("", *COMPRESSED) if suffix in _LINE_SUFFIXES else ("",)
+        if any(name.endswith(suffix + ending) for ending in endings):
+            return suffix
+    return None
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path` is looked up on the model hub: it has the form `org/name`, and nothing local has that name."""
+    local = Path(os.path.expanduser(path))
+    return (
+        _HUB_ID.fullmatch(path) is not None
+        and not file_kind(local)
+        and not os.path.exists(local)
+        and not os.path.exists(local.parent)
+    )

@@ -1,0 +1,21 @@
+"""The tokenizer of a run: the model's own, with the chat template that the data asks for."""
+
+from pathlib import Path
+from typing import Any
+
+from hub.config.schema import RunConfig
+from hub.data.tokens.template import load_template
+from hub.models import load
+
+
+def load_tokenizer(cfg: RunConfig, path: Path) -> Any:
+    """The model's tokenizer, with `data.template` in place of its chat template if that is set.
+
+    Raises:
+        ModelError: the folder has no tokenizer that transformers can read.
+        DataError: the template can't be read.
+    """
+    tokenizer = load.load_tokenizer(cfg.model, path)
+    if cfg.data.template:
+        load_template(tokenizer, cfg.data.template)
+    return tokenizer
