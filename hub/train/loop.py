@@ -27,7 +27,7 @@ from hub.train.checkpoints.resume import check_disk, resume
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
 from hub.train.kernels.compiled import num_compiled
-from hub.train.kernels.external import OwnKernels
+from hub.train.kernels.external import ExternalKernels
 from hub.train.layout.flops import flops_per_token, peak_flops
 from hub.train.layout.layout import Layout, choose_layout
 from hub.train.losses.causal_lm import causal_lm_loss
@@ -55,7 +55,7 @@ def fit(
     loss: Loss = causal_lm_loss,
     coordinates: Coordinates | None = None,
     *,
-    own_kernels: OwnKernels | None = None,
+    external_kernels: ExternalKernels | None = None,
 ) -> Outcome:
     """Train a model to the end of the run, or to the signal that stops it.
 
@@ -67,7 +67,7 @@ def fit(
             thread while the model trains, so it must not change the model, nor read what training changes.
         loss: sum of a micro-batch's losses over its loss tokens.
         coordinates: how the model's weights follow from what trains. None: they are what trains.
-        own_kernels: what the model's library has put into it, so that the hub puts in nothing of its own. None: the hub does.
+        external_kernels: those of the model's library, in place of the hub's. None: the hub's.
 
     Returns:
         What was reached. Equal on all ranks.
@@ -80,13 +80,13 @@ def fit(
         return verify(setup, model, loss)
     if coordinates is not None:
         setup.session.strategy.coordinates = coordinates
-    return _Fit(setup, model, save, loss, own_kernels).run_to_end()
+    return _Fit(setup, model, save, loss, external_kernels).run_to_end()
 
 
 class _Fit:
     """The state of one training run in one process."""
 
-    def __init__(self, setup: Setup, model: Any, save: Save, loss: Loss, own_kernels: OwnKernels | None) -> None:
+    def __init__(self, setup: Setup, model: Any, save: Save, loss: Loss, external: ExternalKernels | None) -> None:
         self.setup, self.model, self.save, self.loss = setup, model, save, loss
         self.cfg, self.run, self.session, self.data = setup.cfg, setup.run, setup.session, setup.data
         self.algo = setup.cfg.algo
@@ -108,7 +108,7 @@ class _Fit:
         self.num_trained, self.num_parameters = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
         check_disk(setup, model)
         self.engine = self.session.strategy.start(model, self.optimizer)
-        self.layout = choose_layout(setup, model, loss, self.num_parameters, own_kernels)
+        self.layout, self.shrink = choose_layout(setup, model, loss, self.num_parameters, external)
         peak = peak_flops(self.session.device, self.session.compute_dtype)
         flops = flops_per_token(self.cfg.model, setup.base_path, self.num_trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
@@ -228,6 +228,7 @@ class _Fit:
             self.layout,
             self.algo.max_grad_norm,
             self.loss,
+            shrink=self.shrink,
             meanwhile=count,
         )
         self.scheduler.step()
@@ -296,13 +297,13 @@ class _Fit:
     def _keep(self, layout: Layout) -> None:
         """Remember the layout that got through when memory ran out."""
         before, self.layout = self.layout, layout
-        recomputed, tokens = layout.num_recomputed, layout.max_tokens
-        if recomputed != before.num_recomputed:
+        checkpointed, tokens = layout.num_checkpointed, layout.max_tokens
+        if checkpointed != before.num_checkpointed:
             self.progress.say(
-                f"out of memory: {recomputed} layers recompute their activations from now on, {before.num_recomputed} did; the "
-                "step was done again with the same result"
+                f"out of memory: {checkpointed} layers use activation checkpointing from now on, {before.num_checkpointed} "
+                "did; the step was done again with the same result"
             )
-            self.run.write_plan(layers_recomputed=recomputed)
+            self.run.write_plan(layers_recomputed=checkpointed)
         if tokens != before.max_tokens:
             self.progress.say(
                 f"out of memory at {before.max_tokens} tokens: the step was done again in micro-batches of at most {tokens} "

@@ -2,8 +2,8 @@
 
 A micro-batch's loss is the sum over its loss tokens divided by the count of loss tokens in the whole step, over all ranks
 and micro-batches. Gradients are summed over micro-batches first and over ranks once, after every rank has said that it got
-through: so a rank that runs out of memory leaves nobody waiting, and the step is done again with more layers that recompute
-their activations, or in smaller micro-batches.
+through: so a rank that runs out of memory leaves nobody waiting, and the step is repeated with more activation
+checkpointing, or in smaller micro-batches.
 """
 
 import math
@@ -19,7 +19,7 @@ from hub.errors import ModelError, NoMemoryError
 from hub.parallel.group import sum_over_ranks, summed_over_ranks
 from hub.parallel.session import Session
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
-from hub.train.layout.layout import Layout
+from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import causal_lm_loss
 
 NEEDED_BY_ONE = (
@@ -62,6 +62,7 @@ def train_step(
     layout: Layout,
     max_grad_norm: float | None,
     loss: Loss = causal_lm_loss,
+    shrink: Shrink = Layout.halved,
     meanwhile: Callable[[Layout], None] = lambda layout: None,
 ) -> StepOutcome:
     """One optimizer step on the same samples on every rank. Weights stay as they are when a number is not finite.
@@ -74,6 +75,7 @@ def train_step(
         layout: how it is cut.
         max_grad_norm: bound of the gradient's norm. None: none.
         loss: of a micro-batch.
+        shrink: makes a layout that takes less memory, if memory runs out.
         meanwhile: called once while the device is at work, with the layout that got through, for what the processor has to do
             anyway.
 
@@ -85,7 +87,7 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
         return accumulate_gradients(session, model, samples, smaller, loss)
 
-    loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory, Layout.eased)
+    loss_sum, layout = retry_on_oom(attempt, samples, layout, session.strategy.recovers_memory, shrink)
     meanwhile(layout)
     try:
         found, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum)
@@ -135,30 +137,30 @@ def evaluate(
 
     model.eval()
     try:
-        loss_sum, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory)
+        loss_sum, layout = retry_on_oom(attempt, samples, layout, session.strategy.recovers_memory)
     finally:
         model.train()
     return float(loss_sum) / count_targets(samples), layout
 
 
-def within_memory(
+def retry_on_oom(
     attempt: Callable[[Layout], torch.Tensor],
     samples: Sequence[Sample],
     layout: Layout,
     recovers: bool = True,
-    eased: Callable[[Layout, int], Layout | None] = Layout.halved,
+    shrink: Shrink = Layout.halved,
 ) -> tuple[torch.Tensor, Layout]:
-    """Do something that may run out of memory, again with a layout that takes less until all ranks get through.
+    """Run something that may run out of memory, and retry it with a smaller layout until it fits on all ranks.
 
     Args:
         attempt: does it on this rank without talking to the others; can be repeated. Returns a scalar on its device.
         samples: what it works on.
         layout: the layout to begin with.
         recovers: whether a rank may leave a pass half done. Not when the ranks exchange shares of layers during it.
-        eased: makes a layout that takes less, given the tokens of the longest sample; None when there is none.
+        shrink: makes a layout that takes less memory, given the tokens of the longest sample. None if there is none.
 
     Returns:
-        The sum of the ranks' scalars, and the layout that got through. What the device still has to do is not waited for.
+        The sum of the ranks' scalars, and the layout that fit. What the device still has to do is not waited for.
 
     Raises:
         ModelError: memory runs out even with the longest sample alone.
@@ -183,7 +185,7 @@ def within_memory(
             return summed_over_ranks(mine), layout
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        smaller = eased(layout, max(len(sample) for sample in samples))
+        smaller = shrink(layout, max(len(sample) for sample in samples))
         if smaller is None:
             raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NEEDED_BY_ONE}")
         layout = smaller

@@ -133,7 +133,7 @@ from hub.train.batch.collate import pack, pad
 from hub.train.layout.isolation import leak
 
 
-def probe(setup, model, save, loss, *, own_kernels):
+def probe(setup, model, save, loss, *, external_kernels):
     session, dice = setup.session, np.random.default_rng(1)
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:  # the second matrices of the adapters are zero, and the first have no gradient then
@@ -164,7 +164,7 @@ def probe(setup, model, save, loss, *, own_kernels):
     for make in (pack, lambda samples: pad(samples, 0)):
         total, flat = gradient(make([none]))
         assert total == 0 and not flat.any()
-    found = leak(model, 512, session.device, session.compute_dtype, own_kernels.inputs)
+    found = leak(model, 512, session.device, session.compute_dtype, external_kernels.inputs)
     print("FOUND", json.dumps({"leak": found, "differences": differences}))
     return Outcome(num_steps=0, effective_batch_size=1, train_loss=None, eval_loss_before=None, eval_loss=None,
                    tokens_per_second=None, peak_memory_gb=0.0, base_model_path=setup.base_path)

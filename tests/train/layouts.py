@@ -60,7 +60,7 @@ def got_through(session, model, samples, layout, loss) -> float:
         model.zero_grad()
         return accumulate_gradients(session, model, samples, smaller, loss)
 
-    return float(step.within_memory(attempt, samples, layout)[0])
+    return float(step.retry_on_oom(attempt, samples, layout)[0])
 
 
 def little_memory(model, most_tokens: int) -> None:

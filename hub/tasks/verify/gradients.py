@@ -21,7 +21,7 @@ from hub.parallel.strategy import full
 from hub.train import step
 from hub.train.batch import collate
 from hub.train.batch import split as batches
-from hub.train.layout.layout import Layout
+from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
 from hub.train.setup.setup import Setup
 
@@ -87,8 +87,8 @@ class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are n
 class Measure:
     """The samples, the reference gradient, its rounding noise, and steps to compare with it. All ranks call alike."""
 
-    def __init__(self, setup: Setup, model: Any, loss: step.Loss, layout: Layout) -> None:
-        self.setup, self.model, self.loss, self.layout = setup, model, loss, layout
+    def __init__(self, setup: Setup, model: Any, loss: step.Loss, layout: Layout, shrink: Shrink) -> None:
+        self.setup, self.model, self.loss, self.layout, self.shrink = setup, model, loss, layout, shrink
         self.session, self.data = setup.session, setup.data
         self.rank, self.world = setup.session.group.rank, setup.session.group.world
         self.device, self.dtype = setup.session.device, setup.session.compute_dtype
@@ -215,7 +215,9 @@ class Measure:
                 found.tensors = self._copy()
 
         optimizer = _Look([p for _, p in self.trained], begin, look)
-        outcome = step.train_step(self.session, self.model, optimizer, samples or self.samples, layout, None, counting)
+        outcome = step.train_step(
+            self.session, self.model, optimizer, samples or self.samples, layout, None, counting, shrink=self.shrink
+        )
         found.loss, found.layout = outcome.loss, outcome.layout
         return found
 

@@ -62,9 +62,9 @@ def verify(setup: Setup, model: Any, loss: step.Loss = causal_lm_loss) -> Outcom
     """
     run, session = setup.run, setup.session
     session.strategy.place(model)
-    layout = choose_layout(setup, model, loss, sum(p.numel() for p in model.parameters()))
+    layout, shrink = choose_layout(setup, model, loss, sum(p.numel() for p in model.parameters()))
     switched_off = without_chance(model)
-    proof = _Proof(setup, model, loss, layout)
+    proof = _Proof(setup, model, loss, layout, shrink)
     run.say(
         f"verifying in {proof.dtype_name} on {len(proof.samples)} samples, {sum(map(len, proof.samples))} tokens, "
         f"{proof.num_loss_tokens} with loss{', dropout off' if switched_off else ''}; nothing is trained or saved"

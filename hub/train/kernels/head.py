@@ -1,8 +1,9 @@
-"""A model's output layer and its loss in one: the logits exist for a few rows at a time only.
+"""A fused output layer: the head and its cross entropy in one, with logits of a few rows at a time only.
 
-The gradient of the logits is known as soon as they are (softmax less one-hot), so both products of the backward pass are made
-at once, while a chunk of logits lies there. What is kept for the backward pass is as large as the layer's input and weight.
-The idea is that of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), section 3.
+The gradient of the logits (softmax minus one-hot) is known as soon as the logits are. So both products of the backward pass
+are computed at once, while a chunk of logits exists. What is saved for the backward pass is as large as the layer's input
+and weight. The idea is that of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009),
+section 3.
 """
 
 import math
@@ -14,23 +15,32 @@ from typing import Any
 
 import torch
 
+from hub.train.kernels.patches import Edits, Patch, patches_of
+from hub.train.kernels.structure import base_of
+
 CHUNK_BYTES = 2**27
-"""Of logits at a time: enough rows that products are fast. Twice as many where the weight trains, since each chunk reads and
-writes the whole gradient of it."""
+"""Logits at a time: enough rows that products are fast. Twice as many if the weight is trained, since each chunk reads and
+writes its whole gradient."""
 
 
-class FusedHead:
-    """Puts the loss into a model's output layer: with targets set, the layer returns their summed cross entropy."""
+class FusedHead(Patch):
+    """The output layer computes the loss: within `on(targets)` it returns their summed cross entropy.
+
+    Args:
+        head: a linear layer, with or without a bias.
+    """
 
     def __init__(self, head: torch.nn.Module) -> None:
-        self._head, self._plain, self._targets = head, head.forward, None
-        head.forward = self._forward
-        head.hub_fused = self
+        self._head = head
+        self._plain: Callable[[torch.Tensor], torch.Tensor] = head.forward
+        self._targets: torch.Tensor | None = None
 
-    def remove(self) -> None:
-        """The layer is as it was."""
-        self._head.forward = self._plain
-        del self._head.hub_fused
+    def apply(self, edits: Edits) -> None:
+        self._plain = self._head.forward
+        edits.assign(self._head, "forward", self._forward)
+
+    def report(self, plan: dict[str, Any]) -> None:
+        plan["fused_head"] = True
 
     def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._targets is None:
@@ -50,6 +60,16 @@ class FusedHead:
             yield
         finally:
             self._targets = None
+
+
+def fused_head(model: torch.nn.Module) -> FusedHead | None:
+    """Return the model's fused output layer; None if the output layer is its own."""
+    return patches_of(model).find(FusedHead)
+
+
+def can_fuse_head(model: torch.nn.Module) -> bool:
+    """Whether the model's output layer is a plain linear one."""
+    return type(base_of(model).get_output_embeddings()) is torch.nn.Linear
 
 
 def linear_cross_entropy(
@@ -123,7 +143,7 @@ def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[tor
 
 @cache
 def kernel_problem(device_type: str) -> str:
-    """Why the loss kernel can't be used on such a device; empty when it can. Seen by using it: Triton needs a compiler too."""
+    """Return why the loss kernel does not work on such a device; empty if it does. Tried, since Triton needs a compiler."""
     if device_type != "cuda" or find_spec("triton") is None:
         return "there is no GPU with Triton"
     from hub.train.kernels.loss_kernel import loss_and_gradient
@@ -138,7 +158,7 @@ def kernel_problem(device_type: str) -> str:
 
 
 def _way(device_type: str, dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """What works on a chunk of logits: one kernel, or plain operations. Either may overwrite them."""
+    """Return what computes the loss of a chunk of logits: one kernel, or plain operations. Either may overwrite them."""
     if dtype != torch.float64 and not kernel_problem(device_type):
         from hub.train.kernels.loss_kernel import loss_and_gradient
 
@@ -147,7 +167,7 @@ def _way(device_type: str, dtype: torch.dtype) -> Callable[[torch.Tensor, torch.
 
 
 def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """`total + gradient.T @ hidden`, summed in float32."""
+    """Return `total + gradient.T @ hidden`, summed in float32."""
     if gradient.is_cuda and gradient.dtype != torch.float32:
         if total is None:
             return torch.mm(gradient.T, hidden, out_dtype=torch.float32)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from hub.train.batch.collate import MicroBatch
 from hub.train.kernels.attention import sample_bounds, uses_varlen
-from hub.train.kernels.recompute import base_of, fused_head
+from hub.train.kernels.head import fused_head
+from hub.train.kernels.structure import base_of
 
 
 def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:

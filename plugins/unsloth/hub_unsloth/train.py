@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from hub import ConfigError, Outcome, Run, RunConfig
-from hub.train.kernels.external import OwnKernels
+from hub.train.kernels.external import ExternalKernels
 from hub.train.loop import fit
 from hub.train.setup.setup import set_up
 from hub_unsloth.loss import check_sum, inputs_of, summed_loss
@@ -40,8 +40,10 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
         PeftModel.save_pretrained(trained, folder, state_dict=weights)
         setup.tokenizer.save_pretrained(folder)
 
-    own = OwnKernels(library="Unsloth", attention=attention_of(model), inputs=inputs_of, recomputes=bool(checkpointing))
-    return fit(setup, model, save, summed_loss, own_kernels=own)
+    external = ExternalKernels(
+        library="Unsloth", attention=attention_of(model), inputs=inputs_of, checkpoints=bool(checkpointing)
+    )
+    return fit(setup, model, save, summed_loss, external_kernels=external)
 
 
 def attention_of(model: Any) -> str:

@@ -10,7 +10,8 @@ from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.batch.collate import pack
 from hub.train.kernels import head
-from hub.train.kernels.head import FusedHead, linear_cross_entropy
+from hub.train.kernels.head import FusedHead, fused_head, linear_cross_entropy
+from hub.train.kernels.patches import ModelPatches
 from hub.train.losses.causal_lm import causal_lm_loss
 
 
@@ -64,10 +65,13 @@ def test_a_model_with_it_gives_the_same_loss_and_gradients_and_its_logits_withou
 
     plain, expected = gradients()
     logits = model(torch.arange(9)[None]).logits
-    fused = FusedHead(model.get_output_embeddings())
+    patches = ModelPatches(model)
+    fused = patches.apply(FusedHead(model.get_output_embeddings()))
+    assert fused_head(model) is fused
     loss, found = gradients()
     assert loss == pytest.approx(plain, rel=1e-6)
     assert (found - expected).norm() < 1e-5 * expected.norm()
     assert torch.equal(model(torch.arange(9)[None]).logits, logits)
-    fused.remove()
+    patches.undo(fused)
+    assert fused_head(model) is None
     assert gradients()[0] == plain
