@@ -84,11 +84,10 @@ class CompiledForward:
 
     def checkpoint(self, edits: Edits, offload: ActivationOffload | None) -> None:
         """Save only the layer's input from now on; in CPU memory with `offload`."""
+        edits.rely_on(self._layer, "forward")
         edits.assign(self, "_checkpoints", True)
-        edits.assign(self, "_offload", offload)
-        # Without this the layer's forward could be undone first, and the state set here would be lost with it.
-        edits.record(self._layer, "forward", lambda: None)
         if offload is not None:
+            edits.assign(self, "_offload", offload)
             TiledMlp(self._layer, offload.tiles_from).apply(edits)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

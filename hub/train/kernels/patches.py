@@ -48,9 +48,7 @@ class Edits:
 
     def __init__(self) -> None:
         self._edits: list[_Edit] = []
-
-    def __len__(self) -> int:
-        return len(self._edits)
+        self._relied_on: set[tuple[int, str]] = set()
 
     def assign(self, holder: Any, name: str, value: Any) -> None:
         """Set an attribute of an object itself, which has a `__dict__`. Undone, the old value is back, or no attribute."""
@@ -75,9 +73,14 @@ class Edits:
         """
         self._edits.append(_Edit((id(holder), name), undo, held=holder))
 
+    def rely_on(self, holder: Any, name: str) -> None:
+        """Record that this patch needs what an earlier one has changed here, though it changes nothing here itself."""
+        self._relied_on.add((id(holder), name))
+
     @property
     def places(self) -> set[tuple[int, str]]:
-        return {edit.place for edit in self._edits}
+        """What the patch changes or needs. A patch that was applied earlier at one of them can't be undone before it."""
+        return self._relied_on | {edit.place for edit in self._edits}
 
     @property
     def are_current(self) -> bool:
