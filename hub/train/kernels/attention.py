@@ -189,15 +189,15 @@ def uses_varlen(model: torch.nn.Module) -> bool:
 
 def _configs(base: torch.nn.Module) -> list[PretrainedConfig]:
     """Return the configs of a model's modules and the sub-configs of these: each once, one below another after it."""
-    found: dict[int, PretrainedConfig] = {}
+    configs: dict[int, PretrainedConfig] = {}
 
     def add(config: Any) -> None:
-        if id(config) in found or not hasattr(config, "_attn_implementation"):
+        if id(config) in configs or not hasattr(config, "_attn_implementation"):
             return
-        found[id(config)] = config
+        configs[id(config)] = config
         for name in getattr(config, "sub_configs", ()):
             add(getattr(config, name, None))
 
     for module in base.modules():
         add(getattr(module, "config", None))
-    return list(found.values())
+    return list(configs.values())

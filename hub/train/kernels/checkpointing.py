@@ -1,4 +1,4 @@
-"""Activation checkpointing: a layer keeps its input alone, and runs again in the backward pass."""
+"""Activation checkpointing: a layer saves its input alone, and runs again in the backward pass."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class Checkpointing(Patch):
 
     Args:
         layers: some of a model's. None of them checkpoints yet.
-        offload: keeps the layers' inputs in CPU memory. None: they stay on the GPU.
+        offload: moves the layers' inputs to CPU memory. None: they stay on the GPU.
     """
 
     def __init__(self, layers: list[torch.nn.Module], offload: ActivationOffload | None = None) -> None:

@@ -5,7 +5,6 @@ algorithm decides about the weights: frozen or trained.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -98,7 +97,10 @@ def input_gradient(gradient: torch.Tensor, weight_t: torch.Tensor, scales: torch
 
 
 def replace_layers(
-    model: Any, head: Any, is_meant: Callable[[Any], bool], make: Callable[[nn.Linear], nn.Module]
+    model: nn.Module,
+    head: nn.Module | None,
+    is_meant: Callable[[nn.Module], bool],
+    make: Callable[[nn.Linear], nn.Module],
 ) -> tuple[list[str], list[str]]:
     """Replace linear layers by those of `algo.precision=fp8`, one after the other.
 

@@ -1,4 +1,4 @@
-"""Hidden states in the type of the arithmetic, also if the weights are kept in float32."""
+"""Hidden states in the type of the arithmetic, even if the weights are in float32."""
 
 import torch
 

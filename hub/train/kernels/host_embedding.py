@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 from hub.system.memory import free_host_memory_for_each
 from hub.train.kernels.patches import Edits, ModelPatches, Patch
@@ -48,7 +49,7 @@ class EmbeddingOnHost(Patch):
         plan["embedding_on_host"] = True
 
 
-def offload_embedding(patches: ModelPatches, model: Any) -> str:
+def offload_embedding(patches: ModelPatches, model: PreTrainedModel) -> str:
     """Move a model's embedding to CPU memory, if it is frozen and not tied to the output layer. The decision goes to plan.json.
 
     Args:
@@ -56,17 +57,17 @@ def offload_embedding(patches: ModelPatches, model: Any) -> str:
         model: a transformers model on a GPU.
 
     Returns:
-        Why it stays where it is; empty if it has moved.
+        Why it stays on the GPU; empty if it has moved.
     """
-    found = _mapped_weight(model)
-    problem = found if isinstance(found, str) else ""
+    mapped = _mapped_weight(model)
+    problem = mapped if isinstance(mapped, str) else ""
     patches.decide("embedding_on_host", False, problem or "inputs of layers are offloaded too")
-    if not isinstance(found, str):
-        patches.apply(EmbeddingOnHost(model.get_input_embeddings().weight, found))
+    if not isinstance(mapped, str):
+        patches.apply(EmbeddingOnHost(model.get_input_embeddings().weight, mapped))
     return problem
 
 
-def _mapped_weight(model: Any) -> torch.Tensor | str:
+def _mapped_weight(model: PreTrainedModel) -> torch.Tensor | str:
     """Return the embedding's weight in CPU memory, as the GPU sees it; or why there is none."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(embedding) is not torch.nn.Embedding or embedding.weight.requires_grad:

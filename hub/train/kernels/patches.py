@@ -128,8 +128,8 @@ class ModelPatches:
 
     def find(self, kind: type[P]) -> P | None:
         """The latest patch of a kind that is on; None if there is none."""
-        found = self.all(kind)
-        return found[-1] if found else None
+        applied = self.all(kind)
+        return applied[-1] if applied else None
 
     def apply(self, patch: P) -> P:
         """Change the model. A patch that fails leaves the model as it was.
@@ -218,5 +218,5 @@ class ModelPatches:
 
 def patches_of(model: torch.nn.Module) -> ModelPatches:
     """Return the owner of a model's patches. A model without any gets a new one."""
-    found: ModelPatches | None = vars(base_of(model)).get(OWNER)
-    return ModelPatches(model) if found is None else found
+    owner: ModelPatches | None = vars(base_of(model)).get(OWNER)
+    return ModelPatches(model) if owner is None else owner
