@@ -66,8 +66,8 @@ class _Fit:
         self.criterion, model = recipe.criterion, recipe.model
         self.cfg, self.run, self.session, self.data = setup.cfg, setup.run, setup.session, setup.data
         self.algo = setup.cfg.algo
-        self.supply = setup.supply
-        self.batch_size, self.total = self.supply.batch_size, self.supply.total
+        self.source = setup.source
+        self.batch_size, self.total = self.source.batch_size, self.source.total
         if recipe.reparametrization is not None:
             self.session.strategy.coordinates = recipe.reparametrization
         self.session.strategy.place(model)
@@ -86,7 +86,7 @@ class _Fit:
         self.num_trained, self.num_parameters = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
         check_disk(setup, model)
         self.engine = self.session.strategy.start(model, self.optimizer)
-        self.layout = choose_layout(setup, model, recipe.loss, self.num_parameters, recipe.kernels)
+        self.layout, self.shrink = choose_layout(setup, model, recipe.loss, self.num_parameters, recipe.kernels)
         peak = peak_flops(self.session.device, self.session.compute_dtype)
         flops = flops_per_token(self.cfg.model, setup.base_path, self.num_trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
@@ -104,7 +104,7 @@ class _Fit:
         )
 
     def _announce(self) -> None:
-        lines, plan = mix_lines(self.supply)
+        lines, plan = mix_lines(self.source)
         self.run.write_plan(
             effective_batch_size=self.batch_size,
             num_steps=self.total,
@@ -150,7 +150,7 @@ class _Fit:
         stopping: int | None = None
         model_path: Path | None = self.run.model_path
         try:
-            for step, units in self.supply.steps(after=self.done):
+            for step, units in self.source.steps(after=self.done):
                 stopping = self._step(step, units)
                 if stopping is not None and self.done < self.total:
                     break
@@ -161,8 +161,8 @@ class _Fit:
         finally:
             gc.unfreeze()
             self.progress.stop()
-            self.supply.close()
-            lines, seen = self.supply.report()
+            self.source.close()
+            lines, seen = self.source.report()
             self.run.write_plan(**seen)
             for line in lines:
                 self.run.say(line)
@@ -195,7 +195,7 @@ class _Fit:
         counts: dict[str, Any] = {}
 
         def count(layout: Layout) -> None:
-            counts.update(counts_of(step, units, self.supply.mix))
+            counts.update(counts_of(step, units, self.source.mix))
             counts["packing_efficiency"] = round(layout.efficiency(samples_of(units), self.session.group.world), 4)
 
         outcome = train_step(
@@ -206,6 +206,7 @@ class _Fit:
             self.layout,
             self.algo.max_grad_norm,
             self.criterion,
+            shrink=self.shrink,
             on_cpu_during_step=count,
         )
         self.scheduler.step()
@@ -227,7 +228,7 @@ class _Fit:
         if compiled := num_compiled():
             metrics["graphs_compiled"] = compiled
         self._judge(outcome, units, metrics)
-        mix, last = self.supply.mix, self.done == self.total
+        mix, last = self.source.mix, self.done == self.total
         measure = last or stopping is not None or _due(self.done, self.algo.eval_every_steps)
         if measure and (measured := self._measure()) is not None:
             self.eval_loss = metrics["eval_loss"] = measured
@@ -274,13 +275,13 @@ class _Fit:
     def _keep(self, layout: Layout) -> None:
         """Remember the layout that got through when memory ran out."""
         before, self.layout = self.layout, layout
-        recomputed, tokens = layout.num_recomputed, layout.max_tokens
-        if recomputed != before.num_recomputed:
+        checkpointed, tokens = layout.num_checkpointed, layout.max_tokens
+        if checkpointed != before.num_checkpointed:
             self.progress.say(
-                f"out of memory: {recomputed} layers recompute their activations from now on, {before.num_recomputed} did; the "
-                "step was done again with the same result"
+                f"out of memory: {checkpointed} layers use activation checkpointing from now on, {before.num_checkpointed} "
+                "did; the step was done again with the same result"
             )
-            self.run.write_plan(layers_recomputed=recomputed)
+            self.run.write_plan(layers_recomputed=checkpointed)
         if tokens != before.max_tokens:
             self.progress.say(
                 f"out of memory at {before.max_tokens} tokens: the step was done again in micro-batches of at most {tokens} "
@@ -317,8 +318,8 @@ class _Fit:
         state = {
             "num_steps": self.total,
             "effective_batch_size": self.batch_size,
-            "data": self.supply.fingerprint,
-            "supply": self.supply.state(),
+            "data": self.source.fingerprint,
+            "supply": self.source.state(),
             "scheduler": self.scheduler.state_dict(),
             "eval_loss_before": self.eval_before,
             "last_eval_loss": self.eval_loss,
@@ -344,9 +345,9 @@ class _Fit:
 
     def _resume(self) -> None:
         """Go to where the newest whole checkpoint left this run."""
-        state = resume(self.setup, self.model, self.optimizer, self.supply.fingerprint, self.total)
+        state = resume(self.setup, self.model, self.optimizer, self.source.fingerprint, self.total)
         self.coordinates.loaded()
-        self.supply.restore(state["supply"])
+        self.source.restore(state["supply"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.done = state["step"]
         self.eval_before, self.eval_loss = state["eval_loss_before"], state["last_eval_loss"]

@@ -14,7 +14,7 @@ from hub.data.samples.roles import check_roles, check_single
 from hub.errors import PluginError
 from hub.parallel.reparametrization import Coordinates
 from hub.run import Outcome
-from hub.train.kernels.external import OwnKernels
+from hub.train.kernels.external import ExternalKernels
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
 from hub.train.losses.objective import SINGLE, NextToken, Objective
 from hub.train.setup.setup import Setup
@@ -48,7 +48,7 @@ class Recipe:
     reparametrization: Coordinates | None = None
     """How the model's weights follow from what trains. None: they are what trains."""
 
-    kernels: OwnKernels | None = None
+    kernels: ExternalKernels | None = None
     """What the model's library has put into it, so that the hub adds nothing of its own. None: the hub does."""
 
     finish: Callable[[Outcome], None] = lambda outcome: None

@@ -20,7 +20,7 @@ from hub.errors import ModelError, NoMemoryError
 from hub.parallel.group import sum_over_ranks, summed_over_ranks
 from hub.parallel.session import Session
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
-from hub.train.layout.layout import Layout
+from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
 from hub.train.losses.objective import NextToken, Objective, token_weights
 
@@ -79,6 +79,7 @@ def train_step(
     layout: Layout,
     max_grad_norm: float | None,
     criterion: Criterion,
+    shrink: Shrink = Layout.halved,
     on_cpu_during_step: Callable[[Layout], None] = lambda layout: None,
 ) -> StepOutcome:
     """One optimizer step on the same units on every rank. Weights stay as they are when a number is not finite.
@@ -91,6 +92,7 @@ def train_step(
         layout: how it is split.
         max_grad_norm: bound of the gradient's norm. None: none.
         criterion: what is lowered.
+        shrink: makes a layout that takes less memory, when memory runs out.
         on_cpu_during_step: called once while the device works, with the layout that fit, for what the CPU has to do anyway.
 
     Raises:
@@ -98,14 +100,14 @@ def train_step(
     """
     values = None
     if criterion.needs_values:
-        values, layout = log_probabilities(session, model, units, layout, criterion, Layout.eased)
+        values, layout = log_probabilities(session, model, units, layout, criterion, shrink)
     step_loss, weights = weigh(criterion.objective, units, values)
 
     def attempt(smaller: Layout) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         return accumulate_gradients(session, model, units, smaller, criterion, weights)
 
-    loss_sum, layout = within_memory(attempt, samples_of(units), layout, session.strategy.recovers_memory, Layout.eased)
+    loss_sum, layout = retry_on_oom(attempt, samples_of(units), layout, session.strategy.recovers_memory, shrink)
     on_cpu_during_step(layout)
     try:
         found, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum if step_loss is None else step_loss)
@@ -156,7 +158,7 @@ def log_probabilities(
     units: Sequence[Unit],
     layout: Layout,
     criterion: Criterion,
-    eased: Callable[[Layout, int], Layout | None] = Layout.halved,
+    shrink: Shrink = Layout.halved,
 ) -> tuple[torch.Tensor, Layout]:
     """The log-probability of each loss token of a step, sample after sample, without gradient. Equal on all ranks.
 
@@ -178,7 +180,7 @@ def log_probabilities(
                     found[places.to(session.device)] = criterion.log_probabilities(model, batch.to(session.device)).double()
         return found
 
-    found, layout = within_memory(attempt, samples, layout, session.strategy.recovers_memory, eased)
+    found, layout = retry_on_oom(attempt, samples, layout, session.strategy.recovers_memory, shrink)
     return found.cpu(), layout
 
 
@@ -240,7 +242,7 @@ def _sum_of_losses(
                     total += loss(model, batch.to(session.device)).double()
         return total
 
-    return within_memory(attempt, samples, layout, session.strategy.recovers_memory)
+    return retry_on_oom(attempt, samples, layout, session.strategy.recovers_memory)
 
 
 def members(units: Sequence[Unit]) -> list[tuple[Sample, ...]]:
@@ -248,24 +250,25 @@ def members(units: Sequence[Unit]) -> list[tuple[Sample, ...]]:
     return [unit.samples for unit in units]
 
 
-def within_memory(
+def retry_on_oom(
     attempt: Callable[[Layout], torch.Tensor],
     samples: Sequence[Sample],
     layout: Layout,
     recovers: bool = True,
-    eased: Callable[[Layout, int], Layout | None] = Layout.halved,
+    shrink: Shrink = Layout.halved,
 ) -> tuple[torch.Tensor, Layout]:
-    """Do something that may run out of memory, again with a layout that takes less until all ranks get through.
+    """Run something that may run out of memory, and retry it with a smaller layout until it fits on all ranks.
 
     Args:
-        attempt: does it on this rank without talking to the others; can be repeated. Returns a scalar on its device.
+        attempt: does it on this rank without talking to the others; can be repeated. Returns a tensor on its device, of
+            the same shape on all ranks.
         samples: what it works on.
         layout: the layout to begin with.
-        recovers: whether a rank may leave a pass half done. Not when the ranks exchange shares of layers during it.
-        eased: makes a layout that takes less, given the tokens of the longest sample; None when there is none.
+        recovers: whether a rank may leave a pass half done. Not when the ranks all-gather layers during it.
+        shrink: makes a layout that takes less memory, given the tokens of the longest sample. None if there is none.
 
     Returns:
-        The sum of the ranks' scalars, and the layout that got through. What the device still has to do is not waited for.
+        The sum of the ranks' tensors, and the layout that fit. What the device still has to do is not waited for.
 
     Raises:
         ModelError: memory runs out even with the longest sample alone.
@@ -290,7 +293,7 @@ def within_memory(
             return summed_over_ranks(mine), layout
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        smaller = eased(layout, max(len(sample) for sample in samples))
+        smaller = shrink(layout, max(len(sample) for sample in samples))
         if smaller is None:
             raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NEEDED_BY_ONE}")
         layout = smaller

@@ -13,20 +13,20 @@ IN_FP8 = "algo.precision=fp8"
 
 
 @pytest.mark.parametrize(
-    ("algo", "recomputed", "more"),
+    ("algo", "checkpointing", "more"),
     [
-        *((algo, recomputed, ()) for algo in ("sft", "lora_sft", "qlora_sft") for recomputed in ("none", "all")),
+        *((algo, checkpointing, ()) for algo in ("sft", "lora_sft", "qlora_sft") for checkpointing in ("none", "all")),
         *((algo, "none", (IN_FP8,)) for algo in ("sft", "lora_sft")),
         *((algo, "all", (OFFLOADED,)) for algo in ("lora_sft", "qlora_sft")),
     ],
 )
-def test_nothing_is_compiled_after_the_first_step(tmp_path, algo, recomputed, more):
+def test_nothing_is_compiled_after_the_first_step(tmp_path, algo, checkpointing, more):
     if IN_FP8 in more:
         try:
             check_gpu()
         except ConfigError as error:
             pytest.skip(f"needs another GPU: {error}")
-    options = [f"algo={algo}", f"algo.gradient_checkpointing={recomputed}", "model=tiny", "data=tiny", "launch=inline"]
+    options = [f"algo={algo}", f"algo.gradient_checkpointing={checkpointing}", "model=tiny", "data=tiny", "launch=inline"]
     small = ["algo.max_tokens_per_gpu=700", "algo.effective_batch_size=16", "algo.max_steps=25", "algo.num_epochs=9"]
     result = launch(compose(*options, *small, "algo.torch_compile=layers", f"output_dir={tmp_path}", *more))
     plan = json.loads((result.run_path / "plan.json").read_text())

@@ -1,4 +1,4 @@
-"""At the end of a GPU's memory a step is done again in smaller parts; before it, layers recompute their activations."""
+"""Out of GPU memory: a step is retried in smaller micro-batches, and before that with activation checkpointing."""
 
 import json
 
@@ -29,7 +29,7 @@ def train(parts, folder, *more: str):
     return result, json.loads((result.run_path / "plan.json").read_text())
 
 
-def test_a_bound_set_too_high_gives_the_same_run_in_smaller_micro_batches(parts, tmp_path):
+def test_a_token_budget_set_too_high_gives_the_same_run_in_smaller_micro_batches(parts, tmp_path):
     bound = ("algo.max_tokens_per_gpu=1000000", "algo.gradient_checkpointing=none", "model.dtype=float32")
     free, plan = train(parts, tmp_path / "free", *bound)
     assert plan["max_tokens_per_gpu"] == 1000000
@@ -42,7 +42,7 @@ def test_a_bound_set_too_high_gives_the_same_run_in_smaller_micro_batches(parts,
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_less_memory_makes_layers_recompute_and_is_kept_to(parts, tmp_path):
+def test_less_memory_makes_layers_checkpoint_and_is_not_exceeded(parts, tmp_path):
     bound = "algo.max_tokens_per_gpu=30000"
     free, plan = train(parts, tmp_path / "free", bound)
     assert plan["layers_recomputed"] == 0, plan
@@ -55,11 +55,11 @@ def test_less_memory_makes_layers_recompute_and_is_kept_to(parts, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_a_plan_that_was_too_bold_makes_more_layers_recompute(parts, tmp_path, monkeypatch):
+def test_a_plan_that_needs_too_much_memory_makes_more_layers_checkpoint(parts, tmp_path, monkeypatch):
     bound = "algo.max_tokens_per_gpu=30000"
     free, plan = train(parts, tmp_path / "free", bound)
     assert plan["layers_recomputed"] == 0, plan
-    monkeypatch.setattr(activations, "choose_bound", lambda *asked: (30000, 0))
+    monkeypatch.setattr(activations, "choose_max_tokens", lambda *options: (30000, 0))
     limit = 0.75 * free.peak_memory_gb
     short, plan = train(parts, tmp_path / "short", bound, f"launch.gpu_memory_gb={limit}")
     assert plan["layers_recomputed"] > 0, plan

@@ -1,4 +1,4 @@
-"""Inputs of recomputed layers in the host's memory: less on the GPU, and the same bits."""
+"""CPU offload of checkpointed layers' inputs: less GPU memory, and the same bits."""
 
 import json
 from functools import partial
@@ -10,22 +10,23 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from hub import compose
 from hub.launch.launcher import launch
-from hub.train.kernels.host_embedding import hold_on_host
-from hub.train.kernels.offload import HostInputs
-from hub.train.kernels.recompute import recompute
+from hub.train.kernels.checkpointing import Checkpointing
+from hub.train.kernels.host_embedding import offload_embedding
+from hub.train.kernels.offload import ActivationOffload
+from hub.train.kernels.patches import ModelPatches
 from hub.train.layout import activations
 
 TOKENS, HIDDEN, LAYERS = 16384, 1024, 12
 
 
-def passed(offload: HostInputs | None) -> tuple[list[torch.Tensor], float]:
-    """Gradients after two passes, and the peak of the second over what was there before it, in bytes."""
+def passed(offload: ActivationOffload | None) -> tuple[list[torch.Tensor], float]:
+    """Return gradients after two passes, and the peak of the second over what was there before it, in bytes."""
     torch.manual_seed(0)
     config = LlamaConfig(hidden_size=HIDDEN, intermediate_size=1024, num_hidden_layers=LAYERS, num_attention_heads=8,
                          num_key_value_heads=2, vocab_size=512, attn_implementation="sdpa")  # fmt: skip
     with torch.device("cuda"):
         model = LlamaModel(config).to(torch.bfloat16).train()
-    recompute(list(model.layers), offload)
+    ModelPatches(model).apply(Checkpointing(list(model.layers), offload))
     for seed in range(2):
         torch.manual_seed(seed)
         ids = torch.randint(0, 512, (1, TOKENS), device="cuda")
@@ -42,17 +43,17 @@ def test_gradients_are_bit_equal_and_all_but_a_few_inputs_leave_the_gpu():
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         torch.use_deterministic_algorithms(True)
         try:
-            kept, peak = passed(None)
-            moved, peak_moved = passed(HostInputs(torch.device("cuda")))
+            plain, peak = passed(None)
+            offloaded, peak_offloaded = passed(ActivationOffload(torch.device("cuda")))
         finally:
             torch.use_deterministic_algorithms(False)
-    assert all(torch.equal(a, b) for a, b in zip(kept, moved, strict=True))
-    assert peak - peak_moved > (LAYERS - 4) * TOKENS * HIDDEN * 2
+    assert all(torch.equal(a, b) for a, b in zip(plain, offloaded, strict=True))
+    assert peak - peak_offloaded > (LAYERS - 4) * TOKENS * HIDDEN * 2
 
 
 @pytest.mark.parametrize("compiled", ["none", "layers"])
 def test_a_run_gives_the_same_losses_with_it(tmp_path, monkeypatch, compiled):
-    monkeypatch.setattr(activations, "HostInputs", partial(HostInputs, least_bytes=1))
+    monkeypatch.setattr(activations, "ActivationOffload", partial(ActivationOffload, min_bytes=1))
     options = ["algo=lora_sft", "model=tiny", "data=tiny", "launch=inline", "algo.max_steps=6", "algo.max_tokens_per_gpu=2000"]
     options += ["algo.gradient_checkpointing=all", f"algo.torch_compile={compiled}", f"output_dir={tmp_path}"]
 
@@ -65,7 +66,7 @@ def test_a_run_gives_the_same_losses_with_it(tmp_path, monkeypatch, compiled):
     assert losses("all") == pytest.approx(losses("none"), rel=1e-3)
 
 
-def test_an_embedding_in_the_hosts_memory_gives_the_same_and_takes_nothing_of_the_gpus():
+def test_an_offloaded_embedding_gives_the_same_and_takes_no_gpu_memory():
     torch.manual_seed(0)
     config = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=2, vocab_size=50_000, tie_word_embeddings=False)  # fmt: skip
@@ -80,8 +81,13 @@ def test_an_embedding_in_the_hosts_memory_gives_the_same_and_takes_nothing_of_th
 
     weight = model.get_input_embeddings().weight
     expected, known, before = results(), weight.cpu(), torch.cuda.memory_allocated()
-    assert hold_on_host(model) == ""
+    patches = ModelPatches(model)
+    assert offload_embedding(patches, model) == ""
     assert torch.cuda.memory_allocated() <= before - weight.nbytes
     assert all(torch.equal(one, other) for one, other in zip(results(), expected, strict=True))
     assert weight.is_cuda
+    assert torch.equal(weight.cpu(), known)
+    patches.undo_all()
+    assert torch.cuda.memory_allocated() >= before
+    assert all(torch.equal(one, other) for one, other in zip(results(), expected, strict=True))
     assert torch.equal(weight.cpu(), known)

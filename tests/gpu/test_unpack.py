@@ -1,4 +1,4 @@
-"""4-bit weights brought to 16 bits by the hub's own kernel: bitsandbytes' numbers, to the last bit."""
+"""4-bit weights dequantized by the hub's own kernel: bit-equal to bitsandbytes' numbers."""
 
 import json
 
@@ -7,7 +7,8 @@ import torch
 
 from hub import compose
 from hub.launch.launcher import launch
-from hub.train.kernels.unpack import packed_parts, train_by_kernel, unpack, unpack_once
+from hub.train.kernels.patches import ModelPatches
+from hub.train.kernels.unpack import UnpackByKernel, UnpackOnce, packed_parts, unpack
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the package bitsandbytes is not installed")
 
@@ -40,9 +41,10 @@ def test_outputs_and_gradients_are_those_of_bitsandbytes(bias):
         return [output, *torch.autograd.grad(output.float().square().sum(), given)]
 
     expected = results()
-    train_by_kernel(layer)
+    patches = ModelPatches(layer)
+    patches.apply(UnpackByKernel([layer]))
     own = results()
-    unpack_once(layer)
+    patches.apply(UnpackOnce([layer]))
     for found in (own, results()):
         for one, other in zip(found, expected, strict=True):
             assert float((one - other).norm() / other.norm()) < 1e-2

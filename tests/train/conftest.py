@@ -1,4 +1,4 @@
-"""Shared parts of the tests of fast ways."""
+"""Shared parts of the tests of GPU optimizations."""
 
 import sys
 from types import SimpleNamespace

@@ -109,7 +109,7 @@ def passes(session, model, units, layout, criterion, find_values=log_probabiliti
         model.zero_grad()
         return step.accumulate_gradients(session, model, units, smaller, criterion, weights)
 
-    return float(step.within_memory(attempt, samples_of(units), layout)[0])
+    return float(step.retry_on_oom(attempt, samples_of(units), layout)[0])
 
 
 def little_memory(model, most_tokens: int) -> None:

@@ -18,7 +18,7 @@ from hub.launch.launcher import launch
 from hub.run import Run, read_metrics
 from hub.system.signals import stop_request
 from hub.train import loop
-from hub.train.kernels.recompute import layers_of
+from hub.train.kernels.structure import layers_of
 from hub.train.losses.causal_lm import causal_lm_loss, token_log_probabilities
 from hub.train.losses.objective import NextToken
 from hub.train.meters import SpikeMeter
@@ -58,11 +58,11 @@ def test_out_of_memory_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
     assert json.loads((found.run_path / "plan.json").read_text())["max_tokens_per_gpu"] == 256
 
 
-def test_layers_recompute_before_micro_batches_get_smaller_when_memory_runs_out(tmp_path, monkeypatch, capsys):
+def test_layers_are_checkpointed_before_micro_batches_get_smaller_when_memory_runs_out(tmp_path, monkeypatch, capsys):
     expected = train(tmp_path / "roomy")
 
     def limited(model, batch):
-        if model.training and not all("recompute" in layer.forward.__qualname__ for layer in layers_of(model)):
+        if model.training and not all("_checkpointed" in layer.forward.__qualname__ for layer in layers_of(model)):
             raise torch.OutOfMemoryError("no room")
         return causal_lm_loss(model, batch)
 
@@ -73,7 +73,7 @@ def test_layers_recompute_before_micro_batches_get_smaller_when_memory_runs_out(
     assert plans[0]["layers_recomputed"] == 0
     assert plans[1]["layers_recomputed"] == plans[1]["num_layers"]
     assert plans[1]["max_tokens_per_gpu"] == plans[0]["max_tokens_per_gpu"]
-    assert f"{plans[1]['num_layers']} layers recompute their activations from now on, 0 did" in capsys.readouterr().out
+    assert f"{plans[1]['num_layers']} layers use activation checkpointing from now on, 0 did" in capsys.readouterr().out
 
 
 def test_a_sample_that_does_not_fit_alone_ends_the_run_with_what_to_type(tmp_path, monkeypatch):

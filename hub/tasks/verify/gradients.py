@@ -21,7 +21,7 @@ from hub.parallel.strategy import full
 from hub.train import step
 from hub.train.batch import collate
 from hub.train.batch import split as batches
-from hub.train.layout.layout import Layout
+from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
 from hub.train.losses.objective import token_weights
 from hub.train.setup.setup import Setup
@@ -88,8 +88,8 @@ class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are n
 class Measure:
     """The samples, the reference gradient, its rounding noise, and steps to compare with it. All ranks call alike."""
 
-    def __init__(self, setup: Setup, model: Any, criterion: step.Criterion, layout: Layout) -> None:
-        self.setup, self.model, self.criterion, self.layout = setup, model, criterion, layout
+    def __init__(self, setup: Setup, model: Any, criterion: step.Criterion, layout: Layout, shrink: Shrink) -> None:
+        self.setup, self.model, self.criterion, self.layout, self.shrink = setup, model, criterion, layout, shrink
         self.session, self.data = setup.session, setup.data
         self.rank, self.world = setup.session.group.rank, setup.session.group.world
         self.device, self.dtype = setup.session.device, setup.session.compute_dtype
@@ -242,7 +242,9 @@ class Measure:
 
         optimizer = _Look([p for _, p in self.trained], begin, look)
         criterion = replace(self.criterion, loss=counting)
-        outcome = step.train_step(self.session, self.model, optimizer, units or self.units, layout, None, criterion)
+        outcome = step.train_step(
+            self.session, self.model, optimizer, units or self.units, layout, None, criterion, shrink=self.shrink
+        )
         found.loss, found.layout = outcome.loss, outcome.layout
         return found
 

@@ -64,9 +64,9 @@ def verify(setup: Setup, recipe: Recipe) -> Outcome:
     run, session, model = setup.run, setup.session, recipe.model
     check_units(setup, recipe.objective)
     session.strategy.place(model)
-    layout = choose_layout(setup, model, recipe.loss, sum(p.numel() for p in model.parameters()))
+    layout, shrink = choose_layout(setup, model, recipe.loss, sum(p.numel() for p in model.parameters()))
     switched_off = disable_dropout(model)
-    proof = _Proof(setup, model, recipe.criterion, layout)
+    proof = _Proof(setup, model, recipe.criterion, layout, shrink)
     run.say(
         f"verifying in {proof.dtype_name} on {len(proof.samples)} samples, {sum(map(len, proof.samples))} tokens, "
         f"{proof.num_loss_tokens} with loss{', dropout off' if switched_off else ''}; nothing is trained or saved"

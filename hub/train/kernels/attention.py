@@ -1,29 +1,29 @@
 """Attention over a packed row by a variable-length kernel: no mask, and the work grows with each sample's own length."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 
 from hub.train.batch.collate import MicroBatch
-from hub.train.kernels.recompute import base_of
+from hub.train.kernels.patches import Edits, Patch, patches_of
+from hub.train.kernels.structure import base_of
 
 VARLEN = "hub_varlen"
-"""Name of the attention in transformers' register."""
+"""Name of the attention by torch's kernel in transformers' registry."""
 
 
 class UnsuitedError(Exception):
-    """A model needs what the attention here does not have. It keeps its own then."""
+    """A model needs what variable-length attention does not support. It keeps its own attention then."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel, and what it takes. Torch's differs between versions."""
+    """A variable-length kernel and its keywords, which differ between versions of torch."""
 
     attend: Callable[..., torch.Tensor]
     """Called like `torch.nn.attention.varlen.varlen_attn`."""
@@ -32,19 +32,22 @@ class Kernel:
     """Names of its keywords."""
 
     fewer_keys: bool = False
-    """Fewer key heads than query heads, though it has no keyword for it."""
+    """Whether it takes fewer key heads than query heads, though it has no keyword for it."""
+
+    name: str = VARLEN
+    """Name of its attention in transformers' registry. Must not contain `flash`: transformers would make masks for it."""
 
 
 def flash_attention_4() -> Kernel:
-    """That of the package flash-attn-4, which has to be there."""
+    """Return the kernel of the package flash-attn-4, which must be installed."""
     from hub.train.kernels.flash4 import attend
 
-    return Kernel(attend, frozenset(inspect.signature(attend).parameters))
+    return Kernel(attend, frozenset(inspect.signature(attend).parameters), name=f"{VARLEN}_fa4")
 
 
 @cache
 def _kernel(device: torch.device) -> Kernel:
-    """Torch's own."""
+    """Return torch's own kernel."""
     from torch.nn.attention.varlen import varlen_attn
 
     options = frozenset(inspect.signature(varlen_attn).parameters)
@@ -53,23 +56,23 @@ def _kernel(device: torch.device) -> Kernel:
 
 @torch.enable_grad()
 def _takes_fewer_keys(device: torch.device) -> bool:
-    """Whether keys and values of two query heads each give what they give when they are repeated."""
+    """Whether torch's kernel gives the same for key heads that two query heads share and for repeated key heads."""
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds = torch.tensor([0, 5, 16], dtype=torch.int32, device=device)
+    starts = torch.tensor([0, 5, 16], dtype=torch.int32, device=device)
     numbers = torch.linspace(-1, 1, 16 * 8 * 64, device=device).to(torch.bfloat16).view(16, 8, 64)
 
     def results(times: int) -> list[torch.Tensor]:
         parts = [part.clone().requires_grad_() for part in numbers.split((4, 2, 2), dim=1)]
         query, key, value = (part.repeat_interleave(times if i else 1, dim=1) for i, part in enumerate(parts))
-        output = varlen_attn(query, key, value, bounds, bounds, 16, 16)
+        output = varlen_attn(query, key, value, starts, starts, 16, 16)
         return [output, *torch.autograd.grad(output.float().square().sum(), parts)]
 
     try:
-        found = results(1)
+        shared = results(1)
     except RuntimeError:
         return False
-    return all(torch.allclose(one, other, rtol=2e-2, atol=2e-2) for one, other in zip(found, results(2), strict=True))
+    return all(torch.allclose(one, other, rtol=2e-2, atol=2e-2) for one, other in zip(shared, results(2), strict=True))
 
 
 def _varlen_attention(
@@ -86,29 +89,29 @@ def _varlen_attention(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each sample of a packed row, or within each of several rows.
+    """Compute causal attention within each sample of a packed row, or within each of several rows.
 
-    Rows may be padded on the right: no token sees what is behind it.
+    Rows may be padded on the right: no token sees a later one.
 
     Args:
-        kernel: what computes it.
+        kernel: that computes it.
         module: the attention layer.
         query: (R, heads, T, head size).
         key: (R, key-value heads, T, head size).
         value: the same.
-        attention_mask: None; the samples' bounds say all.
-        scaling: of the scores. None: one over the root of the head size.
-        dropout: of the attention weights; only 0 is known here.
-        cu_seq_lens_q: (n + 1,) int32, where the samples of the one row begin. None: each row is a sample.
-        max_length_q: no sample is longer.
-        sliding_window: how far back a token sees, itself included.
-        others: what some models need besides; those that change the result are refused.
+        attention_mask: None. The starts of the samples replace it.
+        scaling: factor of the scores. None: one over the root of the head size.
+        dropout: of the attention weights. Only 0 is supported.
+        cu_seq_lens_q: (n + 1,) int32, the starts of the one row's samples, and the end of the last. None: each row is a sample.
+        max_length_q: upper bound of the samples' lengths.
+        sliding_window: number of tokens that a token sees, itself included.
+        others: further keywords of some models. Those that change the result are refused.
 
     Returns:
         (R, T, heads, head size), and None.
 
     Raises:
-        UnsuitedError: the model needs what this attention does not have.
+        UnsuitedError: the model needs something that is not supported.
     """
     unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
     if unknown or dropout or attention_mask is not None or getattr(module, "is_causal", True) is False:
@@ -125,7 +128,7 @@ def _varlen_attention(
     if "window_size" in kernel.options:
         options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
     elif sliding_window:
-        # Also where the row at hand is shorter: rows of training will be longer than the one that this is tried on.
+        # Also if this row is shorter: rows of training will be longer than the one of the trial.
         raise UnsuitedError("sliding windows with this torch's variable-length attention")
     else:
         options["is_causal"] = True
@@ -138,40 +141,63 @@ def _varlen_attention(
     elif query.shape[1] != key.shape[1] and not kernel.fewer_keys:
         groups = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-    return kernel.attend(query, key, value, *bounds, **options).unflatten(0, (rows, length)), None
+    lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    return kernel.attend(query, key, value, *lengths, **options).unflatten(0, (rows, length)), None
 
 
 def sample_bounds(batch: MicroBatch) -> dict[str, Any]:
-    """What a packed row's samples are, under the names that transformers hands through to an attention."""
-    longest = 1 << (batch.longest - 1).bit_length()  # few different numbers, for compiled layers
+    """Return where a packed row's samples begin, under the names that transformers passes on to an attention."""
+    longest = 1 << (batch.longest - 1).bit_length()  # few different numbers, so that layers are not compiled again
     return {"cu_seq_lens_q": batch.starts, "cu_seq_lens_k": batch.starts, "max_length_q": longest, "max_length_k": longest}
 
 
-def uses_varlen(model: Any) -> bool:
-    """Whether the model's attention is the one here."""
-    return bool(getattr(base_of(model).config, "_attn_implementation", None) == VARLEN)
-
-
-@contextmanager
-def varlen_attention(model: Any, kernel: Kernel | None = None) -> Iterator[Callable[[], None]]:
-    """Turn the attention here on. Yields what keeps it; else the model has its own again afterwards.
+class VarlenAttention(Patch):
+    """The model's attention is the variable-length kernel.
 
     Args:
-        model: any of transformers'.
+        model: a transformers model.
+        name: for plan.json.
         kernel: None: torch's.
     """
-    kernel = kernel or _kernel(next(base_of(model).parameters()).device)
-    # With no mask registered under its name, transformers makes none, and does not wait for the GPU to look for packed rows.
-    AttentionInterface.register(VARLEN, partial(_varlen_attention, kernel))
-    configs = {id(m.config): m.config for m in base_of(model).modules() if hasattr(m, "config")}.values()
-    before = [(config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")]
-    kept: list[bool] = []
-    for config, _ in before:
-        config._attn_implementation = VARLEN
-    try:
-        yield lambda: kept.append(True)
-    finally:
-        if not kept:
+
+    def __init__(self, model: torch.nn.Module, name: str = "variable-length", kernel: Kernel | None = None) -> None:
+        self._base, self._name, self._kernel = base_of(model), name, kernel
+
+    def apply(self, edits: Edits) -> None:
+        kernel = self._kernel or _kernel(next(self._base.parameters()).device)
+        # Without a mask registered under its name, transformers makes none, nor waits for the GPU to look for packed rows.
+        AttentionInterface.register(kernel.name, partial(_varlen_attention, kernel))
+        before = [(config, config._attn_implementation) for config in _configs(self._base)]
+
+        def undo() -> None:
+            # A config sets those below it too, so theirs come after it.
             for config, name in before:
                 config._attn_implementation = name
+
+        edits.record(self._base, "attention", undo)
+        for config, _ in before:
+            config._attn_implementation = kernel.name
+
+    def report(self, plan: dict[str, Any]) -> None:
+        plan["attention"] = self._name
+
+
+def uses_varlen(model: torch.nn.Module) -> bool:
+    """Whether the model's attention is the variable-length kernel."""
+    return patches_of(model).find(VarlenAttention) is not None
+
+
+def _configs(base: torch.nn.Module) -> list[PretrainedConfig]:
+    """Return the configs of a model's modules and the sub-configs of these: each once, one below another after it."""
+    configs: dict[int, PretrainedConfig] = {}
+
+    def add(config: Any) -> None:
+        if id(config) in configs or not hasattr(config, "_attn_implementation"):
+            return
+        configs[id(config)] = config
+        for name in getattr(config, "sub_configs", ()):
+            add(getattr(config, name, None))
+
+    for module in base.modules():
+        add(getattr(module, "config", None))
+    return list(configs.values())

@@ -1,22 +1,24 @@
-"""A model whose library has put fast ways of its own into it: the hub then puts in none, and asks the library's way.
+"""A model with kernels of its own: they come from an external library, so the hub adds none and calls that library's.
 
-Attention, compiled layers, the fused output layer and recomputed activations of this folder would work on the same
-forward passes as the library's, and undo or double them.
+The hub's attention, compiled layers, fused output layer and activation checkpointing would patch the same forward passes.
+They would undo the library's patches, or do the same work twice.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hub.train.batch.collate import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnKernels:
-    """What `fit` is told about such a model. The loss is told to `fit` too: the library's own, as a sum."""
+class ExternalKernels:
+    """What `fit` needs to know about such a library. `fit` also gets its loss, as a sum."""
 
     library: str
-    """Its name, for plan.json."""
+    """Name of the library, for plan.json."""
 
     attention: str
     """Name of its attention, for plan.json."""
@@ -24,8 +26,8 @@ class OwnKernels:
     variable_length: bool = False
     """Whether the work of its attention on a packed row grows with each sample's own length, not with the row's."""
 
-    inputs: Callable[[Any, MicroBatch], dict[str, Any]]
-    """The keywords of the model's forward for a micro-batch: how the library is told where each sample begins."""
+    inputs: Callable[[torch.nn.Module, MicroBatch], dict[str, Any]]
+    """Return the keywords of the model's forward for a micro-batch: they tell the library where each sample begins."""
 
-    recomputes: bool
-    """Whether it recomputes the activations of all layers in the backward pass."""
+    checkpoints: bool
+    """Whether the library uses activation checkpointing in all layers."""

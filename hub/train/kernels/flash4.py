@@ -1,7 +1,7 @@
 """Attention over a packed row by the package flash-attn-4, as operators that compiled layers can hold.
 
 Torch's own variable-length kernel is FlashAttention 2. This one (https://github.com/Dao-AILab/flash-attention) is made for
-Hopper and Blackwell. Its kernels are compiled when they are first needed, which takes some seconds for each kind of head.
+Hopper and Blackwell. Its kernels are compiled at their first use, which takes some seconds for each kind of head.
 """
 
 import warnings
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 HEAD_SIZE = 128
-"""Of models that gain. On an H200 forward and backward took 0.61 of the time of torch's kernel with heads of 128 numbers, and
-1.33 of it with 64 (32 heads of queries, 8 of keys)."""
+"""Head size of the models that gain. On an H200 forward and backward took 0.61 of the time of torch's kernel with heads of 128
+numbers, and 1.33 of it with 64 (32 heads of queries, 8 of keys)."""
 
 ARCHITECTURES = (9, 10)
-"""Major compute capabilities that it is made for."""
+"""Major compute capabilities that it supports."""
 
 TOLERANCE = 2e-2
 """Largest relative difference from float32 that passes as rounding to half precision."""
@@ -68,8 +68,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 
 def _differentiate(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
     query, key, value, starts, output, logsumexp = ctx.saved_tensors
-    found = _backward(gradient, query, key, value, output, logsumexp, starts, ctx.longest, ctx.scale, ctx.back)
-    return (*found, None, None, None, None)
+    gradients = _backward(gradient, query, key, value, output, logsumexp, starts, ctx.longest, ctx.scale, ctx.back)
+    return (*gradients, None, None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
@@ -79,19 +79,19 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, starts_k: torch.Tensor, longest: int,
     longest_k: int, *, scale: float | None = None, window_size: tuple[int, int] = (-1, 0), enable_gqa: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """Causal attention within each sample of a packed row, with the arguments of `torch.nn.attention.varlen.varlen_attn`.
+    """Compute causal attention within each sample of a packed row. Called like `torch.nn.attention.varlen.varlen_attn`.
 
     Args:
         query: (tokens, heads, head size), bfloat16 or float16.
         key: (tokens, key heads, head size).
         value: the same.
-        starts: (n + 1,) int32, where the samples begin, and where the last one ends.
+        starts: (n + 1,) int32, the start of each sample, and the end of the last.
         starts_k: the same.
-        longest: no sample is longer.
+        longest: upper bound of the samples' lengths.
         longest_k: the same.
-        scale: of the scores. None: one over the root of the head size.
-        window_size: how many tokens back a token sees besides itself (-1: all), and 0.
-        enable_gqa: whatever it says, key heads may be fewer than query heads.
+        scale: factor of the scores. None: one over the root of the head size.
+        window_size: number of earlier tokens that a token sees (-1: all), and 0.
+        enable_gqa: ignored. Key heads may always be fewer than query heads.
 
     Returns:
         (tokens, heads, head size).
@@ -101,11 +101,11 @@ def attend(
 
 
 def problem(config: Any, device: torch.device, dtype: torch.dtype) -> str:
-    """Why a model is not to use it; empty when it is to. Seen by using it, on heads like the model's.
+    """Return why a model can't use it, or gains nothing by it; empty if it should. Tried on heads like the model's.
 
     Args:
         config: of the model's text part, as transformers has it.
-        device: where it trains.
+        device: of the training.
         dtype: of the arithmetic.
     """
     try:
@@ -117,9 +117,9 @@ def problem(config: Any, device: torch.device, dtype: torch.dtype) -> str:
     heads = getattr(config, "num_attention_heads", None)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     if not heads or size != HEAD_SIZE:
-        return f"it gains with heads of {HEAD_SIZE} numbers, and these have {size}"
+        return f"it is faster with heads of {HEAD_SIZE} numbers only, and these have {size}"
     if torch.are_deterministic_algorithms_enabled():
-        return "its gradients depend on which sum comes first"
+        return "its gradients depend on the order of sums"
     windows = {None, getattr(config, "sliding_window", None)}
     try:
         with warnings.catch_warnings():
@@ -134,7 +134,7 @@ def problem(config: Any, device: torch.device, dtype: torch.dtype) -> str:
 
 @torch.enable_grad()
 def _difference(heads: int, key_heads: int, window: int | None, device: torch.device, dtype: torch.dtype) -> float:
-    """The largest relative difference of its output and gradients from plain attention in float32, on two short samples."""
+    """Return the largest relative difference of its output and gradients from attention in float32, on two short samples."""
     lengths = (200, 57)
     numbers = torch.Generator(device).manual_seed(0)
     kinds = (heads, key_heads, key_heads, heads)
@@ -142,7 +142,7 @@ def _difference(heads: int, key_heads: int, window: int | None, device: torch.de
         torch.randn(sum(lengths), number, HEAD_SIZE, device=device, generator=numbers).to(dtype) for number in kinds
     )
     exact = [part.float().requires_grad_() for part in parts]
-    found = [part.requires_grad_() for part in parts]
+    inputs = [part.requires_grad_() for part in parts]
     expected = []
     for rows in zip(*(part.split(lengths) for part in exact), strict=True):
         query, key, value = (row.transpose(0, 1)[None] for row in rows)
@@ -151,9 +151,9 @@ def _difference(heads: int, key_heads: int, window: int | None, device: torch.de
         expected.append(F.scaled_dot_product_attention(query, key, value, seen, enable_gqa=True)[0].transpose(0, 1))
     starts = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device=device)
     back = -1 if window is None else window - 1
-    query, key, value = found
+    query, key, value = inputs
     output = attend(query, key, value, starts, starts, 256, 256, window_size=(back, 0))
     exactly = torch.cat(expected)
-    results = [output, *torch.autograd.grad(output, found, gradient)]
+    results = [output, *torch.autograd.grad(output, inputs, gradient)]
     wanted = [exactly, *torch.autograd.grad(exactly, exact, gradient.float())]
     return max(float((one.float() - other).norm() / other.norm()) for one, other in zip(results, wanted, strict=True))

@@ -1,11 +1,10 @@
-"""Products in fp8, with a scale for each row of both matrices: what the layers of `algo.precision=fp8` are made of.
+"""Products in fp8 with a scale for each row of both matrices, for the layers of `algo.precision=fp8`.
 
-Each row is brought to fp8 by its own largest magnitude, since activations differ far more from token to token than within one.
-What becomes of weights is for the algorithm to say: some are frozen, some learn.
+Each row is quantized by its own largest magnitude, since activations differ far more between tokens than within one. The
+algorithm decides about the weights: frozen or trained.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,20 +15,20 @@ from hub.errors import ConfigError
 from hub.run import ASKED_FOR, Run
 
 LARGEST = 439.0
-"""What a row's largest magnitude becomes. float8_e4m3fn, which has 3 bits behind the point and no infinity (arXiv 2209.05433),
-goes to 448. But a weight out of a bfloat16 file, divided by another and multiplied by 448, lies halfway between two fp8 numbers
-one time in 200: the least change by training then moves what is computed with by a whole fp8 step. Times a prime above 255 none
-does, since both have 8 bits."""
+"""A row's largest magnitude in fp8. float8_e4m3fn, which has 3 bits of mantissa and no infinity (arXiv 2209.05433), goes to
+448. But a weight from a bfloat16 file, divided by another and multiplied by 448, lies halfway between two fp8 numbers one time
+in 200: the smallest change by training then moves the weight in use by a whole fp8 step. Times a prime above 255 none does,
+since both have 8 bits."""
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-"""For a row of zeros. Gradients of single tokens are tiny, so that no larger number would do."""
+"""Scale of a row of zeros. Gradients of single tokens are tiny, so a larger number would lose them."""
 
 MULTIPLE = 16
-"""What both sizes of a weight have to be multiples of (torch._scaled_mm)."""
+"""Both sizes of a weight must be multiples of it (torch._scaled_mm)."""
 
 
 def scales_of(rows: torch.Tensor) -> torch.Tensor:
-    """The scale of each row: its largest magnitude over `LARGEST`. A row with NaN has NaN.
+    """Return the scale of each row: its largest magnitude over `LARGEST`. A row with NaN has the scale NaN.
 
     Args:
         rows: (n, k).
@@ -38,19 +37,19 @@ def scales_of(rows: torch.Tensor) -> torch.Tensor:
         (n, 1) float32.
     """
     scales = rows.float().abs().amax(1, keepdim=True) / LARGEST
-    # Not clamp: beside a minimum or maximum that keeps NaN, Triton may write turned fp8 wrongly (triton-lang/triton#11111).
+    # Not clamp: beside a minimum or maximum that keeps NaN, Triton may write transposed fp8 wrongly (triton-lang/triton#11111).
     return torch.where(scales < SMALLEST_SCALE, SMALLEST_SCALE, scales)
 
 
 def codes_of(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """(n, k) float8_e4m3fn: rows divided by their scales, (n, 1)."""
+    """Return the rows divided by their scales, (n, 1), as (n, k) float8_e4m3fn."""
     return (rows.float() / scales).to(torch.float8_e4m3fn).contiguous()
 
 
 def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows in fp8, each divided by a scale of its own. Plain torch, so that a compiler makes it one kernel.
+    """Quantize rows to fp8, each divided by its own scale. Plain torch, so that a compiler makes it one kernel.
 
-    An element comes back within 2^-4 of itself; one below 2^-6 scales, within 2^-10 scales (rounding to nearest).
+    The relative error of an element is at most 2^-4; below 2^-6 scales the error is at most 2^-10 scales (rounding to nearest).
 
     Args:
         rows: (n, k).
@@ -63,7 +62,7 @@ def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def product(a: torch.Tensor, b: torch.Tensor, a_scales: torch.Tensor, b_scales: torch.Tensor) -> torch.Tensor:
-    """The product a b^T of two fp8 matrices whose rows have scales.
+    """Compute a b^T of two fp8 matrices whose rows have scales.
 
     Args:
         a: (t, k) float8_e4m3fn.
@@ -72,7 +71,7 @@ def product(a: torch.Tensor, b: torch.Tensor, a_scales: torch.Tensor, b_scales: 
         b_scales: (n,) float32.
 
     Returns:
-        (t, n) bfloat16. Without a GPU the sums are exact before they are rounded: a reference for tests.
+        (t, n) bfloat16. Without a GPU the sums are exact before rounding: a reference for tests.
     """
     if a.is_cuda:
         scales = {"scale_a": a_scales, "scale_b": b_scales[None]}
@@ -80,36 +79,39 @@ def product(a: torch.Tensor, b: torch.Tensor, a_scales: torch.Tensor, b_scales: 
     return (a.double() @ b.double().t() * a_scales * b_scales).bfloat16()
 
 
-def input_gradient(gradient: torch.Tensor, turned: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The gradient of x in y = x W^T, for the very weights of a forward pass in fp8.
+def input_gradient(gradient: torch.Tensor, weight_t: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Compute the gradient of x in y = x W^T, with the same fp8 weights as in the forward pass.
 
-    Its sum runs over the output rows, whose scales can't be taken out of it: the gradient of y is multiplied by them first.
+    Its sum runs over the output rows, whose scales can't be factored out: the gradient of y is multiplied by them first.
 
     Args:
         gradient: (t, out) of y.
-        turned: (in, out) float8_e4m3fn: W's codes, transposed.
+        weight_t: (in, out) float8_e4m3fn: W's codes, transposed.
         scales: (out,) float32, of W's rows.
 
     Returns:
         (t, in) bfloat16.
     """
     rows, row_scales = to_fp8(gradient.float() * scales)
-    return product(rows, turned, row_scales, scales.new_ones(turned.shape[0]))
+    return product(rows, weight_t, row_scales, scales.new_ones(weight_t.shape[0]))
 
 
 def replace_layers(
-    model: Any, head: Any, is_meant: Callable[[Any], bool], make: Callable[[nn.Linear], nn.Module]
+    model: nn.Module,
+    head: nn.Module | None,
+    is_meant: Callable[[nn.Module], bool],
+    make: Callable[[nn.Linear], nn.Module],
 ) -> tuple[list[str], list[str]]:
-    """Put layers of `algo.precision=fp8` in the place of linear ones, one after the other.
+    """Replace linear layers by those of `algo.precision=fp8`, one after the other.
 
     Args:
-        model: whose layers they are.
+        model: that owns the layers.
         head: its output layer, which stays.
-        is_meant: whether a linear layer (GPT-2's Conv1D too) is to be in fp8.
-        make: the new layer.
+        is_meant: whether a linear layer (GPT-2's Conv1D too) should be in fp8.
+        make: makes the new layer.
 
     Returns:
-        Names of the layers that are in fp8 now, and of those that are meant but can't be.
+        Names of the layers that are in fp8 now, and of those that should be but can't.
 
     Raises:
         ConfigError: none could be replaced.
@@ -149,10 +151,10 @@ def _kinds(names: list[str]) -> str:
 
 
 def check_gpu() -> None:
-    """See that the GPUs here have fp8 products with a scale for each row.
+    """Check that this machine's GPUs have fp8 products with a scale for each row.
 
     Raises:
-        ConfigError: they don't, or there are none.
+        ConfigError: one does not, or there is no GPU.
     """
     if not torch.cuda.is_available() or torch.version.hip:
         raise ConfigError(f"{FP8_NEEDS}, and there is none here. {FP8_HINT}")

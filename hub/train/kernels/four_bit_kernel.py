@@ -1,7 +1,8 @@
-"""Packed 4-bit weights to 16 or 32 bits in one kernel for NVIDIA's GPUs: bitsandbytes takes one for the scales, one for their
-mean and one for the weights.
+"""4-bit weights dequantized to 16 or 32 bits by one kernel for NVIDIA's GPUs: bitsandbytes needs one for the scales, one for
+their mean and one for the weights.
 
-A thread takes words of 8 weights. It computes in float32, product by product, as bitsandbytes does: the numbers are the same.
+A thread takes words of 8 weights. It computes in float32, product by product, as bitsandbytes does: the numbers are the
+same.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ import triton
 import triton.language as tl
 
 WEIGHTS = 8
-"""In a word of 32 bits."""
+"""Weights in a word of 32 bits."""
 
 BLOCK, WARPS = 1024, 4
-"""Words of a program, and its warps: of 15 such pairs the fastest on an H100, for 14,336 x 4,096 weights; on an H200 within 5 %
+"""Words of a program, and its warps: the fastest of 15 such pairs on an H100, for 14,336 x 4,096 weights; on an H200 within 5 %
 of the fastest."""
 
 
@@ -33,7 +34,7 @@ def _unpack(  # type: ignore[no-untyped-def]
         scale = tl.load(scale_table + scale.to(tl.int32)) * tl.load(scale_scales + scale_at // GROUP, mask=inside, other=0)
         scale = scale + tl.load(offset)
     number = tl.arange(0, 8)
-    shift = number // 2 * 8 + (1 - number % 2) * 4  # of two weights in a byte the first stands in its upper half
+    shift = number // 2 * 8 + (1 - number % 2) * 4  # the first of two weights in a byte is in its upper half
     code = (word[:, None] >> shift[None, :]) & 15
     values = tl.load(table + code) * scale[:, None]
     at = weights + first.to(tl.int64) * 8 + (tl.arange(0, BLOCK)[:, None] * 8 + number[None, :])
@@ -45,13 +46,13 @@ def unpack(
     nested: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
     per_scale: int, per_group: int, shape: Sequence[int], dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
-    """The weight that packed numbers stand for.
+    """Dequantize a packed weight.
 
     Args:
         words: (weights / 8,) int32: two weights in a byte.
-        table: (16,) float32, what the codes stand for.
-        scales: one for so many weights: float32; or uint8, codes of `nested`.
-        nested: what the codes of the scales stand for, (256,) float32; the scale of each group of scales, float32; and what is
+        table: (16,) float32, the value of each code.
+        scales: one for each `per_scale` weights: float32; or uint8, codes of `nested`.
+        nested: the value of each code of the scales, (256,) float32; the scale of each group of scales, float32; and what is
             added to each, a float32 scalar.
         per_scale: weights with one scale, a multiple of 8.
         per_group: scales with one scale.

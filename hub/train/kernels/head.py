@@ -1,8 +1,9 @@
-"""A model's output layer and its loss in one: the logits exist for a few rows at a time only.
+"""A fused output layer: the head and its cross entropy in one, with logits of a few rows at a time only.
 
-The gradient of the logits is known as soon as they are (softmax less one-hot), so both products of the backward pass are made
-at once, while a chunk of logits lies there. What is kept for the backward pass is as large as the layer's input and weight.
-The idea is that of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), section 3.
+The gradient of the logits (softmax minus one-hot) is known as soon as the logits are. So both products of the backward pass
+are computed at once, while a chunk of logits exists. What is saved for the backward pass is as large as the layer's input
+and weight. The idea is that of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009),
+section 3.
 """
 
 import math
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 
 from hub.errors import one_line
+from hub.train.kernels.patches import Edits, Patch, patches_of
+from hub.train.kernels.structure import base_of
 
 CHUNK_BYTES = 2**27
-"""Of logits at a time: enough rows that products are fast. Twice as many where the weight trains, since each chunk reads and
-writes the whole gradient of it."""
+"""Logits at a time: enough rows that products are fast. Twice as many if the weight is trained, since each chunk reads and
+writes its whole gradient."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,24 @@ class _Wanted:
     """The cross entropy of each target; else their weighted sum."""
 
 
-class FusedHead:
-    """Puts the loss into a model's output layer: within `summing` or `listing` the layer returns cross entropies."""
+class FusedHead(Patch):
+    """The output layer computes the loss: within `summing` or `listing` it returns cross entropies in place of logits.
+
+    Args:
+        head: a linear layer, with or without a bias.
+    """
 
     def __init__(self, head: torch.nn.Module) -> None:
-        self._head, self._plain = head, head.forward
+        self._head = head
+        self._plain: Callable[[torch.Tensor], torch.Tensor] = head.forward
         self._wanted: _Wanted | None = None
-        head.forward = self._forward
-        head.hub_fused = self
 
-    def remove(self) -> None:
-        """The layer is as it was."""
-        self._head.forward = self._plain
-        del self._head.hub_fused
+    def apply(self, edits: Edits) -> None:
+        self._plain = self._head.forward
+        edits.assign(self._head, "forward", self._forward)
+
+    def report(self, plan: dict[str, Any]) -> None:
+        plan["fused_head"] = True
 
     def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
         wanted = self._wanted
@@ -79,6 +87,16 @@ class FusedHead:
             yield
         finally:
             self._wanted = None
+
+
+def fused_head(model: torch.nn.Module) -> FusedHead | None:
+    """Return the model's fused output layer; None if the output layer is its own."""
+    return patches_of(model).find(FusedHead)
+
+
+def can_fuse_head(model: torch.nn.Module) -> bool:
+    """Whether the model's output layer is a plain linear one."""
+    return type(base_of(model).get_output_embeddings()) is torch.nn.Linear
 
 
 def linear_cross_entropy(
@@ -195,7 +213,7 @@ def _losses_and_gradient(
 
 @cache
 def kernel_problem(device_type: str) -> str:
-    """Why the loss kernel can't be used on such a device; empty when it can. Seen by using it: Triton needs a compiler too."""
+    """Return why the loss kernel does not work on such a device; empty if it does. Tried, since Triton needs a compiler."""
     if device_type != "cuda" or find_spec("triton") is None:
         return "there is no GPU with Triton"
     from hub.train.kernels.loss_kernel import losses_and_gradient
@@ -221,7 +239,7 @@ def _implementation(device_type: str, dtype: torch.dtype) -> _LossesAndGradient:
 
 
 def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """`total + gradient.T @ hidden`, summed in float32."""
+    """Return `total + gradient.T @ hidden`, summed in float32."""
     if gradient.is_cuda and gradient.dtype != torch.float32:
         if total is None:
             return torch.mm(gradient.T, hidden, out_dtype=torch.float32)

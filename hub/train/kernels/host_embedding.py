@@ -1,19 +1,21 @@
-"""An embedding that stays in the host's memory: of its many rows a micro-batch needs few, and the GPU fetches those itself.
+"""An embedding offloaded to CPU memory: a micro-batch needs few of its many rows, and the GPU reads those itself.
 
-Page-locked memory has an address for the GPU as well. To torch, a tensor at that address is one of the GPU's; no byte of it is
-there.
+Page-locked CPU memory has an address for the GPU as well. A tensor at that address is a CUDA tensor to torch, but takes no
+GPU memory.
 """
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 from hub.system.memory import free_host_memory_for_each
+from hub.train.kernels.patches import Edits, ModelPatches, Patch
 
 
 class _Address:
-    """The host's memory, as CUDA's array interface tells of it."""
+    """Page-locked CPU memory, described by CUDA's array interface."""
 
     def __init__(self, held: torch.Tensor) -> None:
         self.held = held
@@ -23,35 +25,69 @@ class _Address:
         }  # fmt: skip
 
 
-def hold_on_host(model: Any) -> str:
-    """Let a model's embedding stay in the host's memory, if it is frozen and not the output layer too.
+class EmbeddingOnHost(Patch):
+    """The embedding's weight lies in CPU memory. Undone, it is back on its device.
 
     Args:
+        weight: a frozen one.
+        mapped: the same numbers, as a tensor over CPU memory.
+    """
+
+    def __init__(self, weight: torch.nn.Parameter, mapped: torch.Tensor) -> None:
+        self._weight, self._mapped = weight, mapped
+
+    def apply(self, edits: Edits) -> None:
+        weight, mapped = self._weight, self._mapped
+
+        def undo() -> None:
+            weight.data = mapped.clone()
+
+        weight.data = mapped
+        edits.record(weight, "data", undo)
+
+    def report(self, plan: dict[str, Any]) -> None:
+        plan["embedding_on_host"] = True
+
+
+def offload_embedding(patches: ModelPatches, model: PreTrainedModel) -> str:
+    """Move a model's embedding to CPU memory, if it is frozen and not tied to the output layer. The decision goes to plan.json.
+
+    Args:
+        patches: the owner of the model's patches.
         model: a transformers model on a GPU.
 
     Returns:
-        Why it stays where it is; empty when it has moved.
+        Why it stays on the GPU; empty if it has moved.
     """
+    mapped = _mapped_weight(model)
+    problem = mapped if isinstance(mapped, str) else ""
+    patches.decide("embedding_on_host", False, problem or "inputs of layers are offloaded too")
+    if not isinstance(mapped, str):
+        patches.apply(EmbeddingOnHost(model.get_input_embeddings().weight, mapped))
+    return problem
+
+
+def _mapped_weight(model: PreTrainedModel) -> torch.Tensor | str:
+    """Return the embedding's weight in CPU memory, as the GPU sees it; or why there is none."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(embedding) is not torch.nn.Embedding or embedding.weight.requires_grad:
-        return "it learns, or is of another kind"
+        return "it is trained, or is of another kind"
     weight = embedding.weight
     of_head = getattr(head, "weight", weight)
     if of_head.data_ptr() == weight.data_ptr():
-        return "it is the output layer too, or there is none"
+        return "it is tied to the output layer, or there is no output layer"
     if not weight.is_cuda:
         return "it is not on a GPU"
     if free_host_memory_for_each() < 4 * weight.nbytes:
-        return "the host has no room for it"
+        return "CPU memory has no room for it"
     try:
         with torch.cuda.device(weight.device):
             held = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=True)
             held.copy_(weight)
-            mapped = torch.as_tensor(_Address(held), device=weight.device).view(weight.dtype)
+            mapped: torch.Tensor = torch.as_tensor(_Address(held), device=weight.device).view(weight.dtype)
             some = torch.arange(0, len(weight), max(1, len(weight) // 64), device=weight.device)
             if not torch.equal(F.embedding(some, mapped), F.embedding(some, weight)):
                 return "the GPU reads other numbers there"
-    except (RuntimeError, TypeError) as error:  # a driver or a torch that can't
+    except (RuntimeError, TypeError) as error:  # a driver or a torch version without support
         return str(error).strip().partition("\n")[0]
-    weight.data = mapped
-    return ""
+    return mapped

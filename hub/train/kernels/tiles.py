@@ -1,74 +1,68 @@
-"""A dense MLP that takes its tokens part by part, where memory is short: what lies within it is the widest of a layer.
+"""A tiled MLP: a dense MLP that takes its tokens tile by tile if memory is short, since its inner tensors are a layer's widest.
 
-In a layer that is compiled and recomputes its activations, the parts' activations are there one after the other, forward and
-backward. The idea is that of tiled MLPs for long rows (Arctic Long Sequence Training, arXiv 2506.13996).
+In a compiled layer with activation checkpointing only one tile's activations exist at a time, forward and backward. The idea
+is that of tiled MLPs for long rows (Arctic Long Sequence Training, arXiv 2506.13996).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from hub.models.four_bit import is_4bit
-from hub.train.kernels.unpack import unpack_once
+from hub.train.kernels.patches import Edits, Patch
+from hub.train.kernels.unpack import UnpackOnce
 
-PARTS = 4
-"""Of the tokens."""
+NUM_TILES = 4
+"""Tiles of a micro-batch's tokens."""
 
-LEAST_TOKENS = 1024
-"""Fewer are never divided."""
+MIN_TOKENS = 1024
+"""A row with fewer tokens is never tiled."""
 
-WORTH_TOKENS = 8192
-"""From so many on it costs no time. With fewer the GPU is done with a part before it is told what comes next."""
+FREE_TOKENS = 8192
+"""From so many tokens on, tiling costs no time. With fewer, the GPU finishes a tile before the next one is launched."""
 
-WIDE_TENSORS = 3
-"""As wide as the MLP within, that its backward pass has at a time: gate, up, and the gradient of their product."""
+NUM_WIDE_TENSORS = 3
+"""Tensors of the MLP's inner width that its backward pass holds at a time: gate, up, and the gradient of their product."""
 
 
-def divides_from(spare_bytes: int, width: int, itemsize: int) -> int:
-    """Tokens from which on MLPs should take them in parts, where so much memory is to spare for fewer that go at once.
+def tiles_from(spare_bytes: int, width: int, itemsize: int) -> int:
+    """Return the number of tokens from which on MLPs are tiled, if fewer tokens may use so much spare memory.
 
     Args:
         spare_bytes: of the GPU.
-        width: numbers of a token within the MLP.
+        width: the MLP's inner features.
         itemsize: bytes of a number.
     """
-    fit = spare_bytes * PARTS // ((PARTS - 1) * WIDE_TENSORS * width * itemsize)
-    return max(LEAST_TOKENS, min(WORTH_TOKENS, fit))
+    fit = spare_bytes * NUM_TILES // ((NUM_TILES - 1) * NUM_WIDE_TENSORS * width * itemsize)
+    return max(MIN_TOKENS, min(FREE_TOKENS, fit))
 
 
-def divide(layer: torch.nn.Module, least_tokens: int) -> Callable[[], None]:
-    """Let the layer's MLP take its tokens in parts in training; one of another kind stays as it is.
+class TiledMlp(Patch):
+    """Tiles a layer's MLP in training. An MLP of another kind stays as it is.
 
     Args:
         layer: a decoder layer, whose MLP works on each token by itself.
-        least_tokens: fewer are not divided.
-
-    Returns:
-        What undoes it.
+        min_tokens: rows with fewer tokens are not tiled.
     """
-    mlp = getattr(layer, "mlp", None)
-    if not (isinstance(mlp, torch.nn.Module) and hasattr(mlp, "up_proj") and hasattr(mlp, "down_proj")):
-        return lambda: None
-    plain = mlp.forward
 
-    def forward(hidden: torch.Tensor, *more: Any, **named: Any) -> Any:
-        if not mlp.training or hidden.ndim != 3 or more or named:
-            return plain(hidden, *more, **named)
-        rows, tokens, _ = hidden.shape
-        if rows * tokens < least_tokens or tokens < PARTS:
-            return plain(hidden)
-        size = tokens // PARTS
-        parts = hidden.split([size] * (PARTS - 1) + [tokens - (PARTS - 1) * size], dim=1)
-        return torch.cat([plain(part) for part in parts], dim=1)
+    def __init__(self, layer: torch.nn.Module, min_tokens: int) -> None:
+        self._layer, self._min_tokens = layer, min_tokens
 
-    undone = [unpack_once(module) for module in mlp.modules() if is_4bit(module)]
-    mlp.forward = forward
+    def apply(self, edits: Edits) -> None:
+        mlp, min_tokens = getattr(self._layer, "mlp", None), self._min_tokens
+        if not (isinstance(mlp, torch.nn.Module) and hasattr(mlp, "up_proj") and hasattr(mlp, "down_proj")):
+            return
+        plain = mlp.forward
 
-    def undo() -> None:
-        mlp.forward = plain
-        for step in undone:
-            if step is not None:
-                step()
+        def forward(hidden: torch.Tensor, *more: Any, **named: Any) -> Any:
+            if not mlp.training or hidden.ndim != 3 or more or named:
+                return plain(hidden, *more, **named)
+            rows, tokens, _ = hidden.shape
+            if rows * tokens < min_tokens or tokens < NUM_TILES:
+                return plain(hidden)
+            size = tokens // NUM_TILES
+            tiles = hidden.split([size] * (NUM_TILES - 1) + [tokens - (NUM_TILES - 1) * size], dim=1)
+            return torch.cat([plain(tile) for tile in tiles], dim=1)
 
-    return undo
+        UnpackOnce([module for module in mlp.modules() if is_4bit(module)]).apply(edits)
+        edits.assign(mlp, "forward", forward)

@@ -1,8 +1,9 @@
-"""Packed 4-bit weights brought to 16 bits while a model trains: by the hub's own kernel, and no more often than needed.
+"""4-bit weights dequantized while a model trains: by the hub's own kernel, and no more often than needed.
 
-bitsandbytes' layers do it in each product, by three kernels, and let a compiler see none of it.
+bitsandbytes' layers dequantize a weight in each product, by three kernels, and a compiler can't see into any of it.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,38 +11,77 @@ import torch
 import torch.nn.functional as F
 
 from hub.models.four_bit import is_4bit
+from hub.train.kernels.patches import Edits, ModelPatches, Patch
+
+CHANGED = "there are none, or their forward pass is patched already (sharded weights, hooks)"
+
+_KERNEL_FORWARDS: "weakref.WeakSet[Callable[..., torch.Tensor]]" = weakref.WeakSet()
+"""Forward passes made by `UnpackByKernel`."""
 
 
-def unpack_once(layer: Any) -> Callable[[], None] | None:
-    """Let a layer bring its weight to 16 bits in an operation of its own, which a compiler does once for several calls.
+class UnpackByKernel(Patch):
+    """4-bit layers use the hub's operators in training. In evaluation they stay bitsandbytes' own.
 
-    bitsandbytes' own product does it anew for each.
-
-    Returns:
-        What undoes it; None where something else than `use_kernel` has changed the layer's forward pass, which stays as it is.
+    Args:
+        layers: of bitsandbytes, whose weights are quantized.
     """
-    before = vars(layer).get("forward")
-    own = before is not None and before is getattr(layer, "hub_forward", None)
-    if getattr(layer.weight, "quant_state", None) is None or (before is not None and not own):
-        return None
-    plain = layer.forward
 
+    def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
+        self._layers = layers
+
+    def apply(self, edits: Edits) -> None:
+        for layer in self._layers:
+            edits.assign(layer, "hub_packed", packed_parts(layer.weight, layer.weight.quant_state))
+            forward = _by_kernel(layer, layer.forward)
+            _KERNEL_FORWARDS.add(forward)
+            edits.assign(layer, "forward", forward)
+
+    def report(self, plan: dict[str, Any]) -> None:
+        plan["unpacking"] = "the hub's kernel"
+
+
+class UnpackOnce(Patch):
+    """Dequantization becomes an operation of its own, which a compiler does once for several calls of a layer.
+
+    bitsandbytes' own product does it again for each call. A layer whose forward pass anything but `UnpackByKernel` has changed
+    stays as it is.
+
+    Args:
+        layers: of bitsandbytes.
+    """
+
+    def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
+        self._layers = layers
+
+    def apply(self, edits: Edits) -> None:
+        for layer in self._layers:
+            before = vars(layer).get("forward")
+            by_kernel = before in _KERNEL_FORWARDS if before is not None else False
+            if getattr(layer.weight, "quant_state", None) is not None and (before is None or by_kernel):
+                edits.assign(layer, "forward", _once(layer, layer.forward, by_kernel))
+
+
+def _by_kernel(layer: Any, plain: Callable[..., torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if not layer.training:
+            return plain(x)
+        wanted = layer.compute_dtype or x.dtype
+        out: torch.Tensor = _Product.apply(x.to(wanted), *layer.hub_packed)
+        return (out if layer.bias is None else out + layer.bias.to(wanted)).to(x.dtype)
+
+    return forward
+
+
+def _once(layer: Any, plain: Callable[..., torch.Tensor], by_kernel: bool) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(x: torch.Tensor) -> torch.Tensor:
         if not layer.training:
             return plain(x)
         wanted = layer.compute_dtype or x.dtype
         bias = None if layer.bias is None else layer.bias.to(wanted)
-        weight = unpack(*layer.hub_packed) if own else _by_bitsandbytes(layer)
+        weight = unpack(*layer.hub_packed) if by_kernel else _by_bitsandbytes(layer)
         return F.linear(x.to(wanted), weight.to(wanted), bias).to(x.dtype)
 
-    def undo() -> None:
-        if before is None:
-            del layer.forward
-        else:
-            layer.forward = before
-
-    layer.forward = forward
-    return undo
+    return forward
 
 
 def _by_bitsandbytes(layer: Any) -> torch.Tensor:
@@ -51,27 +91,33 @@ def _by_bitsandbytes(layer: Any) -> torch.Tensor:
     return weight
 
 
-def use_kernel(model: torch.nn.Module) -> str:
-    """Let a model's 4-bit layers bring their weights to 16 bits by the hub's own kernel while they train.
+def use_kernel(patches: ModelPatches, model: torch.nn.Module) -> str:
+    """Let a model's 4-bit layers use the hub's own kernel in training, if it gives exactly what bitsandbytes gives.
 
-    It is tried on the first of them: to the last bit what bitsandbytes gives. From then on they stay where they are.
+    The first layer is the trial. From then on the layers must stay on their device. The decision goes to plan.json.
 
     Returns:
-        Why they don't; empty when they do. A layer whose forward pass something else has changed is left as it is.
+        Why the layers do not use it; empty if they do. A layer whose forward pass is patched already is left as it is.
     """
     layers = [module for module in model.modules() if is_4bit(module) and "forward" not in vars(module)]
+    problem = _problem(layers)
+    patches.decide("unpacking", "bitsandbytes", problem or "the same numbers in one kernel")
+    if not problem:
+        patches.apply(UnpackByKernel(layers))
+    return problem
+
+
+def _problem(layers: Sequence[Any]) -> str:
     if not layers:
-        return "there are none, or something else has changed them: weights that are shared out, hooks"
+        return CHANGED
     if any(not _fits(layer) for layer in layers):
-        return "their weights are packed in a way that it does not know"
+        return "their weights are packed in a format that it does not support"
     try:
         first = layers[0]
         if not torch.equal(_unpack(*packed_parts(first.weight, first.weight.quant_state)), _by_bitsandbytes(first)):
-            return "it gives other numbers than bitsandbytes"
+            return "its numbers differ from bitsandbytes'"
     except Exception as error:  # whatever its compiler raises, bitsandbytes does the same
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    for layer in layers:
-        train_by_kernel(layer)
     return ""
 
 
@@ -83,23 +129,13 @@ def _fits(layer: Any) -> bool:
     return bool(state.absmax.dtype == scales and state.code.dtype == torch.float32 and state.shape.numel() % 8 == 0)
 
 
-def train_by_kernel(layer: Any) -> None:
-    """Let a layer use the hub's operators in training. In evaluation it does what it did."""
-    plain = layer.forward
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        if not layer.training:
-            return plain(x)
-        wanted = layer.compute_dtype or x.dtype
-        out: torch.Tensor = _Product.apply(x.to(wanted), *layer.hub_packed)
-        return (out if layer.bias is None else out + layer.bias.to(wanted)).to(x.dtype)
-
-    layer.forward = layer.hub_forward = forward
-    layer.hub_packed = packed_parts(layer.weight, layer.weight.quant_state)
+def packed_tensors(module: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+    """Return the tensors of a module's packed weight that compiled layers hold; none if the kernel is not in use."""
+    return tuple(part for part in vars(module).get("hub_packed", ()) if isinstance(part, torch.Tensor))
 
 
 def packed_parts(packed: torch.Tensor, state: Any) -> tuple[Any, ...]:
-    """What the operators take of a packed weight. No copy, and no parameter of a kind that looks at each operation."""
+    """Return the operators' arguments for a packed weight: no copy, and no parameter that intercepts each operation."""
     words = packed.detach().as_subclass(torch.Tensor).reshape(-1).view(torch.int32)
     nested = state.state2
     more = (nested.code, nested.absmax, state.offset, nested.blocksize) if state.nested else (None, None, None, 1)
@@ -117,11 +153,11 @@ def _unpack(
 
 
 def _product(x: torch.Tensor, *parts: Any) -> torch.Tensor:
-    """The product x W^T. One operator, of whose unpacked weight nothing is left: a compiler would keep that of two."""
+    """Compute x W^T in one operator, which frees the dequantized weight. From two operators a compiler would save it."""
     return F.linear(x, _unpack(*parts).to(x.dtype))
 
 
-# Not torch.library.custom_op: what it does around a call takes longer than a layer's products leave time for.
+# Not torch.library.custom_op: its overhead for each call is more than a layer's products hide.
 _PARTS = (
     "Tensor words, Tensor table, Tensor scales, Tensor? codes, Tensor? groups, Tensor? offset, int per_group, int per_scale, "
     "int[] shape, ScalarType dtype"
@@ -132,7 +168,7 @@ _LIBRARY.define(f"product_4bit(Tensor x, {_PARTS}) -> Tensor")
 _LIBRARY.impl("unpack_4bit", _unpack, "CompositeExplicitAutograd")
 _LIBRARY.impl("product_4bit", _product, "CompositeExplicitAutograd")
 unpack, product = torch.ops.hub.unpack_4bit.default, torch.ops.hub.product_4bit.default
-"""Operators that compiled layers hold: a packed weight's numbers, and x (..., in) times them, (..., out)."""
+"""Operators in compiled graphs: dequantize a packed weight, and multiply x (..., in) by it, (..., out)."""
 
 
 @torch.library.register_fake("hub::unpack_4bit")
@@ -146,7 +182,7 @@ def _(x, words, table, scales, codes, groups, offset, per_group, per_scale, shap
 
 
 class _Product(torch.autograd.Function):  # type: ignore[misc]
-    """The product x W^T: the weight is unpacked, gone, and unpacked again for the gradient of x."""
+    """Compute x W^T. The weight is dequantized, freed, and dequantized again for the gradient of x."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *parts: Any) -> torch.Tensor:

@@ -1,20 +1,20 @@
-"""Which of the fast ways of this folder a run takes, and why. Each is tried on the model itself before it is kept."""
+"""GPU optimizations of a run: which ones it uses, and why. Each is tried on the model itself before it stays on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from hub.config.option import AUTO
-from hub.data.prepare import Sample
+from hub.data.samples.sample import Sample
 from hub.run import ASKED_FOR
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
-from hub.train.kernels import recompute as kernels
-from hub.train.kernels.attention import Kernel, flash_attention_4, varlen_attention
-from hub.train.kernels.head import FusedHead, kernel_problem
+from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention_4
+from hub.train.kernels.head import FusedHead, can_fuse_head, kernel_problem
+from hub.train.kernels.patches import ModelPatches
+from hub.train.kernels.structure import base_of
 from hub.train.layout.isolation import can_pack
 from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
 
@@ -27,7 +27,7 @@ HEAD_TOLERANCE = 2e-2
 
 @dataclass(frozen=True)
 class Attention:
-    """How a model's samples see themselves and no other."""
+    """A run's attention, and whether it isolates packed samples."""
 
     name: str
     """`variable-length`, with the kernel's name if it is not torch's, or the model's own."""
@@ -38,70 +38,123 @@ class Attention:
 
     packed_because: str
     variable_length: bool = False
-    """Whether its work on a packed row grows with each sample's own length."""
+    """Whether the work on a packed row grows with each sample's own length, not with the row's."""
 
 
-def choose_attention(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, long: bool = False) -> Attention:
-    """The attention that a run takes, and whether samples are packed with it.
+def choose_attention(
+    patches: ModelPatches,
+    model: torch.nn.Module,
+    vocab_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    long: bool = False,
+) -> Attention:
+    """Choose the attention of a run, turn it on, and find out whether samples can be packed with it.
 
-    On a GPU in half precision variable-length attention is taken where the model isolates packed samples with it: that of
-    flash-attn-4 in runs that are worth its compiling (`long`), or torch's.
+    On a GPU in half precision it is variable-length attention if the model isolates packed samples with it: FlashAttention 4 in
+    runs that are worth compiling it, or torch's.
+
+    Args:
+        patches: the owner of the model's patches. The decision goes to it as well.
+        model: a causal language model.
+        vocab_size: of the model.
+        device: of the model.
+        dtype: of the arithmetic.
+        long: whether the run is worth compiling FlashAttention 4.
     """
-    base = kernels.base_of(model)
-    own = str(getattr(base.config, "_attn_implementation", None))
+    own = str(getattr(base_of(model).config, "_attn_implementation", None))
+    attention = _choose_attention(patches, model, own, vocab_size, device, dtype, long)
+    patches.decide("attention", own, attention.because)
+    return attention
+
+
+def _choose_attention(
+    patches: ModelPatches,
+    model: torch.nn.Module,
+    own: str,
+    vocab_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    long: bool,
+) -> Attention:
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or own == "eager":
         because = "variable-length attention needs a GPU, half precision, and a model that is not set to eager attention"
         return Attention(own, because, *can_pack(model, vocab_size, device, dtype))
-    problem = flash4.problem(base.config.get_text_config(), device, dtype) if long else "the run is too short for its compiling"
+    config = base_of(model).config.get_text_config()
+    problem = flash4.problem(config, device, dtype) if long else "the run is too short to compile it"
     because = f"torch's; not FlashAttention 4: {problem or 'packed samples would see each other'}"
-    known: list[tuple[str, str, Kernel | None]] = [("variable-length", because, None)]
+    candidates: list[tuple[str, str, Kernel | None]] = [("variable-length", because, None)]
     if not problem:
         because = "the fastest known for this GPU and heads of this size"
-        known.insert(0, ("variable-length, FlashAttention 4", because, flash_attention_4()))
-    for name, because, kernel in known:
-        with varlen_attention(model, kernel) as keep:
+        candidates.insert(0, ("variable-length, FlashAttention 4", because, flash_attention_4()))
+    for name, because, kernel in candidates:
+        patch = VarlenAttention(model, name, kernel)
+        with patches.temporarily(patch):
             packed, packed_because = can_pack(model, vocab_size, device, dtype)
-            if packed:
-                keep()
-                return Attention(name, because, packed, packed_because, variable_length=True)
+        if packed:
+            patches.apply(patch)
+            return Attention(name, because, packed, packed_because, variable_length=True)
     because = "packed samples would see each other with variable-length attention, or it lacks what the model needs"
     return Attention(own, because, *can_pack(model, vocab_size, device, dtype))
 
 
-def choose_head(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, packed: bool) -> tuple[bool, str]:
-    """Whether the output layer and its loss are one, and why. The layer is set up for it if so."""
-    if device.type != "cuda":
-        return False, "it runs on a GPU only"
-    if not packed or not takes_positions(kernels.base_of(model).__class__) or not kernels.can_fuse_head(model):
-        return False, "samples are padded, or the model's output layer is of another kind"
-    batch = pack(_any_samples(vocab_size)).to(device)
-    plain = _loss(model, batch, dtype)
-    head = FusedHead(kernels.base_of(model).get_output_embeddings())
-    fused = _loss(model, batch, dtype)
-    difference = abs(fused - plain) / max(abs(plain), 1e-6)
-    if difference <= HEAD_TOLERANCE:
-        problem = kernel_problem(device.type)
-        slower = f". Its loss is made of plain operations, which is slower: {problem}" if problem else ""
-        return True, f"same loss as the plain layer's (relative difference {difference:.0e}){slower}"
-    head.remove()
-    return False, f"the fused layer's loss differs (relative difference {difference:.0e})"
-
-
-def choose_compile(asked: str, num_parameters: int, num_tokens: float, device: torch.device) -> tuple[bool, str]:
-    """Whether the layers are compiled, and why.
+def choose_head(
+    patches: ModelPatches, model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype, packed: bool
+) -> bool:
+    """Decide whether the output layer is fused with its loss, and turn it on. The decision goes to the patches' owner.
 
     Args:
-        asked: auto, layers or none.
-        num_parameters: of the model.
-        num_tokens: that the run will train on.
-        device: where it runs.
+        patches: the owner of the model's patches.
+        model: a causal language model.
+        vocab_size: of the model.
+        device: of the model.
+        dtype: of the arithmetic.
+        packed: whether samples are packed.
     """
-    if asked != AUTO:
-        return asked == "layers", ASKED_FOR
+    fused, because = _try_fused_head(patches, model, vocab_size, device, dtype, packed)
+    patches.decide("fused_head", False, because)
+    return fused
+
+
+def _try_fused_head(
+    patches: ModelPatches, model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype, packed: bool
+) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, "it runs on a GPU only"
+    if not packed or not takes_positions(base_of(model).__class__) or not can_fuse_head(model):
+        return False, "samples are padded, or the model's output layer is of another kind"
+    batch = pack(_any_samples(vocab_size)).to(device)
+    plain_loss = _loss(model, batch, dtype)
+    patch = FusedHead(base_of(model).get_output_embeddings())
+    with patches.temporarily(patch):
+        fused_loss = _loss(model, batch, dtype)
+    difference = abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)
+    if not difference <= HEAD_TOLERANCE:
+        return False, f"the fused layer's loss differs (relative difference {difference:.0e})"
+    patches.apply(patch)
+    problem = kernel_problem(device.type)
+    slower = f". Its loss is made of plain operations, which is slower: {problem}" if problem else ""
+    return True, f"same loss as the plain layer's (relative difference {difference:.0e}){slower}"
+
+
+def choose_compile(requested: str, num_parameters: int, num_tokens: float, device: torch.device) -> tuple[bool, str]:
+    """Decide whether the layers are compiled.
+
+    Args:
+        requested: auto, layers or none.
+        num_parameters: of the model.
+        num_tokens: of the whole training.
+        device: of the training.
+
+    Returns:
+        The decision, and the reason.
+    """
+    if requested != AUTO:
+        return requested == "layers", ASKED_FOR
     if device.type != "cuda":
         return False, "it pays on a GPU only"
-    worth = num_parameters * num_tokens
-    return worth >= WORTH_COMPILING, f"parameters times tokens is {worth:.0e}, compiling pays from {WORTH_COMPILING:.0e} on"
+    work = num_parameters * num_tokens
+    return work >= WORTH_COMPILING, f"parameters times tokens is {work:.0e}, compiling pays from {WORTH_COMPILING:.0e} on"
 
 
 def _any_samples(vocab_size: int) -> Sequence[Sample]:
@@ -112,7 +165,7 @@ def _any_samples(vocab_size: int) -> Sequence[Sample]:
 
 
 @torch.no_grad()
-def _loss(model: Any, batch: MicroBatch, dtype: torch.dtype) -> float:
+def _loss(model: torch.nn.Module, batch: MicroBatch, dtype: torch.dtype) -> float:
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""How much of what the GPUs could do a run makes use of: model FLOPs utilization.
+"""Model FLOPs utilization (MFU): the fraction of the GPUs' peak that a run reaches.
 
 Chowdhery et al., "PaLM" (arXiv 2204.02311), appendix B, without its term for attention.
 """
@@ -23,28 +23,28 @@ PEAK_FLOPS = {
     "NVIDIA L4": 121e12,
     "NVIDIA A10": 125e12,
 }
-"""Dense products of bfloat16 matrices, operations per second, from NVIDIA's data sheets. By the name that the driver gives."""
+"""Peak of dense bfloat16 products in FLOPs per second, from NVIDIA's data sheets, by the driver's name of the GPU."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Operations per second that a GPU could do; None where that is not known."""
+    """Return a GPU's peak in FLOPs per second; None if it is not known."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
 
 
 def flops_per_token(cfg: ModelConfig, path: Path, num_trained: int) -> float | None:
-    """Operations that a token takes: 4 for each weight that it is multiplied with, and 2 more for each that trains.
+    """Count the FLOPs of a token: 4 for each weight that it is multiplied with, and 2 more for each that is trained.
 
-    Attention itself and recomputed activations are not counted.
+    Attention itself and activation checkpointing are not counted.
 
     Args:
         cfg: of the model.
-        path: its folder. It is built without weights, so that quantised and shared-out ones are counted as they are.
-        num_trained: parameters that train.
+        path: the model's folder. The model is built without weights, so quantized and sharded weights are counted in full.
+        num_trained: parameters that are trained.
 
     Returns:
-        None for a mixture of experts, of which a token meets only some.
+        None for a mixture of experts, since a token uses only some of its experts.
     """
     config = load_config(cfg, path)
     if any(getattr(config.get_text_config(), name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):

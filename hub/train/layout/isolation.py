@@ -1,8 +1,8 @@
-"""May this model's samples be packed into one row? Found by trying, on the model itself, before training.
+"""Whether a model isolates packed samples from each other. Measured on the model itself, before training.
 
-A packed row is right only if no token sees another sample. Position ids that begin anew tell transformers so; whether a
-model's attention (or convolution, or recurrence) listens to them is measured here: the first of two packed samples is
-changed, and the second one's logits must stay as they were, and be those that it has alone.
+A packed row is correct only if no token sees another sample. Position ids that restart at 0 mark the samples for
+transformers. Here is measured whether a model's attention (or convolution, or recurrence) respects them: the first of two
+packed samples is changed, and the second one's logits must not change, and must equal those that it has alone.
 """
 
 from collections.abc import Callable
@@ -17,24 +17,26 @@ from hub.train.kernels.attention import UnsuitedError
 from hub.train.losses.causal_lm import model_inputs
 
 TOLERANCE = 0.1
-"""Largest share of a full leak's effect that passes as rounding. bfloat16 rounds to about 0.03, float32 to 1e-5."""
+"""Largest fraction of a full leak's effect that passes as rounding. bfloat16 rounds to about 0.03, float32 to 1e-5."""
 
-Inputs = Callable[[Any, MicroBatch], dict[str, Any]]
+Inputs = Callable[[torch.nn.Module, MicroBatch], dict[str, Any]]
 
 
 @torch.no_grad()
-def leak(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs) -> float:
-    """How much packing changes a sample's logits, as a share of what its neighbour does when it is seen in full.
+def leak(
+    model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs
+) -> float:
+    """Measure how much packing changes a sample's logits, as a fraction of the effect of a neighbor that is fully visible.
 
     Args:
         model: any causal language model.
-        vocab_size: tokens are drawn below it.
-        device: where the model is.
+        vocab_size: upper bound of the random tokens.
+        device: of the model.
         dtype: of the arithmetic.
-        inputs: the keywords of its forward for a micro-batch.
+        inputs: returns the keywords of the model's forward for a micro-batch.
 
     Returns:
-        The larger of two root mean squares (neighbour changed; packed against alone) over that of two samples run as one
+        The larger of two root mean squares (neighbor changed; packed against alone) over that of two samples run as one
         text. 0 is perfect isolation, about 1 none. Infinity when the model refuses position ids.
     """
     rng = np.random.default_rng(0)
@@ -67,11 +69,11 @@ def leak(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, 
 
 
 def can_pack(
-    model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs
+    model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs
 ) -> tuple[bool, str]:
-    """Whether packing is safe for this model, and the reason in words."""
-    found = leak(model, vocab_size, device, dtype, inputs)
-    words = f"measured leak {found:.1e}, allowed {TOLERANCE:.0e}"
-    if found <= TOLERANCE:
+    """Decide whether packing is safe for this model. Returns the reason too."""
+    measured = leak(model, vocab_size, device, dtype, inputs)
+    words = f"measured leak {measured:.1e}, allowed {TOLERANCE:.0e}"
+    if measured <= TOLERANCE:
         return True, f"packed samples do not see each other ({words})"
     return False, f"packed samples would see each other ({words})"

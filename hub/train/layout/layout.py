@@ -1,18 +1,20 @@
-"""How a step is cut into micro-batches on the machine at hand. It changes speed and memory, never the result."""
+"""How a step is split into micro-batches on this machine. The layout changes speed and memory, never the result."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from hub.data.prepare import Sample
+from hub.data.samples.sample import Sample
 from hub.models.four_bit import is_4bit
 from hub.train.batch import split as batches
 from hub.train.batch.collate import MicroBatch, pack, pad, weightless
-from hub.train.kernels.compiled import compile_layers
-from hub.train.kernels.external import OwnKernels
-from hub.train.kernels.recompute import hidden_states_in, layers_of
+from hub.train.kernels.compiled import CompiledLayers
+from hub.train.kernels.external import ExternalKernels
+from hub.train.kernels.hidden_states import HiddenStatesIn
+from hub.train.kernels.patches import ModelPatches, patches_of
+from hub.train.kernels.structure import layers_of
 from hub.train.kernels.unpack import use_kernel
 from hub.train.layout.activations import Activations
 from hub.train.layout.choose import Attention, choose_attention, choose_compile, choose_head
@@ -23,20 +25,17 @@ from hub.train.setup.setup import Setup
 
 @dataclass(frozen=True)
 class Layout:
-    """The bound of a micro-batch and the form of its rows."""
+    """The token budget of a micro-batch and the form of its rows."""
 
     max_tokens: int
     packed: bool
     pad_id: int
     cost_ratio: float
     least: int = 1
-    """Micro-batches of a step on each process, at least."""
+    """Fewest micro-batches of a step on each process."""
 
-    num_recomputed: int = 0
-    """Layers that recompute their activations."""
-
-    recompute_more: Callable[[], int | None] = field(default=lambda: None, repr=False, compare=False)
-    """Lets more of them do so. Returns how many do now; None when no more can."""
+    num_checkpointed: int = 0
+    """Layers with activation checkpointing."""
 
     def micro_batches(self, samples: Sequence[Sample], rank: int, world: int) -> list[MicroBatch]:
         """This rank's micro-batches of one step. All ranks get the same number of them."""
@@ -62,86 +61,116 @@ class Layout:
         # Of a stream nobody knows the longest sample: one above the bound has a micro-batch of its length.
         return batches.split(lengths, world, max(self.max_tokens, *lengths), self.cost_ratio, self.least)
 
-    def eased(self, longest: int) -> "Layout | None":
-        """What training takes less memory with: more layers that recompute their activations, then half the tokens."""
-        more = self.recompute_more()
-        return self.halved(longest) if more is None else replace(self, num_recomputed=more)
-
     def halved(self, longest: int) -> "Layout | None":
-        """Half the tokens per micro-batch, but room for the longest sample; None when it was no more than that already."""
+        """Halve the token budget, but keep room for the longest sample. None if the budget is no more than that already."""
         smaller = max(longest, self.max_tokens // 2)
         return replace(self, max_tokens=smaller) if smaller < self.max_tokens else None
 
 
+Shrink = Callable[[Layout, int], Layout | None]
+"""Make a layout that takes less memory, given the tokens of the longest sample. None if there is none."""
+
+
 def choose_layout(
     setup: Setup,
-    model: Any,
-    loss: Callable[[Any, MicroBatch], torch.Tensor],
+    model: torch.nn.Module,
+    loss: Callable[[torch.nn.Module, MicroBatch], torch.Tensor],
     num_parameters: int,
-    own: OwnKernels | None = None,
-) -> Layout:
-    """Decide how steps are cut and which kernels run on this machine, say why, and set the model up for it.
+    external: ExternalKernels | None = None,
+) -> tuple[Layout, Shrink]:
+    """Choose how steps are split and which GPU optimizations are on, patch the model accordingly, and write it to plan.json.
 
     Args:
         setup: config, run folder, processes, tokenizer, data.
-        model: ready to train; passes forward work.
+        model: ready to train. Forward passes work.
         loss: of a micro-batch.
         num_parameters: of the model.
-        own: what the model's library has put into it; the hub puts in nothing then.
+        external: the kernels of an external library, in place of the hub's.
+
+    Returns:
+        The layout; and what to do in training if memory runs out: more activation checkpointing, then half the tokens.
     """
-    cfg, run, session, tokenizer = setup.cfg, setup.run, setup.session, setup.tokenizer
-    dtype, device = session.compute_dtype, session.device
+    run = setup.run
+    patches, layers = patches_of(model), layers_of(model)
     config = model.config.get_text_config()
-    if own is None:
-        num_tokens = expected_tokens(setup)
-        compiled, compiled_because = choose_compile(cfg.algo.torch_compile, num_parameters, num_tokens, device)
-        attention = choose_attention(model, config.vocab_size, device, dtype, compiled)
+    if external is None:
+        attention = _patch_passes(setup, patches, model, layers, loss, num_parameters)
     else:
-        compiled, compiled_because = False, f"{own.library} compiles what it wants to"
-        packable = can_pack(model, config.vocab_size, device, dtype, own.inputs)
-        attention = Attention(own.attention, f"{own.library} brings it", *packable, variable_length=own.variable_length)
-    packed = attention.packed
-    fused, fused_because = False, "the loss is the algorithm's own"
-    if loss is causal_lm_loss:
-        fused, fused_because = choose_head(model, config.vocab_size, device, dtype, packed)
-    if own is None and device.type == "cuda" and dtype != torch.float32:
-        hidden_states_in(model, dtype)
-    if own is None and device.type == "cuda" and any(is_4bit(module) for module in model.modules()):
-        problem = use_kernel(model)
-        run.write_plan(
-            unpacking="bitsandbytes" if problem else "the hub's kernel",
-            unpacking_because=problem or "the same numbers, in one go",
-        )
-    layers = layers_of(model)
-    if compiled:
-        compile_layers(layers)
-        run.say("layers are compiled: the first steps take longer")
-    memory = Activations(setup, model, layers, loss, packed, attention.variable_length, own)
-    bound, recomputed, bound_because = memory.choose()
-    if not packed:
+        attention = _leave_to(external, setup, patches, model)
+    memory = Activations(setup, model, patches, layers, loss, attention.packed, attention.variable_length, external)
+    max_tokens, num_checkpointed, max_tokens_because = memory.choose()
+    if not attention.packed:
         run.say(f"samples are padded, not packed: {attention.packed_because}")
+    patches.decide("layers_recomputed", num_checkpointed if external is not None else 0)
+    patches.decide("activation_offload", False, memory.offload_because)
     run.write_plan(
-        packed=packed,
+        packed=attention.packed,
         packed_because=attention.packed_because,
-        attention=attention.name,
-        attention_because=attention.because,
-        fused_head=fused,
-        fused_head_because=fused_because,
-        compiled=compiled,
-        compiled_because=compiled_because,
-        layers_recomputed=recomputed,
         num_layers=len(layers),
-        activation_offload=memory.offload is not None,
-        activation_offload_because=memory.offload_because,
-        max_tokens_per_gpu=bound,
-        max_tokens_per_gpu_because=bound_because,
+        max_tokens_per_gpu=max_tokens,
+        max_tokens_per_gpu_because=max_tokens_because,
+        **patches.plan(),
     )
-    ratio = batches.cost_ratio(config.num_hidden_layers, config.hidden_size, num_parameters)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    return Layout(bound, packed, pad_id, ratio, num_recomputed=recomputed, recompute_more=memory.recompute_more)
+    layout = Layout(
+        max_tokens,
+        attention.packed,
+        _pad_id(setup.tokenizer),
+        batches.cost_ratio(config.num_hidden_layers, config.hidden_size, num_parameters),
+        num_checkpointed=num_checkpointed,
+    )
+
+    def shrink(layout: Layout, longest: int) -> Layout | None:
+        more = memory.checkpoint_more()
+        return layout.halved(longest) if more is None else replace(layout, num_checkpointed=more)
+
+    return layout, shrink
+
+
+def _patch_passes(
+    setup: Setup,
+    patches: ModelPatches,
+    model: torch.nn.Module,
+    layers: list[torch.nn.Module],
+    loss: Callable[[torch.nn.Module, MicroBatch], torch.Tensor],
+    num_parameters: int,
+) -> Attention:
+    """Turn on the hub's optimizations of the forward and backward pass. Returns the attention."""
+    run, dtype, device = setup.run, setup.session.compute_dtype, setup.session.device
+    vocab_size = model.config.get_text_config().vocab_size
+    num_tokens = expected_tokens(setup)
+    compiled, compiled_because = choose_compile(setup.cfg.algo.torch_compile, num_parameters, num_tokens, device)
+    attention = choose_attention(patches, model, vocab_size, device, dtype, compiled)
+    patches.decide("fused_head", False, "the loss is the algorithm's own")
+    if loss is causal_lm_loss:
+        choose_head(patches, model, vocab_size, device, dtype, attention.packed)
+    if device.type == "cuda" and dtype != torch.float32:
+        patches.apply(HiddenStatesIn(model, dtype))
+    if device.type == "cuda" and any(is_4bit(module) for module in model.modules()):
+        use_kernel(patches, model)
+    patches.decide("compiled", False, compiled_because)
+    if compiled:
+        patches.apply(CompiledLayers(layers))
+        run.say("layers are compiled: the first steps take longer")
+    return attention
+
+
+def _leave_to(external: ExternalKernels, setup: Setup, patches: ModelPatches, model: torch.nn.Module) -> Attention:
+    """Patch nothing: a library's own kernels are on. Returns its attention."""
+    dtype, device = setup.session.compute_dtype, setup.session.device
+    packable = can_pack(model, model.config.get_text_config().vocab_size, device, dtype, external.inputs)
+    attention = Attention(external.attention, f"{external.library} brings it", *packable, external.variable_length)
+    patches.decide("attention", attention.name, attention.because)
+    patches.decide("fused_head", False, f"{external.library} has its own loss")
+    patches.decide("compiled", False, f"{external.library} compiles what it wants to")
+    return attention
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    number: int | None = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return number or 0
 
 
 def expected_tokens(setup: Setup) -> float:
-    """Tokens that the whole run trains on, by the mean length of the samples at hand."""
+    """Estimate the tokens of the whole training from the mean length of the samples."""
     mean = sum(len(sample) for sample in setup.data.train) / max(1, len(setup.data.train))
-    return mean * setup.supply.batch_size * setup.supply.total
+    return mean * setup.source.batch_size * setup.source.total

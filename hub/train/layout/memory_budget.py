@@ -1,8 +1,8 @@
-"""How many tokens a micro-batch may have, and which layers recompute their activations, when the user leaves it to the hub.
+"""The token budget of a micro-batch, and how many layers use activation checkpointing, if the user leaves both to the hub.
 
-On a GPU it is measured: passes forward and backward with all layers kept, and with all recomputed, on a few of the run's own
-samples and on half of them. Memory grows with the number of tokens in a straight line, so these say what any bound and any
-number of layers would take.
+On a GPU both follow from measured passes forward and backward, without checkpointing and with all layers checkpointed, on a
+few of the run's own samples and on half of them. Memory is linear in the number of tokens, so these predict the memory of
+any token budget and any number of checkpointed layers.
 """
 
 import math
@@ -19,49 +19,49 @@ from hub.errors import ConfigError
 from hub.system.memory import GIB, allowed_memory, three_of_each
 
 CPU_TOKENS = 1024
-"""A CPU gains nothing from longer rows: its cores are busy already, and attention over a packed row grows with its square."""
+"""Token budget on a CPU. Longer rows gain nothing: all cores are busy, and attention grows with the square of a packed row."""
 
-MOST_TOKENS = 16384
-"""Beyond this a GPU is busy as well."""
+MAX_TOKENS = 16384
+"""Token budget beyond which a GPU gains nothing either."""
 
 ENOUGH_TOKENS = 4096
-"""A GPU is nearly busy with so many: rather keep activations than take more tokens."""
+"""Tokens that nearly saturate a GPU: beyond them avoid checkpointing rather than take more tokens."""
 
-MASK_TOKENS = 4096
-"""Without variable-length attention the mask of a packed row grows with its square."""
+MAX_MASK_TOKENS = 4096
+"""Token budget without variable-length attention: the mask of a packed row grows with its square."""
 
-SHARE_OF_FREE_MEMORY = 0.97
-"""The rest is for fragments, and for steps whose micro-batches differ from the measured one."""
+FREE_MEMORY_FRACTION = 0.97
+"""Fraction of the free memory to use. The rest is for fragmentation, and for micro-batches unlike the measured one."""
 
-CAUTIOUS_SHARE = 0.88
-"""Of it where the bytes are estimated, or where a rank that runs out of memory can't go on by itself."""
+CAUTIOUS_FRACTION = 0.88
+"""The same if the bytes are estimated, or if a rank that runs out of memory can't continue alone."""
 
-RECOMPUTING = 1 / 3
-"""Of a layer's work: its forward pass again. (Compiled layers leave a quarter of that out; with LoRA the pass is half of the
-work.)"""
+CHECKPOINTING_COST = 1 / 3
+"""Extra work of a checkpointed layer: its forward pass again. (Compiled layers skip a quarter of that. With LoRA the forward
+pass is half of the work.)"""
 
-TOLL_OF_SHARES = 1700
-"""What a micro-batch costs where its weights have to be brought together and its gradients shared out, as tokens of work:
-0.13 s where a token takes 77 microseconds (8 billion weights on two H200)."""
+COLLECTIVES_COST = 1700
+"""All-gather and reduce-scatter cost of a micro-batch with sharded weights, as tokens of work: 0.13 s with 77 microseconds a
+token (8 billion weights on two H200)."""
 
 NUM_LOADS = 32
-"""Steps whose loads are drawn."""
+"""Steps for which `draw_loads` draws samples."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Bytes at the peak of a pass over what the model and its gradients take: they grow with the tokens in a straight line."""
+    """Peak memory of a pass beyond the model and its gradients, in bytes: linear in the number of tokens."""
 
     per_token: float
     fixed: float = 0.0
 
     def tokens(self, room: float) -> int:
-        """How many fit into so many bytes."""
+        """Return how many tokens fit into so many bytes."""
         return int(max(0.0, room - self.fixed) / self.per_token)
 
     @classmethod
     def through(cls, points: Sequence[tuple[int, float]]) -> "Line":
-        """Through the first and the last of the points (tokens, bytes), ascending; through zero where that says nothing."""
+        """Fit the first and last of the points (tokens, bytes), ascending; the last and zero if those make no such line."""
         (few, less), (many, more) = points[0], points[-1]
         slope = (more - less) / (many - few) if many > few else 0.0
         fixed = more - slope * many
@@ -69,80 +69,81 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes of a pass."""
+class PassMemory:
+    """Peak memory of a pass for any number of checkpointed layers."""
 
-    kept: Line
-    """With all activations kept."""
+    plain: Line
+    """Without activation checkpointing."""
 
-    recomputed: Line
-    """With those of all layers recomputed."""
+    checkpointed: Line
+    """With all layers checkpointed."""
 
     num_layers: int
 
-    def of(self, num_recomputed: int) -> Line:
-        """With those of the first so many layers recomputed."""
-        share = num_recomputed / max(1, self.num_layers)
-        kept, other = self.kept, self.recomputed
+    def with_checkpointed(self, num_checkpointed: int) -> Line:
+        """Interpolate for so many checkpointed layers."""
+        fraction = num_checkpointed / max(1, self.num_layers)
+        plain, other = self.plain, self.checkpointed
         return Line(
-            kept.per_token + (other.per_token - kept.per_token) * share, kept.fixed + (other.fixed - kept.fixed) * share
+            plain.per_token + (other.per_token - plain.per_token) * fraction,
+            plain.fixed + (other.fixed - plain.fixed) * fraction,
         )
 
 
-def choose_bound(
-    need: Need,
+def choose_max_tokens(
+    memory: PassMemory,
     room: float,
     longest: int,
-    most: int = MOST_TOKENS,
-    asked: int | None = None,
+    most: int = MAX_TOKENS,
+    requested: int | None = None,
     loads: Sequence[float] = (),
-    toll: float = 0.0,
+    collectives_cost: float = 0.0,
 ) -> tuple[int, int] | None:
-    """The bound of tokens and the number of layers to recompute.
+    """Choose the token budget and the number of checkpointed layers.
 
-    Where a micro-batch costs nothing of itself: as few layers as leave room for enough tokens. Where it has a toll, what is
-    least of the tolls and the time of recomputing together.
+    If a micro-batch has no cost of its own: as few checkpointed layers as leave room for enough tokens. With such a cost: the
+    least sum of it and of the time of checkpointing.
 
     Args:
-        need: bytes of a pass.
+        memory: of a pass.
         room: bytes that are free for it.
         longest: tokens of the longest sample.
-        most: more tokens than this gain nothing.
-        asked: the bound, where it is not to be chosen.
-        loads: tokens that a process has in a step, of some steps. With them it is enough that a bound that was asked for holds
-            the fullest of their micro-batches, which are all alike in size.
-        toll: what each micro-batch costs of itself, as so many tokens of work.
+        most: budget beyond which nothing is gained.
+        requested: the budget, if the user has set it.
+        loads: tokens of a process in a step, for some steps. With them a requested budget need only hold the largest of their
+            micro-batches, which are all alike in size.
+        collectives_cost: all-gather and reduce-scatter cost of each micro-batch, as tokens of work.
 
     Returns:
-        None when not even the longest sample fits with all layers recomputed, or not what was asked for.
+        None if not even the longest sample fits with all layers checkpointed, or not the requested budget.
     """
-    least = max(longest, min(ENOUGH_TOKENS, most))
-    if asked:
-        least = max(longest, fullest(loads, asked))
+    min_tokens = max(longest, min(ENOUGH_TOKENS, most))
+    if requested:
+        min_tokens = max(longest, largest_micro_batch(loads, requested))
     fitting: list[tuple[float, int, int]] = []
-    for num_recomputed in range(need.num_layers + 1):
-        tokens = need.of(num_recomputed).tokens(room)
-        if tokens >= least:
-            bound = asked or max(longest, min(most, tokens // 512 * 512))
-            extra = RECOMPUTING * num_recomputed / max(1, need.num_layers)
-            cost = sum(toll * math.ceil(load / bound) + extra * load for load in loads)
-            fitting.append((cost, num_recomputed, bound))
-            if not toll:
+    for num_checkpointed in range(memory.num_layers + 1):
+        tokens = memory.with_checkpointed(num_checkpointed).tokens(room)
+        if tokens >= min_tokens:
+            max_tokens = requested or max(longest, min(most, tokens // 512 * 512))
+            extra = CHECKPOINTING_COST * num_checkpointed / max(1, memory.num_layers)
+            cost = sum(collectives_cost * math.ceil(load / max_tokens) + extra * load for load in loads)
+            fitting.append((cost, num_checkpointed, max_tokens))
+            if not collectives_cost:
                 break
     if fitting:
-        _, num_recomputed, bound = min(fitting)
-        return bound, num_recomputed
-    tokens = 0 if asked else need.recomputed.tokens(room)
-    return (max(longest, tokens // 256 * 256), need.num_layers) if tokens >= longest else None
+        _, num_checkpointed, max_tokens = min(fitting)
+        return max_tokens, num_checkpointed
+    tokens = 0 if requested else memory.checkpointed.tokens(room)
+    return (max(longest, tokens // 256 * 256), memory.num_layers) if tokens >= longest else None
 
 
-def fullest(loads: Sequence[float], bound: int) -> int:
-    """Tokens of the largest micro-batch of these loads. A load's micro-batches are levelled: real data's are within 2 %."""
-    return min(bound, math.ceil(max((1.02 * load / math.ceil(load / bound) for load in loads), default=bound)))
+def largest_micro_batch(loads: Sequence[float], max_tokens: int) -> int:
+    """Return the tokens of these loads' largest micro-batch. A load's micro-batches are balanced: within 2 % on real data."""
+    return min(max_tokens, math.ceil(max((1.02 * load / math.ceil(load / max_tokens) for load in loads), default=max_tokens)))
 
 
-def loads_of(lengths: Sequence[int], num_samples: float) -> list[float]:
-    """Tokens that a process has in a step, of some steps drawn by chance.
+def draw_loads(lengths: Sequence[int], num_samples: float) -> list[float]:
+    """Draw the samples of some steps, and return the tokens of a process in each.
 
     Args:
         lengths: of some samples.
@@ -153,57 +154,59 @@ def loads_of(lengths: Sequence[int], num_samples: float) -> list[float]:
     return [sum(draw.choices(lengths, k=count)) * num_samples / count for _ in range(NUM_LOADS)]
 
 
-def asked_bound(cfg: AlgoConfig, longest: int) -> int | None:
-    """`algo.max_tokens_per_gpu`; None for auto.
+def requested_max_tokens(cfg: AlgoConfig, longest: int) -> int | None:
+    """Return `algo.max_tokens_per_gpu`; None for auto.
 
     Raises:
         ConfigError: it is below the longest sample.
     """
     if cfg.max_tokens_per_gpu == AUTO:
         return None
-    bound = int(cfg.max_tokens_per_gpu)
-    if bound < longest:
+    max_tokens = int(cfg.max_tokens_per_gpu)
+    if max_tokens < longest:
         raise ConfigError(
-            f"algo.max_tokens_per_gpu={bound} is below the longest sample ({longest} tokens). "
-            f"Type algo.max_tokens_per_gpu={longest}, or data.max_seq_len={bound} to leave longer samples out"
+            f"algo.max_tokens_per_gpu={max_tokens} is below the longest sample ({longest} tokens). "
+            f"Type algo.max_tokens_per_gpu={longest}, or data.max_seq_len={max_tokens} to leave longer samples out"
         )
-    return bound
+    return max_tokens
 
 
-def room_for_activations(model: torch.nn.Module, device: torch.device, shares: int, repeatable: bool, cautious: bool) -> float:
-    """Bytes for activations: what is free less gradients and two moments of what trains.
+def room_for_activations(
+    model: torch.nn.Module, device: torch.device, num_shards: int, repeatable: bool, cautious: bool
+) -> float:
+    """Return the bytes for activations: free memory without the gradients and two moments of the trained weights.
 
     Args:
         model: placed, without gradients.
         device: a GPU.
-        shares: processes among which gradients and moments are shared out.
-        repeatable: the same in every run on such a GPU: as if nothing else were on it.
-        cautious: leave more of it free.
+        num_shards: processes that shard gradients and moments.
+        repeatable: the same in every run on such a GPU, as if the GPU were otherwise empty.
+        cautious: leave more memory free.
     """
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0]
     total = allowed_memory(device)
     free = min(free, total - torch.cuda.memory_reserved(device))
     if repeatable:
-        held = (*model.parameters(), *model.buffers())
-        free = total - sum(tensor.numel() * tensor.element_size() for tensor in held)
+        tensors = (*model.parameters(), *model.buffers())
+        free = total - sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     trained = [p for p in model.parameters() if p.requires_grad]
-    share = CAUTIOUS_SHARE if cautious else SHARE_OF_FREE_MEMORY
-    return float((free - three_of_each(trained) / shares) * share)
+    fraction = CAUTIOUS_FRACTION if cautious else FREE_MEMORY_FRACTION
+    return float((free - three_of_each(trained) / num_shards) * fraction)
 
 
-def measured(passes: Sequence[Callable[[], int]], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> Line:
-    """Bytes at the peak of a pass forward and backward, while gradients are there already.
+def measure(passes: Sequence[Callable[[], int]], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> Line:
+    """Measure the peak memory of a pass forward and backward with gradients allocated before.
 
     Args:
-        passes: each does one and returns its number of tokens; ascending.
-        parameters: whose gradients are taken away afterwards.
+        passes: functions that run one pass each and return its number of tokens, ascending.
+        parameters: the trained ones, whose gradients are removed afterwards.
         device: a GPU.
     """
     points: list[tuple[int, float]] = []
     try:
         with torch.random.fork_rng([device]):
-            passes[-1]()  # compiles, makes the gradients, and lets libraries take their buffers
+            passes[-1]()  # compiles, allocates the gradients, and lets libraries allocate their buffers
             for run_pass in passes:
                 torch.cuda.reset_peak_memory_stats(device)
                 before = torch.cuda.memory_allocated(device)
@@ -217,16 +220,17 @@ def measured(passes: Sequence[Callable[[], int]], parameters: Sequence[torch.nn.
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def in_words(need: Need, room: float, num_recomputed: int) -> str:
-    """Why this bound, for plan.json."""
-    return f"{room / GIB:.1f} GB are free for activations, a token takes {need.of(num_recomputed).per_token / 2**20:.2f} MB"
+def describe(memory: PassMemory, room: float, num_checkpointed: int) -> str:
+    """Return the reason for the token budget, for plan.json."""
+    per_token = memory.with_checkpointed(num_checkpointed).per_token
+    return f"{room / GIB:.1f} GB are free for activations, a token takes {per_token / 2**20:.2f} MB"
 
 
-def hidden_bytes(config: Any, checkpointed: bool) -> float:
-    """Bytes of activations that one token keeps, estimated from the model's shape where nothing can be measured."""
+def bytes_per_token(config: Any, checkpointed: bool) -> float:
+    """Estimate the bytes of activations for one token from the model's shape, if nothing can be measured."""
     config = config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     one_layer = 2 * (16 * hidden + 6 * intermediate)
-    kept = layers * 4 * hidden + one_layer if checkpointed else layers * one_layer
-    return float(kept + 10 * config.vocab_size)
+    saved = layers * 4 * hidden + one_layer if checkpointed else layers * one_layer
+    return float(saved + 10 * config.vocab_size)

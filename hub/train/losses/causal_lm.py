@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from hub.train.batch.collate import MicroBatch
 from hub.train.kernels.attention import sample_bounds, uses_varlen
-from hub.train.kernels.head import FusedHead
-from hub.train.kernels.recompute import base_of, fused_head
+from hub.train.kernels.head import FusedHead, fused_head
+from hub.train.kernels.structure import base_of
 
 Loss = Callable[[Any, MicroBatch], torch.Tensor]
 """A model and a micro-batch to the weighted sum of the negative log-likelihoods of its loss tokens: a scalar."""

@@ -34,7 +34,7 @@ class Setup:
 
     tokenizer: Any
     data: Prepared
-    supply: SampleSource
+    source: SampleSource
     """Gives the steps their samples."""
 
     algorithm: str

@@ -116,7 +116,8 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
     from torch._dynamo.backends.common import aot_autograd
 
     from hub.train.kernels import compiled
-    from hub.train.kernels.recompute import layers_of
+    from hub.train.kernels.patches import ModelPatches
+    from hub.train.kernels.structure import layers_of
 
     model, _ = model_in_fp8()
     ids = torch.randint(3, 512, (1, 40), generator=torch.Generator().manual_seed(0))
@@ -139,7 +140,7 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
     torch._dynamo.reset()
     backend = aot_autograd(fw_compiler=count, partition_fn=min_cut_rematerialization_partition)  # as inductor divides graphs
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend))
-    compiled.compile_layers(layers_of(model))
+    ModelPatches(model).apply(compiled.CompiledLayers(layers_of(model)))
     assert torch.equal(gradient(), expected)
     assert compiled.num_compiled() - before <= 2  # adapted layers are alike: all share one version
     assert casts[0] == 4  # the inputs of q k v, of o, of gate and up, of down

@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM
 from hub import ConfigError, Result, compose
 from hub.launch.launcher import launch
 from hub.testing import tiny_model_path
+from hub.train.kernels.checkpointing import Checkpointing
 from hub.train.kernels.float8 import LARGEST, to_fp8
-from hub.train.kernels.recompute import layers_of, recompute
+from hub.train.kernels.patches import ModelPatches
+from hub.train.kernels.structure import layers_of
 
 
 def rounded(rows: torch.Tensor) -> torch.Tensor:
@@ -168,11 +170,11 @@ def test_layers_of_odd_sizes_stay_in_bfloat16_and_a_model_of_nothing_else_is_ref
         learn_in_fp8(two_models("gpt2")[0])
 
 
-def test_recomputed_layers_give_the_same():
+def test_checkpointed_layers_give_the_same():
     _, model = two_models()
     learn_in_fp8(model)
     loss, gradient = loss_and_gradient(model)
-    recompute(layers_of(model))
+    ModelPatches(model).apply(Checkpointing(layers_of(model)))
     again, found = loss_and_gradient(model)
     assert again == loss
     assert torch.equal(found, gradient)
@@ -204,7 +206,7 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
     as_inductor = {"partition_fn": min_cut_rematerialization_partition, "decompositions": select_decomp_table()}
     backend = aot_autograd(fw_compiler=count, **as_inductor)
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend))
-    compiled.compile_layers(layers_of(model))
+    ModelPatches(model).apply(compiled.CompiledLayers(layers_of(model)))
     again, found = loss_and_gradient(model)
     assert again == pytest.approx(loss, rel=1e-6)
     assert (found - gradient).norm() < 1e-3 * gradient.norm()

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from hub import ConfigError
-from hub.recipe import OwnKernels, Recipe, Setup
+from hub.recipe import ExternalKernels, Recipe, Setup
 from hub_unsloth.loss import check_sum, inputs_of, summed_loss
 from hub_unsloth.model import add_adapters, load
 
@@ -38,14 +38,14 @@ def build(setup: Setup) -> Recipe:
         setup.tokenizer.save_pretrained(folder)
 
     attention = attention_of(model)
-    own = OwnKernels(
+    kernels = ExternalKernels(
         library="Unsloth",
         attention=attention,
         variable_length=attention == VARIABLE_LENGTH,
         inputs=inputs_of,
-        recomputes=bool(checkpointing),
+        checkpoints=bool(checkpointing),
     )
-    return Recipe(model=model, save=save, loss=summed_loss, kernels=own)
+    return Recipe(model=model, save=save, loss=summed_loss, kernels=kernels)
 
 
 VARIABLE_LENGTH = "variable-length"

@@ -14,10 +14,12 @@ from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.batch.collate import pack, pad
 from hub.train.kernels import attention, compiled, tiles
-from hub.train.kernels.compiled import compile_layers, num_compiled
-from hub.train.kernels.offload import HostInputs
-from hub.train.kernels.recompute import layers_of, recompute
-from hub.train.kernels.unpack import train_by_kernel
+from hub.train.kernels.checkpointing import Checkpointing
+from hub.train.kernels.compiled import CompiledLayers, num_compiled
+from hub.train.kernels.offload import ActivationOffload
+from hub.train.kernels.patches import ModelPatches, patches_of
+from hub.train.kernels.structure import layers_of
+from hub.train.kernels.unpack import UnpackByKernel
 from hub.train.losses.causal_lm import causal_lm_loss
 
 LENGTHS = [(30, 7, 19), (100, 3), (64,), (5,) * 20, (2,), (1,), (300, 20, 200), (128, 128), (3, 1), (16, 16), (600,)]
@@ -93,29 +95,30 @@ ALL = len(LENGTHS)
 
 
 @pytest.mark.parametrize(
-    ("recomputed", "offload", "versions"),
+    ("checkpointed", "offload", "versions"),
     [
         (0, None, [1] * ALL),
-        (2, None, [2] * ALL),  # layers that recompute have one of their own
+        (2, None, [2] * ALL),  # checkpointed layers have one of their own
         (3, None, [1] * ALL),
-        # So have micro-batches of too few tokens for parts, and long rows, whose attention is kept.
-        (3, HostInputs(torch.device("cpu"), 1, divides_from=16), [1] * 4 + [2] * 2 + [3] * (ALL - 6)),
+        # So have micro-batches of too few tokens for tiles, and long rows, whose attention is saved.
+        (3, ActivationOffload(torch.device("cpu"), 1, tiles_from=16), [1] * 4 + [2] * 2 + [3] * (ALL - 6)),
     ],
 )
-def test_one_version_serves_all_layers_and_lengths_and_gives_the_same(model, monkeypatch, recomputed, offload, versions):
+def test_one_version_serves_all_layers_and_lengths_and_gives_the_same(model, monkeypatch, checkpointed, offload, versions):
     monkeypatch.setattr(compiled, "LONG_ROWS", 256)
-    with attention.varlen_attention(model):
-        expected, _ = gradients(model, pack)
-        compile_layers(layers_of(model))
-        recompute(layers_of(model)[:recomputed], offload)
-        found, counts = gradients(model, pack)
+    patches = patches_of(model)
+    patches.apply(attention.VarlenAttention(model))
+    expected, _ = gradients(model, pack)
+    patches.apply(CompiledLayers(layers_of(model)))
+    patches.apply(Checkpointing(layers_of(model)[:checkpointed], offload))
+    found, counts = gradients(model, pack)
     assert counts == versions
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 class Products:
-    """A compiler that counts the products of each graph, forward and backward, and what forward ones keep."""
+    """A compiler that counts the products of each graph, forward and backward, and what forward ones save."""
 
     def __init__(self) -> None:
         self.forward: list[int] = []
@@ -146,12 +149,12 @@ class Products:
         return sum(name.startswith(("aten.mm", "bitsandbytes.gemm_4bit", "hub.product_4bit")) for name in names)
 
 
-def frozen(quantised: bool, kernel: bool = False):
-    """A model of which only the last norm learns, so that all products of its layers are those of the passes."""
-    if quantised:
+def frozen(quantized: bool, kernel: bool = False):
+    """Return a model of which only the last norm is trained, so that all products of its layers are those of the passes."""
+    if quantized:
         bitsandbytes = pytest.importorskip("bitsandbytes", reason="the package bitsandbytes is not installed")
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.bfloat16).train()
-    for layer in layers_of(model) if quantised else ():
+    for layer in layers_of(model) if quantized else ():
         for name, plain in [(name, part) for name, part in layer.named_modules() if type(part) is torch.nn.Linear]:
             part = bitsandbytes.nn.Linear4bit(
                 plain.in_features, plain.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
@@ -160,7 +163,7 @@ def frozen(quantised: bool, kernel: bool = False):
             parent, _, last = name.rpartition(".")
             setattr(layer.get_submodule(parent), last, part.to("cpu"))
             if kernel:
-                train_by_kernel(part)
+                patches_of(model).apply(UnpackByKernel([part]))
     model.requires_grad_(False)
     model.model.norm.weight.requires_grad_(True)
     return model
@@ -169,13 +172,13 @@ def frozen(quantised: bool, kernel: bool = False):
 ATTENTION_PRODUCTS, MLP_PRODUCTS, LAST = 4, 3, 1
 
 
-@pytest.mark.parametrize(("quantised", "kernel"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("quantized", "kernel"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(
     ("offload", "long", "tiles", "attention_again"),
-    [(False, 9999, 1, ATTENTION_PRODUCTS), (True, 9999, tiles.PARTS, ATTENTION_PRODUCTS), (True, 1, tiles.PARTS, 1)],
+    [(False, 9999, 1, ATTENTION_PRODUCTS), (True, 9999, tiles.NUM_TILES, ATTENTION_PRODUCTS), (True, 1, tiles.NUM_TILES, 1)],
 )
-def test_a_layer_that_recomputes_keeps_its_input_and_computes_again_only_what_the_backward_pass_needs(
-    monkeypatch, plain_unpacking, quantised, kernel, offload, long, tiles, attention_again
+def test_a_checkpointed_layer_saves_its_input_and_computes_again_only_what_the_backward_pass_needs(
+    monkeypatch, plain_unpacking, quantized, kernel, offload, long, tiles, attention_again
 ):
     products, real = Products(), torch.compile
     torch._dynamo.reset()
@@ -184,27 +187,29 @@ def test_a_layer_that_recomputes_keeps_its_input_and_computes_again_only_what_th
     monkeypatch.setattr(compiled, "ATTENTION", ("hub_tests.",))
     monkeypatch.setattr(compiled, "LONG_ROWS", long)
     attention._kernel.cache_clear()
-    model = frozen(quantised, kernel)
-    compile_layers(layers_of(model))
-    recompute(layers_of(model), HostInputs(torch.device("cpu"), 1, divides_from=16) if offload else None)
-    with attention.varlen_attention(model):
-        gradients(model, pack, [(30, 20), (40,)])
+    model = frozen(quantized, kernel)
+    patches = patches_of(model)
+    patches.apply(CompiledLayers(layers_of(model)))
+    offloading = ActivationOffload(torch.device("cpu"), 1, tiles_from=16) if offload else None
+    patches.apply(Checkpointing(layers_of(model), offloading))
+    patches.apply(attention.VarlenAttention(model))
+    gradients(model, pack, [(30, 20), (40,)])
     attention._kernel.cache_clear()
     forward = ATTENTION_PRODUCTS + MLP_PRODUCTS * tiles
     assert products.forward == [forward]
-    # Of a layer's products all but the MLP's last are needed again; where attention is kept, its output's alone, since the
+    # Of a layer's products all but the MLP's last are needed again; if attention is saved, its output's alone, since the
     # stand-in's backward pass does without queries, keys and values.
     assert products.backward == [forward + attention_again + (MLP_PRODUCTS - LAST) * tiles]
     assert products.kept == [1 + (long == 1)]  # the output itself; and what attention gave
-    assert products.unpacked == ([MLP_PRODUCTS if offload else 0, ATTENTION_PRODUCTS + MLP_PRODUCTS] if quantised else [0, 0])
+    assert products.unpacked == ([MLP_PRODUCTS if offload else 0, ATTENTION_PRODUCTS + MLP_PRODUCTS] if quantized else [0, 0])
 
 
-def test_an_unpacked_weight_is_not_kept(monkeypatch, plain_unpacking):
+def test_a_dequantized_weight_is_not_saved(monkeypatch, plain_unpacking):
     products, real = Products(), torch.compile
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=products))
-    model = frozen(quantised=True, kernel=True)
-    compile_layers(layers_of(model))
+    model = frozen(quantized=True, kernel=True)
+    patches_of(model).apply(CompiledLayers(layers_of(model)))
     gradients(model, lambda samples: pad(samples, 0), [(30, 20)])
     assert products.unpacked == [0, ATTENTION_PRODUCTS + MLP_PRODUCTS]
     assert products.forward == [ATTENTION_PRODUCTS + MLP_PRODUCTS]
@@ -212,26 +217,26 @@ def test_an_unpacked_weight_is_not_kept(monkeypatch, plain_unpacking):
 
 def test_what_dropout_drops_is_dropped_again(adapted):
     model = adapted(dropout=0.5)
-    compile_layers(layers_of(model))
+    patches = ModelPatches(model)
+    patches.apply(CompiledLayers(layers_of(model)))
     found = []
     for seed, again in ((0, False), (1, False), (0, True)):
-        undo = recompute(layers_of(model)[: 3 * again])
-        torch.manual_seed(seed)
-        found.append(gradients(model, pack, [(30, 7, 19)])[0][0])
-        undo()
+        with patches.temporarily(Checkpointing(layers_of(model)[: 3 * again])):
+            torch.manual_seed(seed)
+            found.append(gradients(model, pack, [(30, 7, 19)])[0][0])
     torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-5)
     assert (found[0] - found[1]).norm() > 0.1 * found[0].norm()
 
 
 def test_padded_rows_take_few_versions(model):
-    compile_layers(layers_of(model))
+    patches_of(model).apply(CompiledLayers(layers_of(model)))
     _, counts = gradients(model, lambda samples: pad(samples, 0))
     assert counts[:2] == [1, 1]
     assert counts[3:] == [3] * (len(LENGTHS) - 3)  # and one for a single row, and one without a mask
 
 
 def test_evaluation_is_not_compiled(model):
-    compile_layers(layers_of(model))
+    patches_of(model).apply(CompiledLayers(layers_of(model)))
     before = num_compiled()
     model.eval()(input_ids=torch.arange(9)[None], use_cache=False)
     assert num_compiled() == before

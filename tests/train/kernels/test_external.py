@@ -1,4 +1,4 @@
-"""A model whose library brings kernels and checkpointing: the hub puts in none, and believes the library nothing."""
+"""A model whose library brings kernels and checkpointing: the hub adds none, and verifies the library's isolation."""
 
 import json
 from functools import partial
@@ -8,7 +8,7 @@ import pytest
 
 from hub import compose
 from hub.launch.launcher import launch
-from hub.train.kernels.external import OwnKernels
+from hub.train.kernels.external import ExternalKernels
 from hub.train.layout import activations, layout
 from hub.train.losses.causal_lm import causal_lm_loss, model_inputs
 from hub.train.recipe import Recipe
@@ -18,7 +18,7 @@ OPTIONS = ["algo=sft", "model=tiny", "data=tiny", "launch=inline", "model.dtype=
 
 
 def without_bounds(model, batch):
-    """Positions that run on over a packed row: the model takes it for one text."""
+    """Return inputs without positions that restart: the model takes the packed row for one text."""
     inputs = model_inputs(model, batch)
     if batch.packed:
         del inputs["position_ids"]
@@ -35,11 +35,11 @@ def expected(tmp_path_factory):
 
 
 @pytest.mark.parametrize("inputs", [model_inputs, without_bounds])
-def test_the_hub_puts_nothing_in_and_tries_the_librarys_way_of_packing(tmp_path, monkeypatch, expected, inputs):
-    own = OwnKernels(library="Spade", attention="spade", inputs=inputs, recomputes=True)
-    monkeypatch.setattr(hub_sft.recipe, "Recipe", partial(Recipe, loss=own_loss, kernels=own))
-    monkeypatch.setattr(activations, "recompute", None)  # called, they would end the run
-    for name in ("compile_layers", "choose_attention", "choose_head", "hidden_states_in"):
+def test_the_hub_patches_nothing_and_tries_the_librarys_packing(tmp_path, monkeypatch, expected, inputs):
+    external = ExternalKernels(library="Spade", attention="spade", inputs=inputs, checkpoints=True)
+    monkeypatch.setattr(hub_sft.recipe, "Recipe", partial(Recipe, loss=own_loss, kernels=external))
+    monkeypatch.setattr(activations, "Checkpointing", None)  # called, they would end the run
+    for name in ("CompiledLayers", "choose_attention", "choose_head", "HiddenStatesIn"):
         monkeypatch.setattr(layout, name, None)
     found = launch(compose(*OPTIONS, f"output_dir={tmp_path}", "algo.gradient_checkpointing=all", "algo.torch_compile=layers"))
     plan = json.loads((found.run_path / "plan.json").read_text())

@@ -10,7 +10,8 @@ from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.batch.collate import pack
 from hub.train.kernels import head
-from hub.train.kernels.head import FusedHead, linear_cross_entropy, token_cross_entropies
+from hub.train.kernels.head import FusedHead, fused_head, linear_cross_entropy, token_cross_entropies
+from hub.train.kernels.patches import ModelPatches
 from hub.train.losses.causal_lm import causal_lm_loss, token_log_probabilities
 
 
@@ -72,11 +73,14 @@ def test_a_model_with_it_gives_the_same_loss_and_gradients_and_its_logits_withou
     log_probabilities = token_log_probabilities(model, pack(samples))
     assert -log_probabilities.sum().item() == pytest.approx(plain, rel=1e-6)
     logits = model(torch.arange(9)[None]).logits
-    fused = FusedHead(model.get_output_embeddings())
+    patches = ModelPatches(model)
+    fused = patches.apply(FusedHead(model.get_output_embeddings()))
+    assert fused_head(model) is fused
     loss, found = gradients()
     assert loss == pytest.approx(plain, rel=1e-6)
     assert (found - expected).norm() < 1e-5 * expected.norm()
     assert torch.allclose(token_log_probabilities(model, pack(samples)), log_probabilities, rtol=1e-5)
     assert torch.equal(model(torch.arange(9)[None]).logits, logits)
-    fused.remove()
+    patches.undo(fused)
+    assert fused_head(model) is None
     assert gradients()[0] == plain

@@ -1,20 +1,21 @@
-"""An MLP that takes its tokens in parts: the same numbers, in plain layers and in those of 4 bits."""
+"""A tiled MLP: the same numbers, in plain layers and in 4-bit ones."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from hub.testing import tiny_model_path
-from hub.train.kernels.recompute import layers_of
-from hub.train.kernels.tiles import divide
+from hub.train.kernels.patches import ModelPatches
+from hub.train.kernels.structure import layers_of
+from hub.train.kernels.tiles import TiledMlp
 
 
-def layer_of(quantised: bool):
-    if quantised:
+def layer_of(quantized: bool):
+    if quantized:
         bitsandbytes = pytest.importorskip("bitsandbytes", reason="the package bitsandbytes is not installed")
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32).train()
     layer = layers_of(model)[0]
-    for name in ("gate_proj", "up_proj", "down_proj") if quantised else ():
+    for name in ("gate_proj", "up_proj", "down_proj") if quantized else ():
         plain = getattr(layer.mlp, name)
         part = bitsandbytes.nn.Linear4bit(plain.in_features, plain.out_features, bias=False, compute_dtype=torch.float32)
         part.load_state_dict(plain.state_dict())
@@ -22,10 +23,10 @@ def layer_of(quantised: bool):
     return layer
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_output_and_gradients_are_those_of_all_tokens_at_once(quantised):
+@pytest.mark.parametrize("quantized", [False, True])
+def test_output_and_gradients_are_those_of_all_tokens_at_once(quantized):
     torch.manual_seed(0)
-    layer = layer_of(quantised)
+    layer = layer_of(quantized)
     calls = []
     layer.mlp.act_fn.register_forward_hook(lambda module, args, output: calls.append(args[0].shape[1]))
 
@@ -39,21 +40,22 @@ def test_output_and_gradients_are_those_of_all_tokens_at_once(quantised):
     lengths = (1, 19, 20, 39, 61)
     whole = [results(tokens) for tokens in lengths]
     calls.clear()
-    undo = divide(layer, 40)
-    parted = [results(tokens) for tokens in lengths]
+    patches = ModelPatches(layer)
+    patch = patches.apply(TiledMlp(layer, 40))
+    tiled = [results(tokens) for tokens in lengths]
     assert calls == [1, 19, 5, 5, 5, 5, 9, 9, 9, 12, 15, 15, 15, 16]
-    undo()
+    patches.undo(patch)
     calls.clear()
     again = results(61)
     assert calls == [61]
-    for found, expected in zip([*parted, again], [*whole, whole[-1]], strict=True):
+    for found, expected in zip([*tiled, again], [*whole, whole[-1]], strict=True):
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_and_other_kinds_of_layers_are_left_alone():
-    layer = layer_of(quantised=False)
-    divide(layer, 20)
+    layer = layer_of(quantized=False)
+    ModelPatches(layer).apply(TiledMlp(layer, 20))
     calls = []
     layer.mlp.act_fn.register_forward_hook(lambda module, args, output: calls.append(args[0].shape[1]))
     layer.eval()
@@ -64,5 +66,8 @@ def test_evaluation_and_other_kinds_of_layers_are_left_alone():
     assert len(calls) == 2
     other = torch.nn.Module()
     other.mlp = torch.nn.Linear(4, 4)
-    divide(other, 20)()
+    patches = ModelPatches(other)
+    patch = patches.apply(TiledMlp(other, 20))
+    assert "forward" not in vars(other.mlp)
+    patches.undo(patch)
     assert "forward" not in vars(other.mlp)

@@ -1,9 +1,10 @@
-"""Layers of 4 bits by the hub's own operators. tests/gpu has the kernel itself."""
+"""4-bit layers with the hub's own operators. tests/gpu has the kernel itself."""
 
 import pytest
 import torch
 
-from hub.train.kernels.unpack import packed_parts, product, train_by_kernel, unpack, unpack_once, use_kernel
+from hub.train.kernels.patches import ModelPatches
+from hub.train.kernels.unpack import UnpackByKernel, UnpackOnce, packed_parts, product, unpack, use_kernel
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the package bitsandbytes is not installed")
 
@@ -30,11 +31,12 @@ def test_outputs_and_gradients_are_those_of_bitsandbytes(plain_unpacking, nested
     layer = layer_of(nested, kind, bias=True)
     x = torch.randn(3, 5, 128)
     expected = results(layer, x)
-    train_by_kernel(layer)
+    patches = ModelPatches(layer)
+    patches.apply(UnpackByKernel([layer]))
     own = results(layer, x)
-    undo = unpack_once(layer)
+    patch = patches.apply(UnpackOnce([layer]))
     once = results(layer, x)
-    undo()
+    patches.undo(patch)
     again = results(layer, x)
     for found in (own, once, again):
         for one, other in zip(found, expected, strict=True):
@@ -51,21 +53,26 @@ def test_a_compiler_is_told_the_truth(plain_unpacking):
 @pytest.mark.parametrize("once", [False, True])
 def test_evaluation_is_left_to_bitsandbytes(no_kernel, once):
     layer = layer_of(True, "nf4")
-    train_by_kernel(layer)
+    patches = ModelPatches(layer)
+    patches.apply(UnpackByKernel([layer]))
     if once:
-        unpack_once(layer)
+        patches.apply(UnpackOnce([layer]))
     x = torch.randn(5, 128)
     assert torch.equal(layer.eval()(x), layer_of(True, "nf4").eval()(x))
     with pytest.raises(ImportError):
         layer.train()(x)
 
 
-def test_what_the_kernel_can_not_do_stays_as_it_was():
-    changed = "there are none, or something else has changed them: weights that are shared out, hooks"
-    assert use_kernel(torch.nn.Linear(2, 2)) == changed
+def test_layers_that_the_kernel_does_not_support_stay_as_they_are():
+    changed = "there are none, or their forward pass is patched already (sharded weights, hooks)"
+    linear = torch.nn.Linear(2, 2)
+    assert use_kernel(ModelPatches(linear), linear) == changed
     layer = layer_of(True, "nf4")
-    assert use_kernel(layer) == "their weights are packed in a way that it does not know"  # on a CPU
+    patches = ModelPatches(layer)
+    assert use_kernel(patches, layer) == "their weights are packed in a format that it does not support"  # on a CPU
+    assert patches.plan()["unpacking"] == "bitsandbytes"
     assert "forward" not in vars(layer)
-    layer.forward = lambda x: x
-    assert use_kernel(layer) == changed
-    assert unpack_once(layer) is None
+    layer.forward = forward = lambda x: x
+    assert use_kernel(patches, layer) == changed
+    patches.apply(UnpackOnce([layer]))
+    assert vars(layer)["forward"] is forward

@@ -15,10 +15,12 @@ from hub.data.prepare import Sample
 from hub.testing import tiny_model_path
 from hub.train.batch.collate import pack, pad
 from hub.train.kernels import attention, flash4
-from hub.train.kernels.attention import sample_bounds, uses_varlen, varlen_attention
-from hub.train.kernels.recompute import layers_of, recompute
+from hub.train.kernels.attention import VarlenAttention, sample_bounds, uses_varlen
+from hub.train.kernels.checkpointing import Checkpointing
+from hub.train.kernels.patches import ModelPatches, patches_of
+from hub.train.kernels.structure import layers_of
 from hub.train.layout.choose import choose_attention, choose_compile, choose_head
-from hub.train.layout.memory_budget import Line, Need, choose_bound, loads_of
+from hub.train.layout.memory_budget import Line, PassMemory, choose_max_tokens, draw_loads
 from hub.train.losses.causal_lm import causal_lm_loss, model_inputs
 
 CPU = torch.device("cpu")
@@ -37,21 +39,22 @@ def samples():
 @pytest.mark.parametrize(
     ("room", "longest", "expected"),
     [
-        (1e9, 100, (16384, 0)),  # all fits: as many tokens as are of use, nothing recomputed
-        (8000 * 1000.0, 100, (7680, 0)),  # fewer tokens, rather than recompute
-        (3100 * 1000.0, 100, (4096, 3)),  # enough tokens, and as few layers recomputed as that asks for
+        (1e9, 100, (16384, 0)),  # all fits: as many tokens as are of use, nothing checkpointed
+        (8000 * 1000.0, 100, (7680, 0)),  # fewer tokens, rather than checkpointing
+        (3100 * 1000.0, 100, (4096, 3)),  # enough tokens, and as few checkpointed layers as that needs
         (800 * 1000.0, 100, (6656, 10)),
-        (200 * 1000.0, 100, (1536, 10)),  # all recomputed, and fewer tokens
+        (200 * 1000.0, 100, (1536, 10)),  # all checkpointed, and fewer tokens
         (1000 * 1000.0, 5000, (8192, 10)),  # the longest sample has to fit
         (100 * 1000.0, 5000, None),
     ],
 )
-def test_activations_are_kept_before_more_tokens_are_taken(room, longest, expected):
-    need = Need(Line(1000.0), Line(120.0), num_layers=10)
-    found = choose_bound(need, room, longest)
+def test_checkpointing_is_avoided_before_more_tokens_are_taken(room, longest, expected):
+    memory = PassMemory(Line(1000.0), Line(120.0), num_layers=10)
+    found = choose_max_tokens(memory, room, longest)
     assert found == expected
     if found:
-        assert found[0] * need.of(found[1]).per_token <= max(room, longest * need.of(found[1]).per_token)
+        per_token = memory.with_checkpointed(found[1]).per_token
+        assert found[0] * per_token <= max(room, longest * per_token)
 
 
 def test_what_does_not_grow_with_the_tokens_is_not_counted_for_each():
@@ -60,37 +63,39 @@ def test_what_does_not_grow_with_the_tokens_is_not_counted_for_each():
     assert line.tokens(9e6) == 3000
     assert Line.through([(2000, 7e6)]) == Line(3500.0)
     assert Line.through([(1000, 8e6), (2000, 7e6)]) == Line(3500.0)  # no line that grows
-    need = Need(line, Line(500.0, 1e6), num_layers=4)
-    assert need.of(2) == Line(1250.0, 2e6)
+    memory = PassMemory(line, Line(500.0, 1e6), num_layers=4)
+    assert memory.with_checkpointed(2) == Line(1250.0, 2e6)
 
 
 @pytest.mark.parametrize(
-    ("toll", "expected"),
+    ("cost", "expected"),
     [
-        (0.0, (8192, 0)),  # nothing is recomputed: two micro-batches
+        (0.0, (8192, 0)),  # nothing is checkpointed: two micro-batches
         (500.0, (8192, 0)),  # not worth it
-        (4000.0, (12288, 4)),  # some layers recompute, and one micro-batch holds all
+        (4000.0, (12288, 4)),  # some layers are checkpointed, and one micro-batch holds all
     ],
 )
-def test_a_micro_batch_that_costs_of_itself_is_worth_recomputing_for(toll, expected):
-    need = Need(Line(1000.0), Line(200.0), num_layers=10)
-    assert choose_bound(need, 8400e3, 100, 32768, None, [12000.0, 11000.0], toll) == expected
+def test_a_micro_batch_with_a_cost_of_its_own_is_worth_checkpointing_for(cost, expected):
+    memory = PassMemory(Line(1000.0), Line(200.0), num_layers=10)
+    assert choose_max_tokens(memory, 8400e3, 100, 32768, None, [12000.0, 11000.0], cost) == expected
 
 
-def test_a_bound_that_was_asked_for_need_only_hold_what_a_step_makes_of_it():
-    need = Need(Line(1000.0), Line(200.0), num_layers=10)
-    assert choose_bound(need, 8192e3, 100, asked=8192) == (8192, 0)
-    assert choose_bound(need, 7800e3, 100, asked=8192) == (8192, 1)
-    assert choose_bound(need, 7800e3, 100, asked=8192, loads=[30000.0, 29000.0]) == (8192, 0)  # four micro-batches of 7,500
-    assert choose_bound(need, 7800e3, 7900, asked=8192, loads=[30000.0]) == (8192, 1)  # the longest sample has to fit
-    assert choose_bound(need, 1600e3, 100, asked=8192) is None
+def test_a_requested_budget_need_only_hold_what_a_step_makes_of_it():
+    memory = PassMemory(Line(1000.0), Line(200.0), num_layers=10)
+    assert choose_max_tokens(memory, 8192e3, 100, requested=8192) == (8192, 0)
+    assert choose_max_tokens(memory, 7800e3, 100, requested=8192) == (8192, 1)
+    # Four micro-batches of 7,500.
+    assert choose_max_tokens(memory, 7800e3, 100, requested=8192, loads=[30000.0, 29000.0]) == (8192, 0)
+    # The longest sample has to fit.
+    assert choose_max_tokens(memory, 7800e3, 7900, requested=8192, loads=[30000.0]) == (8192, 1)
+    assert choose_max_tokens(memory, 1600e3, 100, requested=8192) is None
 
 
 def test_loads_are_those_of_the_samples():
-    loads = loads_of([100, 300], 64)
+    loads = draw_loads([100, 300], 64)
     assert len(set(loads)) > 1
     assert sum(loads) / len(loads) == pytest.approx(64 * 200, rel=0.05)
-    assert loads_of([100], 1.5) == [150.0] * len(loads)
+    assert draw_loads([100], 1.5) == [150.0] * len(loads)
 
 
 def test_compiling_is_for_long_runs_on_a_gpu():
@@ -103,10 +108,18 @@ def test_compiling_is_for_long_runs_on_a_gpu():
 
 def test_a_cpu_keeps_the_models_own_attention_and_output_layer():
     model = load()
-    attention = choose_attention(model, 512, CPU, torch.float32)
+    patches = ModelPatches(model)
+    attention = choose_attention(patches, model, 512, CPU, torch.float32)
     assert (attention.packed, attention.name) == (True, "sdpa")
     assert attention.because.startswith("variable-length attention needs a GPU")
-    assert not choose_head(model, 512, CPU, torch.float32, attention.packed)[0]
+    assert not choose_head(patches, model, 512, CPU, torch.float32, attention.packed)
+    assert not patches.applied
+    assert patches.plan() == {
+        "attention": "sdpa",
+        "attention_because": attention.because,
+        "fused_head": False,
+        "fused_head_because": "it runs on a GPU only",
+    }
 
 
 def reference(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
@@ -138,12 +151,12 @@ def test_variable_length_attention_gives_the_models_own_result(family, samples, 
         return torch.cat([outputs[0][0], *rows, outputs[2][0]])
 
     own = logits()
-    with varlen_attention(model) as keep:
+    patches = patches_of(model)
+    with patches.temporarily(VarlenAttention(model)):
         assert uses_varlen(model)
         assert torch.allclose(logits(), own, atol=1e-5)
     assert not uses_varlen(model)
-    with varlen_attention(model) as keep:
-        keep()
+    patches.apply(VarlenAttention(model))
     assert uses_varlen(model)
 
 
@@ -152,7 +165,7 @@ def test_flash_attention_4_is_called_like_torchs_kernel(samples, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("mistral"), dtype=torch.float32, sliding_window=8).eval()
     with torch.no_grad():
         own = model(**model_inputs(model, pack(samples))).logits
-        with varlen_attention(model, attention.flash_attention_4()):
+        with patches_of(model).temporarily(VarlenAttention(model, kernel=attention.flash_attention_4())):
             found = model(**model_inputs(model, pack(samples))).logits
     assert torch.allclose(found, own, atol=1e-5)
 
@@ -197,24 +210,26 @@ def test_a_window_that_the_kernel_does_not_know_leaves_the_model_its_own_attenti
     attention._kernel.cache_clear()
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("mistral"), dtype=torch.float32, sliding_window=4096).eval()
     try:
-        with varlen_attention(model), pytest.raises(attention.UnsuitedError, match="sliding windows"):
+        with (
+            patches_of(model).temporarily(VarlenAttention(model)),
+            pytest.raises(attention.UnsuitedError, match="sliding windows"),
+        ):
             model(**model_inputs(model, pack(samples)))
     finally:
         attention._kernel.cache_clear()
 
 
-def test_recomputed_layers_give_the_same_gradients_and_can_be_kept_again(samples):
+def test_checkpointed_layers_give_the_same_gradients_and_checkpointing_can_be_undone(samples):
     def gradients(num: int) -> dict[str, torch.Tensor]:
         model = load()
-        undo = recompute(layers_of(model)[:num])
-        causal_lm_loss(model, pack(samples)).backward()
-        undo()
+        with patches_of(model).temporarily(Checkpointing(layers_of(model)[:num])):
+            causal_lm_loss(model, pack(samples)).backward()
         return {name: p.grad for name, p in model.named_parameters()}
 
-    kept = gradients(0)
+    plain = gradients(0)
     for num in (1, 2):
-        recomputed = gradients(num)
-        assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+        checkpointed = gradients(num)
+        assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
 
 
 def test_a_packed_row_says_where_its_samples_are(samples):
