@@ -416,6 +416,16 @@ def test_documents_of_a_pair_are_neither_joined_nor_split(tokenizer, install, tm
     assert (len(prepared.train), prepared.report["num_left_out"]) == (NUM_ROWS, 1)
 
 
+def test_texts_of_a_format_with_one_sample_a_row_are_split_beside_documents_that_are_joined(tokenizer, install, tmp_path):
+    source = PLUGIN.replace(', roles=("chosen", "rejected")', "").replace("BODY", "return {'text': row['chosen']}")
+    install(source=source)
+    path = write(tmp_path / "pairs.jsonl", [pair(1, 30)])
+    parts = encode(tokenizer, path, 16, block_size=16)
+    assert len(parts) > 1
+    assert max(part.num_tokens for part in parts) == 16
+    assert {part.format for part in parts} == {"pair"}
+
+
 def test_the_cache_does_not_give_what_another_version_of_the_plugin_made(tokenizer, install, tmp_path):
     path = write(tmp_path / "pairs.jsonl", PAIRS)
 
