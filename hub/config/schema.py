@@ -337,7 +337,7 @@ class RunConfig:
         Args:
             parts: the parts that are checked beyond choices and bounds. Leave out parts with overrides that could not be
                 read: their values are not what the user meant.
-            data_formats: all known data formats. Pass those of plugins too: `hub.plugins.registry.data_formats()`.
+            data_formats: all known data formats. Pass those of plugins too: `hub.plugins.registry.data_format_names()`.
         """
         clashes: dict[str, Callable[[RunConfig], Iterable[str]]] = {
             "algo": self.algo.problems,

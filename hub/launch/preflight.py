@@ -4,31 +4,27 @@ All problems are reported at once. Nothing here imports torch.
 """
 
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hub.config.option import AUTO, field_problems
 from hub.config.rules import format_problems
-from hub.config.schema import PARTS, ZERO, AlgoConfig, RunConfig
+from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.data.check import check_rows
 from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
+from hub.launch.machine import machine_problems, missing_packages
 from hub.models.tiny import FAMILIES, tiny_data_path
 from hub.plugins.registry import ResolvedRun, data_format_names, resolve
 from hub.system.gpus import has_no_gpu, num_visible_gpus
 from hub.train.batch.split import auto_batch_size, num_steps
 
 TINY = "tiny:"
-BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 LOOK, STREAM_LOOK = 20_000, 1_000
 """Rows of each source that are checked before a run starts: from files, and from streams."""
-
-TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
@@ -65,9 +61,9 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     cfg = _with_dtype(cfg)
     if in_bounds["launch"]:
         cfg = _with_num_processes(cfg)
-        errors += [ConfigError(line) for line in _machine_problems(cfg)] if here else []
+        errors += [ConfigError(line) for line in machine_problems(cfg)] if here else []
     if cfg.launch.python is None:
-        errors += [ConfigError(line) for line in _missing_packages(cfg)]
+        errors += [ConfigError(line) for line in missing_packages(cfg)]
     if num_rows is not None and in_bounds["algo"]:
         errors += [ConfigError(line) for line in _warmup_problem(cfg, num_rows)]
     _raise(errors)
@@ -185,56 +181,6 @@ def _check_data(cfg: RunConfig) -> int | None:
     if not sources or len(sizes) < len(sources) or any(cfg.data_problems(data_format_names())):
         return None
     return make_mix(sources, sizes).per_pass
-
-
-def _machine_problems(cfg: RunConfig) -> Iterator[str]:
-    nproc = int(cfg.launch.nproc_per_node)
-    gpus = num_visible_gpus()
-    if gpus and nproc > gpus:
-        yield f"launch.nproc_per_node={nproc} but {gpus} GPU(s) are visible. Type launch.nproc_per_node={gpus}"
-    if cfg.launch.strategy == "split" and gpus < 2:
-        yield f"launch.strategy=split spreads the layers over several GPUs, but {gpus} are visible. Type launch.strategy=auto"
-    world = nproc * cfg.launch.nnodes
-    if cfg.launch.strategy in ("fsdp", *ZERO) and world == 1:
-        yield (
-            f"launch.strategy={cfg.launch.strategy} shards a model over several processes, and there is only one. "
-            "Type launch.nproc_per_node=2 or launch.strategy=auto"
-        )
-    batch = cfg.algo.effective_batch_size
-    if isinstance(batch, int) and 0 < batch < world:
-        yield (
-            f"algo.effective_batch_size={batch} is below the number of processes ({world}): "
-            f"one of them would be idle. Type algo.effective_batch_size={world} or fewer processes"
-        )
-    if cfg.launch.rdzv_endpoint and cfg.launch.node_rank == 0:
-        yield from _port_problem(cfg.launch.rdzv_endpoint)
-
-
-def _missing_packages(cfg: RunConfig) -> Iterator[str]:
-    if cfg.algo.optimizer in BITSANDBYTES_OPTIMIZERS and find_spec("bitsandbytes") is None:
-        yield (f"algo.optimizer={cfg.algo.optimizer} needs bitsandbytes. Type pip install bitsandbytes or algo.optimizer=adamw")
-    if cfg.launch.strategy in ZERO and find_spec("deepspeed") is None:
-        yield f"launch.strategy={cfg.launch.strategy} needs deepspeed. Type pip install deepspeed or launch.strategy=fsdp"
-    package = TRACKER_PACKAGES.get(cfg.track.tool)
-    # find_spec also finds a folder of that name, as trackers leave behind, but without origin.
-    if package and getattr(find_spec(package), "origin", None) is None:
-        yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
-
-
-def _port_problem(endpoint: str) -> Iterator[str]:
-    host, _, port = endpoint.rpartition(":")
-    if not (host and port.isdigit() and 0 < int(port) < 65536):
-        return
-    try:
-        address = socket.gethostbyname(host)
-    except (OSError, UnicodeError):  # UnicodeError: the name is too long to look up
-        yield f"launch.rdzv_endpoint={endpoint}: the host {host} is not known. Type an address that all machines know"
-        return
-    with socket.socket() as probe:
-        try:
-            probe.bind((address, int(port)))
-        except OSError as error:
-            yield f"launch.rdzv_endpoint={endpoint}: this port can't be used ({error.strerror}). Type another"
 
 
 def _warmup_problem(cfg: RunConfig, num_train: int) -> Iterator[str]:
