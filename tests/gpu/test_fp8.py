@@ -140,7 +140,7 @@ FULL = ["algo=sft", "algo.learning_rate=1e-3", "algo.effective_batch_size=8"]
 @pytest.mark.parametrize(
     "options",
     [[], FULL, [*FULL, "algo.master_weights=false"], [*FULL, "algo.gradient_checkpointing=all"]],
-    ids=["lora", "full", "full in bfloat16", "full, recomputed"],
+    ids=["lora", "full", "full in bfloat16", "full, checkpointed"],
 )
 def test_a_run_learns_like_one_in_bfloat16(tmp_path, compiled, options):
     found = run(tmp_path, *options, "algo.precision=fp8", f"algo.torch_compile={compiled}")
@@ -152,9 +152,9 @@ def test_a_run_learns_like_one_in_bfloat16(tmp_path, compiled, options):
     assert plan["packed"]
 
 
-@pytest.mark.parametrize("recomputed", ["none", "all"])
-def test_nothing_is_compiled_after_the_first_step(tmp_path, recomputed):
-    options = [*FULL, "algo.precision=fp8", "algo.torch_compile=layers", f"algo.gradient_checkpointing={recomputed}"]
+@pytest.mark.parametrize("checkpointing", ["none", "all"])
+def test_nothing_is_compiled_after_the_first_step(tmp_path, checkpointing):
+    options = [*FULL, "algo.precision=fp8", "algo.torch_compile=layers", f"algo.gradient_checkpointing={checkpointing}"]
     result = run(tmp_path, *options, "algo.max_tokens_per_gpu=700", "algo.max_steps=25", "algo.num_epochs=9")
     counts = [line["graphs_compiled"] for line in result.metrics]
     assert len(counts) == 25

@@ -1,4 +1,4 @@
-"""The main job on one GPU: both algorithms, quantised base weights, 8-bit optimizers, recomputed activations, isolation."""
+"""The main job on one GPU: both algorithms, quantized base weights, 8-bit optimizers, activation checkpointing, isolation."""
 
 import json
 

@@ -98,7 +98,7 @@ def test_the_losses_are_those_of_the_native_backend(place, native, checkpointing
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_weights_train_and_the_adapter_loads(place, bits):
+def test_quantized_weights_train_and_the_adapter_loads(place, bits):
     folder = run(place, f"bits-{bits}", "algo.backend=unsloth", f"algo.load_in_{bits}bit=true")
     found, base = losses(folder), losses(run(place, f"native-{bits}", f"algo.load_in_{bits}bit=true"))
     assert found[-1] < found[0] - 0.1

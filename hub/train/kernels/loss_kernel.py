@@ -1,8 +1,8 @@
 """Cross entropy of a chunk of logits and its gradient in one kernel for NVIDIA's and AMD's GPUs.
 
-One program goes over a row of logits twice: for the logarithm of the summed exponentials, each lane with a maximum of its
-own (Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867), and to put the gradient in the
-logits' place. It computes in float32.
+One program goes over a row of logits twice: for the logarithm of the summed exponentials, each lane with a maximum of its own
+(Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867), and to put the gradient in the logits'
+place. It computes in float32.
 """
 
 import torch
