@@ -75,7 +75,7 @@ def test_a_config_that_names_other_weights_is_refused(folder, canary, weights):
 def test_an_adapter_beside_the_model_is_refused(folder, canary):
     (folder / "adapter_model.bin").write_bytes(canary.pickle)
     edit(folder / "adapter_config.json", peft_type="LORA", base_model_name_or_path="somebody/else")
-    assert "an adapter (adapter_config.json) lies beside the model" in refusal(folder)
+    assert "the folder also has an adapter (adapter_config.json)" in refusal(folder)
     (folder / "config.json").unlink()
     refusal(folder)
     assert not canary.appeared()
@@ -207,7 +207,7 @@ def test_a_pickle_in_a_checkpoint_is_refused_although_its_manifest_agrees(hub, c
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     said = hub(f"resume={checkpoint}", "launch.mode=inline")
     assert (said.code, len(said.problems)) == (2, 1)
-    assert f"{name} is no safetensors file, and no other kind is read" in said.problems[0]
+    assert f"{name} is not a safetensors file, and no other format is read" in said.problems[0]
     assert not canary.appeared()
 
 

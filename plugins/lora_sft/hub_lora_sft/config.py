@@ -48,7 +48,7 @@ class LoraSftConfig(AlgoConfig):
     """Start of A and B. default: A random, B zero. pissa: main singular directions (arXiv 2404.02948). loftq: 2310.08659."""
 
     load_in_4bit: bool = False
-    """Hold the frozen weights in 4 bit (NF4, double quantisation; QLoRA). Needs bitsandbytes."""
+    """Hold the frozen weights in 4 bit (NF4, double quantization; QLoRA). Needs bitsandbytes."""
 
     load_in_8bit: bool = False
     """Hold the frozen weights in 8 bit (LLM.int8()). Needs bitsandbytes."""
@@ -62,16 +62,16 @@ class LoraSftConfig(AlgoConfig):
         yield from self._target_problems()
         if self.load_in_4bit and self.load_in_8bit:
             yield "algo.load_in_4bit and algo.load_in_8bit are both set. Set one of them."
-        quantised = self.load_in_4bit or self.load_in_8bit
-        if quantised and find_spec("bitsandbytes") is None and cfg.launch.python is None:
+        quantized = self.load_in_4bit or self.load_in_8bit
+        if quantized and find_spec("bitsandbytes") is None and cfg.launch.python is None:
             yield "algo.load_in_4bit and algo.load_in_8bit need bitsandbytes. Type pip install bitsandbytes"
-        if cfg.model.quantization and quantised:
+        if cfg.model.quantization and quantized:
             yield (
                 f"model.path={cfg.model.path} is stored as {cfg.model.quantization} already. "
                 "Leave algo.load_in_4bit and algo.load_in_8bit out (algo=lora_sft, not qlora_sft)"
             )
-        if (quantised or cfg.model.quantization) and self.init not in ("default", "gaussian", "orthogonal"):
-            yield f"algo.init={self.init} reads the full weights, which a quantised model does not have. Type algo.init=default"
+        if (quantized or cfg.model.quantization) and self.init not in ("default", "gaussian", "orthogonal"):
+            yield f"algo.init={self.init} reads the full weights, which a quantized model does not have. Type algo.init=default"
         if self.precision == "fp8":
             others = {
                 "algo.load_in_4bit=true": self.load_in_4bit,

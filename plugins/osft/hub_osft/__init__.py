@@ -1,4 +1,4 @@
-"""OSFT: new tasks are learnt in directions that a model hardly uses, so that it keeps what it knows."""
+"""OSFT: new tasks are learned in low-importance singular directions, so that the model retains what it knows."""
 
 from collections.abc import Iterable
 

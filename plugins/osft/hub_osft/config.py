@@ -14,86 +14,86 @@ ADAPTIVE = "adaptive"
 ACTIVATIONS = "activations"
 FACTORED = "factored"
 DEFAULT_RATIO = {"weights": 0.25, ACTIVATIONS: 0.5}
-DEFAULT_RATIO_DRAWN_BACK = 1.0
+DEFAULT_RATIO_WITH_PENALTY = 1.0
 
 
 @dataclass(kw_only=True)
 class OsftConfig(AlgoConfig):
-    """Orthogonal subspace fine-tuning (arXiv 2504.07097): full-rank updates within directions that are hardly used so far."""
+    """Orthogonal subspace fine-tuning (arXiv 2504.07097): full-rank updates within low-importance singular directions."""
 
     learning_rate: float = option(5e-5, gt=0)
-    """Peak learning rate. Only a share of each matrix moves, which takes a higher rate than full fine-tuning."""
+    """Peak learning rate. Only part of each matrix moves, which needs a higher rate than full fine-tuning."""
 
     num_epochs: float = option(2.0, gt=0)
     """Passes over the training data."""
 
     unfreeze_rank_ratio: float | None = option(None, gt=0, le=1)
-    """Share of each matrix's directions that may move, exactly as given, at least one. 1.0 is plain SFT. null: 0.25, with
-    subspace=activations 0.5, with protect_strength 1.0, with rank_policy=adaptive what follows from min_keep and max_keep."""
+    """Fraction of each matrix's directions that may move, at least one. 1.0 is plain SFT. null: 0.25, with subspace=activations
+    0.5, with protect_strength 1.0, with rank_policy=adaptive computed from min_keep and max_keep."""
 
     subspace: str = option("weights", choices=("weights", ACTIVATIONS))
-    """Which directions are kept. weights: those of the largest singular values. activations: the input directions that
+    """Which directions are protected. weights: those of the largest singular values. activations: the input directions that
     protect_data uses most."""
 
     rank_policy: str = option("fixed", choices=("fixed", ADAPTIVE))
-    """fixed: the same ratio for every matrix. adaptive: more is kept in layers that change protect_data less."""
+    """fixed: the same ratio for every matrix. adaptive: more is protected in layers that change protect_data less."""
 
     min_keep: float = option(0.1, ge=0, lt=1)
-    """With rank_policy=adaptive: share of directions that a layer of no importance keeps."""
+    """With rank_policy=adaptive: fraction of protected directions in a layer of no importance."""
 
     max_keep: float = option(0.8, gt=0, le=1)
-    """With rank_policy=adaptive: share of directions that a layer of mean importance keeps. More important ones keep more."""
+    """With rank_policy=adaptive: fraction of protected directions in a layer of mean importance. Important layers have more."""
 
     target_patterns: Any = "all"
-    """Matrices that train: all, attention, mlp, or a list of regular expressions for module names. The output layer is none."""
+    """Matrices that train: all, attention, mlp, or a list of regular expressions for module names. Never the output layer."""
 
     constraint: str = option("strict", choices=("strict", "corner"))
-    """What a change must leave alone. strict: everything that reads or writes a kept direction. corner: only what does both,
-    as in the paper's equation; takes the memory of full fine-tuning."""
+    """What must not change. strict: everything that reads or writes a protected direction. corner: only what does both, as in
+    the paper's equation; needs the memory of full fine-tuning."""
 
     parametrization: str = option("fast", choices=("fast", FACTORED))
     """fast: coordinates of the change, at the speed of plain training. factored: the paper's trained factors U, S, V; slow,
     for comparison."""
 
     protect_data: Any = None
-    """Data to protect, for subspace=activations and rank_policy=adaptive: a file or a list of files, in the forms of
+    """Data to protect, for subspace=activations and rank_policy=adaptive: a file or a list of files, in the formats of
     data.path."""
 
     protect_samples: int = option(512, ge=1)
-    """Rows taken from each file of protect_data at most, chosen by seed."""
+    """Maximum number of rows from each file of protect_data, chosen by seed."""
 
     protect_from: str | None = None
-    """Model folder of an earlier run with save_protection: what it protected, and learnt, is protected too."""
+    """Model folder of an earlier run with save_protection: what it protected, and learned, is protected too."""
 
     protect_strength: float = option(0.0, ge=0)
-    """With subspace=activations: how strongly what may move is drawn back to where it was, the more, the more the data to
-    protect uses a direction and the more the weight matters to it. Times the learning rate, as weight decay is. With 600 the
-    model learned what full fine-tuning learned, and lost 0.008 of it (docs/osft.md). 0: not at all."""
+    """With subspace=activations: penalty strength that pulls free directions toward the base weights, in proportion to how much
+    the data to protect uses a direction and how much the weight matters to it. Multiplied by the learning rate, as weight decay
+    is. With 600 the model learned what full fine-tuning learned, and lost 0.008 of it (docs/osft.md). 0: no penalty."""
 
     save_protection: bool = False
-    """With subspace=activations: write what protect_data and the training data need (covariances, and how much each weight
-    matters) beside the model, for a next task's protect_from."""
+    """With subspace=activations: save what protect_data and the training data need (covariances, and how much each weight
+    matters) in the model folder, for a next task's protect_from."""
 
     train_embeddings: bool = False
-    """The input embeddings learn too. With subspace=activations those of tokens that protect_data never has; else all of them,
-    without protection."""
+    """The input embeddings learn too. With subspace=activations only those of tokens that protect_data never has; otherwise all
+    of them, without protection."""
 
     train_norms: bool = False
     """Norms and biases learn too, without protection."""
 
     train_head: bool = False
-    """The output layer learns too, without protection. One with the embeddings in models that tie them."""
+    """The output layer learns too, without protection. The same weight as the embeddings in models that tie them."""
 
     cache: bool = True
-    """Keep the directions of subspace=weights in the user's cache (HUB_CACHE), so that the next run on this model starts at
-    once."""
+    """Store the directions of subspace=weights in the user's cache (HUB_CACHE), so that the next run on this model starts
+    faster."""
 
     @property
     def ratio(self) -> float:
-        """The share that is free with rank_policy=fixed."""
+        """The fraction of free directions with rank_policy=fixed."""
         if self.unfreeze_rank_ratio is not None:
             return self.unfreeze_rank_ratio
-        return DEFAULT_RATIO_DRAWN_BACK if self.protect_strength else DEFAULT_RATIO[self.subspace]
+        return DEFAULT_RATIO_WITH_PENALTY if self.protect_strength else DEFAULT_RATIO[self.subspace]
 
     @property
     def needs_data(self) -> bool:
@@ -115,11 +115,11 @@ class OsftConfig(AlgoConfig):
         yield from super().problems(cfg)
         if cfg.model.quantization:
             yield (
-                f"algo=osft can't train the {cfg.model.quantization} weights of model.path={cfg.model.path}: quantised weights "
+                f"algo=osft can't train the {cfg.model.quantization} weights of model.path={cfg.model.path}: quantized weights "
                 "can't take small changes, and have no exact spectrum. Type algo=lora_sft, or a model preset without _bnb_4bit"
             )
         if cfg.launch.strategy == "split":
-            yield "launch.strategy=split: osft needs its layers on one GPU per process. Type launch.strategy=fsdp or ddp"
+            yield "launch.strategy=split: osft needs all layers on one GPU per process. Type launch.strategy=fsdp or ddp"
         yield from self._target_problems()
         yield from self._data_problems()
         yield from self._clashes(cfg)
@@ -155,36 +155,39 @@ class OsftConfig(AlgoConfig):
         if self.subspace == ACTIVATIONS and not (self.protect_files or self.protect_from):
             yield (
                 "algo.subspace=activations needs data to protect. Type algo.protect_data=FILE, with samples of what the model "
-                "shall keep, or algo.protect_from=MODEL_FOLDER of an earlier run"
+                "must retain, or algo.protect_from=MODEL_FOLDER of an earlier run"
             )
         if self.rank_policy == ADAPTIVE and not self.protect_files:
             yield "algo.rank_policy=adaptive needs data of earlier tasks. Type algo.protect_data=FILE or algo.rank_policy=fixed"
         if given is not None and not self.needs_data:
-            yield "algo.protect_data is of no use here. Type algo.subspace=activations or algo.rank_policy=adaptive as well"
+            yield "algo.protect_data has no effect here. Type algo.subspace=activations or algo.rank_policy=adaptive as well"
         for name in ("protect_from", "protect_strength", "save_protection"):
             if getattr(self, name) and self.subspace != ACTIVATIONS:
-                yield f"algo.{name} goes with algo.subspace=activations only"
+                yield f"algo.{name} works only with algo.subspace=activations"
 
     def _clashes(self, cfg: RunConfig) -> Iterator[str]:
         if self.rank_policy == ADAPTIVE:
             if self.unfreeze_rank_ratio is not None:
                 yield (
-                    "algo.rank_policy=adaptive finds the ratio of each layer: leave algo.unfreeze_rank_ratio out, and set "
+                    "algo.rank_policy=adaptive computes the ratio of each layer: leave algo.unfreeze_rank_ratio out, and set "
                     "algo.min_keep and algo.max_keep"
                 )
             if self.min_keep > self.max_keep:
                 yield f"algo.min_keep={self.min_keep} is above algo.max_keep={self.max_keep}"
         if self.subspace == ACTIVATIONS and self.constraint != "strict":
-            yield "algo.constraint=corner is of the weights' own directions. With algo.subspace=activations leave it out"
+            yield (
+                "algo.constraint=corner works only with the weights' own directions. "
+                "Leave it out, or type algo.subspace=weights"
+            )
         if self.parametrization == FACTORED:
             if self.subspace == ACTIVATIONS or self.constraint != "strict":
                 yield (
-                    "algo.parametrization=factored is the weights' own low factors: it goes with algo.subspace=weights and "
-                    "algo.constraint=strict only. Type algo.parametrization=fast"
+                    "algo.parametrization=factored trains the weights' own low factors: it works only with "
+                    "algo.subspace=weights and algo.constraint=strict. Type algo.parametrization=fast"
                 )
             if cfg.launch.strategy == "fsdp":
-                yield "algo.parametrization=factored runs with whole copies only. Type launch.strategy=ddp"
+                yield "algo.parametrization=factored does not work with sharded weights. Type launch.strategy=ddp"
 
 
 PROTECTION = "protection.safetensors"
-"""File beside a model with the covariances of what it protects, and how much each weight matters to that."""
+"""File in a model folder with the covariances of the protected data, and how much each weight matters to it."""

@@ -1,16 +1,20 @@
 """BitFit on one page: set up, load, choose what learns, fit."""
 
 from pathlib import Path
-from typing import Any
+
+import torch
+from transformers import PreTrainedModel
 
 from hub import ConfigError, Outcome, Run, RunConfig
 from hub.models.load import save_whole_model, trainable_in_float32
 from hub.train.loop import fit
 from hub.train.setup.setup import set_up
+from hub_example.config import BitFitConfig
 
 
 def train(cfg: RunConfig, run: Run) -> Outcome:
     """Train biases or norm weights. The result is a whole model that transformers loads."""
+    assert isinstance(cfg.algo, BitFitConfig)
     setup = set_up(cfg, run)
     model = setup.load_model(setup.session.compute_dtype)
     trained = choose(cfg.algo.parts, model, cfg.model.path)
@@ -19,13 +23,13 @@ def train(cfg: RunConfig, run: Run) -> Outcome:
     trainable_in_float32(model)
     run.write_plan(trained=sorted(trained))
 
-    def save(model: Any, folder: Path, weights: dict[str, Any]) -> None:
+    def save(model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         save_whole_model(model, setup.tokenizer, folder, setup.session.compute_dtype, weights)
 
     return fit(setup, model, save)
 
 
-def choose(parts: str, model: Any, model_name: str) -> set[str]:
+def choose(parts: str, model: PreTrainedModel, model_name: str) -> set[str]:
     """Names of the parameters that learn.
 
     Args:
@@ -50,12 +54,12 @@ def choose(parts: str, model: Any, model_name: str) -> set[str]:
     return chosen
 
 
-def biases(model: Any) -> set[str]:
+def biases(model: PreTrainedModel) -> set[str]:
     """Names of all bias parameters. Expert layers name theirs `..._bias`."""
     return {name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1].endswith("bias")}
 
 
-def norm_weights(model: Any) -> set[str]:
+def norm_weights(model: PreTrainedModel) -> set[str]:
     """Names of the scale weights of layer norms and RMS norms, one number per channel."""
     return {
         f"{name}.weight"
