@@ -50,9 +50,9 @@ def test_more_is_free_where_data_says_what_must_stay():
         (["algo.target_patterns=['(q']"], "algo.target_patterns: (q is no regular expression"),
         ([*ACTIVATIONS, "algo.constraint=corner"], "algo.constraint=corner works only with the weights' own directions."),
         ([*ACTIVATIONS, "algo.parametrization=factored"], "algo.parametrization=factored trains the weights' own low factors"),
-        (["algo.parametrization=factored", "launch.strategy=fsdp"], "algo.parametrization=factored runs with whole"),
+        (["algo.parametrization=factored", "launch.strategy=fsdp"], "algo.parametrization=factored does not work with"),
         (["model=llama3_8b_bnb_4bit"], "algo=osft can't train the bnb-4bit weights"),
-        ([*ADAPTIVE, "algo.unfreeze_rank_ratio=0.5"], "algo.rank_policy=adaptive finds"),
+        ([*ADAPTIVE, "algo.unfreeze_rank_ratio=0.5"], "algo.rank_policy=adaptive computes"),
         ([*ADAPTIVE, "algo.min_keep=0.9"], "algo.min_keep=0.9 is above"),
     ],
 )  # fmt: skip
