@@ -10,18 +10,18 @@ Importing it imports torch, so an entry module must not.
 """
 
 from hub.models.load import train_only, trainable_in_float32
-from hub.parallel.reparametrization import Coordinates
+from hub.parallel.reparametrization import Reparametrization
 from hub.train.kernels.external import ExternalKernels
 from hub.train.losses.objective import NextToken, Objective
 from hub.train.recipe import Recipe, Save
 from hub.train.setup.setup import Setup
 
 __all__ = [
-    "Coordinates",
     "ExternalKernels",
     "NextToken",
     "Objective",
     "Recipe",
+    "Reparametrization",
     "Save",
     "Setup",
     "train_only",

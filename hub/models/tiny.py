@@ -1,28 +1,29 @@
-"""Makes tiny random models, a tokenizer and chats, for `model=tiny` and for tests (through `hub.testing`).
+"""Create tiny random models, a tokenizer and chats, for `model=tiny` and for tests (through `hub.testing`).
 
-`model.path=tiny:FAMILY` (or `model=tiny`) trains such a model from the command line. The layers are those of the real
-architecture with its peculiarities (experts, latent attention, sinks, sliding windows, soft caps), only small.
+`model.path=tiny:FAMILY` (or `model=tiny`) trains such a model from the command line. It is a small version of the real
+architecture, including its experts, latent attention, sinks, sliding windows and soft caps.
 """
 
 import json
 import random
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hub.errors import DataError, ModelError, did_you_mean
 from hub.system.cache import cache_dir, make_once
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VOCAB = 512
 MAX_LENGTH = 512
 RECIPE = 1
-"""Raised when the tiny models change, so that none made before is taken from the cache."""
+"""Version of the tiny models. Increase it on changes, so that cached models of an older version are not used."""
 
 CHATS_RECIPE = 2
-"""Raised when the tiny chats change."""
+"""Version of the tiny chats."""
 
 CHATML = (
     "{% for message in messages %}"
@@ -34,18 +35,18 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 _MOST_TRIES = 20
 _WINDOW = 32
-_SHAPE: dict[str, Any] = {
+_SHAPE: dict[str, object] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": MAX_LENGTH,
-    # Wide enough that a frozen random head lets an adapter reach a low loss.
+    # Large enough that an adapter reaches a low loss in spite of the frozen random head.
     "initializer_range": 0.1,
 }
 _TWO_KINDS_OF_LAYERS = ["sliding_attention", "full_attention"]
-_CONFIGS: dict[str, dict[str, Any]] = {
+_CONFIGS: dict[str, dict[str, object]] = {
     "llama": _SHAPE,
     "mistral": _SHAPE | {"sliding_window": None, "head_dim": 16},
     "mixtral": _SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
@@ -104,14 +105,14 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 FAMILIES: tuple[str, ...] = tuple(_CONFIGS)
-"""Architectures (transformers' `model_type`) that can be made: those of all model presets, and gpt2."""
+"""Available architectures (transformers' `model_type`): those of all model presets, and gpt2."""
 
 
 def tokenizer(vocab: int = VOCAB) -> "PreTrainedTokenizerBase":
-    """A byte-level BPE tokenizer with a ChatML template. It encodes any text, and decodes to that text.
+    """A byte-level BPE tokenizer with a ChatML template. It encodes any text, and decodes it back exactly.
 
     Args:
-        vocab: number of tokens at most, at least 300; the words of `write_chats` fill about 400. The first are
+        vocab: maximum number of tokens, at least 300; the words of `write_chats` use about 400. The first are
             `<|endoftext|>` (padding), `<|im_start|>`, `<|im_end|>` (end).
 
     Raises:
@@ -131,7 +132,8 @@ def tokenizer(vocab: int = VOCAB) -> "PreTrainedTokenizerBase":
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [message["content"] for row in _chats(200, random.Random(0)) for message in row]
+    messages = chain.from_iterable(_chats(200, random.Random(0)))
+    texts = [message["content"] for message in messages]
     backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -148,9 +150,9 @@ def tiny_model(folder: Path, family: str = "llama", seed: int = 0, vocab: int = 
     """Write a tiny random model with tokenizer that transformers loads: 2 layers, hidden size 64, float32.
 
     Args:
-        folder: made when missing.
+        folder: created if missing.
         family: one of `FAMILIES`.
-        seed: seed of the weights; the same seed gives the same weights.
+        seed: seed of the weights.
         vocab: size of the embeddings, at least 300. As in real models, the tokenizer may have fewer tokens.
 
     Returns:
@@ -174,14 +176,14 @@ def tiny_model(folder: Path, family: str = "llama", seed: int = 0, vocab: int = 
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators as well
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     tokens.save_pretrained(folder)
     return folder
 
 
 def tiny_model_path(family: str) -> Path:
-    """The folder of a tiny model in the user's cache, made on first use. Several processes may ask at once.
+    """Folder of a tiny model in the user's cache, created on first use. Several processes may call it at once.
 
     Raises:
         ModelError: `family` is not known.
@@ -196,9 +198,9 @@ def tiny_model_path(family: str) -> Path:
 
 
 def write_chats(file: Path, num_rows: int = 64, seed: int = 0) -> Path:
-    """Write JSONL with chats of ragged lengths that a tiny model can learn: each answer follows from its question.
+    """Write JSONL with chats of different lengths that a tiny model can learn: each answer follows from its question.
 
-    Every third row or so has several turns, some begin with a system message.
+    About every third row has several turns; some begin with a system message.
 
     Args:
         file: the JSONL file; each line is `{"messages": [{"role": ..., "content": ...}, ...]}`.
@@ -210,7 +212,7 @@ def write_chats(file: Path, num_rows: int = 64, seed: int = 0) -> Path:
     """
     dice, lines, seen = random.Random(seed), [], set()
     for _ in range(num_rows):
-        # No two alike, as far as there are so many: what is held out must not stand in the training data.
+        # No duplicates, if possible: the evaluation set must not repeat training data.
         tries = [json.dumps({"messages": messages}) for messages in _chats(_MOST_TRIES, dice)]
         lines.append(next((line for line in tries if line not in seen), tries[0]))
         seen.add(lines[-1])
@@ -256,17 +258,17 @@ def _turn(dice: random.Random) -> tuple[str, str]:
 
 
 def tiny_data_path(name: str = "chats", option: str = "data.path") -> Path:
-    """The JSONL file behind `data.path=tiny:chats`, made once into the user's cache.
+    """The JSONL file of `data.path=tiny:chats`, created once in the user's cache.
 
     Args:
         name: `chats`.
-        option: where the name was given, for messages.
+        option: the option that names it, for messages.
 
     Raises:
-        DataError: there is no tiny data of that name.
+        DataError: there is no tiny dataset of this name.
     """
     if name != "chats":
-        raise DataError(f"{option}=tiny:{name}: there is no such tiny data. Allowed: tiny:chats")
+        raise DataError(f"{option}=tiny:{name}: there is no such tiny dataset. Allowed: tiny:chats")
     folder = cache_dir() / "tiny" / f"chats-{CHATS_RECIPE}"
     make_once(folder, lambda aside: write_chats(aside / "chats.jsonl", num_rows=128))
     return folder / "chats.jsonl"

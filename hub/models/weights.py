@@ -1,7 +1,7 @@
-"""From `model.path` to a local folder of safetensors weights: a folder, the model hub, a GGUF package, or tiny:FAMILY.
+"""Resolve `model.path` to a local folder of safetensors weights: a folder, the model hub, a GGUF package, or tiny:FAMILY.
 
-Only safetensors and JSON are fetched and accepted. Call `local_weights` on one process of each machine first: it may
-download or convert; the others then find what it left in the cache.
+Only safetensors and JSON are downloaded and accepted. Call `local_weights` first on one process of each machine, which may
+download or convert; the other processes then use the cache.
 """
 
 import json
@@ -16,9 +16,9 @@ from hub.models.safety import check_files
 from hub.models.tiny import tiny_model_path
 
 SECONDS_TO_REACH_HUB = 5
-FETCHED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
-# Other formats of the same weights, some pickled. consolidated*: Mistral's own layout, as large as all the rest.
-NOT_FETCHED = (
+DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+# Other formats of the same weights, some pickled. consolidated*: Mistral's own format, as large as everything else.
+NOT_DOWNLOADED = (
     "original/*",
     "metal/*",
     "onnx/*",
@@ -32,22 +32,22 @@ NOT_FETCHED = (
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-class _NotReachedError(Exception):
-    """The model hub gave no answer and its cache holds no whole copy. The message is the reason."""
+class _UnreachableError(Exception):
+    """The model hub is unreachable and its cache has no complete copy. The message is the reason."""
 
 
 def local_weights(model: ModelConfig, say: Callable[[str], None]) -> Path:
-    """The local folder with config, safetensors weights and tokenizer that `model` names; fetched or made when needed.
+    """Local folder with config, safetensors weights and tokenizer of a model, downloaded or created if needed.
 
-    In this order: `tiny:FAMILY` (made in the cache), a local folder, the model hub (or the copy in its cache when it
-    can't be reached), and the GGUF in the installed distribution `model.gguf_package` (converted once, in the cache).
+    Sources, in this order: `tiny:FAMILY` (created in the cache), a local folder, the model hub (or the copy in its cache if it
+    is unreachable), and the GGUF file of the installed distribution `model.gguf_package` (converted once, in the cache).
 
     Args:
-        model: `path`, `revision`, `trust_remote_code` and `gguf_package` are used.
-        say: takes lines for the user: where the weights come from when that is not plain.
+        model: its `path`, `revision`, `trust_remote_code` and `gguf_package` are used.
+        say: receives lines for the user: the source of the weights, if it is not obvious.
 
     Raises:
-        ModelError: none of these has weights that can be read safely. One line, with what to type.
+        ModelError: no source has weights that can be read safely. One line, with what to type.
     """
     if model.path.startswith("tiny:"):
         return tiny_model_path(model.path.removeprefix("tiny:"))
@@ -57,7 +57,7 @@ def local_weights(model: ModelConfig, say: Callable[[str], None]) -> Path:
         return folder.absolute()
     try:
         return _from_hub(model, say)
-    except _NotReachedError as reason:
+    except _UnreachableError as reason:
         tried = (
             f"model.path={model.path}: there is no such folder here, no copy in the model hub's cache, "
             f"and the model hub can't be reached ({reason})"
@@ -76,23 +76,23 @@ def local_weights(model: ModelConfig, say: Callable[[str], None]) -> Path:
 
 
 def check_folder(folder: Path, name: str = "") -> None:
-    """Check that transformers will find whole safetensors weights in a folder, and read nothing outside it.
+    """Check that a folder has complete safetensors weights, and that transformers will read nothing outside it.
 
     Args:
         folder: the folder.
-        name: how messages call it. Empty: its path.
+        name: name of the model in messages. Empty: its path.
 
     Raises:
-        ModelError: no config.json, no or pickled or broken weights, or anything that names or links to files elsewhere.
+        ModelError: config.json or weights are missing, weights are pickled or broken, or a file elsewhere is named or linked.
     """
     name = name or f"model.path={folder}"
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{name}: no config.json, so it holds no model that transformers can load")
+        raise ModelError(f"{name}: no config.json, so transformers can load no model from it")
     check_files(folder, name)
-    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     shards = _shards(index, name) if index.is_file() else []
-    if whole.is_file():
-        shards.append(whole)
+    if single.is_file():
+        shards.append(single)
     if not shards:
         raise ModelError(f"{name}: {_why_no_weights(folder)}")
     for shard in shards:
@@ -122,7 +122,7 @@ def _check_shard(shard: Path, name: str) -> None:
         if file.read(20).startswith(b"version https://git-"):
             raise ModelError(f"{name}: {shard.name} is a Git LFS pointer, not the weights. Type in that folder: git lfs pull")
     try:
-        with safe_open(shard, framework="np"):  # reads the header and compares it with the length of the file
+        with safe_open(shard, framework="np"):  # reads the header and checks the length of the file
             pass
     except SafetensorError as error:
         raise ModelError(f"{name}: {shard.name} is broken ({error}). Copy or download it again") from None
@@ -133,12 +133,12 @@ def _why_no_weights(folder: Path) -> str:
     if pickled := [name for name in names if name.endswith(PICKLED) and name != "training_args.bin"]:
         return (
             f"its weights are pickled ({pickled[0]}), and loading a pickle can run any code, so the hub never does. "
-            'Where you trust the source, convert it: python -c "from transformers import AutoModelForCausalLM as M; '
+            'If you trust the source, convert it: python -c "from transformers import AutoModelForCausalLM as M; '
             "M.from_pretrained('FOLDER').save_pretrained('NEW_FOLDER')\", and copy the tokenizer files"
         )
     other = [name for name in names if name.endswith((".safetensors", ".gguf"))]
-    there = f" (only {other[0]}, which is another layout)" if other else ""
-    return f"neither model.safetensors nor model.safetensors.index.json is there{there}"
+    hint = f" (only {other[0]}, which is another format)" if other else ""
+    return f"it has neither model.safetensors nor model.safetensors.index.json{hint}"
 
 
 def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
@@ -158,8 +158,8 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
             snapshot_download(
                 model.path,
                 revision=model.revision,
-                allow_patterns=[*FETCHED, *(["*.py"] if model.trust_remote_code else [])],
-                ignore_patterns=list(NOT_FETCHED),
+                allow_patterns=[*DOWNLOADED, *(["*.py"] if model.trust_remote_code else [])],
+                ignore_patterns=list(NOT_DOWNLOADED),
                 local_files_only=obstacle is not None,
             )
         )
@@ -180,18 +180,18 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
             f"{asked}: it has no model.revision={model.revision}. Type one of its branches, tags or commits"
         ) from None
     except LocalEntryNotFoundError as error:
-        raise _NotReachedError(obstacle or _reason(error.__cause__ or error)) from error
+        raise _UnreachableError(obstacle or _reason(error.__cause__ or error)) from error
     except Exception as error:
-        # The client's own errors, of the network, the disk or its transfer library: they have no base class in common.
+        # Errors of the client, the network, the disk or its transfer library have no common base class.
         raise ModelError(
-            f"{asked}: the download broke off ({_reason(error)}). Type the same command again: it goes on from there"
+            f"{asked}: the download failed ({_reason(error)}). Type the same command again: it resumes the download"
         ) from error
     try:
         check_folder(folder, asked)
     except ModelError as error:
         if obstacle is None:
             raise
-        raise _NotReachedError(f"{obstacle}; the copy in its cache can't be used: {error}") from error
+        raise _UnreachableError(f"{obstacle}; the copy in its cache can't be used: {error}") from error
     if obstacle is not None:
         say(
             f"{model.path}: the model hub can't be reached ({obstacle}); using the copy in its cache, commit {folder.name[:12]}"
@@ -200,7 +200,7 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
 
 
 def _hub_obstacle() -> str | None:
-    """Why the model hub can't be reached, None when it can. Found out in seconds; its client alone may take minutes."""
+    """Why the model hub is unreachable. None if it is reachable. Takes seconds; its client alone may take minutes."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -213,7 +213,7 @@ def _hub_obstacle() -> str | None:
         except Exception as error:
             answers.append(_reason(error))
 
-    # In a thread, since no timeout holds for the look-up of a host's name.
+    # In a thread, since the DNS lookup has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(SECONDS_TO_REACH_HUB + 1)

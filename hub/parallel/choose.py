@@ -1,4 +1,4 @@
-"""Which strategy a run takes, and why."""
+"""Choose the distribution strategy of a run, and say why."""
 
 import torch
 
@@ -13,22 +13,22 @@ from hub.system.memory import allowed_memory
 
 
 def choose_strategy(
-    launch: LaunchConfig, group: Group, weights_bytes: int, trained_share: float, compute_dtype: torch.dtype
+    launch: LaunchConfig, group: Group, weights_bytes: int, trained_fraction: float, compute_dtype: torch.dtype
 ) -> tuple[Replicated, str]:
     """The strategy of `launch.strategy`, and why.
 
     Args:
         launch: for `strategy` (any but split), `cpu_offload` and `deepspeed_config`.
-        group: the processes.
-        weights_bytes: the weights as they are held.
-        trained_share: share of them that trains, with a gradient and two moments of the same type; 0 for adapters.
-        compute_dtype: type of the arithmetic.
+        group: the process group.
+        weights_bytes: size of the weights in memory.
+        trained_fraction: fraction of them that trains, with a gradient and two moments of the same dtype; 0 for adapters.
+        compute_dtype: dtype of the arithmetic.
 
     Raises:
-        ConfigError: an option does not fit to the strategy.
+        ConfigError: an option does not work with the strategy.
     """
     asked = launch.strategy
-    if asked in ZERO and trained_share == 0:
+    if asked in ZERO and trained_fraction == 0:
         raise ConfigError(
             f"launch.strategy={asked} trains whole models only. For adapters and OSFT type launch.strategy=fsdp or ddp"
         )
@@ -40,11 +40,11 @@ def choose_strategy(
         name, why = "ddp", "on a CPU every process has the same memory"
     else:
         room = allowed_memory(group.device)
-        needed = weights_bytes * (1 + 3 * trained_share)
-        share = f"weights, gradients and optimizer take {needed / room:.0%} of a GPU"
-        name, why = ("ddp", f"{share}: each holds all") if needed < 0.7 * room else ("fsdp", f"{share}: they are shared out")
+        needed = weights_bytes * (1 + 3 * trained_fraction)
+        needs = f"weights, gradients and optimizer take {needed / room:.0%} of a GPU"
+        name, why = ("ddp", f"{needs}: each GPU holds all") if needed < 0.7 * room else ("fsdp", f"{needs}: they are sharded")
     if launch.cpu_offload and name == "ddp":
-        raise ConfigError("launch.cpu_offload goes with sharing out only. Type launch.strategy=fsdp or leave it out")
+        raise ConfigError("launch.cpu_offload needs a sharded model. Type launch.strategy=fsdp, or leave cpu_offload out")
     if name in ZERO:
         return Zero(int(name[-1]), group, compute_dtype, launch.cpu_offload, launch.deepspeed_config), why
     return (FullyShard(group, compute_dtype, launch.cpu_offload), why) if name == "fsdp" else (Replicated(), why)

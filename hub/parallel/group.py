@@ -1,4 +1,4 @@
-"""The group of worker processes: rank, device, and the few collective operations that training needs."""
+"""The process group: rank, device, and the few collective operations that training needs."""
 
 import os
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others: preparing data or weights on rank 0 may take a while."""
+"""Timeout of a collective. Long, since rank 0 may prepare data or weights while the others wait."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process among the workers."""
+    """This process's rank and device in the process group."""
 
     rank: int
     world: int
@@ -27,9 +27,9 @@ class Group:
 
 
 def start_group() -> Group:
-    """Join the other workers, if there are any. Can be called again.
+    """Initialize the process group if there are several workers. Safe to call again.
 
-    CPU tensors go over gloo and GPU tensors over NCCL, so that small facts can be shared without a GPU.
+    CPU tensors use gloo and GPU tensors NCCL, so that small values are exchanged without a GPU.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -43,7 +43,7 @@ def start_group() -> Group:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this."""
     if dist.is_initialized():
         dist.all_reduce(torch.zeros(1))
 
@@ -54,19 +54,18 @@ def sum_over_ranks(*values: float) -> list[float]:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(sums)
-    found: list[float] = sums.tolist()
-    return found
+    return [float(value) for value in sums.tolist()]
 
 
 def summed_over_ranks(scalar: torch.Tensor) -> torch.Tensor:
-    """A scalar summed over all ranks where it lies, without waiting for it. Every rank gets the sum."""
+    """A scalar summed over all ranks on its own device, without a synchronization. Every rank gets the sum."""
     if dist.is_initialized():
         dist.all_reduce(scalar)
     return scalar
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = 2**28) -> None:
-    """Sum the gradients over all ranks in place, in buckets, in float32 at least. A missing gradient counts as zero."""
+    """All-reduce the gradients in place, in buckets, in at least float32. A missing gradient counts as zero."""
     if not dist.is_initialized():
         return
     bucket: list[torch.Tensor] = []
@@ -91,14 +90,14 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = 
 
 @torch.no_grad()
 def same_on_all_ranks(tensors: Iterable[torch.Tensor]) -> None:
-    """Give every rank rank 0's values, in place."""
+    """Broadcast rank 0's values to every rank, in place."""
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 def max_over_ranks(value: float) -> float:
-    """The largest of the ranks' numbers, on every rank."""
+    """The maximum of a number over all ranks, on every rank."""
     if not dist.is_initialized():
         return value
     largest = torch.tensor([value], dtype=torch.float64)
@@ -107,7 +106,7 @@ def max_over_ranks(value: float) -> float:
 
 
 def broadcast_text(text: str) -> str:
-    """Rank 0's text on every rank. Plain bytes: nothing is unpickled."""
+    """Rank 0's text on every rank, sent as plain bytes: nothing is unpickled."""
     return broadcast_bytes(text.encode()).decode()
 
 

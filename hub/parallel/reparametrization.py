@@ -1,6 +1,6 @@
-"""How a model's weights follow from what trains, for algorithms whose trained parameters are not the weights themselves.
+"""Computes a model's weights from what trains, for algorithms whose trained parameters are not the weights themselves.
 
-The strategy calls these around an optimizer step, the loop around loading and saving. All ranks call alike.
+The strategy calls these hooks around an optimizer step, the training loop around loading and saving. Every rank must call them.
 """
 
 from collections.abc import Iterator
@@ -9,22 +9,22 @@ from contextlib import contextmanager
 import torch
 
 
-class Coordinates:
-    """Here the weights are what trains, and nothing has to be done. An algorithm with coordinates of its own inherits this."""
+class Reparametrization:
+    """The identity: the weights are what trains. Algorithms that train other parameters inherit from this class."""
 
     def placed(self) -> None:
-        """The strategy has placed the model: weights lie where and as they are used."""
+        """Called once the strategy has placed the model: devices and sharding of the weights are final."""
 
     def project_gradients(self) -> None:
-        """Take out of the gradients what must not move: after they are summed over the ranks, before they are clipped."""
+        """Remove forbidden directions from the gradients. Called after they are reduced over ranks, before clipping."""
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer has stepped: bring the coordinates to what is allowed, and the weights to the coordinates."""
+        """Project the trained parameters after an optimizer step, then recompute the weights from them."""
 
     def loaded(self) -> None:
-        """The coordinates were read from a checkpoint: bring the weights to them."""
+        """Recompute the weights after the trained parameters were read from a checkpoint."""
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Within it the model's weights are as they are to be stored; afterwards as training had them, to the bit."""
+        """Within this context the weights have the values to be saved; afterwards those of training, bit for bit."""
         yield

@@ -1,9 +1,8 @@
-"""What a backend needs before it loads anything: the group of processes, the accelerator, the precision, the seed."""
+"""What a backend needs before it loads a model: process group, accelerator, precision, seed."""
 
 import os
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,27 +20,27 @@ from hub.system.memory import GIB
 
 @dataclass
 class Session:
-    """One process's surroundings."""
+    """Process group, accelerator, precision and strategy of one process."""
 
     group: Group
     accelerator: Accelerator
     compute_dtype: torch.dtype
-    """Type of the arithmetic (under autocast) and of weights that do not train."""
+    """dtype of the arithmetic (under autocast) and of frozen weights."""
 
     strategy: Replicated = field(default_factory=Replicated)
-    """How the processes hold the model. Chosen when the model is loaded."""
+    """How the model is distributed over the processes. Chosen when the model is loaded."""
 
     @property
     def device(self) -> torch.device:
         return self.group.device
 
-    def autocast(self) -> Any:
-        """Within it arithmetic is in `compute_dtype`; nothing to do in float32."""
+    def autocast(self) -> torch.autocast:
+        """A context with arithmetic in `compute_dtype`. It does nothing in float32."""
         return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
 
 def start_session(cfg: RunConfig, run: Run) -> Session:
-    """Join the group, choose the precision, seed everything, set up the tracker."""
+    """Initialize the process group, choose the precision, seed everything, set up the tracker."""
     quiet_libraries()
     group = start_group()
     limit_memory(cfg.launch.gpu_memory_gb, group.device)
@@ -51,7 +50,7 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
     set_seed(cfg.algo.seed)
     if cfg.algo.deterministic:
         torch.use_deterministic_algorithms(True)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds up in any order
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass accumulates in an undefined order
     name = str(dtype).removeprefix("torch.")
     run.write_plan(dtype=name, dtype_because=why, num_processes=group.world, device=_device_name(group.device))
     run.say(f"arithmetic in {name} ({why}), {group.world} process(es) on {_device_name(group.device)}")
@@ -59,14 +58,14 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
 
 
 def limit_memory(limit: float | None, device: torch.device) -> None:
-    """Let this process take no more of a GPU than that.
+    """Limit the GPU memory of this process.
 
     Args:
-        limit: GiB; None for all of it.
-        device: of this process.
+        limit: GiB. None: no limit.
+        device: this process's device.
 
     Raises:
-        ConfigError: there is no GPU, or it has less.
+        ConfigError: there is no GPU, or it has less memory.
     """
     if device.type != "cuda":
         if limit is not None:
@@ -75,26 +74,28 @@ def limit_memory(limit: float | None, device: torch.device) -> None:
     total = torch.cuda.get_device_properties(device).total_memory / GIB
     if limit is not None and limit > total:
         raise ConfigError(f"launch.gpu_memory_gb={limit:g} is more than the GPU has ({total:.1f}). Type less, or leave it out")
-    torch.cuda.empty_cache()  # what an earlier run in this process held counts only when it is asked for anew
+    torch.cuda.empty_cache()  # memory that an earlier run in this process cached must not count
     torch.cuda.reset_peak_memory_stats(device)
     for number in range(torch.cuda.device_count()):
         torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit / total, number)
 
 
 def quiet_libraries() -> None:
-    """The hub says what it does; the libraries' own bars and warnings would drown it."""
+    """Turn off the progress bars and warnings of transformers and torch, which would hide the hub's own lines."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")
     warnings.filterwarnings("ignore", module="torch")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, warns that it found no GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed, if installed, warns that it found no GPU
 
 
 def choose_dtype(asked: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The type of the arithmetic, and why."""
+    """The dtype of the arithmetic, and why."""
     if asked != AUTO:
-        return getattr(torch, asked), ASKED_FOR
+        dtype = getattr(torch, asked)
+        assert isinstance(dtype, torch.dtype)
+        return dtype, ASKED_FOR
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "the GPU has it"

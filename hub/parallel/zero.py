@@ -1,8 +1,8 @@
-"""DeepSpeed's ZeRO as a strategy (Rajbhandari et al., arXiv 1910.02054): what each process holds whole, and what a share of.
+"""DeepSpeed's ZeRO as a strategy (Rajbhandari et al., arXiv 1910.02054).
 
-Stage 1 shares out the optimizer's state, stage 2 the gradients as well, stage 3 the weights as well. DeepSpeed's engine sits
-around the model from `start` on. Its config is made here from the hub's options, or from the user's own file; whatever decides
-about batches, clipping and the schedule stays the hub's, so that a run is the same under any strategy.
+Stage 1 shards the optimizer state, stage 2 also the gradients, stage 3 also the weights. `start` wraps the model in DeepSpeed's
+engine. Its config is built here from the hub's options, or from the user's own file. Batches, clipping and schedule are always
+set by the hub, so that a run is the same under any strategy.
 """
 
 import json
@@ -14,11 +14,11 @@ import torch
 
 from hub.errors import ConfigError
 from hub.parallel.group import Group, same_on_all_ranks
-from hub.parallel.optimizer_state import group_numbers, restore_groups
+from hub.parallel.optimizer_state import Numbers, group_numbers, restore_groups
 from hub.parallel.sharded_tensors import StoredTensors
 from hub.parallel.strategy import Replicated
 
-OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+SET_BY_HUB = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
         "optimizer", "scheduler", "managed_gradient_accumulation")  # fmt: skip
 """Keys of a DeepSpeed config that the hub sets from its own options."""
 
@@ -31,6 +31,7 @@ INSTEAD = {
     "scheduler": "algo.lr_scheduler",
     "managed_gradient_accumulation": "algo.effective_batch_size",
 }
+"""The hub's option for each of these keys."""
 
 
 class Zero(Replicated):
@@ -43,40 +44,44 @@ class Zero(Replicated):
         self, stage: int, group: Group, compute_dtype: torch.dtype, cpu_offload: bool, config_file: str | None
     ) -> None:
         self.name = f"zero{stage}"
-        self.shares_weights = stage == 3
+        self.shards_weights = stage == 3
         self._stage, self._group = stage, group
         self._config = engine_config(stage, compute_dtype, cpu_offload, config_file)
-        self._engine: Any = None
+        self._engine: Any = None  # DeepSpeed has no types
 
-    def shares_of_state(self, world: int) -> int:
+    def num_state_shards(self, world: int) -> int:
         return world
 
-    def place(self, model: Any) -> None:
-        """The same weights everywhere. Those of stage 3 lie on the host until `start` shares them out."""
+    def place(self, model: torch.nn.Module) -> None:
+        """Broadcast rank 0's weights. With stage 3 they stay on the CPU until `start` shards them."""
         same_on_all_ranks(p.data for p in model.parameters())
 
-    def start(self, model: Any, optimizer: torch.optim.Optimizer) -> Any:
-        """The engine, which takes the optimizer's parameters over."""
+    def start(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
+        """Wrap the model in DeepSpeed's engine, which replaces the optimizer's parameters."""
         quiet()
         import deepspeed
 
         if self._stage == 3:
             deepspeed.zero.Init(module=model, config_dict_or_path=self._config)
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config, dist_init_required=False)
-        return self._engine
+        engine: torch.nn.Module
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config, dist_init_required=False)
+        self._engine = engine
+        return engine
 
     def whole(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What the engine trains in float32, put together from the ranks' shares."""
+        """The float32 weight that the engine trains, all-gathered; other tensors as they are."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        found = safe_get_full_fp32_param(tensor)
-        return tensor.detach() if found is None else found
+        gathered: torch.Tensor | None = safe_get_full_fp32_param(tensor)
+        return tensor.detach() if gathered is None else gathered
 
     def shape(self, parameter: torch.Tensor) -> tuple[int, ...]:
         return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
-    def optimizer_state(self, model: Any, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Put together by weight, so that any strategy reads it; on rank 0, on the CPU."""
+    def optimizer_state(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, torch.Tensor], Numbers]:
+        """The state all-gathered by weight, so that any strategy can load it. On rank 0, on the CPU."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         flats, inner = self._flat_state()
@@ -87,29 +92,29 @@ class Zero(Replicated):
                 if value.shape != flats[0].shape:
                     tensors[f"{name}/{key}"] = value.detach().cpu()
                     continue
-                whole = safe_get_full_optimizer_state(parameter, key)
+                full: torch.Tensor = safe_get_full_optimizer_state(parameter, key)
                 if self._group.is_main:
-                    tensors[f"{name}/{key}"] = whole.view(self.shape(parameter)).cpu()
+                    tensors[f"{name}/{key}"] = full.view(self.shape(parameter)).cpu()
         return tensors if self._group.is_main else {}, {"values": {}, "groups": group_numbers(optimizer)}
 
     def load(
         self,
-        model: Any,
+        model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         weights: StoredTensors,
         moments: StoredTensors,
-        numbers: dict[str, Any],
+        numbers: Numbers,
     ) -> None:
-        """Into the weights that passes use, the float32 ones that the optimizer changes, and its moments."""
+        """Load the weights of the passes, the float32 weights of the optimizer, and its moments."""
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         flats, inner = self._flat_state()
-        places = {place.rpartition("/")[2]: place for place in moments.shapes}
-        single = {key for key, place in places.items() if moments.shapes[place] == ()}
+        paths = {path.rpartition("/")[2]: path for path in moments.shapes}
+        scalars = {key for key, path in paths.items() if moments.shapes[path] == ()}
         for flat in flats:
             inner.state[flat] = {
-                key: moments.read(place).clone() if key in single else torch.zeros_like(flat) for key, place in places.items()
+                key: moments.read(path).clone() if key in scalars else torch.zeros_like(flat) for key, path in paths.items()
             }
         self._link_state()
         for name, parameter in model.named_parameters():
@@ -117,17 +122,20 @@ class Zero(Replicated):
             with torch.no_grad(), deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=self._stage == 3):
                 parameter.copy_(value)
             safe_set_full_fp32_param(parameter, value)
-            for key in places.keys() - single:
+            for key in paths.keys() - scalars:
                 safe_set_full_optimizer_state(parameter, moments.read(f"{name}/{key}").to(self._group.device), key)
         restore_groups(optimizer, numbers["groups"])
 
     def _flat_state(self) -> tuple[list[torch.Tensor], torch.optim.Optimizer]:
-        """The engine's flat shares of all weights, and the optimizer that changes them."""
+        """The engine's flat float32 shards of all weights, and the optimizer that steps them."""
         zero = self._engine.optimizer
-        return zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups, zero.optimizer
+        flats: list[torch.Tensor]
+        flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        inner: torch.optim.Optimizer = zero.optimizer
+        return flats, inner
 
     def _link_state(self) -> None:
-        """Let each weight know where its moments lie. The engine does so in its first step, when half of them do not exist."""
+        """Link each weight to its moments. The engine would do it in its first step, before they all exist."""
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
         flats, inner = self._flat_state()
@@ -136,42 +144,42 @@ class Zero(Replicated):
                 lazy_init_hp_params_optimizer_state(parameters, flat, inner.state)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """DeepSpeed takes the mean over the ranks where the hub's loss asks for the sum."""
-        # A loss that is not finite makes every gradient NaN, so that the engine leaves the step out as the loop does.
-        keep = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
-        self._engine.backward(loss * keep * self._group.world)
+        """The backward pass of one micro-batch. DeepSpeed averages over ranks, where the hub needs the sum."""
+        # A loss that is not finite makes every gradient NaN, so that the engine skips the step as the training loop does.
+        one_or_nan = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+        self._engine.backward(loss * one_or_nan * self._group.world)
 
     def update(self, optimizer: torch.optim.Optimizer, bound: float | None, loss: torch.Tensor) -> tuple[float, float]:
-        """The engine's step: it reduces, clips, and leaves the weights alone when a gradient is not finite."""
+        """Run the engine's step: it reduces and clips, and skips the update if a gradient is not finite."""
         self._engine.optimizer.clip_grad = bound or 0.0
         self._engine.step()
         return float(loss), float(self._engine.get_global_grad_norm())
 
 
 def engine_config(stage: int, compute_dtype: torch.dtype, cpu_offload: bool, config_file: str | None) -> dict[str, Any]:
-    """DeepSpeed's config for a stage, with the user's file laid over the hub's defaults.
+    """DeepSpeed's config for a stage: the hub's defaults, overridden by the user's file.
 
-    Weights are kept and gradients summed in float32; products are taken in `compute_dtype` under autocast, as in the other
-    strategies. A file that sets `bf16` or `torch_autocast` decides about that itself.
+    Weights are stored and gradients summed in float32; matrix products run in `compute_dtype` under autocast, as in the other
+    strategies. A file that sets `bf16` or `torch_autocast` overrides this.
 
     Raises:
-        ConfigError: the file can't be read, asks for another stage, or sets what the hub's options set.
+        ConfigError: the file can't be read, has another stage, or sets a key that the hub's options set.
     """
-    place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": stage == 2, "contiguous_gradients": True}
     if cpu_offload:
-        zero |= {"offload_optimizer": place} | ({"offload_param": place} if stage == 3 else {})
+        zero |= {"offload_optimizer": offload} | ({"offload_param": offload} if stage == 3 else {})
     config: dict[str, Any] = {"zero_optimization": zero}
     if compute_dtype != torch.float32:
         name = str(compute_dtype).removeprefix("torch.")
-        # No module on the list: what the ranks exchange stays in float32.
+        # An empty list: communication between ranks stays in float32.
         config["torch_autocast"] = {"enabled": True, "dtype": name, "lower_precision_safe_modules": []}
     if config_file:
-        theirs = _read(Path(config_file), stage)
-        if {"bf16", "fp16"} & theirs.keys():
+        from_user = _read(Path(config_file), stage)
+        if {"bf16", "fp16"} & from_user.keys():
             config.pop("torch_autocast", None)
-        zero |= theirs.pop("zero_optimization", {})
-        config |= theirs
+        zero |= from_user.pop("zero_optimization", {})
+        config |= from_user
     return config | {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,
@@ -181,25 +189,25 @@ def engine_config(stage: int, compute_dtype: torch.dtype, cpu_offload: bool, con
 
 
 def _read(file: Path, stage: int) -> dict[str, Any]:
-    """The user's DeepSpeed config without what is `auto` in it, as other trainers write for "the trainer fills this in"."""
+    """The user's DeepSpeed config without values `auto`, which other trainers use for "set by the trainer"."""
     asked = f"launch.deepspeed_config={file}"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        loaded = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{asked}: it can't be read ({error.strerror}). Type the name of a DeepSpeed JSON file") from None
     except ValueError as error:
         raise ConfigError(f"{asked}: no JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(loaded, dict):
         raise ConfigError(f"{asked}: a JSON object is needed, e.g. {{}}")
-    config: dict[str, Any] = _without_auto(found)
-    for key in OURS:
+    config: dict[str, Any] = _without_auto(loaded)
+    for key in SET_BY_HUB:
         if key in config:
             raise ConfigError(f'{asked} sets {key}, which the hub sets from {INSTEAD[key]}. Take it out, or write "auto"')
     if isinstance(config.get("fp16"), dict) and config["fp16"].get("enabled"):
         raise ConfigError(f"{asked} turns fp16 on, whose loss scale skips steps. Take it out: model.dtype decides")
-    theirs = config.get("zero_optimization", {}).get("stage", stage)
-    if theirs != stage:
-        raise ConfigError(f"{asked} asks for stage {theirs}. Type launch.strategy=zero{theirs}, or take the stage out")
+    in_file = config.get("zero_optimization", {}).get("stage", stage)
+    if in_file != stage:
+        raise ConfigError(f"{asked} sets stage {in_file}. Type launch.strategy=zero{in_file}, or remove the stage from it")
     return config
 
 
@@ -209,5 +217,5 @@ def _without_auto(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """DeepSpeed's log goes to the screen line by line; only what went wrong is shown."""
+    """Show only errors of DeepSpeed's log."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

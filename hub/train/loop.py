@@ -69,10 +69,10 @@ class _Fit:
         self.source = setup.source
         self.batch_size, self.total = self.source.batch_size, self.source.total
         if recipe.reparametrization is not None:
-            self.session.strategy.coordinates = recipe.reparametrization
+            self.session.strategy.reparametrization = recipe.reparametrization
         self.session.strategy.place(model)
-        self.coordinates = self.session.strategy.coordinates
-        self.coordinates.placed()
+        self.reparametrization = self.session.strategy.reparametrization
+        self.reparametrization.placed()
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.kept_in = " and ".join(sorted({str(p.dtype).removeprefix("torch.") for _, p in trained}))
         self.optimizer = make_optimizer(self.algo, parameter_groups(trained, self.algo.weight_decay), self.session.device)
@@ -168,7 +168,7 @@ class _Fit:
                 self.run.say(line)
             self._tell(self.writer.close())
         if self.done == self.total:
-            with self.coordinates.exact():
+            with self.reparametrization.exact():
                 weights = full_weights(self.model, whole=self.session.strategy.whole)
             if self.run.is_main:
                 self.recipe.save(self.model, self.run.model_path, weights)
@@ -328,7 +328,7 @@ class _Fit:
             "skipped": self.skipped,
             "spikes": self.spikes.state(),
         }
-        with self.coordinates.exact():
+        with self.reparametrization.exact():
             saved = self.writer.save(self.done, state, wait)
         self._tell(saved)
         return saved.path if saved else None
@@ -346,7 +346,7 @@ class _Fit:
     def _resume(self) -> None:
         """Go to where the newest whole checkpoint left this run."""
         state = resume(self.setup, self.model, self.optimizer, self.source.fingerprint, self.total)
-        self.coordinates.loaded()
+        self.reparametrization.loaded()
         self.source.restore(state["supply"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.done = state["step"]

@@ -1,11 +1,10 @@
-"""What a step had, tokens per second, jumps of the loss and memory."""
+"""Measure training: counts of a step, tokens per second, loss spikes, memory."""
 
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -15,9 +14,9 @@ from hub.train.batch.collate import num_loss_tokens
 from hub.train.batch.split import Step
 
 
-def counts_of(step: Step, units: Sequence[Unit], mix: Mix) -> dict[str, Any]:
-    """Samples and tokens of a step, the passes done after it, and the samples of each source where there are several."""
-    counts: dict[str, Any] = {
+def counts_of(step: Step, units: Sequence[Unit], mix: Mix) -> dict[str, float]:
+    """Units and tokens of a step, the epoch after it, and the units of each source if there are several."""
+    counts: dict[str, float] = {
         "num_samples": len(units),
         "num_tokens": sum(len(unit) for unit in units),
         "num_loss_tokens": sum(num_loss_tokens(sample) for unit in units for sample in unit.samples),
@@ -30,7 +29,7 @@ def counts_of(step: Step, units: Sequence[Unit], mix: Mix) -> dict[str, Any]:
 
 
 class Meter:
-    """Counts tokens over the seconds that are spent on training steps; evaluation and saving are left out."""
+    """Counts tokens and seconds of training steps. Evaluation and saving are excluded."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -41,7 +40,7 @@ class Meter:
         self._begun = time.perf_counter()
 
     def end(self, tokens: int) -> float:
-        """Close one step; returns its tokens per second."""
+        """End one step. Returns its tokens per second."""
         seconds = time.perf_counter() - self._begun
         self.seconds += seconds
         self.tokens += tokens
@@ -53,23 +52,23 @@ class Meter:
 
 
 class SpikeMeter:
-    """Notices a loss that stands out from the last ones."""
+    """Detects a loss far above the previous ones."""
 
     WINDOW = 50
-    LEAST = 10
+    MIN_LOSSES = 10
 
     def __init__(self) -> None:
         self._last: deque[float] = deque(maxlen=self.WINDOW)
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a loss lies six standard deviations, and half as much again, above the mean of those before it."""
-        found = False
-        if len(self._last) >= self.LEAST:
+        """Whether a loss is more than six standard deviations above the mean of the previous ones, and 1.5 times the mean."""
+        is_spike = False
+        if len(self._last) >= self.MIN_LOSSES:
             mean = sum(self._last) / len(self._last)
             deviation = (sum((x - mean) ** 2 for x in self._last) / len(self._last)) ** 0.5
-            found = loss > mean + 6 * deviation and loss > 1.5 * mean
+            is_spike = loss > mean + 6 * deviation and loss > 1.5 * mean
         self._last.append(loss)
-        return found
+        return is_spike
 
     def state(self) -> list[float]:
         return list(self._last)
@@ -79,7 +78,7 @@ class SpikeMeter:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Largest memory of this process so far: allocated by torch on a GPU, resident on a CPU. 1 GB = 2**30 bytes."""
+    """Peak memory of this process: allocated by torch on a GPU, resident on a CPU. 1 GB = 2**30 bytes."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from itertools import chain
+from typing import Any, TypedDict
 
 import torch
 from transformers import get_scheduler
@@ -15,8 +16,16 @@ SCHEDULERS = {"constant": "constant_with_warmup", "cosine_with_restarts": "cosin
 DEFAULT_WARMUP_RATIO = 0.03
 
 
+class AdamOptions(TypedDict):
+    """Keyword arguments of every optimizer of the Adam family."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+
+
 def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Weights that train, in two groups: matrices decay, vectors (biases, norms) do not."""
+    """The weights that train, in two groups: with weight decay for matrices, without for vectors (biases, norms)."""
     trained = [parameter for _, parameter in named if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -25,15 +34,15 @@ def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_dec
 
 
 def make_optimizer(cfg: AlgoConfig, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of `algo.optimizer`. AdamW rounds stochastically where a weight that trains is kept in bfloat16.
+    """The optimizer of `algo.optimizer`. AdamW rounds stochastically if any trained weight is in bfloat16.
 
     Raises:
         ConfigError: it can't run on this device.
     """
     groups = [group for group in groups if group["params"]]
-    adam: dict[str, Any] = {"lr": cfg.learning_rate, "betas": (cfg.adam_beta1, cfg.adam_beta2), "eps": cfg.adam_epsilon}
+    adam: AdamOptions = {"lr": cfg.learning_rate, "betas": (cfg.adam_beta1, cfg.adam_beta2), "eps": cfg.adam_epsilon}
     if cfg.optimizer == "adamw":
-        trained = [parameter for group in groups for parameter in group["params"]]
+        trained: list[torch.nn.Parameter] = list(chain.from_iterable(group["params"] for group in groups))
         if any(parameter.dtype == torch.bfloat16 for parameter in trained):
             compiled = cfg.torch_compile != "none" and all(parameter.is_cuda for parameter in trained)
             return StochasticAdamW(groups, seed=cfg.seed, compiled=compiled, **adam)
@@ -53,11 +62,12 @@ def make_optimizer(cfg: AlgoConfig, groups: list[dict[str, Any]], device: torch.
         "paged_adamw": bitsandbytes.optim.PagedAdamW,
         "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
     }
-    return classes[cfg.optimizer](groups, **adam)
+    optimizer: torch.optim.Optimizer = classes[cfg.optimizer](groups, **adam)
+    return optimizer
 
 
 def warmup_steps(cfg: AlgoConfig, total: int) -> int:
-    """Steps of warm-up.
+    """Number of warm-up steps.
 
     Raises:
         ConfigError: the warm-up is not shorter than the run.
@@ -73,15 +83,17 @@ def warmup_steps(cfg: AlgoConfig, total: int) -> int:
     return cfg.warmup_steps
 
 
-def make_scheduler(cfg: AlgoConfig, optimizer: torch.optim.Optimizer, total: int) -> Any:
-    """The schedule of `algo.lr_scheduler` over `total` steps, standing at the first.
+def make_scheduler(cfg: AlgoConfig, optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule of `algo.lr_scheduler` over `total` steps, set to the first step.
 
-    transformers' schedules give the rate after n steps, which is 0 for n = 0 and at the end; step 1 takes the rate of
-    n = 1 here, so that neither the first nor the last step is lost.
+    transformers' schedules define the rate after n steps, which is 0 for n = 0 and at the end. Here step 1 uses the rate of
+    n = 1, so that neither the first nor the last step has a rate of 0.
     """
     name = SCHEDULERS.get(cfg.lr_scheduler, cfg.lr_scheduler)
     warmup = warmup_steps(cfg, total)
-    scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total + 1)
+    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=total + 1
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch expects an optimizer step before the first scheduler step
         scheduler.step()

@@ -1,9 +1,8 @@
-"""What a person sees while training runs: a bar on a terminal, plain lines elsewhere. Rank 0 only."""
+"""Shows training progress: a progress bar on a terminal, plain lines elsewhere. Rank 0 only."""
 
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,7 +11,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressLine:
-    """Shows steps as they come."""
+    """A progress bar or progress lines of a run."""
 
     def __init__(self, total: int, enabled: bool, done: int = 0) -> None:
         self.total = total
@@ -36,7 +35,7 @@ class ProgressLine:
             self.task = self.bar.add_task("", total=total, completed=done)
             self.bar.start()
 
-    def step(self, number: int, metrics: Mapping[str, Any]) -> None:
+    def step(self, number: int, metrics: Mapping[str, float]) -> None:
         """Show one logged step."""
         if not self.enabled:
             return
@@ -56,7 +55,7 @@ class ProgressLine:
             print(f"step {number}/{self.total}  {text}  left {_clock(left)}", flush=True)
 
     def say(self, text: str) -> None:
-        """A line among the steps."""
+        """Print a line between the steps."""
         if not self.enabled:
             return
         if self.bar is not None:

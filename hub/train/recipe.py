@@ -12,7 +12,7 @@ import torch
 
 from hub.data.samples.roles import check_roles, check_single
 from hub.errors import PluginError
-from hub.parallel.reparametrization import Coordinates
+from hub.parallel.reparametrization import Reparametrization
 from hub.run import Outcome
 from hub.train.kernels.external import ExternalKernels
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
@@ -45,7 +45,7 @@ class Recipe:
     log_probabilities: Loss | None = None
     """With a `loss` of the library's own: the log-probability of each loss token (n,), for objectives that depend on them."""
 
-    reparametrization: Coordinates | None = None
+    reparametrization: Reparametrization | None = None
     """How the model's weights follow from what trains. None: they are what trains."""
 
     kernels: ExternalKernels | None = None

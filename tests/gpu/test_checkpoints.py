@@ -52,7 +52,7 @@ def test_what_is_written_is_the_state_at_the_save_although_the_optimizer_steps_o
         found = state(other, its_optimizer)
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert writer._copies._locked, "the host's memory was not page-locked: copies would stop the program"
+    assert writer._copies._pinned, "the CPU memory was not pinned: copies would block the program"
     writer.close()
 
 

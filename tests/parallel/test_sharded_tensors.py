@@ -100,5 +100,5 @@ def test_a_missing_share_is_refused(folder, tmp_path):
     inside.mkdir()
     for file in (folder / "step-00000002/trainable").glob("*[02].safetensors"):
         (inside / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ModelError, match=r"shares of .* are missing"):
+    with pytest.raises(ModelError, match=r"shards of .* are missing"):
         StoredTensors(tmp_path, "trainable")

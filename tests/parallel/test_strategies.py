@@ -219,7 +219,7 @@ def test_four_bit_weights_are_shared_out(tmp_path):
 
 
 WRONG = {
-    '{"zero_optimization": {"stage": 1}}': "asks for stage 1. Type launch.strategy=zero1",
+    '{"zero_optimization": {"stage": 1}}': "sets stage 1. Type launch.strategy=zero1",
     '{"gradient_clipping": 0.3}': "sets gradient_clipping, which the hub sets from algo.max_grad_norm. Take it out, or write",
     '{"fp16": {"enabled": true}}': "turns fp16 on",
     '{"zero": ': "no JSON",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError
 from hub.models.load import load_causal_lm, load_config
-from hub.models.safety import check_files, not_heeded
+from hub.models.safety import check_files, ignored_settings
 from hub.models.weights import check_folder
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_a_config_that_names_other_weights_is_refused(folder, canary, weights):
 def test_an_adapter_beside_the_model_is_refused(folder, canary):
     (folder / "adapter_model.bin").write_bytes(canary.pickle)
     edit(folder / "adapter_config.json", peft_type="LORA", base_model_name_or_path="somebody/else")
-    assert "an adapter (adapter_config.json) lies beside the model" in refusal(folder)
+    assert "the folder also has an adapter (adapter_config.json)" in refusal(folder)
     (folder / "config.json").unlink()
     refusal(folder)
     assert not canary.appeared()
@@ -180,7 +180,7 @@ def test_a_model_that_needs_its_own_code_is_refused_and_only_the_option_allows_i
 def test_kernels_are_not_chosen_by_the_config_of_a_model(folder, key, kernel):
     edit(folder / "config.json", **{key: kernel, "_experts_implementation": "evil/experts"})
     assert load(folder).config._attn_implementation == "sdpa"
-    (line,) = not_heeded(folder, False)
+    (line,) = ignored_settings(folder, False)
     assert "evil/experts" in line
 
 
@@ -207,7 +207,7 @@ def test_a_pickle_in_a_checkpoint_is_refused_although_its_manifest_agrees(hub, c
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     said = hub(f"resume={checkpoint}", "launch.mode=inline")
     assert (said.code, len(said.problems)) == (2, 1)
-    assert f"{name} is no safetensors file, and no other kind is read" in said.problems[0]
+    assert f"{name} is not a safetensors file, and no other format is read" in said.problems[0]
     assert not canary.appeared()
 
 
@@ -234,4 +234,4 @@ def test_no_preset_switches_remote_code_on():
 
 def test_the_checks_take_the_models_that_the_hub_writes(folder):
     check_files(folder, "model")
-    assert not_heeded(folder, False) == []
+    assert ignored_settings(folder, False) == []

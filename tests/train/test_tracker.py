@@ -206,7 +206,7 @@ def test_a_tracker_that_fails_while_training_goes_on_is_told_no_more(run, monkey
     result = run("tensorboard")
     assert (result.status, len(result.metrics), asked) == ("completed", 4, [1])
     said = capsys.readouterr().out
-    assert said.count("track=tensorboard: failed and is told no more (OSError: no room). metrics.jsonl has everything") == 1
+    assert said.count("track=tensorboard: failed and is turned off (OSError: no room). metrics.jsonl has everything") == 1
 
 
 @pytest.mark.parametrize("wrong", ["raises", "not installed"])

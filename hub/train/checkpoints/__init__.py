@@ -1,1 +1,1 @@
-"""The state of a run on disk: written beside training, whole or not at all, and read again to the bit."""
+"""Checkpoints of a run: written while training continues, complete or absent, and restored bit for bit."""

@@ -1,15 +1,15 @@
-"""Checkpoints: all that training needs to go on exactly where it was, in safetensors and JSON only.
+"""Checkpoints: the full training state for an exact resume, in safetensors and JSON only.
 
 A checkpoint is a folder `checkpoints/step-00000010/` with
     model/                 the model as a user loads it
-    trainable.safetensors  the weights that train, in the type they train in
-    optimizer.safetensors  the optimizer's tensors; optimizer.json its numbers
-                           (both are folders with a file per process where these share the model out)
+    trainable.safetensors  the weights that train, in the dtype they train in
+    optimizer.safetensors  the optimizer's tensors; optimizer.json has its numbers
+                           (if the model is sharded, both are folders with one file per process)
     random-rank0.safetensors  the random generators of each rank
-    state.json             step, schedule, counts, and what the run was, to refuse another one
+    state.json             step, schedule, counts, and a description of the run, to refuse another run
     manifest.json          size and sha256 of each file, written last
-It is written aside and renamed when complete (`save.py`), so that a folder of that name is always whole. A checkpoint of any
-number of processes, whole or in shares, is read by any other number.
+It is written to a temporary folder and renamed when complete (`save.py`), so a folder of that name is always complete. Any
+number of processes can load a checkpoint of any other number, sharded or not.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -29,12 +29,20 @@ from hub.train.checkpoints.rng import restore_random_state
 
 MANIFEST = "manifest.json"
 
-Files = dict[str, dict[str, Any]]
-"""Size and sha256 of files by their names, as a manifest has them."""
+
+class FileEntry(TypedDict):
+    """One file in a manifest."""
+
+    size: int
+    sha256: str
+
+
+Files = dict[str, FileEntry]
+"""File name -> size and sha256, as in a manifest."""
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder's name; names sort by step."""
+    """Name of a step's checkpoint folder. Names sort by step."""
     return f"step-{step:08d}"
 
 
@@ -44,17 +52,17 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_valid(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files are as they were written; damaged ones are passed over with a line."""
+    """The newest checkpoint whose files match its manifest. Damaged ones are skipped and reported."""
     for checkpoint in reversed(checkpoints(folder)):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        say(f"checkpoint {checkpoint.name} is damaged and passed over: {problem}")
+        say(f"checkpoint {checkpoint.name} is damaged and skipped: {problem}")
     return None
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, by its manifest; None when all are as they were written."""
+    """The first file that does not match a checkpoint's manifest, as a message. None if all match."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
@@ -64,14 +72,14 @@ def damage(checkpoint: Path) -> str | None:
             if file.stat().st_size != expected["size"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {expected['size']}"
             if _sha256(file) != expected["sha256"]:
-                return f"{name} has other content than was written"
+                return f"the content of {name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
     return None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's state.json."""
+    """Read a checkpoint's state.json."""
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return state
 
@@ -79,9 +87,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def load_checkpoint(
     checkpoint: Path, session: Session, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Bring weights, optimizer and random generators to where a checkpoint left them.
+    """Restore weights, optimizer and random generators from a checkpoint.
 
-    The generators are restored for the same number of ranks only; otherwise dropout draws other numbers.
+    The generators are restored only for the same number of ranks; otherwise dropout draws different numbers.
 
     Returns:
         The checkpoint's state.json.
@@ -91,10 +99,11 @@ def load_checkpoint(
     """
     state = read_state(checkpoint)
     stored = StoredTensors(checkpoint, "trainable")
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if (expected := {name: session.strategy.shape(p) for name, p in trained.items()}) != stored.shapes:
-        odd = sorted(set(trained) ^ set(stored.shapes))[:3] or [n for n in trained if expected[n] != stored.shapes[n]][:3]
-        raise ModelError(f"{checkpoint} is of another model: {', '.join(odd)} do not agree")
+    expected = {name: session.strategy.shape(p) for name, p in model.named_parameters() if p.requires_grad}
+    if expected != stored.shapes:
+        missing = sorted(set(expected) ^ set(stored.shapes))
+        different = missing or [name for name in expected if expected[name] != stored.shapes[name]]
+        raise ModelError(f"{checkpoint} is of another model: {', '.join(different[:3])} differ")
     numbers = json.loads((checkpoint / "optimizer.json").read_text(encoding="utf-8"))
     session.strategy.load(model, optimizer, stored, StoredTensors(checkpoint, "optimizer"), numbers)
     file = checkpoint / f"random-rank{session.group.rank}.safetensors"
@@ -105,27 +114,27 @@ def load_checkpoint(
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the one with the lowest held-out loss."""
-    found = checkpoints(folder)
-    measured = [(read_state(path).get("eval_loss"), path) for path in found]
+    """Remove all checkpoints but the newest `keep` and the one with the lowest evaluation loss."""
+    stored = checkpoints(folder)
+    measured = [(read_state(path).get("eval_loss"), path) for path in stored]
     best = min(((loss, path) for loss, path in measured if loss is not None), default=(None, None))[1]
-    for old in found[:-keep]:
+    for old in stored[:-keep]:
         if old != best:
             shutil.rmtree(old)
 
 
 def seal(folder: Path, files: Iterable[Path]) -> Files:
-    """Bring files to the disk; returns their entries in the manifest of the folder."""
-    found: Files = {}
+    """Flush files to disk. Returns their entries for the folder's manifest."""
+    entries: Files = {}
     for file in files:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
-        found[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
-    return found
+        entries[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+    return entries
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names of a folder's files to the disk."""
+    """Flush a folder's directory entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

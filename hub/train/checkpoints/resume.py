@@ -1,4 +1,4 @@
-"""Going on with a run that was stopped, and making sure beforehand that there is room for what is to be kept."""
+"""Resume a stopped run, and check in advance that the disk has room for its checkpoints."""
 
 import json
 import shutil
@@ -9,34 +9,34 @@ import torch
 
 from hub.errors import ConfigError
 from hub.parallel.group import broadcast_text
-from hub.parallel.sharded_tensors import local
+from hub.parallel.sharded_tensors import local_tensor
 from hub.run import Run, read_metrics
 from hub.system.memory import three_of_each
 from hub.train.checkpoints.checkpoint import damage, load_checkpoint, newest_valid, read_state
 from hub.train.setup.setup import Setup
 
 
-def resume(setup: Setup, model: Any, optimizer: torch.optim.Optimizer, data: str, num_steps: int) -> dict[str, Any]:
-    """Load the checkpoint that `resume` names: a checkpoint's folder, or the newest whole one of a run folder.
+def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: str, num_steps: int) -> dict[str, Any]:
+    """Load the checkpoint that `resume` names: a checkpoint folder, or the newest valid one of a run folder.
 
     Args:
         setup: config, run folder, processes.
         model: receives the weights.
         optimizer: receives its state.
         data: fingerprint of the training samples.
-        num_steps: steps of the run as it is configured now.
+        num_steps: number of steps as the run is configured now.
 
     Returns:
         The checkpoint's state.
 
     Raises:
-        ConfigError: there is no whole checkpoint, or data or length of the run differ from what it began with.
+        ConfigError: there is no valid checkpoint, or the run's data or length has changed.
     """
     cfg, run = setup.cfg, setup.run
     checkpoint = Path(broadcast_text(str(_find(Path(str(cfg.resume)), run)) if run.is_main else ""))
     if checkpoint == Path("."):
         raise ConfigError(
-            f"resume={cfg.resume}: there is no whole checkpoint. Start anew without resume, with algo.save_every_steps=N"
+            f"resume={cfg.resume}: there is no valid checkpoint. Start a new run without resume, with algo.save_every_steps=N"
         )
     state = read_state(checkpoint)
     if not cfg.resume_with_changes:
@@ -53,7 +53,7 @@ def resume(setup: Setup, model: Any, optimizer: torch.optim.Optimizer, data: str
     load_checkpoint(checkpoint, setup.session, model, optimizer)
     if run.is_main:
         _cut_metrics(run, state["step"])
-    run.say(f"going on after step {state['step']} from {checkpoint}")
+    run.say(f"resuming after step {state['step']} from {checkpoint}")
     return state
 
 
@@ -66,18 +66,18 @@ def _find(place: Path, run: Run) -> Path | str:
 
 
 def _cut_metrics(run: Run, step: int) -> None:
-    """Leave out what was logged after the checkpoint: those steps are done again."""
-    kept = [line for line in read_metrics(run.metrics_file) if line["step"] <= step]
+    """Remove metrics logged after the checkpoint: those steps are repeated."""
+    lines = [line for line in read_metrics(run.metrics_file) if line["step"] <= step]
     aside = run.path / ".metrics.jsonl"
-    aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     aside.replace(run.metrics_file)
 
 
-def check_disk(setup: Setup, model: Any) -> None:
-    """Say what checkpoints take, and refuse a run for which the disk has no room.
+def check_disk(setup: Setup, model: torch.nn.Module) -> None:
+    """Report the size of checkpoints, and refuse a run that the disk has no room for.
 
     Raises:
-        ConfigError: the disk is too small for the model and the checkpoints that are to be kept.
+        ConfigError: the disk is too small for the model and the checkpoints to keep.
     """
     algo, run = setup.cfg.algo, setup.run
     if not run.is_main:
@@ -87,14 +87,14 @@ def check_disk(setup: Setup, model: Any) -> None:
     saved_model = sum(p.numel() for p in trained) * (4 if is_adapter else setup.session.compute_dtype.itemsize)
     checkpoint = saved_model + three_of_each(trained)
     saves = algo.save_every_steps is not None or algo.save_every_epochs is not None
-    # One more is written before the oldest goes, and the best may be kept besides.
+    # A new one is written before the oldest is removed, and the best one is kept too.
     needed = saved_model + (checkpoint * (algo.keep_checkpoints + 2) if saves else 0)
     free = shutil.disk_usage(run.path).free
     if saves:
-        copied = three_of_each(local(p) for p in trained)
+        copied = three_of_each(local_tensor(p) for p in trained)
         run.say(
-            f"a checkpoint takes about {checkpoint / 2**30:.2f} GB; {algo.keep_checkpoints} newest and the best are kept. "
-            f"It is written while training goes on, from a copy of {copied / 2**30:.2f} GB in the host's memory"
+            f"a checkpoint takes about {checkpoint / 2**30:.2f} GB; the {algo.keep_checkpoints} newest and the best are kept. "
+            f"It is written while training continues, from a copy of {copied / 2**30:.2f} GB in CPU memory"
         )
     if needed > free:
         raise ConfigError(

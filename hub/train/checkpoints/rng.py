@@ -1,4 +1,4 @@
-"""The state of the random generators, as tensors: torch (CPU and GPU), Python, NumPy."""
+"""State of the random generators as tensors: torch (CPU and GPU), Python, NumPy."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The generators' state of this process."""
+    """The state of this process's random generators."""
     version, words, gauss = random.getstate()
     name, keys, place, has_gauss, cached = np.random.get_state()
     assert version == 3
@@ -26,7 +26,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put the generators back to where `random_state` found them."""
+    """Restore the random generators to a state from `random_state`."""
     torch.set_rng_state(state["torch"])
     gauss = state["python_gauss"].tolist()
     random.setstate((3, tuple(state["python"].tolist()), gauss[0] if gauss else None))

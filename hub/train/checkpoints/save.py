@@ -1,8 +1,8 @@
-"""One save of a checkpoint: what is written, in which order, so that its folder is whole or not there.
+"""One save of a checkpoint. Its folder is either complete or absent.
 
-Written aside, in `.step-00000010.partial/`: by each process its parts, brought to the disk and hashed by it; when all are
-there, by rank 0 `model/`, and last the manifest with size and sha256 of each file. Then the folder gets its name, and what is
-older than the newest `keep` goes, the best excepted.
+It is written to `.step-00000010.partial/`. Each process writes, flushes and hashes its own parts. Once all parts exist, rank 0
+writes `model/` and last the manifest with size and sha256 of each file. Then the folder is renamed, and checkpoints older than
+the newest `keep` are removed, except the best.
 """
 
 import json
@@ -17,33 +17,34 @@ import torch
 from safetensors.torch import save_file
 
 from hub.parallel.group import Group
-from hub.parallel.sharded_tensors import StoredTensors, write_shares
+from hub.parallel.sharded_tensors import StoredTensors, write_shards
 from hub.system.files import write_json
 from hub.train.checkpoints.checkpoint import MANIFEST, Files, checkpoint_name, remove_old, seal, sync_folder
+from hub.train.checkpoints.cpu_copies import Key
 from hub.train.checkpoints.snapshot import Snapshot
 
 SaveModel = Callable[[Path, dict[str, torch.Tensor]], None]
 
 SECONDS_FOR_PARTS = 10.0
-"""How long rank 0 waits for the others' parts when the run has failed."""
+"""How long rank 0 waits for the other ranks' parts after the run has failed."""
 
 
 class Saved(NamedTuple):
-    """How a save ended. Equal on all ranks but for the words of `failure`."""
+    """The result of a save. Equal on all ranks, except for the text of `failure`."""
 
     step: int
     path: Path | None
-    """The checkpoint's folder; None when it could not be written. Nothing half written is left then."""
+    """The checkpoint's folder. None if it could not be written; then no partial folder is left."""
 
     failure: str = ""
-    """Why it could not be written (a full disk, say)."""
+    """Why it could not be written, for example a full disk."""
 
     seconds_waited: float = 0.0
-    """How long training stood still until it was written."""
+    """How long training was blocked until it was written."""
 
 
 class Save:
-    """One process's part in one save. It never asks the other processes for anything, so that a thread can run it."""
+    """One process's part of one save. It never communicates with other processes, so a thread can run it."""
 
     def __init__(self, snapshot: Snapshot, folder: Path, group: Group, save_model: SaveModel, keep: int) -> None:
         name = checkpoint_name(snapshot.step)
@@ -52,18 +53,18 @@ class Save:
         self._save_model, self._keep = save_model, keep
         self.failure = ""
         self.finishing = group.world == 1
-        """Whether it closes the folder, or has done so. Alone it does all in one go."""
+        """Whether the second half of the save has begun. A single process does both halves at once."""
 
         self._files: Files = {}
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Make the empty folder. The other ranks write into it after rank 0 has said that it is there."""
+        """Create the empty folder on rank 0. The other ranks write to it after a collective confirms that it exists."""
         if self.group.is_main:
             self._try(self._make_folder)
 
     def run(self, copied: Callable[[], None] = lambda: None) -> None:
-        """Write this process's parts; alone, close the folder as well.
+        """Write this process's parts. A single process also completes the checkpoint.
 
         Args:
             copied: waits until the snapshot is complete.
@@ -73,13 +74,13 @@ class Save:
             self.finish()
 
     def finish(self) -> None:
-        """Close the folder, on rank 0. All parts are there."""
+        """Complete the checkpoint, on rank 0. All parts must exist."""
         self.finishing = True
         if self.group.is_main and not self.failure:
             self._try(self._finish)
 
     def in_thread(self, work: Callable[[], None]) -> None:
-        """Do something (`run`, `finish`) while this program goes on."""
+        """Run a step of the save (`run`, `finish`) in a thread."""
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -88,12 +89,12 @@ class Save:
         return self._thread is not None and self._thread.is_alive()
 
     def join(self) -> None:
-        """Wait for what runs in the thread."""
+        """Wait for the thread."""
         if self._thread is not None:
             self._thread.join()
 
-    def others_wrote_theirs(self) -> bool:
-        """Whether the other ranks' parts are there, or are there soon."""
+    def other_parts_exist(self) -> bool:
+        """Whether the other ranks' parts exist, within `SECONDS_FOR_PARTS`."""
         lists = [self.aside / _list_name(rank) for rank in range(1, self.group.world)]
         deadline = time.monotonic() + SECONDS_FOR_PARTS
         while not all(file.is_file() for file in lists):
@@ -102,8 +103,8 @@ class Save:
             time.sleep(0.1)
         return True
 
-    def ended(self, failed: bool) -> Saved:
-        """How it ended. What a failed one has written is removed."""
+    def result(self, failed: bool) -> Saved:
+        """The result of the save. Removes the partial folder of a failed one."""
         if not failed:
             return Saved(self.snapshot.step, self.target)
         if self.group.is_main:
@@ -114,7 +115,7 @@ class Save:
         try:
             for part in parts:
                 part()
-        except Exception as error:  # safetensors raises its own kinds for a full disk
+        except Exception as error:  # safetensors raises its own exception for a full disk
             self.failure = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
     def _make_folder(self) -> None:
@@ -126,11 +127,11 @@ class Save:
         mine = [aside / f"random-rank{rank}.safetensors"]
         save_file(snapshot.random, mine[0])
         for part in ("trainable", "optimizer"):
-            if snapshot.shared_out:
+            if snapshot.is_sharded:
                 mine.append(aside / part / f"rank{rank:05d}.safetensors")
                 mine[-1].parent.mkdir(exist_ok=True)
                 offsets = {key[1]: start for key, start in snapshot.offsets.items() if key[0] == part}
-                write_shares(mine[-1], snapshot.part(part), offsets)
+                write_shards(mine[-1], snapshot.part(part), offsets)
             elif self.group.is_main:
                 mine.append(aside / f"{part}.safetensors")
                 save_file(snapshot.part(part), mine[-1])
@@ -159,13 +160,15 @@ class Save:
         remove_old(self.folder, self._keep)
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """The model's whole weights, on the CPU. Those that are shared out come back from the disk."""
-        stored = StoredTensors(self.aside, "trainable") if self.snapshot.shared_out else None
-        found: dict[tuple[str, str], torch.Tensor] = {}
+        """The model's full weights, on the CPU. Sharded ones are read back from the files of all ranks."""
+        stored = StoredTensors(self.aside, "trainable") if self.snapshot.is_sharded else None
+        weights: dict[Key, torch.Tensor] = {}
         for key in set(self.snapshot.weights.values()):
-            from_disk = stored is not None and key[0] == "trainable"
-            found[key] = stored.read(key[1]) if stored and from_disk else self.snapshot.tensors[key].cpu()
-        return {name: found[key] for name, key in self.snapshot.weights.items()}
+            if stored is not None and key[0] == "trainable":
+                weights[key] = stored.read(key[1])
+            else:
+                weights[key] = self.snapshot.tensors[key].cpu()
+        return {name: weights[key] for name, key in self.snapshot.weights.items()}
 
 
 def _list_name(rank: int) -> str:

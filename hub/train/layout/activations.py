@@ -119,12 +119,12 @@ class Activations:
     def _choose_by_memory(self) -> tuple[int, int, str]:
         longest = self.setup.data.longest
         strategy = self.setup.session.strategy
-        num_shards, repeatable = strategy.shares_of_state(self.setup.session.group.world), self.setup.cfg.algo.deterministic
+        num_shards, repeatable = strategy.num_state_shards(self.setup.session.group.world), self.setup.cfg.algo.deterministic
         # Bytes are estimated if runs must be alike, and a rank that holds shards of the others' layers can't go on alone.
         cautious = repeatable or self.external is not None or not strategy.recovers_memory
         room = room_for_activations(self.model, self.device, num_shards, repeatable, cautious)
         room = -max_over_ranks(-room)
-        cost = COLLECTIVES_COST if strategy.shares_weights else 0
+        cost = COLLECTIVES_COST if strategy.shards_weights else 0
         most = self.most * 2 if cost and self.most == MAX_TOKENS else self.most
         # A requested budget is planned for in full if no step can be repeated.
         loads = self._loads() if (cost and not self.requested) or (self.requested and not cautious) else []
@@ -154,7 +154,7 @@ class Activations:
         A frozen embedding is offloaded too. The more GPU memory that frees, the more tokens go through an MLP untiled.
         """
         base, freed_bytes = base_of(self.model), 0
-        if self.external is None and not self.setup.session.strategy.shares_weights:
+        if self.external is None and not self.setup.session.strategy.shards_weights:
             num_bytes = base.get_input_embeddings().weight.nbytes
             freed_bytes = 0 if offload_embedding(self.patches, base) else num_bytes
         tokens = self.requested or self.setup.data.longest

@@ -12,7 +12,7 @@ from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import ConfigError
 from hub.models.load import load_causal_lm, load_config, num_parameters, save_whole_model
-from hub.models.safety import not_heeded
+from hub.models.safety import ignored_settings
 from hub.models.weights import local_weights
 from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
@@ -75,7 +75,7 @@ class Setup:
                 "launch.strategy=fsdp can't share out 8-bit weights. Type algo.load_in_4bit=true algo.load_in_8bit=false, "
                 "or launch.strategy=ddp"
             )
-        if whole and strategy.shares_weights:
+        if whole and strategy.shards_weights:
             raise ConfigError(f"{whole} needs all weights on each process ({why}). Leave it out, or type launch.strategy=ddp")
         if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARDS:
             raise ConfigError(
@@ -86,7 +86,7 @@ class Setup:
         self.run.write_plan(strategy=strategy.name, strategy_because=why)
         if session.group.world > 1:
             self.run.say(f"strategy {strategy.name} ({why})")
-        device = torch.device("cpu") if strategy.shares_weights else session.device
+        device = torch.device("cpu") if strategy.shards_weights else session.device
         return load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
 
 
@@ -122,7 +122,7 @@ def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:
     """Local folder of the base weights. One process per machine fetches or converts; the others wait and then find them."""
     if session.group.local_rank == 0:
         path = local_weights(cfg, run.say)
-        for line in not_heeded(path, cfg.trust_remote_code):
+        for line in ignored_settings(path, cfg.trust_remote_code):
             run.say(line)
         barrier()
     else:

@@ -1,75 +1,75 @@
-"""What is done with OSFT's coordinates once per optimizer step, and when weights are stored.
+"""OSFT's reparametrizations: project the coordinates once per optimizer step, and compute the weights from them.
 
-Gradients are projected before clipping. After the optimizer the coordinates are projected again, since Adam scales each
-number by itself and would lead 3 % of every step back to where nothing may move. Then each weight is formed from the
-first weight and the coordinates: never by adding small numbers to bfloat16, where they would be lost.
+Gradients are projected before clipping. The coordinates are projected again after the optimizer step, since Adam scales each
+element separately, which would leak 3 % of every step into protected directions. Then each weight is computed from the base
+weight and the coordinates, never by adding small numbers to bfloat16, where they would be lost.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import normalize
 
-from hub.parallel.reparametrization import Coordinates
-from hub.parallel.sharded_tensors import local, place_of
+from hub.parallel.reparametrization import Reparametrization
+from hub.parallel.sharded_tensors import local_region, local_tensor
 from hub.parallel.strategy import full
 from hub_osft.embeddings import FreeRows
 from hub_osft.layers import OsftFactored
-from hub_osft.subspace import change_of, draw_back_, oriented, project_, project_exactly
+from hub_osft.subspace import change_of, oriented, project_, project_exactly, pull_to_base_
 
-MOST_STACKED = 2**26
-"""Numbers of coordinates that are projected in one call: equal shapes go together, which spares small models many calls."""
+MAX_STACKED = 2**26
+"""Maximum number of coordinates projected in one call. Equal shapes are stacked, which saves small models many calls."""
 
 
 @dataclass
 class Part:
-    """One weight and the coordinates of its change."""
+    """One weight, and the coordinates of its change."""
 
-    module: Any
-    """Holds the weight. Asked each time, since sharing out replaces the parameter."""
+    module: torch.nn.Module
+    """Holds the weight. Looked up each time, since sharding replaces the parameter."""
 
     parameter: str
     coordinates: torch.nn.Parameter
     free: torch.Tensor | None
-    """Q D, float32: Q has orthonormal columns, D says how far the optimizer moves each. Corner changes have no D."""
+    """Q D, float32: Q has orthonormal columns, D is the step of each. Corner changes have no D."""
 
-    kept: torch.Tensor | None
-    """U_h, in the compute type; given over to a stack of equal ones. None: no left side is kept."""
+    protected: torch.Tensor | None
+    """U_h, in the compute dtype; moved to a stack of equal shapes. None: no left side is protected."""
 
     left: bool
     corner: bool
-    keeps_left: bool
-    """Whether a left side is kept."""
+    protects_left: bool
+    """Whether a left side is protected."""
 
-    pull: torch.Tensor | None = None
-    """(f,): how strongly each column of Z is drawn back to zero, times the learning rate. None: not at all."""
+    penalty: torch.Tensor | None = None
+    """(f,): penalty strength of each column of Z, times the learning rate. None: no penalty."""
 
-    base: Any = None
-    """The first weight, shared out as the weight is."""
+    base: torch.Tensor = field(init=False)
+    """The base weight, sharded as the weight is. Set once the model is placed."""
 
     @property
     def weight(self) -> torch.Tensor:
-        found: torch.Tensor = getattr(self.module, self.parameter)
-        return found
+        weight: torch.Tensor = getattr(self.module, self.parameter)
+        return weight
 
     @property
     def q(self) -> torch.Tensor | None:
-        """Q D when the coordinates are those of it, None when they are the whole change."""
+        """Q D. None if the coordinates are the full change."""
         return None if self.corner else self.free
 
 
-class FastCoordinates(Coordinates):
-    """Coordinates Z with Delta = Z (Q D)^T, or the whole Delta, for each weight."""
+class FastReparametrization(Reparametrization):
+    """Coordinates Z with Delta = Z (Q D)^T, or the full Delta, for each weight."""
 
     def __init__(self, parts: Sequence[Part], embeddings: FreeRows | None = None) -> None:
-        """Take over what trains.
+        """Create the reparametrization.
 
         Args:
             parts: the weights with coordinates.
-            embeddings: the rows of the embeddings that may change, where some but not all may.
+            embeddings: the rows of the embeddings that may change, if only some may.
         """
         self.parts, self.embeddings = list(parts), embeddings
         self._stacks = _stacks(self.parts)
@@ -84,21 +84,21 @@ class FastCoordinates(Coordinates):
     @torch.no_grad()
     def project_gradients(self) -> None:
         for stack in self._stacks:
-            stack.project_([part.coordinates.grad for part in stack.parts])
+            stack.project_([gradient_of(part.coordinates) for part in stack.parts])
         if self.embeddings is not None:
             self.embeddings.project_gradient_()
 
     @torch.no_grad()
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         self._decay(optimizer)
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        rates = rates_of(optimizer)
         for part in self.parts:
-            if part.pull is not None:
-                draw_back_(part.coordinates, part.pull, rates[id(part.coordinates)])
+            if part.penalty is not None:
+                pull_to_base_(part.coordinates, part.penalty, rates[id(part.coordinates)].learning)
         for stack in self._stacks:
             stack.project_([part.coordinates for part in stack.parts])
         if self.embeddings is not None:
-            self.embeddings.follow_(rates)
+            self.embeddings.follow_({key: rate.learning for key, rate in rates.items()})
         self.loaded()
 
     @torch.no_grad()
@@ -115,15 +115,13 @@ class FastCoordinates(Coordinates):
         self.loaded()
 
     def _decay(self, optimizer: torch.optim.Optimizer) -> None:
-        """Weight decay draws the free part of the weight to zero, and leaves the rest alone.
+        """Apply weight decay to the free part of the weight only.
 
-        The optimizer has shrunk the coordinates by rate * decay; here the free part of the first weight follows.
+        The optimizer has decayed the coordinates by rate * decay; here the free part of the base weight follows.
         """
-        rates = {
-            id(p): group["lr"] * group.get("weight_decay", 0.0) for group in optimizer.param_groups for p in group["params"]
-        }
+        rates = rates_of(optimizer)
         for part in self.parts:
-            if rate := rates[id(part.coordinates)]:
+            if rate := rates[id(part.coordinates)].decay:
                 first = oriented(full(part.base), part.left).to(part.coordinates)
                 if part.free is not None and part.corner:
                     first = (first @ part.free) @ part.free.mT
@@ -132,84 +130,108 @@ class FastCoordinates(Coordinates):
                 part.coordinates.sub_(first, alpha=rate)
 
 
-class FactoredCoordinates(Coordinates):
-    """The paper's factors: gradients and factors are projected, the weight is put together in each forward pass."""
+class FactoredReparametrization(Reparametrization):
+    """The paper's factors: gradients and factors are projected, the weight is computed in each forward pass."""
 
     def __init__(self, layers: Sequence[tuple[OsftFactored, torch.Tensor, torch.Tensor]]) -> None:
-        """Args:
-        layers: each with U_h (M, k) and Q (p, f), float32.
+        """Create the reparametrization.
+
+        Args:
+            layers: each with U_h (M, k) and Q (p, f), float32.
         """
         self.layers = list(layers)
 
     @torch.no_grad()
     def project_gradients(self) -> None:
-        for layer, kept, free in self.layers:
-            left, right = layer.osft_left.grad, layer.osft_right.grad
-            assert left is not None
-            assert right is not None
-            self._project(left, right, kept, free)
+        for layer, protected, free in self.layers:
+            self._project(gradient_of(layer.osft_left), gradient_of(layer.osft_right), protected, free)
 
     @torch.no_grad()
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        for layer, kept, free in self.layers:
-            self._project(layer.osft_left, layer.osft_right, kept, free)
+        for layer, protected, free in self.layers:
+            self._project(layer.osft_left, layer.osft_right, protected, free)
 
     @contextmanager
     def exact(self) -> Iterator[None]:
         with torch.no_grad():
             for layer, _, _ in self.layers:
-                layer.weight.copy_(layer.whole(torch.float64))
+                layer.weight.copy_(layer.full_weight(torch.float64))
         yield
 
     @staticmethod
-    def _project(left: torch.Tensor, right: torch.Tensor, kept: torch.Tensor, free: torch.Tensor) -> None:
-        left.sub_(kept @ (kept.mT @ left))
+    def _project(left: torch.Tensor, right: torch.Tensor, protected: torch.Tensor, free: torch.Tensor) -> None:
+        left.sub_(protected @ (protected.mT @ left))
         right.copy_((right @ free) @ free.mT)
 
 
 @dataclass
 class _Stack:
-    """Parts of equal shapes, whose kept directions are one tensor."""
+    """Parts of equal shapes, with their protected directions in one tensor."""
 
     parts: list[Part]
-    kept: torch.Tensor
+    protected: torch.Tensor
 
-    def project_(self, tensors: list[Any]) -> None:
+    def project_(self, tensors: Sequence[torch.Tensor]) -> None:
         corner = self.parts[0].free if self.parts[0].corner else None
         if len(tensors) == 1:
-            project_(tensors[0], self.kept, corner)
+            project_(tensors[0], self.protected, corner)
             return
-        together = torch.stack(tensors)
-        project_(together, self.kept)
-        torch._foreach_copy_(tensors, list(together.unbind()))
+        stacked = torch.stack(list(tensors))
+        project_(stacked, self.protected)
+        torch._foreach_copy_(list(tensors), list(stacked.unbind()))
 
 
 def _stacks(parts: list[Part]) -> list[_Stack]:
     stacks: list[_Stack] = []
-    waiting: dict[Any, list[Part]] = {}
+    waiting: dict[tuple[torch.Size, torch.Size, torch.dtype], list[Part]] = {}
 
-    def stack(together: list[Part]) -> None:
-        kept = [part.kept for part in together if part.kept is not None]
-        for part in together:
-            part.kept = None
-        stacks.append(_Stack(together, kept[0] if len(kept) == 1 else torch.stack(kept)))
+    def stack(group: list[Part]) -> None:
+        protected = [part.protected for part in group if part.protected is not None]
+        for part in group:
+            part.protected = None
+        stacks.append(_Stack(group, protected[0] if len(protected) == 1 else torch.stack(protected)))
 
     for part in parts:
-        if part.kept is None:
+        if part.protected is None:
             continue
-        key = (part.coordinates.shape, part.kept.shape, part.kept.dtype)
+        key = (part.coordinates.shape, part.protected.shape, part.protected.dtype)
         group = waiting.setdefault(key, [])
         group.append(part)
-        if part.corner or part.coordinates.numel() * (len(group) + 1) > MOST_STACKED:
+        if part.corner or part.coordinates.numel() * (len(group) + 1) > MAX_STACKED:
             stack(waiting.pop(key))
     for group in waiting.values():
         stack(group)
     return stacks
 
 
+class _Rates(NamedTuple):
+    """Rates of one parameter in an optimizer step."""
+
+    learning: float
+    """Learning rate."""
+
+    decay: float
+    """Learning rate times weight decay."""
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> dict[int, _Rates]:
+    """The rates of an optimizer's parameters, by their ids."""
+    rates: dict[int, _Rates] = {}
+    for group in optimizer.param_groups:
+        of_group = _Rates(group["lr"], group["lr"] * group.get("weight_decay", 0.0))
+        rates |= {id(parameter): of_group for parameter in group["params"]}
+    return rates
+
+
+def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A trained parameter's gradient. The strategy has set it, to zeros if no pass reached the parameter."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def form_(part: Part) -> None:
-    """Bring a weight to its coordinates, in the weight's type: W_0 + Delta."""
-    weight, base = local(part.weight), local(part.base)
+    """Compute a weight from its coordinates, in the weight's dtype: W_0 + Delta."""
+    weight, base = local_tensor(part.weight), local_tensor(part.base)
     rows = _rows(part.weight)
     device = part.coordinates.device
     if part.q is None:
@@ -217,10 +239,9 @@ def form_(part: Part) -> None:
         return
     coordinates, free = part.coordinates.to(base.dtype), part.q.to(base.dtype)
     first, second = (free, coordinates) if part.left else (coordinates, free)
-    if weight.ndim == 3:
-        first, second, multiply = first[rows], second[rows], torch.baddbmm
-    else:
-        first, multiply = first[rows], torch.addmm
+    batched = weight.ndim == 3
+    multiply: Callable[..., torch.Tensor] = torch.baddbmm if batched else torch.addmm
+    first, second = first[rows], second[rows] if batched else second
     if weight.device == device:
         multiply(base, first, second.mT, out=weight)
     else:
@@ -228,10 +249,10 @@ def form_(part: Part) -> None:
 
 
 def _form_exactly_(part: Part) -> None:
-    """The same with the change projected and added in float64: one rounding, that of the weight's type."""
+    """Compute a weight as `form_` does, with the change projected and added in float64 and rounded once."""
     base = full(part.base).to(part.coordinates.device)
-    matrices, coordinates = oriented(base, part.left), part.coordinates
-    if part.free is not None and part.keeps_left:
+    matrices, coordinates = oriented(base, part.left), part.coordinates.detach()
+    if part.free is not None and part.protects_left:
         directions = part.free if part.corner else normalize(part.free.double(), dim=-2)
         if base.ndim == 3:
             each = zip(coordinates, matrices, directions, strict=True)
@@ -239,11 +260,11 @@ def _form_exactly_(part: Part) -> None:
         else:
             coordinates = project_exactly(coordinates, matrices, directions, part.corner)
     free = None if part.q is None else part.q.double()
-    whole = base.double() + change_of(coordinates.double(), free, part.left)
-    local(part.weight).copy_(whole[_rows(part.weight)])
+    exact = base.double() + change_of(coordinates.double(), free, part.left)
+    local_tensor(part.weight).copy_(exact[_rows(part.weight)])
 
 
 def _rows(tensor: torch.Tensor) -> slice:
-    """Which rows of a tensor this rank has."""
-    place = place_of(tensor)
-    return slice(place.offsets[0], place.end[0])
+    """The rows of a tensor that this rank holds."""
+    region = local_region(tensor)
+    return slice(region.offsets[0], region.end[0])

@@ -1,6 +1,6 @@
-"""Finds each target's directions once: spread over the processes by cost, kept in the user's cache and in the run folder.
+"""Compute each target's directions once: divided over the processes by cost, cached for the user and in the run folder.
 
-The run folder's copy is what a resumed run reads: coordinates mean nothing without the very Q that they were trained with.
+A resumed run reads the copy in the run folder: coordinates are meaningless without the exact Q that they were trained with.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from hub import ConfigError, ModelError
 from hub.parallel.group import barrier, broadcast_text
@@ -28,32 +28,39 @@ from hub_osft.subspace import decompose, oriented, split
 from hub_osft.targets import Target
 
 RECIPE = 2
-"""Raised when what is stored changes its meaning."""
+"""Version of the stored directions. Increase it when their meaning changes."""
 
 INDEX = "directions.json"
-PIECE = 2**26
-"""Bytes of a weights' file that one thread hashes at a time."""
+PIECE_BYTES = 2**26
+"""Size of the piece of a weights file that one thread hashes at a time."""
 
 SECONDS_BETWEEN_LINES = 5.0
 NUM_THREADS = min(16, os.cpu_count() or 1)
 
 Directions = dict[str, torch.Tensor]
-"""Of one target: `free` (Q); with `subspace=weights` also `kept` (U_h) and `scale` (S_l), in the factored form `left`
-(U_l) too; with `algo.protect_strength` `pull` (f,), how much a change along each matters. Empty: all is free."""
+"""Directions of one target by their names on disk: `free` (Q); with `subspace=weights` also `kept` (the protected U_h) and
+`scale` (S_l), in the factored form also `left` (U_l); with `algo.protect_strength` also `pull` (f,), how much a change along
+each matters. Empty: the full matrix is free."""
 
 Find = Callable[[Target, torch.Tensor], Directions]
-"""Finds the directions of a target from its weight, on the weight's device."""
+"""Computes the directions of a target from its weight, on the weight's device."""
 
 
-def find_directions(setup: Setup, model: Any, targets: Sequence[Target], find: Find, cached: bool) -> dict[str, Directions]:
-    """The directions of all targets, on this process's device, the same on all.
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name of a tensor of `Directions` -> its shape and dtype."""
+
+
+def find_directions(
+    setup: Setup, model: PreTrainedModel, targets: Sequence[Target], find: Find, cached: bool
+) -> dict[str, Directions]:
+    """The directions of all targets, equal on all processes, on each one's device.
 
     Args:
         setup: config, run folder, processes, folder of the weights.
-        model: not yet changed.
-        targets: with `num_free` filled in.
-        find: how one target's directions are found.
-        cached: whether they follow from the weights alone, so that the user's cache may hold them.
+        model: the unchanged model.
+        targets: with `num_free` set.
+        find: computes the directions of one target.
+        cached: whether they depend on the weights alone, so that the user's cache may store them.
 
     Raises:
         ConfigError: the disk has no room for them.
@@ -76,13 +83,13 @@ def find_directions(setup: Setup, model: Any, targets: Sequence[Target], find: F
     source = broadcast_text(source)
     folder = Path(source.removeprefix("new "))
     if source.startswith("new "):
-        problem = _lack_of_room(folder, shapes) if session.group.is_main else ""
+        problem = _disk_problem(folder, shapes) if session.group.is_main else ""
         if problem := broadcast_text(problem):
             raise ConfigError(problem)
-        found = _find_all(setup, model, targets, shapes, find, folder)
+        directions = _find_all(setup, model, targets, shapes, find, folder)
         how = "found"
     else:
-        found = _load_all(session, targets, folder)
+        directions = _load_all(session, targets, folder)
         how = "read from the run folder" if folder == store else "read from the cache"
     if session.group.is_main and folder != store:
         _link(folder, store)
@@ -90,18 +97,23 @@ def find_directions(setup: Setup, model: Any, targets: Sequence[Target], find: F
     run.say(f"directions of {len(targets)} weights {how} in {seconds:.1f} s ({folder})")
     run.write_plan(directions_seconds=round(seconds, 2), directions_from=how, num_targets=len(targets))
     barrier()
-    return found
+    return directions
 
 
 def by_spectrum(algo: OsftConfig, dtype: torch.dtype) -> Find:
-    """Directions by singular values, as `subspace=weights` has it."""
+    """Directions by singular values, for `subspace=weights`."""
 
     def find(target: Target, weight: torch.Tensor) -> Directions:
         matrices = oriented(weight, target.left)
         if target.num_free == target.size:
             return {}
-        each = [_of_matrix(a, target.num_free, algo, dtype) for a in (matrices if target.experts else [matrices])]
-        return {name: torch.stack([one[name] for one in each]) for name in each[0]} if target.experts else each[0]
+        if not target.experts:
+            return _of_matrix(matrices, target.num_free, algo, dtype)
+        experts = [_of_matrix(matrix, target.num_free, algo, dtype) for matrix in matrices]
+        stacked: Directions = {}
+        for name in experts[0]:
+            stacked[name] = torch.stack([directions[name] for directions in experts])
+        return stacked
 
     return find
 
@@ -109,25 +121,25 @@ def by_spectrum(algo: OsftConfig, dtype: torch.dtype) -> Find:
 def _of_matrix(matrix: torch.Tensor, num_free: int, algo: OsftConfig, dtype: torch.dtype) -> Directions:
     if algo.parametrization == FACTORED:
         left, scale, right = decompose(matrix)
-        kept = matrix.shape[-1] - num_free
-        factors = {"left": left[:, kept:], "scale": scale[kept:], "free": right[:, kept:], "kept": left[:, :kept]}
+        k = matrix.shape[-1] - num_free
+        factors = {"left": left[:, k:], "scale": scale[k:], "free": right[:, k:], "kept": left[:, :k]}
         return {name: factor.float().contiguous() for name, factor in factors.items()}
     space = split(matrix, num_free)
     assert space.free is not None
-    assert space.kept is not None
+    assert space.protected is not None
     assert space.scale is not None
-    return {"free": space.free.float(), "kept": space.kept.to(dtype), "scale": space.scale.float()}
+    return {"free": space.free.float(), "kept": space.protected.to(dtype), "scale": space.scale.float()}
 
 
-def _shapes(target: Target, algo: OsftConfig, session: Session) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """What `find` gives for a target, before it is found."""
+def _shapes(target: Target, algo: OsftConfig, session: Session) -> Shapes:
+    """Shapes and dtypes of a target's directions, before they are computed."""
     if target.num_free == target.size and not algo.protect_strength:
         return {}
-    batch, kept = target.shape[:-2], target.size - target.num_free
-    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"free": ((*batch, target.size, target.num_free), torch.float32)}
+    batch, num_protected = target.shape[:-2], target.size - target.num_free
+    shapes: Shapes = {"free": ((*batch, target.size, target.num_free), torch.float32)}
     if algo.subspace == "weights":
         dtype = torch.float32 if algo.parametrization == FACTORED else session.compute_dtype
-        shapes["kept"] = ((*batch, target.rows, kept), dtype)
+        shapes["kept"] = ((*batch, target.rows, num_protected), dtype)
         shapes["scale"] = ((*batch, target.num_free), torch.float32)
     elif algo.protect_strength:
         shapes["pull"] = ((target.num_free,), torch.float32)
@@ -136,8 +148,8 @@ def _shapes(target: Target, algo: OsftConfig, session: Session) -> dict[str, tup
     return shapes
 
 
-def check_finite(setup: Setup, model: Any, targets: Sequence[Target]) -> None:
-    """Every process looks at all weights, so that none waits for one that has given up.
+def check_finite(setup: Setup, model: PreTrainedModel, targets: Sequence[Target]) -> None:
+    """Check all weights on every process, so that none waits for a process that has failed.
 
     Raises:
         ModelError: one is not finite.
@@ -151,18 +163,18 @@ def check_finite(setup: Setup, model: Any, targets: Sequence[Target]) -> None:
 
 
 class _Search:
-    """Finds this process's share of the directions, tells how far it is, and writes down what is found."""
+    """Computes this process's part of the directions, reports progress, and writes the results."""
 
-    def __init__(self, setup: Setup, model: Any, targets: Sequence[Target], find: Find) -> None:
+    def __init__(self, setup: Setup, model: PreTrainedModel, targets: Sequence[Target], find: Find) -> None:
         self.setup, self.model, self.targets, self.find = setup, model, targets, find
-        self.found: dict[str, Directions] = {}
+        self.results: dict[str, Directions] = {}
 
     def run(self, numbers: Sequence[int], then: Callable[[int], None] = lambda number: None) -> None:
-        """Find the directions of the targets of these numbers."""
+        """Compute the directions of the targets with these indices."""
         started = shown = time.monotonic()
         for done, number in enumerate(numbers, 1):
             target = self.targets[number]
-            self.found[target.name] = self.find(target, target.weight(self.model).detach().to(self.setup.session.device))
+            self.results[target.name] = self.find(target, target.weight(self.model).detach().to(self.setup.session.device))
             then(number)
             now = time.monotonic()
             if now - shown > SECONDS_BETWEEN_LINES:
@@ -171,7 +183,7 @@ class _Search:
                 self.setup.run.say(f"directions: {done} of {len(numbers)} weights, about {left:.0f} s left")
 
     def run_and_write(self, folder: Path) -> None:
-        """Find all; they are written while the next ones are sought."""
+        """Compute all directions, and write them while the next ones are computed."""
         with ThreadPoolExecutor(4) as writers:
             written: list[Future[None]] = []
             self.run(range(len(self.targets)), lambda number: written.append(writers.submit(self._write, folder, number)))
@@ -180,14 +192,14 @@ class _Search:
         _write_index(folder, self.targets)
 
     def write(self, folder: Path) -> None:
-        """Write down all that was found."""
+        """Write all directions."""
         with ThreadPoolExecutor(4) as writers:
             for future in [writers.submit(self._write, folder, number) for number in range(len(self.targets))]:
                 future.result()
         _write_index(folder, self.targets)
 
     def _write(self, folder: Path, number: int) -> None:
-        tensors = {name: tensor.cpu() for name, tensor in self.found[self.targets[number].name].items()}
+        tensors = {name: tensor.cpu() for name, tensor in self.results[self.targets[number].name].items()}
         try:
             save_file(tensors, folder / _file(number))
         except SafetensorError as error:
@@ -195,59 +207,60 @@ class _Search:
 
 
 def _find_all(
-    setup: Setup, model: Any, targets: Sequence[Target], shapes: dict[str, Any], find: Find, folder: Path
+    setup: Setup, model: PreTrainedModel, targets: Sequence[Target], shapes: dict[str, Shapes], find: Find, folder: Path
 ) -> dict[str, Directions]:
     session, search = setup.session, _Search(setup, model, targets, find)
     check_finite(setup, model, targets)
     if session.group.world == 1:
         make_once(folder, search.run_and_write, _is_whole)
-        # Another run may have been faster.
-        return search.found or _load_all(session, targets, folder)
+        # Another run may have written them first.
+        return search.results or _load_all(session, targets, folder)
     owners = _owners(targets, session.group.world)
     search.run([number for number, owner in enumerate(owners) if owner == session.group.rank])
     for target, owner in zip(targets, owners, strict=True):
-        mine = search.found.setdefault(target.name, _empty(shapes[target.name], session.device))
+        mine = search.results.setdefault(target.name, _empty(shapes[target.name], session.device))
         for name in sorted(mine):
             dist.broadcast(mine[name], owner)
     if session.group.is_main:
         make_once(folder, search.write, _is_whole)
-    return search.found
+    return search.results
 
 
 def _load_all(session: Session, targets: Sequence[Target], folder: Path) -> dict[str, Directions]:
-    """The first process reads and gives to the others: their machines may not see the folder.
+    """Read the directions on rank 0 and broadcast them: other machines may not have the folder.
 
-    What is stored need not be what the options ask for now, where a run goes on with others.
+    The stored directions may differ from the current options if a run is resumed with other options.
     """
 
     def load(number: int) -> Directions:
         return dict(load_file(folder / _file(number), device=str(session.device)))
 
-    found: dict[str, Directions] = {}
+    directions: dict[str, Directions] = {}
     if session.group.is_main:
         with ThreadPoolExecutor(NUM_THREADS) as readers:
-            found = dict(zip((target.name for target in targets), readers.map(load, range(len(targets))), strict=True))
+            directions = dict(zip((target.name for target in targets), readers.map(load, range(len(targets))), strict=True))
     if session.group.world > 1:
-        stored = json.loads(broadcast_text(json.dumps({name: _form(tensors) for name, tensors in found.items()})))
+        forms_on_main = {name: _form(tensors) for name, tensors in directions.items()}
+        stored = json.loads(broadcast_text(json.dumps(forms_on_main)))
         for target in targets:
             forms = {name: (shape, getattr(torch, dtype)) for name, (shape, dtype) in stored[target.name].items()}
-            tensors = found.setdefault(target.name, _empty(forms, session.device))
+            tensors = directions.setdefault(target.name, _empty(forms, session.device))
             for name in sorted(tensors):
                 dist.broadcast(tensors[name], 0)
-    return found
+    return directions
 
 
 def _form(tensors: Directions) -> dict[str, tuple[list[int], str]]:
-    """Shape and type of each, for JSON."""
+    """Shape and dtype of each tensor, for JSON."""
     return {name: (list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()}
 
 
-def _empty(shapes: dict[str, Any], device: torch.device) -> Directions:
+def _empty(shapes: Shapes, device: torch.device) -> Directions:
     return {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
 
 
 def _owners(targets: Sequence[Target], world: int) -> list[int]:
-    """Which process finds which target: the costliest first, each to the one with the least to do so far."""
+    """Rank that computes each target: the most expensive first, each to the rank with the least load so far."""
     costs = [t.size**2 * (10 * t.size + t.rows) * (t.shape[0] if t.experts else 1) for t in targets]
     loads, owners = [0] * world, [0] * len(targets)
     for number in sorted(range(len(targets)), key=lambda n: -costs[n]):
@@ -256,47 +269,48 @@ def _owners(targets: Sequence[Target], world: int) -> list[int]:
     return owners
 
 
-def _key(folder: Path, shapes: dict[str, Any], algo: OsftConfig, session: Session) -> str:
-    """Name in the cache: the weights' hash, and everything that the directions depend on besides."""
-    found = hashlib.sha256(f"{RECIPE} {algo.parametrization} {session.compute_dtype}".encode())
-    found.update(repr(sorted(shapes.items())).encode())
-    found.update(weights_digest(folder).encode())
-    return found.hexdigest()[:32]
+def _key(folder: Path, shapes: dict[str, Shapes], algo: OsftConfig, session: Session) -> str:
+    """Key in the cache: a hash of the weights and of everything else that the directions depend on."""
+    key = hashlib.sha256(f"{RECIPE} {algo.parametrization} {session.compute_dtype}".encode())
+    key.update(repr(sorted(shapes.items())).encode())
+    key.update(weights_digest(folder).encode())
+    return key.hexdigest()[:32]
 
 
 def weights_digest(folder: Path) -> str:
-    """A hash of all safetensors files in a folder: of the hashes of their pieces, which threads find side by side."""
-    files = sorted(folder.glob("*.safetensors"))
-    pieces = [(file, start) for file in files for start in range(0, file.stat().st_size, PIECE)]
+    """A hash of all safetensors files in a folder: of the hashes of their pieces, which threads compute in parallel."""
+    pieces: list[tuple[Path, int]] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        pieces += [(file, start) for start in range(0, file.stat().st_size, PIECE_BYTES)]
 
     def digest(piece: tuple[Path, int]) -> bytes:
         file, start = piece
         with file.open("rb", buffering=0) as stream:
             stream.seek(start)
-            return hashlib.sha256(stream.read(PIECE)).digest()
+            return hashlib.sha256(stream.read(PIECE_BYTES)).digest()
 
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         digests = list(threads.map(digest, pieces))
-    whole = hashlib.sha256()
+    combined = hashlib.sha256()
     for (file, start), one in zip(pieces, digests, strict=True):
-        whole.update(f"{file.name} {start} ".encode() + one)
-    return whole.hexdigest()
+        combined.update(f"{file.name} {start} ".encode() + one)
+    return combined.hexdigest()
 
 
-def _lack_of_room(folder: Path, shapes: dict[str, Any]) -> str:
-    """What is wrong with the disk; empty when there is room."""
+def _disk_problem(folder: Path, shapes: dict[str, Shapes]) -> str:
+    """A message if the disk has no room for the directions; otherwise empty."""
     needed = 0
     for tensors in shapes.values():
         for shape, dtype in tensors.values():
             needed += dtype.itemsize * torch.Size(shape).numel()
-    there = next(parent for parent in folder.parents if parent.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(existing).free
     if needed <= free:
         return ""
     in_cache = cache_dir() in folder.parents
     where = f"the cache {cache_dir()}" if in_cache else f"output_dir={folder.parents[1]}"
-    todo = "Set HUB_CACHE=FOLDER on a larger disk, or type algo.cache=false" if in_cache else "Type output_dir=FOLDER"
-    return f"{where} has {free / 2**30:.1f} GB free, the directions need {needed / 2**30:.1f} GB. {todo}"
+    remedy = "Set HUB_CACHE=FOLDER on a larger disk, or type algo.cache=false" if in_cache else "Type output_dir=FOLDER"
+    return f"{where} has {free / 2**30:.1f} GB free, the directions need {needed / 2**30:.1f} GB. {remedy}"
 
 
 def _file(number: int) -> str:
@@ -318,7 +332,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _link(folder: Path, store: Path) -> None:
-    """The run folder's own copy; it takes no room where both are on one disk."""
+    """Link the directions into the run folder; copy them only if it is on another disk."""
 
     def link(aside: Path) -> None:
         for file in folder.iterdir():

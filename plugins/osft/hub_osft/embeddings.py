@@ -1,77 +1,97 @@
-"""Embeddings that learn beside data to protect: only of tokens that the data never has (`train_embeddings` with activations).
+"""Embeddings that learn although data is protected: only those of tokens that the data never has (`train_embeddings`).
 
 An embedding is a linear layer whose input is one token: the input directions that the data leaves unused are the tokens that it
-does not have. Of these the rows of tokens that the new data has may change. Where the embeddings are the output layer too, a
-row is also what a logit is read with, and its change keeps to the directions that the data hardly uses there; with
-`protect_strength` it is drawn back in those that it uses.
+does not have. Of these, the rows of tokens in the new data may change. If the embeddings are tied to the output layer, a row
+also computes a logit, and its change is restricted to directions that the data hardly uses there. With `protect_strength` it
+is pulled toward the base weights in the directions that the data uses.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from hub.parallel.sharded_tensors import local, place_of
-from hub_osft.subspace import draw_back_
+from hub.parallel.sharded_tensors import local_region, local_tensor
+from hub_osft.subspace import pull_to_base_
 from hub_osft.targets import Target
 
 
 class FreeRows:
-    """The rows of an embedding that may change, and the directions that they may change in."""
+    """The rows of an embedding that may change, and the directions in which they may change."""
 
-    def __init__(self, module: Any, rows: torch.Tensor, free: torch.Tensor | None, pull: torch.Tensor | None = None) -> None:
+    base: torch.Tensor
+    """The base weight, or this rank's shard of it. Set once the model is placed."""
+
+    local_rows: torch.Tensor
+    """The rows that are in it, counted from its start."""
+
+    def __init__(
+        self, module: torch.nn.Module, rows: torch.Tensor, free: torch.Tensor | None, penalty: torch.Tensor | None = None
+    ) -> None:
         """Choose the rows.
 
         Args:
-            module: the embedding. Its weight (v, d) trains as a whole; what must stay is put back after each step.
-            rows: int64, the tokens' numbers.
+            module: the embedding. Its full weight (v, d) trains; fixed rows are restored after each step.
+            rows: int64, token ids.
             free: Q (d, f), for a change Z Q^T. None: any change.
-            pull: (f,), how strongly each column of Z is drawn back to zero, times the learning rate. None: not at all.
+            penalty: (f,), penalty strength of each column of Z, times the learning rate. None: no penalty.
         """
-        self.module, self.rows, self.free, self.pull = module, rows, free, pull
+        self.module, self.rows, self.free, self.penalty = module, rows, free, penalty
 
     def placed(self) -> None:
-        """Note the first weight, or this rank's share of it."""
-        weight = self.module.weight
-        self.base = local(weight).detach().clone()
-        here = self.rows.to(self.base.device) - place_of(weight).offsets[0]
-        self.here = here[(here >= 0) & (here < len(self.base))]
+        """Store the base weight, or this rank's shard of it."""
+        self.base = local_tensor(self.weight).clone()
+        rows = self.rows.to(self.base.device) - local_region(self.weight).offsets[0]
+        self.local_rows = rows[(rows >= 0) & (rows < len(self.base))]
+
+    @property
+    def weight(self) -> torch.nn.Parameter:
+        """The embedding's weight. Looked up each time, since sharding replaces it."""
+        return weight_of(self.module)
 
     def project_gradient_(self) -> None:
-        """Take out of the gradient what must not move."""
-        gradient = local(self.module.weight.grad)
-        allowed = self._within(gradient[self.here])
-        gradient.zero_()[self.here] = allowed
+        """Remove forbidden directions and fixed rows from the gradient."""
+        assert self.weight.grad is not None
+        gradient = local_tensor(self.weight.grad)
+        allowed = self._project(gradient[self.local_rows])
+        gradient.zero_()[self.local_rows] = allowed
 
     def follow_(self, rates: Mapping[int, float]) -> None:
-        """Put back what must not have moved.
+        """Restore fixed rows, and project the change of the free rows.
 
         Args:
-            rates: learning rate by the parameter's id.
+            rates: learning rates by parameter id.
         """
-        weight = local(self.module.weight)
-        allowed = self._within(weight[self.here] - self.base[self.here], rates[id(self.module.weight)])
+        weight, rows = local_tensor(self.weight), self.local_rows
+        allowed = self._project(weight[rows] - self.base[rows], rates[id(self.weight)])
         weight.copy_(self.base)
-        weight[self.here] += allowed
+        weight[rows] += allowed
 
-    def _within(self, change: torch.Tensor, rate: float = 0.0) -> torch.Tensor:
+    def _project(self, change: torch.Tensor, rate: float = 0.0) -> torch.Tensor:
         if self.free is None:
             return change
         free = self.free.to(change)
         coordinates = change @ free
-        if self.pull is not None:
-            draw_back_(coordinates, self.pull, rate)
+        if self.penalty is not None:
+            pull_to_base_(coordinates, self.penalty, rate)
         return coordinates @ free.mT
 
 
-def is_tied(model: Any) -> bool:
-    """Whether the embeddings are the output layer too."""
-    head = model.get_output_embeddings()
+def weight_of(module: torch.nn.Module) -> torch.nn.Parameter:
+    """The weight of an embedding or output layer."""
+    weight = module.weight
+    assert isinstance(weight, torch.nn.Parameter)
+    return weight
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the output layer shares the weight of the embeddings."""
+    head: torch.nn.Module | None = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
-def as_target(model: Any) -> Target:
-    """The output layer as a matrix whose input directions are asked for."""
-    head = model.get_output_embeddings()
+def as_target(model: PreTrainedModel) -> Target:
+    """The output layer as a matrix whose input directions are needed."""
+    head: torch.nn.Module = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)
-    return Target(name, name, "weight", tuple(head.weight.shape), left=False, conv1d=False)
+    return Target(name, name, "weight", tuple(weight_of(head).shape), left=False, conv1d=False)

@@ -1,21 +1,36 @@
-"""Layers whose weight stands still while coordinates of its change learn.
+"""Layers with a frozen weight and trained coordinates of its change.
 
-The weight is one dense matrix, so a forward pass is that of the plain layer. In the backward pass the gradient of the
-coordinates is taken directly: for Delta = Z Q^T it is dZ = dY^T (X Q), and the matrix dY^T X is never formed.
+The weight is one dense matrix, so the forward pass is that of the plain layer. The backward pass computes the gradient of the
+coordinates directly: for Delta = Z Q^T it is dZ = dY^T (X Q), and the matrix dY^T X is never formed.
 Nothing here has side effects, so torch.compile can trace it.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
 
 from hub_osft.subspace import oriented
 
 PREFIX = "osft_"
-"""Every name that the plugin adds to a model begins so; none of them is saved with it."""
+"""Prefix of every name that the plugin adds to a model. None of these tensors is saved with the model."""
+
+
+class _Context(Protocol):
+    """What the forward and the backward pass of `_Linear` share, and of `_Weight` in part."""
+
+    on_input: bool
+    left: bool
+    dtype: torch.dtype
+    bias_dtype: torch.dtype | None
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Any, ...]
+    """Tensors, or None where the forward pass saved None."""
+
+    def save_for_backward(self, *tensors: torch.Tensor | None) -> None: ...
 
 
 class _Linear(torch.autograd.Function):
@@ -23,7 +38,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -31,13 +46,13 @@ class _Linear(torch.autograd.Function):
         free: torch.Tensor | None,
         on_input: bool,
     ) -> torch.Tensor:
-        """Args: x (..., in), weight (out, in), coordinates and Q as in `subspace`; `on_input`: the columns of A are inputs."""
+        """Take x (..., in), weight (out, in), coordinates and Q as in `subspace`; `on_input`: the columns of A are inputs."""
         ctx.on_input, ctx.dtype, ctx.bias_dtype = on_input, coordinates.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(x, weight, free)
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, free = ctx.saved_tensors
         grad = grad_outputs[0].to(weight.dtype)
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None
@@ -51,18 +66,18 @@ class _Linear(torch.autograd.Function):
 
 
 class _Weight(torch.autograd.Function):
-    """A weight (..., a, b) as it is, whose gradient goes to the coordinates: for layers that the plugin can't see into."""
+    """The identity on a weight (..., a, b), whose gradient goes to the coordinates. For layers whose forward pass is opaque."""
 
     @staticmethod
     def forward(
-        ctx: Any, weight: torch.Tensor, coordinates: torch.Tensor, free: torch.Tensor | None, left: bool
+        ctx: _Context, weight: torch.Tensor, coordinates: torch.Tensor, free: torch.Tensor | None, left: bool
     ) -> torch.Tensor:
         ctx.left, ctx.dtype = left, coordinates.dtype
         ctx.save_for_backward(free)
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (free,) = ctx.saved_tensors
         grad = oriented(grad_outputs[0], ctx.left)
         if free is not None:
@@ -71,16 +86,19 @@ class _Weight(torch.autograd.Function):
 
 
 class OsftLinear(nn.Module):
-    """A linear layer (or GPT-2's Conv1D, whose weight lies the other way) that learns coordinates of its weight's change."""
+    """A linear layer (or GPT-2's Conv1D, whose weight is transposed) that learns coordinates of its weight's change."""
 
     osft_free: torch.Tensor | None
 
-    def __init__(self, layer: Any, coordinates: torch.Tensor, free: torch.Tensor | None, left: bool, conv1d: bool) -> None:
-        """
+    def __init__(
+        self, layer: nn.Linear | Conv1D, coordinates: torch.Tensor, free: torch.Tensor | None, left: bool, conv1d: bool
+    ) -> None:
+        """Replace a layer.
+
         Args:
-            layer: the layer; its `weight` and `bias` are taken over.
+            layer: the layer; its `weight` and `bias` are reused.
             coordinates: Z or Delta, float32, as in `subspace`.
-            free: Q, or None when the coordinates are the whole change.
+            free: Q. None: the coordinates are the full change.
             left: whether Q acts on the first dimension of the stored weight.
             conv1d: whether the weight is stored as (in, out).
         """
@@ -94,27 +112,29 @@ class OsftLinear(nn.Module):
         weight = self.weight.mT if self._conv1d else self.weight
         bias = None if self.bias is None else self.bias.to(weight.dtype)
         x, on_input = x.to(weight.dtype), self._left == self._conv1d
-        result: torch.Tensor = _Linear.apply(x, weight, bias, self.osft_coordinates, self.osft_free, on_input)
+        inputs = (x, weight, bias, self.osft_coordinates, self.osft_free, on_input)
+        result: torch.Tensor = _Linear.apply(*inputs)  # type: ignore[no-untyped-call]  # torch gives it no types
         return result
 
 
 class OsftFactored(nn.Module):
-    """A linear layer with the low part of its weight as three trained factors: W = W_high + U S V, as the paper has it."""
+    """A linear layer with the low part of its weight as three trained factors: W = W_high + U S V, as in the paper."""
 
     osft_high: torch.Tensor
 
     def __init__(
         self,
-        layer: Any,
+        layer: nn.Linear | Conv1D,
         high: torch.Tensor,
         factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         transposed: bool,
         conv1d: bool,
     ) -> None:
-        """
+        """Replace a layer.
+
         Args:
-            layer: the layer; its `weight` is kept for saving, its `bias` taken over.
-            high: what stays of A, (M, p) float32.
+            layer: the layer; its `weight` is reused for saving, its `bias` in passes.
+            high: the fixed part of A, (M, p) float32.
             factors: U (M, f), S (f,), V (f, p), float32.
             transposed: whether A is the stored weight's transpose.
             conv1d: whether the weight is stored as (in, out).
@@ -125,20 +145,20 @@ class OsftFactored(nn.Module):
         self.osft_left, self.osft_scale, self.osft_right = (nn.Parameter(factor) for factor in factors)
         self._transposed, self._conv1d = transposed, conv1d
 
-    def whole(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight as it is stored, put together in `dtype`."""
+    def full_weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight in its stored orientation, computed in `dtype`."""
         left, scale, right = self.osft_left.to(dtype), self.osft_scale.to(dtype), self.osft_right.to(dtype)
         return oriented(self.osft_high.to(dtype) + (left * scale) @ right, self._transposed)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            weight = self.whole(torch.float32).to(self.weight.dtype)
+            weight = self.full_weight(torch.float32).to(self.weight.dtype)
         bias = None if self.bias is None else self.bias.to(weight.dtype)
         return F.linear(x.to(weight.dtype), weight.mT if self._conv1d else weight, bias)
 
 
 class OsftExperts(nn.Module):
-    """Experts whose matrices lie in fused tensors (experts, a, b): each expert's matrix has directions of its own."""
+    """Experts with matrices in fused tensors (experts, a, b): each expert's matrix has its own directions."""
 
     def __init__(self, experts: nn.Module) -> None:
         super().__init__()
@@ -146,14 +166,14 @@ class OsftExperts(nn.Module):
         self._left: dict[str, bool] = {}
 
     def add(self, name: str, coordinates: torch.Tensor, free: torch.Tensor | None, left: bool) -> None:
-        """Let the tensor of this name learn coordinates."""
+        """Add coordinates for one fused tensor."""
         self.register_parameter(f"osft_coordinates_{name}", nn.Parameter(coordinates))
         self.register_buffer(f"osft_free_{name}", free, persistent=False)
         self._left[name] = left
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         weights = {
-            name: _Weight.apply(
+            name: _Weight.apply(  # type: ignore[no-untyped-call]  # torch gives it no types
                 getattr(self.osft_inner, name),
                 getattr(self, f"osft_coordinates_{name}"),
                 getattr(self, f"osft_free_{name}"),
@@ -165,6 +185,6 @@ class OsftExperts(nn.Module):
 
 
 def name_in_plain_model(name: str) -> str | None:
-    """The name that a tensor of an OSFT model has in the plain one; None when it has none there."""
+    """The name of an OSFT model's tensor in the plain model. None if the plain model does not have it."""
     parts = [part for part in name.split(".") if part != "osft_inner"]
     return None if parts[-1].startswith(PREFIX) else ".".join(parts)

@@ -1,10 +1,9 @@
-"""Data to protect: which input directions it uses (subspace=activations), and which layers it needs (rank_policy=adaptive).
+"""Data to protect: the input directions that it uses (subspace=activations), the layers that it needs (rank_policy=adaptive).
 
-One forward pass over the data collects, for each target, the covariance X^T X of its inputs. A change Delta = Z Q^T, with Q the
-directions of least covariance, hardly changes what the layer answers to such inputs (gradient projection memory, arXiv
-2103.09762; Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659). With `algo.protect_strength` a few passes more say how much each
-target matters (`hub_osft.sensitivity`). Both add up over several tasks, so that a next task can do without the data of the
-earlier ones.
+One forward pass over the data computes, for each target, the covariance X^T X of its inputs. A change Delta = Z Q^T, with Q the
+directions of least covariance, hardly changes the layer's outputs on such inputs (gradient projection memory, arXiv 2103.09762;
+Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659). With `algo.protect_strength`, a few more passes measure how much each target
+matters (`hub_osft.sensitivity`). Both are summed over tasks, so that a next task does not need the data of earlier ones.
 """
 
 import json
@@ -19,6 +18,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from hub import DataError, ModelError
 from hub.config.data import DataConfig
@@ -29,29 +30,30 @@ from hub.train.batch.collate import pad
 from hub.train.setup.setup import Setup
 from hub_osft.config import PROTECTION, OsftConfig
 from hub_osft.directions import Directions, check_finite
+from hub_osft.embeddings import weight_of
 from hub_osft.passes import batches, on_device
 from hub_osft.sensitivity import measure_sensitivity, relative
 from hub_osft.targets import Target
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens of one forward pass, padding included."""
+"""Tokens of one forward pass, including padding."""
 
 SEEN = "tokens_seen"
-"""Name of the tensor (vocabulary,) that says which tokens the data had, beside the covariances."""
+"""Name of the tensor (vocabulary,), stored with the covariances, that marks the tokens in the data."""
 
 LARGEST_IN_FLOAT64 = 8192
-"""Widest input whose covariance is decomposed in float64; a GPU takes ten times as long for it as in float32."""
+"""Largest input width whose covariance is decomposed in float64; a GPU takes ten times as long as in float32."""
 
 
 class Protection:
-    """What given data needs of a model."""
+    """What the data to protect needs of a model."""
 
-    def __init__(self, setup: Setup, model: Any, targets: Sequence[Target]) -> None:
-        """Read the data, and measure it on the model as it is before training.
+    def __init__(self, setup: Setup, model: PreTrainedModel, targets: Sequence[Target]) -> None:
+        """Read the data, and measure it on the model before training.
 
         Raises:
             DataError: a row can't be used.
-            ModelError: `algo.protect_from` is of a model with other layers.
+            ModelError: `algo.protect_from` belongs to a model with other layers.
         """
         algo = setup.cfg.algo
         assert isinstance(algo, OsftConfig)
@@ -61,18 +63,18 @@ class Protection:
         self.sums: dict[str, torch.Tensor] = {}
         self.cosines: dict[str, torch.Tensor] = {}
         self.sensitivity: dict[str, float] = {}
-        """Target -> sum over the data of the squared gradient of the loss by the target's outputs, mean over them."""
+        """Target -> squared gradient of the loss with respect to its outputs, averaged over them, summed over the data."""
 
         self.knows_sensitivity = True
-        """Whether that is of all that is protected."""
+        """Whether `sensitivity` covers all protected data."""
 
-        self.seen = torch.zeros(len(model.get_input_embeddings().weight), dtype=torch.bool)
-        """Tokens that the data has."""
+        self.seen = torch.zeros(len(weight_of(model.get_input_embeddings())), dtype=torch.bool)
+        """Tokens that occur in the data."""
         self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None
         tokens = sum(map(len, self.samples))
-        kept = [f"{len(self.samples)} samples, {tokens:,} tokens"] if self.samples else []
-        kept += [f"what {algo.protect_from} protects"] if algo.protect_from else []
-        setup.run.say(f"protecting {', and '.join(kept)}")
+        sources = [f"{len(self.samples)} samples, {tokens:,} tokens"] if self.samples else []
+        sources += [f"what {algo.protect_from} protects"] if algo.protect_from else []
+        setup.run.say(f"protecting {', and '.join(sources)}")
         setup.run.write_plan(num_protected_samples=len(self.samples), num_protected_tokens=tokens)
         with_covariances = algo.subspace == "activations"
         check_finite(setup, model, targets)
@@ -87,9 +89,9 @@ class Protection:
         """The target's input directions that the data uses least, as columns.
 
         Returns:
-            `free` (p, f). With `algo.protect_strength` also `pull` (f,): the energy of the data along each, relative to the
-            mean over all directions, times how much a change of the weight matters. Nothing if all are free and none is drawn
-            back.
+            `free` (p, f). With `algo.protect_strength` also `pull` (f,): the energy of the data along each direction, relative
+            to the mean over all directions, times how much a change of the weight matters. Empty if all directions are free
+            and there is no strength.
         """
         if target.num_free == target.size and not self.algo.protect_strength:
             return {}
@@ -102,43 +104,42 @@ class Protection:
         vectors = self._last[2][:, : target.num_free]
         if vectors.dtype == torch.float32:
             vectors = torch.linalg.qr(vectors)[0]
-        found = {"free": vectors.float().contiguous()}
+        directions = {"free": vectors.float().contiguous()}
         if self.algo.protect_strength:
             energy = self._last[1].clamp(min=0)
             mean = energy.mean().clamp(min=torch.finfo(energy.dtype).tiny)
-            found["pull"] = (energy[: target.num_free] / mean * self.importance[target.name]).float()
-        return found
+            directions["pull"] = (energy[: target.num_free] / mean * self.importance[target.name]).float()
+        return directions
 
     def free_tokens(self) -> torch.Tensor:
-        """Tokens that the new data has and the data to protect never has, ascending."""
+        """Tokens that occur in the new data but not in the protected data, ascending."""
         new = torch.zeros_like(self.seen)
         for sample in self.setup.data.train:
             new[torch.from_numpy(sample.input_ids.astype("int64"))] = True
         return (new & ~self.seen).nonzero()[:, 0]
 
-    def keep_of_layers(self) -> dict[str, float]:
-        """The share of directions that each target keeps: the paper's rule, min + I (max - min).
+    def protected_fractions(self) -> dict[str, float]:
+        """The fraction of protected directions of each target, by the paper's rule: min + I (max - min), at most 1.
 
-        I is the importance of the decoder layer that the target is in: the mean cosine of what goes into the layer and what
-        comes out, over all tokens, divided by its mean over the layers. (A single matrix seldom has an input and an output
-        of one width.) More than all can't be kept.
+        I is the importance of the target's decoder layer: the mean cosine of the layer's input and output over all tokens,
+        divided by its mean over the layers. (A single matrix seldom has an input and an output of the same width.)
         """
         means = {name: float(total[0] / total[1]) for name, total in self.cosines.items()}
         mean = sum(means.values()) / len(means)
         least, most = self.algo.min_keep, self.algo.max_keep
-        keep = {name: min(1.0, max(0.0, least + value / mean * (most - least))) for name, value in means.items()}
-        self.setup.run.say(f"layers keep {min(keep.values()):.0%} to {max(keep.values()):.0%} of their directions")
-        self.setup.run.write_plan(kept_share_of_layers=keep, cosine_of_layers=means)
+        layers = {name: min(1.0, max(0.0, least + value / mean * (most - least))) for name, value in means.items()}
+        self.setup.run.say(f"layers protect {min(layers.values()):.0%} to {max(layers.values()):.0%} of their directions")
+        self.setup.run.write_plan(kept_share_of_layers=layers, cosine_of_layers=means)
 
         def of(target: Target) -> float:
-            return next((share for layer, share in keep.items() if target.name.startswith(f"{layer}.")), most)
+            return next((fraction for layer, fraction in layers.items() if target.name.startswith(f"{layer}.")), most)
 
         return {target.name: of(target) for target in self.targets}
 
     def save(self, folder: Path) -> None:
-        """Write what is protected, with the samples of this run added, beside the trained model. All ranks call it.
+        """Save the protection, with this run's samples added, in the trained model's folder. All ranks must call it.
 
-        The samples that were trained on are measured on the model as it is now.
+        The training samples are measured on the trained model.
         """
         samples = self.setup.data.train
         chosen = Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
@@ -155,10 +156,11 @@ class Protection:
             except SafetensorError as error:
                 raise ModelError(f"{folder / PROTECTION} can't be written ({error})") from None
             size = sum(t.nbytes for t in tensors.values()) / 2**30
-            added = f"{len(chosen):,} samples of what was learnt added"
+            added = f"{len(chosen):,} training samples added"
             self.setup.run.say(f"protection of {len(self.sums)} inputs written, {added}: {folder / PROTECTION} ({size:.2f} GB)")
 
     def _add_earlier(self, file: Path) -> None:
+        """Add the protection that an earlier run saved."""
         with safe_open(file, "pt", device=str(self.setup.session.device)) as stored:
             metadata = stored.metadata() or {}
             aliases, sensitivity = (json.loads(metadata.get(name, "{}")) for name in ("aliases", "sensitivity"))
@@ -178,7 +180,7 @@ class Protection:
             if self.algo.protect_strength and not self.knows_sensitivity:
                 raise ModelError(
                     f"algo.protect_from={file.parent}: it does not say how much each weight matters, which "
-                    "algo.protect_strength needs. Type algo.protect_strength=0, or algo.protect_data in place of it"
+                    "algo.protect_strength needs. Type algo.protect_strength=0, or use algo.protect_data instead"
                 )
             for name, total in sensitivity.items():
                 self.sensitivity[name] = self.sensitivity.get(name, 0.0) + total
@@ -196,7 +198,7 @@ class Protection:
                 done.add(name)
 
     def _measure(self, samples: Sequence[Sample], with_covariances: bool) -> None:
-        """Run samples through the model, each rank its share, and add up what its layers see."""
+        """Run samples through the model, divided over the ranks, and add up statistics of its layers."""
         session = self.setup.session
         if not samples:
             return
@@ -235,21 +237,21 @@ class Protection:
 
     def _relative_sensitivity(self) -> dict[str, float]:
         energies = {target.name: float(self.sums[self.aliases[target.name]].diagonal().mean()) for target in self.targets}
-        found = relative(self.sensitivity, energies)
-        if not any(found.values()):
+        importance = relative(self.sensitivity, energies)
+        if not any(importance.values()):
             raise DataError(
                 f"algo.protect_strength={self.algo.protect_strength:g} protects nothing: no weight matters to what the data to "
-                "protect says. Type algo.protect_data=FILE with samples whose tokens count in the loss"
+                "protect says. Type algo.protect_data=FILE with samples that have loss tokens"
             )
-        self.setup.run.write_plan(sensitivity_of_weights={name: float(f"{value:.3g}") for name, value in found.items()})
-        return found
+        self.setup.run.write_plan(sensitivity_of_weights={name: float(f"{value:.3g}") for name, value in importance.items()})
+        return importance
 
-    def _watch_inputs(self, mask: list[torch.Tensor]) -> list[Any]:
-        """Hooks that add up the covariances of the targets' inputs. Layers that are given the very same input share one."""
+    def _watch_inputs(self, mask: list[torch.Tensor]) -> list[RemovableHandle]:
+        """Hooks that add up the covariances of the targets' inputs. Layers with the same input tensor share one."""
         recent: list[tuple[str, torch.Tensor]] = []
 
-        def watch(target: Target) -> Callable[..., None]:
-            def hook(module: Any, inputs: tuple[Any, ...]) -> None:
+        def watch(target: Target) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+            def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                 x = inputs[0]
                 if target.name not in self.aliases:
                     same = next((name for name, seen in recent if seen is x), target.name)
@@ -257,7 +259,7 @@ class Protection:
                     recent[:] = [*recent[-3:], (same, x)]
                 if self.aliases[target.name] != target.name:
                     return
-                # Experts' layers may see some tokens only, already without padding.
+                # Experts' layers may get only some tokens, already without padding.
                 rows = x[mask[0]] if x.shape[:2] == mask[0].shape else x.flatten(0, -2)
                 with torch.autocast(x.device.type, enabled=False):
                     rows = rows.float()
@@ -268,16 +270,21 @@ class Protection:
 
         return [self.model.get_submodule(t.module).register_forward_pre_hook(watch(t)) for t in self.targets]
 
-    def _watch_layers(self, mask: list[torch.Tensor]) -> list[Any]:
+    def _watch_layers(self, mask: list[torch.Tensor]) -> list[RemovableHandle]:
         """Hooks that add up the cosine of each decoder layer's input and output."""
 
         def watch(name: str) -> Callable[..., None]:
-            def hook(module: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-                x = inputs[0] if inputs else named["hidden_states"]
+            def hook(
+                module: torch.nn.Module,
+                inputs: tuple[torch.Tensor, ...],
+                named: dict[str, Any],
+                output: torch.Tensor | tuple[torch.Tensor, ...],
+            ) -> None:
+                x: torch.Tensor = inputs[0] if inputs else named["hidden_states"]
                 y = output[0] if isinstance(output, tuple) else output
                 cosine = F.cosine_similarity(x[mask[0]].double(), y[mask[0]].double(), dim=-1)
-                found = torch.stack([cosine.sum(), torch.tensor(float(len(cosine)), dtype=torch.float64, device=x.device)])
-                self.cosines[name] = self.cosines[name] + found if name in self.cosines else found
+                added = torch.stack([cosine.sum(), torch.tensor(float(len(cosine)), dtype=torch.float64, device=x.device)])
+                self.cosines[name] = self.cosines[name] + added if name in self.cosines else added
 
             return hook
 
@@ -290,7 +297,7 @@ class Protection:
 
 
 def _read(setup: Setup, algo: OsftConfig) -> list[Sample]:
-    """The samples of all files, from each no more than `protect_samples`."""
+    """Samples of all files, at most `protect_samples` from each."""
     cfg = setup.cfg
     positions = getattr(load_config(cfg.model, setup.base_path).get_text_config(), "max_position_embeddings", None)
     chosen: list[Sample] = []

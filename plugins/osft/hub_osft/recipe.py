@@ -9,16 +9,15 @@ import torch
 
 from hub import ModelError, Outcome, Run
 from hub.models.load import trainable_in_float32
-from hub.parallel.reparametrization import Coordinates
-from hub.recipe import Recipe, Setup
+from hub.recipe import Recipe, Reparametrization, Setup
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, OsftConfig
-from hub_osft.coordinates import FactoredCoordinates, FastCoordinates, Part
+from hub_osft.coordinates import FactoredReparametrization, FastReparametrization, Part
 from hub_osft.directions import Directions, by_spectrum, find_directions
 from hub_osft.embeddings import FreeRows, as_target, is_tied
 from hub_osft.layers import OsftExperts, OsftFactored, OsftLinear, name_in_plain_model
 from hub_osft.protect import Protection
 from hub_osft.subspace import decompose, oriented, steps
-from hub_osft.targets import Target, experts_left_out, find_targets, with_keep, with_ratio
+from hub_osft.targets import Target, experts_left_out, find_targets, with_protected, with_ratio
 
 
 def build(setup: Setup) -> Recipe:
@@ -32,7 +31,7 @@ def build(setup: Setup) -> Recipe:
         targets.append(as_target(model))  # for the directions that it reads
     protection = Protection(setup, model, targets) if algo.needs_data else None
     if protection is not None and algo.rank_policy == ADAPTIVE:
-        targets = with_keep(targets, protection.keep_of_layers())
+        targets = with_protected(targets, protection.protected_fractions())
     else:
         targets = with_ratio(targets, algo.ratio)
     if protection is not None and algo.subspace == ACTIVATIONS:
@@ -128,7 +127,7 @@ def with_coordinates(
     found: dict[str, Directions],
     device: torch.device,
     embeddings: FreeRows | None = None,
-) -> Coordinates:
+) -> Reparametrization:
     """Put layers that learn coordinates in place of the targets. The coordinates lie on `device`, where they are trained."""
     if algo.parametrization == FACTORED:
         return _factored(model, targets, found)
@@ -156,7 +155,7 @@ def with_coordinates(
         kept = directions.pop("kept", None)
         pull = pull_of(directions, algo)
         parts.append(Part(holder, target.parameter, trained, free, kept, target.left, corner, kept is not None, pull))
-    return FastCoordinates(parts, embeddings)
+    return FastReparametrization(parts, embeddings)
 
 
 def pull_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
@@ -175,7 +174,7 @@ def pull_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
     return directions["pull"] * algo.protect_strength
 
 
-def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredCoordinates:
+def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredReparametrization:
     layers = []
     for target in targets:
         weight, directions = target.weight(model), found[target.name]
@@ -192,4 +191,4 @@ def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions
         parent, _, last = target.module.rpartition(".")
         setattr(model.get_submodule(parent), last, layer)
         layers.append((layer, directions["kept"], free))
-    return FactoredCoordinates(layers)
+    return FactoredReparametrization(layers)

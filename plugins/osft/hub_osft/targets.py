@@ -1,11 +1,11 @@
-"""Which matrices of a model train, how they lie, and how much of each is free."""
+"""The matrices of a model that train, their orientation, and how much of each is free."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hub import ConfigError, ModelError
@@ -20,13 +20,13 @@ class Target:
     """One weight that trains: of a linear layer, or all experts' matrices in one tensor."""
 
     name: str
-    """Full name of the layer; for experts, of the tensor."""
+    """Full name of the layer, or of the experts' tensor."""
 
     module: str
-    """Full name of the module that holds the weight."""
+    """Full name of the module with the weight."""
 
     parameter: str
-    """The weight's name in it."""
+    """Name of the weight in that module."""
 
     shape: tuple[int, ...]
     """(a, b), or (experts, a, b)."""
@@ -45,59 +45,59 @@ class Target:
 
     @property
     def size(self) -> int:
-        """p: directions that there are."""
+        """p: total number of directions."""
         return self.shape[-2] if self.left else self.shape[-1]
 
     @property
     def rows(self) -> int:
-        """M: the other side."""
+        """M: length of the other side."""
         return self.shape[-1] if self.left else self.shape[-2]
 
-    def weight(self, model: Any) -> torch.Tensor:
-        """The weight itself."""
-        found: torch.Tensor = getattr(model.get_submodule(self.module), self.parameter)
-        return found
+    def weight(self, model: PreTrainedModel) -> torch.Tensor:
+        """The weight."""
+        weight: torch.Tensor = getattr(model.get_submodule(self.module), self.parameter)
+        return weight
 
 
-def find_targets(model: Any, algo: OsftConfig) -> list[Target]:
-    """The weights that `algo.target_patterns` names, in the model's order. `num_free` is not filled in yet.
+def find_targets(model: PreTrainedModel, algo: OsftConfig) -> list[Target]:
+    """The weights that `algo.target_patterns` names, in the model's order. `num_free` is not set yet.
 
     Raises:
         ConfigError: a pattern matches none of them.
-        ModelError: a weight is quantised.
+        ModelError: a weight is quantized.
     """
     on_inputs = algo.subspace == "activations"
-    found = [_linear(model, name, on_inputs) for name in linear_layers(model)]
+    targets = [_linear(model, name, on_inputs) for name in linear_layers(model)]
     if not on_inputs and algo.parametrization == "fast":
-        found += _experts(model)
-    for target in found:
+        targets += _experts(model)
+    for target in targets:
         if not target.weight(model).is_floating_point():
             raise ModelError(
-                f"{target.name} is quantised ({target.weight(model).dtype}): such weights can't take small changes. "
+                f"{target.name} is quantized ({target.weight(model).dtype}): such weights can't take small changes. "
                 "Type algo=lora_sft, or a model that is stored in bfloat16"
             )
-    chosen = _matching([target.name for target in found], algo.target_patterns)
+    chosen = _matching([target.name for target in targets], algo.target_patterns)
     if not chosen:
         raise ConfigError(
             f"algo.target_patterns={algo.target_patterns}: no matrix of this model trains so. Type algo.target_patterns=all"
         )
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
-    return sorted((t for t in found if t.name in chosen), key=lambda t: (order[t.module], t.name))
+    return sorted((t for t in targets if t.name in chosen), key=lambda t: (order[t.module], t.name))
 
 
-def experts_left_out(model: Any, algo: OsftConfig) -> list[str]:
-    """Experts' tensors that `algo.target_patterns` names but the form of OSFT that is asked for has no directions for."""
+def experts_left_out(model: PreTrainedModel, algo: OsftConfig) -> list[str]:
+    """Experts' tensors that `algo.target_patterns` names, but the chosen form of OSFT can't train."""
     if algo.subspace == "weights" and algo.parametrization == "fast":
         return []
     names = [target.name for target in _experts(model)]
     patterns = algo.target_patterns
     if isinstance(patterns, list):
-        return [name for name in names if any(re.search(pattern, name) for pattern in patterns)]
+        return [name for name in names if _matches_any(name, patterns)]
     return [] if patterns == "attention" else names
 
 
 def with_ratio(targets: Iterable[Target], ratio: float) -> list[Target]:
-    """The targets with the same share of directions free in each.
+    """The targets with the same fraction of directions free in each.
 
     Raises:
         ConfigError: the model is too small for the ratio: nothing would be free in its largest matrix.
@@ -112,40 +112,41 @@ def with_ratio(targets: Iterable[Target], ratio: float) -> list[Target]:
     return [replace(target, num_free=num_free(ratio, target.size)) for target in targets]
 
 
-def with_keep(targets: Iterable[Target], keep: dict[str, float]) -> list[Target]:
-    """The targets with a share of kept directions of their own: k = floor(keep * p), one direction at least is free.
+def with_protected(targets: Iterable[Target], fractions: dict[str, float]) -> list[Target]:
+    """The targets with a separate fraction of protected directions in each: k = floor(fraction * p), at least one is free.
 
     Args:
         targets: as found.
-        keep: share by the target's name.
+        fractions: fraction of protected directions by target name.
     """
-    return [replace(t, num_free=max(1, t.size - int(keep[t.name] * t.size))) for t in targets]
+    return [replace(t, num_free=max(1, t.size - int(fractions[t.name] * t.size))) for t in targets]
 
 
-def _linear(model: Any, name: str, on_inputs: bool) -> Target:
+def _linear(model: PreTrainedModel, name: str, on_inputs: bool) -> Target:
     layer = model.get_submodule(name)
+    assert isinstance(layer, torch.nn.Linear | Conv1D)
     conv1d = isinstance(layer, Conv1D)
     a, b = layer.weight.shape
     return Target(name, name, "weight", (a, b), conv1d if on_inputs else a < b, conv1d)
 
 
-def _experts(model: Any) -> list[Target]:
-    """Matrices of experts that lie in one tensor of three dimensions."""
-    found = []
+def _experts(model: PreTrainedModel) -> list[Target]:
+    """Experts' matrices that are fused in one tensor of three dimensions."""
+    targets: list[Target] = []
     for module_name, module in model.named_modules():
         if "expert" not in module_name.rpartition(".")[2]:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3:
                 shape = tuple(parameter.shape)
-                found.append(Target(f"{module_name}.{name}", module_name, name, shape, shape[1] < shape[2], False))
-    return found
+                targets.append(Target(f"{module_name}.{name}", module_name, name, shape, shape[1] < shape[2], False))
+    return targets
 
 
 def _matching(names: list[str], patterns: str | list[str]) -> set[str]:
     if patterns == "all":
         return set(names)
-    in_attention = {name for name in names if any("attn" in part or "attention" in part for part in name.split("."))}
+    in_attention = {name for name in names if _is_in_attention(name)}
     if isinstance(patterns, str):
         return in_attention if patterns == "attention" else set(names) - in_attention
     for pattern in patterns:
@@ -156,4 +157,13 @@ def _matching(names: list[str], patterns: str | list[str]) -> set[str]:
                 f"algo.target_patterns: {pattern} matches no matrix.{near} Names are like {names[0]}, "
                 f"and end in {', '.join(known)}"
             )
-    return {name for name in names if any(re.search(pattern, name) for pattern in patterns)}
+    return {name for name in names if _matches_any(name, patterns)}
+
+
+def _matches_any(name: str, patterns: list[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _is_in_attention(name: str) -> bool:
+    """Whether a module is part of attention, by its full name."""
+    return any("attn" in part or "attention" in part for part in name.split("."))

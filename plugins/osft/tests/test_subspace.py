@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hub_osft.coordinates import FastCoordinates, Part
+from hub_osft.coordinates import FastReparametrization, Part
 from hub_osft.layers import OsftExperts, OsftLinear
-from hub_osft.subspace import decompose, draw_back_, num_free, oriented, project_, project_exactly, split, steps
+from hub_osft.subspace import decompose, num_free, oriented, project_, project_exactly, pull_to_base_, split, steps
 from transformers.pytorch_utils import Conv1D
 
 SHAPES = [(96, 64), (64, 64), (40, 72)]
@@ -39,7 +39,7 @@ def test_the_split_is_that_of_an_explicit_decomposition(shape, ratio):
     assert space.free.shape == (a.shape[1], free)
     identity = torch.eye(a.shape[1], dtype=torch.float64)
     assert (projector(space.free) - (identity - projector(v))).abs().max() < 1e-8
-    assert (projector(space.kept) - projector(u)).abs().max() < 1e-8
+    assert (projector(space.protected) - projector(u)).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize("smallest", [1e-3, 1e-9, 0.0])
@@ -71,7 +71,7 @@ def test_projections_are_those_of_explicit_projectors(shape, corner, dtype):
     rest = projector(u) @ change.double()
     expected = change - (rest @ projector(v) if corner else rest)
     found = change.clone()
-    project_(found, space.kept.to(dtype), space.free.float() if corner else None)
+    project_(found, space.protected.to(dtype), space.free.float() if corner else None)
     # U_h itself is rounded to the type, the change is not.
     assert (found - expected).norm() < {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype] * expected.norm()
     exact = project_exactly(found, a, space.free.float(), corner)
@@ -85,8 +85,8 @@ def test_directions_without_singular_value_are_kept_on_the_right_side_only():
     s[20:] = 0
     a = (u * s) @ v
     space = split(a, 16)
-    assert torch.isfinite(space.kept).all()
-    assert (projector(space.kept) - projector(u[:, :20])).abs().max() < 1e-8
+    assert torch.isfinite(space.protected).all()
+    assert (projector(space.protected) - projector(u[:, :20])).abs().max() < 1e-8
     change = project_exactly(torch.randn(96, 16), a, space.free)
     assert (u[:, :20].mT @ change).norm() < 1e-6 * change.norm()
 
@@ -104,8 +104,10 @@ def layer_of(shape: tuple[int, int], conv1d: bool, left: bool, corner: bool, rat
     if not whole:
         free = free * steps(space.scale).float()
     layer = OsftLinear(plain, torch.zeros(a.shape if whole else (len(a), free.shape[1])), None if whole else free, left, conv1d)
-    kept = None if space.kept is None else space.kept.to(dtype)
-    coordinates = FastCoordinates([Part(layer, "weight", layer.osft_coordinates, free, kept, left, corner, kept is not None)])
+    kept = None if space.protected is None else space.protected.to(dtype)
+    coordinates = FastReparametrization(
+        [Part(layer, "weight", layer.osft_coordinates, free, kept, left, corner, kept is not None)]
+    )
     coordinates.placed()
     return layer, coordinates
 
@@ -189,7 +191,7 @@ def test_a_change_is_drawn_back_by_the_penalty_on_what_is_answered_to_protected_
     z, rate, strength = matrix((40, 64), seed=2), 0.1, 0.3
     drawn = z.clone().requires_grad_()
     with torch.no_grad():
-        draw_back_(drawn, strength * energy, rate)
+        pull_to_base_(drawn, strength * energy, rate)
     # The proximal step is the least of the penalty and the distance gone, in the weights' own coordinates.
     change = drawn @ q.mT
     penalty = strength / 2 * (inputs @ (first + change).mT - inputs @ first.mT).square().sum()
@@ -256,11 +258,11 @@ def test_experts_get_directions_and_gradients_of_their_own():
 
     inner = Experts()
     spaces = [split(one, 4) for one in inner.up]
-    free, kept = (torch.stack([getattr(space, name) for space in spaces]) for name in ("free", "kept"))
+    free, kept = (torch.stack([getattr(space, name) for space in spaces]) for name in ("free", "protected"))
     experts = OsftExperts(inner)
     experts.add("up", torch.zeros(3, 24, 4, dtype=torch.float64), free, left=False)
     trained = experts.osft_coordinates_up
-    coordinates = FastCoordinates([Part(inner, "up", trained, free, kept, False, False, True)])
+    coordinates = FastReparametrization([Part(inner, "up", trained, free, kept, False, False, True)])
     coordinates.placed()
     x = torch.randn(5, 16, dtype=torch.float64)
     experts(x, scale=2.0).square().sum().backward()

@@ -1,36 +1,37 @@
-"""Linear layers that learn, with two of their three products in fp8 (`algo.precision=fp8`).
+"""Trained linear layers with two of their three matrix products in fp8 (`algo.precision=fp8`).
 
-The weight W (out x in) is kept as without fp8, in float32 or bfloat16. It changes from step to step: each pass brings it to fp8
-anew, with a scale w_n for each output row. With tokens x and the gradient g of y, each token with a scale of its own,
+The weight W (out x in) is stored as without fp8, in float32 or bfloat16. It changes in each step, so each pass converts it to
+fp8, with a scale w_n for each output row. With tokens x and the gradient g of y, each token with its own scale,
 
     y_tn = x_t w_n sum_k X_tk Q_nk          Q = fp8(bf16(W) / w_n), X = fp8(x / x_t)
     dx_tk = d_t sum_n D_tn Q_nk             D = fp8(g w / d_t)
     dW_nk = sum_t g_tn x_tk                 in bfloat16
 
-The gradient of W stays in bfloat16: its sum runs over the tokens, whose scales can't be taken out of it, and it is what adds up
-over the whole run. torchao's recipe `rowwise_with_gw_hp` divides the work alike, but rounds W anew for the second product, with
-one scale for all of it; here that product has the very numbers of the first one.
+The gradient of W stays in bfloat16: its sum runs over the tokens, whose scales can't be factored out, and it accumulates over
+the full run. torchao's recipe `rowwise_with_gw_hp` uses the same products in fp8, but quantizes W again for the second one,
+with one scale for the full matrix. Here both products use the same Q.
 
-Q comes from W in bfloat16, as it will be saved and as autocast takes it without fp8: what is below that precision would else be
-learnt in fp8 and be gone from the saved model.
+Q is computed from W in bfloat16, as it will be saved and as autocast uses it without fp8. Otherwise the model would learn
+details below that precision in fp8, which the saved model loses.
 
-Between the passes W itself is kept and not Q: nothing to hold where layers are shared out (FSDP2 gathers W again), and no copy
-that is stale once the optimizer has stepped. Rounding W reads it once, for a product of it with thousands of tokens.
+W is stored between the passes, not Q. So sharded layers need no extra copy (FSDP2 all-gathers W again), and no copy is stale
+after an optimizer step. Quantizing W reads it once, for a product with thousands of tokens.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from hub.train.adamw_bf16 import rounded
 from hub.train.kernels.float8 import codes_of, input_gradient, product, replace_layers, to_fp8
 
 
 def as_saved(weight: torch.Tensor) -> torch.Tensor:
-    """A weight in bfloat16, to the nearest, even on a tie.
+    """A weight rounded to bfloat16, to nearest even.
 
-    By its bits: a compiler takes the way from float32 to bfloat16 and back for nothing to do.
+    Done on its bits: the compiler would remove a cast from float32 to bfloat16 and back.
 
     Args:
         weight: float32 or bfloat16, of any shape.
@@ -40,57 +41,67 @@ def as_saved(weight: torch.Tensor) -> torch.Tensor:
     return rounded(weight, 0x7FFF + ((weight.view(torch.int32) >> 16) & 1))
 
 
+class _Context(Protocol):
+    """What the two passes share."""
+
+    saved_tensors: tuple[torch.Tensor, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+
 class _Learning(torch.autograd.Function):
-    """y = x W^T with fp8 products, and both gradients."""
+    """The product y = x W^T and the gradient of x in fp8; the gradient of W in bfloat16."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: _Context, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         codes, scales = to_fp8(as_saved(weight))
         ctx.save_for_backward(x, weight, scales)
         rows, row_scales = to_fp8(x)
         return product(rows, codes, row_scales, scales[:, 0])
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx: _Context, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x, weight, scales = ctx.saved_tensors
-        turned = codes_of(as_saved(weight), scales).t().contiguous()
-        return input_gradient(gradient, turned, scales[:, 0]), (gradient.t() @ x).to(weight.dtype)
+        weight_t = codes_of(as_saved(weight), scales).t().contiguous()
+        return input_gradient(gradient, weight_t, scales[:, 0]), (gradient.t() @ x).to(weight.dtype)
 
 
 class Float8LearningLinear(nn.Linear):
-    """A linear layer that learns with fp8 products. Takes any floating type, gives bfloat16.
+    """A linear layer that trains with fp8 products. Input of any floating dtype, output in bfloat16.
 
-    In evaluation it is a plain one: what is measured is the model that will be saved.
+    In evaluation it is a plain linear layer, so that the saved model is evaluated.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out)."""
         if not self.training:
             return super().forward(x)
-        # The gradient of the weight takes the input as autocast would have it.
-        y: torch.Tensor = _Learning.apply(x.reshape(-1, self.in_features).to(torch.bfloat16), self.weight)
+        # The gradient of the weight uses the input in bfloat16, as with autocast.
+        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        y: torch.Tensor = _Learning.apply(rows, self.weight)  # type: ignore[no-untyped-call]  # torch gives it no types
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
-        return y.unflatten(0, x.shape[:-1])
+        unflattened: torch.Tensor = y.unflatten(0, x.shape[:-1])
+        return unflattened
 
 
-def learn_in_fp8(model: Any) -> tuple[list[str], list[str]]:
-    """Let the linear layers of a model train with fp8 products. Their weights, and the names of these, stay.
+def learn_in_fp8(model: PreTrainedModel) -> tuple[list[str], list[str]]:
+    """Train a model's linear layers with fp8 products. Their weights and parameter names do not change.
 
-    The output layer and embeddings stay as they are, and so do layers that fp8 products can't take.
+    The output layer, embeddings, and layers whose shape fp8 products don't support are left unchanged.
 
     Args:
-        model: transformers'.
+        model: a transformers model.
 
     Returns:
-        Names of the layers that do, and of the linear layers that don't.
+        Names of the layers in fp8, and of the linear layers not in fp8.
 
     Raises:
-        ConfigError: no layer can.
+        ConfigError: no layer can run in fp8.
     """
 
     def make(layer: nn.Linear) -> nn.Linear:
-        layer.__class__ = Float8LearningLinear  # the same object: its weights, hooks and mode stay
+        layer.__class__ = Float8LearningLinear  # the same object keeps its weights, hooks and mode
         return layer
 
     return replace_layers(model, model.get_output_embeddings(), lambda layer: True, make)

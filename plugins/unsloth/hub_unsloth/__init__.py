@@ -16,7 +16,7 @@ def hub_backends() -> Iterable[Backend]:
             build="hub_unsloth.recipe:build",
             needs=("torch", "transformers", "accelerate", "peft", "unsloth", "unsloth_zoo"),
             install=INSTALL,
-            # Below the native backend, which was measured to be faster (README.md).
+            # Lower than the native backend, which is faster (measurements in README.md).
             priority=-10,
             available=obstacle,
             problems=problems,

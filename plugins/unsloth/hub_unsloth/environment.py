@@ -1,9 +1,9 @@
-"""Can Unsloth run in this interpreter? Told from the metadata of what is installed: nothing is imported."""
+"""Check whether Unsloth can run in this interpreter. Reads package metadata only: nothing is imported."""
 
 from importlib.metadata import PackageNotFoundError, requires, version
 
 RANGE = ">=2026.10.9,<2027"
-"""Versions of unsloth and unsloth_zoo that this backend was written for. pyproject.toml has them too."""
+"""Supported versions of unsloth and unsloth_zoo. pyproject.toml repeats them."""
 
 INSTALL = (
     'pip install "hub-unsloth[unsloth]", best in an environment of its own (it holds transformers, trl and datasets at '
@@ -11,11 +11,11 @@ INSTALL = (
 )
 
 PINNED = ("unsloth_zoo", "torch", "transformers", "trl", "peft", "datasets", "bitsandbytes")
-"""What Unsloth changes while it is imported, so that another version than it asks for fails in odd places."""
+"""Packages that Unsloth patches on import, so that other versions than it requires fail in unexpected ways."""
 
 
 def obstacle() -> str | None:
-    """Why Unsloth can't run here, with what to type; None when it can."""
+    """Why Unsloth can't run here, and what to type. None if it can."""
     from hub.system.gpus import num_visible_gpus
 
     if line := wrong_version():
@@ -26,22 +26,23 @@ def obstacle() -> str | None:
 
 
 def wrong_version() -> str | None:
-    """The first package that is not of a version that this backend or Unsloth itself asks for; None when all are."""
+    """A message about the first package whose version this backend or Unsloth does not support. None if all are supported."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
     allowed = {name: SpecifierSet(RANGE) for name in ("unsloth", "unsloth_zoo")}
     for name, versions in allowed.items():
-        found = _version(name)
-        if found is None or not versions.contains(found, prereleases=True):
-            return f"it needs {name}{RANGE}, and {_said(name, found)}"
+        installed = _version(name)
+        if installed is None or not versions.contains(installed, prereleases=True):
+            return f"it needs {name}{RANGE}, and {_status(name, installed)}"
     for line in requires("unsloth") or ():
-        asked = Requirement(line)
-        if asked.name.replace("-", "_") not in PINNED or (asked.marker and not asked.marker.evaluate({"extra": ""})):
+        needed = Requirement(line)
+        if needed.name.replace("-", "_") not in PINNED or (needed.marker and not needed.marker.evaluate({"extra": ""})):
             continue
-        found = _version(asked.name)
-        if found is None or not asked.specifier.contains(found, prereleases=True):
-            return f"unsloth {version('unsloth')} needs {asked.name}{asked.specifier}, and {_said(asked.name, found)}"
+        installed = _version(needed.name)
+        if installed is None or not needed.specifier.contains(installed, prereleases=True):
+            status = _status(needed.name, installed)
+            return f"unsloth {version('unsloth')} needs {needed.name}{needed.specifier}, and {status}"
     return None
 
 
@@ -52,5 +53,5 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _said(name: str, found: str | None) -> str:
-    return f"{name} {found} is installed" if found else f"{name} is not installed"
+def _status(name: str, installed: str | None) -> str:
+    return f"{name} {installed} is installed" if installed else f"{name} is not installed"

@@ -1,7 +1,7 @@
-"""Imports Unsloth, before anything else that it changes: transformers, trl and peft.
+"""Import Unsloth before the packages that it patches: transformers, trl and peft.
 
-It is told to phone nobody, and to write the code that it generates into the hub's cache: by itself it writes a folder
-`unsloth_compiled_cache` where the command was typed.
+Its telemetry is turned off, and its generated code goes to the hub's cache. By default it would create a folder
+`unsloth_compiled_cache` in the working directory.
 """
 
 import io
@@ -15,24 +15,24 @@ from importlib.metadata import version
 from hub import ConfigError, HubError
 from hub.system.cache import cache_dir
 
-CHANGED = ("transformers", "trl", "peft")
+PATCHED = ("transformers", "trl", "peft")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it Unsloth's banners are not printed. What goes wrong is an exception all the same."""
+    """A context in which Unsloth's banners are not printed. Exceptions still propagate."""
     with redirect_stdout(io.StringIO()):
         yield
 
 
 def _prepare() -> None:
-    """Set the environment that Unsloth reads while it is imported.
+    """Set the environment variables that Unsloth reads on import.
 
     Raises:
-        ConfigError: transformers, trl or peft are there already, so that Unsloth could not change all of them.
+        ConfigError: transformers, trl or peft is already imported, so Unsloth could not patch all of them.
         HubError: the cache can't be written.
     """
-    early = [name for name in CHANGED if name in sys.modules]
+    early = [name for name in PATCHED if name in sys.modules]
     if early and "unsloth" not in sys.modules:
         raise ConfigError(
             f"algo.backend=unsloth must be imported before {', '.join(early)}, and this process has imported that already. "
@@ -43,17 +43,15 @@ def _prepare() -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         reason = error.strerror or error
-        raise HubError(
-            f"{folder}: can't write into the cache ({reason}). Set HUB_CACHE=FOLDER with a folder of yours"
-        ) from None
+        raise HubError(f"{folder}: can't write into the cache ({reason}). Set HUB_CACHE=FOLDER to a writable folder") from None
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(folder)
     for name in ("unsloth", "unsloth_zoo"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _take_own_gpu() -> None:
-    """Unsloth looks at the GPU while it is imported. Without this every process on a machine would take memory of the first."""
+def _select_gpu() -> None:
+    """Select this process's GPU. Unsloth uses the current GPU on import, which would be the first one in every process."""
     import torch
 
     if torch.cuda.is_available():
@@ -61,7 +59,7 @@ def _take_own_gpu() -> None:
 
 
 _prepare()
-_take_own_gpu()
+_select_gpu()
 with quiet():
     from unsloth import FastLanguageModel
 

@@ -1,4 +1,4 @@
-"""What the native backend can do and this one can't: refused before anything is started, one line each."""
+"""Options that the native backend supports and this one does not. They are refused before the run starts, one line each."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,12 @@ from hub.config.option import AUTO
 
 NATIVE = "or algo.backend=native"
 INITS = ("default", "gaussian", "orthogonal")
-"""Starts of the adapters that leave the frozen weights as they are. After the others Unsloth restores the frozen weights in a
-way of its own when an adapter is loaded, so that plain PEFT would load another model."""
+"""Adapter initializations that do not change the frozen weights. With the others, Unsloth restores the frozen weights in its
+own way when it loads an adapter, so plain PEFT would load a different model."""
 
 
 def problems(cfg: RunConfig) -> Iterator[str]:
-    """A line for each option that Unsloth can't do, with what to type."""
+    """A message for each option that Unsloth does not support, with what to type."""
     algo, launch = cfg.algo, cfg.launch
     if cfg.task == "verify":
         yield "algo.backend=unsloth can't be verified: its kernels do not run in float32. Type algo.backend=native"
@@ -24,21 +24,21 @@ def problems(cfg: RunConfig) -> Iterator[str]:
         yield f"launch.cpu_offload is not for algo.backend=unsloth. Leave it out, {NATIVE}"
     if algo.torch_compile != AUTO:
         yield (
-            f"algo.torch_compile={algo.torch_compile}: Unsloth decides by itself what is compiled. "
+            f"algo.torch_compile={algo.torch_compile}: Unsloth itself decides what is compiled. "
             f"Type algo.torch_compile=auto {NATIVE}"
         )
     if algo.activation_offload != AUTO:
         yield (
-            f"algo.activation_offload={algo.activation_offload}: Unsloth has a way of its own. "
+            f"algo.activation_offload={algo.activation_offload}: Unsloth offloads activations itself. "
             f"Type algo.activation_offload=auto {NATIVE}"
         )
-    if getattr(algo, "precision", AUTO) != AUTO:
-        yield f"algo.precision={algo.precision} is not for algo.backend=unsloth. Type algo.precision=auto {NATIVE}"
+    if (precision := getattr(algo, "precision", AUTO)) != AUTO:
+        yield f"algo.precision={precision} is not for algo.backend=unsloth. Type algo.precision=auto {NATIVE}"
     if algo.deterministic:
         yield f"algo.deterministic can't be promised for Unsloth's kernels. Type algo.deterministic=false {NATIVE}"
     init = getattr(algo, "init", "default")
-    quantised = cfg.model.quantization or getattr(algo, "load_in_4bit", False) or getattr(algo, "load_in_8bit", False)
+    quantized = cfg.model.quantization or getattr(algo, "load_in_4bit", False) or getattr(algo, "load_in_8bit", False)
     if init not in INITS:
         yield f"algo.init={init} is not for algo.backend=unsloth. Allowed: {', '.join(INITS)}. Type algo.init=default {NATIVE}"
-    elif init == "orthogonal" and quantised:
-        yield f"algo.init=orthogonal: Unsloth has it for weights that are not quantised. Type algo.init=default {NATIVE}"
+    elif init == "orthogonal" and quantized:
+        yield f"algo.init=orthogonal: Unsloth does not support it for quantized weights. Type algo.init=default {NATIVE}"

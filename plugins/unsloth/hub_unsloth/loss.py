@@ -1,10 +1,9 @@
-"""How Unsloth's models are told which samples a row holds, and their fused loss as the hub needs it: a sum."""
-
-from typing import Any
+"""Inputs of packed rows for Unsloth's models, and their fused loss as a sum."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 
 from hub import ModelError
 from hub.data.prepare import Sample
@@ -13,16 +12,22 @@ from hub.train.batch.collate import MicroBatch, pad
 
 NOT_COUNTED = -100
 TOLERANCE = 2e-2
-"""Largest relative difference of the fused loss that passes as rounding of logits in half precision."""
+"""Maximum relative difference of the fused loss that rounding of logits in half precision explains."""
+
+Inputs = dict[str, torch.Tensor | bool | None]
 
 
-def inputs_of(model: Any, batch: MicroBatch) -> dict[str, Any]:
-    """The keywords of the model's forward.
+def inputs_of(model: PeftModel, batch: MicroBatch) -> Inputs:
+    """Keyword arguments of the model's forward pass.
 
     With `packed_seq_lengths` ((n,) int32, tokens of each sample) Unsloth's attention is block-diagonal, by the variable-length
-    kernel of flash-attn, xformers or torch, and a row may be longer than the longest sequence of the model.
+    kernel of flash-attn, xformers or torch. A row may then be longer than the model's maximum sequence length.
     """
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    inputs: Inputs = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }
     if batch.starts is not None:
         inputs["packed_seq_lengths"] = batch.starts.diff()
     else:
@@ -30,17 +35,17 @@ def inputs_of(model: Any, batch: MicroBatch) -> dict[str, Any]:
     return inputs
 
 
-def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
+def summed_loss(model: PeftModel, batch: MicroBatch) -> torch.Tensor:
     """Sum of the cross entropies of a micro-batch, in nats, by Unsloth's fused output layer.
 
-    Unsloth divides the sum by a count that it is given: 1. A label stands at its own token, one after its logits, since some of
-    Unsloth's models (Mistral) know no labels that stand elsewhere. The first token of a sample has none, so that no sample's
-    last token is asked for its neighbour's first one.
+    Unsloth divides the sum by a count, here 1. Each label is at its own token, one after its logits, since some of Unsloth's
+    models (Mistral) support no other position. The first token of a sample has no label, so that no sample's last token
+    predicts the first token of the next sample.
     """
     inputs = inputs_of(model, batch)
     if not len(batch.targets):
-        nothing: torch.Tensor = model(**inputs, logits_to_keep=1).logits.float().sum() * 0.0
-        return nothing
+        zero: torch.Tensor = model(**inputs, logits_to_keep=1).logits.float().sum() * 0.0
+        return zero
     labels = torch.full_like(batch.input_ids, NOT_COUNTED)
     labels.view(-1)[batch.loss_positions + 1] = batch.targets
     one = batch.targets.new_ones(())
@@ -49,11 +54,11 @@ def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def check_sum(model: Any, vocab_size: int, session: Session) -> float:
+def check_sum(model: PeftModel, vocab_size: int, session: Session) -> float:
     """The relative difference between Unsloth's loss and the plain sum, on two padded rows.
 
     Raises:
-        ModelError: it is more than rounding.
+        ModelError: the difference is larger than rounding explains.
     """
     dice = np.random.default_rng(0)
     samples = [
@@ -65,14 +70,14 @@ def check_sum(model: Any, vocab_size: int, session: Session) -> float:
     try:
         with session.autocast():
             logits = model(**inputs_of(model, batch)).logits.flatten(0, 1)[batch.loss_positions]
-            found = float(summed_loss(model, batch))
+            fused = float(summed_loss(model, batch))
     finally:
         model.train(was_training)
     plain = float(F.cross_entropy(logits.float(), batch.targets, reduction="sum"))
-    difference = abs(found - plain) / abs(plain)
+    difference = abs(fused - plain) / abs(plain)
     if not difference <= TOLERANCE:
         raise ModelError(
-            f"Unsloth's loss of this model is not the sum over its tokens ({found:.4g}, plainly {plain:.4g}). "
+            f"Unsloth's loss of this model is not the sum over its tokens ({fused:.4g}, expected {plain:.4g}). "
             "Type algo.backend=native"
         )
     return difference

@@ -1,14 +1,15 @@
-"""A model that Unsloth loads and changes, and its adapters."""
+"""Load a model with Unsloth, and add its adapters."""
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from hub_lora_sft.config import LoraSftConfig
 from hub_lora_sft.recipe import target_names
+from peft import PeftModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hub import ConfigError, ModelError, Run
 from hub.errors import first_line
@@ -17,18 +18,18 @@ from hub.train.setup.setup import Setup
 from hub_unsloth.first import FastLanguageModel, quiet
 
 FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError)
-"""What Unsloth raises for models and options that it does not know."""
+"""Exceptions that Unsloth raises for unsupported models and options."""
 
 
-def load(setup: Setup, checkpointing: str | bool) -> Any:
-    """The base model, loaded and changed by Unsloth, in training mode.
+def load(setup: Setup, checkpointing: str | bool) -> PreTrainedModel:
+    """The base model, loaded and patched by Unsloth, in training mode.
 
     Args:
         setup: config, processes, local folder, tokenizer.
         checkpointing: `unsloth` or False.
 
     Raises:
-        ModelError: Unsloth can't load it, or it has experts.
+        ModelError: Unsloth can't load the model, or the model has experts.
     """
     cfg, algo = setup.cfg, setup.cfg.algo
     assert isinstance(algo, LoraSftConfig)
@@ -36,6 +37,7 @@ def load(setup: Setup, checkpointing: str | bool) -> Any:
     positions = getattr(config, "max_position_embeddings", None)
     with TemporaryDirectory() as folder:
         bare_tokenizer(setup.tokenizer, config, Path(folder))
+        model: PreTrainedModel
         with _failures_in_one_line(f"model.path={cfg.model.path}: Unsloth can't load it"):
             model, _ = FastLanguageModel.from_pretrained(
                 str(setup.base_path),
@@ -55,7 +57,7 @@ def load(setup: Setup, checkpointing: str | bool) -> Any:
             )
     if any(parameter.ndim == 3 for parameter in model.parameters()):
         raise ModelError(
-            f"model.path={cfg.model.path}: Unsloth puts adapters on the experts of a mixture, which the hub does not ask for. "
+            f"model.path={cfg.model.path}: Unsloth adds adapters to the experts, which the hub does not support. "
             "Type algo.backend=native"
         )
     model.config.use_cache = False
@@ -63,15 +65,15 @@ def load(setup: Setup, checkpointing: str | bool) -> Any:
     return model
 
 
-def bare_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
-    """Write a copy of the tokenizer that gives Unsloth nothing to mend: no chat template, a padding token of its own.
+def bare_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, folder: Path) -> None:
+    """Write a copy of the tokenizer that Unsloth does not try to fix: no chat template, and a separate padding token.
 
-    Unsloth renders templates, adds a padding token where there is none, and sets the padding token's embedding to zero. The
-    hub's samples are tokens already, and the weights are to stay as they are.
+    Unsloth renders templates, adds a padding token if there is none, and sets the padding token's embedding to zero. The hub's
+    samples are already tokenized, and the weights must not change.
 
     Args:
-        tokenizer: the hub's; it is not changed.
-        config: the model's.
+        tokenizer: the run's tokenizer; it is not changed.
+        config: the model's config.
         folder: receives the files.
     """
     bare = copy.deepcopy(tokenizer)
@@ -83,18 +85,18 @@ def bare_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
     bare.save_pretrained(folder)
 
 
-def add_adapters(setup: Setup, model: Any, checkpointing: str | bool) -> Any:
-    """The model with Unsloth's fused adapters, in float32; nothing else trains but the biases that `algo.bias` names.
+def add_adapters(setup: Setup, model: PreTrainedModel, checkpointing: str | bool) -> PeftModel:
+    """The model with Unsloth's fused adapters, in float32. Nothing else trains except the biases that `algo.bias` names.
 
     Raises:
-        ConfigError: a name that no linear layer has, or Unsloth would adapt other layers than those asked for.
+        ConfigError: no linear layer has one of the names, or Unsloth would adapt other layers than requested.
     """
     algo, run = setup.cfg.algo, setup.run
     assert isinstance(algo, LoraSftConfig)
     names = target_names(algo.target_modules, model)
-    options: dict[str, Any] = {"use_dora": True} if algo.use_dora else {}
+    options: dict[str, bool] = {"use_dora": True} if algo.use_dora else {}
     with _failures_in_one_line("Unsloth can't add these adapters"):
-        adapted = FastLanguageModel.get_peft_model(
+        adapted: PeftModel = FastLanguageModel.get_peft_model(
             model,
             r=algo.lora_r,
             lora_alpha=algo.lora_alpha,
@@ -108,26 +110,26 @@ def add_adapters(setup: Setup, model: Any, checkpointing: str | bool) -> Any:
             **options,
         )
     _check_targets(names, adapted, run)
-    # Unsloth names the class that it changed there; plain PEFT needs none.
+    # Unsloth stores its patched class here, which plain PEFT does not need.
     adapted.peft_config["default"].auto_mapping = None
     trainable_in_float32(adapted)
     return adapted
 
 
-def _as_leaves(names: list[str], model: Any) -> list[str]:
-    """The last parts of the names, which Unsloth knows, where they say the same; else the full names."""
+def _as_leaves(names: list[str], model: PreTrainedModel) -> list[str]:
+    """The last parts of the names, which Unsloth supports, if they select the same layers; otherwise the full names."""
     leaves = {name.rsplit(".", 1)[-1] for name in names}
     same = [name for name in linear_layers(model) if name.rsplit(".", 1)[-1] in leaves] == names
     return sorted(leaves) if same else names
 
 
-def _check_targets(names: list[str], adapted: Any, run: Run) -> None:
+def _check_targets(names: list[str], adapted: PeftModel, run: Run) -> None:
     prefix = "base_model.model."
-    found = {name.removeprefix(prefix) for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
-    if found != set(names):
-        other = sorted(found ^ set(names))
+    layers = {name.removeprefix(prefix) for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    if layers != set(names):
+        other = sorted(layers ^ set(names))
         raise ConfigError(
-            f"algo.target_modules: Unsloth adapts {len(found)} layers where {len(names)} were asked for ({other[0]}, ...). "
+            f"algo.target_modules: Unsloth adapts {len(layers)} layers instead of {len(names)} ({other[0]}, ...). "
             "Type algo.backend=native"
         )
     run.write_plan(target_modules=sorted({name.rsplit(".", 1)[-1] for name in names}), num_adapters=len(names))

@@ -110,8 +110,8 @@ def test_the_hubs_loop_trains_what_unsloth_loads(train, tmp_path):
     ("options", "fault", "line"),
     [
         ([], "mean", "hub: Unsloth's loss of this model is not the sum over its tokens"),
-        ([], "targets", "hub: algo.target_modules: Unsloth adapts 12 layers where 14 were asked for"),
-        (["model.path=tiny:mixtral"], "", "hub: model.path=tiny:mixtral: Unsloth puts adapters on the experts of a mixture"),
+        ([], "targets", "hub: algo.target_modules: Unsloth adapts 12 layers instead of 14"),
+        (["model.path=tiny:mixtral"], "", "hub: model.path=tiny:mixtral: Unsloth adds adapters to the experts"),
     ],
 )
 def test_what_would_not_be_the_same_run_ends_it_before_training(train, options, fault, line):

@@ -231,7 +231,7 @@ def test_what_cpu_memory_has_room_for_is_offloaded_and_what_that_frees_is_used(m
     monkeypatch.setattr(host_embedding, "_mapped_weight", lambda base: problem or weight.detach().clone())
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     cfg = compose("algo=sft", "model=tiny", "data=tiny", "algo.activation_offload=all")
-    strategy, patches = SimpleNamespace(shares_weights=False), ModelPatches(model)
+    strategy, patches = SimpleNamespace(shards_weights=False), ModelPatches(model)
     session = SimpleNamespace(device=torch.device("cuda"), compute_dtype=torch.bfloat16, strategy=strategy)
     setup = SimpleNamespace(cfg=cfg, session=session, run=None, data=SimpleNamespace(longest=longest))
     memory = activations.Activations(setup, model, patches, layers, None, True, True, None)
