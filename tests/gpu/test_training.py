@@ -9,15 +9,18 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hub import compose
-from hub.data.prepare import Sample
+from hub.data.samples.sample import Group, Sample
 from hub.launch.launcher import launch
 from hub.parallel.session import start_session
 from hub.run import Run
 from hub.testing import FAMILIES, tiny_model, tiny_model_path
 from hub.train.batch.collate import pack
+from hub.train.kernels.head import FusedHead
+from hub.train.kernels.patches import patches_of
 from hub.train.layout.isolation import can_pack
 from hub.train.layout.layout import Layout
-from hub.train.step import accumulate_gradients
+from hub.train.losses.objective import NextToken, Objective
+from hub.train.step import Criterion, accumulate_gradients, log_probabilities, weigh
 
 
 def train(tmp_path, *overrides: str):
@@ -87,18 +90,43 @@ def test_packed_samples_do_not_see_each_other(family):
     assert others == 0 or (family in {"mixtral", "deepseek_v2"} and others < 0.1)
 
 
-def test_gradients_on_the_gpu_are_those_of_the_cpu_for_any_layout(tmp_path):
+class SquaredDifference(Objective):
+    """Couples the two samples of a unit by the squared difference of their mean log-probabilities."""
+
+    roles = None
+
+    def divisor(self, units):
+        return len(units)
+
+    def loss(self, units, values):
+        return sum((first.mean() - second.mean()).square() for first, second in values)
+
+
+@pytest.mark.parametrize("objective", [NextToken(), SquaredDifference()], ids=["next token", "pairs"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain head", "fused head"])
+def test_gradients_on_the_gpu_are_those_of_the_cpu_for_any_layout(tmp_path, objective, fused):
     cfg = compose("algo=sft", "model=tiny", "data=tiny", "model.dtype=float32")
     session = start_session(cfg, Run(tmp_path))
     rng = np.random.default_rng(2)
     samples = [Sample(rng.integers(3, 512, n).astype(np.int32), rng.random(n) < 0.5, "") for n in rng.integers(8, 200, 24)]
+    for sample in samples:
+        sample.loss_mask[-1] = True
+    units = (
+        samples
+        if isinstance(objective, NextToken)
+        else [Group((a, b), "") for a, b in zip(samples[::2], samples[1::2], strict=True)]
+    )
+    criterion = Criterion(objective)
 
     def gradient(device: str, layout: Layout, checkpointed: bool = False) -> torch.Tensor:
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32).to(device).train()
         if checkpointed:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         here = session if device == "cuda" else on_cpu(session)
-        accumulate_gradients(here, model, samples, layout)
+        if fused and device == "cuda":
+            patches_of(model).apply(FusedHead(model.get_output_embeddings()))
+        values = log_probabilities(here, model, units, layout, criterion)[0] if criterion.needs_values else None
+        accumulate_gradients(here, model, units, layout, criterion, weigh(objective, units, values)[1])
         return torch.cat([p.grad.flatten().cpu().double() for p in model.parameters()])
 
     expected = gradient("cpu", Layout(10**6, True, 0, 0.0))
