@@ -1,7 +1,7 @@
 """`python -m hub [verb] overrides`: parses the command line and calls the verb.
 
-A verb is a function `(list of overrides, Flags) -> exit code` in VERBS. Slow libraries are imported within verbs, so that
-`--help` and every error message take about a second.
+Each task of hub/config/task.py is a verb, and VERBS has some more. Slow libraries are imported within verbs, so that `--help` and
+every error message take about a second.
 """
 
 import argparse
@@ -10,10 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from hub.config.task import TASKS
 from hub.errors import ConfigError, HubError, did_you_mean
 from hub.secrets import without_secrets
 from hub.version import VERSION
+
+DEFAULT_VERB = "train"
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,18 @@ class Flags:
     config_dir: str | None = None
 
 
-def train(overrides: list[str], flags: Flags) -> int:
-    """Train a model. The default verb."""
+@dataclass(frozen=True)
+class Verb:
+    """What a verb does, and its line in the help."""
+
+    run: Callable[[list[str], Flags], int]
+    summary: str
+
+
+def run_task(task: str, overrides: list[str], flags: Flags) -> int:
+    """Run a task of hub/config/task.py on the recipe that the overrides choose."""
+    if task != DEFAULT_VERB:
+        overrides = [*overrides, f"task={task}"]
     if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:
         from hub.cli.pages import print_result
         from hub.launch.torchrun import join_group
@@ -43,11 +57,6 @@ def train(overrides: list[str], flags: Flags) -> int:
     cfg = compose(*overrides, config_dir=flags.config_dir)
     print_result(launch(cfg))
     return 0
-
-
-def verify(overrides: list[str], flags: Flags) -> int:
-    """Verify on your own model, data and processes that the layout does not change the result. Takes the options of a run."""
-    return train([*overrides, "task=verify"], flags)
 
 
 def data(overrides: list[str], flags: Flags) -> int:
@@ -93,12 +102,13 @@ def plugins(overrides: list[str], flags: Flags) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[list[str], Flags], int]] = {
-    "train": train,
-    "verify": verify,
-    "data": data,
-    "show": show,
-    "plugins": plugins,
+VERBS = {task.name: Verb(partial(run_task, task.name), task.summary) for task in TASKS.values()} | {
+    "data": Verb(
+        data,
+        "Inspect the data of a run: lengths, trained tokens, errors. With --json for scripts. Exit code 1 if there are errors.",
+    ),
+    "show": Verb(show, "Print the composed config: each option, its value, its source, its meaning."),
+    "plugins": Verb(plugins, "List the installed plugins, their distributions and hooks."),
 }
 
 
@@ -134,12 +144,12 @@ def _run(arguments: list[str]) -> int:
         print(VERSION)
         return 0
     if known.help:
-        print(usage(VERBS))
+        print(usage({name: verb.summary for name, verb in VERBS.items()}))
         return 0
     if not arguments:
         print(overview())
         return 0
-    verb = "train"
+    verb = DEFAULT_VERB
     if words and "=" not in words[0] and words[0][:1] not in "~+":
         verb = words.pop(0)
         if verb not in VERBS:
@@ -147,11 +157,11 @@ def _run(arguments: list[str]) -> int:
                 f"{verb}: there is no such verb. Allowed: {', '.join(VERBS)}.{did_you_mean(verb, VERBS)} "
                 "Options are written NAME=VALUE"
             )
-    if known.multirun and verb != "train":
+    if known.multirun and verb != DEFAULT_VERB:
         raise ConfigError(f"--multirun goes with training only, not with {verb}")
     if known.json and verb != "data":
         raise ConfigError(f"--json goes with data only, not with {verb}")
-    return VERBS[verb](words, Flags(multirun=known.multirun, json=known.json, config_dir=known.config_dir))
+    return VERBS[verb].run(words, Flags(multirun=known.multirun, json=known.json, config_dir=known.config_dir))
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -1,6 +1,6 @@
 """Pages of the command line: overview, help, options with their sources, plugins, the result of a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -31,14 +31,18 @@ def overview() -> str:
     return "\n".join([*lines, "", "python -m hub --help lists the rest."])
 
 
-def usage(verbs: Mapping[str, Callable[..., int]]) -> str:
-    """The page of `--help`."""
+def usage(verbs: Mapping[str, str]) -> str:
+    """The page of `--help`.
+
+    Args:
+        verbs: the summary of each verb.
+    """
     from hub.compose.compose import groups
 
     choices = groups()
     algorithms = registry().algorithms
     lines = ["usage: python -m hub [verb] [group=choice] [option=value] [flags]", "", "verbs"]
-    lines += [f"  {name:<18}{_first_sentence(verb)}" for name, verb in verbs.items()]
+    lines += [f"  {name:<18}{summary}" for name, summary in verbs.items()]
     lines += ["", "algorithms (algo=)"]
     lines += [f"  {name:<18}{algorithm.summary}" for name, algorithm in sorted(algorithms.items())]
     presets = [name for name in choices["algo"] if name not in algorithms]
@@ -145,10 +149,6 @@ def _value(value: Any) -> str:
         set_here = [item for item in fields(value) if getattr(value, item.name) != item.default]
         return f"{{{', '.join(f'{item.name}: {_value(getattr(value, item.name))}' for item in set_here)}}}"
     return str(value)
-
-
-def _first_sentence(function: Callable[..., Any]) -> str:
-    return (function.__doc__ or "").strip().splitlines()[0]
 
 
 def _wrapped(names: list[str], width: int = 100) -> list[str]:

@@ -16,6 +16,7 @@ from hub.config import rules
 from hub.config.data import FORMATS
 from hub.config.data import DataConfig as DataConfig
 from hub.config.option import AUTO, field_problems, leaves, option
+from hub.config.task import TASKS, Task
 from hub.secrets import secret_in, without_secrets
 
 WORK_ON_SHARDS = ("adamw", "sgd")
@@ -161,8 +162,8 @@ def fp8_problems(cfg: "RunConfig", others: Mapping[str, object], strategies: Col
     for other, is_set in others.items():
         if is_set:
             yield f"algo.precision=fp8 can't be combined with {other}. {FP8_HINT}, or leave the other out"
-    if cfg.task == "verify":
-        yield f"algo.precision=fp8 can't be verified: its rounding errors are larger than what verify measures. {FP8_HINT}"
+    if (task := cfg.chosen_task).compares_gradients:
+        yield f"algo.precision=fp8 can't be {task.status}: its rounding errors are larger than what {task.name} measures. {FP8_HINT}"
 
 
 def fp8_needs_gpu(cfg: "RunConfig") -> str | None:
@@ -265,8 +266,9 @@ class LaunchConfig:
             )
         elif self.deepspeed_config and not os.path.isfile(os.path.expanduser(self.deepspeed_config)):
             yield f"launch.deepspeed_config={self.deepspeed_config}: there is no such file"
-        if self.strategy in ZERO and cfg.task == "verify":
-            yield f"launch.strategy={self.strategy} can't be verified: DeepSpeed hides the gradients. Type launch.strategy=ddp"
+        if self.strategy in ZERO and cfg.chosen_task.compares_gradients:
+            status = cfg.chosen_task.status
+            yield f"launch.strategy={self.strategy} can't be {status}: DeepSpeed hides the gradients. Type launch.strategy=ddp"
         if self.node_rank >= self.nnodes:
             yield f"launch.node_rank={self.node_rank} must be below launch.nnodes={self.nnodes}"
         if self.nnodes > 1 and not self.rdzv_endpoint:
@@ -328,8 +330,13 @@ class RunConfig:
     resume_with_changes: bool = False
     """Resume even if options or data differ from those of the original run."""
 
-    task: str = option("train", choices=("train", "verify"))
+    task: str = option("train", choices=tuple(TASKS))
     """What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md."""
+
+    @property
+    def chosen_task(self) -> Task:
+        """What `task` names. Of a name that does not exist: training."""
+        return TASKS.get(self.task, TASKS["train"])
 
     def problems(self, parts: Collection[str] = PARTS, data_formats: Collection[str] = FORMATS) -> list[str]:
         """Everything wrong that the values alone show, one line each. Cheap: no file is read.
@@ -362,7 +369,7 @@ class RunConfig:
         """One line for each clash of the options of the data, with each other and with the rest."""
         yield from rules.data_problems(self.data, data_formats)
         yield from rules.streaming_problems(self.data)
-        if self.data.streaming and self.task != "verify":
+        if self.data.streaming and self.chosen_task.takes_steps:
             yield from rules.stream_length_problems(self.data, self.algo.max_steps, self.algo.save_every_epochs)
 
     def _secret_problems(self) -> Iterator[str]:

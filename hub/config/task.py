@@ -21,7 +21,7 @@ class Task:
     """`"module:function"`, called in each worker as `function(setup, recipe) -> Outcome`."""
 
     status: str
-    """`status` in result.json when it ends well."""
+    """`status` in result.json when it ends well; a participle, for messages: "can't be verified"."""
 
     takes_steps: bool = False
     """It takes optimizer steps: the length of the run must be known, and the run can be resumed."""
@@ -35,14 +35,14 @@ TASKS = {
     for task in (
         Task(
             name="train",
-            summary="Train a model. The verb when none is given.",
+            summary="Train a model. The default verb.",
             function="hub.tasks.train.train:train",
             status="completed",
             takes_steps=True,
         ),
         Task(
             name="verify",
-            summary="Measure on your own model, data and processes that the layout does not change the gradient.",
+            summary="Verify on your own model, data and processes that the layout does not change the result.",
             function="hub.tasks.verify.verify:verify",
             status="verified",
             compares_gradients=True,

@@ -86,8 +86,8 @@ def _gpu_problem(resolved: ResolvedRun) -> Iterator[str]:
 
 
 def _with_dtype(cfg: RunConfig) -> RunConfig:
-    """With the type of the arithmetic, if the task decides it: bfloat16 would hide what `verify` looks for."""
-    if cfg.task == "verify" and cfg.model.dtype == AUTO:
+    """With the type of the arithmetic, if the task decides it: bfloat16 would hide what a comparison of gradients looks for."""
+    if cfg.chosen_task.compares_gradients and cfg.model.dtype == AUTO:
         return replace(cfg, model=replace(cfg.model, dtype="float32"))
     return cfg
 

@@ -38,15 +38,16 @@ def config_to_run(cfg: RunConfig) -> RunConfig:
     """
     if not cfg.resume:
         return cfg
-    if cfg.task == "verify":
+    if not (task := cfg.chosen_task).takes_steps:
         raise ConfigError(
-            f"resume={cfg.resume}: verify trains nothing, so there is nothing to resume. "
-            "To verify on trained weights type model.path=RUN_FOLDER/model"
+            f"resume={cfg.resume}: {task.name} trains nothing, so there is nothing to resume. "
+            f"To {task.name} on trained weights type model.path=RUN_FOLDER/model"
         )
     folder, start = _folders(cfg)
     before = runfile.read(folder / "run.yaml")
-    if before.task == "verify":
-        raise ConfigError(f"resume={cfg.resume}: {folder} was verified, not trained. Name the folder of a training run")
+    if not before.chosen_task.takes_steps:
+        status = before.chosen_task.status
+        raise ConfigError(f"resume={cfg.resume}: {folder} was {status}, not trained. Name the folder of a training run")
     cfg = replace(cfg, resume=str(start))
     if type(cfg.algo) is not AlgoConfig:
         return cfg

@@ -16,7 +16,6 @@ from typing import Any
 
 from hub.compose import runfile
 from hub.config.schema import RunConfig
-from hub.config.task import TASKS
 from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
 from hub.plugins.registry import ResolvedRun, registry, resolve
 from hub.run import Failure, Outcome, Result, Run
@@ -71,7 +70,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         message = f"stopped by {signal_name} after step {outcome.num_steps}. To go on type: python -m hub resume={run.path}"
         final = result("interrupted", error=message, outcome=outcome)
     else:
-        final = result(TASKS[cfg.task].status, outcome=outcome)
+        final = result(cfg.chosen_task.status, outcome=outcome)
     run.write_result(final)
     if run.is_main:
         observe("hub_run_end", run=run, result=final, error=None)
@@ -115,7 +114,7 @@ def failure_of(rank: int, error: Exception) -> Failure:
 
 def _run_task(cfg: RunConfig, run: Run, algorithm: str, build: str) -> Outcome:
     """Prepare the setup, let the backend build its recipe, and run the task on it."""
-    build_recipe, task = _imported(build), TASKS[cfg.task]
+    build_recipe, task = _imported(build), cfg.chosen_task
 
     from hub.recipe import Recipe
     from hub.train.setup.setup import set_up

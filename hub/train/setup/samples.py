@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from hub.config.option import AUTO
 from hub.config.schema import RunConfig
-from hub.config.task import TASKS
 from hub.data.prepare import Prepared
 from hub.data.samples.mix import Mix, sources_of
 from hub.data.samples.sample import Item, Unit, fingerprint
@@ -187,7 +186,7 @@ def make_sample_source(cfg: RunConfig, data: Prepared, group: Group, base_path: 
     if not cfg.data.streaming:
         return InMemorySource(cfg, data, group.world)
     source = StreamedSource(cfg, data, group, base_path)
-    if TASKS[cfg.task].takes_steps and not cfg.resume:  # a resume says first where to begin
+    if cfg.chosen_task.takes_steps and not cfg.resume:  # a resume says first where to begin
         source.start()
     return source
 

@@ -50,7 +50,7 @@ class SftConfig(AlgoConfig):
                 f"algo.master_weights=false with launch.strategy={cfg.launch.strategy}: DeepSpeed keeps float32 weights. "
                 "Type launch.strategy=fsdp, or algo.master_weights=true"
             )
-        if cfg.model.dtype == "float32" and cfg.task == "train":
+        if cfg.model.dtype == "float32" and cfg.chosen_task.takes_steps:
             yield (
                 "algo.master_weights=false keeps the weights in model.dtype, which is float32: this saves nothing. Type "
                 "model.dtype=bfloat16, or algo.master_weights=true"

@@ -14,7 +14,7 @@ own way when it loads an adapter, so plain PEFT would load a different model."""
 def problems(cfg: RunConfig) -> Iterator[str]:
     """A message for each option that Unsloth does not support, with what to type."""
     algo, launch = cfg.algo, cfg.launch
-    if cfg.task == "verify":
+    if cfg.chosen_task.compares_gradients:
         yield "algo.backend=unsloth can't be verified: its kernels do not run in float32. Type algo.backend=native"
     elif cfg.model.dtype == "float32":
         yield f"model.dtype=float32: Unsloth's kernels are for bfloat16. Type model.dtype=bfloat16 {NATIVE}"
