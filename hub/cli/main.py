@@ -1,7 +1,7 @@
 """`python -m hub [verb] overrides`: parses the command line and calls the verb.
 
-Each task of hub/config/task.py is a verb, and VERBS has some more. Slow libraries are imported within verbs, so that `--help` and
-every error message take about a second.
+Each task of hub/config/task.py is a verb, and VERBS has some more. Slow libraries are imported within verbs, so that `--help`
+and every error message take about a second.
 """
 
 import argparse

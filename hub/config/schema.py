@@ -163,7 +163,8 @@ def fp8_problems(cfg: "RunConfig", others: Mapping[str, object], strategies: Col
         if is_set:
             yield f"algo.precision=fp8 can't be combined with {other}. {FP8_HINT}, or leave the other out"
     if (task := cfg.chosen_task).compares_gradients:
-        yield f"algo.precision=fp8 can't be {task.status}: its rounding errors are larger than what {task.name} measures. {FP8_HINT}"
+        why = f"its rounding errors are larger than what {task.name} measures"
+        yield f"algo.precision=fp8 can't be {task.status}: {why}. {FP8_HINT}"
 
 
 def fp8_needs_gpu(cfg: "RunConfig") -> str | None:
