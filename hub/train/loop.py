@@ -192,7 +192,7 @@ class _Fit:
         """One step with all that follows it. Returns the signal that asks to stop, if there is one."""
         self.meter.begin()
         rate = self.optimizer.param_groups[0]["lr"]
-        counts: dict[str, Any] = {}
+        counts: dict[str, float] = {}
 
         def count(layout: Layout) -> None:
             counts.update(counts_of(step, units, self.source.mix))
@@ -211,10 +211,10 @@ class _Fit:
         )
         self.scheduler.step()
         self.done = step.number
-        speed = self.meter.end(counts["num_tokens"])
+        speed = self.meter.end(int(counts["num_tokens"]))
         self._keep(outcome.layout)
         stopping = stop_requested()
-        metrics: dict[str, Any] = {
+        metrics: dict[str, float] = {
             "step": self.done,
             "loss": outcome.loss,
             "learning_rate": rate,
@@ -244,7 +244,7 @@ class _Fit:
             self.writer.prepare()
         return stopping
 
-    def _judge(self, outcome: StepOutcome, units: list[Unit], metrics: dict[str, Any]) -> None:
+    def _judge(self, outcome: StepOutcome, units: list[Unit], metrics: dict[str, float]) -> None:
         """NaN and infinity: the step changed nothing; after a few in a row the run is given up. Spikes are noted.
 
         Raises:
@@ -298,7 +298,7 @@ class _Fit:
         self._keep(layout)
         return found
 
-    def _log(self, metrics: dict[str, Any]) -> None:
+    def _log(self, metrics: dict[str, float]) -> None:
         if "skipped" not in metrics:
             self.recent.append(metrics["loss"])
         self.run.log(metrics)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
 
 import torch
 
@@ -73,7 +72,7 @@ class StepOutcome:
 
 def train_step(
     session: Session,
-    model: Any,
+    model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     units: Sequence[Unit],
     layout: Layout,
@@ -119,7 +118,7 @@ def train_step(
 
 def accumulate_gradients(
     session: Session,
-    model: Any,
+    model: torch.nn.Module,
     units: Sequence[Unit],
     layout: Layout,
     criterion: Criterion,
@@ -154,7 +153,7 @@ def accumulate_gradients(
 
 def log_probabilities(
     session: Session,
-    model: Any,
+    model: torch.nn.Module,
     units: Sequence[Unit],
     layout: Layout,
     criterion: Criterion,
@@ -210,7 +209,9 @@ def token_places(batch: MicroBatch, samples: Sequence[Sample]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(session: Session, model: Any, units: Sequence[Unit], layout: Layout, criterion: Criterion) -> tuple[float, Layout]:
+def evaluate(
+    session: Session, model: torch.nn.Module, units: Sequence[Unit], layout: Layout, criterion: Criterion
+) -> tuple[float, Layout]:
     """The objective's mean over all units, in evaluation mode. Equal on all ranks, and for any layout.
 
     Returns:
@@ -230,7 +231,7 @@ def evaluate(session: Session, model: Any, units: Sequence[Unit], layout: Layout
 
 
 def _sum_of_losses(
-    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss
+    session: Session, model: torch.nn.Module, samples: Sequence[Sample], layout: Layout, loss: Loss
 ) -> tuple[torch.Tensor, Layout]:
     group, chunk = session.group, EVALUATION_CHUNK * session.group.world
 

@@ -14,7 +14,7 @@ from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.hidden_states import HiddenStatesIn
 from hub.train.kernels.patches import ModelPatches, patches_of
-from hub.train.kernels.structure import layers_of
+from hub.train.kernels.structure import layers_of, text_config
 from hub.train.kernels.unpack import use_kernel
 from hub.train.layout.activations import Activations
 from hub.train.layout.choose import Attention, choose_attention, choose_compile, choose_head
@@ -92,7 +92,7 @@ def choose_layout(
     """
     run = setup.run
     patches, layers = patches_of(model), layers_of(model)
-    config = model.config.get_text_config()
+    config = text_config(model)
     if external is None:
         attention = _patch_passes(setup, patches, model, layers, loss, num_parameters)
     else:
@@ -136,7 +136,7 @@ def _patch_passes(
 ) -> Attention:
     """Turn on the hub's optimizations of the forward and backward pass. Returns the attention."""
     run, dtype, device = setup.run, setup.session.compute_dtype, setup.session.device
-    vocab_size = model.config.get_text_config().vocab_size
+    vocab_size = text_config(model).vocab_size
     num_tokens = expected_tokens(setup)
     compiled, compiled_because = choose_compile(setup.cfg.algo.torch_compile, num_parameters, num_tokens, device)
     attention = choose_attention(patches, model, vocab_size, device, dtype, compiled)
@@ -157,7 +157,7 @@ def _patch_passes(
 def _leave_to(external: ExternalKernels, setup: Setup, patches: ModelPatches, model: torch.nn.Module) -> Attention:
     """Patch nothing: a library's own kernels are on. Returns its attention."""
     dtype, device = setup.session.compute_dtype, setup.session.device
-    packable = can_pack(model, model.config.get_text_config().vocab_size, device, dtype, external.inputs)
+    packable = can_pack(model, text_config(model).vocab_size, device, dtype, external.inputs)
     attention = Attention(external.attention, f"{external.library} brings it", *packable, external.variable_length)
     patches.decide("attention", attention.name, attention.because)
     patches.decide("fused_head", False, f"{external.library} has its own loss")

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hub.config.option import AUTO
 from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
@@ -32,7 +33,7 @@ class Setup:
     base_path: Path
     """Local folder of the base weights."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     data: Prepared
     source: SampleSource
     """Gives the steps their samples."""
@@ -40,17 +41,17 @@ class Setup:
     algorithm: str
     """Name of the algorithm, for messages."""
 
-    def save_whole_model(self, model: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    def save_whole_model(self, model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write a dense model in the type of the arithmetic, with the tokenizer: `Recipe.save` of whole models."""
         save_whole_model(model, self.tokenizer, folder, self.session.compute_dtype, weights)
 
     def load_model(
         self,
         dtype: torch.dtype | None = None,
-        quantization: Any = None,
+        quantization: QuantizationConfigMixin | None = None,
         frozen: bool = False,
         whole: str | None = None,
-    ) -> Any:
+    ) -> PreTrainedModel:
         """The base model in training mode, where the strategy wants it before training places it.
 
         Args:
