@@ -18,6 +18,7 @@ from hub.data.samples.sample import Sample, Unit, samples_of
 from hub.errors import ModelError, NoMemoryError
 from hub.parallel.group import sum_over_ranks, summed_over_ranks
 from hub.parallel.session import Session
+from hub.plugins.known import ADAPTERS, QUANTIZED_ADAPTERS
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
@@ -25,12 +26,12 @@ from hub.train.losses.objective import NextToken, Objective, token_weights
 
 NEEDED_BY_ONE = (
     "which the longest sample needs. Type algo.gradient_checkpointing=all algo.activation_offload=all, a smaller "
-    "data.max_seq_len, or algo=qlora_sft"
+    f"data.max_seq_len, or algo={QUANTIZED_ADAPTERS}"
 )
 
 NEEDED_BY_THE_OPTIMIZER = (
-    "out of memory in the optimizer's step: there is no room for its state. Type algo.optimizer=adamw_8bit, algo=lora_sft, or "
-    "launch.strategy=fsdp on several GPUs"
+    "out of memory in the optimizer's step: there is no room for its state. Type algo.optimizer=adamw_8bit, "
+    f"algo={ADAPTERS}, or launch.strategy=fsdp on several GPUs"
 )
 
 EVALUATION_CHUNK = 64
