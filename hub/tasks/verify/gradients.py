@@ -65,8 +65,11 @@ class OneByOne(Layout):
 
     def _split(self, samples: Sequence[Sample], world: int) -> list[list[list[int]]]:
         per_rank = -(-len(samples) // world)
-        positions = [list(range(rank, len(samples), world)) for rank in range(world)]
-        return [[[i] for i in mine] + [[]] * (per_rank - len(mine)) for mine in positions]
+        ranks: list[list[list[int]]] = []
+        for rank in range(world):
+            mine = [[i] for i in range(rank, len(samples), world)]
+            ranks.append(mine + [[]] * (per_rank - len(mine)))
+        return ranks
 
 
 class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are not read
@@ -122,10 +125,11 @@ class Measure:
         if self.device.type != "cuda":
             budget = min(budget, max(LEAST_TOKENS, int(CPU_WORK / sum(p.numel() for p in self.model.parameters()))))
         chosen: list[Unit] = []
-        for unit in order[:wanted]:
-            if sum(map(len, chosen)) + len(unit) <= budget:
-                chosen.append(unit)
-        rest = sorted((s for s in order if not any(s is c for c in chosen)), key=len)
+        left: list[Unit] = []
+        for place, unit in enumerate(order):
+            fits = place < wanted and sum(map(len, chosen)) + len(unit) <= budget
+            (chosen if fits else left).append(unit)
+        rest = sorted(left, key=len)
         return chosen + rest[: max(0, least - len(chosen))]
 
     def _weights(self) -> tuple[float | None, list[torch.Tensor | None]]:

@@ -144,7 +144,7 @@ class _Proof(Measure):
             logits = self.model(**inputs).logits
         if batch.attention_mask is not None:
             return [row[: len(sample)].clone() for row, sample in zip(logits, samples, strict=True)]
-        return [part.clone() for part in logits[0].split([len(sample) for sample in samples])]
+        return [part.clone() for part in logits[0].split(list(map(len, samples)))]
 
     def _full_leak(self, first: Sample, second: Sample, alone: torch.Tensor) -> float:
         """How much the second sample's logits change when it goes on from the first as one text."""

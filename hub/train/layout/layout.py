@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -48,9 +49,11 @@ class Layout:
 
     def efficiency(self, samples: Sequence[Sample], world: int) -> float:
         """Tokens of a step over those that its micro-batches would hold if all were as large as the largest."""
-        parts = [[len(samples[i]) for i in part] for rank in self._split(samples, world) for part in rank]
-        sizes = [sum(part) if self.packed else len(part) * max(part, default=0) for part in parts]
-        return sum(map(sum, parts)) / (len(sizes) * max(sizes))
+        sizes = []
+        for part in chain.from_iterable(self._split(samples, world)):
+            lengths = [len(samples[i]) for i in part]
+            sizes.append(sum(lengths) if self.packed else len(lengths) * max(lengths, default=0))
+        return sum(map(len, samples)) / (len(sizes) * max(sizes))
 
     def _split(self, samples: Sequence[Sample], world: int) -> list[list[list[int]]]:
         """Positions of each rank's samples, by micro-batch."""

@@ -97,13 +97,16 @@ def target_names(asked: str | list[str], model: PreTrainedModel) -> list[str]:
     if asked in ("auto", "all-linear"):
         return layers
     if isinstance(asked, str):
-        in_attention = [name for name in layers if any("attn" in part or "attention" in part for part in name.split("."))]
+        in_attention = [name for name in layers if "attn" in name or "attention" in name]
         return in_attention if asked == "attention" else [name for name in layers if name not in in_attention]
     known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    chosen: set[str] = set()
     for word in asked:
-        if not any(name == word or name.endswith(f".{word}") for name in layers):
+        named = [name for name in layers if name == word or name.endswith(f".{word}")]
+        chosen.update(named)
+        if not named:
             raise ConfigError(
                 f"algo.target_modules: no linear layer is called {word}. Allowed: {', '.join(known)}."
                 + did_you_mean(word, known)
             )
-    return [name for name in layers if any(name == word or name.endswith(f".{word}") for word in asked)]
+    return [name for name in layers if name in chosen]

@@ -100,7 +100,8 @@ def what_trains(
         else:
             shown += "; no embedding learns: the data to protect has every token of the new data"
         protected = {"embeddings", "head"} if is_tied(model) else {"embeddings"}
-        learning, still = ([name for name in names if name not in protected] for names in (learning, still))
+        learning = [name for name in learning if name not in protected]
+        still = [name for name in still if name not in protected]
     if learning:
         shown += f"; {', '.join(learning)} learn too, without protection"
     if still:
