@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers import AttentionInterface, PretrainedConfig
@@ -128,7 +128,7 @@ def _varlen_attention(
     if wanted == torch.float32 and torch.is_autocast_enabled(query.device.type):
         wanted = torch.get_autocast_dtype(query.device.type)
     query, key, value = (part.transpose(1, 2).flatten(0, 1).to(wanted) for part in (query, key, value))
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if "window_size" in kernel.options:
         options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
     elif sliding_window:
