@@ -1,4 +1,4 @@
-"""Generates docs/options.md from docstrings: `python -m hub.cli.options_page sft lora_sft osft > docs/options.md`."""
+"""Generates docs/options.md from docstrings: `python -m hub.cli.options_page ALGORITHM... > docs/options.md`."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -6,14 +6,14 @@ from dataclasses import MISSING, Field, fields
 from inspect import getdoc
 from typing import Any
 
+from hub.compose.compose import compose
 from hub.config.option import bounds_words, field_docs, type_words
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
-from hub.plugins.registry import registry
 
 HEAD = """# Options
 
-On the command line options are written with their full name, `algo.lora_r=8`. In Python an option is a keyword argument with
-the last part of its name, `lora_sft(..., lora_r=8)`. `python -m hub show algo=NAME` prints all options with the values of
+On the command line options are written with their full name, `algo.num_epochs=2`. In Python an option is a keyword argument
+with the last part of its name, `num_epochs=2`. `python -m hub show algo=NAME` prints all options with the values of
 your command, and where each comes from.
 
 This page is generated from the code: `python -m hub.cli.options_page {names} > docs/options.md`.
@@ -27,13 +27,13 @@ def page(algorithms: Sequence[str]) -> str:
         algorithms: names of installed algorithms. Each gets a table.
 
     Raises:
-        PluginError: one of them is not installed.
+        ConfigError: one of them is not installed.
     """
     lines = [HEAD.format(names=" ".join(algorithms)), "## algo: every algorithm", "", *_table("algo", AlgoConfig)]
     for name in algorithms:
-        algorithm = registry().algorithm(name)
-        lines += [f"## algo={name}: its own options and defaults", "", getdoc(algorithm.config) or "", ""]
-        lines += _table("algo", algorithm.config, AlgoConfig)
+        options = type(compose(f"algo={name}").algo)
+        lines += [f"## algo={name}: its own options and defaults", "", getdoc(options) or "", ""]
+        lines += _table("algo", options, AlgoConfig)
     for part, cls in (("model", ModelConfig), ("data", DataConfig), ("launch", LaunchConfig), ("track", TrackConfig)):
         lines += [f"## {part}", "", getdoc(cls) or "", "", *_table(part, cls)]
     lines += ["## The run", "", *_table("", RunConfig, leave_out=("algo", "model", "data", "launch", "track"))]

@@ -54,7 +54,7 @@ def usage(verbs: Mapping[str, str]) -> str:
     lines += [
         "",
         "flags",
-        "  --multirun        one run for each combination of values: algo.lora_r=8,16 algo.learning_rate=1e-4,2e-4",
+        "  --multirun        one run for each combination of values: algo.num_epochs=1,2 algo.learning_rate=1e-4,2e-4",
         "  --config-dir DIR  your own folder with more choices for the groups above (DIR/model/mine.yaml)",
         "  --json            with the verb data: the report as JSON, for scripts",
         "  --version, --help",

@@ -89,7 +89,7 @@ def compose(
     """Build a RunConfig from presets and overrides.
 
     Args:
-        overrides: as on the command line: `"algo=lora_sft"`, `"model=tiny"`, `"algo.lora_r=8"`.
+        overrides: as on the command line: `"algo=NAME"`, `"model=tiny"`, `"algo.num_epochs=2"`.
         values: nested values that are set last, e.g. `{"data": {"path": "chats.jsonl"}}`. No quoting is needed here.
         config_dir: a further folder with config groups, searched first.
         check: also raise if options clash (`RunConfig.problems`).
@@ -117,9 +117,10 @@ def sweep_combinations(overrides: Sequence[str], config_dir: str | None = None) 
         ConfigError: with the problems of all of them.
     """
     with hydra_session(config_dir) as loader:
-        listed = [[str(item.input_line) for item in items] for items in combinations(parse(overrides, loader))]
+        listed = list(combinations(parse(overrides, loader)))
     configs, problems = [], []
-    for texts in listed:
+    for items in listed:
+        texts = [str(item.input_line) for item in items]
         try:
             configs.append(compose(*texts, config_dir=config_dir))
         except ConfigError as error:

@@ -100,19 +100,20 @@ def combinations(parsed: Sequence[Override], limit: int = 50) -> Iterator[list[O
     All combinations, or, if there are more than `limit`, enough of them to have each value once. Continuous ranges are left
     out, since only the sweeper knows their values.
     """
-    parser = OverridesParser.create()
-    values = [
-        [parser.parse_override(f"{item.get_key_element()}={value}") for value in item.sweep_string_iterator()]
-        if item.is_sweep_override()
-        else [item]
-        for item in parsed
-        if not item.is_interval_sweep()
-    ]
+    values = [_values_of(item) for item in parsed if not item.is_interval_sweep()]
     if prod(len(list_) for list_ in values) <= limit:
         yield from (list(combination) for combination in product(*values))
     else:
         for number in range(max(len(list_) for list_ in values)):
             yield [list_[min(number, len(list_) - 1)] for list_ in values]
+
+
+def _values_of(item: Override) -> list[Override]:
+    """One override for each value of a sweep."""
+    if not item.is_sweep_override():
+        return [item]
+    parser = OverridesParser.create()
+    return [parser.parse_override(f"{item.get_key_element()}={value}") for value in item.sweep_string_iterator()]
 
 
 def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any], plugins: Registry) -> Checked:
@@ -286,14 +287,18 @@ def _list_problem(item_type: Any, name: str, value: Any, shown: str) -> str | No
     return None
 
 
+def _option_names(options: Any) -> set[str]:
+    return {item.name for item in fields(options)}
+
+
 def _unknown(node: DictConfig, name: str, algorithms: Mapping[str, Algorithm]) -> str:
     """The error line for an option that does not exist."""
     own: Any = OmegaConf.get_type(node.algo)
     first, _, last = name.rpartition(".")
-    having = sorted(a for a, algorithm in algorithms.items() if last in {item.name for item in fields(algorithm.config)})
+    having = sorted(a for a, algorithm in algorithms.items() if last in _option_names(algorithm.config))
     if own is AlgoConfig and first == "algo" and (having or not algorithms):
         return f"{name}: choose the algorithm first. Type algo=NAME, one of: {', '.join(having) or 'none is installed'}"
-    if first in ("", "algo") and having and last not in {item.name for item in fields(own)} and own is not AlgoConfig:
+    if first in ("", "algo") and having and last not in _option_names(own) and own is not AlgoConfig:
         return f"{name}: this algorithm has no such option; algo.{last} is of algo={' and algo='.join(having)}"
     known = list(_names(RunConfig, own))
     if own is AlgoConfig:

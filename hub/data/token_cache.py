@@ -163,7 +163,7 @@ def key_of(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBa
 
 def _plugin_formats(source: DataSource) -> list[list[object]]:
     """The formats of plugins that the rows of a source may be in, each with a hash of the code that converts them."""
-    formats = plugins.registry().data_formats.values()
+    formats = plugins.data_formats().values()
     return [[item.name, item.fields, item.roles, _code_hash(item)] for item in formats if source.format in (AUTO, item.name)]
 
 

@@ -53,7 +53,8 @@ class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
             return
         started = time.monotonic()
         try:
-            self._pcontext.close(number, timeout=self.grace_seconds)
+            # Torch says int, but only adds the number to a clock.
+            self._pcontext.close(number, timeout=self.grace_seconds)  # type: ignore[arg-type]
         except SignalException:
             self._pcontext.close(signal.SIGKILL)
             raise
@@ -98,6 +99,7 @@ def _spec(cfg: LaunchConfig, run_path: Path) -> WorkerSpec:
         run_id=uuid.uuid4().hex if one_machine else f"hub-{cfg.rdzv_endpoint}",
         min_nodes=cfg.nnodes,
         max_nodes=cfg.nnodes,
+        local_addr=None,
         timeout=MEETING_SECONDS,
         **({} if one_machine else {"rank": cfg.node_rank}),
     )

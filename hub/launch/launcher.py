@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from hub.compose import runfile
 from hub.config.schema import RunConfig
@@ -92,7 +92,7 @@ class _Workers:
             errors="replace",
             start_new_session=True,
         )
-        self._handlers: dict[int, Any] = {}
+        self._handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
 

@@ -160,7 +160,7 @@ def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[st
         ConfigError: a preset or an override sets a section of Hydra's config that names code.
     """
 
-    def parts(overrides: list[str]) -> dict[str, Any]:
+    def parts(overrides: list[str]) -> dict[str, object]:
         whole = loader.load_configuration(CONFIG_NAME, [*overrides, NO_LOGGING], run_mode=RunMode.MULTIRUN)
         return {name: OmegaConf.to_container(whole.hydra[name]) for name in CALLS}
 
@@ -228,7 +228,7 @@ def print_table(rows: list[dict[str, Any]], swept: list[str]) -> None:
         print(f"* lowest {measure}")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return (f"{value:,.0f}" if value >= 100 else f"{value:.5g}") if isinstance(value, float) else str(value)

@@ -119,7 +119,7 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, build: str) -> Outcome:
     from hub.recipe import Recipe
     from hub.train.setup.setup import set_up
 
-    setup = set_up(cfg, run, algorithm)
+    setup = set_up(cfg, run, algorithm, registry().observe)
     recipe = build_recipe(setup)
     if isinstance(recipe, Outcome) and task.takes_steps:
         return recipe  # the backend has a trainer of its own, which has done all

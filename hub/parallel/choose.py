@@ -30,7 +30,8 @@ def choose_strategy(
     asked = launch.strategy
     if asked in ZERO and trained_fraction == 0:
         raise ConfigError(
-            f"launch.strategy={asked} trains whole models only. For adapters and OSFT type launch.strategy=fsdp or ddp"
+            f"launch.strategy={asked} trains whole models only, and this algorithm freezes weights. "
+            "Type launch.strategy=fsdp or ddp"
         )
     if group.world == 1:
         name, why = "ddp", "one process"

@@ -1,7 +1,7 @@
 """An optimizer's state by parameter name: export and restore."""
 
 from itertools import chain
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 
@@ -11,10 +11,10 @@ from hub.parallel.sharded_tensors import StoredTensors, local_region, sharded_li
 class Numbers(TypedDict):
     """What an optimizer's state has besides tensors, as in optimizer.json."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
     """State under `parameter name/state name`."""
 
-    groups: list[dict[str, Any]]
+    groups: list[dict[str, object]]
     """Hyperparameters of the parameter groups."""
 
 
@@ -22,7 +22,7 @@ def flat_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimize
     """An optimizer's tensors under `parameter name/state name`, sharded as they are, and the rest as JSON values."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors: dict[str, torch.Tensor] = {}
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             path = f"{names[id(parameter)]}/{key}"
@@ -38,7 +38,7 @@ def trained_parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parame
     return list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
 
 
-def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
     """The hyperparameters of the parameter groups: learning rate, decay, and so on."""
     numbers = [dict(group) for group in optimizer.param_groups]
     for group in numbers:
@@ -53,7 +53,7 @@ def restore_optimizer(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = trained_parameters(optimizer)
     order = [names[id(parameter)] for parameter in parameters]
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, object]] = {}
     for path in [*stored.shapes, *numbers["values"]]:
         name, _, key = path.rpartition("/")
         number = order.index(name)
@@ -68,7 +68,7 @@ def restore_optimizer(
     restore_groups(optimizer, numbers["groups"])
 
 
-def restore_groups(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
+def restore_groups(optimizer: torch.optim.Optimizer, groups: list[dict[str, object]]) -> None:
     """Restore the stored hyperparameters of the parameter groups."""
     for group, stored in zip(optimizer.param_groups, groups, strict=True):
         # JSON has no tuples, and torch requires betas to be one.

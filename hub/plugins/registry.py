@@ -7,7 +7,7 @@ claim the same name, both are reported. `HUB_PLUGINS=a,b` loads only these entry
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -241,9 +241,14 @@ def resolve(cfg: RunConfig, check_needs: bool = True) -> ResolvedRun:
     return ResolvedRun(config=cfg, algorithm=algorithm, backend=backend, backend_because=because)
 
 
+def data_formats() -> Mapping[str, DataFormat]:
+    """The data formats of plugins, by name."""
+    return registry().data_formats
+
+
 def data_format_names() -> tuple[str, ...]:
     """The values that `data.format` knows, those of plugins included."""
-    return (*FORMATS, *registry().data_formats)
+    return (*FORMATS, *data_formats())
 
 
 def warnings_shown() -> dict[str, str]:

@@ -7,14 +7,12 @@ import gc
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, samples_of
 from hub.errors import DivergedError, Interrupted
 from hub.parallel.group import barrier, max_over_ranks
 from hub.parallel.strategy import full_weights
-from hub.plugins.registry import registry
 from hub.run import Outcome, read_metrics
 from hub.system.signals import stop_request
 from hub.train.batch import split as batches
@@ -91,7 +89,7 @@ class _Fit:
         flops = flops_per_token(self.cfg.model, setup.base_path, self.num_trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
         self._announce()
-        self.tracking = Tracking(self.cfg, self.run, self.session.accelerator)
+        self.tracking = Tracking(self.cfg, self.run, self.session.accelerator, setup.algorithm)
         self._saves = self.algo.save_every_steps is not None or self.algo.save_every_epochs is not None
         self.writer = CheckpointWriter(
             self.run.checkpoints_path,
@@ -192,7 +190,7 @@ class _Fit:
         """One step with all that follows it. Returns the signal that asks to stop, if there is one."""
         self.meter.begin()
         rate = self.optimizer.param_groups[0]["lr"]
-        counts: dict[str, Any] = {}
+        counts: dict[str, float] = {}
 
         def count(layout: Layout) -> None:
             counts.update(counts_of(step, units, self.source.mix))
@@ -211,10 +209,10 @@ class _Fit:
         )
         self.scheduler.step()
         self.done = step.number
-        speed = self.meter.end(counts["num_tokens"])
+        speed = self.meter.end(int(counts["num_tokens"]))
         self._keep(outcome.layout)
         stopping = stop_requested()
-        metrics: dict[str, Any] = {
+        metrics: dict[str, float] = {
             "step": self.done,
             "loss": outcome.loss,
             "learning_rate": rate,
@@ -244,7 +242,7 @@ class _Fit:
             self.writer.prepare()
         return stopping
 
-    def _judge(self, outcome: StepOutcome, units: list[Unit], metrics: dict[str, Any]) -> None:
+    def _judge(self, outcome: StepOutcome, units: list[Unit], metrics: dict[str, float]) -> None:
         """NaN and infinity: the step changed nothing; after a few in a row the run is given up. Spikes are noted.
 
         Raises:
@@ -298,7 +296,7 @@ class _Fit:
         self._keep(layout)
         return found
 
-    def _log(self, metrics: dict[str, Any]) -> None:
+    def _log(self, metrics: dict[str, float]) -> None:
         if "skipped" not in metrics:
             self.recent.append(metrics["loss"])
         self.run.log(metrics)
@@ -359,9 +357,9 @@ class _Fit:
         lines = [line for line in read_metrics(self.run.metrics_file) if "skipped" not in line]
         self.recent.extend(line["loss"] for line in lines[-NUM_RECENT:])
 
-    def _observe(self, hook: str, **values: Any) -> None:
+    def _observe(self, hook: str, **values: object) -> None:
         if self.run.is_main:
-            registry().observe(hook, **values)
+            self.setup.observe(hook, **values)
 
 
 def stop_requested() -> int | None:

@@ -21,14 +21,14 @@ from hub.train.setup.setup import Setup
 from hub.train.step import Criterion
 
 Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
-"""Writes a model as a user loads it: `save(model, folder, weights)`."""
+"""Writes a model as a user loads it: `save(model, folder, weights)`. The model is of the class that the recipe has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What a backend's `build(setup)` returns. The same for every task: training, verifying, planning, evaluating."""
 
-    model: Any
+    model: torch.nn.Module
     """The model where `setup.load_model` put it, with `requires_grad` set on what trains."""
 
     save: Save

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from hub.data.samples.sample import Sample, Unit, samples_of
 from hub.errors import ModelError, NoMemoryError
 from hub.parallel.group import sum_over_ranks, summed_over_ranks
 from hub.parallel.session import Session
+from hub.plugins.known import ADAPTERS, QUANTIZED_ADAPTERS
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
@@ -26,12 +26,12 @@ from hub.train.losses.objective import NextToken, Objective, token_weights
 
 NEEDED_BY_ONE = (
     "which the longest sample needs. Type algo.gradient_checkpointing=all algo.activation_offload=all, a smaller "
-    "data.max_seq_len, or algo=qlora_sft"
+    f"data.max_seq_len, or algo={QUANTIZED_ADAPTERS}"
 )
 
 NEEDED_BY_THE_OPTIMIZER = (
-    "out of memory in the optimizer's step: there is no room for its state. Type algo.optimizer=adamw_8bit, algo=lora_sft, or "
-    "launch.strategy=fsdp on several GPUs"
+    "out of memory in the optimizer's step: there is no room for its state. Type algo.optimizer=adamw_8bit, "
+    f"algo={ADAPTERS}, or launch.strategy=fsdp on several GPUs"
 )
 
 EVALUATION_CHUNK = 64
@@ -73,7 +73,7 @@ class StepOutcome:
 
 def train_step(
     session: Session,
-    model: Any,
+    model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     units: Sequence[Unit],
     layout: Layout,
@@ -119,7 +119,7 @@ def train_step(
 
 def accumulate_gradients(
     session: Session,
-    model: Any,
+    model: torch.nn.Module,
     units: Sequence[Unit],
     layout: Layout,
     criterion: Criterion,
@@ -154,7 +154,7 @@ def accumulate_gradients(
 
 def log_probabilities(
     session: Session,
-    model: Any,
+    model: torch.nn.Module,
     units: Sequence[Unit],
     layout: Layout,
     criterion: Criterion,
@@ -210,7 +210,9 @@ def token_places(batch: MicroBatch, samples: Sequence[Sample]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(session: Session, model: Any, units: Sequence[Unit], layout: Layout, criterion: Criterion) -> tuple[float, Layout]:
+def evaluate(
+    session: Session, model: torch.nn.Module, units: Sequence[Unit], layout: Layout, criterion: Criterion
+) -> tuple[float, Layout]:
     """The objective's mean over all units, in evaluation mode. Equal on all ranks, and for any layout.
 
     Returns:
@@ -230,7 +232,7 @@ def evaluate(session: Session, model: Any, units: Sequence[Unit], layout: Layout
 
 
 def _sum_of_losses(
-    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss
+    session: Session, model: torch.nn.Module, samples: Sequence[Sample], layout: Layout, loss: Loss
 ) -> tuple[torch.Tensor, Layout]:
     group, chunk = session.group, EVALUATION_CHUNK * session.group.world
 

@@ -15,7 +15,6 @@ from accelerate import Accelerator
 
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError, one_line
-from hub.plugins.registry import registry
 from hub.run import Run
 from hub.secrets import without_secrets
 
@@ -41,8 +40,8 @@ Scalar = int | float | str | bool
 class Tracking:
     """The tracker of one run, in one process."""
 
-    def __init__(self, cfg: RunConfig, run: Run, accelerator: Accelerator) -> None:
-        self.cfg, self.run, self.accelerator = cfg, run, accelerator
+    def __init__(self, cfg: RunConfig, run: Run, accelerator: Accelerator, algorithm: str) -> None:
+        self.cfg, self.run, self.accelerator, self.algorithm = cfg, run, accelerator, algorithm
         self.tool = cfg.track.tool
         self.is_on = False
 
@@ -142,8 +141,8 @@ class Tracking:
         return None, f"to view it type tensorboard --logdir {self.run.path.parent}"
 
     def _options(self) -> dict[str, Scalar]:
-        """All options by full name, for example `algo.lora_r: 8`, in types that trackers accept."""
-        return {"algo.name": registry().algorithm_of(self.cfg.algo).name, **_flat(asdict(self.cfg))}
+        """All options by full name, for example `algo.num_epochs: 2.0`, in types that trackers accept."""
+        return {"algo.name": self.algorithm, **_flat(asdict(self.cfg))}
 
     def _fail(self, error: Exception) -> None:
         self.is_on = False

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 class Config(hub.AlgoConfig):
     pass
 
-def train(cfg, run):
+def train(setup):
     raise RuntimeError("can't fetch {URL} with " + " ".join(os.environ[name] for name in {tuple(SECRETS)!r}))
 
 @hub.hookimpl
@@ -44,7 +44,7 @@ def hub_algorithms():
 
 @hub.hookimpl
 def hub_backends():
-    return [hub.Backend(name="native", algorithm="leaky", train=__name__ + ":train")]
+    return [hub.Backend(name="native", algorithm="leaky", build=__name__ + ":train")]
 """
 
 

@@ -4,7 +4,9 @@ python -m torch.distributed.run --nproc-per-node=2 layouts.py MODEL OUT [MUTANT]
 """
 
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from hub.train.batch.split import split
 from hub.train.layout import layout as layouts
 from hub.train.layout.layout import Layout
 from hub.train.losses import objective
-from hub.train.losses.causal_lm import causal_lm_loss
+from hub.train.losses.causal_lm import Loss, causal_lm_loss
 from hub.train.losses.objective import NextToken, Objective
 from hub.train.step import Criterion, evaluate, log_probabilities, weigh
 
@@ -123,58 +125,89 @@ def little_memory(model, most_tokens: int) -> None:
     model.forward = limited
 
 
-def main(model_path: str, out: Path, mutant: str = "") -> None:
-    group = start_group()
-    session = Session(group, Accelerator(cpu=True), torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    model.train()
-    loss = mean_per_micro_batch if mutant == "mean_per_micro_batch" else causal_lm_loss
+@dataclass
+class Run:
+    """What `main` runs: correct, or with the one mistake of a mutant."""
+
+    session: Session
+    loss: Loss = causal_lm_loss
+    find_values: Callable[..., tuple[torch.Tensor, Layout]] = log_probabilities
+
+    names: tuple[str, ...] = tuple(OBJECTIVES)
+    """Batches to run. Some mutants know only rows of one sample."""
+
+    sees_weights: bool = True
+    num_dropped: int = 0
+    mean_per_rank: bool = False
+
+
+def mistaken(run: Run, model, mutant: str) -> Run:
+    """Build in the mistake of a mutant. An empty name changes nothing."""
+    group, singles = run.session.group, tuple(name for name in OBJECTIVES if name != "pairs")
+    if mutant == "mean_per_micro_batch":
+        return replace(run, loss=mean_per_micro_batch, names=singles)
     if mutant == "little_memory_on_the_last_rank" and group.rank == group.world - 1:
         little_memory(model, 120)
     if mutant == "shifted_count":
         objective.num_loss_tokens = shifted_count
+        return replace(run, names=singles)
     if mutant == "leaking_attention":
         layouts.pack = leaking_attention
     if mutant == "mean_per_rank":
-        session = Session(type(group)(0, 1, 0, group.device), session.accelerator, torch.float32)
-    find_values = values_of_another_unit if mutant == "values_of_another_unit" else log_probabilities
-    for name in OBJECTIVES:
+        alone = Session(type(group)(0, 1, 0, group.device), run.session.accelerator, torch.float32)
+        return replace(run, session=alone, names=singles, mean_per_rank=True)
+    if mutant == "values_of_another_unit":
+        return replace(run, find_values=values_of_another_unit)
+    if mutant == "dropped_tail":
+        return replace(run, num_dropped=2)
+    return replace(run, sees_weights=mutant != "another_weight")
+
+
+def without_weights(model, micro):
+    return causal_lm_loss(model, replace(micro, weights=None))
+
+
+def mean_of_each_rank(run: Run, model, group, samples: list[Sample], layout: Layout, criterion: Criterion) -> float:
+    """Each rank takes the mean over its own samples, and the ranks' gradients are averaged."""
+    parts = split([len(sample) for sample in samples], 2, layout.max_tokens, 0.01)[group.rank]
+    mine = [samples[i] for part in parts for i in part] or samples[:1]
+    local = step.accumulate_gradients(run.session, model, mine, replace(layout, max_tokens=10**6), criterion)
+    sum_gradients(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad /= group.world
+    return float(local)
+
+
+def main(model_path: str, out: Path, mutant: str = "") -> None:
+    group = start_group()
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    model.train()
+    run = mistaken(Run(Session(group, Accelerator(cpu=True), torch.float32)), model, mutant)
+    for name in run.names:
         units = units_of(name)
-        if mutant in ("shifted_count", "mean_per_rank", "mean_per_micro_batch") and name == "pairs":
-            continue
         samples = samples_of(units)
         total, longest = sum(map(len, samples)), max(map(len, samples))
-        criterion = Criterion(OBJECTIVES[name], loss)
-        if mutant == "dropped_tail":
-            units = units[:-2]
-        if mutant == "another_weight":
-            criterion = replace(criterion, loss=lambda model, micro: causal_lm_loss(model, replace(micro, weights=None)))
-        for micro_batches in (1, 2, 4):
+        units = units[: len(units) - run.num_dropped]
+        criterion = Criterion(OBJECTIVES[name], run.loss if run.sees_weights else without_weights)
+        for micro_batches, packed in product((1, 2, 4), (True, False)):
             bound = max(longest, -(-total // (group.world * micro_batches)) + longest // 2)
-            for packed in (True, False):
-                layout = Layout(bound, packed, pad_id=0, cost_ratio=0.01)
-                model.zero_grad()
-                if mutant == "mean_per_rank":
-                    lengths = [len(s) for s in samples]
-                    parts = split(lengths, 2, bound, 0.01)[group.rank]
-                    mine = [samples[i] for part in parts for i in part] or samples[:1]
-                    layout = Layout(10**6, packed, 0, 0.01)
-                    local = step.accumulate_gradients(session, model, mine, layout, criterion)
-                else:
-                    local = passes(session, model, units, layout, criterion, find_values)
+            layout = Layout(bound, packed, pad_id=0, cost_ratio=0.01)
+            model.zero_grad()
+            if run.mean_per_rank:
+                local = mean_of_each_rank(run, model, group, samples, layout, criterion)
+                layout = replace(layout, max_tokens=10**6)
+            else:
+                local = passes(run.session, model, units, layout, criterion, run.find_values)
                 sum_gradients(model.parameters())
-                if mutant == "mean_per_rank":
-                    for parameter in model.parameters():
-                        parameter.grad /= group.world
-                mean, _ = evaluate(session, model, units, layout, criterion)
-                if group.rank == 0:
-                    gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
-                    gradients["_eval_loss"] = torch.tensor([mean], dtype=torch.float64)
-                    if name == "pairs":
-                        gradients["_apart"] = torch.tensor(num_apart(layout, units, group.world))
-                    kind = "packed" if packed else "padded"
-                    save_file(gradients, out / f"{name}-{group.world}x{micro_batches}-{kind}.safetensors")
-                assert np.isfinite(local)
+            mean, _ = evaluate(run.session, model, units, layout, criterion)
+            if group.rank == 0:
+                gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+                gradients["_eval_loss"] = torch.tensor([mean], dtype=torch.float64)
+                if name == "pairs":
+                    gradients["_apart"] = torch.tensor(num_apart(layout, units, group.world))
+                kind = "packed" if packed else "padded"
+                save_file(gradients, out / f"{name}-{group.world}x{micro_batches}-{kind}.safetensors")
+            assert np.isfinite(local)
     barrier()
 
 

@@ -68,7 +68,7 @@ def convert(row: Row, format: str, text_column: str | None = None) -> RowExample
     Raises:
         DataError: the row is of another format, or can't be trained on.
     """
-    if text_column is None and (item := plugins.registry().data_formats.get(format)) is not None:
+    if text_column is None and (item := plugins.data_formats().get(format)) is not None:
         _require_fields(row, format, item.fields)
         return _from_plugin(row, item)
     return _from_own(row, format, text_column)
@@ -82,7 +82,7 @@ def known_formats() -> tuple[str, ...]:
 def _required_fields() -> dict[str, tuple[str, ...]]:
     """The fields that a row of each format has; not of `document`."""
     own = {name: spec.required for name, spec in _FORMATS.items()}
-    return own | {name: item.fields for name, item in plugins.registry().data_formats.items()}
+    return own | {name: item.fields for name, item in plugins.data_formats().items()}
 
 
 def _detect(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:

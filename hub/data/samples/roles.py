@@ -43,7 +43,7 @@ def check_roles(units: Sequence[Unit], roles: tuple[str, ...], algorithm: str) -
         present = tuple(sample.role for sample in unit.samples)
         if present == roles:
             continue
-        names = [name for name, item in plugins.registry().data_formats.items() if item.roles == roles]
+        names = [name for name, item in plugins.data_formats().items() if item.roles == roles]
         todo = f"Type data.format={' or '.join(names)}" if names else "Install a plugin with such a data format"
         has = f"the samples {', '.join(present)}" if any(present) else "one sample"
         raise DataError(
@@ -55,7 +55,7 @@ def _several(group: Group, algorithm: str) -> str:
     roles = [sample.role for sample in group.samples]
     gives = f"data.format={group.format} gives" if group.format else f"{group.where}: there are"
     named = f" ({', '.join(roles)})" if all(roles) else ""
-    item = plugins.registry().data_formats.get(group.format)
+    item = plugins.data_formats().get(group.format)
     if item is not None and "chosen" in item.fields:
         todo = "Type data.format=chosen to train on the chosen answers, or algo=NAME of an algorithm for such rows"
     else:

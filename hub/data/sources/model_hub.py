@@ -21,7 +21,7 @@ def read_model_hub(name: str, subset: str | None, split: str, stream: bool) -> I
     Raises:
         DataError: there is no such dataset, subset or split, or the model hub can't be reached.
     """
-    from datasets import load_dataset
+    from datasets import Dataset, IterableDataset, load_dataset
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -42,7 +42,11 @@ def read_model_hub(name: str, subset: str | None, split: str, stream: bool) -> I
                 "Give a local file, or set HF_HUB_OFFLINE=1 to use a dataset that was loaded before"
             ) from None
     try:
-        rows = load_dataset(name, subset, split=split, streaming=stream)
+        rows: Dataset | IterableDataset
+        if stream:
+            rows = load_dataset(name, subset, split=split, streaming=True)
+        else:
+            rows = load_dataset(name, subset, split=split, streaming=False)
     except Exception as error:  # load_dataset has no class of its own for its errors
         reason = one_line(error)
         raise DataError(f"{name}: the dataset can't be loaded ({reason}).{_choice(name, subset, split)}") from None

@@ -162,7 +162,7 @@ def _drop_trailing_space(tokenizer: "PreTrainedTokenizerBase", input_ids: list[i
         if mask[position] and (position + 1 == len(mask) or not mask[position + 1]):
             last = position
             while last > 0 and mask[last - 1] and input_ids[last] not in special:
-                if tokenizer.decode([input_ids[last]]).strip():
+                if str(tokenizer.decode([input_ids[last]])).strip():
                     break
                 last -= 1
             if input_ids[last] in special:

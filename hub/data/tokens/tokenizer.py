@@ -1,14 +1,17 @@
 """The tokenizer of a run: the model's own, with the chat template that the data asks for."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hub.config.schema import RunConfig
 from hub.data.tokens.template import load_template
 from hub.models import load
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def load_tokenizer(cfg: RunConfig, path: Path) -> Any:
+
+def load_tokenizer(cfg: RunConfig, path: Path) -> "PreTrainedTokenizerBase":
     """The model's tokenizer, with `data.template` in place of its chat template if that is set.
 
     Raises:

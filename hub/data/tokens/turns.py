@@ -14,10 +14,10 @@ assistant's own words included.
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hub.data.formats.examples import Conversation
 from hub.data.formats.messages import called_functions
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+RenderWithSpans = Callable[..., tuple[list[str], list[list[tuple[int, int]]]]]
+"""What `render_jinja_template` of transformers is: it declares a text, but returns texts and the spans of their turns."""
+
 _MESSAGE_IDS = ("role", "name", "tool_call_id", "type", "id")
 
 
@@ -110,7 +113,7 @@ class _Turns:
         template = self.tokenizer.get_chat_template(tools=self.conversation.tools)
         if not _GENERATION_TAG.search(template):
             return None
-        rendered, spans = render_jinja_template(
+        rendered, spans = cast(RenderWithSpans, render_jinja_template)(
             conversations=[self.messages],
             tools=self.conversation.tools,
             chat_template=template,
@@ -119,7 +122,7 @@ class _Turns:
         )
         if rendered[0] != self.full:
             raise DataError(f"{self.conversation.where}: the chat template renders this row differently each time")
-        return [(start, end) for start, end in spans[0]]
+        return spans[0]
 
     def omits(self, index: int, span: tuple[int, int]) -> bool:
         """Whether the span of message `index` lacks the text of the message beside its tool calls.
@@ -262,8 +265,9 @@ def _apply(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, mes
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
-        options = {"tokenize": False, "add_generation_prompt": prompt}
-        return str(tokenizer.apply_chat_template(messages, tools=conversation.tools, **options))
+        # transformers declares the fields of messages as texts, but passes them to the template as they are.
+        render = cast(Callable[..., str], tokenizer.apply_chat_template)
+        return str(render(messages, tools=conversation.tools, tokenize=False, add_generation_prompt=prompt))
     except TemplateSyntaxError as error:
         raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
     except (TemplateError, *RAISED) as error:

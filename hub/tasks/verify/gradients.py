@@ -6,7 +6,6 @@ The steps are those of training (`train_step`, whole), stopped where the optimiz
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from hub.parallel.strategy import full
 from hub.train import step
 from hub.train.batch import collate
 from hub.train.batch import split as batches
+from hub.train.kernels.structure import text_config
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
 from hub.train.losses.objective import token_weights
@@ -65,8 +65,11 @@ class OneByOne(Layout):
 
     def _split(self, samples: Sequence[Sample], world: int) -> list[list[list[int]]]:
         per_rank = -(-len(samples) // world)
-        positions = [list(range(rank, len(samples), world)) for rank in range(world)]
-        return [[[i] for i in mine] + [[]] * (per_rank - len(mine)) for mine in positions]
+        ranks: list[list[list[int]]] = []
+        for rank in range(world):
+            mine = [[i] for i in range(rank, len(samples), world)]
+            ranks.append(mine + [[]] * (per_rank - len(mine)))
+        return ranks
 
 
 class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are not read
@@ -81,20 +84,20 @@ class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are n
         super().zero_grad(set_to_none)
         self._begin()
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         self._look()
 
 
 class Measure:
     """The samples, the reference gradient, its rounding noise, and steps to compare with it. All ranks call alike."""
 
-    def __init__(self, setup: Setup, model: Any, criterion: step.Criterion, layout: Layout, shrink: Shrink) -> None:
+    def __init__(self, setup: Setup, model: torch.nn.Module, criterion: step.Criterion, layout: Layout, shrink: Shrink) -> None:
         self.setup, self.model, self.criterion, self.layout, self.shrink = setup, model, criterion, layout, shrink
         self.session, self.data = setup.session, setup.data
         self.rank, self.world = setup.session.group.rank, setup.session.group.world
         self.device, self.dtype = setup.session.device, setup.session.compute_dtype
         self.exact, self.dtype_name = self.dtype == torch.float32, str(self.dtype).removeprefix("torch.")
-        self.config = model.config.get_text_config()
+        self.config = text_config(model)
         self.trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         asked, num = setup.cfg.algo.effective_batch_size, len(self.data.train)
         self.batch_size = batches.auto_batch_size(num) if asked == AUTO else int(asked)
@@ -122,10 +125,11 @@ class Measure:
         if self.device.type != "cuda":
             budget = min(budget, max(LEAST_TOKENS, int(CPU_WORK / sum(p.numel() for p in self.model.parameters()))))
         chosen: list[Unit] = []
-        for unit in order[:wanted]:
-            if sum(map(len, chosen)) + len(unit) <= budget:
-                chosen.append(unit)
-        rest = sorted((s for s in order if not any(s is c for c in chosen)), key=len)
+        left: list[Unit] = []
+        for place, unit in enumerate(order):
+            fits = place < wanted and sum(map(len, chosen)) + len(unit) <= budget
+            (chosen if fits else left).append(unit)
+        rest = sorted(left, key=len)
         return chosen + rest[: max(0, least - len(chosen))]
 
     def _weights(self) -> tuple[float | None, list[torch.Tensor | None]]:
@@ -177,7 +181,7 @@ class Measure:
         """
         ids = torch.from_numpy(sample.input_ids.astype(np.int64))
         places = torch.from_numpy(np.flatnonzero(sample.loss_mask[1:])).to(self.device)
-        inputs: dict[str, Any] = {"input_ids": ids[None].to(self.device), "use_cache": False}
+        inputs: dict[str, object] = {"input_ids": ids[None].to(self.device), "use_cache": False}
         select = otherwise and _can_select(self.model)
         if otherwise:
             room = max(0, min(EXTRA_TOKENS, (self.most_positions() or 10**9) - len(ids)))
@@ -224,7 +228,7 @@ class Measure:
         called = loss or self.criterion.loss
         found = Gradient(math.nan, math.nan, 0, True, layout)
 
-        def counting(model: Any, batch: collate.MicroBatch) -> torch.Tensor:
+        def counting(model: torch.nn.Module, batch: collate.MicroBatch) -> torch.Tensor:
             nonlocal seen
             seen += len(batch.targets)
             return called(model, batch)
@@ -260,7 +264,7 @@ class Measure:
                 same = same and torch.equal(of_main, parameter.grad)
         return max_over_ranks(float(not same)) == 0.0
 
-    def cut(self, layout: Layout) -> Any:
+    def cut(self, layout: Layout) -> tuple[type[Layout], bool, str]:
         """What a layout does with the samples: equal for two layouts that are the same here."""
         lengths = [len(sample) for sample in self.samples]
         parts = (
@@ -281,14 +285,12 @@ class Measure:
         return replace(layout, max_tokens=bound, least=count)
 
 
-def _can_select(model: Any) -> bool:
+def _can_select(model: torch.nn.Module) -> bool:
     """Whether the output layer can be asked for chosen positions: not where the layers lie on several devices."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    kind: Any = type(base)
-    return len(set(getattr(model, "hf_device_map", {}).values())) < 2 and takes_positions(kind)
+    return len(set(getattr(model, "hf_device_map", {}).values())) < 2 and takes_positions(model)
 
 
-def disable_dropout(model: Any) -> bool:
+def disable_dropout(model: torch.nn.Module) -> bool:
     """Switch off dropout and router noise, which differ between layouts by their nature. True when there was any."""
     found = False
     for module in model.modules():

@@ -8,7 +8,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -138,14 +137,14 @@ class _Proof(Measure):
         """Each sample's logits in one micro-batch of training's own making."""
         batch = collate.pack(samples) if self.layout.packed else collate.pad(samples, self.layout.pad_id)
         batch = batch.to(self.device)
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+        inputs: dict[str, object] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
         with torch.no_grad(), self.session.autocast():
             logits = self.model(**inputs).logits
         if batch.attention_mask is not None:
             return [row[: len(sample)].clone() for row, sample in zip(logits, samples, strict=True)]
-        return [part.clone() for part in logits[0].split([len(sample) for sample in samples])]
+        return [part.clone() for part in logits[0].split(list(map(len, samples)))]
 
     def _full_leak(self, first: Sample, second: Sample, alone: torch.Tensor) -> float:
         """How much the second sample's logits change when it goes on from the first as one text."""
@@ -162,7 +161,7 @@ class _Proof(Measure):
     def layouts(self) -> Iterator[Check]:
         """The gradient of one step in every layout, against one sample at a time on one process."""
         group = "layout"
-        done: dict[Any, Gradient] = {}
+        done: dict[tuple[type[Layout], bool, str], Gradient] = {}
         if self.exact:
             words = f"{self.noise:.1e}, so a difference of {self.tolerance:.1e} is allowed"
             yield Check(group, "rounding noise of the reference", self.noise <= MOST_NOISE, words, self.noise)
@@ -241,7 +240,7 @@ class _Proof(Measure):
         yield self._mean_per_micro_batch()
         num = self.num_loss_tokens
 
-        def shifted(model: Any, batch: collate.MicroBatch) -> torch.Tensor:
+        def shifted(model: torch.nn.Module, batch: collate.MicroBatch) -> torch.Tensor:
             return self.criterion.loss(model, batch) * (num / (num + 1))
 
         yield self._noticed("the count of loss tokens is off by one", self.take_step(self.layout, loss=shifted))
@@ -255,7 +254,7 @@ class _Proof(Measure):
         if len(set(counts)) == 1:
             return Check("mistakes", name, None, "all micro-batches have as many loss tokens, so it is no mistake here")
 
-        def mean(model: Any, batch: collate.MicroBatch) -> torch.Tensor:
+        def mean(model: torch.nn.Module, batch: collate.MicroBatch) -> torch.Tensor:
             return self.criterion.loss(model, batch) / max(1, len(batch.targets)) * (self.num_loss_tokens / len(counts))
 
         return self._noticed(name, self.take_step(layout, loss=mean))
@@ -292,12 +291,12 @@ class _Proof(Measure):
         text, start = "", 0
         for place in range(1, len(sample) + 1):
             if place == len(sample) or bool(sample.loss_mask[place]) != bool(sample.loss_mask[start]):
-                piece = self.setup.tokenizer.decode(sample.input_ids[start:place].tolist(), skip_special_tokens=False)
+                piece = str(self.setup.tokenizer.decode(sample.input_ids[start:place].tolist(), skip_special_tokens=False))
                 text += f"[[{piece}]]" if sample.loss_mask[start] else piece
                 start = place
         return f"{sample.where}: {text}"
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """What the checks were made on, for verify.json."""
         return {
             "algorithm": type(self.setup.cfg.algo).__name__,
@@ -323,7 +322,7 @@ def _as_one(first: Sample, second: Sample) -> Sample:
     return Sample(np.concatenate([first.input_ids, second.input_ids]), mask, first.where)
 
 
-def _json(check: Check) -> dict[str, Any]:
+def _json(check: Check) -> dict[str, object]:
     values = dataclasses.asdict(check)
     value = check.value
     return values | {"value": str(value) if value is not None and not math.isfinite(value) else value}

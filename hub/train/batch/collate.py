@@ -1,7 +1,7 @@
 """Samples to tensors: one packed row without padding, or padded rows for models that can't be packed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,8 +52,16 @@ class MicroBatch:
             # From memory that may be moved itself, a copy would wait until the GPU has done all that it was told before.
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{k: move(v) for k, v in values.items() if isinstance(v, torch.Tensor)})
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            position_ids=move(self.position_ids),
+            attention_mask=None if self.attention_mask is None else move(self.attention_mask),
+            loss_positions=move(self.loss_positions),
+            targets=move(self.targets),
+            starts=None if self.starts is None else move(self.starts),
+            weights=None if self.weights is None else move(self.weights),
+        )
 
 
 def num_loss_tokens(sample: Sample) -> int:

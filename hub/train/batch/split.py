@@ -11,6 +11,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from hub.data.samples.mix import Mix
 
@@ -155,7 +156,7 @@ def _deal(bins: list[list[int]], costs: Sequence[float], world: int) -> list[lis
 
 def _imbalance(parts: list[list[list[int]]], costs: Sequence[float]) -> float:
     """Cost of the rank that has most to do, over the mean of all. Ranks wait for each other once per step."""
-    totals = [sum(costs[i] for micro in part for i in micro) for part in parts]
+    totals = [sum(costs[i] for i in chain.from_iterable(part)) for part in parts]
     return max(totals) * len(totals) / sum(totals)
 
 

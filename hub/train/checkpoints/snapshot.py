@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -20,7 +19,7 @@ class Snapshot:
     """The state at the end of a step: this process's shards, and on rank 0 also all unsharded tensors."""
 
     step: int
-    state: dict[str, Any]
+    state: dict[str, object]
     """state.json"""
 
     numbers: Numbers
@@ -57,7 +56,7 @@ class Snapshot:
 
 
 def take_snapshot(
-    step: int, state: dict[str, Any], session: Session, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    step: int, state: dict[str, object], session: Session, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Snapshot:
     """Collect the state to store. Only tensors that must be all-gathered are copied. All ranks must call it."""
     is_main, strategy = session.group.is_main, session.strategy

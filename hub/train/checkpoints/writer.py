@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -62,7 +61,7 @@ class CheckpointWriter:
         if self._overlaps is None and self._optimizer.state:
             self._allocate(take_snapshot(0, {}, self._session, self._model, self._optimizer))
 
-    def save(self, step: int, state: dict[str, Any], wait: bool = False) -> Saved | None:
+    def save(self, step: int, state: dict[str, object], wait: bool = False) -> Saved | None:
         """Start a save. None may be in flight: call `wait` first.
 
         Args:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import cast
 
 import torch
 from transformers import AttentionInterface, PretrainedConfig
@@ -45,27 +45,31 @@ def flash_attention_4() -> Kernel:
     return Kernel(attend, frozenset(inspect.signature(attend).parameters), name=f"{VARLEN}_fa4")
 
 
+def _attend_by_torch() -> Callable[..., torch.Tensor]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return cast(Callable[..., torch.Tensor], varlen_attn)  # it returns a tuple only if auxiliary results are asked for
+
+
 @cache
 def _kernel(device: torch.device) -> Kernel:
     """Return torch's own kernel."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    options = frozenset(inspect.signature(varlen_attn).parameters)
-    return Kernel(varlen_attn, options, "enable_gqa" not in options and device.type == "cuda" and _takes_fewer_keys(device))
+    attend = _attend_by_torch()
+    options = frozenset(inspect.signature(attend).parameters)
+    return Kernel(attend, options, "enable_gqa" not in options and device.type == "cuda" and _takes_fewer_keys(device))
 
 
 @torch.enable_grad()
 def _takes_fewer_keys(device: torch.device) -> bool:
     """Whether torch's kernel gives the same for key heads that two query heads share and for repeated key heads."""
-    from torch.nn.attention.varlen import varlen_attn
-
+    attend = _attend_by_torch()
     starts = torch.tensor([0, 5, 16], dtype=torch.int32, device=device)
     numbers = torch.linspace(-1, 1, 16 * 8 * 64, device=device).to(torch.bfloat16).view(16, 8, 64)
 
     def results(times: int) -> list[torch.Tensor]:
         parts = [part.clone().requires_grad_() for part in numbers.split((4, 2, 2), dim=1)]
         query, key, value = (part.repeat_interleave(times if i else 1, dim=1) for i, part in enumerate(parts))
-        output = varlen_attn(query, key, value, starts, starts, 16, 16)
+        output = attend(query, key, value, starts, starts, 16, 16)
         return [output, *torch.autograd.grad(output.float().square().sum(), parts)]
 
     try:
@@ -87,7 +91,7 @@ def _varlen_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     sliding_window: int | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
     """Compute causal attention within each sample of a packed row, or within each of several rows.
 
@@ -124,7 +128,7 @@ def _varlen_attention(
     if wanted == torch.float32 and torch.is_autocast_enabled(query.device.type):
         wanted = torch.get_autocast_dtype(query.device.type)
     query, key, value = (part.transpose(1, 2).flatten(0, 1).to(wanted) for part in (query, key, value))
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if "window_size" in kernel.options:
         options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
     elif sliding_window:
@@ -145,7 +149,7 @@ def _varlen_attention(
     return kernel.attend(query, key, value, *lengths, **options).unflatten(0, (rows, length)), None
 
 
-def sample_bounds(batch: MicroBatch) -> dict[str, Any]:
+def sample_bounds(batch: MicroBatch) -> dict[str, object]:
     """Return where a packed row's samples begin, under the names that transformers passes on to an attention."""
     longest = 1 << (batch.longest - 1).bit_length()  # few different numbers, so that layers are not compiled again
     return {"cu_seq_lens_q": batch.starts, "cu_seq_lens_k": batch.starts, "max_length_q": longest, "max_length_k": longest}
@@ -178,7 +182,7 @@ class VarlenAttention(Patch):
         for config, _ in before:
             config._attn_implementation = kernel.name
 
-    def report(self, plan: dict[str, Any]) -> None:
+    def report(self, plan: dict[str, object]) -> None:
         plan["attention"] = self._name
 
 
@@ -191,8 +195,8 @@ def _configs(base: torch.nn.Module) -> list[PretrainedConfig]:
     """Return the configs of a model's modules and the sub-configs of these: each once, one below another after it."""
     configs: dict[int, PretrainedConfig] = {}
 
-    def add(config: Any) -> None:
-        if id(config) in configs or not hasattr(config, "_attn_implementation"):
+    def add(config: object) -> None:
+        if id(config) in configs or not isinstance(config, PretrainedConfig):
             return
         configs[id(config)] = config
         for name in getattr(config, "sub_configs", ()):

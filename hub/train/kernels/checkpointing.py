@@ -1,5 +1,6 @@
 """Activation checkpointing: a layer saves its input alone, and runs again in the backward pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ class Checkpointing(Patch):
             else:
                 edits.assign(layer, "forward", _checkpointed(layer, forward, self.offload))
 
-    def report(self, plan: dict[str, Any]) -> None:
-        plan["layers_recomputed"] = plan.get("layers_recomputed", 0) + len(self.layers)
+    def report(self, plan: dict[str, object]) -> None:
+        before = plan.get("layers_recomputed", 0)
+        assert isinstance(before, int)
+        plan["layers_recomputed"] = before + len(self.layers)
         plan["activation_offload"] = plan.get("activation_offload", False) or self.offload is not None
 
 
@@ -39,10 +42,12 @@ def num_checkpointed(patches: ModelPatches) -> int:
     return sum(len(patch.layers) for patch in patches.all(Checkpointing))
 
 
-def _checkpointed(layer: torch.nn.Module, plain: Any, offload: ActivationOffload | None) -> Any:
+def _checkpointed(
+    layer: torch.nn.Module, plain: Callable[..., object], offload: ActivationOffload | None
+) -> Callable[..., object]:
     """Return the forward pass of a layer that is not compiled."""
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> object:
         if not (layer.training and torch.is_grad_enabled()):
             return plain(*args, **kwargs)
         if offload is None:

@@ -7,7 +7,7 @@ dynamic from the beginning and every input has a gradient: one version serves al
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,7 @@ class CompiledLayers(Patch):
             edits.assign(layer, "hub_plain", plain)  # the one place where one compiled function finds it for every layer
             edits.assign(layer, "forward", CompiledForward(layer, plain))
 
-    def report(self, plan: dict[str, Any]) -> None:
+    def report(self, plan: dict[str, object]) -> None:
         plan["compiled"] = True
 
 
@@ -75,7 +75,7 @@ class CompiledForward:
     MLP is tiled, since memory is short.
     """
 
-    def __init__(self, layer: torch.nn.Module, plain: Any) -> None:
+    def __init__(self, layer: torch.nn.Module, plain: Callable[..., object]) -> None:
         self._layer, self._plain = layer, plain
         self._compiled, self._checkpointed = torch.compile(plain), torch.compile(_checkpoint)
         self._checkpointed_but_attention = torch.compile(_checkpoint_but_attention)
@@ -90,7 +90,7 @@ class CompiledForward:
             edits.assign(self, "_offload", offload)
             TiledMlp(self._layer, offload.tiles_from).apply(edits)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> object:
         hidden = args[0] if args else kwargs.get("hidden_states")
         if not self._layer.training:
             return self._plain(*args, **kwargs)
@@ -115,12 +115,12 @@ class CompiledForward:
             return run(self._layer, *args, **kwargs)
 
 
-def _checkpoint(layer: Any, *args: Any, **kwargs: Any) -> Any:
+def _checkpoint(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> object:
     """Run a layer of which only the input is saved."""
     return checkpoint(layer.hub_plain, *args, use_reentrant=False, context_fn=_ALL, **kwargs)
 
 
-def _checkpoint_but_attention(layer: Any, *args: Any, **kwargs: Any) -> Any:
+def _checkpoint_but_attention(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> object:
     """Run a layer of which the input and attention's result are saved.
 
     The time of attention grows with the square of a row's length, and CPU memory has the room.
@@ -128,19 +128,19 @@ def _checkpoint_but_attention(layer: Any, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(layer.hub_plain, *args, use_reentrant=False, context_fn=_BUT_ATTENTION, **kwargs)
 
 
-def _all(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def _all(ctx: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
     # Torch 2.11, left to choose, saves the results of operators it does not know, like products with 4-bit weights.
     return CheckpointPolicy.MUST_RECOMPUTE
 
 
-def _all_but_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def _all_but_attention(ctx: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if str(op).startswith(ATTENTION) else CheckpointPolicy.MUST_RECOMPUTE
 
 
 _ALL, _BUT_ATTENTION = (partial(create_selective_checkpoint_contexts, policy) for policy in (_all, _all_but_attention))
 
 
-def _mark_dynamic(value: Any, sizes: Collection[int]) -> None:
+def _mark_dynamic(value: object, sizes: Collection[int]) -> None:
     """Tell the compiler that these sizes may change, in any of the tensors among a layer's arguments.
 
     The last dimension of a tensor of three is left out: it holds features, whatever its size. A size of 1 can't be dynamic.

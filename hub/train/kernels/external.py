@@ -4,9 +4,8 @@ The hub's attention, compiled layers, fused output layer and activation checkpoi
 They would undo the library's patches, or do the same work twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ class ExternalKernels:
     variable_length: bool = False
     """Whether the work of its attention on a packed row grows with each sample's own length, not with the row's."""
 
-    inputs: Callable[[torch.nn.Module, MicroBatch], dict[str, Any]]
+    inputs: Callable[[torch.nn.Module, MicroBatch], Mapping[str, object]]
     """Return the keywords of the model's forward for a micro-batch: they tell the library where each sample begins."""
 
     checkpoints: bool

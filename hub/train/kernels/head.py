@@ -18,7 +18,6 @@ import torch
 
 from hub.errors import one_line
 from hub.train.kernels.patches import Edits, Patch, patches_of
-from hub.train.kernels.structure import base_of
 
 CHUNK_BYTES = 2**27
 """Logits at a time: enough rows that products are fast. Twice as many if the weight is trained, since each chunk reads and
@@ -42,7 +41,7 @@ class FusedHead(Patch):
         head: a linear layer, with or without a bias.
     """
 
-    def __init__(self, head: torch.nn.Module) -> None:
+    def __init__(self, head: torch.nn.Linear) -> None:
         self._head = head
         self._plain: Callable[[torch.Tensor], torch.Tensor] = head.forward
         self._wanted: _Wanted | None = None
@@ -51,7 +50,7 @@ class FusedHead(Patch):
         self._plain = self._head.forward
         edits.assign(self._head, "forward", self._forward)
 
-    def report(self, plan: dict[str, Any]) -> None:
+    def report(self, plan: dict[str, object]) -> None:
         plan["fused_head"] = True
 
     def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -63,7 +62,7 @@ class FusedHead(Patch):
             return hidden.float().sum(-1) * 0.0 if wanted.each else hidden.float().sum() * 0.0
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        weight, bias = self._head.weight, getattr(self._head, "bias", None)
+        weight, bias = self._head.weight, self._head.bias
         if wanted.each:
             return token_cross_entropies(hidden, weight, bias, wanted.targets)
         return linear_cross_entropy(hidden, weight, bias, wanted.targets, wanted.weights)
@@ -94,11 +93,6 @@ def fused_head(model: torch.nn.Module) -> FusedHead | None:
     return patches_of(model).find(FusedHead)
 
 
-def can_fuse_head(model: torch.nn.Module) -> bool:
-    """Whether the model's output layer is a plain linear one."""
-    return type(base_of(model).get_output_embeddings()) is torch.nn.Linear
-
-
 def linear_cross_entropy(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -119,7 +113,9 @@ def linear_cross_entropy(
     """
     if not torch.is_grad_enabled():
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, token_weights)
+    loss: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch gives it no types
+        hidden, weight, bias, targets, token_weights
+    )
     return loss
 
 

@@ -4,14 +4,13 @@ Page-locked CPU memory has an address for the GPU as well. A tensor at that addr
 GPU memory.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from hub.system.memory import free_host_memory_for_each
 from hub.train.kernels.patches import Edits, ModelPatches, Patch
+from hub.train.kernels.structure import input_embeddings
 
 
 class _Address:
@@ -33,7 +32,7 @@ class EmbeddingOnHost(Patch):
         mapped: the same numbers, as a tensor over CPU memory.
     """
 
-    def __init__(self, weight: torch.nn.Parameter, mapped: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, mapped: torch.Tensor) -> None:
         self._weight, self._mapped = weight, mapped
 
     def apply(self, edits: Edits) -> None:
@@ -45,7 +44,7 @@ class EmbeddingOnHost(Patch):
         weight.data = mapped
         edits.record(weight, "data", undo)
 
-    def report(self, plan: dict[str, Any]) -> None:
+    def report(self, plan: dict[str, object]) -> None:
         plan["embedding_on_host"] = True
 
 
@@ -63,7 +62,7 @@ def offload_embedding(patches: ModelPatches, model: PreTrainedModel) -> str:
     problem = mapped if isinstance(mapped, str) else ""
     patches.decide("embedding_on_host", False, problem or "inputs of layers are offloaded too")
     if not isinstance(mapped, str):
-        patches.apply(EmbeddingOnHost(model.get_input_embeddings().weight, mapped))
+        patches.apply(EmbeddingOnHost(input_embeddings(model).weight, mapped))
     return problem
 
 

@@ -8,7 +8,6 @@ number changes.
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -72,7 +71,7 @@ class ActivationOffload:
         self._copying: tuple[torch.cuda.Event, list[torch.Tensor]] | None = None
 
     @contextmanager
-    def around(self, layer: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Iterator[None]:
+    def around(self, layer: torch.nn.Module, args: tuple[object, ...], named: dict[str, object]) -> Iterator[None]:
         """Run a layer within this context: its input is offloaded meanwhile, and what else it saves while the next one runs.
 
         The layer's weights stay, and so do its other arguments, which all layers share.
@@ -83,7 +82,10 @@ class ActivationOffload:
             named: its keyword arguments; the input is `hidden_states` if it is not in `args`.
         """
         hidden = args[0] if args else named["hidden_states"]
-        shared = {_storage(tensor) for tensor in _flat([part for part in (*args, *named.values()) if part is not hidden])}
+        assert isinstance(hidden, torch.Tensor)
+        others = [part for part in (*args, *named.values()) if part is not hidden]
+        shared = {_storage(tensor) for tensor in _flat(others)}
+        del others
         group = _Group(self._last() if self._last is not None else None)
         self._last = weakref.ref(group)
         offloaded_input = self._offload(hidden, group)
@@ -94,7 +96,7 @@ class ActivationOffload:
         del hidden, args, named
         stays: set[int] = set()
 
-        def save(tensor: torch.Tensor) -> Any:
+        def save(tensor: torch.Tensor) -> torch.Tensor | _Offloaded:
             if not self._is_worth_it(tensor):
                 return tensor
             if (tensor.data_ptr(), tensor.shape, tensor.dtype) == is_hidden:
@@ -152,7 +154,7 @@ class ActivationOffload:
         self._known_free -= num_bytes
         return True
 
-    def _offload(self, tensor: torch.Tensor, group: _Group) -> Any:
+    def _offload(self, tensor: torch.Tensor, group: _Group) -> torch.Tensor | _Offloaded:
         if not self._is_worth_it(tensor):
             return tensor
         if self._copy_stream is not None and not (tensor.is_contiguous() and self._has_room(tensor.nbytes)):
@@ -164,9 +166,8 @@ class ActivationOffload:
                 pieces[-1].copy_(part, non_blocking=True)
         return _Offloaded(tensor, pieces, group)
 
-    def _fetch(self, held: Any) -> torch.Tensor:
-        if not isinstance(held, _Offloaded):
-            assert isinstance(held, torch.Tensor)
+    def _fetch(self, held: torch.Tensor | _Offloaded) -> torch.Tensor:
+        if isinstance(held, torch.Tensor):
             return held
         self._settle()
         held.was_fetched = True
@@ -219,7 +220,7 @@ def _storage(tensor: torch.Tensor) -> int:
     return pointer
 
 
-def _flat(values: list[Any]) -> Iterator[torch.Tensor]:
+def _flat(values: list[object]) -> Iterator[torch.Tensor]:
     for value in values:
         if isinstance(value, tuple):
             yield from _flat(list(value))

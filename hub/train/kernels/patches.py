@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -20,7 +20,7 @@ OWNER = "_hub_patches"
 
 P = TypeVar("P", bound="Patch")
 
-_MISSING: Any = object()
+_MISSING = object()
 
 
 class PatchOrderError(Exception):
@@ -39,7 +39,7 @@ class _Edit:
     is_current: Callable[[], bool] = lambda: True
     """False if something else has changed the place since."""
 
-    held: Any = None
+    held: object = None
     """The object of the place: as long as it lives its identity is not used again."""
 
 
@@ -50,7 +50,7 @@ class Edits:
         self._edits: list[_Edit] = []
         self._relied_on: set[tuple[int, str]] = set()
 
-    def assign(self, holder: Any, name: str, value: Any) -> None:
+    def assign(self, holder: object, name: str, value: object) -> None:
         """Set an attribute of an object itself, which has a `__dict__`. Undone, the old value is back, or no attribute."""
         before = vars(holder).get(name, _MISSING)
         vars(holder)[name] = value
@@ -63,7 +63,7 @@ class Edits:
 
         self._edits.append(_Edit((id(holder), name), undo, lambda: vars(holder).get(name, _MISSING) is value, holder))
 
-    def record(self, holder: Any, name: str, undo: Callable[[], None]) -> None:
+    def record(self, holder: object, name: str, undo: Callable[[], None]) -> None:
         """Record a change of another kind that was just made.
 
         Args:
@@ -73,7 +73,7 @@ class Edits:
         """
         self._edits.append(_Edit((id(holder), name), undo, held=holder))
 
-    def rely_on(self, holder: Any, name: str) -> None:
+    def rely_on(self, holder: object, name: str) -> None:
         """Record that this patch needs what an earlier one has changed here, though it changes nothing here itself."""
         self._relied_on.add((id(holder), name))
 
@@ -101,7 +101,7 @@ class Patch(ABC):
     def apply(self, edits: Edits) -> None:
         """Change the model, by `edits` alone."""
 
-    def report(self, plan: dict[str, Any]) -> None:  # noqa: B027 - not every patch stands in plan.json
+    def report(self, plan: dict[str, object]) -> None:  # noqa: B027 - not every patch stands in plan.json
         """Write into plan.json's decisions what being on means. The values so far are those without this patch."""
 
 
@@ -115,7 +115,7 @@ class ModelPatches:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = base_of(model)
         self._applied: list[tuple[Patch, Edits]] = []
-        self._decisions: dict[str, tuple[Any, str | None]] = {}
+        self._decisions: dict[str, tuple[object, str | None]] = {}
 
     @property
     def applied(self) -> list[Patch]:
@@ -189,7 +189,7 @@ class ModelPatches:
         finally:
             self.undo(patch)
 
-    def decide(self, key: str, without: Any, because: str | None = None) -> None:
+    def decide(self, key: str, without: object, because: str | None = None) -> None:
         """Record a decision for plan.json.
 
         Args:
@@ -199,12 +199,12 @@ class ModelPatches:
         """
         self._decisions[key] = (without, because)
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> dict[str, object]:
         """What was decided, and why, for plan.json."""
         values = {key: without for key, (without, _) in self._decisions.items()}
         for patch in self.applied:
             patch.report(values)
-        plan: dict[str, Any] = {}
+        plan: dict[str, object] = {}
         for key, (_, because) in self._decisions.items():
             plan[key] = values[key]
             if because is not None:

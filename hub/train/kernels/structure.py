@@ -1,15 +1,34 @@
-"""Parts of a model, whatever wraps it: the transformers model itself, its decoder layers, its output layer."""
+"""Parts of a model, whatever wraps it: the transformers model itself, its config, its decoder layers, its output layer."""
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
-def base_of(model: Any) -> Any:
+
+def base_of(model: torch.nn.Module) -> "PreTrainedModel":
     """The transformers model inside an engine (DeepSpeed, DDP) and inside PEFT's wrapper."""
-    if hasattr(model, "module"):
-        model = model.module
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = getattr(model, "module", model)
+    unwrapped = getattr(inner, "get_base_model", lambda: inner)
+    return cast("PreTrainedModel", unwrapped())
+
+
+def text_config(model: torch.nn.Module) -> "PretrainedConfig":
+    """The config of the model's language part."""
+    return base_of(model).config.get_text_config()
+
+
+def input_embeddings(model: torch.nn.Module) -> torch.nn.Embedding:
+    """The layer that turns tokens into vectors. Some models have their own class with a weight of the same shape."""
+    return cast(torch.nn.Embedding, base_of(model).get_input_embeddings())
+
+
+def output_layer(model: torch.nn.Module) -> torch.nn.Linear | None:
+    """The layer that gives the logits, if it is a plain linear one."""
+    head = base_of(model).get_output_embeddings()
+    return head if type(head) is torch.nn.Linear else None
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:

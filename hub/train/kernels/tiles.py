@@ -4,8 +4,6 @@ In a compiled layer with activation checkpointing only one tile's activations ex
 is that of tiled MLPs for long rows (Arctic Long Sequence Training, arXiv 2506.13996).
 """
 
-from typing import Any
-
 import torch
 
 from hub.models.four_bit import is_4bit
@@ -54,7 +52,7 @@ class TiledMlp(Patch):
             return
         plain = mlp.forward
 
-        def forward(hidden: torch.Tensor, *more: Any, **named: Any) -> Any:
+        def forward(hidden: torch.Tensor, *more: object, **named: object) -> object:
             if not mlp.training or hidden.ndim != 3 or more or named:
                 return plain(hidden, *more, **named)
             rows, tokens, _ = hidden.shape

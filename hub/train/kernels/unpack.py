@@ -26,7 +26,7 @@ class UnpackByKernel(Patch):
         layers: of bitsandbytes, whose weights are quantized.
     """
 
-    def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
+    def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = layers
 
     def apply(self, edits: Edits) -> None:
@@ -36,7 +36,7 @@ class UnpackByKernel(Patch):
             _KERNEL_FORWARDS.add(forward)
             edits.assign(layer, "forward", forward)
 
-    def report(self, plan: dict[str, Any]) -> None:
+    def report(self, plan: dict[str, object]) -> None:
         plan["unpacking"] = "the hub's kernel"
 
 
@@ -50,7 +50,7 @@ class UnpackOnce(Patch):
         layers: of bitsandbytes.
     """
 
-    def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
+    def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = layers
 
     def apply(self, edits: Edits) -> None:
@@ -66,7 +66,9 @@ def _by_kernel(layer: Any, plain: Callable[..., torch.Tensor]) -> Callable[[torc
         if not layer.training:
             return plain(x)
         wanted = layer.compute_dtype or x.dtype
-        out: torch.Tensor = _Product.apply(x.to(wanted), *layer.hub_packed)
+        out: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # torch gives it no types
+            x.to(wanted), *layer.hub_packed
+        )
         return (out if layer.bias is None else out + layer.bias.to(wanted)).to(x.dtype)
 
     return forward

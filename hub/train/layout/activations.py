@@ -17,7 +17,7 @@ from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.host_embedding import offload_embedding
 from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.patches import ModelPatches
-from hub.train.kernels.structure import base_of
+from hub.train.kernels.structure import base_of, input_embeddings, text_config
 from hub.train.kernels.tiles import MIN_TOKENS, tiles_from
 from hub.train.layout.memory_budget import (
     COLLECTIVES_COST,
@@ -155,10 +155,10 @@ class Activations:
         """
         base, freed_bytes = base_of(self.model), 0
         if self.external is None and not self.setup.session.strategy.shards_weights:
-            num_bytes = base.get_input_embeddings().weight.nbytes
+            num_bytes = input_embeddings(base).weight.nbytes
             freed_bytes = 0 if offload_embedding(self.patches, base) else num_bytes
         tokens = self.requested or self.setup.data.longest
-        config, itemsize = self.model.config.get_text_config(), self.setup.session.compute_dtype.itemsize
+        config, itemsize = text_config(self.model), self.setup.session.compute_dtype.itemsize
         room = HOST_MEMORY_FRACTION * free_host_memory_for_each()
         saves_attention = 2 * tokens * config.hidden_size * itemsize * len(self.layers) <= room
         width = getattr(config, "intermediate_size", None)
@@ -183,7 +183,7 @@ class Activations:
         """
         # A measurement differs a little between runs, and with it the cut into micro-batches: other sums, other dropout.
         estimated = self.setup.session.strategy.has_engine or self.setup.cfg.algo.deterministic
-        config = self.model.config
+        config = text_config(self.model)
         plain, checkpointed = (Line(bytes_per_token(config, is_checkpointed)) for is_checkpointed in (False, True))
         if self.external is not None:
             plain = checkpointed = Line(bytes_per_token(config, self.external.checkpoints))

@@ -12,9 +12,9 @@ from hub.run import ASKED_FOR
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
 from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention_4
-from hub.train.kernels.head import FusedHead, can_fuse_head, kernel_problem
+from hub.train.kernels.head import FusedHead, kernel_problem
 from hub.train.kernels.patches import ModelPatches
-from hub.train.kernels.structure import base_of
+from hub.train.kernels.structure import base_of, output_layer, text_config
 from hub.train.layout.isolation import can_pack
 from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
 
@@ -80,7 +80,7 @@ def _choose_attention(
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or own == "eager":
         because = "variable-length attention needs a GPU, half precision, and a model that is not set to eager attention"
         return Attention(own, because, *can_pack(model, vocab_size, device, dtype))
-    config = base_of(model).config.get_text_config()
+    config = text_config(model)
     problem = flash4.problem(config, device, dtype) if long else "the run is too short to compile it"
     because = f"torch's; not FlashAttention 4: {problem or 'packed samples would see each other'}"
     candidates: list[tuple[str, str, Kernel | None]] = [("variable-length", because, None)]
@@ -121,11 +121,12 @@ def _try_fused_head(
 ) -> tuple[bool, str]:
     if device.type != "cuda":
         return False, "it runs on a GPU only"
-    if not packed or not takes_positions(base_of(model).__class__) or not can_fuse_head(model):
+    head = output_layer(model)
+    if not packed or not takes_positions(model) or head is None:
         return False, "samples are padded, or the model's output layer is of another kind"
     batch = pack(_any_samples(vocab_size)).to(device)
     plain_loss = _loss(model, batch, dtype)
-    patch = FusedHead(base_of(model).get_output_embeddings())
+    patch = FusedHead(head)
     with patches.temporarily(patch):
         fused_loss = _loss(model, batch, dtype)
     difference = abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)

@@ -5,8 +5,7 @@ transformers. Here is measured whether a model's attention (or convolution, or r
 packed samples is changed, and the second one's logits must not change, and must equal those that it has alone.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from hub.train.losses.causal_lm import model_inputs
 TOLERANCE = 0.1
 """Largest fraction of a full leak's effect that passes as rounding. bfloat16 rounds to about 0.03, float32 to 1e-5."""
 
-Inputs = Callable[[torch.nn.Module, MicroBatch], dict[str, Any]]
+Inputs = Callable[[torch.nn.Module, MicroBatch], Mapping[str, object]]
 
 
 @torch.no_grad()
@@ -50,7 +49,7 @@ def leak(
     def logits(*samples: Sample) -> torch.Tensor:
         batch = pack(samples).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = model(**inputs(model, batch)).logits
+            output: torch.Tensor = model(**inputs(model, batch)).logits
         return output[0, -len(second) :].double()
 
     was_training = model.training

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +15,7 @@ from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.hidden_states import HiddenStatesIn
 from hub.train.kernels.patches import ModelPatches, patches_of
-from hub.train.kernels.structure import layers_of
+from hub.train.kernels.structure import layers_of, text_config
 from hub.train.kernels.unpack import use_kernel
 from hub.train.layout.activations import Activations
 from hub.train.layout.choose import Attention, choose_attention, choose_compile, choose_head
@@ -48,9 +49,11 @@ class Layout:
 
     def efficiency(self, samples: Sequence[Sample], world: int) -> float:
         """Tokens of a step over those that its micro-batches would hold if all were as large as the largest."""
-        parts = [[len(samples[i]) for i in part] for rank in self._split(samples, world) for part in rank]
-        sizes = [sum(part) if self.packed else len(part) * max(part, default=0) for part in parts]
-        return sum(map(sum, parts)) / (len(sizes) * max(sizes))
+        sizes = []
+        for part in chain.from_iterable(self._split(samples, world)):
+            lengths = [len(samples[i]) for i in part]
+            sizes.append(sum(lengths) if self.packed else len(lengths) * max(lengths, default=0))
+        return sum(map(len, samples)) / (len(sizes) * max(sizes))
 
     def _split(self, samples: Sequence[Sample], world: int) -> list[list[list[int]]]:
         """Positions of each rank's samples, by micro-batch."""
@@ -92,7 +95,7 @@ def choose_layout(
     """
     run = setup.run
     patches, layers = patches_of(model), layers_of(model)
-    config = model.config.get_text_config()
+    config = text_config(model)
     if external is None:
         attention = _patch_passes(setup, patches, model, layers, loss, num_parameters)
     else:
@@ -136,7 +139,7 @@ def _patch_passes(
 ) -> Attention:
     """Turn on the hub's optimizations of the forward and backward pass. Returns the attention."""
     run, dtype, device = setup.run, setup.session.compute_dtype, setup.session.device
-    vocab_size = model.config.get_text_config().vocab_size
+    vocab_size = text_config(model).vocab_size
     num_tokens = expected_tokens(setup)
     compiled, compiled_because = choose_compile(setup.cfg.algo.torch_compile, num_parameters, num_tokens, device)
     attention = choose_attention(patches, model, vocab_size, device, dtype, compiled)
@@ -157,7 +160,7 @@ def _patch_passes(
 def _leave_to(external: ExternalKernels, setup: Setup, patches: ModelPatches, model: torch.nn.Module) -> Attention:
     """Patch nothing: a library's own kernels are on. Returns its attention."""
     dtype, device = setup.session.compute_dtype, setup.session.device
-    packable = can_pack(model, model.config.get_text_config().vocab_size, device, dtype, external.inputs)
+    packable = can_pack(model, text_config(model).vocab_size, device, dtype, external.inputs)
     attention = Attention(external.attention, f"{external.library} brings it", *packable, external.variable_length)
     patches.decide("attention", attention.name, attention.because)
     patches.decide("fused_head", False, f"{external.library} has its own loss")

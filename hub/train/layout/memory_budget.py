@@ -9,9 +9,9 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from hub.config.option import AUTO
 from hub.config.schema import AlgoConfig
@@ -184,9 +184,8 @@ def room_for_activations(
         cautious: leave more memory free.
     """
     torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(device)[0]
     total = allowed_memory(device)
-    free = min(free, total - torch.cuda.memory_reserved(device))
+    free: float = min(torch.cuda.mem_get_info(device)[0], total - torch.cuda.memory_reserved(device))
     if repeatable:
         tensors = (*model.parameters(), *model.buffers())
         free = total - sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -226,9 +225,8 @@ def describe(memory: PassMemory, room: float, num_checkpointed: int) -> str:
     return f"{room / GIB:.1f} GB are free for activations, a token takes {per_token / 2**20:.2f} MB"
 
 
-def bytes_per_token(config: Any, checkpointed: bool) -> float:
-    """Estimate the bytes of activations for one token from the model's shape, if nothing can be measured."""
-    config = config.get_text_config()
+def bytes_per_token(config: PretrainedConfig, checkpointed: bool) -> float:
+    """Estimate the bytes of activations for one token from the shape of a text model, if nothing can be measured."""
     hidden, layers = config.hidden_size, config.num_hidden_layers
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     one_layer = 2 * (16 * hidden + 6 * intermediate)

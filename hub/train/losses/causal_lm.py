@@ -7,7 +7,6 @@ in whatever micro-batch and on whatever rank it stands.
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +16,11 @@ from hub.train.kernels.attention import sample_bounds, uses_varlen
 from hub.train.kernels.head import FusedHead, fused_head
 from hub.train.kernels.structure import base_of
 
-Loss = Callable[[Any, MicroBatch], torch.Tensor]
+Loss = Callable[[torch.nn.Module, MicroBatch], torch.Tensor]
 """A model and a micro-batch to the weighted sum of the negative log-likelihoods of its loss tokens: a scalar."""
 
 
-def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
+def causal_lm_loss(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
     """Weighted sum of the cross entropies of the loss tokens, in nats; without weights each counts once.
 
     Scalar, float32, with a gradient path to every weight even without loss tokens. Only the positions that count go through the
@@ -29,25 +28,23 @@ def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
     """
     if head := _usable_head(model, batch):
         with head.summing(batch.targets, batch.weights):
-            fused: torch.Tensor = _logits(model, batch)
-            return fused
+            return _logits(model, batch)
     losses = _token_losses(model, batch)
     return losses.sum() if batch.weights is None else losses @ batch.weights.to(losses.device)
 
 
 @torch.no_grad()
-def token_log_probabilities(model: Any, batch: MicroBatch) -> torch.Tensor:
+def token_log_probabilities(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
     """Log-probability of each loss token, in nats. Shape (n,), float32, without gradient."""
     if head := _usable_head(model, batch):
         with head.listing(batch.targets):
-            losses: torch.Tensor = _logits(model, batch)
-            return -losses
+            return -_logits(model, batch)
     return -_token_losses(model, batch)
 
 
-def model_inputs(model: Any, batch: MicroBatch) -> dict[str, Any]:
+def model_inputs(model: torch.nn.Module, batch: MicroBatch) -> dict[str, object]:
     """The keywords of the model's forward for a micro-batch."""
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    inputs: dict[str, object] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
     if not batch.packed:
         inputs["attention_mask"] = batch.attention_mask
     elif uses_varlen(model):
@@ -55,20 +52,24 @@ def model_inputs(model: Any, batch: MicroBatch) -> dict[str, Any]:
     return inputs
 
 
-@cache
-def takes_positions(model_class: Any) -> bool:
+def takes_positions(model: torch.nn.Module) -> bool:
     """Whether a model's forward can compute logits at chosen positions only (`logits_to_keep` as a tensor)."""
-    return "logits_to_keep" in inspect.signature(model_class.forward).parameters
+    return "logits_to_keep" in _parameters_of(type(base_of(model)).forward)
 
 
-def _token_losses(model: Any, batch: MicroBatch) -> torch.Tensor:
+@cache
+def _parameters_of(forward: Callable[..., object]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def _token_losses(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
     logits = _logits(model, batch).flatten(0, 1)
     if not _selects(model, batch):
         logits = logits[batch.loss_positions.to(logits.device)]
     return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
 
 
-def _logits(model: Any, batch: MicroBatch) -> torch.Tensor:
+def _logits(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
     inputs = model_inputs(model, batch)
     if _selects(model, batch):
         inputs["logits_to_keep"] = batch.loss_positions
@@ -76,16 +77,16 @@ def _logits(model: Any, batch: MicroBatch) -> torch.Tensor:
     return logits
 
 
-def _usable_head(model: Any, batch: MicroBatch) -> FusedHead | None:
+def _usable_head(model: torch.nn.Module, batch: MicroBatch) -> FusedHead | None:
     return fused_head(model) if _selects(model, batch) else None
 
 
-def _selects(model: Any, batch: MicroBatch) -> bool:
+def _selects(model: torch.nn.Module, batch: MicroBatch) -> bool:
     """Whether the output layer computes the loss positions only. Not where the layers are spread over several GPUs: the
     positions would have to lie on the last one.
     """
-    return batch.packed and takes_positions(base_of(model).__class__) and not _is_split(model)
+    return batch.packed and takes_positions(model) and not _is_split(model)
 
 
-def _is_split(model: Any) -> bool:
+def _is_split(model: torch.nn.Module) -> bool:
     return len(set(getattr(model, "hf_device_map", {}).values())) > 1

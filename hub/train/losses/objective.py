@@ -8,6 +8,7 @@ for weighted next-token loss serves every objective, in every layout.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 
@@ -84,4 +85,4 @@ def token_weights(
 def _by_unit(units: Sequence[Sequence[Sample]], values: torch.Tensor) -> list[list[torch.Tensor]]:
     counts = [num_loss_tokens(sample) for samples in units for sample in samples]
     pieces = iter(values.split(counts))
-    return [[next(pieces) for _ in samples] for samples in units]
+    return [list(islice(pieces, len(samples))) for samples in units]

@@ -40,7 +40,7 @@ class SampleSource(Protocol):
     def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Unit]]]:
         """The steps after step `after`, each with its units."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What `restore` needs beside the number of the step. JSON; on rank 0."""
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class SampleSource(Protocol):
     def close(self) -> None:
         """End the processes that read and encode."""
 
-    def report(self) -> tuple[list[str], dict[str, Any]]:
+    def report(self) -> tuple[list[str], dict[str, object]]:
         """What was read so far, as lines and for plan.json. On rank 0."""
 
 
@@ -74,7 +74,7 @@ class InMemorySource:
         for step in batches.steps(self.mix, self.batch_size, self.total, self._seed, after):
             yield step, [self._samples[i] for i in step.samples]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class InMemorySource:
     def close(self) -> None:
         """Nothing runs."""
 
-    def report(self) -> tuple[list[str], dict[str, Any]]:
+    def report(self) -> tuple[list[str], dict[str, object]]:
         return [], {}
 
 
@@ -141,7 +141,7 @@ class StreamedSource:
         assert isinstance(items, list)
         return [item.unit for item in items if item.unit is not None]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         return {"feeds": [feed.state() for feed in self._feeds]}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ class StreamedSource:
         if self._processes is not None:
             self._processes.close()
 
-    def report(self) -> tuple[list[str], dict[str, Any]]:
+    def report(self) -> tuple[list[str], dict[str, object]]:
         if not self._group.is_main:
             return [], {}
         lines, found = [], []
@@ -206,7 +206,7 @@ def effective_batch_size(asked: int | str, num_samples: int | None, world: int) 
     return size
 
 
-def mix_lines(source: SampleSource) -> tuple[list[str], dict[str, Any]]:
+def mix_lines(source: SampleSource) -> tuple[list[str], dict[str, object]]:
     """What a run takes from each source of a mix, as lines and for plan.json: passes over it, samples that are not used."""
     mix = source.mix
     if len(mix.names) == 1:

@@ -1,10 +1,12 @@
 """The setup of a run, before a backend builds its model: process group, base weights, tokenizer, encoded data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hub.config.option import AUTO
 from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
@@ -21,6 +23,9 @@ from hub.run import ASKED_FOR, Run
 from hub.train.kernels.float8 import check_gpu
 from hub.train.setup.samples import SampleSource, make_sample_source
 
+Observe = Callable[..., None]
+"""`observe(hook, **values)` calls a hook of each plugin that implements it: `Registry.observe`."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -32,7 +37,7 @@ class Setup:
     base_path: Path
     """Local folder of the base weights."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     data: Prepared
     source: SampleSource
     """Gives the steps their samples."""
@@ -40,17 +45,20 @@ class Setup:
     algorithm: str
     """Name of the algorithm, for messages."""
 
-    def save_whole_model(self, model: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    observe: Observe
+    """Calls a hook of the plugins, as `hub_log`. For rank 0 only."""
+
+    def save_whole_model(self, model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write a dense model in the type of the arithmetic, with the tokenizer: `Recipe.save` of whole models."""
         save_whole_model(model, self.tokenizer, folder, self.session.compute_dtype, weights)
 
     def load_model(
         self,
         dtype: torch.dtype | None = None,
-        quantization: Any = None,
+        quantization: QuantizationConfigMixin | None = None,
         frozen: bool = False,
         whole: str | None = None,
-    ) -> Any:
+    ) -> PreTrainedModel:
         """The base model in training mode, where the strategy wants it before training places it.
 
         Args:
@@ -90,13 +98,14 @@ class Setup:
         return load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
 
 
-def set_up(cfg: RunConfig, run: Run, algorithm: str) -> Setup:
+def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda hook, **values: None) -> Setup:
     """Join the process group, find the weights, load the tokenizer, encode the data; log and write to plan.json what was found.
 
     Args:
         cfg: what to run.
         run: the run folder.
         algorithm: its name, for messages.
+        observe: calls the hooks of plugins while the task runs. By default none is called.
 
     Raises:
         HubError: no such model, no chat template, bad data.
@@ -115,7 +124,8 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str) -> Setup:
     run.write_plan(base_model_path=str(path), data=data.report)
     for line in data.lines:
         run.say(line)
-    return Setup(cfg, run, session, path, tokenizer, data, make_sample_source(cfg, data, session.group, path), algorithm)
+    source = make_sample_source(cfg, data, session.group, path)
+    return Setup(cfg, run, session, path, tokenizer, data, source, algorithm, observe)
 
 
 def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:

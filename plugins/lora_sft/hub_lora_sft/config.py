@@ -1,14 +1,15 @@
 """Options of LoRA."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from hub import AlgoConfig, RunConfig, option
 from hub.config.option import AUTO
 from hub.config.schema import fp8_problems
 
+BIASES: Mapping[str, Literal["none", "all", "lora_only"]] = {"none": "none", "all": "all", "lora_only": "lora_only"}
 TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
 INITS = ("default", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq", "orthogonal")
 
@@ -35,7 +36,7 @@ class LoraSftConfig(AlgoConfig):
     target_modules: Any = "auto"
     """Layers with an adapter. auto and all-linear: all but the output layer. Or attention, mlp, or a list of module names."""
 
-    bias: str = option("none", choices=("none", "all", "lora_only"))
+    bias: str = option("none", choices=tuple(BIASES))
     """Biases to train: none, all, or those of the adapted layers."""
 
     use_rslora: bool = False

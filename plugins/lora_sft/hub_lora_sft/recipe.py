@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hub import ConfigError, Run
@@ -12,7 +14,7 @@ from hub.models.load import linear_layers, trainable_in_float32
 from hub.parallel.session import Session
 from hub.recipe import Recipe, Setup
 from hub.train.kernels.float8 import report_layers
-from hub_lora_sft.config import LoraSftConfig
+from hub_lora_sft.config import BIASES, LoraSftConfig
 from hub_lora_sft.float8 import hold_in_fp8
 
 
@@ -21,26 +23,24 @@ def build(setup: Setup) -> Recipe:
     algo, run = setup.cfg.algo, setup.run
     assert isinstance(algo, LoraSftConfig)
     in_fp8 = algo.precision == "fp8"
-    model = setup.load_model(
+    base = setup.load_model(
         quantization=quantization(algo, setup.session), frozen=True, whole="algo.precision=fp8" if in_fp8 else None
     )
-    model = add_adapters(algo, model, run)
+    model = add_adapters(algo, base, run)
     if in_fp8:
         report_layers(run, *hold_in_fp8(model))
 
-    def save(trained: Any, folder: Path, weights: dict[str, Any]) -> None:
-        trained.save_pretrained(folder, state_dict=weights)
+    def save(trained: PeftModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        trained.save_pretrained(str(folder), state_dict=weights)
         setup.tokenizer.save_pretrained(folder)
 
     return Recipe(model=model, save=save)
 
 
-def quantization(algo: LoraSftConfig, session: Session) -> Any:
+def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | None:
     """How the frozen weights are quantised while they are loaded; None for not at all."""
     if not (algo.load_in_4bit or algo.load_in_8bit):
         return None
-    from transformers import BitsAndBytesConfig
-
     if algo.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -51,12 +51,15 @@ def quantization(algo: LoraSftConfig, session: Session) -> Any:
     )
 
 
-def add_adapters(algo: LoraSftConfig, model: Any, run: Run) -> Any:
+def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftModel:
     """The model with adapters in float32; nothing else trains but the biases that `algo.bias` names."""
     targets = target_names(algo.target_modules, model)
     if any(parameter.ndim == 3 for parameter in model.parameters()):
         run.say("the experts' weights lie in fused tensors, which get no adapter: they stay as they are")
-    options: dict[str, Any] = {}
+    # peft declares an int, but takes a quotient; and has `pissa_niter_16` for one of many such names.
+    options: dict[str, Any] = {"lora_alpha": algo.lora_alpha}
+    if algo.init != "default":
+        options["init_lora_weights"] = algo.init
     if algo.init == "loftq":
         from peft import LoftQConfig
 
@@ -66,14 +69,12 @@ def add_adapters(algo: LoraSftConfig, model: Any, run: Run) -> Any:
         LoraConfig(
             task_type="CAUSAL_LM",
             r=algo.lora_r,
-            lora_alpha=algo.lora_alpha,
             lora_dropout=algo.lora_dropout,
             target_modules=targets,
-            bias=algo.bias,
+            bias=BIASES[algo.bias],
             use_rslora=algo.use_rslora,
             use_dora=algo.use_dora,
             fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
-            init_lora_weights=True if algo.init == "default" else algo.init,
             **options,
         ),
     )
@@ -82,7 +83,7 @@ def add_adapters(algo: LoraSftConfig, model: Any, run: Run) -> Any:
     return adapted
 
 
-def target_names(asked: str | list[str], model: Any) -> list[str]:
+def target_names(asked: str | list[str], model: PreTrainedModel) -> list[str]:
     """Full names of the layers that get an adapter.
 
     Args:
@@ -96,13 +97,16 @@ def target_names(asked: str | list[str], model: Any) -> list[str]:
     if asked in ("auto", "all-linear"):
         return layers
     if isinstance(asked, str):
-        in_attention = [name for name in layers if any("attn" in part or "attention" in part for part in name.split("."))]
+        in_attention = [name for name in layers if "attn" in name or "attention" in name]
         return in_attention if asked == "attention" else [name for name in layers if name not in in_attention]
     known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    chosen: set[str] = set()
     for word in asked:
-        if not any(name == word or name.endswith(f".{word}") for name in layers):
+        named = [name for name in layers if name == word or name.endswith(f".{word}")]
+        chosen.update(named)
+        if not named:
             raise ConfigError(
                 f"algo.target_modules: no linear layer is called {word}. Allowed: {', '.join(known)}."
                 + did_you_mean(word, known)
             )
-    return [name for name in layers if any(name == word or name.endswith(f".{word}") for word in asked)]
+    return [name for name in layers if name in chosen]

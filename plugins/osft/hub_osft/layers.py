@@ -171,7 +171,7 @@ class OsftExperts(nn.Module):
         self.register_buffer(f"osft_free_{name}", free, persistent=False)
         self._left[name] = left
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
+    def forward(self, *inputs: object, **named: object) -> object:
         weights = {
             name: _Weight.apply(  # type: ignore[no-untyped-call]  # torch gives it no types
                 getattr(self.osft_inner, name),

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +23,8 @@ from transformers import PreTrainedModel
 from hub import DataError, ModelError
 from hub.config.data import DataConfig
 from hub.data.prepare import Sample, prepare
+from hub.data.samples.roles import check_single
+from hub.data.samples.sample import samples_of
 from hub.models.load import load_config
 from hub.parallel.strategy import layer_classes
 from hub.train.batch.collate import pad
@@ -114,7 +115,7 @@ class Protection:
     def free_tokens(self) -> torch.Tensor:
         """Tokens that occur in the new data but not in the protected data, ascending."""
         new = torch.zeros_like(self.seen)
-        for sample in self.setup.data.train:
+        for sample in samples_of(self.setup.data.train):
             new[torch.from_numpy(sample.input_ids.astype("int64"))] = True
         return (new & ~self.seen).nonzero()[:, 0]
 
@@ -141,7 +142,7 @@ class Protection:
 
         The training samples are measured on the trained model.
         """
-        samples = self.setup.data.train
+        samples = check_single(self.setup.data.train, self.setup.algorithm)
         chosen = Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
         self._measure(chosen, True)
         if self.knows_sensitivity:
@@ -277,7 +278,7 @@ class Protection:
             def hook(
                 module: torch.nn.Module,
                 inputs: tuple[torch.Tensor, ...],
-                named: dict[str, Any],
+                named: dict[str, torch.Tensor],
                 output: torch.Tensor | tuple[torch.Tensor, ...],
             ) -> None:
                 x: torch.Tensor = inputs[0] if inputs else named["hidden_states"]
@@ -303,6 +304,6 @@ def _read(setup: Setup, algo: OsftConfig) -> list[Sample]:
     chosen: list[Sample] = []
     for file in algo.protect_files:
         data = DataConfig(path=file, template=cfg.data.template, max_seq_len=cfg.data.max_seq_len)
-        samples = prepare(replace(cfg, data=data), setup.tokenizer, positions).train
+        samples = check_single(prepare(replace(cfg, data=data), setup.tokenizer, positions).train, setup.algorithm)
         chosen += Random(algo.seed).sample(samples, min(algo.protect_samples, len(samples)))
     return chosen

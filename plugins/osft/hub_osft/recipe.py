@@ -3,9 +3,9 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from hub import ModelError, Outcome, Run
 from hub.models.load import trainable_in_float32
@@ -17,7 +17,7 @@ from hub_osft.embeddings import FreeRows, as_target, is_tied
 from hub_osft.layers import OsftExperts, OsftFactored, OsftLinear, name_in_plain_model
 from hub_osft.protect import Protection
 from hub_osft.subspace import decompose, oriented, steps
-from hub_osft.targets import Target, experts_left_out, find_targets, with_protected, with_ratio
+from hub_osft.targets import LINEAR, Target, experts_left_out, find_targets, with_protected, with_ratio
 
 
 def build(setup: Setup) -> Recipe:
@@ -51,7 +51,7 @@ def build(setup: Setup) -> Recipe:
     coordinates = with_coordinates(model, algo, targets, found, setup.session.device, embeddings)
     del found
 
-    def save(trained: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    def save(trained: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         plain = {new: tensor for name, tensor in weights.items() if (new := name_in_plain_model(name))}
         setup.save_whole_model(trained, folder, plain)
 
@@ -65,7 +65,9 @@ def build(setup: Setup) -> Recipe:
     return Recipe(model=model, save=save, reparametrization=coordinates, finish=finish)
 
 
-def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target], free_rows: FreeRows | None = None) -> None:
+def what_trains(
+    model: PreTrainedModel, algo: OsftConfig, run: Run, targets: Sequence[Target], free_rows: FreeRows | None = None
+) -> None:
     """Freeze everything but what the options name, and say so in one line."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -98,7 +100,8 @@ def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target
         else:
             shown += "; no embedding learns: the data to protect has every token of the new data"
         protected = {"embeddings", "head"} if is_tied(model) else {"embeddings"}
-        learning, still = ([name for name in names if name not in protected] for names in (learning, still))
+        learning = [name for name in learning if name not in protected]
+        still = [name for name in still if name not in protected]
     if learning:
         shown += f"; {', '.join(learning)} learn too, without protection"
     if still:
@@ -121,7 +124,7 @@ def what_trains(model: Any, algo: OsftConfig, run: Run, targets: Sequence[Target
 
 
 def with_coordinates(
-    model: Any,
+    model: PreTrainedModel,
     algo: OsftConfig,
     targets: Sequence[Target],
     found: dict[str, Directions],
@@ -149,6 +152,7 @@ def with_coordinates(
             experts.add(target.parameter, coordinates, q, target.left)
             holder, trained = experts.osft_inner, getattr(experts, f"osft_coordinates_{target.parameter}")
         else:
+            assert isinstance(holder, LINEAR)
             holder = OsftLinear(holder, coordinates, q, target.left, target.conv1d)
             setattr(owner, last, holder)
             trained = holder.osft_coordinates
@@ -174,7 +178,7 @@ def pull_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
     return directions["pull"] * algo.protect_strength
 
 
-def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredReparametrization:
+def _factored(model: PreTrainedModel, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredReparametrization:
     layers = []
     for target in targets:
         weight, directions = target.weight(model), found[target.name]
@@ -187,7 +191,9 @@ def _factored(model: Any, targets: Sequence[Target], found: dict[str, Directions
         high = (a.to(left.device).double() - (left.double() * scale.double()) @ free.double().mT).float()
         # A copy: with one direction the transpose would be the very memory of Q.
         factors = (left, scale, free.mT.clone(memory_format=torch.contiguous_format))
-        layer = OsftFactored(model.get_submodule(target.module), high, factors, target.left, target.conv1d)
+        plain = model.get_submodule(target.module)
+        assert isinstance(plain, LINEAR)
+        layer = OsftFactored(plain, high, factors, target.left, target.conv1d)
         parent, _, last = target.module.rpartition(".")
         setattr(model.get_submodule(parent), last, layer)
         layers.append((layer, directions["kept"], free))

@@ -14,6 +14,9 @@ from hub.models.load import linear_layers
 from hub_osft.config import OsftConfig
 from hub_osft.subspace import num_free
 
+LINEAR = (torch.nn.Linear, Conv1D)
+"""Classes of layers that can be targets. GPT-2's Conv1D stores its weight as (in, out)."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -124,7 +127,7 @@ def with_protected(targets: Iterable[Target], fractions: dict[str, float]) -> li
 
 def _linear(model: PreTrainedModel, name: str, on_inputs: bool) -> Target:
     layer = model.get_submodule(name)
-    assert isinstance(layer, torch.nn.Linear | Conv1D)
+    assert isinstance(layer, LINEAR)
     conv1d = isinstance(layer, Conv1D)
     a, b = layer.weight.shape
     return Target(name, name, "weight", (a, b), conv1d if on_inputs else a < b, conv1d)

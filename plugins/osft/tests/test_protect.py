@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from hub_osft import protect
 from hub_osft.config import OsftConfig
 from hub_osft.directions import Directions
 from hub_osft.recipe import pull_of
@@ -13,7 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from hub import HubError, Result
+from hub import DataError, HubError, Result, RunConfig
+from hub.config.schema import ModelConfig
+from hub.data.samples.sample import Group, Sample
 from hub.testing import tiny_data_path, tiny_model_path
 
 pytestmark = pytest.mark.usefixtures("warm_python", "cache")
@@ -149,6 +155,21 @@ def test_a_run_that_began_without_a_strength_goes_on_without_one(tmp_path, monke
     run_and_stop(tmp_path, *options)
     with pytest.raises(HubError, match=r"algo\.protect_strength=30: the run that goes on began without it"):
         run(tmp_path, *options, "algo.protect_strength=30", "resume=latest", "resume_with_changes=true")
+
+
+def test_data_to_protect_with_several_samples_a_row_is_refused(monkeypatch, cache):
+    def pairs(*_):
+        sample = Sample(np.arange(4, dtype=np.int32), np.ones(4, bool), "pairs.jsonl:1")
+        pair = Group((replace(sample, role="chosen"), replace(sample, role="rejected")), sample.where, "pair")
+        return SimpleNamespace(train=[pair])
+
+    monkeypatch.setattr(protect, "prepare", pairs)
+    cfg = RunConfig(algo=OsftConfig(subspace="activations", protect_data="pairs.jsonl"), model=ModelConfig(path="m"))
+    setup = SimpleNamespace(cfg=cfg, base_path=cache["llama"], tokenizer=None, algorithm="osft")
+    with pytest.raises(
+        DataError, match=r"data\.format=pair gives 2 samples a row \(chosen, rejected\); algo=osft trains on one"
+    ):
+        protect._read(setup, cfg.algo)
 
 
 def test_protection_of_another_model_is_refused(tmp_path, run):

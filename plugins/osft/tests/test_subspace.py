@@ -258,7 +258,8 @@ def test_experts_get_directions_and_gradients_of_their_own():
 
     inner = Experts()
     spaces = [split(one, 4) for one in inner.up]
-    free, kept = (torch.stack([getattr(space, name) for space in spaces]) for name in ("free", "protected"))
+    free = torch.stack([space.free for space in spaces])
+    kept = torch.stack([space.protected for space in spaces])
     experts = OsftExperts(inner)
     experts.add("up", torch.zeros(3, 24, 4, dtype=torch.float64), free, left=False)
     trained = experts.osft_coordinates_up

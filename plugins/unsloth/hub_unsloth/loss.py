@@ -17,7 +17,7 @@ TOLERANCE = 2e-2
 Inputs = dict[str, torch.Tensor | bool | None]
 
 
-def inputs_of(model: PeftModel, batch: MicroBatch) -> Inputs:
+def inputs_of(model: torch.nn.Module, batch: MicroBatch) -> Inputs:
     """Keyword arguments of the model's forward pass.
 
     With `packed_seq_lengths` ((n,) int32, tokens of each sample) Unsloth's attention is block-diagonal, by the variable-length
@@ -35,7 +35,7 @@ def inputs_of(model: PeftModel, batch: MicroBatch) -> Inputs:
     return inputs
 
 
-def summed_loss(model: PeftModel, batch: MicroBatch) -> torch.Tensor:
+def summed_loss(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
     """Sum of the cross entropies of a micro-batch, in nats, by Unsloth's fused output layer.
 
     Unsloth divides the sum by a count, here 1. Each label is at its own token, one after its logits, since some of Unsloth's

@@ -4,13 +4,13 @@ import hub_unsloth.first  # noqa: F401 - before transformers, trl and peft, whic
 
 # isort: split
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 
 from hub import ConfigError
 from hub.recipe import ExternalKernels, Recipe, Setup
+from hub.train.kernels.structure import base_of
 from hub_unsloth.loss import check_sum, inputs_of, summed_loss
 from hub_unsloth.model import add_adapters, load
 
@@ -33,8 +33,8 @@ def build(setup: Setup) -> Recipe:
         unsloth_loss=f"same as the plain sum (relative difference {difference:.0e})",
     )
 
-    def save(trained: Any, folder: Path, weights: dict[str, Any]) -> None:
-        PeftModel.save_pretrained(trained, folder, state_dict=weights)
+    def save(trained: PeftModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        PeftModel.save_pretrained(trained, str(folder), state_dict=weights)
         setup.tokenizer.save_pretrained(folder)
 
     attention = attention_of(model)
@@ -52,9 +52,9 @@ VARIABLE_LENGTH = "variable-length"
 """Unsloth's own attention over packed rows, as plan.json names it."""
 
 
-def attention_of(model: Any) -> str:
+def attention_of(model: PeftModel) -> str:
     """The name of the attention: Unsloth's own for the families that it has rewritten, else the one of transformers."""
-    base = model.get_base_model()
+    base = base_of(model)
     soft_cap = getattr(base.config, "attn_logit_softcapping", None)
     if getattr(base, "_unsloth_fast_path", False) and soft_cap is None:
         return VARIABLE_LENGTH

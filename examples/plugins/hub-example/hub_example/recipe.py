@@ -1,21 +1,24 @@
 """BitFit on one page: load the model, choose what learns."""
 
-from typing import Any
+import torch
 
 from hub import ConfigError
 from hub.recipe import Recipe, Setup, train_only
+from hub_example.config import BitFitConfig
 
 
 def build(setup: Setup) -> Recipe:
     """Biases or norm weights learn. The result is a whole model that transformers loads."""
+    algo = setup.cfg.algo
+    assert isinstance(algo, BitFitConfig)
     model = setup.load_model()
-    names = choose(setup.cfg.algo.parts, model, setup.cfg.model.path)
+    names = choose(algo.parts, model, setup.cfg.model.path)
     train_only(model, names)
     setup.run.write_plan(trained=sorted(names))
     return Recipe(model=model, save=setup.save_whole_model)
 
 
-def choose(parts: str, model: Any, model_name: str) -> set[str]:
+def choose(parts: str, model: torch.nn.Module, model_name: str) -> set[str]:
     """Names of the parameters that learn.
 
     Args:
@@ -40,12 +43,12 @@ def choose(parts: str, model: Any, model_name: str) -> set[str]:
     return chosen
 
 
-def biases(model: Any) -> set[str]:
+def biases(model: torch.nn.Module) -> set[str]:
     """Names of all bias parameters. Expert layers name theirs `..._bias`."""
     return {name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1].endswith("bias")}
 
 
-def norm_weights(model: Any) -> set[str]:
+def norm_weights(model: torch.nn.Module) -> set[str]:
     """Names of the scale weights of layer norms and RMS norms, one number per channel."""
     return {
         f"{name}.weight"
