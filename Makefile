@@ -40,11 +40,11 @@ lint: $(VENV)/.installed ## ruff and import-linter: mistakes, format, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed ## let ruff mend what it can
+format: $(VENV)/.installed ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.installed ## mypy --strict on hub/
+types: $(VENV)/.installed ## mypy --strict on hub/ and plugins/
 	$(BIN)/mypy
 
 wheel-test: $(VENV)/.installed ## build the wheels and use them in an empty environment, minutes
