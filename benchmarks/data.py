@@ -104,9 +104,7 @@ def main() -> None:
                     packing_rows.append(f"| {words} | {filled:.1%} | {least:.3f} | {even:.1%} | {balance:.3f} |")
     print("\n| data | preparation, tokens/s | datasets.map, tokens/s | ratio | from the token cache, seconds |")
     print("| --- | --- | --- | --- | --- |", *speed_rows, sep="\n")
-    print(
-        "\n| data | batch | bound | ranks | bound filled | micro-batches over the minimum | filled, of the fullest | worst balance |"
-    )
+    print("\n| data | batch | bound | ranks | bound filled | micro-batches over minimum | of the fullest | worst balance |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", *packing_rows, sep="\n")
 
 

@@ -12,6 +12,8 @@ from hub.plugins.registry import registry
 
 HEAD = """# Options
 
+**Reference.** Every option with its values, default and meaning.
+
 On the command line options are written with their full name, `algo.lora_r=8`. In Python an option is a keyword argument with
 the last part of its name, `lora_sft(..., lora_r=8)`. `python -m hub show algo=NAME` prints all options with the values of
 your command, and where each comes from.

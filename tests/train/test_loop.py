@@ -1,4 +1,4 @@
-"""What the loop does when a step goes wrong: memory, NaN, spikes, an evaluation that does not fit."""
+"""The loop when a step fails: out of memory, NaN, spikes, an evaluation that does not fit."""
 
 import json
 import math

@@ -202,9 +202,9 @@ class _Proof(Measure):
                 layout = self.in_pieces(base, count)
                 plural = "es" if count > 1 else ""
                 why_not = f"{len(self.samples)} samples of these lengths can't be split this way"
-                yield f"{count} micro-batch{plural} a process, {form}", layout, why_not
+                yield f"{count} micro-batch{plural} per process, {form}", layout, why_not
         values = {item.name: getattr(self.layout, item.name) for item in dataclasses.fields(self.layout)}
-        yield "one sample a micro-batch", OneByOne(**values), ""
+        yield "one sample per micro-batch", OneByOne(**values), ""
 
     def determinism(self) -> Iterator[Check]:
         """Check that the same step twice gives the same bits."""
