@@ -125,7 +125,7 @@ def made(shape: str) -> Path:
 
 
 def made_for(shape: str, longest: int) -> Path:
-    """The same model with room for rows of so many tokens; the weights are the same files."""
+    """Return the same model with enough positions for rows of `longest` tokens. The weights are hard links."""
     base = made(shape)
     if longest <= POSITIONS:
         return base

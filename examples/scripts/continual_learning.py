@@ -7,7 +7,8 @@ measures all tasks, and the loss on text that no method trained on. Each method'
     python examples/scripts/continual_learning.py --data tasks --text general --seeds 0 1 2 --jobs 24 --out study
 
 `tasks` has NAME_train.jsonl and NAME_test.jsonl for each task, with rows of `messages`. Tasks are trained in the order of their
-names. `general_train.jsonl` has documents (`text`) of which some are protected, `general_test.jsonl` those whose loss is measured.
+names. `general_train.jsonl` has documents (`text`) of which some are protected. The loss on those of `general_test.jsonl` is
+measured.
 
 A method is a name, or NAME:OPTION=VALUE,...
     untrained      the base model
