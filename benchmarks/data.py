@@ -1,10 +1,10 @@
-"""Preparation of data beside the tokenizer alone, and how full and how even micro-batches are. On a CPU.
+"""Compare data preparation with the tokenizer alone, and measure how full and how balanced micro-batches are. On a CPU.
 
 python -m benchmarks.data chats.jsonl
 python -m benchmarks.data chats.jsonl tools.jsonl --model smollm2_135m --template chatml
 
-Preparation reads and checks the rows, renders them, tokenises, finds the mask of the loss, proves it, and keeps the result. It
-is compared with datasets.map and the tokenizer on as many processes. The rows are repeated until there are enough to measure.
+Preparation reads and checks the rows, renders and tokenizes them, finds and proves the loss mask, and writes the token cache.
+It is compared with datasets.map and the tokenizer on as many processes. The rows are repeated until they are enough to measure.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from typing import Any
 from hub import compose
 
 ENOUGH_BYTES = 8 * 2**20
-"""Less is prepared in one process, and over too soon to be measured."""
+"""Minimum size of the measured file. Less is prepared in one process, in too short a time to measure."""
 
 
 def speeds(cfg: Any, tokenizer: Any, base_path: Path) -> tuple[float, float, float]:
-    """Tokens/s of the first preparation and of datasets.map, and seconds of the second preparation."""
+    """Return tokens/s of the first preparation and of datasets.map, and seconds of the second, cached preparation."""
     import datasets
 
     from hub.data.prepare import prepare
@@ -49,8 +49,11 @@ def speeds(cfg: Any, tokenizer: Any, base_path: Path) -> tuple[float, float, flo
 
 
 def packing(samples: Any, batch_size: int, bound: int, world: int) -> tuple[float, float, float, float]:
-    """Means over the steps of a pass: share of the bound that is filled, micro-batches over the least possible number, share
-    of the step's fullest micro-batch that its micro-batches fill; and the worst ratio of the dearest rank to the mean.
+    """Measure the packing of the steps of one pass.
+
+    Returns:
+        Means over the steps: how much of the bound micro-batches fill, their number over the minimum, how much of the step's
+        fullest micro-batch they fill. And the worst ratio of the most expensive rank to the mean.
     """
     from hub.train.batch import split as batches
 
@@ -71,8 +74,8 @@ def packing(samples: Any, batch_size: int, bound: int, world: int) -> tuple[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="JSONL files, rows with messages")
-    parser.add_argument("--model", default="tiny", help="whose tokenizer")
+    parser.add_argument("files", nargs="+", type=Path, help="JSONL files whose rows have messages")
+    parser.add_argument("--model", default="tiny", help="model whose tokenizer is used")
     parser.add_argument("--template", default="chatml")
     asked = parser.parse_args()
     from hub.data.prepare import prepare
@@ -83,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = compose("algo=sft", f"model={asked.model}", "data=tiny").model
         base_path = local_weights(model, print)
-        os.environ["HUB_CACHE"] = folder  # nothing is kept from before
+        os.environ["HUB_CACHE"] = folder  # an empty cache
         for file in asked.files:
             large = Path(folder) / file.name
             text = file.read_text(encoding="utf-8").rstrip("\n") + "\n"
@@ -99,9 +102,9 @@ def main() -> None:
                     filled, least, even, balance = packing(samples, batch_size, bound, world)
                     words = f"{file.stem} | {batch_size} | {bound} | {world}"
                     packing_rows.append(f"| {words} | {filled:.1%} | {least:.3f} | {even:.1%} | {balance:.3f} |")
-    print("\n| data | preparation, tokens/s | datasets.map, tokens/s | ratio | prepared before, seconds |")
+    print("\n| data | preparation, tokens/s | datasets.map, tokens/s | ratio | from the token cache, seconds |")
     print("| --- | --- | --- | --- | --- |", *speed_rows, sep="\n")
-    print("\n| data | batch | bound | ranks | bound filled | micro-batches over least | of the fullest | worst balance |")
+    print("\n| data | batch | bound | ranks | bound filled | micro-batches over minimum | of the fullest | worst balance |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", *packing_rows, sep="\n")
 
 

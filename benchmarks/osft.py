@@ -1,11 +1,11 @@
-"""OSFT beside full fine-tuning, and beside mini_trainer's OSFT where that is installed: set-up, tokens/s, memory, in one go.
+"""Compare OSFT with full fine-tuning, and with mini_trainer's OSFT if it is installed: set-up, tokens/s, memory.
 
 python -m benchmarks.osft                             # a Llama of 1B shape with random weights, on one GPU
 python -m benchmarks.osft --shape 8b                  # OSFT alone: full fine-tuning needs several GPUs
-python -m benchmarks.osft --shape tiny --steps 4      # anywhere, to see that it works
+python -m benchmarks.osft --shape tiny --steps 4      # a quick check that runs anywhere
 python -m benchmarks.osft --only mini_trainer --json osft.json
 
-Weights that train, or coordinates of their change, are float32 with float32 Adam; the arithmetic is in bfloat16. Samples are
+Trained weights, or coordinates of their change, are float32 with float32 Adam. The arithmetic is in bfloat16. Samples are
 packed, 8192 tokens in a micro-batch. tokens/s is the median of the later half of the steps.
 """
 
@@ -27,29 +27,29 @@ from benchmarks.peers import mini_trainer
 from benchmarks.runner import speed
 from benchmarks.shapes import SHAPES, made
 
-WAYS = ("sft", "osft cold", "osft", "mini_trainer")
-"""`osft cold` finds the directions, and takes two steps; `osft` reads them from the cache."""
+CONTENDERS = ("sft", "osft cold", "osft", "mini_trainer")
+"""`osft cold` computes the directions and takes two steps. `osft` reads them from the cache."""
 
 RATIO = {"8b": 0.25}
 DEFAULT_RATIO = 0.3
 MAX_TOKENS = mini_trainer.MAX_TOKENS
 BATCH = {"tiny": 8}
-"""Samples of a step; else as many as make four micro-batches."""
+"""Samples per step by shape. Other shapes take as many as fill four micro-batches."""
 
 PEER_BATCH, PEER_STEPS = 32, 5
-"""A step of the peer takes seconds, so it gets few."""
+"""Samples per step and number of steps of the peer. They are few, since a step takes seconds."""
 
 MARKS = {
     "begin": "Work distribution complete, starting SVD",
     "end": "Distributed SVD computation complete",
 }
-"""What mini_trainer says before and after it has decomposed all matrices."""
+"""The lines that mini_trainer logs before and after it decomposes all matrices."""
 
 
-def ours(way: str, shape: str, model: Path, steps: int, folder: Path, memory: float | None) -> dict[str, Any]:
-    """A run of the hub in a process of its own."""
-    algo = way.partition(" ")[0]
-    cold = way == "osft cold"
+def ours(contender: str, shape: str, model: Path, steps: int, folder: Path, memory: float | None) -> dict[str, Any]:
+    """Run the hub in a separate process."""
+    algo = contender.partition(" ")[0]
+    cold = contender == "osft cold"
     options: dict[str, Any] = {"unfreeze_rank_ratio": RATIO.get(shape, DEFAULT_RATIO)} if algo == "osft" else {}
     result = hub.run(
         algo, model=model, data=model / "chats.jsonl", learning_rate=1e-5, num_epochs=99, max_steps=2 if cold else steps,
@@ -58,16 +58,16 @@ def ours(way: str, shape: str, model: Path, steps: int, folder: Path, memory: fl
     )  # fmt: skip
     plan = json.loads((result.run_path / "plan.json").read_text(encoding="utf-8"))
     shutil.rmtree(result.run_path / "model")
-    found: dict[str, Any] = {"set_up_seconds": plan.get("directions_seconds")}
+    figures: dict[str, Any] = {"set_up_seconds": plan.get("directions_seconds")}
     if not cold:
         speeds = [line["tokens_per_second"] for line in result.metrics]
-        found |= {"tokens_per_second": statistics.median(speeds[len(speeds) // 2 :]), "peak_gb": result.peak_memory_gb}
-        found |= {name: plan.get(name) for name in ("layers_recomputed", "compiled", "attention", "fused_head")}
-    return found
+        figures |= {"tokens_per_second": statistics.median(speeds[len(speeds) // 2 :]), "peak_gb": result.peak_memory_gb}
+        figures |= {name: plan.get(name) for name in ("layers_recomputed", "compiled", "attention", "fused_head")}
+    return figures
 
 
 def peer(shape: str, model: Path, folder: Path) -> dict[str, Any]:
-    """mini_trainer's OSFT on the same samples."""
+    """Run mini_trainer's OSFT on the same samples."""
     rows = tokens(model, folder / "tokens.jsonl")
     command = [sys.executable, *mini_trainer.options(model, rows, folder / "peer", batch=PEER_BATCH, steps=PEER_STEPS)]
     command += ["--osft", f"--osft-unfreeze-rank-ratio={RATIO.get(shape, DEFAULT_RATIO)}"]
@@ -92,7 +92,7 @@ def peer(shape: str, model: Path, folder: Path) -> dict[str, Any]:
 
 
 def tokens(model: Path, file: Path) -> Path:
-    """The chats as tokens, as mini_trainer takes them: enough for its steps."""
+    """Write the chats as tokens in mini_trainer's format, enough for its steps."""
     from transformers import AutoTokenizer
 
     from hub.data.prepare import prepare
@@ -113,50 +113,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--gpu-memory-gb", type=float, help="what osft may take")
-    parser.add_argument("--only", nargs="+", choices=WAYS, help="rows of the table")
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    parser.add_argument("--gpu-memory-gb", type=float, help="memory that osft may use")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="rows of the table")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     asked = parser.parse_args()
     has_peer = find_spec("mini_trainer") is not None
     if asked.only and "mini_trainer" in asked.only and not has_peer:
         raise SystemExit("mini_trainer is not installed. Type pip install rhai-innovation-mini-trainer")
-    fitting = WAYS[1:3] if asked.shape == "8b" else WAYS
-    chosen = [way for way in WAYS if way in (asked.only or fitting) and (way != "mini_trainer" or has_peer)]
+    fitting = CONTENDERS[1:3] if asked.shape == "8b" else CONTENDERS
+    chosen = [
+        contender
+        for contender in CONTENDERS
+        if contender in (asked.only or fitting) and (contender != "mini_trainer" or has_peer)
+    ]
     model = made(asked.shape)
     rows: dict[str, dict[str, Any]] = {}
     Path("runs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir="runs", prefix="benchmark-osft-") as name:
         folder = Path(name).absolute()
-        os.environ["HUB_CACHE"] = str(folder / "cache")  # so that the first set-up finds nothing there
-        for way in chosen:
+        os.environ["HUB_CACHE"] = str(folder / "cache")  # empty, so that the first set-up computes the directions
+        for contender in chosen:
             begun = time.monotonic()
-            rows[way] = (
+            rows[contender] = (
                 peer(asked.shape, model, folder)
-                if way == "mini_trainer"
-                else ours(way, asked.shape, model, asked.steps, folder, asked.gpu_memory_gb)
+                if contender == "mini_trainer"
+                else ours(contender, asked.shape, model, asked.steps, folder, asked.gpu_memory_gb)
             )
-            rows[way]["seconds"] = round(time.monotonic() - begun, 1)
-            print(f"{way}: {rows[way]}", flush=True)
+            rows[contender]["seconds"] = round(time.monotonic() - begun, 1)
+            print(f"{contender}: {rows[contender]}", flush=True)
     ratio = RATIO.get(asked.shape, DEFAULT_RATIO)
     base = rows.get("sft", {}).get("tokens_per_second")
     print(f"\n{asked.shape} shape, ratio {ratio}, packed, {MAX_TOKENS} tokens in a micro-batch\n")
     print("| training | set-up, s | from the cache, s | tokens/s | ratio to sft | peak GB |")
     print("| --- | --- | --- | --- | --- | --- |")
     cold = rows.get("osft cold", {}).get("set_up_seconds")
-    for way, row in rows.items():
-        if way == "osft cold" or "failure" in row:
+    for contender, row in rows.items():
+        if contender == "osft cold" or "failure" in row:
             continue
         set_up = {"sft": (None, None), "osft": (cold, row["set_up_seconds"] if cold else None)}
-        first, again = set_up.get(way, (row["set_up_seconds"], None))
-        if way == "osft" and cold is None:
+        first, again = set_up.get(contender, (row["set_up_seconds"], None))
+        if contender == "osft" and cold is None:
             first = row["set_up_seconds"]
         cells = [f"{value:.1f}" if value is not None else "" for value in (first, again)]
         speed = row["tokens_per_second"]
         cells += [f"{speed:,.0f}", f"{speed / base:.2f}" if base else "", f"{row['peak_gb']:.1f}"]
-        print(f"| {way} | {' | '.join(cells)} |")
+        print(f"| {contender} | {' | '.join(cells)} |")
     if asked.json:
-        found = {"shape": asked.shape, "ratio": ratio, "max_tokens": MAX_TOKENS, "rows": rows}
-        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        result = {"shape": asked.shape, "ratio": ratio, "max_tokens": MAX_TOKENS, "rows": rows}
+        asked.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Lets the hub find a module here as a plugin, in the runs of a benchmark only."""
+"""Makes a module here a plugin of the hub, in the runs of a benchmark only."""
 
 import os
 from pathlib import Path
 
 
 def as_plugin(folder: Path, module: str) -> dict[str, str]:
-    """The environment in which the hub finds it.
+    """Return the environment variables with which the hub finds the plugin.
 
     Args:
-        folder: receives what an installed distribution would have.
-        module: with the hooks, e.g. `benchmarks.step_probe`.
+        folder: folder for the metadata of a distribution.
+        module: module with the hooks, e.g. `benchmarks.step_probe`.
     """
     info = folder / "hub_benchmark_probe-1.0.dist-info"
     info.mkdir()

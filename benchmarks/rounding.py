@@ -1,10 +1,10 @@
-"""What is lost by keeping weights, gradients and moments in bfloat16. On a CPU, in seconds.
+"""Measure what is lost by keeping weights, gradients and moments in bfloat16. On a CPU, in seconds.
 
 python -m benchmarks.rounding
 
-First a least squares problem (64 x 64 weights, 512 samples, 600 steps), with weights in float32, in bfloat16 rounded by chance,
-and in bfloat16 rounded to the nearest. Then the gradient of 64 samples of random tokens on a tiny Llama with random weights, in
-micro-batches whose bfloat16 gradients are added up in bfloat16, beside the same gradients added up in float32.
+First a least squares problem (64 x 64 weights, 512 samples, 600 steps), with weights in float32, in bfloat16 with stochastic
+rounding, and in bfloat16 rounded to nearest. Then the gradient of 64 samples of random tokens on a tiny Llama with random
+weights, in micro-batches whose bfloat16 gradients are accumulated in bfloat16, compared with accumulation in float32.
 """
 
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ from hub.train.adamw_bf16 import StochasticAdamW
 from hub.train.batch.collate import pack
 from hub.train.losses.causal_lm import causal_lm_loss
 
-WAYS = ("float32", "bfloat16, by chance", "bfloat16, to the nearest")
+VARIANTS = ("float32", "bfloat16, stochastic rounding", "bfloat16, rounded to nearest")
 RATES = ((1e-5, 0.95), (1e-5, 0.999), (3e-5, 0.95), (3e-5, 0.999), (1e-4, 0.95), (1e-4, 0.999))
 STEPS = 600
 SAMPLES = 64
 
 
-def least_squares(way: str, rate: float, beta2: float) -> tuple[float, float]:
-    """Loss before and after."""
+def least_squares(variant: str, rate: float, beta2: float) -> tuple[float, float]:
+    """Return the loss before and after."""
     torch.manual_seed(0)
     inputs, solution = torch.randn(512, 64), torch.randn(64, 64) / 8
     outputs = inputs @ solution.T
     begin = (solution + 0.02 * torch.randn(64, 64)).bfloat16()
-    weight = torch.nn.Parameter(begin.float() if way == WAYS[0] else begin)
-    kind = torch.optim.AdamW if way == WAYS[2] else StochasticAdamW
+    weight = torch.nn.Parameter(begin.float() if variant == VARIANTS[0] else begin)
+    kind = torch.optim.AdamW if variant == VARIANTS[2] else StochasticAdamW
     optimizer = kind([weight], lr=rate, betas=(0.9, beta2), weight_decay=0.0)
 
     def loss() -> torch.Tensor:
@@ -48,7 +48,10 @@ def least_squares(way: str, rate: float, beta2: float) -> tuple[float, float]:
 
 
 def accumulated() -> Iterator[tuple[int, float, float]]:
-    """Number of micro-batches, how far their sum in bfloat16 is from that in float32, how far that is from one micro-batch."""
+    """Yield the number of micro-batches, and two relative differences of their summed gradient.
+
+    The first is of the sum in bfloat16 from that in float32, the second of that from a single micro-batch.
+    """
     dice = np.random.default_rng(0)
     lengths = dice.integers(20, 120, SAMPLES)
     samples = [Sample(dice.integers(3, 512, n).astype(np.int32), np.ones(n, dtype=bool), "") for n in lengths]
@@ -71,12 +74,12 @@ def accumulated() -> Iterator[tuple[int, float, float]]:
 
 
 def main() -> None:
-    head = ("learning rate, beta2", "loss before", *WAYS)
+    head = ("learning rate, beta2", "loss before", *VARIANTS)
     print(line(head), line(["---"] * len(head)), sep="\n")
     for rate, beta2 in RATES:
-        found = [least_squares(way, rate, beta2) for way in WAYS]
-        print(line([f"{rate:g}, {beta2:g}", f"{found[-1][0]:.3e}", *(f"{after:.3e}" for _, after in found)]))
-    head = ("micro-batches", "sum in bfloat16, from the sum in float32", "that, from one micro-batch")
+        losses = [least_squares(variant, rate, beta2) for variant in VARIANTS]
+        print(line([f"{rate:g}, {beta2:g}", f"{losses[-1][0]:.3e}", *(f"{after:.3e}" for _, after in losses)]))
+    head = ("micro-batches", "sum in bfloat16 vs. in float32", "sum in float32 vs. one micro-batch")
     print(line(head), line(["---"] * len(head)), sep="\n")
     for number, lost, moved in accumulated():
         print(line([str(number), f"{lost:.2%}", f"{moved:.2%}"]))

@@ -1,7 +1,7 @@
-"""Runs one who takes part on one work, in a process of its own, and finds out how fast it was.
+"""Runs one contender on one workload in a separate process, and measures its speed.
 
-The process is watched through what it writes down after each step. It is ended as soon as the last step is there: what it
-would do then, saving the model above all, is not measured.
+The process writes a line after each step, which is read here. It is killed after its last step: what would follow, such as
+saving the model, is not measured.
 """
 
 import os
@@ -26,13 +26,13 @@ OFFLINE = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
 }  # fmt: skip
-"""Nothing is fetched and nobody is told."""
+"""Nothing is downloaded, and no usage is reported."""
 
 LEAST_STEPS = 4
-"""So many must be through, so that the later half is two or more, before what ran out of time is worth a figure."""
+"""Minimum number of completed steps for a figure if the time limit is reached, so that the later half has at least two."""
 
 SHOWN_LINES = 12
-"""Of what a process said last before it failed."""
+"""Number of last lines that are printed of a process that failed."""
 
 POLL_SECONDS = 0.1
 REPOSITORY = Path(__file__).parents[1]
@@ -42,8 +42,8 @@ REPOSITORY = Path(__file__).parents[1]
 class Row:
     """A row of the table."""
 
-    work: str
-    way: str
+    workload: str
+    contender: str
     title: str
     tokens_per_second: float | None = None
     """The median over the later half of the steps. None: it failed."""
@@ -56,30 +56,32 @@ class Row:
 
     steps: list[Step] = field(default_factory=list)
     longest: int | None = None
-    """Tokens of the longest row that got through, where that was looked for."""
+    """Only with a search: tokens of the longest row that fit."""
 
     failure: str = ""
-    """Why there is no figure, or why it is one of fewer steps."""
+    """Why there is no figure, or why it is from fewer steps."""
 
     out_of_memory: bool = False
     about: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    """All in all."""
+    """Duration of the whole process."""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the values for the file of `--json`, under its keys."""
+        values = asdict(self)
+        return {"work": values.pop("workload"), "way": values.pop("contender"), **values}
 
 
 @dataclass(frozen=True)
 class Start:
-    """The interpreter and the environment in which one takes part."""
+    """The interpreter and the environment of a contender."""
 
     python: str
     variables: dict[str, str]
 
     @classmethod
     def of(cls, name: str) -> "Start":
-        """As `HUB_PEER_<NAME>` says: `VARIABLE=VALUE ... INTERPRETER`, each part optional."""
+        """Read `HUB_PEER_<NAME>`: `VARIABLE=VALUE ... INTERPRETER`, each part optional."""
         python, variables = sys.executable, dict(os.environ)
         for word in shlex.split(os.environ.get(f"HUB_PEER_{name.upper()}", "")):
             key, is_variable, value = word.partition("=")
@@ -93,23 +95,23 @@ class Start:
         return cls(python, OFFLINE | own | variables)
 
     def has(self, module: str) -> bool:
-        """Whether a module is installed there. It is not imported."""
+        """Return whether a module is installed there, without importing it."""
         look = f"import importlib.util as u, sys; sys.exit(u.find_spec({module!r}) is None)"
         return subprocess.run([self.python, "-c", look], env=self.variables, capture_output=True, check=False).returncode == 0
 
 
-def run(peer: Peer, work: str, task: Task, folder: Path, limit: float, variables: dict[str, str] | None = None) -> Row:
-    """Run it until its last step, its end, or the time is up.
+def run(peer: Peer, workload: str, task: Task, folder: Path, limit: float, variables: dict[str, str] | None = None) -> Row:
+    """Run a contender until its last step, until it exits, or until the time limit.
 
     Args:
-        peer: who.
-        work: the name of the work, for the row.
-        task: what is to be done.
-        folder: an empty folder for all that it writes.
-        limit: seconds.
-        variables: of its environment, besides.
+        peer: the contender.
+        workload: name of the workload, for the row.
+        task: the description of the workload.
+        folder: an empty folder for its output.
+        limit: time limit in seconds.
+        variables: additional environment variables.
     """
-    row = Row(work=work, way=task.way, title=peer.title)
+    row = Row(workload=workload, contender=task.contender, title=peer.title)
     task.write(folder)
     start = Start.of(peer.environment)
     environment = start.variables | (variables or {})
@@ -134,12 +136,12 @@ def run(peer: Peer, work: str, task: Task, folder: Path, limit: float, variables
     if row.steps:
         row.first_step_seconds = round(row.steps[0].time - begun, 1)
     if len(row.steps) < task.steps:
-        said = log.read_text(encoding="utf-8", errors="replace")
-        row.out_of_memory = ended is not None and "out of memory" in said.lower()
+        output = log.read_text(encoding="utf-8", errors="replace")
+        row.out_of_memory = ended is not None and "out of memory" in output.lower()
         row.failure = f"ended with exit code {ended}" if ended is not None else f"stopped after {limit:.0f} s"
         row.failure = "out of memory" if row.out_of_memory else row.failure
         row.failure += f" ({len(row.steps)} of {task.steps} steps)"
-        print("\n".join(f"    {line}" for line in said.splitlines()[-SHOWN_LINES:]), flush=True)
+        print("\n".join(f"    {line}" for line in output.splitlines()[-SHOWN_LINES:]), flush=True)
     cut_short = ended is None and len(row.steps) >= LEAST_STEPS
     if len(row.steps) >= task.steps or cut_short:
         row.tokens_per_second = round(speed(row.steps), 1)
@@ -149,14 +151,14 @@ def run(peer: Peer, work: str, task: Task, folder: Path, limit: float, variables
 
 
 def speed(steps: list[Step]) -> float:
-    """Tokens per second: the median over the later half of the steps, each from the end of the one before to its own."""
+    """Return tokens per second: the median over the later half of the steps. A step starts when the previous one ends."""
     pairs = list(pairwise(steps))
     later = pairs[len(steps) // 2 - 1 :] if len(steps) > 1 else []
     return statistics.median(step.tokens / (step.time - before.time) for before, step in later) if later else 0.0
 
 
 def _end(child: psutil.Popen) -> None:
-    """End a process with all that it started; another may need its GPU."""
+    """Kill a process and its children, so that the GPU is free for the next."""
     try:
         family = [*child.children(recursive=True), child]
     except psutil.NoSuchProcess:

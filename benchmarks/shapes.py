@@ -1,4 +1,4 @@
-"""What several benchmarks work on: models in the shapes of known ones with random weights, and chats of real lengths."""
+"""Inputs of the benchmarks: models in the shapes of known ones with random weights, and chats with realistic lengths."""
 
 import json
 import math
@@ -19,23 +19,23 @@ SHAPES = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 128256},
 }  # fmt: skip
-"""SmolLM2 135M's, Llama 3.2 1B's and Llama 3 8B's shapes. Weights are random: speed and memory do not depend on them."""
+"""Shapes of SmolLM2 135M, Llama 3.2 1B and Llama 3 8B. Weights are random: speed and memory do not depend on them."""
 
 POSITIONS = 8192
-"""Of the models, as Llama 3 has it. Some build tables of this length, which count in their memory."""
+"""Maximum number of positions of the models, as of Llama 3. Some models allocate tables of this length."""
 
 RECIPE = 2
-"""Raised when what is made changes, so that nothing made before is taken from the cache."""
+"""Version of the generated files. Raise it when they change, so that the cache has no old ones."""
 
 POOL = 2**24 - 3
-"""Random numbers that all weights are cut from. Prime to every row's length, so that no two rows of a matrix are alike."""
+"""Size of the pool of random numbers for all weights. Coprime to every row's length, so no two rows of a matrix are equal."""
 
 WRITERS = 8
-"""Threads that write: one writes slower than a disk can."""
+"""Number of writing threads: a single one is slower than a disk."""
 
 
 def make(folder: Path, shape: str) -> None:
-    """A model folder and chats with lengths as real ones have them (log-normal, mean about 470 tokens, at most 1,900)."""
+    """Write a model folder, and chats with realistic lengths (log-normal, mean about 470 tokens, at most 1,900)."""
     from hub.testing import tokenizer
 
     write_model(folder, shape)
@@ -57,9 +57,9 @@ def make(folder: Path, shape: str) -> None:
 
 
 def write_model(folder: Path, shape: str) -> None:
-    """Config and bfloat16 weights, a file for each layer: norms are 1, all else is normal with deviation 0.02.
+    """Write config and bfloat16 weights, a file for each layer: norms are 1, all else is normal with deviation 0.02.
 
-    Initialising 8 billion weights one by one takes most of a minute; here they are cut from a pool, by several threads.
+    Initializing 8 billion weights one by one takes most of a minute. Here several threads cut them from a pool.
     """
     import numpy as np
     import torch
@@ -88,7 +88,7 @@ def write_model(folder: Path, shape: str) -> None:
 
 
 def _write(file: Path, shapes: dict[str, list[int]], pool: memoryview) -> None:
-    """One file in the safetensors format: the header's length, the header, and the weights one after the other."""
+    """Write one file in the safetensors format: the header's length, the header, and the weights one after the other."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -112,11 +112,11 @@ def _write(file: Path, shapes: dict[str, list[int]], pool: memoryview) -> None:
 
 
 def _fill_vocabulary(file: Path, size: int) -> None:
-    """Give each row of the embedding a token, so that rows of any numbers can be trained on."""
-    found = json.loads(file.read_text(encoding="utf-8"))
-    vocabulary = found["model"]["vocab"]
+    """Give each row of the embedding a token, so that random token ids are valid."""
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
     vocabulary |= {f"<filler{number}>": number for number in range(len(vocabulary), size)}
-    file.write_text(json.dumps(found), encoding="utf-8")
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def made(shape: str) -> Path:
@@ -125,7 +125,7 @@ def made(shape: str) -> Path:
 
 
 def made_for(shape: str, longest: int) -> Path:
-    """The same model with room for rows of so many tokens; the weights are the same files."""
+    """Return the same model with enough positions for rows of `longest` tokens. The weights are hard links."""
     base = made(shape)
     if longest <= POSITIONS:
         return base

@@ -1,7 +1,7 @@
-"""A plugin for the hub's runs in `python -m benchmarks`: notes when each step ended, and profiles two of them if asked to.
+"""A plugin for the hub's runs in `python -m benchmarks`: logs the end of each step, and can profile two of them.
 
-`HUB_BENCHMARK_PROFILE=5:7` profiles what comes after step 5 up to the end of step 7: `trace.json` and `profile.json` beside the
-run folder.
+`HUB_BENCHMARK_PROFILE=5:7` profiles from the end of step 5 to the end of step 7. It writes `trace.json` and `profile.json`
+beside the run folder.
 """
 
 import json
@@ -16,7 +16,7 @@ from hub import Run, RunConfig, hookimpl
 PROFILE = "HUB_BENCHMARK_PROFILE"
 
 _open: list[tuple[Any, float, list[int]]] = []
-"""The profiler that is at work, when it began, and the tokens of the steps since."""
+"""The running profiler, its start, and the tokens of the steps since."""
 
 
 @hookimpl

@@ -1,7 +1,7 @@
-"""The same training on one process, and shared over several: loss, tokens/s and memory of each strategy, side by side.
+"""Compare strategies: loss, tokens/s and memory of the same training on one process, and on several by each strategy.
 
-python -m benchmarks.strategies                        # a Llama of 1B shape with random weights, on the GPUs that are there
-python -m benchmarks.strategies --shape tiny --processes 2 --steps 3     # anywhere, to see that it works
+python -m benchmarks.strategies                        # a Llama of 1B shape with random weights, on all visible GPUs
+python -m benchmarks.strategies --shape tiny --processes 2 --steps 3     # a quick check that runs anywhere
 """
 
 import argparse
@@ -22,20 +22,20 @@ def main() -> None:
     asked = parser.parse_args()
     model = made(asked.shape)
     several = {"nproc_per_node": asked.processes}
-    ways: dict[str, tuple[str, dict[str, object]]] = {}
+    variants: dict[str, tuple[str, dict[str, object]]] = {}
     for algo in ("sft", "lora_sft"):
-        ways[f"{algo}, one process"] = (algo, {"nproc_per_node": 1})
+        variants[f"{algo}, one process"] = (algo, {"nproc_per_node": 1})
         zero = ("zero1", "zero2", "zero3") if algo == "sft" and find_spec("deepspeed") else ()
         for strategy in ("ddp", "fsdp", *zero):
-            ways[f"{algo}, {strategy}"] = (algo, {**several, "strategy": strategy})
+            variants[f"{algo}, {strategy}"] = (algo, {**several, "strategy": strategy})
     if num_visible_gpus():
-        ways["qlora_sft, one process"] = ("qlora_sft", {"nproc_per_node": 1})
+        variants["qlora_sft, one process"] = ("qlora_sft", {"nproc_per_node": 1})
         for strategy in ("ddp", "fsdp"):
-            ways[f"qlora_sft, {strategy}"] = ("qlora_sft", {**several, "strategy": strategy})
+            variants[f"qlora_sft, {strategy}"] = ("qlora_sft", {**several, "strategy": strategy})
     if num_visible_gpus() > 1:
-        ways["lora_sft, split"] = ("lora_sft", {"strategy": "split"})
+        variants["lora_sft, split"] = ("lora_sft", {"strategy": "split"})
     rows = []
-    for name, (algo, options) in ways.items():
+    for name, (algo, options) in variants.items():
         if asked.only and name not in asked.only:
             continue
         result = hub.run(
@@ -45,7 +45,7 @@ def main() -> None:
         lines = result.metrics
         speed = statistics.median(line["tokens_per_second"] for line in lines)
         rows.append((name, speed, result.peak_memory_gb, lines[0]["loss"], lines[-1]["loss"]))
-    print(f"\n{asked.shape} shape, 64 samples a step, micro-batches of at most 4096 tokens, {asked.processes} processes\n")
+    print(f"\n{asked.shape} shape, 64 samples per step, micro-batches of at most 4096 tokens, {asked.processes} processes\n")
     print("| training | tokens/s (median step) | ratio | peak GB per process | loss of step 1 | of the last |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, speed, memory, first, last in rows:

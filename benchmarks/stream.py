@@ -1,4 +1,4 @@
-"""Training from a stream of few and of many rows: seconds to the first step, and memory of each process.
+"""Measure training from streams of few and of many rows: seconds to the first step, and memory of each process.
 
 python -m benchmarks.stream                            # 100,000 and 1,000,000 rows, a tiny model, on a CPU
 python -m benchmarks.stream --rows 1000 10000
@@ -21,7 +21,7 @@ OPTIONS = ["algo=sft", "model=tiny", "model.dtype=float32", "launch.nproc_per_no
 
 
 def write_rows(file: Path, num_rows: int) -> None:
-    """Chats of one question and one answer, about 200 bytes each, no two alike."""
+    """Write distinct chats of one question and one answer, about 200 bytes each."""
     words = [line.strip(".,()`\"'").lower() for line in (__doc__ or "").split()]
     dice = random.Random(0)
     with file.open("w", encoding="utf-8") as stream:
@@ -33,7 +33,7 @@ def write_rows(file: Path, num_rows: int) -> None:
 
 
 def measured(file: Path, folder: Path) -> tuple[float, dict[str, float]]:
-    """Seconds from the command to the first step, and the most memory in MiB that each kind of process held."""
+    """Return the seconds from the command to the first step, and the peak memory in MiB of each kind of process."""
     begun = time.monotonic()
     first, peak = 0.0, {"launcher": 0.0, "worker": 0.0, "reader": 0.0}
     parent = psutil.Popen([sys.executable, "-m", "hub", *OPTIONS, f"data.path={file}", f"output_dir={folder}"])

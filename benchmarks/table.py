@@ -1,4 +1,4 @@
-"""The table of `python -m benchmarks`, and what a GPU could do at most."""
+"""The table of `python -m benchmarks`, and the peak figures of GPUs."""
 
 import shutil
 import subprocess
@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.runner import Row
 from benchmarks.shapes import num_multiplied
-from benchmarks.works import WORKS
+from benchmarks.workloads import WORKLOADS
 
 BANDWIDTH = {
     "NVIDIA H100 80GB HBM3": 3.35e12,
@@ -15,11 +15,11 @@ BANDWIDTH = {
     "NVIDIA A100-SXM4-80GB": 2.039e12,
     "NVIDIA A100-SXM4-40GB": 1.555e12,
 }
-"""From NVIDIA's data sheets: bytes per second from memory."""
+"""Memory bandwidth in bytes per second, from NVIDIA's data sheets."""
 
-HEAD = ("work", "who", "tokens/s", "ratio", "peak GiB", "of peak", "first step, s", "how")
+HEAD = ("workload", "contender", "tokens/s", "ratio", "peak GiB", "of peak", "first step, s", "how")
 CONVENTION = (
-    "tokens/s: without padding, the median over the later half of the steps. ratio: to the fastest peer of the same work. "
+    "tokens/s: without padding, the median over the later half of the steps. ratio: to the fastest peer on the same workload. "
     "peak GiB: allocated by torch, of one GPU. of peak: 4N operations per token for LoRA and QLoRA, 6N for full "
     "fine-tuning (N: weights without the embedding, with the output layer; attention and recomputation are not counted), over "
     "the GPUs' dense bfloat16 peak. first step: seconds from the start of the process to the end of its first step."
@@ -27,16 +27,16 @@ CONVENTION = (
 
 
 def gpu_name() -> str | None:
-    """Of the first GPU; None without any."""
+    """Return the name of the first GPU. None: there is no GPU."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    return said.stdout.splitlines()[0].strip() if said.returncode == 0 and said.stdout.strip() else None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else None
 
 
 def peak_flops(gpu: str | None) -> float | None:
-    """Dense bfloat16 operations per second; None for a GPU that is not known."""
+    """Return the peak of dense bfloat16 operations per second. None: unknown GPU."""
     if gpu is None:
         return None
     from hub.train.layout.flops import PEAK_FLOPS
@@ -45,35 +45,35 @@ def peak_flops(gpu: str | None) -> float | None:
 
 
 def share_of_peak(row: Row, shape: str, gpu: str | None, gpus: int) -> float | None:
-    """Operations per second over what the GPUs could do. None: unknown GPU, no figure, or rows so long that attention rules."""
-    work = WORKS[row.work]
+    """Return the fraction of the GPUs' peak. None: unknown GPU, no figure, or rows so long that attention dominates."""
+    workload = WORKLOADS[row.workload]
     peak = peak_flops(gpu)
-    if row.tokens_per_second is None or peak is None or work.search:
+    if row.tokens_per_second is None or peak is None or workload.search:
         return None
-    return row.tokens_per_second * work.flops * num_multiplied(shape) / (peak * gpus)
+    return row.tokens_per_second * workload.flops * num_multiplied(shape) / (peak * gpus)
 
 
 def ratio(row: Row, rows: list[Row]) -> float | None:
-    """Of tokens/s, or of the longest row where that is looked for, to the best peer of the same work or of its yardstick."""
-    work = WORKS[row.work]
-    yardsticks = {row.work, work.compared_with}
-    peers = [figure(other) for other in rows if other.work in yardsticks and other.way != "ours" and figure(other)]
+    """Return the ratio to the best peer on the same workload, or on the one that it is compared with."""
+    workload = WORKLOADS[row.workload]
+    baselines = {row.workload, workload.compared_with}
+    peers = [figure(other) for other in rows if other.workload in baselines and other.contender != "ours" and figure(other)]
     mine = figure(row)
     return mine / max(peers) if mine and peers else None
 
 
 def figure(row: Row) -> float:
-    """What the works are about: the longest row that fits, or speed. 0: there is none."""
-    return float((row.longest if WORKS[row.work].search else row.tokens_per_second) or 0)
+    """Return the figure to compare: the longest row that fits, or tokens/s. 0: there is none."""
+    return float((row.longest if WORKLOADS[row.workload].search else row.tokens_per_second) or 0)
 
 
 def cells(row: Row, shape: str, gpu: str | None, gpus: int, rows: list[Row] | None = None) -> list[str]:
-    """A row in words. Without the others there is no ratio."""
+    """Format a row. Without the other rows it has no ratio."""
     share, to_best = share_of_peak(row, shape, gpu, gpus), ratio(row, rows) if rows else None
     how = [f"**{row.longest:,} tokens**"] if row.longest else []
     how += [row.about.get("how", ""), row.failure]
     return [
-        row.work,
+        row.workload,
         row.title,
         f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "",
         f"{to_best:.2f}" if to_best else "",
@@ -89,7 +89,8 @@ def line(words: list[str] | tuple[str, ...]) -> str:
 
 
 def markdown(lines: list[list[str]], machine: dict[str, Any], versions: dict[str, dict[str, str]]) -> str:
-    """The whole table, with what it was measured on and the command that repeats it."""
-    told = [f"{machine['gpus']} x {machine['gpu'] or 'CPU'}, {machine['date']}: `{machine['command']}`"]
-    told += [f"{title}: {', '.join(f'{name} {number}' for name, number in found.items())}" for title, found in versions.items()]
-    return "\n".join([line(HEAD), line(["---"] * len(HEAD)), *map(line, lines), "", CONVENTION, "", *told]) + "\n"
+    """Return the whole table with the machine, the versions, and the command that repeats it."""
+    notes = [f"{machine['gpus']} x {machine['gpu'] or 'CPU'}, {machine['date']}: `{machine['command']}`"]
+    for title, packages in versions.items():
+        notes.append(f"{title}: {', '.join(f'{name} {number}' for name, number in packages.items())}")
+    return "\n".join([line(HEAD), line(["---"] * len(HEAD)), *map(line, lines), "", CONVENTION, "", *notes]) + "\n"

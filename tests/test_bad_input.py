@@ -1,4 +1,4 @@
-"""Every mistake of a user is one clear line, exit code 2, and leaves nothing behind."""
+"""Every mistake of a user gives one clear line and exit code 2, and leaves no files behind."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the plumbing on a CPU, and the parts that decide what a figure is."""
+"""`python -m benchmarks`: a whole run on a CPU, and how the figures are computed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from benchmarks.peers import Step, Task, peers
 from benchmarks.runner import Row, Start, run, speed
 from benchmarks.shapes import made, made_for, num_multiplied
 from benchmarks.table import ratio, share_of_peak
-from benchmarks.works import WORKS
+from benchmarks.workloads import WORKLOADS
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[1]
 def test_each_peer_does_the_same_work_and_has_its_row(tmp_path):
     pytest.importorskip("trl", reason="the package trl is not installed")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    words = ["tiny", "--only", "ours", "trl", "--steps", "4", "--json", "found.json", "--markdown", "found.md"]
+    words = ["tiny", "--only", "ours", "trl", "--steps", "4", "--json", "result.json", "--markdown", "result.md"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [row["way"] for row in rows] == ["ours", "trl"]
     for row in rows:
         assert len(row["steps"]) == 4
@@ -39,13 +39,13 @@ def test_each_peer_does_the_same_work_and_has_its_row(tmp_path):
         # Both tell the loss of random tokens, near the logarithm of the vocabulary.
         assert all(6.0 < step["loss"] < 6.6 for step in row["steps"])
     assert rows[0]["ratio"] == pytest.approx(rows[0]["tokens_per_second"] / rows[1]["tokens_per_second"])
-    assert (tmp_path / "found.md").read_text() in done.stdout
+    assert (tmp_path / "result.md").read_text() in done.stdout
     assert not list((tmp_path / "runs").iterdir())
 
 
 def test_one_that_fails_says_why_and_one_that_takes_too_long_is_ended(tmp_path, monkeypatch, capsys):
     task = Task(
-        way="ours", kind="lora", model="/nowhere", rows="/nowhere", steps=9, batch=8, longest=256, mean=60.0, packed=True,
+        contender="ours", kind="lora", model="/nowhere", rows="/nowhere", steps=9, batch=8, longest=256, mean=60.0, packed=True,
         micro_rows=2, gpus=1, least_memory=False, ours={},
     )  # fmt: skip
     (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c \"raise SystemExit('no luck: out of memory')\"\n")
@@ -75,11 +75,11 @@ def test_speed_is_the_median_of_the_later_half_of_the_steps():
 
 def test_the_ratio_is_to_the_best_peer_and_the_share_names_its_convention():
     rows = [
-        Row(work="lora_8b", way="ours", title="", tokens_per_second=15000.0),
-        Row(work="lora_8b", way="trl", title="", tokens_per_second=8000.0),
-        Row(work="lora_8b", way="unsloth", title="", tokens_per_second=10000.0),
-        Row(work="lora_8b_fp8", way="ours", title="", tokens_per_second=20000.0),
-        Row(work="full_1b", way="ours", title="", tokens_per_second=50000.0),
+        Row(workload="lora_8b", contender="ours", title="", tokens_per_second=15000.0),
+        Row(workload="lora_8b", contender="trl", title="", tokens_per_second=8000.0),
+        Row(workload="lora_8b", contender="unsloth", title="", tokens_per_second=10000.0),
+        Row(workload="lora_8b_fp8", contender="ours", title="", tokens_per_second=20000.0),
+        Row(workload="full_1b", contender="ours", title="", tokens_per_second=50000.0),
     ]
     assert [ratio(row, rows) for row in rows] == [1.5, 0.8, 1.0, 2.0, None]
     # 32 layers of 218,103,808 weights, and the output layer.
@@ -140,8 +140,8 @@ def test_a_profile_sorts_kernels_and_finds_the_idle_time(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "plan.json").write_text(json.dumps({"max_tokens_per_gpu": 64}))
     (tmp_path / "rows.json").write_text(json.dumps({"tokens": 50, "squares": 2500}))
-    said = step_profile.report(tmp_path, WORKS["lora_8b"], tmp_path / "rows.json", "NVIDIA H100 80GB HBM3")
-    assert "| idle: no kernel at work | 2.8 | 70.0% |" in said
+    said = step_profile.report(tmp_path, WORKLOADS["lora_8b"], tmp_path / "rows.json", "NVIDIA H100 80GB HBM3")
+    assert "| idle: no kernel running | 2.8 | 70.0% |" in said
     assert "| `nvjet_tst_128x256` | 0.3 | 7.5% | 0 |" in said
     assert f"{1000 * 4 * 7_504_658_432 * 100 / 989e12:.1f}" in said
 

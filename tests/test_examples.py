@@ -1,4 +1,4 @@
-"""The examples run as their text says: the scripts and the notebook, from a folder that is not the repository's."""
+"""The scripts and notebooks of examples/ run as described, from a folder outside the repository."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_the_demo_asks_what_was_not_trained_on():
     assert not prompts & questions("train")
 
 
-def test_the_data_is_small_and_its_licence_is_with_it():
+def test_the_data_is_small_and_its_license_is_with_it():
     folder = EXAMPLES / "data" / "chatterbot_en"
     assert "Redistribution and use" in (folder / "LICENSE").read_text(encoding="utf-8")
     assert "examples/data/chatterbot_en/LICENSE" in (EXAMPLES.parent / "NOTICE").read_text(encoding="utf-8")
@@ -101,6 +101,6 @@ def test_a_notebook_runs_and_is_kept_without_its_outputs(file, tmp_path):
         assert (tmp_path / "runs" / "latest" / "model" / "adapter_config.json").is_file()
     if file.stem == "osft":
         sft, weights, activations = (
-            float(line.split()[-1].rstrip("%")) for line in printed.splitlines() if "inputs move by" in line
+            float(line.split()[-1].rstrip("%")) for line in printed.splitlines() if "inputs change by" in line
         )
         assert activations < 0.5 * min(sft, weights)

@@ -1,4 +1,4 @@
-"""What answers at once must not import what takes seconds."""
+"""Commands that answer at once must not import modules that take seconds."""
 
 import os
 import subprocess

@@ -50,8 +50,9 @@ COMPOSED = [
 ]
 
 
-def test_the_two_commands_come_first():
-    assert LINES[:2] == ["make demo", "make test"]
+def test_the_commands_to_install_and_run_come_first_and_the_test_command_once():
+    assert LINES[:2] == ["make install", ".venv/bin/hub algo=lora_sft model=tiny data=tiny"]
+    assert [LINES.count(line) for line in ("make demo", "make test")] == [1, 1]
     assert len(COMPOSED) > 8
 
 

@@ -1,8 +1,8 @@
-"""Who takes part in `python -m benchmarks`: the hub, and each peer in a file of its own.
+"""The contenders of `python -m benchmarks`: the hub and its peers, each in a separate file.
 
-A file has two sides. The parent's imports nothing but the standard library: what the peer needs, which works it can't do, the
-command that starts it, and how its steps are read. The other runs in a process and an environment of its own
-(`python -m benchmarks.peers.NAME FOLDER`), reads `task.json` in that folder and trains; it can't import the hub.
+A file has two parts. The first runs in the parent process and imports only the standard library: what the peer needs, which
+workloads it can't run, the command that starts it, and how its steps are read. The second runs in a separate process and
+environment (`python -m benchmarks.peers.NAME FOLDER`), reads `task.json` in that folder and trains. It can't import the hub.
 """
 
 import json
@@ -17,44 +17,44 @@ LEARNING_RATE = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A work as one that takes part in it is told: the same model, the same rows, the same number of steps."""
+    """A workload as its process reads it from `task.json`. All contenders have the same model, rows and number of steps."""
 
-    way: str
-    """The name of the one that takes part; some do so in two ways."""
+    contender: str
+    """Name of the contender. Some libraries have two, with different settings."""
 
     kind: str
     """full, lora or qlora."""
 
     model: str
-    """The model's folder."""
+    """Folder of the model."""
 
     rows: str
-    """JSONL with `input_ids` and `labels`."""
+    """JSONL file with `input_ids` and `labels`."""
 
     steps: int
     batch: int
-    """Samples of a step, over all processes."""
+    """Samples per step over all processes."""
 
     longest: int
     """Tokens of the longest row, and of a row that several are packed into."""
 
     mean: float
-    """Tokens of a row on average."""
+    """Mean number of tokens of a row."""
 
     packed: bool
-    """Whether several rows go into one."""
+    """Whether several rows are packed into one."""
 
     micro_rows: int
     """Rows of `longest` tokens in a micro-batch."""
 
     gpus: int
-    """Processes, each with its GPU; 1 without any."""
+    """Number of processes, one per GPU. 1 without a GPU."""
 
     least_memory: bool
-    """Who has a switch between speed and memory turns it to memory."""
+    """Whether contenders prefer low memory to speed."""
 
     ours: dict[str, Any]
-    """Options of the hub."""
+    """Options for the hub."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":
@@ -64,9 +64,9 @@ class Task:
         (folder / "task.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     def accumulation(self, micro_rows: int) -> int:
-        """Micro-batches of a step and process, each of so many rows.
+        """Return the gradient accumulation steps for micro-batches of `micro_rows` rows.
 
-        Who packs by itself can't be told a number of samples: it gets as many packed rows as hold them on average.
+        Libraries that pack by themselves don't take a number of samples. They get as many packed rows as hold them on average.
         """
         rows = self.batch * self.mean / self.longest if self.packed else self.batch
         return max(1, round(rows / (micro_rows * self.gpus)))
@@ -78,44 +78,44 @@ class Step:
 
     number: int
     time: float
-    """When it ended, in seconds since the epoch."""
+    """End of the step, in seconds since the epoch."""
 
     tokens: int
-    """Of samples, without padding."""
+    """Number of tokens without padding."""
 
     loss: float | None = None
     peak_bytes: int | None = None
-    """Allocated by torch, the largest so far over the processes. None without a GPU."""
+    """Peak memory that torch allocated, the largest over the processes. None without a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One that takes part."""
+    """A contender: how it is started, and how its figures are read."""
 
     title: str
-    """As the table names it."""
+    """Name in the table."""
 
     needs: str
-    """The module that must be installed."""
+    """Module that must be installed."""
 
     environment: str
-    """It runs as the variable `HUB_PEER_<this, in capitals>` says."""
+    """NAME of the variable `HUB_PEER_NAME` that sets its environment."""
 
     command: Callable[[Task, Path], list[str]]
-    """What comes after the interpreter; the folder receives what is written."""
+    """Arguments of the interpreter for a task. Output is written to the folder."""
 
     refuses: Callable[[str, int], str | None]
-    """Why it can't do a work of this kind on so many GPUs; None when it can."""
+    """Why it can't run a kind of workload on a number of GPUs. None: it can."""
 
     steps: Callable[[Path], list[Step]]
-    """The steps done so far, from what the process has written into its folder."""
+    """The steps so far, read from its folder."""
 
     about: Callable[[Path], dict[str, Any]]
-    """What it says of itself: `how` it did the work, `versions`."""
+    """Its settings (`how`) and `versions`, read from its folder."""
 
 
 def peers() -> dict[str, Peer]:
-    """All of them by name; the hub is the first."""
+    """Return all contenders by name. The hub is the first."""
     from benchmarks.peers import mini_trainer, ours, trl, unsloth
 
-    return {**ours.WAYS, **unsloth.WAYS, **trl.WAYS, **mini_trainer.WAYS}
+    return {**ours.CONTENDERS, **unsloth.CONTENDERS, **trl.CONTENDERS, **mini_trainer.CONTENDERS}

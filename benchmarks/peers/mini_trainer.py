@@ -1,4 +1,4 @@
-"""mini_trainer, which training_hub runs for OSFT: full fine-tuning as it comes, through its own `train.py` under torchrun.
+"""mini_trainer, which training_hub runs for OSFT: full fine-tuning with its defaults, by its own `train.py` under torchrun.
 
 It writes its own metrics, with the time of each step. It needs flash-attn 2 and a GPU. (training_hub's LoRA is Unsloth's.)
 """
@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.peers import LEARNING_RATE, Peer, Step, Task, step_log
 
 MAX_TOKENS = 8192
-"""Of a micro-batch."""
+"""Bound of tokens in a micro-batch."""
 
 LAUNCHER = (
     "import sys\n"
@@ -20,19 +20,19 @@ LAUNCHER = (
     "script = Path(find_spec('mini_trainer').origin).with_name('train.py')\n"
     "main([*sys.argv[1:3], str(script), *sys.argv[3:]])"
 )
-"""Finds its script in the environment that it runs in."""
+"""Runs the script of the mini_trainer in the current environment."""
 
 
 def options(model: Path, rows: Path, folder: Path, *, batch: int, steps: int, processes: int = 1) -> list[str]:
-    """What comes after the interpreter for a run on rows of tokens; more options may follow.
+    """Return the arguments of the interpreter for a run on rows of tokens. More options may be appended.
 
     Args:
         model: folder of the model.
         rows: JSONL with `input_ids` and `labels`.
-        folder: receives its metrics.
-        batch: samples of a step.
-        steps: to train.
-        processes: each with its GPU.
+        folder: folder for its metrics.
+        batch: samples per step.
+        steps: number of steps.
+        processes: number of processes, one per GPU.
     """
     return [
         "-c", LAUNCHER, "--standalone", f"--nproc-per-node={processes}", f"--model-name-or-path={model}",
@@ -43,16 +43,16 @@ def options(model: Path, rows: Path, folder: Path, *, batch: int, steps: int, pr
 
 
 def command(task: Task, folder: Path) -> list[str]:
-    # One step more: the last line of its metrics may be lost when it ends.
+    # One more step: the last line of its metrics may be lost when it is killed.
     return options(Path(task.model), Path(task.rows), folder, batch=task.batch, steps=task.steps + 1, processes=task.gpus)
 
 
 def refuses(kind: str, gpus: int) -> str | None:
-    return None if kind == "full" else "it trains whole models only"
+    return None if kind == "full" else "it supports full fine-tuning only"
 
 
 def steps(folder: Path) -> list[Step]:
-    """Its metrics, as steps."""
+    """Read the steps from its metrics."""
     return [
         Step(
             number=line["step"],
@@ -67,10 +67,10 @@ def steps(folder: Path) -> list[Step]:
 
 
 def about(folder: Path) -> dict[str, Any]:
-    return {"how": f"at most {MAX_TOKENS} tokens, layers recomputed, flash-attn 2, fp32 weights"}
+    return {"how": f"at most {MAX_TOKENS} tokens, all layers checkpointed, flash-attn 2, fp32 weights"}
 
 
-WAYS = {
+CONTENDERS = {
     "mini_trainer": Peer(
         title="mini_trainer (training_hub)", needs="mini_trainer", environment="mini_trainer",
         command=command, refuses=refuses, steps=steps, about=about,

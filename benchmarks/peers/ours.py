@@ -1,4 +1,4 @@
-"""The hub, as `hub.run` starts it."""
+"""The hub, started by `hub.run`."""
 
 import json
 import os
@@ -16,21 +16,21 @@ def command(task: Task, folder: Path) -> list[str]:
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What the run decided by itself is in its plan."""
+    """Read what the run decided from its plan."""
     file = folder / "run" / "plan.json"
     if not file.is_file():
         return {}
     plan = json.loads(file.read_text(encoding="utf-8"))
     words = [f"at most {plan['max_tokens_per_gpu']} tokens"] if "max_tokens_per_gpu" in plan else []
     if "layers_recomputed" in plan:
-        words.append(f"{plan['layers_recomputed']} of {plan['num_layers']} layers recomputed")
+        words.append(f"{plan['layers_recomputed']} of {plan['num_layers']} layers checkpointed")
     words += [word for word, key in (("compiled", "compiled"), ("fused head", "fused_head")) if plan.get(key)]
     words += [str(plan[key]) for key in ("attention", "strategy") if key in plan]
     return step_log.about(folder) | {"how": ", ".join(words), "plan": plan}
 
 
 def main(folder: Path) -> None:
-    """The side that trains."""
+    """Train, in the separate process."""
     import hub
     from benchmarks.plugin import as_plugin
     from hub.system.gpus import num_visible_gpus
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     hub.run(ALGORITHMS[task.kind], model=task.model, data=task.rows, **options, **adapters, **task.ours)
 
 
-WAYS = {
+CONTENDERS = {
     "ours": Peer(
         title="the hub", needs="hub", environment="ours",
         command=command, refuses=lambda kind, gpus: None, steps=step_log.steps, about=about,

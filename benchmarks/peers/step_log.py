@@ -1,4 +1,4 @@
-"""When each step ended, how many tokens it had and what memory it took: written in whatever environment trains, read here."""
+"""The log of steps: end, tokens and memory of each. The training process writes it, in any environment. The parent reads it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PACKAGES = (
 
 
 class StepLog:
-    """Writes `steps-<rank>.jsonl` into a folder: first what is trained how, then a line for each step."""
+    """Writes `steps-<rank>.jsonl` into a folder: a line on the settings and versions, then one for each step."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -25,7 +25,7 @@ class StepLog:
         self._file = folder / f"steps-{os.environ.get('RANK', '0')}.jsonl"
 
     def begin(self, **about: Any) -> None:
-        """Training is about to begin: what loading took does not count."""
+        """Mark the start of training. Memory used for loading does not count."""
         gpu = None
         if self._cuda:
             self._cuda.reset_peak_memory_stats()
@@ -34,7 +34,7 @@ class StepLog:
         self._write({"about": about | {"versions": versions(), "gpu": gpu}})
 
     def end(self, step: int, tokens: int, loss: float | None = None) -> None:
-        """A step is over on this process, once its GPU is done."""
+        """Record the end of a step on this process, after waiting for its GPU."""
         peak = reserved = None
         if self._cuda:
             self._cuda.synchronize()
@@ -48,29 +48,29 @@ class StepLog:
 
 
 def versions() -> dict[str, str]:
-    """Of the installed packages that matter for speed."""
-    found = {}
+    """Return the versions of the installed packages that matter for speed."""
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What the first process said of itself."""
+    """Read the settings and versions of the first process."""
     return next((line["about"] for line in lines(folder / "steps-0.jsonl") if "about" in line), {})
 
 
 def steps(folder: Path) -> list[Step]:
-    """The steps that all processes have ended: tokens are summed over them, times are the first one's."""
+    """Read the steps that all processes have completed. Tokens are summed over processes, times are those of the first."""
     ranks = [[line for line in lines(file) if "step" in line] for file in sorted(folder.glob("steps-*.jsonl"))]
-    found = []
+    completed = []
     for same in zip(*ranks, strict=False):
         peaks = [line["peak_bytes"] for line in same if line["peak_bytes"] is not None]
         first = same[0]
-        found.append(
+        completed.append(
             Step(
                 number=first["step"],
                 time=first["time"],
@@ -79,11 +79,11 @@ def steps(folder: Path) -> list[Step]:
                 peak_bytes=max(peaks, default=None),
             )
         )
-    return found
+    return completed
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    """Whole lines only: the writer may be at work, or was killed."""
+    """Read the complete lines. The last one may be partial: the process may be writing it, or was killed."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8")

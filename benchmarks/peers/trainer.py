@@ -1,4 +1,4 @@
-"""What TRL and Unsloth share: both train with TRL's SFTTrainer. Runs in their environments; Unsloth must be imported before."""
+"""Shared by TRL and Unsloth: both train with TRL's SFTTrainer, in their environments. Import Unsloth before this module."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks.peers.step_log import StepLog
 
 
 def dataset(task: Task, with_labels: bool) -> Any:
-    """The rows as a `datasets.Dataset`."""
+    """Return the rows as a `datasets.Dataset`."""
     from datasets import Dataset
 
     names = ("input_ids", "labels") if with_labels else ("input_ids",)
@@ -19,9 +19,9 @@ def dataset(task: Task, with_labels: bool) -> Any:
 
 
 def options(task: Task, folder: Path, micro_rows: int) -> dict[str, Any]:
-    """Keywords of `SFTConfig` that are the same for both: what is trained, nothing saved, nothing evaluated.
+    """Return the keywords of `SFTConfig` that are the same for both. Nothing is saved or evaluated.
 
-    Rows that are packed go through TRL's own packing. Others are of one length: they are handed over as they are.
+    If rows are packed, TRL packs them. Otherwise they have one length and are passed unchanged.
     """
     import torch
 
@@ -50,7 +50,7 @@ def options(task: Task, folder: Path, micro_rows: int) -> dict[str, Any]:
 
 
 def train(trainer: Any, task: Task, folder: Path, how: str) -> None:
-    """Train, with the end of each step written down."""
+    """Train, and log the end of each step."""
     from transformers import TrainerCallback
 
     log = StepLog(folder)
@@ -69,7 +69,7 @@ def train(trainer: Any, task: Task, folder: Path, how: str) -> None:
             log.begin(how=how)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            # Each micro-batch's loss is a share of the step's mean already.
+            # Each micro-batch's loss is already divided by the number of micro-batches.
             log.end(state.global_step, int(sum(counts)), float(sum(losses)))
             counts.clear()
             losses.clear()
@@ -80,6 +80,6 @@ def train(trainer: Any, task: Task, folder: Path, how: str) -> None:
 
 
 def in_words(task: Task, micro_rows: int, *others: str) -> str:
-    """How a peer was told to work."""
+    """Describe the settings of a peer, for the table."""
     rows = f"{micro_rows} x {task.longest}{' packed' if task.packed else ''}"
     return ", ".join([rows, *others])

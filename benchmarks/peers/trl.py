@@ -1,7 +1,7 @@
-"""TRL's SFTTrainer with flash-attn 2 and Liger where they are installed; several GPUs by accelerate's FSDP2.
+"""TRL's SFTTrainer, with flash-attn 2 and Liger if they are installed. Several GPUs by accelerate's FSDP2.
 
-`trl` keeps its default of recomputing all activations. `trl_tuned` keeps activations; where memory is what counts, it moves
-what is kept to the host.
+`trl` has its default of activation checkpointing in all layers. `trl_tuned` has none. In workloads for least memory it offloads
+activations to the CPU.
 """
 
 import os
@@ -22,20 +22,20 @@ FSDP = (
 
 
 def refuses(kind: str, gpus: int) -> str | None:
-    return "4-bit weights are not shared out here" if gpus > 1 and kind == "qlora" else None
+    return "accelerate's FSDP2 is not set up for 4-bit weights here" if gpus > 1 and kind == "qlora" else None
 
 
 def command(task: Task, folder: Path) -> list[str]:
     words = ["-m", "benchmarks.peers.trl", str(folder)]
     if task.gpus == 1:
         return words
-    checkpointing = ["--fsdp_activation_checkpointing", str(task.way == "trl").lower()]
+    checkpointing = ["--fsdp_activation_checkpointing", str(task.contender == "trl").lower()]
     processes = ["--num_processes", str(task.gpus), "--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0"]
     return ["-m", "accelerate.commands.launch", *FSDP, *checkpointing, *processes, *words]
 
 
 def main(folder: Path) -> None:
-    """The side that trains."""
+    """Train, in the separate process."""
     task = Task.read(folder)
     import torch
     from peft import LoraConfig
@@ -53,11 +53,11 @@ def main(folder: Path) -> None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    recomputed = task.way == "trl"
-    offloaded = not recomputed and task.least_memory and cuda
-    # With FSDP it is accelerate that recomputes.
-    asked = {"gradient_checkpointing": (recomputed or offloaded) and task.gpus == 1, "activation_offloading": offloaded}
-    # Before the model: it joins the group of processes, which decides where weights are loaded.
+    checkpointed = task.contender == "trl"
+    offloaded = not checkpointed and task.least_memory and cuda
+    # With FSDP accelerate does the checkpointing.
+    asked = {"gradient_checkpointing": (checkpointed or offloaded) and task.gpus == 1, "activation_offloading": offloaded}
+    # Before the model is loaded: it initializes the process group, which decides where weights are loaded.
     args = SFTConfig(**trainer.options(task, folder, task.micro_rows), **asked, use_liger_kernel=liger)
     load: dict[str, Any] = {"quantization_config": four_bit} if task.kind == "qlora" else {}
     if task.gpus == 1 and cuda:
@@ -76,8 +76,8 @@ def main(folder: Path) -> None:
         processing_class=AutoTokenizer.from_pretrained(task.model),
         peft_config=adapters,
     )
-    words = ["layers recomputed" if recomputed or offloaded else "activations kept"]
-    words += ["activations on the host"] if offloaded else []
+    words = ["all layers checkpointed" if checkpointed or offloaded else "no checkpointing"]
+    words += ["activations offloaded to the CPU"] if offloaded else []
     words += ["flash-attn 2" if attention != "sdpa" else "sdpa", *(["Liger"] if liger else [])]
     if task.kind == "full":
         words.append("fp32 weights" if task.gpus > 1 else "bf16 weights and moments")
@@ -89,9 +89,9 @@ def main(folder: Path) -> None:
 _peer = partial(
     Peer, needs="trl", environment="trl", command=command, refuses=refuses, steps=step_log.steps, about=step_log.about
 )
-WAYS = {"trl": _peer(title="TRL"), "trl_tuned": _peer(title="TRL, tuned")}
+CONTENDERS = {"trl": _peer(title="TRL"), "trl_tuned": _peer(title="TRL, tuned")}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     sys.stdout.flush()
-    os._exit(0)  # what was measured is written; tearing the GPU's state down takes seconds
+    os._exit(0)  # all figures are written, and a regular exit takes seconds

@@ -1,7 +1,7 @@
 """Unsloth: its loader and patches under TRL's SFTTrainer, on one GPU.
 
-`unsloth` as it ships: its own checkpointing, two rows at a time, as its notebooks have it. `unsloth_tuned`: activations are
-kept and micro-batches are as large as the others'; where memory is what counts, its tiled MLP is on.
+`unsloth` has the settings of its notebooks: its own checkpointing, micro-batches of two rows. `unsloth_tuned` has no
+checkpointing and micro-batches as large as the others'. In workloads for least memory it has checkpointing and its tiled MLP.
 """
 
 import os
@@ -17,7 +17,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def refuses(kind: str, gpus: int) -> str | None:
-    return "it is measured on one GPU" if gpus > 1 else None
+    return "it runs on one GPU only" if gpus > 1 else None
 
 
 def command(task: Task, folder: Path) -> list[str]:
@@ -25,9 +25,9 @@ def command(task: Task, folder: Path) -> list[str]:
 
 
 def main(folder: Path) -> None:
-    """The side that trains."""
+    """Train, in the separate process."""
     task = Task.read(folder)
-    import unsloth  # before torch's and transformers' users, which it patches
+    import unsloth  # first: it patches what trl, peft and transformers import
 
     # isort: split
     import torch
@@ -35,10 +35,10 @@ def main(folder: Path) -> None:
 
     from benchmarks.peers import trainer
 
-    tuned = task.way == "unsloth_tuned"
-    kept = tuned and not task.least_memory
+    tuned = task.contender == "unsloth_tuned"
+    plain = tuned and not task.least_memory
     tiled = tuned and task.least_memory
-    checkpointing: Any = False if kept else "unsloth"
+    checkpointing: Any = False if plain else "unsloth"
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         task.model,
         max_seq_length=task.longest,
@@ -64,20 +64,20 @@ def main(folder: Path) -> None:
     made = SFTTrainer(
         model=model,
         args=SFTConfig(**trainer.options(task, folder, micro_rows)),
-        # Rows with labels would turn its packing off.
+        # Rows with labels would disable its packing.
         train_dataset=trainer.dataset(task, with_labels=not task.packed),
         processing_class=tokenizer,
     )
-    words = ["activations kept" if kept else "its checkpointing", *(["tiled MLP"] if tiled else [])]
+    words = ["no checkpointing" if plain else "its checkpointing", *(["tiled MLP"] if tiled else [])]
     trainer.train(made, task, folder, trainer.in_words(task, micro_rows, *words))
 
 
 _peer = partial(
     Peer, needs="unsloth", environment="unsloth", command=command, refuses=refuses, steps=step_log.steps, about=step_log.about
 )
-WAYS = {"unsloth": _peer(title="Unsloth as shipped"), "unsloth_tuned": _peer(title="Unsloth, tuned")}
+CONTENDERS = {"unsloth": _peer(title="Unsloth as shipped"), "unsloth_tuned": _peer(title="Unsloth, tuned")}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     sys.stdout.flush()
-    os._exit(0)  # what was measured is written; tearing the GPU's state down takes seconds
+    os._exit(0)  # all figures are written, and a regular exit takes seconds

@@ -1,26 +1,26 @@
-"""What does a model forget when it learns one task after the other? Fine-tuning, replay, LoRA and OSFT side by side.
+"""Measure what a model forgets when it learns one task after another. Compares fine-tuning, replay, LoRA and OSFT.
 
-Each method trains a model through the tasks of a folder in order, on equal tokens. After each task all tasks are measured, and
-the loss on text that nobody trained on. Every method's learning rate is searched on the first task first.
+Each method trains a model through the tasks of a folder in order, on equal numbers of tokens. After each task the script
+measures all tasks, and the loss on text that no method trained on. Each method's learning rate is searched on the first task.
 
-    python examples/scripts/continual_learning.py --quick                      # a tiny model: only to see that all works
+    python examples/scripts/continual_learning.py --quick                      # a quick check with a tiny model
     python examples/scripts/continual_learning.py --data tasks --text general --seeds 0 1 2 --jobs 24 --out study
 
-`tasks` holds NAME_train.jsonl and NAME_test.jsonl for each task, rows with `messages`; the order is that of the names.
-`general_train.jsonl` has documents (`text`) of which some are protected, `general_test.jsonl` those whose loss is measured.
+`tasks` has NAME_train.jsonl and NAME_test.jsonl for each task, with rows of `messages`. Tasks are trained in the order of their
+names. `general_train.jsonl` has documents (`text`) of which some are protected. The loss on those of `general_test.jsonl` is
+measured.
 
 A method is a name, or NAME:OPTION=VALUE,...
-    untrained      the model as it is
-    sft            all weights learn; lr=2e-5 takes this learning rate in place of a search (this goes for all methods)
-    replay         the same with 100 rows of each earlier task among the new ones; protect=100 is their number
+    untrained      the base model
+    sft            full fine-tuning; with any method lr=2e-5 sets the learning rate instead of a search
+    replay         the same with rows of each earlier task mixed in; protect=100 is their number
     lora_sft       an adapter of rank 16, merged after each task
     osft           ratio=0.25 or policy=adaptive; form=fast or factored
-    activations    OSFT by the inputs of what is to be kept: protect=100 rows of each earlier task and texts=16 general texts;
-                   ratio=0.5.
-                   memory=covariances protects what was learnt without any row of it;
-                   embeddings=1 lets those of tokens learn that nothing to be kept has;
-                   strength=600 lets all directions move, and draws back what is used and what matters
-`epochs=2` is the number of passes. A run that is in --out already is not done again.
+    activations    OSFT by activations: protects protect=100 rows of each earlier task and texts=16 general texts; ratio=0.5.
+                   memory=covariances protects earlier tasks without their rows;
+                   embeddings=1 trains the embeddings of tokens that the protected data does not have;
+                   strength=600 frees all directions, and pulls used and important ones toward the base weights
+`epochs=2` is the number of passes. Runs that --out already has are skipped.
 """
 
 import argparse
@@ -39,7 +39,7 @@ BATCH, QUICK_BATCH = 32, 8
 
 
 def quick_data(folder: Path) -> tuple[Path, Path]:
-    """Three small tasks and some text, for --quick."""
+    """Write three small tasks and some text, for --quick."""
     folder.mkdir(parents=True, exist_ok=True)
     words = ["sky", "grass", "snow", "coal", "lemon", "blood", "cat", "dog", "cow", "duck", "sheep", "lion"]
     tasks = {
@@ -60,7 +60,7 @@ def quick_data(folder: Path) -> tuple[Path, Path]:
 
 
 def model_folder(name: str) -> str:
-    """A local folder of a preset's weights, so that the runs need not look for them each."""
+    """Return a local folder of a preset's weights, so that each run need not find them again."""
     from hub import compose
 
     if Path(name).expanduser().is_dir():
@@ -71,10 +71,10 @@ def model_folder(name: str) -> str:
 
 
 def find(data: Path, text: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """The files of the tasks, and those of the text.
+    """Return the files of the tasks, and those of the text.
 
     Raises:
-        SystemExit: they are not there.
+        SystemExit: a file is missing.
     """
     tasks = {}
     for file in sorted(data.glob("*_train.jsonl")):
@@ -100,10 +100,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=1500, help="training rows of each task")
     parser.add_argument("--test-rows", type=int, default=200, help="test rows of each task")
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side, spread over the GPUs")
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="no run is begun after it")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel processes, spread over the GPUs")
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="no run is started after it")
     parser.add_argument("--out", type=Path, default=Path("runs/continual_learning"))
-    parser.add_argument("--quick", action="store_true", help="tiny model, three made-up tasks, one seed")
+    parser.add_argument("--quick", action="store_true", help="tiny model, three generated tasks, one seed")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.quick:
@@ -112,7 +112,7 @@ def main() -> None:
         for kind, rates in RATES.items():
             RATES[kind] = tuple(30 * rate for rate in rates[:2])
     if asked.data is None or asked.text is None:
-        parser.error("--data and --text are needed, or --quick")
+        parser.error("type --data and --text, or --quick")
     methods = [Method(name) for name in asked.methods]
     try:
         for method in methods:
@@ -127,7 +127,7 @@ def main() -> None:
     problems = run_all(study, schedule, asked.jobs, asked.time_limit)
     report(methods, asked.seeds, asked.out.absolute())
     if left := dict.fromkeys(job.method.name for job in schedule.open()):
-        print(f"No time was left for all runs of {' '.join(left)}. The same command does them.")
+        print(f"The time limit was reached before all runs of {' '.join(left)}. Type the same command again to run the rest.")
     for line in problems:
         print(f"failed: {line}", file=sys.stderr)
     raise SystemExit(1 if problems else 0)

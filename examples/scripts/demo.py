@@ -1,10 +1,10 @@
-"""`make demo`: fine-tune a small real model by LoRA on a CPU in minutes, and see what that changed.
+"""`make demo`: fine-tune a small real model by LoRA on a CPU in minutes, and compare it with the base model.
 
-Shows the loss on held-out conversations before and after, and the same questions answered by both. The conversations
-have terse answers, often with a wink; SmolLM2-135M-Instruct likes to lecture.
+Prints the loss on held-out conversations before and after, and the answers of both models to the same questions. The answers in
+the data are short and often humorous. SmolLM2-135M-Instruct's own are long.
 
     python examples/scripts/demo.py
-    python examples/scripts/demo.py --model tiny --max-steps 3    # a random model: only to see that all works
+    python examples/scripts/demo.py --model tiny --max-steps 3    # a quick check with a random model
 """
 
 import argparse
@@ -23,7 +23,7 @@ PROMPTS = (
     "how much do you earn",
     "Robots are stupid",
 )
-"""Questions of the held-out conversations: none was trained on."""
+"""Questions from the held-out set, which is not trained on."""
 
 
 def main() -> None:
@@ -39,23 +39,23 @@ def main() -> None:
         eval_path=DATA / "test.jsonl",
         max_steps=args.max_steps,
         effective_batch_size=16,
-        learning_rate=1e-3,  # a few dozen steps are few: five times the default, which is meant for whole epochs
+        learning_rate=1e-3,  # five times the default, which is meant for whole epochs: these are only a few dozen steps
         output_dir=args.output_dir,
     )
 
-    print("\nThe same questions before and after, each answered by the likeliest words:")
+    print("\nAnswers to the same questions before and after (greedy decoding):")
     for prompt, untrained, trained in answers(result.model_path, PROMPTS):
         print(f"\n  {prompt}\n{indented('before: ', untrained)}\n{indented('after:  ', trained)}")
 
     before, after = result.eval_loss_before, result.eval_loss
     print(f"\nHeld-out loss: {before:.3f} before, {after:.3f} after {result.num_steps} steps.")
     print(f"Trained in {result.seconds:.0f} s. The adapter is in {result.model_path}")
-    print(f"\nNext, with your own chats, one {{'messages': [...]}} a line:\n{next_commands(args.model)}")
+    print(f"\nNext, with your own chats, one {{'messages': [...]}} per line:\n{next_commands(args.model)}")
 
 
 def answers(adapter: Path, prompts: tuple[str, ...], num_tokens: int = 40) -> list[tuple[str, str, str]]:
-    """Each prompt with the answer of the base model and that of the trained one."""
-    # peft imports bitsandbytes where it is there, which speaks of kernels that are not used here.
+    """Return each prompt with the answer of the base model and that of the trained one."""
+    # peft imports bitsandbytes if it is installed, which warns about kernels that are not used here.
     stdlib_logging.getLogger("bitsandbytes").setLevel(stdlib_logging.ERROR)
 
     import torch
@@ -79,12 +79,12 @@ def answers(adapter: Path, prompts: tuple[str, ...], num_tokens: int = 40) -> li
         cut = " ..." if len(output) == num_tokens else ""
         return " ".join(tokenizer.decode(output, skip_special_tokens=True).split()) + cut
 
-    found = []
+    answered = []
     for prompt in prompts:
         with model.disable_adapter():
             before = answer(prompt)
-        found.append((prompt, before, answer(prompt)))
-    return found
+        answered.append((prompt, before, answer(prompt)))
+    return answered
 
 
 def indented(label: str, text: str) -> str:
@@ -92,7 +92,7 @@ def indented(label: str, text: str) -> str:
 
 
 def next_commands(model: str) -> str:
-    """What to type, with the interpreter that runs this."""
+    """Return the commands to type next, with the current interpreter."""
     python = Path(sys.executable)
     shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     return (

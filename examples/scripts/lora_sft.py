@@ -1,6 +1,6 @@
-"""LoRA: small adapters learn beside the frozen weights.
+"""LoRA: small adapters are trained beside the frozen weights.
 
-Saves an adapter that peft loads onto the model that it was trained on.
+Saves an adapter that peft loads onto its base model.
 
     python examples/scripts/lora_sft.py --quick
     python examples/scripts/lora_sft.py --model llama3_8b --data chats.jsonl
@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2_135m", help="preset, folder or id of the model hub")
     parser.add_argument("--data", default=str(DATA), help="conversations: JSONL, JSON, CSV or parquet")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--lora-r", type=int, default=16, help="rank of the adapters: how much they can hold")
-    parser.add_argument("--quick", action="store_true", help="three small steps only, to see that all works")
+    parser.add_argument("--lora-r", type=int, default=16, help="rank of the adapters")
+    parser.add_argument("--quick", action="store_true", help="only three small steps, as a quick check")
     parser.add_argument("--output-dir", default="runs", help="folder that receives the run folder")
     args = parser.parse_args()
     quick = {"max_steps": 3, "effective_batch_size": 8} if args.quick else {}

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the model learns.
+"""Full fine-tuning: every weight of the model is trained.
 
 Saves a model that transformers loads.
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2_135m", help="preset, folder or id of the model hub")
     parser.add_argument("--data", default=str(DATA), help="conversations: JSONL, JSON, CSV or parquet")
     parser.add_argument("--learning-rate", type=float, default=5e-6)
-    parser.add_argument("--quick", action="store_true", help="three small steps only, to see that all works")
+    parser.add_argument("--quick", action="store_true", help="only three small steps, as a quick check")
     parser.add_argument("--output-dir", default="runs", help="folder that receives the run folder")
     args = parser.parse_args()
     quick = {"max_steps": 3, "effective_batch_size": 8} if args.quick else {}

@@ -12,6 +12,8 @@ from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig,
 
 HEAD = """# Options
 
+**Reference.** Every option with its values, default and meaning.
+
 On the command line options are written with their full name, `algo.num_epochs=2`. In Python an option is a keyword argument
 with the last part of its name, `num_epochs=2`. `python -m hub show algo=NAME` prints all options with the values of
 your command, and where each comes from.

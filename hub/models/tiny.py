@@ -240,20 +240,20 @@ def _chats(num_rows: int, dice: random.Random) -> list[list[dict[str, str]]]:
 
 
 def _turn(dice: random.Random) -> tuple[str, str]:
-    colours = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black", "lemon": "yellow", "blood": "red"}
+    colors = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black", "lemon": "yellow", "blood": "red"}
     sounds = {"cat": "meow", "dog": "woof", "cow": "moo", "duck": "quack", "sheep": "baa", "lion": "roar"}
     numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-    kind = dice.choice(("colour", "sound", "count", "repeat"))
-    if kind == "colour":
-        thing = dice.choice(list(colours))
-        return f"What colour is the {thing}?", f"The {thing} is {colours[thing]}."
+    kind = dice.choice(("color", "sound", "count", "repeat"))
+    if kind == "color":
+        thing = dice.choice(list(colors))
+        return f"What colour is the {thing}?", f"The {thing} is {colors[thing]}."
     if kind == "sound":
         animal = dice.choice(list(sounds))
         return f"What does the {animal} say?", f"The {animal} says {sounds[animal]}, {sounds[animal]}!"
     if kind == "count":
         last = dice.randint(2, len(numbers))
         return f"Count to {numbers[last - 1]}.", ", ".join(numbers[:last]) + "."
-    word, times = dice.choice(list(colours)), dice.randint(2, 9)
+    word, times = dice.choice(list(colors)), dice.randint(2, 9)
     return f"Say {word} {numbers[times - 1]} times.", " ".join([word] * times)
 
 

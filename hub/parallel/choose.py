@@ -1,4 +1,4 @@
-"""Choose the distribution strategy of a run, and say why."""
+"""Choose the distribution strategy of a run, with the reason."""
 
 import torch
 
@@ -15,7 +15,7 @@ from hub.system.memory import allowed_memory
 def choose_strategy(
     launch: LaunchConfig, group: Group, weights_bytes: int, trained_fraction: float, compute_dtype: torch.dtype
 ) -> tuple[Replicated, str]:
-    """The strategy of `launch.strategy`, and why.
+    """Return the strategy for `launch.strategy`, and the reason for plan.json.
 
     Args:
         launch: for `strategy` (any but split), `cpu_offload` and `deepspeed_config`.
@@ -43,7 +43,9 @@ def choose_strategy(
         room = allowed_memory(group.device)
         needed = weights_bytes * (1 + 3 * trained_fraction)
         needs = f"weights, gradients and optimizer take {needed / room:.0%} of a GPU"
-        name, why = ("ddp", f"{needs}: each GPU holds all") if needed < 0.7 * room else ("fsdp", f"{needs}: they are sharded")
+        name, why = (
+            ("ddp", f"{needs}, so each GPU has all") if needed < 0.7 * room else ("fsdp", f"{needs}, so they are sharded")
+        )
     if launch.cpu_offload and name == "ddp":
         raise ConfigError("launch.cpu_offload needs a sharded model. Type launch.strategy=fsdp, or leave cpu_offload out")
     if name in ZERO:

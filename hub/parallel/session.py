@@ -53,7 +53,8 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass accumulates in an undefined order
     name = str(dtype).removeprefix("torch.")
     run.write_plan(dtype=name, dtype_because=why, num_processes=group.world, device=_device_name(group.device))
-    run.say(f"arithmetic in {name} ({why}), {group.world} process(es) on {_device_name(group.device)}")
+    processes = "1 process" if group.world == 1 else f"{group.world} processes"
+    run.say(f"arithmetic in {name} ({why}), {processes} on {_device_name(group.device)}")
     return Session(group, accelerator, dtype)
 
 

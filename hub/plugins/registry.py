@@ -178,7 +178,7 @@ class Registry:
         raise PluginError(f"{algorithm.name} has no backend that can run here. {'; '.join(obstacles) or 'None is installed.'}")
 
     def observe(self, hook: str, **values: Any) -> None:
-        """Call a hook of every plugin that implements it. After an error a plugin's hook is not called again; training goes on.
+        """Call a hook of every plugin that implements it. After an error it is not called again, and training continues.
 
         Args:
             hook: `hub_run_start`, `hub_log`, `hub_checkpoint` or `hub_run_end`.

@@ -1,1 +1,1 @@
-"""What a worker does with a recipe. One folder for each task."""
+"""Tasks: what a worker runs on a recipe. Each has its own folder."""

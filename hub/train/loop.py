@@ -1,6 +1,6 @@
-"""The training loop: steps, evaluation, checkpoints, result. Every algorithm trains here; `step.py` has the step itself.
+"""The training loop: steps, evaluation, checkpoints, result. Every algorithm trains here. `step.py` has the step itself.
 
-The samples of step n depend on the seed and on n only, so a run that is stopped and resumed sees what it would have seen.
+The samples of step n depend on the seed and on n only, so a resumed run sees the samples that it would have seen.
 """
 
 import gc
@@ -32,10 +32,10 @@ from hub.train.step import StepOutcome, evaluate, train_step
 from hub.train.tracker import Tracking
 
 MOST_SKIPPED_IN_A_ROW = 3
-"""Steps with NaN or infinity that are passed over before the run is given up."""
+"""Consecutive steps with NaN or infinity after which the run ends. Each of them is skipped."""
 
 NUM_RECENT = 10
-"""Logged steps over which a run's training loss is averaged."""
+"""Number of logged steps over which the reported training loss is averaged."""
 
 
 def fit(setup: Setup, recipe: Recipe) -> Outcome:
@@ -46,10 +46,10 @@ def fit(setup: Setup, recipe: Recipe) -> Outcome:
         recipe: model, objective, how to save.
 
     Returns:
-        What was reached. Equal on all ranks.
+        The outcome of the run. Equal on all ranks.
 
     Raises:
-        ConfigError: the run can't be resumed, the disk has no room for it, or the data is not what the objective needs.
+        ConfigError: the run can't be resumed, the disk has no room for it, or the data does not fit the objective.
         DivergedError: several steps in a row gave NaN or infinity.
     """
     check_units(setup, recipe.objective)
@@ -120,7 +120,7 @@ class _Fit:
             self.run.say(line)
 
     def run_to_end(self) -> Outcome:
-        """All steps that are left, then the model."""
+        """Run the remaining steps, then save the model."""
         self.tracking.start()
         try:
             outcome = self._train()
@@ -142,7 +142,7 @@ class _Fit:
                 count = len(self.data.evaluation)
                 self.progress.say(f"held-out loss before training {self.eval_before:.4f} ({count} samples)")
         stop_request.in_loop = True
-        # What was made until here stays: Python's collector need not go over it again and again while the GPU waits.
+        # Objects made so far live to the end. Frozen, they cost Python's collector no time while the GPU waits.
         gc.collect()
         gc.freeze()
         stopping: int | None = None
@@ -155,7 +155,7 @@ class _Fit:
             if self.done < self.total:
                 checkpoint = self._checkpoint(wait=True)
                 model_path = checkpoint / "model" if checkpoint else None
-            self._tell(self.writer.wait())
+            self._report(self.writer.wait())
         finally:
             gc.unfreeze()
             self.progress.stop()
@@ -164,7 +164,7 @@ class _Fit:
             self.run.write_plan(**seen)
             for line in lines:
                 self.run.say(line)
-            self._tell(self.writer.close())
+            self._report(self.writer.close())
         if self.done == self.total:
             with self.reparametrization.exact():
                 weights = full_weights(self.model, whole=self.session.strategy.whole)
@@ -187,7 +187,7 @@ class _Fit:
         )
 
     def _step(self, step: batches.Step, units: list[Unit]) -> int | None:
-        """One step with all that follows it. Returns the signal that asks to stop, if there is one."""
+        """Run one step: train, log, evaluate, save. Return the signal that asks to stop, if there is one."""
         self.meter.begin()
         rate = self.optimizer.param_groups[0]["lr"]
         counts: dict[str, float] = {}
@@ -233,7 +233,7 @@ class _Fit:
         if last or stopping is not None or "skipped" in metrics or _due(self.done, self.algo.log_every_steps):
             self._log(metrics)
         every = self.algo.save_every_epochs
-        self._tell(self.writer.poll())
+        self._report(self.writer.poll())
         ends_pass = mix.per_pass is not None and step.place + step.size >= mix.per_pass
         epoch_due = every is not None and ends_pass and (step.epoch + 1) % every == 0
         if (epoch_due or _due(self.done, self.algo.save_every_steps)) and not last and stopping is None:
@@ -243,10 +243,10 @@ class _Fit:
         return stopping
 
     def _judge(self, outcome: StepOutcome, units: list[Unit], metrics: dict[str, float]) -> None:
-        """NaN and infinity: the step changed nothing; after a few in a row the run is given up. Spikes are noted.
+        """Check a step for NaN and infinity, which changed no weight, and for a spike of the loss.
 
         Raises:
-            DivergedError: too many in a row. What was reached before them is in a checkpoint.
+            DivergedError: too many such steps in a row. A checkpoint has the weights from before them.
         """
         if outcome.finite:
             self.skipped_in_a_row = 0
@@ -258,7 +258,7 @@ class _Fit:
         self.skipped_in_a_row += 1
         metrics["skipped"] = True
         what = f"loss {outcome.loss}, gradient norm {outcome.grad_norm}"
-        self.progress.say(f"step {self.done} is passed over, the weights stay as they were: {what}")
+        self.progress.say(f"step {self.done} is skipped, the weights stay as they were: {what}")
         if self.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW:
             return
         self._log(metrics)
@@ -271,30 +271,30 @@ class _Fit:
         )
 
     def _keep(self, layout: Layout) -> None:
-        """Remember the layout that got through when memory ran out."""
+        """Keep the layout that fit for the next steps, and log it if memory ran out."""
         before, self.layout = self.layout, layout
         checkpointed, tokens = layout.num_checkpointed, layout.max_tokens
         if checkpointed != before.num_checkpointed:
             self.progress.say(
-                f"out of memory: {checkpointed} layers use activation checkpointing from now on, {before.num_checkpointed} "
-                "did; the step was done again with the same result"
+                f"out of memory: {checkpointed} layers use activation checkpointing from now on instead of "
+                f"{before.num_checkpointed}. The step was retried, with the same result"
             )
             self.run.write_plan(layers_recomputed=checkpointed)
         if tokens != before.max_tokens:
             self.progress.say(
-                f"out of memory at {before.max_tokens} tokens: the step was done again in micro-batches of at most {tokens} "
+                f"out of memory at {before.max_tokens} tokens: the step was retried in micro-batches of at most {tokens} "
                 f"tokens, with the same result. Next time type algo.max_tokens_per_gpu={tokens}"
             )
             self.run.write_plan(max_tokens_per_gpu=tokens, max_tokens_per_gpu_because="memory ran out above it")
 
     def _measure(self) -> float | None:
-        """The held-out loss; None when nothing is held out."""
+        """Return the loss on the evaluation set. None without one."""
         if not self.data.evaluation:
             return None
-        found: float
-        found, layout = evaluate(self.session, self.engine, self.data.evaluation, self.layout, self.criterion)
+        loss: float
+        loss, layout = evaluate(self.session, self.engine, self.data.evaluation, self.layout, self.criterion)
         self._keep(layout)
-        return found
+        return loss
 
     def _log(self, metrics: dict[str, float]) -> None:
         if "skipped" not in metrics:
@@ -307,12 +307,12 @@ class _Fit:
         self._observe("hub_log", run=self.run, step=self.done, metrics=metrics)
 
     def _checkpoint(self, eval_loss: float | None = None, wait: bool = False) -> Path | None:
-        """Begin to write a checkpoint, after the one before is written. A failure is said and training goes on without it.
+        """Start writing a checkpoint, once the previous one is written. A failure is logged, and training continues without it.
 
         Returns:
-            Its folder, if `wait` and it could be written.
+            Its folder, if `wait` is set and it could be written.
         """
-        self._tell(self.writer.wait())
+        self._report(self.writer.wait())
         state = {
             "num_steps": self.total,
             "effective_batch_size": self.batch_size,
@@ -328,21 +328,21 @@ class _Fit:
         }
         with self.reparametrization.exact():
             saved = self.writer.save(self.done, state, wait)
-        self._tell(saved)
+        self._report(saved)
         return saved.path if saved else None
 
-    def _tell(self, saved: Saved | None) -> None:
-        """Say how a save ended that is no longer in flight."""
+    def _report(self, saved: Saved | None) -> None:
+        """Log how a finished save ended. None: no save has finished."""
         if saved is None:
             return
         if saved.path is None:
-            self.progress.say(f"no checkpoint could be written after step {saved.step}: {saved.failure}. Training goes on")
+            self.progress.say(f"no checkpoint could be written after step {saved.step}: {saved.failure}. Training continues")
         else:
             self.progress.say(f"checkpoint {saved.path}")
             self._observe("hub_checkpoint", run=self.run, step=saved.step, path=saved.path)
 
     def _resume(self) -> None:
-        """Go to where the newest whole checkpoint left this run."""
+        """Continue from the newest whole checkpoint."""
         state = resume(self.setup, self.model, self.optimizer, self.source.fingerprint, self.total)
         self.reparametrization.loaded()
         self.source.restore(state["supply"])
@@ -352,7 +352,7 @@ class _Fit:
         self.skipped = state["skipped"]
         self.spikes.restore(state["spikes"])
         if self.algo.max_tokens_per_gpu == AUTO:
-            # Free memory may be another now; other micro-batches would round differently.
+            # Free memory may differ from last time, and other micro-batches would round differently.
             self.layout = replace(self.layout, max_tokens=state["max_tokens"])
         lines = [line for line in read_metrics(self.run.metrics_file) if "skipped" not in line]
         self.recent.extend(line["loss"] for line in lines[-NUM_RECENT:])
@@ -363,7 +363,7 @@ class _Fit:
 
 
 def stop_requested() -> int | None:
-    """The signal that any rank received, so that all stop after the same step."""
+    """Return the signal that any rank received, so that all stop after the same step. None: no signal."""
     number = int(max_over_ranks(stop_request.signal_number or 0))
     return number or None
 

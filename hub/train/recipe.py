@@ -1,4 +1,4 @@
-"""What a backend returns: a model, what training lowers, and how the model is saved. A task runs it.
+"""Recipe: what a backend builds. The model, its objective, and how it is saved. A task runs it.
 
 Authors of algorithms import it from `hub.recipe`.
 """
@@ -26,40 +26,41 @@ Save = Callable[[Any, Path, dict[str, torch.Tensor]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a backend's `build(setup)` returns. The same for every task: training, verifying, planning, evaluating."""
+    """The result of a backend's `build(setup)`. Every task runs on it, such as `train` and `verify`."""
 
     model: torch.nn.Module
-    """The model where `setup.load_model` put it, with `requires_grad` set on what trains."""
+    """The model on the device where `setup.load_model` put it, with `requires_grad` set on what trains."""
 
     save: Save
-    """Writes the model as a user loads it. `weights` are whole tensors on the CPU by name: all of them, or those that train
-    when the model carries adapters. Called on rank 0; for checkpoints in a thread while the model trains, so it must not change
-    the model, nor read what training changes."""
+    """Writes the model as a user loads it. `weights` has unsharded tensors on the CPU by name: all of them, or with adapters
+    only those that train. Called on rank 0. For checkpoints it is called in a thread while the model trains, so it must not
+    change the model, nor read what training changes."""
 
     objective: Objective = field(default_factory=NextToken)
-    """What training lowers, as a function of the log-probabilities of the loss tokens."""
+    """The value that training lowers, as a function of the log-probabilities of the loss tokens."""
 
     loss: Loss = causal_lm_loss
-    """How a micro-batch's weighted negative log-likelihood is computed. Another one only where a library brings its own."""
+    """Computes a micro-batch's weighted negative log-likelihood. Set it only if the model's library brings its own loss."""
 
     log_probabilities: Loss | None = None
-    """With a `loss` of the library's own: the log-probability of each loss token (n,), for objectives that depend on them."""
+    """Only with a `loss` of the library: computes the log-probability of each loss token, (n,). Preference and reinforcement
+    learning objectives need it."""
 
     reparametrization: Reparametrization | None = None
-    """How the model's weights follow from what trains. None: they are what trains."""
+    """Computes the model's weights from the trained parameters. None: the weights themselves train."""
 
     kernels: ExternalKernels | None = None
-    """What the model's library has put into it, so that the hub adds nothing of its own. None: the hub does."""
+    """Kernels that the model's library has installed. Then the hub adds none. None: the hub adds its own."""
 
     finish: Callable[[Outcome], None] = lambda outcome: None
-    """Called on all ranks after training, once the model is saved."""
+    """Called on all ranks after training, when the model is saved."""
 
     @property
     def criterion(self) -> Criterion:
-        """The objective, and how the model's passes compute it.
+        """Return the objective, and how the model's passes compute it.
 
         Raises:
-            PluginError: the objective depends on log-probabilities, and the library's loss gives none.
+            PluginError: the objective depends on log-probabilities, and the library's loss does not give them.
         """
         own = self.loss is not causal_lm_loss
         if own and self.log_probabilities is None and self.objective.depends_on_values:
@@ -71,7 +72,7 @@ class Recipe:
 
 
 def check_units(setup: Setup, objective: Objective) -> None:
-    """Check that the data has what the objective trains on.
+    """Check that the data has the samples that the objective needs.
 
     Raises:
         DataError: a row has other samples than the objective needs.

@@ -3,7 +3,7 @@
 A micro-batch's loss is the weighted sum of its tokens' negative log-likelihoods over the objective's divisor, which counts the
 whole step, over all ranks and micro-batches. Gradients are summed over micro-batches first and over ranks once, after every
 rank has reported that its passes fit into memory. So a rank that runs out of memory leaves no other waiting, and the step is
-done again with more checkpointed layers, or in smaller micro-batches.
+retried with more checkpointed layers, or in smaller micro-batches.
 """
 
 import math
@@ -24,28 +24,28 @@ from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
 from hub.train.losses.objective import NextToken, Objective, token_weights
 
-NEEDED_BY_ONE = (
+NO_SMALLER_LAYOUT = (
     "which the longest sample needs. Type algo.gradient_checkpointing=all algo.activation_offload=all, a smaller "
     f"data.max_seq_len, or algo={QUANTIZED_ADAPTERS}"
 )
 
-NEEDED_BY_THE_OPTIMIZER = (
+OPTIMIZER_OUT_OF_MEMORY = (
     "out of memory in the optimizer's step: there is no room for its state. Type algo.optimizer=adamw_8bit, "
     f"algo={ADAPTERS}, or launch.strategy=fsdp on several GPUs"
 )
 
 EVALUATION_CHUNK = 64
-"""Units of each rank that an evaluation takes at a time."""
+"""Number of units on each rank that an evaluation splits into micro-batches at once."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """What is lowered, and how the model's passes compute it."""
+    """An objective, and how the model's passes compute it."""
 
     objective: Objective = field(default_factory=NextToken)
     loss: Loss = causal_lm_loss
     log_probabilities: Loss = token_log_probabilities
-    """A model and a micro-batch to the log-probability of each of its loss tokens, (n,), without gradient."""
+    """Function of a model and a micro-batch: the log-probability of each of its loss tokens, (n,), without gradient."""
 
     @property
     def needs_values(self) -> bool:
@@ -54,7 +54,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step was. Equal on all ranks."""
+    """The outcome of one step. Equal on all ranks."""
 
     loss: float
     """The objective's mean over the whole step; cross entropy per loss token in nats for next-token training."""
@@ -63,11 +63,11 @@ class StepOutcome:
     """Norm of the gradient before clipping."""
 
     layout: Layout
-    """The layout that fit: smaller than the one asked for when memory ran out."""
+    """The layout that fit. Smaller than the one asked for if memory ran out."""
 
     @property
     def finite(self) -> bool:
-        """False when the loss or a gradient was NaN or infinite; the weights were left alone then."""
+        """Whether loss and gradients are finite. If not, no weight changed."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
@@ -82,18 +82,18 @@ def train_step(
     shrink: Shrink = Layout.halved,
     on_cpu_during_step: Callable[[Layout], None] = lambda layout: None,
 ) -> StepOutcome:
-    """One optimizer step on the same units on every rank. Weights stay as they are when a number is not finite.
+    """Run one optimizer step on the same units on every rank. Weights stay as they are if a number is not finite.
 
     Args:
         session: device, arithmetic, processes.
         model: in training mode.
         optimizer: of the weights that train.
-        units: of the step.
-        layout: how it is split.
-        max_grad_norm: bound of the gradient's norm. None: none.
-        criterion: what is lowered.
+        units: units of the step.
+        layout: how the step is split.
+        max_grad_norm: bound of the gradient's norm. None: no clipping.
+        criterion: the objective.
         shrink: makes a layout that takes less memory, when memory runs out.
-        on_cpu_during_step: called once while the device works, with the layout that fit, for what the CPU has to do anyway.
+        on_cpu_during_step: work for the CPU, called once with the layout that fit, while the device is busy.
 
     Raises:
         ModelError: memory runs out even with the longest sample alone, or in the optimizer.
@@ -110,11 +110,11 @@ def train_step(
     loss_sum, layout = retry_on_oom(attempt, samples_of(units), layout, session.strategy.recovers_memory, shrink)
     on_cpu_during_step(layout)
     try:
-        found, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum if step_loss is None else step_loss)
+        total, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum if step_loss is None else step_loss)
     except torch.OutOfMemoryError:
-        raise ModelError(NEEDED_BY_THE_OPTIMIZER) from None  # half of the weights may have changed: not to be done again
+        raise ModelError(OPTIMIZER_OUT_OF_MEMORY) from None  # half of the weights may have changed, so no retry
     optimizer.zero_grad(set_to_none=True)
-    return StepOutcome(found / criterion.objective.divisor(members(units)), norm, layout)
+    return StepOutcome(total / criterion.objective.divisor(members(units)), norm, layout)
 
 
 def accumulate_gradients(
@@ -125,19 +125,18 @@ def accumulate_gradients(
     criterion: Criterion,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Leave this rank's part of the gradient of the step's mean loss in the weights.
+    """Add this rank's part of the gradient of the step's mean loss to the weights' `.grad`. The caller reduces over ranks.
 
     Args:
         session: device, arithmetic, processes.
         model: in training mode.
-        units: of the step.
-        layout: how it is split.
-        criterion: what is lowered.
-        weights: (T,) of all loss tokens of the step, see `weigh`. None: all are 1.
+        units: units of the step.
+        layout: how the step is split.
+        criterion: the objective.
+        weights: (T,) weights of all loss tokens of the step, see `weigh`. None: all are 1.
 
     Returns:
-        This rank's weighted sum of losses: a scalar on the device, float64, not waited for. The gradients of all ranks are
-        still to be summed.
+        This rank's weighted sum of losses: a scalar on the device, float64. It may still be computing.
     """
     divisor = criterion.objective.divisor(members(units))
     samples = samples_of(units)
@@ -160,9 +159,9 @@ def log_probabilities(
     criterion: Criterion,
     shrink: Shrink = Layout.halved,
 ) -> tuple[torch.Tensor, Layout]:
-    """The log-probability of each loss token of a step, sample after sample, without gradient. Equal on all ranks.
+    """Compute the log-probability of each loss token of a step, sample after sample, without gradient. Equal on all ranks.
 
-    The random generators are as before afterwards: dropout in the pass with gradient draws the same masks.
+    The random generators' states are restored afterwards, so dropout draws the same masks in the pass with gradient.
 
     Returns:
         (T,) float64 on the CPU, and the layout that fit.
@@ -172,30 +171,30 @@ def log_probabilities(
     devices = [session.device] if session.device.type == "cuda" else []
 
     def attempt(smaller: Layout) -> torch.Tensor:
-        found = torch.zeros(num_tokens, dtype=torch.float64, device=session.device)
+        values = torch.zeros(num_tokens, dtype=torch.float64, device=session.device)
         with torch.random.fork_rng(devices):
             for batch in smaller.micro_batches(samples, session.group.rank, session.group.world):
                 places = token_places(batch, samples)
                 with session.autocast():
-                    found[places.to(session.device)] = criterion.log_probabilities(model, batch.to(session.device)).double()
-        return found
+                    values[places.to(session.device)] = criterion.log_probabilities(model, batch.to(session.device)).double()
+        return values
 
-    found, layout = retry_on_oom(attempt, samples, layout, session.strategy.recovers_memory, shrink)
-    return found.cpu(), layout
+    summed, layout = retry_on_oom(attempt, samples, layout, session.strategy.recovers_memory, shrink)
+    return summed.cpu(), layout
 
 
 def weigh(
     objective: Objective, units: Sequence[Unit], values: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The summed loss of a step, and the weight of each of its loss tokens.
+    """Compute the summed loss of a step, and the weight of each of its loss tokens.
 
     Args:
-        objective: what is lowered.
-        units: of the step.
+        objective: what training lowers.
+        units: units of the step.
         values: (T,) log-probabilities of the loss tokens. None: the objective does not depend on them.
 
     Returns:
-        Scalar and (T,). None and None when the weights are all 1: the backward pass gives the sum then.
+        Scalar and (T,). None and None if all weights are 1. Then the passes give the sum.
     """
     if values is None:
         return None, None
@@ -203,7 +202,7 @@ def weigh(
 
 
 def token_places(batch: MicroBatch, samples: Sequence[Sample]) -> torch.Tensor:
-    """Where a micro-batch's loss tokens stand among all of the step, sample after sample. (n,) int64."""
+    """Return the indices of a micro-batch's loss tokens among those of the step, sample after sample. (n,) int64."""
     ends = list(accumulate(num_loss_tokens(sample) for sample in samples))
     spans = [torch.arange(ends[i] - num_loss_tokens(samples[i]), ends[i]) for i in batch.samples]
     return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
@@ -213,7 +212,7 @@ def token_places(batch: MicroBatch, samples: Sequence[Sample]) -> torch.Tensor:
 def evaluate(
     session: Session, model: torch.nn.Module, units: Sequence[Unit], layout: Layout, criterion: Criterion
 ) -> tuple[float, Layout]:
-    """The objective's mean over all units, in evaluation mode. Equal on all ranks, and for any layout.
+    """Compute the objective's mean over all units, in evaluation mode. Equal on all ranks, and for any layout.
 
     Returns:
         The loss, and the layout that fit.
@@ -248,7 +247,7 @@ def _sum_of_losses(
 
 
 def members(units: Sequence[Unit]) -> list[tuple[Sample, ...]]:
-    """The samples of each unit."""
+    """Return the samples of each unit."""
     return [unit.samples for unit in units]
 
 
@@ -262,19 +261,18 @@ def retry_on_oom(
     """Run something that may run out of memory, and retry it with a smaller layout until it fits on all ranks.
 
     Args:
-        attempt: does it on this rank without talking to the others; can be repeated. Returns a tensor on its device, of
-            the same shape on all ranks.
-        samples: what it works on.
+        attempt: computes this rank's tensor, of the same shape on all ranks. Without communication, and repeatable.
+        samples: the samples that it computes on.
         layout: the layout to begin with.
-        recovers: whether a rank may leave a pass half done. Not when the ranks all-gather layers during it.
+        recovers: whether a rank may stop in the middle of a pass. Not if ranks all-gather layers during it.
         shrink: makes a layout that takes less memory, given the tokens of the longest sample. None if there is none.
 
     Returns:
-        The sum of the ranks' tensors, and the layout that fit. What the device still has to do is not waited for.
+        The sum of the ranks' tensors, and the layout that fit. The device may still be computing the sum.
 
     Raises:
         ModelError: memory runs out even with the longest sample alone.
-        NoMemoryError: it runs out, and this rank can't leave the pass without the others waiting for it.
+        NoMemoryError: it runs out where this rank can't stop without leaving the others waiting.
     """
     while True:
         mine: torch.Tensor | None = None
@@ -283,13 +281,13 @@ def retry_on_oom(
         if mine is None and not recovers:
             smaller = layout.halved(max(len(sample) for sample in samples))
             if smaller is None:
-                raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NEEDED_BY_ONE}")
+                raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NO_SMALLER_LAYOUT}")
             raise NoMemoryError(
                 f"out of memory with micro-batches of {layout.max_tokens} tokens. "
                 f"Type algo.max_tokens_per_gpu={smaller.max_tokens} resume=latest",
                 smaller.max_tokens,
             )
-        # The exception, which holds on to the tensors of the failed pass, is gone here.
+        # The exception references the tensors of the failed pass. Here it is freed.
         (num_out,) = sum_over_ranks(float(mine is None))
         if mine is not None and not num_out:
             return summed_over_ranks(mine), layout
@@ -297,5 +295,5 @@ def retry_on_oom(
             torch.cuda.empty_cache()
         smaller = shrink(layout, max(len(sample) for sample in samples))
         if smaller is None:
-            raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NEEDED_BY_ONE}")
+            raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NO_SMALLER_LAYOUT}")
         layout = smaller

@@ -1,4 +1,4 @@
-"""The command line as its users see it. In this process wherever no worker is needed."""
+"""The command line as its users see it, in this process unless a test needs workers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Every preset that is shipped: it composes, and is what its name says."""
+"""Every shipped preset composes, and is the model that its name says."""
 
 from collections import Counter
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_a_preset_composes_with_every_algorithm_without_problems(group, name):
     for algorithm in [*ALGORITHMS, *PRESETS_OF_ALGORITHMS]:
         wanted = {"algo": algorithm, "model": "tiny", "data": "tiny", group: name}
         cfg = compose(*(f"{key}={value}" for key, value in wanted.items()))
-        # A pre-quantised model is for adapters that are not quantised once more: two refusals that are meant.
+        # A pre-quantized model is for adapters without a second quantization: two refusals are expected.
         refused = [line for line in cfg.problems() if cfg.model.quantization is None]
         assert refused == []
 

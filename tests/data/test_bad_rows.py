@@ -1,4 +1,4 @@
-"""Everything that a data file can have wrong: one clear line with the place, or left out and counted when that is asked."""
+"""Errors in data files: one clear line with the place, or with `data.on_bad_row=skip` left out and counted."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The doctor finds what was put into the data, and says where."""
+"""The doctor reports problems that were put into the data, with their places."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a row gives: samples, whole, cut or joined, or the reason why none."""
+"""The samples of a row: whole, cut or joined, or the reason why there are none."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Shares are exact: fractions are compared, never floating point."""
+"""Proportions of a mix are exact: fractions are compared, never floating point."""
 
 import random
 from fractions import Fraction

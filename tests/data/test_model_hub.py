@@ -1,4 +1,4 @@
-"""A dataset of the model hub, from a server that answers as the hub does: parts, splits, streams, and what is not there."""
+"""A dataset of the model hub, from a stand-in for its server: files, splits, streams, and missing ones."""
 
 import hashlib
 import json

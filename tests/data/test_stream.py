@@ -1,4 +1,4 @@
-"""Streams: which rows come in which order, where they go on, what is held in memory."""
+"""Streams: the order of rows, where a resumed one continues, and the memory."""
 
 import json
 from itertools import islice

@@ -1,4 +1,4 @@
-"""The trained tokens are the assistant's turns with their end-of-turn token, in templates of every manner."""
+"""The trained tokens are the assistant's turns with their end-of-turn token, in templates of many kinds."""
 
 import json
 

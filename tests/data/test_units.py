@@ -1,4 +1,4 @@
-"""Rows with several samples: one unit from the file to the step, whatever way it takes."""
+"""Rows with several samples: one unit from the file to the step, in memory, from the cache and in streams."""
 
 import json
 import os
@@ -390,7 +390,7 @@ def test_the_fingerprint_tells_units_from_their_samples_and_roles_apart(tokenize
         [Group((*first.samples, *units[1].samples), first.where), *units[2:]],
         units[::-1],
     ]
-    # A sample that is a unit is told by its tokens and mask alone, as ever.
+    # A sample that is a unit is identified by its tokens and mask alone.
     assert fingerprint(others[1]) == fingerprint(others[2])
     assert len({fingerprint(each) for each in others}) == len(others) - 1
     assert fingerprint(units) == fingerprint(list(units))

@@ -1,4 +1,4 @@
-"""A checkpoint of a GPU's state: the copy runs beside the next pass, and holds what was there at the save."""
+"""A checkpoint of a GPU's state: the copy overlaps with the next pass, and has the values from the time of the save."""
 
 import torch
 from accelerate import Accelerator

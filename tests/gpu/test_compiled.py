@@ -1,4 +1,4 @@
-"""Compiled layers on a GPU: nothing is compiled after the first step, whatever the lengths."""
+"""Compiled layers on a GPU: nothing is compiled after the first step, for any lengths."""
 
 import json
 

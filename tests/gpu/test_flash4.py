@@ -1,4 +1,4 @@
-"""flash-attn-4 on a GPU that it is made for: against plain attention in float64, compiled, and in a run."""
+"""flash-attn-4 on a GPU that it supports: compared with plain attention in float64, compiled, and in a run."""
 
 import json
 from importlib.util import find_spec

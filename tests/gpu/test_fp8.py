@@ -1,4 +1,4 @@
-"""Layers in fp8 on a GPU, frozen and learning: torch's products beside exact sums of the same numbers, compiled, in a run."""
+"""Layers in fp8 on a GPU, frozen and trained: torch's products compared with exact sums, compiled layers, and a run."""
 
 import json
 

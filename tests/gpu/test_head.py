@@ -1,4 +1,4 @@
-"""The loss kernel on a GPU, against cross entropy of whole logits in float64."""
+"""The loss kernel on a GPU, compared with cross entropy of all logits in float64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Weights in bfloat16 on a GPU: one kernel for each weight, that rounds as the plain operations do and takes no memory."""
+"""Weights in bfloat16 on a GPU: one kernel for each weight, which rounds like the plain operations and allocates no memory."""
 
 import json
 

@@ -55,13 +55,13 @@ def test_training_learns_and_the_result_loads(tmp_path, options):
 
 def test_a_model_that_is_stored_in_4_bit_trains_by_lora(tmp_path):
     folder = tiny_model(tmp_path / "full")
-    quantised = tmp_path / "quantised"
+    quantized = tmp_path / "quantized"
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map={"": 0}).save_pretrained(quantised)
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map={"": 0}).save_pretrained(quantized)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (folder / name).exists():
-            (quantised / name).write_bytes((folder / name).read_bytes())
-    result = train(tmp_path, "algo=lora_sft", f"model.path={quantised}", "model.quantization=bnb-4bit")
+            (quantized / name).write_bytes((folder / name).read_bytes())
+    result = train(tmp_path, "algo=lora_sft", f"model.path={quantized}", "model.quantization=bnb-4bit")
     assert result.eval_loss < result.eval_loss_before
 
 

@@ -68,7 +68,7 @@ def native(place) -> Path:
 
 
 def from_step_2(place: Path, folder: Path, name: str) -> Path:
-    """A copy of a run as it was after step 2, so that a run goes on with the same adapters."""
+    """Copy a run as it was after step 2, so that a resumed run has the same adapters."""
     copy = place / "runs" / name
     shutil.copytree(folder, copy)
     shutil.rmtree(copy / "model")
@@ -161,7 +161,7 @@ def probe(setup, recipe):
     wanted = gradient(*[pack([part]) for part in parts])
     ways = {"packed": [pack(parts)], "two rows": [pack(parts[:2]), pack(parts[2:])], "padded": [pad(parts, 0)]}
     differences = {name: apart(gradient(*batches), wanted) for name, batches in ways.items()}
-    # A neighbour without loss must not matter, and a batch without loss gives a zero that has a gradient path.
+    # A neighbor without loss must not matter, and a batch without loss gives a zero that has a gradient path.
     differences["beside another"] = apart(gradient(pack([none, parts[2]])), gradient(pack([parts[2]])))
     for make in (pack, lambda samples: pad(samples, 0)):
         total, flat = gradient(make([none]))

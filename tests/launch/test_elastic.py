@@ -1,4 +1,4 @@
-"""How long worker processes may take to end after a signal. They are real ones, of a backend that heeds no signal."""
+"""How long worker processes may take to end after a signal. The processes are real, of a backend that ignores signals."""
 
 import json
 import os

@@ -179,7 +179,7 @@ def ask(cache: Path, *, endpoint: str = "", offline: bool = False, **model: str)
     environment |= {"HF_ENDPOINT": endpoint} if endpoint else {}
     environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
     command = [sys.executable, "-c", code, json.dumps(model)]
-    # The limit is what a person would wait at most; the client alone goes on for minutes.
+    # The limit is the longest that a user would wait. The client alone retries for minutes.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout

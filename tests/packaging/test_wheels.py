@@ -1,6 +1,6 @@
-"""Builds the wheels, installs them with plain pip into an empty environment, and uses them there as a user does.
+"""Builds the wheels, installs them with plain pip into an empty environment, and uses them there like a user.
 
-Takes minutes and a package index, so it runs only when it is named: `pytest tests/packaging`.
+It needs minutes and a package index, so it runs only if named: `pytest tests/packaging`.
 """
 
 import json
@@ -81,7 +81,7 @@ def test_a_wheel_holds_its_package_with_conf_and_nothing_else(wheels):
         assert held == expected, name
 
 
-def test_licence_and_entry_points_are_in_the_wheels(wheels):
+def test_license_and_entry_points_are_in_the_wheels(wheels):
     for name, wheel in wheels.items():
         with zipfile.ZipFile(wheel) as archive:
             text = {

@@ -1,4 +1,4 @@
-"""Trains, saves and loads a small model that is shared out over the ranks. Started by test_shares.py.
+"""Trains, saves and loads a small model that is sharded over the ranks. Started by test_sharded_tensors.py.
 
 python -m torch.distributed.run --nproc-per-node=4 sharded.py FOLDER save|load|fail
 """

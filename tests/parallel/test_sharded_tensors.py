@@ -1,4 +1,4 @@
-"""Where ranks share a model out, each writes its own shares; any other number of ranks reads them, and so does torch."""
+"""Checkpoints of sharded models: each rank writes its own shards. Any number of ranks can read them, and so can torch."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Two processes that share out one model, over gloo: the same run as one process that holds all of it."""
+"""Two processes that shard one model, over gloo: the same run as one process that has all of it."""
 
 import json
 import os

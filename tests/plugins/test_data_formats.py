@@ -1,4 +1,4 @@
-"""A plugin's format of data with several samples a row: what its roles may be."""
+"""A plugin's data format with several samples per row: which roles are allowed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every hook is documented with its signature, and called in real runs with what its documentation says."""
+"""Every hook is documented with its signature, and called in real runs with the documented arguments."""
 
 import inspect
 import json
@@ -142,7 +142,7 @@ def test_observers_see_a_run_in_order(completed):
     run = Path(start.pop("run"))
     assert start == {"hook": "hub_run_start", "steps": 3, "plan": True}
     losses = {line["step"]: line["loss"] for line in Result.read(run / "result.json").metrics}
-    # A checkpoint is told of when it is there: written beside training, that may be some steps later.
+    # A checkpoint is reported when it is complete. It is written during training, so that may be some steps later.
     saved = {"hook": "hub_checkpoint", "step": 2, "path": "checkpoints/step-00000002", "whole": True}
     assert middle.index(saved) > 0
     middle.remove(saved)

@@ -1,4 +1,4 @@
-"""Hostile fixtures: each tries to make a file, the canary, that must never appear."""
+"""Hostile fixtures: each tries to create a file, the canary, which must never exist."""
 
 import shutil
 from pathlib import Path

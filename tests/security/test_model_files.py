@@ -1,4 +1,4 @@
-"""A model's folder runs no code and leads nowhere else, whatever lies in it."""
+"""A model's folder runs no code and leads to no other folder, whatever files it has."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A chat template is a program out of the model's folder: it reaches nothing, and it ends."""
+"""A chat template is a program from the model's folder: it has access to nothing, and it ends."""
 
 import json
 import resource
@@ -23,7 +23,7 @@ def tokens():
 
 
 def refusal(tokens, template: str, content: str = "Hi") -> str:
-    """What is said about a conversation whose first message is `content`."""
+    """Return the error for a conversation whose first message is `content`."""
     tokens.chat_template = template
     turns = [{"role": "user", "content": content}, TURNS[1]]
     conversation = convert(Row({"messages": turns}, "chats.jsonl", 1), "messages")

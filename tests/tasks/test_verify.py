@@ -112,7 +112,7 @@ def test_a_broken_loop_fails_with_one_line(hub, tmp_path, monkeypatch, broken, w
     said = hub(*RUN, "algo=sft", "launch=inline")
     assert said.code == 1
     assert len(said.problems) == 1
-    assert re.match(f"does not hold: {words}", said.problems[0]), said.problems
+    assert re.match(f"check failed: {words}", said.problems[0]), said.problems
     assert not verified(tmp_path)["holds"]
     assert json.loads((tmp_path / "runs" / "latest" / "result.json").read_text())["status"] == "failed"
 
@@ -121,10 +121,10 @@ def test_packing_that_leaks_fails_the_isolation_of_the_users_samples(hub, monkey
     monkeypatch.setattr(measure.collate, "pack", leaking)
     said = hub(*RUN, "algo=sft", "launch=inline")
     assert said.code == 1
-    assert said.problems[0].startswith("does not hold: isolation: one packed sample is changed")
+    assert said.problems[0].startswith("check failed: isolation: one packed sample is changed")
 
 
-def test_a_step_that_runs_out_of_memory_is_compared_as_it_got_through(hub, monkeypatch):
+def test_a_step_that_runs_out_of_memory_is_compared_in_the_layout_that_fit(hub, monkeypatch):
     def little_memory(model, batch):
         if batch.input_ids.numel() > 400:
             raise torch.OutOfMemoryError("no room")
@@ -133,14 +133,14 @@ def test_a_step_that_runs_out_of_memory_is_compared_as_it_got_through(hub, monke
     monkeypatch.setattr(hub_sft.recipe, "Recipe", partial(Recipe, loss=little_memory))
     said = hub(*RUN, "algo=sft", "algo.effective_batch_size=16", "launch=inline")
     assert said.code == 0, said.err
-    assert "memory ran out and it was done again in at most" in said.out
+    assert "loss tokens, retried with at most" in said.out
 
 
 def test_a_mistake_that_goes_unnoticed_fails_the_proof(hub, monkeypatch):
     monkeypatch.setattr(measure, "FLOOR", {("cpu", torch.float32): 0.02})
     said = hub(*RUN, "algo=sft", "launch=inline")
     assert said.code == 1
-    assert "mistakes: the count of loss tokens is off by one: NOT noticed" in said.err
+    assert "mistakes: the count of loss tokens is off by one: NOT detected" in said.err
 
 
 def test_a_loss_of_the_algorithms_own_is_its_own_reference(hub, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Weights, gradients and moments in bfloat16: small steps add up, and a run is the same however it is cut or stopped."""
+"""Weights, gradients and moments in bfloat16: small steps add up, and a run is the same in any layout and after a resume."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_chance_is_even_and_new_in_each_step_and_for_each_weight():
         moved += [weight.detach() < 1 for weight in weights]
     assert all(abs(one.double().mean() - 0.25) < 0.01 for one in moved)
     for i, one in enumerate(moved):
-        # Of neighbours, and of two draws, as many as independent ones have.
+        # Of neighbors, and of two draws, as many as independent ones have.
         assert abs((one[1:] & one[:-1]).double().mean() - 1 / 16) < 0.01
         assert all(abs((one & other).double().mean() - 1 / 16) < 0.01 for other in moved[:i])
 

@@ -1,4 +1,4 @@
-"""What the loop does when a step goes wrong: memory, NaN, spikes, an evaluation that does not fit."""
+"""The loop when a step fails: out of memory, NaN, spikes, an evaluation that does not fit."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def test_layers_are_checkpointed_before_micro_batches_get_smaller_when_memory_ru
     assert plans[0]["layers_recomputed"] == 0
     assert plans[1]["layers_recomputed"] == plans[1]["num_layers"]
     assert plans[1]["max_tokens_per_gpu"] == plans[0]["max_tokens_per_gpu"]
-    assert f"{plans[1]['num_layers']} layers use activation checkpointing from now on, 0 did" in capsys.readouterr().out
+    assert f"{plans[1]['num_layers']} layers use activation checkpointing from now on instead of 0" in capsys.readouterr().out
 
 
 def test_a_sample_that_does_not_fit_alone_ends_the_run_with_what_to_type(tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_a_write_that_fails_in_the_background_is_said_and_training_goes_on(tmp_p
 
     monkeypatch.setattr(save, "seal", full)
     result = train(tmp_path, "algo.save_every_steps=2")
-    assert "no checkpoint could be written after step 2: [Errno 28] No space left on device. Training goes on" in (
+    assert "no checkpoint could be written after step 2: [Errno 28] No space left on device. Training continues" in (
         capsys.readouterr().out
     )
     assert sorted(path.name for path in (result.run_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]

@@ -1,4 +1,4 @@
-"""What a tracker gets of a run, and what it learns of its end. No network: wandb is offline, mlflow has a store in a file."""
+"""The metrics and the final status that a tracker gets. No network: wandb is offline, mlflow has a store in a file."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ def run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stopped_and_resumed(run, tmp_path, monkeypatch):
-    """Runs until a signal after the second step, and then goes on to the end. Between the two `look` is called."""
+    """Run until a signal after the second step, then resume to the end. Between the two `look` is called."""
 
     def start(tool: str, look=lambda: None) -> None:
         steps = iter(range(1, 100))

@@ -1,4 +1,4 @@
-"""Stands in for the interpreter: has `server.py` fork what is to be run, and lives as long as that does.
+"""Stand-in for the interpreter: asks `server.py` to fork a process for a command, and lives as long as that process.
 
 Written into an executable file with the address of the server and the real interpreter, see conftest.py at the top.
 """

@@ -1,12 +1,12 @@
-"""The numbers of one run."""
+"""The figures of one run."""
 
 import statistics
 from typing import Any
 
 
-def figures(found: dict[str, Any]) -> dict[str, float]:
-    """The numbers of one run."""
-    strict, containing, text = found["strict"], found["containing"], found["text_loss"]
+def figures(result: dict[str, Any]) -> dict[str, float]:
+    """Compute the figures of a run from its measurements after each task."""
+    strict, containing, text = result["strict"], result["containing"], result["text_loss"]
     num = len(strict[0])
     values = {"end": statistics.mean(strict[-1]), "contains": statistics.mean(containing[-1]), "text": text[-1] - text[0]}
     if len(strict) == num:
@@ -18,8 +18,8 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
     return values
 
 
-def in_words(found: dict[str, Any]) -> str:
-    """One line of them, for a run or a search that has ended."""
-    if "strict" not in found:
-        return f"held-out loss {found['loss']:.4f}" if found["loss"] is not None else "the loss is not a number"
-    return ", ".join(f"{name} {value:.3f}" for name, value in figures(found).items())
+def in_words(result: dict[str, Any]) -> str:
+    """Format the figures of a completed run or search as one line."""
+    if "strict" not in result:
+        return f"held-out loss {result['loss']:.4f}" if result["loss"] is not None else "the loss is not a number"
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures(result).items())

@@ -1,4 +1,4 @@
-"""One run, in a process of its own: a search for a learning rate on the first task, or the way through all tasks."""
+"""One job in a separate process: the search for a learning rate on the first task, or training on all tasks in order."""
 
 import gc
 import json
@@ -16,7 +16,7 @@ from continual.study import DOCUMENT_TOKENS, Study, as_rows, chosen, rows_of, wr
 from hub import DivergedError, run
 
 MOST_REPLAYED = 0.8
-"""Share of a task's tokens that rows of earlier tasks may take: room for new ones must be left."""
+"""Maximum fraction of a task's tokens that rows of earlier tasks may take. The rest is for new ones."""
 
 
 def train(study: Study, method: Method, model: str, data: str, rate: float, seed: int, folder: Path, **options: Any) -> Any:
@@ -25,7 +25,7 @@ def train(study: Study, method: Method, model: str, data: str, rate: float, seed
 
     algo, own = method.of_the_hub()
     if torch.cuda.is_available():
-        # Room enough for a whole batch of short samples, also beside other runs on the same GPU.
+        # Enough for a whole batch of short samples, and small enough for several runs on the same GPU.
         own |= {"max_tokens_per_gpu": 8192, "gradient_checkpointing": "none"}
     return run(
         algo, model=model, data=data, learning_rate=rate, seed=seed, num_epochs=method.options.get("epochs", study.epochs),
@@ -49,7 +49,7 @@ def search(study: Study, method: Method, rate: float, folder: Path) -> dict[str,
 
 
 def protection(study: Study, method: Method, folder: Path, earlier: list[str], model: str, seed: int) -> dict[str, Any]:
-    """Options that say what is to be kept: rows of earlier tasks, and general text."""
+    """Return the options for the protected data: rows of earlier tasks, and general text."""
     from transformers import AutoTokenizer
 
     if method.by_covariances and earlier:
@@ -64,21 +64,21 @@ def protection(study: Study, method: Method, folder: Path, earlier: list[str], m
 
 
 def through_all_tasks(study: Study, method: Method, rate: float, seed: int, folder: Path) -> dict[str, Any]:
-    """Learn the tasks one after the other, and measure after each."""
+    """Train on the tasks one after another, and measure after each."""
     import torch
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(study.model)
     names, model = list(study.tasks), study.model
-    found: dict[str, Any] = {"strict": [], "containing": [], "text_loss": [], "train_loss": [], "tokens": []}
+    result: dict[str, Any] = {"strict": [], "containing": [], "text_loss": [], "train_loss": [], "tokens": []}
 
     def measure(also_tasks: bool = True) -> None:
         network = load(model)
-        found["text_loss"].append(text_loss(study, tokenizer, network))
+        result["text_loss"].append(text_loss(study, tokenizer, network))
         if also_tasks:
             strict, containing = accuracies(study, tokenizer, network)
-            found["strict"].append(strict)
-            found["containing"].append(containing)
+            result["strict"].append(strict)
+            result["containing"].append(containing)
 
     measure(also_tasks=method.kind == "untrained")
     for number, task in enumerate(names if method.kind != "untrained" else []):
@@ -90,27 +90,27 @@ def through_all_tasks(study: Study, method: Method, rate: float, seed: int, fold
         if method.protects_data:
             options |= protection(study, method, folder, names[:number], model, seed)
         if method.kind == "osft" and number:
-            options["cache"] = False  # nobody will ask for the directions of these weights again
+            options["cache"] = False  # the directions of these weights are used only once
         data = write_rows(folder / f"train-{task}.jsonl", as_rows(rows))
-        result = train(study, method, model, data, rate, seed, folder, **options)
-        before, model = model, str(result.model_path)
+        trained = train(study, method, model, data, rate, seed, folder, **options)
+        before, model = model, str(trained.model_path)
         if method.kind == "lora_sft":
             model = merged(model, folder / f"merged-{task}")
         if number:
             remove(before)
-        found["train_loss"].append(result.train_loss)
-        found["tokens"].append(round(sum(tokens) * method.options.get("epochs", study.epochs)))
+        result["train_loss"].append(trained.train_loss)
+        result["tokens"].append(round(sum(tokens) * method.options.get("epochs", study.epochs)))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         measure()
-    return found
+    return result
 
 
 def with_replay(
     study: Study, method: Method, tokenizer: Any, rows: list[Any], tokens: list[int], earlier: list[str], seed: int
 ) -> tuple[list[Any], list[int]]:
-    """Rows of earlier tasks, and as many new ones as make the same number of tokens."""
+    """Return rows of earlier tasks, and as many new ones as keep the number of tokens."""
     old = [row for task in earlier for row in chosen(study, task, method.protect, seed)]
     random.Random(seed).shuffle(old)
     old_tokens = [len(tokenizer.apply_chat_template(row, return_dict=True)["input_ids"]) for row in old]
@@ -120,12 +120,12 @@ def with_replay(
 
 
 def num_within(tokens: list[int], bound: float) -> int:
-    """How many of the first rows have no more tokens than that together."""
+    """Return how many of the first rows have at most `bound` tokens in total."""
     return sum(total <= bound for total in accumulate(tokens))
 
 
 def merged(adapter: str, folder: Path) -> str:
-    """A dense model with the adapter in it."""
+    """Merge an adapter into its base model, and save the dense model."""
     import torch
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
@@ -143,7 +143,7 @@ def remove(model: str) -> None:
 
 
 def one_job(text: str) -> None:
-    """What a child process does."""
+    """Run the job that a child process gets as JSON."""
     asked = json.loads(text)
     study, method, target = Study(**asked["study"]), Method(asked["method"]), Path(asked["file"])
     begun = time.monotonic()
@@ -151,11 +151,11 @@ def one_job(text: str) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".run-") as name:
         folder = Path(name)
         if asked["seed"] is None:
-            found = search(study, method, asked["rate"], folder)
+            result = search(study, method, asked["rate"], folder)
         else:
-            found = through_all_tasks(study, method, asked["rate"], asked["seed"], folder)
-            found |= {"tasks": list(study.tasks), "seed": asked["seed"]}
-    found |= {"method": method.name, "learning_rate": asked["rate"], "seconds": round(time.monotonic() - begun, 1)}
+            result = through_all_tasks(study, method, asked["rate"], asked["seed"], folder)
+            result |= {"tasks": list(study.tasks), "seed": asked["seed"]}
+    result |= {"method": method.name, "learning_rate": asked["rate"], "seconds": round(time.monotonic() - begun, 1)}
     aside = target.with_suffix(".part")
-    aside.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
     aside.rename(target)

@@ -1,4 +1,4 @@
-"""What a model can do: answers on all tasks, and the loss on text that nobody trained on."""
+"""Measures a model: accuracy on all tasks, and the loss on text that no method trained on."""
 
 import statistics
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from continual.study import DOCUMENT_TOKENS, Study, rows_of
 
 TOGETHER = 400
-"""Prompts that are answered in one batch."""
+"""Number of prompts per batch of generation."""
 
 
 def load(model: str) -> Any:
@@ -19,7 +19,7 @@ def load(model: str) -> Any:
 
 
 def text_loss(study: Study, tokenizer: Any, network: Any) -> float:
-    """Mean loss per token on the beginnings of documents, in nats."""
+    """Return the mean loss per token on the beginnings of documents, in nats."""
     import torch
 
     losses = []
@@ -33,7 +33,7 @@ def text_loss(study: Study, tokenizer: Any, network: Any) -> float:
 
 
 def accuracies(study: Study, tokenizer: Any, network: Any) -> tuple[list[float], list[float]]:
-    """For each task the share of answers that are the right one, and of those that contain it."""
+    """Return for each task the fraction of answers that are right, and of those that contain the right one."""
     asked = [(task, row) for task in study.tasks for row in study.read(task, test=True)]
     prompts = [tokenizer.apply_chat_template(row[:-1], add_generation_prompt=True, tokenize=False) for _, row in asked]
     right = [row[-1]["content"].strip() for _, row in asked]

@@ -1,4 +1,4 @@
-"""The methods that are compared: what stands in a row's name, and the algorithm and options of the hub that it means."""
+"""The methods to compare: parses a method's name into an algorithm and options of the hub."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +39,7 @@ RATES = {
     "osft factored": (1e-5, 3e-5, 1e-4),
     "activations": (1e-4, 3e-4, 1e-3),
 }
-"""Learning rates that are tried."""
+"""Learning rates of the search."""
 
 KNOWN = {"lr": float, "epochs": float, "protect": int, "ratio": float, "policy": str, "form": str, "memory": str,
          "texts": int, "embeddings": int, "strength": float}  # fmt: skip
@@ -57,7 +57,7 @@ class Method:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """What stands behind the colon.
+        """Return the options after the colon.
 
         Raises:
             ValueError: there is no such method or option.
@@ -65,7 +65,7 @@ class Method:
         pairs = [pair.partition("=") for pair in self.name.partition(":")[2].split(",") if pair]
         unknown = [name for name, _, _ in pairs if name not in KNOWN]
         if unknown or self.kind not in ("untrained", "sft", "replay", "lora_sft", "osft", "activations"):
-            raise ValueError(f"{self.name}: there is no such method or option. Type --help for those that there are")
+            raise ValueError(f"{self.name}: there is no such method or option. Type --help for a list")
         return {name: KNOWN[name](value) for name, _, value in pairs}
 
     @property
@@ -74,7 +74,7 @@ class Method:
 
     @property
     def texts(self) -> int:
-        """General texts that are protected."""
+        """Return the number of protected general texts."""
         return int(self.options.get("texts", 16))
 
     @property
@@ -87,7 +87,7 @@ class Method:
 
     @property
     def searched_as(self) -> str:
-        """Methods that do the same on the first task share a search."""
+        """Return the key of the search. Methods that do the same on the first task share one."""
         kind = "sft" if self.kind == "replay" else self.kind
         rest = [f"{name}={value}" for name, value in self.options.items() if name in ("ratio", "policy", "form", "strength")]
         return f"{kind}:{','.join(rest)}".rstrip(":")
@@ -100,22 +100,22 @@ class Method:
         return RATES[f"osft {self.options.get('form', 'fast')}" if kind == "osft" else kind]
 
     def of_the_hub(self) -> tuple[str, dict[str, Any]]:
-        """The algorithm and its options."""
+        """Return the algorithm and its options."""
         if self.kind in ("sft", "replay"):
             return "sft", {}
         if self.kind == "lora_sft":
             return "lora_sft", {"lora_r": 16, "lora_alpha": 32.0}
-        found: dict[str, Any] = {"parametrization": self.options.get("form", "fast")}
+        options: dict[str, Any] = {"parametrization": self.options.get("form", "fast")}
         if self.kind == "activations":
-            found |= {"subspace": "activations"}
+            options |= {"subspace": "activations"}
         if self.options.get("policy") == "adaptive":
-            found |= {"rank_policy": "adaptive"}
+            options |= {"rank_policy": "adaptive"}
         else:
-            found |= {"unfreeze_rank_ratio": self.options.get("ratio", 1.0 if "strength" in self.options else 0.25)}
+            options |= {"unfreeze_rank_ratio": self.options.get("ratio", 1.0 if "strength" in self.options else 0.25)}
         if "strength" in self.options:
-            found |= {"protect_strength": self.options["strength"]}
+            options |= {"protect_strength": self.options["strength"]}
         if self.options.get("embeddings"):
-            found |= {"train_embeddings": True}
+            options |= {"train_embeddings": True}
         if self.by_covariances:
-            found |= {"save_protection": True, "protect_samples": max(self.protect, self.texts)}
-        return "osft", found
+            options |= {"save_protection": True, "protect_samples": max(self.protect, self.texts)}
+        return "osft", options

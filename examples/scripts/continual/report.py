@@ -1,4 +1,4 @@
-"""What came out: figures, table and picture."""
+"""The results: figures, table and plot."""
 
 import json
 import statistics
@@ -19,7 +19,7 @@ COLUMNS = {
 
 
 def report(methods: list[Method], seeds: list[int], out: Path) -> None:
-    """table.md and forgetting.png, from all runs that are there."""
+    """Write table.md and forgetting.png from all completed runs."""
     rows: dict[str, tuple[float, dict[str, list[float]]]] = {}
     for method in methods:
         files = [Job(method, 0.0, seed, out).file for seed in seeds]
@@ -37,17 +37,17 @@ def report(methods: list[Method], seeds: list[int], out: Path) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Mean, and standard deviation over the seeds."""
+    """Format the mean, and the standard deviation over the seeds."""
     mean = f"{statistics.mean(values):.3f}"
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 def picture(rows: dict[str, tuple[float, dict[str, list[float]]]], file: Path) -> None:
-    """From what was learnt to what was left of it; and what became of general text."""
+    """Plot the accuracy when learned and at the end, and the rise of the loss on general text."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print(f"{file.name} is not drawn: that needs matplotlib. Type pip install matplotlib")
+        print(f"{file.name} is not written: it needs matplotlib. Type pip install matplotlib")
         return
     trained = {name: values for name, (_, values) in rows.items() if "learned" in values}
     if not trained:

@@ -1,4 +1,4 @@
-"""All runs: which comes next, and several of them side by side on the GPUs that are there."""
+"""The schedule of all jobs, which run in parallel on the visible GPUs."""
 
 import json
 import math
@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parents[1] / "continual_learning.py"
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be done."""
+    """One job: a run, or a part of a search."""
 
     method: Method
     rate: float
@@ -41,7 +41,7 @@ def safe(name: str) -> str:
 
 
 class Schedule:
-    """Which run comes next: the methods in order, each first its searches, then its seeds."""
+    """The order of the jobs: the methods one after another, each with its search first, then its seeds."""
 
     def __init__(self, methods: list[Method], seeds: list[int], out: Path) -> None:
         self.methods, self.seeds, self.out = methods, seeds, out
@@ -74,7 +74,7 @@ class Schedule:
 
 
 def run_all(study: Study, schedule: Schedule, num_jobs: int, time_limit: float | None) -> list[str]:
-    """Keep `num_jobs` processes busy, spread over the GPUs. Returns what failed."""
+    """Run the jobs in `num_jobs` processes, spread over the GPUs. Return the failures."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(num_visible_gpus())]
     threads = str(max(1, (os.cpu_count() or 1) // num_jobs))

@@ -1,4 +1,4 @@
-"""What all runs share: the model, the tasks, and how much of them is used."""
+"""The settings that all runs share: the model, the tasks, and the number of rows."""
 
 import json
 import random
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 DOCUMENT_TOKENS = 1024
-"""Of a document no more than its beginning is used."""
+"""Maximum number of tokens used of a document, from its beginning."""
 
 
 @dataclass
 class Study:
-    """What all runs share. The parent hands it to each as JSON."""
+    """The settings that all runs share. Each child process gets them as JSON."""
 
     model: str
     tasks: dict[str, list[str]]
-    """Name -> training and test file."""
+    """Training and test file of each task by name."""
 
     text: list[str]
-    """Files with general text to protect, and to measure."""
+    """Files with general text: to protect, and to measure."""
 
     rows: int
     test_rows: int
@@ -45,6 +45,6 @@ def as_rows(rows: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def chosen(study: Study, task: str, number: int, seed: int) -> list[Any]:
-    """Rows of an earlier task: the same for every method."""
+    """Return random rows of an earlier task, the same for every method."""
     rows = study.read(task)
     return random.Random(seed).sample(rows, min(number, len(rows)))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _BAR = 40
 _MAX_SHOWN = 1500
+_LABELS = {"bad": "error", "look": "note"}
 _STYLES = {"context": "dim", "trained": "green", "special": "cyan", "special trained": "bold cyan"}
 
 
@@ -58,10 +59,10 @@ def _print_lengths(console: Console, examined: Examined) -> None:
     lengths = examined.lengths
     if not lengths["num_rows"]:
         return
-    limit = "any" if examined.limit is None else f"{examined.limit:,}"
+    limit = "none" if examined.limit is None else f"{examined.limit:,}"
     console.print(
-        f"\ntokens per row: mean {lengths['mean']:,.0f}, median {lengths['median']:,}, 95 % up to {lengths['p95']:,}, "
-        f"99 % up to {lengths['p99']:,}, longest {lengths['max']:,}. Allowed here: {limit}. "
+        f"\ntokens per row: mean {lengths['mean']:,.0f}, median {lengths['median']:,}, 95th percentile {lengths['p95']:,}, "
+        f"99th {lengths['p99']:,}, longest {lengths['max']:,}. Limit: {limit}. "
         f"Recommended: data.max_seq_len={lengths['recommended_max_seq_len']}"
     )
     most = max(bin["num_rows"] for bin in lengths["histogram"])
@@ -75,7 +76,7 @@ def _print_findings(console: Console, examined: Examined) -> None:
     for finding in examined.findings:
         count = f"{finding.count:,} " if finding.what[:1].islower() and finding.count != 1 else ""
         advice = f". {finding.advice}" if finding.advice else ""
-        line = Text(f"{finding.level:<5}", "bold red" if finding.level == "bad" else "yellow")
+        line = Text(f"{_LABELS[finding.level]:<7}", "bold red" if finding.level == "bad" else "yellow")
         console.print(line.append(f"{count}{finding.what}{advice}", "default"))
         for example in finding.examples:
             console.print(Text(f"       {example}", "dim"))

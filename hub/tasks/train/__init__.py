@@ -1,1 +1,1 @@
-"""`python -m hub`: trains what the recipe names, to the end of the run or to the signal that stops it."""
+"""The task `train`, which `python -m hub` runs by default."""

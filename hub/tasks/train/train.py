@@ -1,4 +1,4 @@
-"""The task `train`."""
+"""The task `train`: runs the training loop, to the end of the run or to the signal that stops it."""
 
 from hub.run import Outcome
 from hub.train.loop import fit

@@ -1,6 +1,6 @@
-"""One step measured: its gradient in any layout, and what it has to be, from plain calls of the model.
+"""The gradient of one step in any layout, and the reference gradient from plain calls of the model.
 
-The steps are those of training (`train_step`, whole), stopped where the optimizer would change the weights.
+A step is training's own (`train_step`, whole), up to where the optimizer would change the weights.
 """
 
 import math
@@ -30,30 +30,30 @@ MOST_SAMPLES = 32
 MOST_TOKENS = {"cpu": 1024, "cuda": 4096}
 CPU_WORK = 4e10
 LEAST_TOKENS = 256
-"""Enough samples for several micro-batches on each process, few enough tokens to be done in a minute or so: on a CPU no
-more than `CPU_WORK` over the model's parameters, but `LEAST_TOKENS` at least."""
+"""Enough samples for several micro-batches on each process, and few enough tokens for a minute or so. On a CPU at most
+`CPU_WORK` over the number of parameters, but at least `LEAST_TOKENS`."""
 
 FLOOR = {("cpu", torch.float32): 1e-6, ("cuda", torch.float32): 1e-5}
 COARSE_FLOOR = 2e-2
-"""Least tolerance of a gradient's relative difference; the second one for arithmetic in bfloat16."""
+"""Smallest tolerance of a gradient's relative difference. The second one is for arithmetic in bfloat16."""
 
 NOISE_FACTOR = 4.0
-"""How much more than the rounding noise is allowed: a layout changes more sums than the noise's measure does."""
+"""Tolerance over rounding noise: a layout reorders more sums than the measurement of the noise does."""
 
 EXTRA_TOKENS = 7
-"""Tokens behind each sample in the measure of noise: those before can't see them, but sums are cut otherwise."""
+"""Tokens appended to each sample when noise is measured. Earlier tokens can't see them, but sums are split differently."""
 
 
 @dataclass
 class Gradient:
-    """What one step gave. The gradient itself is on rank 0 only."""
+    """The gradient of one step, compared with the reference. The gradient itself is on rank 0 only."""
 
     difference: float
-    """Norm of the difference from the reference over the norm of the reference; NaN on the other ranks."""
+    """Norm of the difference from the reference over the norm of the reference. NaN on the other ranks."""
 
     loss: float
     num_loss_tokens: int
-    """Loss tokens that went through the model, over all ranks and micro-batches."""
+    """Number of loss tokens over all ranks and micro-batches, as counted at the loss."""
 
     same_on_ranks: bool
     layout: Layout
@@ -61,7 +61,7 @@ class Gradient:
 
 
 class OneByOne(Layout):
-    """Every micro-batch is one sample."""
+    """Layout with one sample in each micro-batch."""
 
     def _split(self, samples: Sequence[Sample], world: int) -> list[list[list[int]]]:
         per_rank = -(-len(samples) // world)
@@ -73,14 +73,14 @@ class OneByOne(Layout):
 
 
 class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are not read
-    """Stands where the optimizer stands: looks at the gradients of a step and changes nothing."""
+    """Stand-in for the optimizer: reads the gradients of a step and changes nothing."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], begin: Callable[[], None], look: Callable[[], None]) -> None:
         super().__init__(parameters, {})
         self._begin, self._look = begin, look
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Before each attempt: one that runs out of memory is begun again."""
+        """Reset before each attempt: one that runs out of memory is retried."""
         super().zero_grad(set_to_none)
         self._begin()
 
@@ -89,7 +89,7 @@ class _Look(torch.optim.Optimizer):  # type: ignore[misc]  # torch's types are n
 
 
 class Measure:
-    """The samples, the reference gradient, its rounding noise, and steps to compare with it. All ranks call alike."""
+    """The samples, the reference gradient, its rounding noise, and steps to compare with it. All ranks make the same calls."""
 
     def __init__(self, setup: Setup, model: torch.nn.Module, criterion: step.Criterion, layout: Layout, shrink: Shrink) -> None:
         self.setup, self.model, self.criterion, self.layout, self.shrink = setup, model, criterion, layout, shrink
@@ -104,7 +104,7 @@ class Measure:
         self.units = self._choose()
         self.samples = samples_of(self.units)
         self.num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in self.samples)
-        # Counted here: a count that training got wrong must not be its own reference.
+        # Counted independently of training, whose count is checked.
         self.divisor = float(max(1, self.num_loss_tokens))
         if criterion.needs_values:
             self.divisor = criterion.objective.divisor(step.members(self.units))
@@ -113,11 +113,11 @@ class Measure:
         weighted = list(zip(self.samples, weights, strict=True))
         self.reference_loss, _ = self._one_at_a_time(weighted)
         self.reference = self._copy()
-        _, self.noise = self._one_at_a_time(weighted[::-1], otherwise=True)
+        _, self.noise = self._one_at_a_time(weighted[::-1], reordered=True)
         self.tolerance = max(FLOOR.get((self.device.type, self.dtype), COARSE_FLOOR), NOISE_FACTOR * self.noise)
 
     def _choose(self) -> list[Unit]:
-        """The units of the first step, more where it has too few for four micro-batches a process, in its order."""
+        """Return the units of the first step, and short ones if they are too few for four micro-batches a process."""
         order = [self.data.train[i] for i in batches.epoch_order(len(self.data.train), self.setup.cfg.algo.seed, 0)]
         least = min(4 * self.world, len(order))
         wanted = min(max(self.batch_size, least), max(MOST_SAMPLES, self.world))
@@ -133,7 +133,7 @@ class Measure:
         return chosen + rest[: max(0, least - len(chosen))]
 
     def _weights(self) -> tuple[float | None, list[torch.Tensor | None]]:
-        """The summed loss, and the weights of each sample's loss tokens, from plain calls of the model. None: all are 1."""
+        """Compute the summed loss and the weights of each sample's loss tokens by plain calls of the model. None: all are 1."""
         if not self.criterion.needs_values:
             return None, [None] * len(self.samples)
         with torch.no_grad(), self.session.autocast():
@@ -142,48 +142,48 @@ class Measure:
         return float(loss), list(weights.split([len(value) for value in values]))
 
     def _one_at_a_time(
-        self, samples: Sequence[tuple[Sample, torch.Tensor | None]], otherwise: bool = False
+        self, samples: Sequence[tuple[Sample, torch.Tensor | None]], reordered: bool = False
     ) -> tuple[float, float]:
-        """The gradient of the step's mean loss by plain calls of the model, left in the weights of rank 0.
+        """Compute the gradient of the step's mean loss by plain calls of the model, in `.grad` of rank 0.
 
         Args:
             samples: each with the weights of its loss tokens.
-            otherwise: the same sums with their terms split otherwise.
+            reordered: whether to split the terms of the sums differently.
 
         Returns:
             The mean loss, and the relative difference from the reference.
         """
         self.model.zero_grad(set_to_none=True)
-        together = self.session.strategy.name == "fsdp"  # a layer's shares are gathered: all ranks must run it
+        together = self.session.strategy.name == "fsdp"  # all ranks must run a layer, to all-gather it
         total = 0.0
         for sample, weights in samples if together or self.rank == 0 else ():
             with self.session.autocast():
-                loss_sum = self._loss_of(sample, weights, otherwise)
+                loss_sum = self._loss_of(sample, weights, reordered)
             ((loss_sum / self.divisor) * (1.0 if self.rank == 0 else 0.0)).backward()
             total += float(loss_sum.detach())
         return (total if self.loss_sum is None else self.loss_sum) / self.divisor, self._difference()
 
-    def _loss_of(self, sample: Sample, weights: torch.Tensor | None, otherwise: bool) -> torch.Tensor:
-        """Weighted sum of the cross entropies of one sample. An algorithm's own loss can't be known here: it is called."""
+    def _loss_of(self, sample: Sample, weights: torch.Tensor | None, reordered: bool) -> torch.Tensor:
+        """Compute the weighted sum of the cross entropies of one sample, or call the algorithm's own loss."""
         if self.criterion.loss is not causal_lm_loss:
-            batch = collate.pad([sample], self.layout.pad_id) if otherwise else collate.pack([sample])
+            batch = collate.pad([sample], self.layout.pad_id) if reordered else collate.pack([sample])
             return self.criterion.loss(self.model, replace(batch, weights=weights).to(self.device))
-        losses = self._token_losses(sample, otherwise)
+        losses = self._token_losses(sample, reordered)
         return losses.sum() if weights is None else losses @ weights.to(losses.device)
 
-    def _token_losses(self, sample: Sample, otherwise: bool = False) -> torch.Tensor:
-        """Cross entropy of each loss token of one sample, (n,), by a plain call of the model.
+    def _token_losses(self, sample: Sample, reordered: bool = False) -> torch.Tensor:
+        """Compute the cross entropy of each loss token of one sample, (n,), by a plain call of the model.
 
         Args:
             sample: one sample.
-            otherwise: the same numbers from sums split otherwise: more tokens behind, and the output layer only at the
-                positions that count, where the model can do that.
+            reordered: whether to split the sums differently: more tokens behind, and the output layer only at the loss
+                positions, if the model can do that.
         """
         ids = torch.from_numpy(sample.input_ids.astype(np.int64))
         places = torch.from_numpy(np.flatnonzero(sample.loss_mask[1:])).to(self.device)
         inputs: dict[str, object] = {"input_ids": ids[None].to(self.device), "use_cache": False}
-        select = otherwise and _can_select(self.model)
-        if otherwise:
+        select = reordered and _can_select(self.model)
+        if reordered:
             room = max(0, min(EXTRA_TOKENS, (self.most_positions() or 10**9) - len(ids)))
             inputs["input_ids"] = torch.cat([ids, ids[:1].expand(room)])[None].to(self.device)
         if select:
@@ -196,7 +196,7 @@ class Measure:
         return getattr(self.config, "max_position_embeddings", None)
 
     def _gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        """Whole gradients. All ranks must ask."""
+        """Yield the unsharded gradients. All ranks must call it."""
         for name, parameter in self.trained:
             yield name, None if parameter.grad is None else full(parameter.grad)
 
@@ -208,7 +208,7 @@ class Measure:
         return copied
 
     def _difference(self) -> float:
-        """Norm of (gradients in the weights - reference) over the norm of the reference. Rank 0 only, else NaN."""
+        """Return the norm of (gradients - reference) over the norm of the reference. NaN on ranks other than 0."""
         error = size = 0.0
         for name, gradient in self._gradients():
             expected = self.reference.get(name)
@@ -223,10 +223,10 @@ class Measure:
         return math.sqrt(error / size) if size else (0.0 if error == 0 else math.inf)
 
     def take_step(self, layout: Layout, units: Sequence[Unit] = (), loss: Loss | None = None, keep: bool = False) -> Gradient:
-        """One step of training in a layout, up to where the optimizer would change the weights."""
+        """Run one training step in a layout, up to where the optimizer would change the weights."""
         seen = 0
         called = loss or self.criterion.loss
-        found = Gradient(math.nan, math.nan, 0, True, layout)
+        gradient = Gradient(math.nan, math.nan, 0, True, layout)
 
         def counting(model: torch.nn.Module, batch: collate.MicroBatch) -> torch.Tensor:
             nonlocal seen
@@ -238,22 +238,22 @@ class Measure:
             seen = 0
 
         def look() -> None:
-            found.num_loss_tokens = int(sum_over_ranks(float(seen))[0])
-            found.difference = self._difference()
-            found.same_on_ranks = self._same_on_ranks()
+            gradient.num_loss_tokens = int(sum_over_ranks(float(seen))[0])
+            gradient.difference = self._difference()
+            gradient.same_on_ranks = self._same_on_ranks()
             if keep:
-                found.tensors = self._copy()
+                gradient.tensors = self._copy()
 
         optimizer = _Look([p for _, p in self.trained], begin, look)
         criterion = replace(self.criterion, loss=counting)
         outcome = step.train_step(
             self.session, self.model, optimizer, units or self.units, layout, None, criterion, shrink=self.shrink
         )
-        found.loss, found.layout = outcome.loss, outcome.layout
-        return found
+        gradient.loss, gradient.layout = outcome.loss, outcome.layout
+        return gradient
 
     def _same_on_ranks(self) -> bool:
-        """Whether every rank holds rank 0's gradient, bit for bit. Shares of a gradient differ by their nature."""
+        """Return whether every rank has rank 0's gradient, bit for bit. Shards are not compared, since they differ anyway."""
         if not dist.is_initialized():
             return True
         same = True
@@ -265,7 +265,7 @@ class Measure:
         return max_over_ranks(float(not same)) == 0.0
 
     def cut(self, layout: Layout) -> tuple[type[Layout], bool, str]:
-        """What a layout does with the samples: equal for two layouts that are the same here."""
+        """Return the split of the samples. It is equal for two layouts that do the same here."""
         lengths = [len(sample) for sample in self.samples]
         parts = (
             ()
@@ -275,7 +275,7 @@ class Measure:
         return type(layout), layout.packed, str(parts)
 
     def in_pieces(self, layout: Layout, count: int) -> Layout | None:
-        """The layout with the least bound that gives `count` micro-batches on each process; None when none does."""
+        """Return the layout with the smallest bound that gives `count` micro-batches on each process. None: no layout does."""
         lengths = [len(sample) for sample in self.samples]
         if count * self.world > len(lengths):
             return None
@@ -286,20 +286,20 @@ class Measure:
 
 
 def _can_select(model: torch.nn.Module) -> bool:
-    """Whether the output layer can be asked for chosen positions: not where the layers lie on several devices."""
+    """Return whether the output layer can compute chosen positions only. It can't if the layers are on several devices."""
     return len(set(getattr(model, "hf_device_map", {}).values())) < 2 and takes_positions(model)
 
 
 def disable_dropout(model: torch.nn.Module) -> bool:
-    """Switch off dropout and router noise, which differ between layouts by their nature. True when there was any."""
-    found = False
+    """Disable dropout and router noise, which differ between layouts by nature. Return whether there was any."""
+    had_any = False
     for module in model.modules():
         for name, value in list(vars(module).items()):
-            chance = name == "p" and "Dropout" in type(module).__name__
-            if (chance or "drop" in name or "jitter" in name) and isinstance(value, float) and value > 0:
+            is_dropout = name == "p" and "Dropout" in type(module).__name__
+            if (is_dropout or "drop" in name or "jitter" in name) and isinstance(value, float) and value > 0:
                 setattr(module, name, 0.0)
-                found = True
-    return found
+                had_any = True
+    return had_any
 
 
 def _square(tensor: torch.Tensor) -> float:
@@ -307,5 +307,5 @@ def _square(tensor: torch.Tensor) -> float:
 
 
 def rms(difference: torch.Tensor) -> float:
-    """Root mean square, in float64."""
+    """Return the root mean square, in float64."""
     return math.sqrt(_square(difference) / max(1, difference.numel()))

@@ -1,7 +1,7 @@
-"""The task `verify`: measures on the user's own model, data, algorithm and processes that the layout changes nothing.
+"""The task `verify`: measures on the user's model, data, algorithm and processes that the layout does not change the gradient.
 
-`gradients.py` has the steps and the reference. This module has what is compared and reported. Weights stay as they are, nothing
-is saved.
+`gradients.py` has the steps and the reference. This module has the checks and the report. No weight changes, and no model is
+saved.
 """
 
 import dataclasses
@@ -28,51 +28,51 @@ from hub.train.recipe import Recipe, check_units
 from hub.train.setup.setup import Setup
 
 MOST_NOISE = 1e-3
-"""In float32, noise above this would hide mistakes."""
+"""Maximum relative noise in float32. More would hide mistakes."""
 
 FLOAT32_LEAK = 1e-4
-"""Largest share of a full leak that passes as rounding in float32."""
+"""Largest fraction of a full leak that counts as rounding in float32."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table."""
+    """One check: a line of the table."""
 
     group: str
     name: str
     holds: bool | None
-    """None: it could not be tried here; `measured` says why."""
+    """Whether it passed. None: it does not apply here, for the reason in `measured`."""
 
     measured: str
     value: float | None = None
 
 
 def verify(setup: Setup, recipe: Recipe) -> Outcome:
-    """Measure, print the table, write verify.json.
+    """Make the checks, log the table, write verify.json.
 
     Args:
         setup: config, run folder, processes, tokenizer, data.
         recipe: the model as the algorithm trains it, and its objective.
 
     Returns:
-        What was measured on, for result.json.
+        The outcome for result.json. No step is trained.
 
     Raises:
-        VerifyError: something does not hold. On rank 0 only; the other ranks return.
+        VerifyError: a check failed. On rank 0 only. The other ranks return.
     """
     run, session, model = setup.run, setup.session, recipe.model
     check_units(setup, recipe.objective)
     session.strategy.place(model)
     layout, shrink = choose_layout(setup, model, recipe.loss, sum(p.numel() for p in model.parameters()))
-    switched_off = disable_dropout(model)
+    had_dropout = disable_dropout(model)
     proof = _Proof(setup, model, recipe.criterion, layout, shrink)
     run.say(
         f"verifying in {proof.dtype_name} on {len(proof.samples)} samples, {sum(map(len, proof.samples))} tokens, "
-        f"{proof.num_loss_tokens} with loss{', dropout off' if switched_off else ''}; nothing is trained or saved"
+        f"{proof.num_loss_tokens} with loss{', dropout disabled' if had_dropout else ''}. Nothing is trained or saved"
     )
     checks: list[Check] = []
-    for found in (proof.isolation(), proof.layouts(), proof.determinism(), proof.masks(), proof.mutants()):
-        checks += found
+    for group in (proof.isolation(), proof.layouts(), proof.determinism(), proof.masks(), proof.mutants()):
+        checks += group
     text = proof.marked_text()
     failed = [check for check in checks if check.holds is False]
     for line in _table(checks, proof, text):
@@ -85,7 +85,7 @@ def verify(setup: Setup, recipe: Recipe) -> Outcome:
     barrier()
     if failed and run.is_main:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise VerifyError(f"does not hold: {failed[0].group}: {failed[0].name}: {failed[0].measured}{more}")
+        raise VerifyError(f"check failed: {failed[0].group}: {failed[0].name}: {failed[0].measured}{more}")
     return Outcome(
         num_steps=0,
         effective_batch_size=proof.batch_size,
@@ -99,14 +99,14 @@ def verify(setup: Setup, recipe: Recipe) -> Outcome:
 
 
 class _Proof(Measure):
-    """The checks. Each group of them is a method; all ranks call it."""
+    """The checks. Each group is a method, which all ranks call."""
 
     def isolation(self) -> Iterator[Check]:
-        """No sample sees another one in its micro-batch: measured on samples of the user's data."""
+        """Check on samples of the user's data that no sample sees another one in its micro-batch."""
         group, limit = "isolation", FLOAT32_LEAK if self.exact else LEAK_TOLERANCE
         chosen = sorted(self.samples, key=len)[:6]
         if len(chosen) < 2:
-            yield Check(group, "a sample is changed, the others stay", None, "there is only one sample")
+            yield Check(group, "one sample is changed, the others' logits stay", None, "there is only one sample")
             return
         form = "packed" if self.layout.packed else "padded"
         was_training = self.model.training
@@ -134,7 +134,7 @@ class _Proof(Measure):
         yield Check(group, f"{form} with others = alone", apart <= limit, words, apart)
 
     def _logits(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """Each sample's logits in one micro-batch of training's own making."""
+        """Return each sample's logits, from one micro-batch made as in training."""
         batch = collate.pack(samples) if self.layout.packed else collate.pad(samples, self.layout.pad_id)
         batch = batch.to(self.device)
         inputs: dict[str, object] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
@@ -147,7 +147,7 @@ class _Proof(Measure):
         return [part.clone() for part in logits[0].split(list(map(len, samples)))]
 
     def _full_leak(self, first: Sample, second: Sample, alone: torch.Tensor) -> float:
-        """How much the second sample's logits change when it goes on from the first as one text."""
+        """Return how much the second sample's logits change when it follows the first as one text."""
         ids = torch.from_numpy(np.concatenate([first.input_ids, second.input_ids]).astype(np.int64))
         ids = ids[-(self.most_positions() or len(ids)) :][None].to(self.device)
         with torch.no_grad(), self.session.autocast():
@@ -159,7 +159,7 @@ class _Proof(Measure):
         return replace(sample, input_ids=rng.integers(0, self.config.vocab_size, len(sample)).astype(np.int32))
 
     def layouts(self) -> Iterator[Check]:
-        """The gradient of one step in every layout, against one sample at a time on one process."""
+        """Compare the gradient of one step in every layout with one sample at a time on one process."""
         group = "layout"
         done: dict[tuple[type[Layout], bool, str], Gradient] = {}
         if self.exact:
@@ -175,22 +175,22 @@ class _Proof(Measure):
             yield self._judge(group, name, layout, done[cut])
         self.as_trained = done[self.cut(self.layout)]
 
-    def _judge(self, group: str, name: str, asked: Layout, found: Gradient) -> Check:
-        apart = abs(found.loss - self.reference_loss) / max(abs(self.reference_loss), 1e-30)
-        words = f"{found.difference:.1e}, {found.num_loss_tokens} loss tokens"
-        if found.layout.max_tokens < asked.max_tokens:
-            words += f", memory ran out and it was done again in at most {found.layout.max_tokens} tokens"
+    def _judge(self, group: str, name: str, asked: Layout, gradient: Gradient) -> Check:
+        apart = abs(gradient.loss - self.reference_loss) / max(abs(self.reference_loss), 1e-30)
+        words = f"{gradient.difference:.1e}, {gradient.num_loss_tokens} loss tokens"
+        if gradient.layout.max_tokens < asked.max_tokens:
+            words += f", retried with at most {gradient.layout.max_tokens} tokens after it ran out of memory"
         problems = []
-        if found.num_loss_tokens != self.num_loss_tokens:
+        if gradient.num_loss_tokens != self.num_loss_tokens:
             problems.append(f"the data has {self.num_loss_tokens}")
-        if not found.same_on_ranks:
+        if not gradient.same_on_ranks:
             problems.append("the ranks hold different gradients")
         elif self.world > 1 and self.session.strategy.name != "fsdp":
             words += ", the same gradient on all ranks"
         if self.rank == 0 and not apart <= self.tolerance:
-            problems.append(f"the loss is {found.loss:.6g}, not {self.reference_loss:.6g}")
-        holds = not problems and (self.rank != 0 or found.difference <= self.tolerance)
-        return Check(group, name, holds, "; ".join([words, *problems]), found.difference)
+            problems.append(f"the loss is {gradient.loss:.6g}, not {self.reference_loss:.6g}")
+        holds = not problems and (self.rank != 0 or gradient.difference <= self.tolerance)
+        return Check(group, name, holds, "; ".join([words, *problems]), gradient.difference)
 
     def _variants(self) -> Iterator[tuple[str, Layout | None, str]]:
         yield "as this run would train", self.layout, ""
@@ -200,13 +200,13 @@ class _Proof(Measure):
             for count in (1, 2, 4):
                 layout = self.in_pieces(base, count)
                 plural = "es" if count > 1 else ""
-                why_not = f"{len(self.samples)} samples of these lengths can't be cut so"
-                yield f"{count} micro-batch{plural} a process, {form}", layout, why_not
+                why_not = f"{len(self.samples)} samples of these lengths can't be split this way"
+                yield f"{count} micro-batch{plural} per process, {form}", layout, why_not
         values = {item.name: getattr(self.layout, item.name) for item in dataclasses.fields(self.layout)}
-        yield "one sample a micro-batch", OneByOne(**values), ""
+        yield "one sample per micro-batch", OneByOne(**values), ""
 
     def determinism(self) -> Iterator[Check]:
-        """The same step twice."""
+        """Check that the same step twice gives the same bits."""
         first = self.as_trained
         reference, self.reference = self.reference, first.tensors
         again = self.take_step(self.layout, keep=True)
@@ -221,29 +221,29 @@ class _Proof(Measure):
         must = self.device.type == "cpu" or self.setup.cfg.algo.deterministic
         words = f"relative difference {again.difference:.1e}"
         if not must:
-            words += "; this device adds up in any order. algo.deterministic=true asks for the same bits"
+            words += ". Sums on this device have no fixed order. For equal bits type algo.deterministic=true"
         holds = not must and (self.rank != 0 or again.difference <= self.tolerance)
         yield Check("determinism", name, holds, words, again.difference)
 
     def masks(self) -> Iterator[Check]:
-        """What is trained, as the data and the chat template have it."""
+        """Check which tokens have loss, from the data and the chat template."""
         counts, template = self.data.report["train"], str(self.data.report["template"])
         num, whole = counts["num_loss_tokens"], counts["num_tokens"]
         yield Check("masks", "tokens with loss", num > 0, f"{num:,} of {whole:,} ({num / whole:.0%})", num / whole)
         untrained = [sample.where for sample in samples_of(self.data.train) if not sample.loss_mask[1:].any()]
-        words = f"none of {len(self.data.train)} samples is without" if not untrained else f"none in {untrained[0]}"
+        words = f"{len(self.data.train)} samples" if not untrained else f"none in {untrained[0]}"
         yield Check("masks", "every sample has a token with loss", not untrained, words)
         yield Check("masks", "the end of a turn is trained", not template.startswith("Warning"), template)
 
     def mutants(self) -> Iterator[Check]:
-        """Known mistakes, made on purpose: a proof that does not see them proves nothing."""
+        """Make known mistakes on purpose. Checks that do not detect them prove nothing."""
         yield self._mean_per_micro_batch()
         num = self.num_loss_tokens
 
         def shifted(model: torch.nn.Module, batch: collate.MicroBatch) -> torch.Tensor:
             return self.criterion.loss(model, batch) * (num / (num + 1))
 
-        yield self._noticed("the count of loss tokens is off by one", self.take_step(self.layout, loss=shifted))
+        yield self._detected("the count of loss tokens is off by one", self.take_step(self.layout, loss=shifted))
         yield self._leaking_attention()
 
     def _mean_per_micro_batch(self) -> Check:
@@ -252,41 +252,41 @@ class _Proof(Measure):
         ranks = range(self.world)
         counts = [len(b.targets) for rank in ranks for b in layout.micro_batches(self.samples, rank, self.world)]
         if len(set(counts)) == 1:
-            return Check("mistakes", name, None, "all micro-batches have as many loss tokens, so it is no mistake here")
+            return Check("mistakes", name, None, "no mistake here: all micro-batches have the same number of loss tokens")
 
         def mean(model: torch.nn.Module, batch: collate.MicroBatch) -> torch.Tensor:
             return self.criterion.loss(model, batch) / max(1, len(batch.targets)) * (self.num_loss_tokens / len(counts))
 
-        return self._noticed(name, self.take_step(layout, loss=mean))
+        return self._detected(name, self.take_step(layout, loss=mean))
 
     def _leaking_attention(self) -> Check:
-        name = "samples that see their neighbours"
+        name = "samples that see their neighbors"
         if self.criterion.needs_values:
-            return Check("mistakes", name, None, "two samples as one text would be another unit")
+            return Check("mistakes", name, None, "two samples joined to one text would be a different unit")
         limit = self.most_positions() or 10**9
         ordered, merged = sorted(self.samples, key=len), []
         while len(ordered) > 1 and len(ordered[0]) + len(ordered[1]) <= limit:
             merged.append(_as_one(ordered.pop(0), ordered.pop(0)))
         if not merged:
-            return Check("mistakes", name, None, "no two samples fit into the model as one text")
+            return Check("mistakes", name, None, "no two samples joined to one text fit into the model")
         together = [*merged, *ordered]
         longest = max(map(len, together))
         layout = replace(self.layout, max_tokens=max(longest, self.layout.max_tokens))
-        return self._noticed(name, self.take_step(layout, together))
+        return self._detected(name, self.take_step(layout, together))
 
-    def _noticed(self, name: str, found: Gradient) -> Check:
-        noticed = self.rank != 0 or not found.difference <= self.tolerance
-        if noticed:
-            times = found.difference / self.tolerance
-            words = f"would have been noticed: {found.difference:.1e}, {times:,.0f} times what is allowed"
-            return Check("mistakes", name, True, words, found.difference)
-        words = f"NOT noticed: {found.difference:.1e} (allowed {self.tolerance:.1e})"
+    def _detected(self, name: str, gradient: Gradient) -> Check:
+        detected = self.rank != 0 or not gradient.difference <= self.tolerance
+        if detected:
+            times = gradient.difference / self.tolerance
+            words = f"detected: {gradient.difference:.1e}, {times:,.0f} times the tolerance"
+            return Check("mistakes", name, True, words, gradient.difference)
+        words = f"NOT detected: {gradient.difference:.1e} (tolerance {self.tolerance:.1e})"
         if not self.exact:
-            return Check("mistakes", name, None, f"{words}: this type is too coarse", found.difference)
-        return Check("mistakes", name, False, words, found.difference)
+            return Check("mistakes", name, None, f"{words}: {self.dtype_name} is too coarse", gradient.difference)
+        return Check("mistakes", name, False, words, gradient.difference)
 
     def marked_text(self) -> str:
-        """The shortest sample as text, what is trained between [[ and ]]."""
+        """Return the shortest sample as text, with the trained part between [[ and ]]."""
         sample = min(self.samples, key=len)
         text, start = "", 0
         for place in range(1, len(sample) + 1):
@@ -297,7 +297,7 @@ class _Proof(Measure):
         return f"{sample.where}: {text}"
 
     def report(self) -> dict[str, object]:
-        """What the checks were made on, for verify.json."""
+        """Return what the checks were made on, for verify.json."""
         return {
             "algorithm": type(self.setup.cfg.algo).__name__,
             "dtype": self.dtype_name,
@@ -316,7 +316,7 @@ class _Proof(Measure):
 
 
 def _as_one(first: Sample, second: Sample) -> Sample:
-    """Two samples as one text: the loss is on the same tokens, but the second sees the first."""
+    """Join two samples to one text. The loss is on the same tokens, but the second sample sees the first."""
     mask = np.concatenate([first.loss_mask, second.loss_mask])
     mask[len(first)] = False
     return Sample(np.concatenate([first.input_ids, second.input_ids]), mask, first.where)
@@ -329,13 +329,13 @@ def _json(check: Check) -> dict[str, object]:
 
 
 def _table(checks: list[Check], proof: _Proof, text: str) -> Iterator[str]:
-    """The lines for the screen."""
+    """Yield the lines of the report."""
     words = {True: "ok", False: "FAIL", None: "-"}
     width = max(len(check.name) for check in checks)
     heads = {
         "layout": "relative difference of the gradient of one step from one sample at a time on one process "
         f"(allowed {proof.tolerance:.1e})",
-        "mistakes": "made on purpose, to see that the proof can fail",
+        "mistakes": "made on purpose, to show that the checks detect them",
     }
     group = ""
     for check in checks:
@@ -343,12 +343,12 @@ def _table(checks: list[Check], proof: _Proof, text: str) -> Iterator[str]:
             group = check.group
             yield f"{group}: {heads[group]}" if group in heads else group
         yield f"  {words[check.holds]:<5}{check.name:<{width}}  {check.measured}"
-    yield f"trained in one sample, between [[ and ]]: {text if len(text) <= 1200 else text[:1200] + ' ...'}"
+    yield f"one sample, the trained part between [[ and ]]: {(text if len(text) <= 1200 else text[:1200] + ' ...').rstrip()}"
     if not proof.exact:
         yield (
-            f"in {proof.dtype_name} only the counts and the order are exact; gradients are compared within "
-            f"{proof.tolerance:.1%}. Without model.dtype the proof runs in float32"
+            f"in {proof.dtype_name} only the counts and the order are exact. Gradients are compared within "
+            f"{proof.tolerance:.1%}. Without model.dtype the checks run in float32"
         )
     failed = sum(check.holds is False for check in checks)
     passed = sum(check.holds is True for check in checks)
-    yield f"{passed} hold, {failed} do not, {len(checks) - passed - failed} could not be tried here"
+    yield f"{passed} passed, {failed} failed, {len(checks) - passed - failed} do not apply here"

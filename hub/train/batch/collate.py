@@ -11,7 +11,7 @@ from hub.data.prepare import Sample
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes. T tokens in one row when packed, else R rows of L tokens."""
+    """The tensors of one forward pass: T tokens in one row when packed, else R rows of L tokens."""
 
     input_ids: torch.Tensor
     """(1, T) or (R, L), int64."""
@@ -23,25 +23,25 @@ class MicroBatch:
     """None when packed; (R, L), 1 for tokens and 0 for padding."""
 
     loss_positions: torch.Tensor
-    """(n,) places in the flattened `input_ids` whose next token counts."""
+    """(n,) indices into the flattened `input_ids`: the positions that predict a loss token."""
 
     targets: torch.Tensor
-    """(n,) that next token."""
+    """(n,) the loss token that each of them predicts."""
 
     num_tokens: int
-    """Tokens of samples; padding does not count."""
+    """Number of tokens without padding."""
 
     starts: torch.Tensor | None = None
-    """When packed: (n + 1,) int32, where each of the n samples begins, and the end of the last."""
+    """Only when packed: (n + 1,) int32, the start of each of the n samples, and the end of the last."""
 
     longest: int = 0
-    """Tokens of the longest sample when packed."""
+    """Only when packed: number of tokens of the longest sample."""
 
     weights: torch.Tensor | None = None
     """(n,) float32: the weight of each loss token. None: all are 1."""
 
     samples: tuple[int, ...] = ()
-    """Positions of its samples in the step, in their order here. Empty for a weightless one."""
+    """Indices of its samples in the step, in their order here. Empty for a weightless micro-batch."""
 
     @property
     def packed(self) -> bool:
@@ -49,7 +49,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         def move(tensor: torch.Tensor) -> torch.Tensor:
-            # From memory that may be moved itself, a copy would wait until the GPU has done all that it was told before.
+            # From memory that is not pinned, a copy would wait until the GPU has finished all its earlier work.
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
         return replace(
@@ -65,12 +65,12 @@ class MicroBatch:
 
 
 def num_loss_tokens(sample: Sample) -> int:
-    """Tokens of a sample that count in the loss. Its first token is predicted from nothing and never counts."""
+    """Count the loss tokens of a sample. Its first token has no prediction and never counts."""
     return int(sample.loss_mask[1:].sum())
 
 
 def pack(samples: Sequence[Sample]) -> MicroBatch:
-    """One row: the samples one after the other, positions beginning at 0 in each."""
+    """Pack samples into one row, one after the other. Positions start at 0 in each."""
     ids = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
     positions = np.concatenate([np.arange(len(sample)) for sample in samples])
     starts = np.cumsum([0, *(len(sample) for sample in samples)])
@@ -90,7 +90,7 @@ def pack(samples: Sequence[Sample]) -> MicroBatch:
 
 
 def pad(samples: Sequence[Sample], pad_id: int) -> MicroBatch:
-    """A row for each sample, padded on the right."""
+    """Make a row of each sample, padded on the right."""
     longest = max(len(sample) for sample in samples)
     ids = np.full((len(samples), longest), pad_id, dtype=np.int64)
     mask = np.zeros((len(samples), longest), dtype=np.int64)
@@ -111,5 +111,5 @@ def pad(samples: Sequence[Sample], pad_id: int) -> MicroBatch:
 
 
 def weightless(sample: Sample) -> Sample:
-    """A short sample without loss, for a rank that has none in this micro-batch but must take part in the reduction."""
+    """Make a short sample without loss, for a rank without samples in this micro-batch: it must join the collectives."""
     return Sample(sample.input_ids[:2], np.zeros(len(sample.input_ids[:2]), dtype=bool), sample.where)

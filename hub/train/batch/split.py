@@ -32,13 +32,13 @@ class Step:
 
     epoch: int
     place: int
-    """Samples of this epoch that came before."""
+    """Number of samples of this epoch in earlier steps."""
 
     counts: tuple[int, ...]
-    """Samples of each source."""
+    """Number of samples of each source."""
 
     samples: tuple[int, ...] = ()
-    """Indices into the training set, in which the sources stand one after the other. Empty for a stream."""
+    """Indices into the training set, which has the sources one after the other. Empty for a stream."""
 
     @property
     def size(self) -> int:
@@ -47,23 +47,23 @@ class Step:
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int, source: int = 0) -> list[int]:
-    """The order of a source's samples in one pass. Python's own generator: the same on every machine and version."""
+    """Return the order of a source's samples in one pass. Python's own generator gives it on every machine and version."""
     order = list(range(num_samples))
     random.Random(f"{seed}/{source}/{epoch}" if source else f"{seed}/{epoch}").shuffle(order)
     return order
 
 
 def num_steps(num_samples: int, batch_size: int, num_epochs: float, max_steps: int | None) -> int:
-    """Optimizer steps of a run. A pass ends with a smaller step when the batch size does not divide it."""
+    """Count the optimizer steps of a run. A pass ends with a smaller step if the batch size does not divide it."""
     per_epoch = -(-num_samples // batch_size)
     total = max(1, round(per_epoch * num_epochs))
     return total if max_steps is None else min(total, max_steps)
 
 
 def auto_batch_size(num_samples: int | None) -> int:
-    """The effective batch size of `auto`. None: a stream of unknown length.
+    """Return the effective batch size of `auto`. None: a stream of unknown length.
 
-    Small datasets need many small steps to be learned at all. Large ones gain from a steadier gradient.
+    Small datasets need many small steps to be learned at all. Large ones gain from a less noisy gradient.
     """
     if num_samples is None:
         return 256
@@ -71,7 +71,7 @@ def auto_batch_size(num_samples: int | None) -> int:
 
 
 def step_sizes(per_pass: int | None, batch_size: int, total: int) -> Iterator[int]:
-    """Samples of each step of a run. A pass ends with a smaller step when the batch size does not divide it."""
+    """Yield the number of samples of each step. A pass ends with a smaller step if the batch size does not divide it."""
     whole, rest = divmod(per_pass or batch_size, batch_size)
     sizes = [batch_size] * whole + [rest] * (rest > 0)
     for number in range(total):
@@ -79,7 +79,7 @@ def step_sizes(per_pass: int | None, batch_size: int, total: int) -> Iterator[in
 
 
 def draw(mix: Mix, batch_size: int, total: int, after: int = 0) -> Iterator[Step]:
-    """How many samples of each source the steps of a run take, or those after step `after`."""
+    """Yield the steps of a run after step `after`, with the number of samples of each source."""
     epoch = place = 0
     for number, counts in enumerate(mix.counts(step_sizes(mix.per_pass, batch_size, total)), 1):
         if number > after:
@@ -90,7 +90,7 @@ def draw(mix: Mix, batch_size: int, total: int, after: int = 0) -> Iterator[Step
 
 
 def steps(mix: Mix, batch_size: int, total: int, seed: int, after: int = 0) -> Iterator[Step]:
-    """All steps of a run over samples in memory, or those after step `after`."""
+    """Yield the steps of a run after step `after`, over samples in memory."""
     sizes = [size or 0 for size in mix.sizes]
     begin = [sum(sizes[:source]) for source in range(len(sizes))]
     taken = [0] * len(sizes)
@@ -123,7 +123,7 @@ def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.
 
     Returns:
         For each rank its k micro-batches, each a list of positions in `lengths`. k is the same on all ranks; a micro-batch
-        may be empty. Bins of like cost meet in the same micro-batch of the different ranks.
+        may be empty. Micro-batches of the ranks that run at the same time have similar cost.
 
     Raises:
         ValueError: a sample is longer than the bound.
@@ -134,7 +134,7 @@ def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.
     heaviest_first = sorted(range(len(lengths)), key=lambda i: (-costs[i], i))
     per_rank = max(least, -(-sum(lengths) // (world * max_tokens)))
     while (bins := _longest_first(heaviest_first, lengths, costs, world * per_rank, max_tokens)) is None:
-        # Bins that are filled up one by one hold more, but one may cost more than another.
+        # Bins that are filled one by one hold more, but their costs may differ more.
         tight = _best_fit(heaviest_first, lengths, world * per_rank, max_tokens)
         if tight is not None and _imbalance(parts := _deal(tight, costs, world), costs) <= MOST_IMBALANCE:
             return parts
@@ -144,7 +144,7 @@ def split(lengths: Sequence[int], world: int, max_tokens: int, ratio: float = 0.
 
 
 def _deal(bins: list[list[int]], costs: Sequence[float], world: int) -> list[list[list[int]]]:
-    """The bins of each rank. Bins of like cost meet in the same turn. Which rank gets the more expensive one alternates."""
+    """Deal the bins out to the ranks. Bins of similar cost share a turn. The rank with the most expensive one alternates."""
     bins = sorted(bins, key=lambda positions: -sum(costs[i] for i in positions))
     parts: list[list[list[int]]] = [[] for _ in range(world)]
     for turn in range(len(bins) // world):
@@ -155,7 +155,7 @@ def _deal(bins: list[list[int]], costs: Sequence[float], world: int) -> list[lis
 
 
 def _imbalance(parts: list[list[list[int]]], costs: Sequence[float]) -> float:
-    """Cost of the rank that has most to do, over the mean of all. Ranks wait for each other once per step."""
+    """Return the cost of the most expensive rank over the mean. Ranks wait for each other once per step."""
     totals = [sum(costs[i] for i in chain.from_iterable(part)) for part in parts]
     return max(totals) * len(totals) / sum(totals)
 
@@ -163,26 +163,26 @@ def _imbalance(parts: list[list[list[int]]], costs: Sequence[float]) -> float:
 def _longest_first(
     order: Sequence[int], lengths: Sequence[int], costs: Sequence[float], num_bins: int, max_tokens: int
 ) -> list[list[int]] | None:
-    """Longest processing time first: each sample goes to the cheapest bin that has room. None when one finds no room."""
+    """Longest processing time first: put each sample into the least expensive bin with room. None: a sample has no room."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     tokens = [0] * num_bins
     heap = [(0.0, number) for number in range(num_bins)]
     for i in order:
-        passed_over = []
+        full = []
         while heap and tokens[heap[0][1]] + lengths[i] > max_tokens:
-            passed_over.append(heapq.heappop(heap))
+            full.append(heapq.heappop(heap))
         if not heap:
             return None
         cost, number = heapq.heappop(heap)
         bins[number].append(i)
         tokens[number] += lengths[i]
-        for entry in [*passed_over, (cost + costs[i], number)]:
+        for entry in [*full, (cost + costs[i], number)]:
             heapq.heappush(heap, entry)
     return bins
 
 
 def _balance(bins: list[list[int]], lengths: Sequence[int], costs: Sequence[float], max_tokens: int) -> None:
-    """Balance bins: while it helps, the most expensive one gives a sample to a cheaper one, for another or for nothing."""
+    """Balance bins: while it helps, move a sample from the most expensive bin to another one, or exchange two."""
     totals = [sum(costs[i] for i in positions) for positions in bins]
     tokens = [sum(lengths[i] for i in positions) for positions in bins]
     mean = sum(totals) / len(totals)
@@ -209,7 +209,10 @@ def _balance(bins: list[list[int]], lengths: Sequence[int], costs: Sequence[floa
 def _best_exchange(
     expensive: list[int], cheap: list[int], gap: float, lengths: Sequence[int], costs: Sequence[float], room: int
 ) -> tuple[int, int | None] | None:
-    """What the expensive bin gives to the cheap one, and what it takes for it, so that their costs come closest."""
+    """Return the sample to move from the expensive bin to the cheap one, and the one to take back, if any.
+
+    After it the costs of the two are as close as one exchange can make them. None: no exchange helps.
+    """
     offers = sorted([(0.0, -1), *((costs[i], i) for i in cheap)])
     best: tuple[float, int, int] | None = None
     for i in expensive:
@@ -223,7 +226,7 @@ def _best_exchange(
 
 
 def _best_fit(order: Sequence[int], lengths: Sequence[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:
-    """Best fit: each sample goes to the fullest bin that has room. None when one finds no room."""
+    """Best fit: put each sample into the fullest bin with room. None: a sample has no room."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     room = [max_tokens] * num_bins
     for i in order:
@@ -237,7 +240,7 @@ def _best_fit(order: Sequence[int], lengths: Sequence[int], num_bins: int, max_t
 
 
 def cost_ratio(num_layers: int, hidden_size: int, num_parameters: int) -> float:
-    """Cost of attention over a sample, per squared token, in units of one token's matrix products.
+    """Return the cost of attention over a sample, per squared token, in units of one token's matrix products.
 
     Matrix products take 2 P operations per token, causal attention 2 L H n^2 per sample of n tokens.
     """

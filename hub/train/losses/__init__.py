@@ -1,1 +1,1 @@
-"""Objectives: the value that training lowers, as weights of loss tokens."""
+"""Objectives, the values that training lowers, and the loss of a micro-batch."""

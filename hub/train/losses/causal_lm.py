@@ -1,7 +1,7 @@
 """The weighted negative log-likelihood of a micro-batch's loss tokens, and their log-probabilities.
 
-It is a sum, never a mean: the step divides by the objective's divisor, counted over all ranks, so that a token weighs the same
-in whatever micro-batch and on whatever rank it stands.
+The loss is a sum, never a mean. The step divides it by the objective's divisor, counted over all ranks, so a token has the same
+weight in every micro-batch and on every rank.
 """
 
 import inspect
@@ -17,14 +17,14 @@ from hub.train.kernels.head import FusedHead, fused_head
 from hub.train.kernels.structure import base_of
 
 Loss = Callable[[torch.nn.Module, MicroBatch], torch.Tensor]
-"""A model and a micro-batch to the weighted sum of the negative log-likelihoods of its loss tokens: a scalar."""
+"""Function of a model and a micro-batch: the weighted sum of the negative log-likelihoods of its loss tokens, a scalar."""
 
 
 def causal_lm_loss(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
-    """Weighted sum of the cross entropies of the loss tokens, in nats; without weights each counts once.
+    """Compute the weighted sum of the cross entropies of the loss tokens, in nats. Without weights each counts once.
 
-    Scalar, float32, with a gradient path to every weight even without loss tokens. Only the positions that count go through the
-    output layer where the model allows it: its result is the largest tensor of a training step.
+    The result is a float32 scalar with a gradient path to every weight, even without loss tokens. If the model allows it, the
+    output layer computes only the positions with loss, since its result is the largest tensor of a training step.
     """
     if head := _usable_head(model, batch):
         with head.summing(batch.targets, batch.weights):
@@ -35,7 +35,7 @@ def causal_lm_loss(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
 
 @torch.no_grad()
 def token_log_probabilities(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
-    """Log-probability of each loss token, in nats. Shape (n,), float32, without gradient."""
+    """Compute the log-probability of each loss token, in nats. (n,) float32, without gradient."""
     if head := _usable_head(model, batch):
         with head.listing(batch.targets):
             return -_logits(model, batch)
@@ -43,7 +43,7 @@ def token_log_probabilities(model: torch.nn.Module, batch: MicroBatch) -> torch.
 
 
 def model_inputs(model: torch.nn.Module, batch: MicroBatch) -> dict[str, object]:
-    """The keywords of the model's forward for a micro-batch."""
+    """Return the keyword arguments of the model's forward for a micro-batch."""
     inputs: dict[str, object] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
     if not batch.packed:
         inputs["attention_mask"] = batch.attention_mask
@@ -53,7 +53,7 @@ def model_inputs(model: torch.nn.Module, batch: MicroBatch) -> dict[str, object]
 
 
 def takes_positions(model: torch.nn.Module) -> bool:
-    """Whether a model's forward can compute logits at chosen positions only (`logits_to_keep` as a tensor)."""
+    """Return whether a model's forward can compute logits at chosen positions only (`logits_to_keep` as a tensor)."""
     return "logits_to_keep" in _parameters_of(type(base_of(model)).forward)
 
 
@@ -82,8 +82,9 @@ def _usable_head(model: torch.nn.Module, batch: MicroBatch) -> FusedHead | None:
 
 
 def _selects(model: torch.nn.Module, batch: MicroBatch) -> bool:
-    """Whether the output layer computes the loss positions only. Not where the layers are spread over several GPUs: the
-    positions would have to lie on the last one.
+    """Return whether the output layer computes the loss positions only.
+
+    If the layers are split over several GPUs it does not: the positions would have to be on the last GPU.
     """
     return batch.packed and takes_positions(model) and not _is_split(model)
 

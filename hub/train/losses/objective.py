@@ -1,9 +1,9 @@
-"""Objectives: what a training step lowers, as a function of the log-probabilities of its loss tokens.
+"""Objectives: the value that a training step lowers, as a function of the log-probabilities of its loss tokens.
 
-A step draws N units. A unit (a conversation, later a preference pair or a group of rollouts) holds one or more samples, which
-may lie in different micro-batches and on different ranks. For a loss L(logp) / divisor the gradient in the model's weights is
-that of the weighted negative log-likelihood sum_t w_t * (-logp_t) / divisor with the constants w_t = -dL/dlogp_t. So one kernel
-for weighted next-token loss serves every objective, in every layout.
+A step draws N units. A unit (a conversation, a preference pair, a group of rollouts) has one or more samples, which may be in
+different micro-batches and on different ranks. For a loss L(logp) / divisor the gradient in the model's weights is that of the
+weighted negative log-likelihood sum_t w_t * (-logp_t) / divisor with the constants w_t = -dL/dlogp_t. So one kernel for
+weighted next-token loss serves every objective, in every layout.
 """
 
 from abc import ABC, abstractmethod
@@ -16,25 +16,25 @@ from hub.data.samples.sample import Sample
 from hub.train.batch.collate import num_loss_tokens
 
 UnitValues = Sequence[torch.Tensor]
-"""Log-probabilities of a unit's loss tokens: one tensor (n,) in nats for each of its samples, in their order."""
+"""Log-probabilities of a unit's loss tokens: one tensor (n,) in nats for each of its samples, in order."""
 
 SINGLE = ("",)
-"""The roles of a unit of one sample, such as a conversation."""
+"""The roles of a unit with one sample, such as a conversation."""
 
 
 class Objective(ABC):
-    """What training lowers. Subclass it for a loss of your own; an instance goes into the recipe."""
+    """The value that training lowers. Subclass it for your own loss, and pass an instance to the recipe."""
 
     depends_on_values = True
-    """Whether the weights of the loss tokens depend on their log-probabilities. If so each step starts with a forward pass
-    without gradient over all its samples; dropout draws the same masks in both passes."""
+    """Whether the weights of the loss tokens depend on their log-probabilities. If so, each step starts with a forward pass
+    without gradient over all its samples. Dropout draws the same masks in both passes."""
 
     roles: tuple[str, ...] | None = SINGLE
-    """The roles that the samples of each unit must have, in their order, as `("chosen", "rejected")`. None: any."""
+    """The roles that the samples of each unit must have, in order, for example `("chosen", "rejected")`. None: any."""
 
     @abstractmethod
     def divisor(self, units: Sequence[Sequence[Sample]]) -> float:
-        """What the sum of the losses is divided by, counted over all units of the step on all ranks. Above 0.
+        """Return the divisor of the summed loss, counted over all units of the step on all ranks. Above 0.
 
         Args:
             units: the samples of each unit.
@@ -42,7 +42,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, units: Sequence[Sequence[Sample]], values: Sequence[UnitValues]) -> torch.Tensor:
-        """Sum of the units' losses, before the division. Scalar, differentiable in `values`.
+        """Compute the sum of the units' losses, before the division. A scalar, differentiable in `values`.
 
         Args:
             units: the samples of each unit.
@@ -51,7 +51,7 @@ class Objective(ABC):
 
 
 class NextToken(Objective):
-    """Cross entropy of the next token: every loss token has the weight 1, the divisor is their number."""
+    """Cross entropy of the next token. Every loss token has weight 1, and the divisor is their number."""
 
     depends_on_values = False
 
@@ -65,12 +65,12 @@ class NextToken(Objective):
 def token_weights(
     objective: Objective, units: Sequence[Sequence[Sample]], log_probabilities: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a step and the weight of each of its loss tokens.
+    """Compute the loss of a step and the weight of each of its loss tokens.
 
     Args:
         objective: the objective.
         units: the samples of each unit.
-        log_probabilities: (T,) of all loss tokens of the step, sample after sample.
+        log_probabilities: (T,) log-probabilities of all loss tokens of the step, sample after sample.
 
     Returns:
         The summed loss (scalar, float64), and the weights (T,) float32: -dL/dlogp.

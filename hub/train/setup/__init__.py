@@ -1,1 +1,1 @@
-"""What a backend gets: process group, base weights, tokenizer and data of a run."""
+"""The setup that a backend gets: process group, base weights, tokenizer and data of a run."""

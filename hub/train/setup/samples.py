@@ -1,6 +1,6 @@
-"""The sample source of a run: memory, or a stream. The same on every rank, whatever the number of ranks.
+"""The sample source of a run: memory, or a stream. It gives every rank the same samples, for any number of ranks.
 
-The loop iterates over `steps(after=n)`: every further step with its units. `state` goes into each checkpoint.
+The loop iterates over `steps(after=n)`: every further step with its units. Each checkpoint has its `state`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from hub.parallel.group import Group, broadcast_bytes
 from hub.train.batch import split as batches
 
 MOST_PROCESSES = 8
-"""Processes that encode a stream. Each makes some hundred thousand tokens a second."""
+"""Maximum number of processes that tokenize a stream. Each gives some hundred thousand tokens a second."""
 
 
 class SampleSource(Protocol):
@@ -29,32 +29,32 @@ class SampleSource(Protocol):
 
     mix: Mix
     batch_size: int
-    """Samples per step."""
+    """Units per step."""
 
     total: int
     """Steps of the whole run."""
 
     fingerprint: str
-    """Changes when the data does."""
+    """Identifies the data."""
 
     def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Unit]]]:
-        """The steps after step `after`, each with its units."""
+        """Yield the steps after step `after`, each with its units."""
 
     def state(self) -> dict[str, object]:
-        """What `restore` needs beside the number of the step. JSON; on rank 0."""
+        """Return what `restore` needs besides the number of the step, as JSON. On rank 0."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state. No step has been asked for yet."""
+        """Continue from a state. To be called before `steps`."""
 
     def close(self) -> None:
-        """End the processes that read and encode."""
+        """End the processes that read and tokenize."""
 
     def report(self) -> tuple[list[str], dict[str, object]]:
-        """What was read so far, as lines and for plan.json. On rank 0."""
+        """Return what was read so far, as lines to log and as values for plan.json. On rank 0."""
 
 
 class InMemorySource:
-    """All samples are in memory."""
+    """Sample source that has all samples in memory."""
 
     def __init__(self, cfg: RunConfig, data: Prepared, world: int) -> None:
         """Args:
@@ -78,17 +78,17 @@ class InMemorySource:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """All follows from the number of the step."""
+        """Do nothing: the number of the step is all the state."""
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Do nothing: there are no processes."""
 
     def report(self) -> tuple[list[str], dict[str, object]]:
         return [], {}
 
 
 class StreamedSource:
-    """Rank 0 takes the units from the streams of all sources and broadcasts them."""
+    """Sample source that reads streams. Rank 0 takes the units from the streams of all sources and broadcasts them."""
 
     def __init__(self, cfg: RunConfig, data: Prepared, group: Group, base_path: Path) -> None:
         """Args:
@@ -117,24 +117,24 @@ class StreamedSource:
             self._feeds = [self._processes.stream(number) for number in range(len(sources))]
 
     def start(self) -> None:
-        """Begin to make samples, before the first is asked for."""
+        """Start making samples, before the first step asks for them."""
         for feed, share in zip(self._feeds, self.mix.shares, strict=False):
             if share:
                 feed.start()
 
     def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Unit]]]:
         for step in batches.draw(self.mix, self.batch_size, self.total, after):
-            yield step, self._shared(step.counts)
+            yield step, self._next_units(step.counts)
 
-    def _shared(self, counts: Sequence[int]) -> list[Unit]:
-        """The next units, on all ranks. An error in the data is raised on all ranks too."""
+    def _next_units(self, counts: Sequence[int]) -> list[Unit]:
+        """Return the next units, on all ranks. An error in the data is raised on all ranks, too."""
         if self._group.world == 1:
-            return [sample for feed, count in zip(self._feeds, counts, strict=True) for sample in feed.take(count)]
+            return [unit for feed, count in zip(self._feeds, counts, strict=True) for unit in feed.take(count)]
         data = b""
         if self._group.is_main:
             try:
-                found = [sample for feed, count in zip(self._feeds, counts, strict=True) for sample in feed.take(count)]
-                data = to_bytes([Item(sample.where, len(sample), sample) for sample in found])
+                units = [unit for feed, count in zip(self._feeds, counts, strict=True) for unit in feed.take(count)]
+                data = to_bytes([Item(unit.where, len(unit), unit) for unit in units])
             except HubError as error:
                 data = to_bytes(error)
         items = from_bytes(reader(broadcast_bytes(data)))
@@ -145,8 +145,8 @@ class StreamedSource:
         return {"feeds": [feed.state() for feed in self._feeds]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        for feed, kept in zip(self._feeds, state["feeds"], strict=False):
-            feed.restore(kept)
+        for feed, saved in zip(self._feeds, state["feeds"], strict=False):
+            feed.restore(saved)
 
     def close(self) -> None:
         if self._processes is not None:
@@ -155,7 +155,7 @@ class StreamedSource:
     def report(self) -> tuple[list[str], dict[str, object]]:
         if not self._group.is_main:
             return [], {}
-        lines, found = [], []
+        lines, streams = [], []
         for name, feed in zip(self.mix.names, self._feeds, strict=True):
             counts = feed.counts
             text = f"stream {name}: {counts['num_rows']:,} rows read, {counts['num_tokens']:,} tokens trained on"
@@ -167,16 +167,16 @@ class StreamedSource:
             if counts["num_rows_with_texts_omitted"]:
                 text += f", in {counts['num_rows_with_texts_omitted']:,} the chat template left out texts beside tool calls"
             lines.append(text)
-            found.append({"name": name, "num_passes": feed.num_passes, **counts, "left_out": feed.left_out})
-        return lines, {"stream": found}
+            streams.append({"name": name, "num_passes": feed.num_passes, **counts, "left_out": feed.left_out})
+        return lines, {"stream": streams}
 
 
 def make_sample_source(cfg: RunConfig, data: Prepared, group: Group, base_path: Path) -> SampleSource:
-    """The sample source that the config asks for. A stream begins to make samples at once, while the model is being loaded.
+    """Make the sample source that the config asks for. A stream starts at once, while the model is being loaded.
 
     Args:
-        cfg: the run.
-        data: its samples; of a stream the first ones.
+        cfg: the config of the run.
+        data: its samples. Of a stream only the first ones.
         group: the processes.
         base_path: local folder of the base weights, with the tokenizer.
 
@@ -186,16 +186,16 @@ def make_sample_source(cfg: RunConfig, data: Prepared, group: Group, base_path: 
     if not cfg.data.streaming:
         return InMemorySource(cfg, data, group.world)
     source = StreamedSource(cfg, data, group, base_path)
-    if cfg.chosen_task.takes_steps and not cfg.resume:  # a resume says first where to begin
+    if cfg.chosen_task.takes_steps and not cfg.resume:  # `restore` sets the position first
         source.start()
     return source
 
 
 def effective_batch_size(asked: int | str, num_samples: int | None, world: int) -> int:
-    """Samples per step: as asked, or by the size of the data set; of a stream of unknown length, as for a large one.
+    """Return the units per step: as set, or by the size of the dataset. A stream of unknown length counts as large.
 
     Raises:
-        ConfigError: fewer samples than processes.
+        ConfigError: fewer units than processes.
     """
     size = batches.auto_batch_size(num_samples) if asked == AUTO else int(asked)
     if size < world:
@@ -207,7 +207,7 @@ def effective_batch_size(asked: int | str, num_samples: int | None, world: int) 
 
 
 def mix_lines(source: SampleSource) -> tuple[list[str], dict[str, object]]:
-    """What a run takes from each source of a mix, as lines and for plan.json: passes over it, samples that are not used."""
+    """Return what a run takes from each source of a mix, as lines to log and as values for plan.json."""
     mix = source.mix
     if len(mix.names) == 1:
         return [], {}

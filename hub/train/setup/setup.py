@@ -29,7 +29,7 @@ Observe = Callable[..., None]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a backend gets: all of a run but the model."""
+    """All of a run but the model: the argument of a backend's `build`."""
 
     cfg: RunConfig
     run: Run
@@ -40,7 +40,7 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     data: Prepared
     source: SampleSource
-    """Gives the steps their samples."""
+    """Yields the samples of each step."""
 
     algorithm: str
     """Name of the algorithm, for messages."""
@@ -49,7 +49,7 @@ class Setup:
     """Calls a hook of the plugins, as `hub_log`. For rank 0 only."""
 
     def save_whole_model(self, model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        """Write a dense model in the type of the arithmetic, with the tokenizer: `Recipe.save` of whole models."""
+        """Write a dense model in the compute dtype, with the tokenizer. Serves as `Recipe.save` of whole models."""
         save_whole_model(model, self.tokenizer, folder, self.session.compute_dtype, weights)
 
     def load_model(
@@ -59,16 +59,16 @@ class Setup:
         frozen: bool = False,
         whole: str | None = None,
     ) -> PreTrainedModel:
-        """The base model in training mode, where the strategy wants it before training places it.
+        """Load the base model in training mode, on the device where the strategy needs it before training places it.
 
         Args:
-            dtype: type of the weights. None: that of the arithmetic.
-            quantization: a transformers quantisation config, or None.
-            frozen: whether the weights stay as they are while something small (an adapter) learns.
-            whole: an option that needs all weights on each process.
+            dtype: dtype of the weights. None: the compute dtype.
+            quantization: a transformers quantization config, or None.
+            frozen: whether the weights are frozen and something small trains, such as an adapter.
+            whole: an option that needs all weights on each process, for the message.
 
         Raises:
-            ConfigError: the weights would be shared out, and something asked for does not work with that.
+            ConfigError: the weights would be sharded, and an option does not work with that.
         """
         launch, session = self.cfg.launch, self.session
         dtype = dtype or session.compute_dtype
@@ -76,18 +76,19 @@ class Setup:
             self.run.write_plan(strategy="split", strategy_because=ASKED_FOR)
             return load_causal_lm(self.cfg.model, self.base_path, "balanced", dtype, quantization)
         several = session.group.world > 1
-        shape = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
-        strategy, why = choose_strategy(launch, session.group, shape, 0.0 if frozen else 1.0, session.compute_dtype)
+        weights_bytes = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
+        trained_fraction = 0.0 if frozen else 1.0
+        strategy, why = choose_strategy(launch, session.group, weights_bytes, trained_fraction, session.compute_dtype)
         if getattr(quantization, "load_in_8bit", False) and strategy.name == "fsdp":
             raise ConfigError(
-                "launch.strategy=fsdp can't share out 8-bit weights. Type algo.load_in_4bit=true algo.load_in_8bit=false, "
+                "launch.strategy=fsdp can't shard 8-bit weights. Type algo.load_in_4bit=true algo.load_in_8bit=false, "
                 "or launch.strategy=ddp"
             )
         if whole and strategy.shards_weights:
             raise ConfigError(f"{whole} needs all weights on each process ({why}). Leave it out, or type launch.strategy=ddp")
         if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARDS:
             raise ConfigError(
-                f"algo.optimizer={self.cfg.algo.optimizer} can't work on shares of weights (launch.strategy={strategy.name}). "
+                f"algo.optimizer={self.cfg.algo.optimizer} can't work on sharded weights (launch.strategy={strategy.name}). "
                 "Type algo.optimizer=adamw"
             )
         session.strategy = strategy
@@ -99,12 +100,12 @@ class Setup:
 
 
 def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda hook, **values: None) -> Setup:
-    """Join the process group, find the weights, load the tokenizer, encode the data; log and write to plan.json what was found.
+    """Join the process group, find the weights, load the tokenizer and tokenize the data. Results go to the log and plan.json.
 
     Args:
-        cfg: what to run.
+        cfg: the config of the run.
         run: the run folder.
-        algorithm: its name, for messages.
+        algorithm: name of the algorithm, for messages.
         observe: calls the hooks of plugins while the task runs. By default none is called.
 
     Raises:
@@ -129,7 +130,7 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda h
 
 
 def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:
-    """Local folder of the base weights. One process per machine fetches or converts; the others wait and then find them."""
+    """Return the local folder of the base weights. One process per machine downloads or converts them, the others wait."""
     if session.group.local_rank == 0:
         path = local_weights(cfg, run.say)
         for line in ignored_settings(path, cfg.trust_remote_code):

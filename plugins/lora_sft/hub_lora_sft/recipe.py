@@ -1,4 +1,4 @@
-"""LoRA on one page: load the model (in 4 or 8 bit or fp8 if asked for), add the adapters."""
+"""LoRA on one page: load the model (in 4 or 8 bits or fp8 if set), add the adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hub_lora_sft.float8 import hold_in_fp8
 
 
 def build(setup: Setup) -> Recipe:
-    """Adapters learn on frozen weights. The result is an adapter folder that peft loads onto the same base."""
+    """Build the recipe: adapters train on frozen weights. The result is an adapter folder that peft loads onto the base."""
     algo, run = setup.cfg.algo, setup.run
     assert isinstance(algo, LoraSftConfig)
     in_fp8 = algo.precision == "fp8"
@@ -38,7 +38,7 @@ def build(setup: Setup) -> Recipe:
 
 
 def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | None:
-    """How the frozen weights are quantised while they are loaded; None for not at all."""
+    """Return the config that quantizes the frozen weights while they are loaded. None: no quantization."""
     if not (algo.load_in_4bit or algo.load_in_8bit):
         return None
     if algo.load_in_8bit:
@@ -52,10 +52,10 @@ def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | 
 
 
 def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftModel:
-    """The model with adapters in float32; nothing else trains but the biases that `algo.bias` names."""
+    """Return the model with adapters in float32. Besides them only the biases that `algo.bias` names train."""
     targets = target_names(algo.target_modules, model)
     if any(parameter.ndim == 3 for parameter in model.parameters()):
-        run.say("the experts' weights lie in fused tensors, which get no adapter: they stay as they are")
+        run.say("the experts' weights are fused tensors, which get no adapter: they stay frozen")
     # peft declares an int, but takes a quotient; and has `pissa_niter_16` for one of many such names.
     options: dict[str, Any] = {"lora_alpha": algo.lora_alpha}
     if algo.init != "default":
@@ -84,7 +84,7 @@ def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftM
 
 
 def target_names(asked: str | list[str], model: PreTrainedModel) -> list[str]:
-    """Full names of the layers that get an adapter.
+    """Return the full names of the layers that get an adapter.
 
     Args:
         asked: auto, all-linear, attention, mlp, or the last parts of module names.

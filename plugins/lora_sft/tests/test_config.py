@@ -74,7 +74,7 @@ def test_combinations_that_make_no_sense_are_refused(overrides, texts):
     assert all(line.startswith(text) for line, text in zip(problems, texts, strict=True))
 
 
-def test_quantisation_asks_for_its_package():
+def test_quantization_asks_for_its_package():
     is_asked = any("Type pip install bitsandbytes" in line for line in config("algo=qlora_sft").problems())
     assert is_asked == (find_spec("bitsandbytes") is None)
 

@@ -1,4 +1,4 @@
-"""Frozen layers in fp8, without a GPU: the products are exact sums of the very numbers that a GPU would multiply."""
+"""Frozen layers in fp8, without a GPU: the products are exact sums of the same numbers that a GPU would multiply."""
 
 import json
 from pathlib import Path
@@ -63,9 +63,9 @@ def test_the_error_of_a_layer_is_that_of_its_rounding():
     torch.manual_seed(3)
     layer = nn.Linear(512, 256, bias=False).requires_grad_(False)
     x = torch.randn(64, 512, requires_grad=True)
-    exact, found = layer(x), Float8Linear(layer)(x)
+    exact, rounded = layer(x), Float8Linear(layer)(x)
     # Two operands with a relative error of about 2^-5 (root mean square below 2^-4 / sqrt 3) and signs that are independent.
-    assert 0.005 < (found - exact).norm() / exact.norm() < 2**0.5 * 2**-4 / 3**0.5
+    assert 0.005 < (rounded - exact).norm() / exact.norm() < 2**0.5 * 2**-4 / 3**0.5
 
 
 def model_in_fp8(**sizes: int):
@@ -165,8 +165,8 @@ def test_a_run_learns_and_its_adapter_is_like_any_other(tmp_path, emulated, opti
     plan = json.loads((result.run_path / "plan.json").read_text())
     assert (plan["precision"], plan["fp8_layers"], plan["fp8_layers_left_out"]) == ("fp8", 14, 0)
     plain = run(tmp_path, "algo.precision=auto", *options)
-    found, expected = (load_file(one.model_path / "adapter_model.safetensors") for one in (result, plain))
-    assert {name: tensor.shape for name, tensor in found.items()} == {name: tensor.shape for name, tensor in expected.items()}
+    saved, expected = (load_file(one.model_path / "adapter_model.safetensors") for one in (result, plain))
+    assert {name: tensor.shape for name, tensor in saved.items()} == {name: tensor.shape for name, tensor in expected.items()}
     assert result.eval_loss == pytest.approx(plain.eval_loss, abs=0.05)
     assert json.loads((plain.run_path / "plan.json").read_text())["parameters"] == plan["parameters"]
     AutoPeftModelForCausalLM.from_pretrained(result.model_path)

@@ -1,4 +1,4 @@
-"""OSFT on one page: load the model, find the free directions, let coordinates of them learn."""
+"""OSFT on one page: load the model, find the free directions, train coordinates within them."""
 
 import shutil
 from collections.abc import Sequence
@@ -21,35 +21,35 @@ from hub_osft.targets import LINEAR, Target, experts_left_out, find_targets, wit
 
 
 def build(setup: Setup) -> Recipe:
-    """Changes within free directions learn. The result is a dense model that transformers loads."""
+    """Build the recipe: changes within the free directions train. The result is a dense model that transformers loads."""
     cfg, run, algo = setup.cfg, setup.run, setup.cfg.algo
     assert isinstance(algo, OsftConfig)
     model = setup.load_model(frozen=True)
     targets = find_targets(model, algo)
     some_rows = algo.train_embeddings and algo.subspace == ACTIVATIONS and not (algo.train_head and is_tied(model))
     if some_rows and is_tied(model):
-        targets.append(as_target(model))  # for the directions that it reads
+        targets.append(as_target(model))  # the output layer reads the embeddings: their directions count, too
     protection = Protection(setup, model, targets) if algo.needs_data else None
     if protection is not None and algo.rank_policy == ADAPTIVE:
         targets = with_protected(targets, protection.protected_fractions())
     else:
         targets = with_ratio(targets, algo.ratio)
     if protection is not None and algo.subspace == ACTIVATIONS:
-        found = find_directions(setup, model, targets, protection.directions, cached=False)
+        directions = find_directions(setup, model, targets, protection.directions, cached=False)
     else:
-        found = find_directions(setup, model, targets, by_spectrum(algo, setup.session.compute_dtype), cached=True)
+        directions = find_directions(setup, model, targets, by_spectrum(algo, setup.session.compute_dtype), cached=True)
     embeddings = None
     if some_rows and protection is not None:
-        directions = found.pop(targets.pop().name) if is_tied(model) else {}
-        free, pull = directions.get("free"), pull_of(directions, algo) if directions else None
-        embeddings = FreeRows(model.get_input_embeddings(), protection.free_tokens(), free, pull)
-    what_trains(model, algo, run, targets, embeddings)
+        of_embeddings = directions.pop(targets.pop().name) if is_tied(model) else {}
+        penalties = penalties_of(of_embeddings, algo) if of_embeddings else None
+        embeddings = FreeRows(model.get_input_embeddings(), protection.free_tokens(), of_embeddings.get("free"), penalties)
+    set_trainable(model, algo, run, targets, embeddings)
     if embeddings is not None and cfg.data.streaming:
-        run.say(f"of the stream its first {len(setup.data.train):,} samples say which embeddings may learn")
+        run.say(f"the first {len(setup.data.train):,} samples of the stream decide which embeddings are trained")
     if embeddings is not None and not len(embeddings.rows):
         embeddings = None
-    coordinates = with_coordinates(model, algo, targets, found, setup.session.device, embeddings)
-    del found
+    coordinates = with_coordinates(model, algo, targets, directions, setup.session.device, embeddings)
+    del directions
 
     def save(trained: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         plain = {new: tensor for name, tensor in weights.items() if (new := name_in_plain_model(name))}
@@ -59,16 +59,16 @@ def build(setup: Setup) -> Recipe:
         if protection is not None and algo.save_protection and outcome.model_path is not None:
             protection.save(outcome.model_path)
         if outcome.stopped_by is None and run.is_main:
-            # A run that is over is not resumed: nothing will read them again.
+            # A completed run can't be resumed, so nothing will read them again.
             shutil.rmtree(run.path / "directions", ignore_errors=True)
 
     return Recipe(model=model, save=save, reparametrization=coordinates, finish=finish)
 
 
-def what_trains(
+def set_trainable(
     model: PreTrainedModel, algo: OsftConfig, run: Run, targets: Sequence[Target], free_rows: FreeRows | None = None
 ) -> None:
-    """Freeze everything but what the options name, and say so in one line."""
+    """Freeze everything but what the options name, and log it in one line."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -93,26 +93,26 @@ def what_trains(
     shown = f"{free:.1%} of the directions of {len(targets)} weights are free"
     if algo.protect_strength:
         strength = f"algo.protect_strength={algo.protect_strength:g}"
-        shown += f", each drawn back the more a change there matters to the data to protect ({strength})"
+        shown += f", each pulled toward the base weights by how much the protected data depends on it ({strength})"
     if free_rows is not None:
         if num_rows:
-            shown += f"; embeddings of {num_rows:,} tokens learn too, which the data to protect never has"
+            shown += f"; the embeddings of {num_rows:,} tokens that the protected data does not have are trained, too"
         else:
-            shown += "; no embedding learns: the data to protect has every token of the new data"
+            shown += "; no embedding is trained: the protected data has every token of the new data"
         protected = {"embeddings", "head"} if is_tied(model) else {"embeddings"}
         learning = [name for name in learning if name not in protected]
         still = [name for name in still if name not in protected]
     if learning:
-        shown += f"; {', '.join(learning)} learn too, without protection"
+        shown += f"; {', '.join(learning)} are trained without protection"
     if still:
         options = " ".join(f"algo.train_{name}=true" for name in still)
-        shown += f"; {', '.join(still)} stay as they are ({options})"
+        shown += f"; {', '.join(still)} are frozen (to train them type {options})"
     run.say(shown)
     if left_out := experts_left_out(model, algo):
         form = "parametrization=factored" if algo.subspace == "weights" else "subspace=activations"
         run.say(
-            f"the experts' weights lie in {len(left_out)} fused tensors, which algo.{form} can't train: they stay as they are "
-            "(algo.subspace=weights algo.parametrization=fast trains them)"
+            f"the experts' weights are {len(left_out)} fused tensors, which algo.{form} can't train: they are frozen. "
+            "To train them type algo.subspace=weights algo.parametrization=fast"
         )
     run.write_plan(
         directions_free=round(free, 4),
@@ -127,16 +127,16 @@ def with_coordinates(
     model: PreTrainedModel,
     algo: OsftConfig,
     targets: Sequence[Target],
-    found: dict[str, Directions],
+    directions_of: dict[str, Directions],
     device: torch.device,
     embeddings: FreeRows | None = None,
 ) -> Reparametrization:
-    """Put layers that learn coordinates in place of the targets. The coordinates lie on `device`, where they are trained."""
+    """Replace the targets by layers that train coordinates, which are on `device`."""
     if algo.parametrization == FACTORED:
-        return _factored(model, targets, found)
+        return _factored(model, targets, directions_of)
     parts = []
     for target in targets:
-        directions = found[target.name]
+        directions = directions_of[target.name]
         free, corner = directions.get("free"), algo.constraint == "corner" and "free" in directions
         whole = free is None or corner
         if free is not None and not corner and "scale" in directions:
@@ -156,32 +156,38 @@ def with_coordinates(
             holder = OsftLinear(holder, coordinates, q, target.left, target.conv1d)
             setattr(owner, last, holder)
             trained = holder.osft_coordinates
-        kept = directions.pop("kept", None)
-        pull = pull_of(directions, algo)
-        parts.append(Part(holder, target.parameter, trained, free, kept, target.left, corner, kept is not None, pull))
+        protected = directions.pop("kept", None)
+        penalties = penalties_of(directions, algo)
+        parts.append(
+            Part(holder, target.parameter, trained, free, protected, target.left, corner, protected is not None, penalties)
+        )
     return FastReparametrization(parts, embeddings)
 
 
-def pull_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
-    """How strongly a change along each direction is drawn back, times the learning rate. None: not at all.
+def penalties_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
+    """Return the penalty on a change along each direction, per unit of learning rate. None: no penalty.
+
+    It pulls the weights toward the base weights.
 
     Raises:
-        ModelError: the directions are of a run that began without a strength.
+        ModelError: the directions are of a run that was started without `algo.protect_strength`.
     """
     if not algo.protect_strength:
         return None
     if "pull" not in directions:
         raise ModelError(
-            f"algo.protect_strength={algo.protect_strength:g}: the run that goes on began without it. "
-            "Leave it out, or begin a new run"
+            f"algo.protect_strength={algo.protect_strength:g}: the run to resume was started without it. "
+            "Leave it out, or start a new run"
         )
     return directions["pull"] * algo.protect_strength
 
 
-def _factored(model: PreTrainedModel, targets: Sequence[Target], found: dict[str, Directions]) -> FactoredReparametrization:
+def _factored(
+    model: PreTrainedModel, targets: Sequence[Target], directions_of: dict[str, Directions]
+) -> FactoredReparametrization:
     layers = []
     for target in targets:
-        weight, directions = target.weight(model), found[target.name]
+        weight, directions = target.weight(model), directions_of[target.name]
         a = oriented(weight.detach(), target.left)
         if not directions:
             left, scale, right = decompose(a)
@@ -189,7 +195,7 @@ def _factored(model: PreTrainedModel, targets: Sequence[Target], found: dict[str
             directions = {name: tensor.float().contiguous() for name, tensor in directions.items()}
         left, scale, free = directions["left"], directions["scale"], directions["free"]
         high = (a.to(left.device).double() - (left.double() * scale.double()) @ free.double().mT).float()
-        # A copy: with one direction the transpose would be the very memory of Q.
+        # A copy: with a single direction the transpose would share the memory of Q.
         factors = (left, scale, free.mT.clone(memory_format=torch.contiguous_format))
         plain = model.get_submodule(target.module)
         assert isinstance(plain, LINEAR)

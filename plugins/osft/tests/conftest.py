@@ -38,7 +38,7 @@ def run() -> Callable[..., Result]:
 
 @pytest.fixture
 def run_and_stop(monkeypatch) -> Callable[..., None]:
-    """A run that is told to stop after its third look for a signal: `run_and_stop(tmp_path, *overrides)`."""
+    """Run until a stop signal that arrives in the third step: `run_and_stop(tmp_path, *overrides)`."""
 
     def call(tmp_path: Path, *overrides: str) -> None:
         from hub.train import loop

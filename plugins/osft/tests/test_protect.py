@@ -1,4 +1,4 @@
-"""Runs that protect data: what stays as it was, what is drawn back, and what is saved for the next task, on tiny models."""
+"""Runs that protect data: which outputs stay, which changes are penalized, what is saved for the next task. Tiny models."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import torch
 from hub_osft import protect
 from hub_osft.config import OsftConfig
 from hub_osft.directions import Directions
-from hub_osft.recipe import pull_of
+from hub_osft.recipe import penalties_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -47,7 +47,7 @@ def test_protected_inputs_are_answered_as_before_and_protection_goes_on_without_
     kept = load_file(result.model_path / "protection.safetensors")
     name = "model.layers.0.self_attn.q_proj"
     change = last[f"{name}.weight"] - first[f"{name}.weight"]
-    # All tokens of the samples went in, with those that were learnt added; a layer's three projections share them.
+    # All tokens of the samples are counted, plus those trained on; a layer's three projections share them.
     kept.pop("tokens_seen")
     assert len(kept) == 8
     assert f"{name.replace('q_proj', 'k_proj')}" not in kept
@@ -97,24 +97,26 @@ def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, besid
     assert moved[1] < 0.5 * moved[0]
     assert moved[2] < 0.5 * moved[1]
     said = " ".join(capsys.readouterr().out.split())
-    assert "each drawn back the more a change there matters to the data to protect (algo.protect_strength=1000)" in said
+    assert (
+        "each pulled toward the base weights by how much the protected data depends on it (algo.protect_strength=1000)" in said
+    )
 
 
-def test_weights_that_matter_more_are_drawn_back_more(tmp_path, monkeypatch, run):
-    """Noise in one weight at a time: how far it moves what is said (Kullback-Leibler) is what its pull is in proportion to."""
-    pulls: list[float] = []
+def test_weights_that_matter_more_have_a_larger_penalty(tmp_path, monkeypatch, run):
+    """Add noise to one weight at a time. Its penalty is in proportion to how far that moves the outputs (Kullback-Leibler)."""
+    means: list[float] = []
 
-    def seen(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
-        found = pull_of(directions, algo)
-        pulls.append(float(found.mean()))
-        return found
+    def recorded(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
+        penalties = penalties_of(directions, algo)
+        means.append(float(penalties.mean()))
+        return penalties
 
     result = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10")
-    monkeypatch.setattr("hub_osft.recipe.pull_of", seen)
+    monkeypatch.setattr("hub_osft.recipe.penalties_of", recorded)
     trained = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10",
                   f"model.path={result.model_path}", "algo.max_steps=1")  # fmt: skip
-    told = json.loads((trained.run_path / "plan.json").read_text())["sensitivity_of_weights"]
-    assert pulls == pytest.approx([10 * value for value in told.values()], rel=1e-2)
+    sensitivity = json.loads((trained.run_path / "plan.json").read_text())["sensitivity_of_weights"]
+    assert means == pytest.approx([10 * value for value in sensitivity.values()], rel=1e-2)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(result.model_path), AutoTokenizer.from_pretrained(result.model_path)
     chats = [json.loads(line)["messages"] for line in tiny_data_path().read_text().splitlines()[:16]]
     rows = [tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")["input_ids"] for chat in chats]
@@ -124,7 +126,7 @@ def test_weights_that_matter_more_are_drawn_back_more(tmp_path, monkeypatch, run
         return [model(row).logits[0].double().log_softmax(-1) for row in rows]
 
     first, moved, dice = said(), {}, torch.Generator().manual_seed(0)
-    for name in told:
+    for name in sensitivity:
         weight = model.get_submodule(name).weight.data
         plain, total = weight.clone(), 0.0
         for _ in range(4):
@@ -133,7 +135,7 @@ def test_weights_that_matter_more_are_drawn_back_more(tmp_path, monkeypatch, run
             weight.copy_(plain)
         # Of each weight's rows and columns alike: the product is that of one output and one direction.
         moved[name] = total / weight.numel()
-    both = torch.tensor([[told[name], moved[name]] for name in told]).log()
+    both = torch.tensor([[sensitivity[name], moved[name]] for name in sensitivity]).log()
     assert both[:, 0].max() - both[:, 0].min() > 2
     assert torch.corrcoef(both.T)[0, 1] > 0.8
 
@@ -153,7 +155,7 @@ def test_what_a_weight_matters_is_asked_where_tokens_count(tmp_path, monkeypatch
 def test_a_run_that_began_without_a_strength_goes_on_without_one(tmp_path, monkeypatch, ratio, run, run_and_stop):
     options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", f"algo.unfreeze_rank_ratio={ratio}"]
     run_and_stop(tmp_path, *options)
-    with pytest.raises(HubError, match=r"algo\.protect_strength=30: the run that goes on began without it"):
+    with pytest.raises(HubError, match=r"algo\.protect_strength=30: the run to resume was started without it"):
         run(tmp_path, *options, "algo.protect_strength=30", "resume=latest", "resume_with_changes=true")
 
 
@@ -231,12 +233,12 @@ def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
     moved = change.abs().amax(1) > 0
     num = json.loads((result.run_path / "plan.json").read_text())["embeddings_free"]
     said = " ".join(capsys.readouterr().out.split())
-    assert f"embeddings of {num} tokens learn too, which the data to protect never has" in said
+    assert f"the embeddings of {num} tokens that the protected data does not have are trained, too" in said
     protected = protected_tokens(folder, options)
     assert 0 < int(moved.sum()) <= num < len(moved) / 2
     assert not moved[protected].any()
     stored = load_file(result.model_path / "protection.safetensors")
-    assert stored["tokens_seen"][moved].all()  # learnt now, so the next task's run protects them
+    assert stored["tokens_seen"][moved].all()  # learned now, so the next task's run protects them
     if tied:
         with torch.no_grad():
             hidden = AutoModelForCausalLM.from_pretrained(folder).model(protected).last_hidden_state[0].double()
@@ -247,7 +249,9 @@ def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
         assert torch.equal(first["lm_head.weight"], last["lm_head.weight"])
     again = run(tmp_path, *options[3:], f"model.path={result.model_path}", "algo.subspace=activations",
                 f"algo.protect_from={result.model_path}")  # fmt: skip
-    assert "the data to protect has every token of the new data" in " ".join(capsys.readouterr().out.split())
+    assert "no embedding is trained: the protected data has every token of the new data" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert torch.equal(weights(again.model_path)["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
 
 
@@ -263,7 +267,9 @@ def protected_tokens(folder: Path, options: list[str]) -> torch.Tensor:
 def test_of_a_stream_the_beginning_says_which_embeddings_learn(tmp_path, beside_few_words, capsys, run):
     _, options = beside_few_words(True)
     run(tmp_path, *options, "data.streaming=true", "data.eval_fraction=0", "algo.max_steps=1")
-    assert "of the stream its first 128 samples say which embeddings may learn" in " ".join(capsys.readouterr().out.split())
+    assert "the first 128 samples of the stream decide which embeddings are trained" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.parametrize("strength", [0, 30])

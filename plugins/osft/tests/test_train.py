@@ -1,4 +1,4 @@
-"""Whole runs: what is learnt, where it may go, what is saved, and that it can be resumed, on tiny models."""
+"""Whole runs on tiny models: what is learned, which directions change, what is saved, and resume."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_experts_and_conv1d_train_and_the_saved_model_is_the_trained_one(tmp_pat
 def test_experts_that_a_form_leaves_frozen_are_named(tmp_path, capsys, form, run):
     protected = ["algo.protect_data=tiny:chats"] if "activations" in form else []
     run(tmp_path, "model.path=tiny:mixtral", form, *protected, "algo.max_steps=1")
-    said = f"the experts' weights lie in 4 fused tensors, which {form} can't train: they stay as they are"
+    said = f"the experts' weights are 4 fused tensors, which {form} can't train: they are frozen"
     assert said in " ".join(capsys.readouterr().out.split())
     if protected:
         with pytest.raises(ConfigError, match=r"algo\.target_patterns=mlp: no matrix of this model trains so"):

@@ -1,4 +1,4 @@
-"""Full fine-tuning on one page: load the model, every weight learns."""
+"""Full fine-tuning on one page: load the model, train every weight."""
 
 import torch
 
@@ -9,10 +9,11 @@ from hub_sft.float8 import learn_in_fp8
 
 
 def build(setup: Setup) -> Recipe:
-    """Every weight learns.
+    """Build the recipe: every weight trains.
 
-    The weights are kept in float32 and used in `model.dtype`, so that small steps are not rounded away; or kept in that type
-    too, by an optimizer that rounds stochastically, where small steps add up. The model is saved in `model.dtype`.
+    The weights are kept in float32 and used in `model.dtype`, so small steps are not rounded away. With
+    `algo.master_weights=false` they are kept in `model.dtype`, too, and the optimizer rounds stochastically, so small steps
+    add up. The model is saved in `model.dtype`.
     """
     algo, run = setup.cfg.algo, setup.run
     assert isinstance(algo, SftConfig)
@@ -20,7 +21,7 @@ def build(setup: Setup) -> Recipe:
     if dtype == torch.bfloat16:
         run.say("weights, gradients and moments are kept in bfloat16, rounded stochastically: 8 bytes a parameter")
     elif not algo.master_weights:
-        run.say("algo.master_weights=false changes nothing: the arithmetic is in float32 here, and so are the weights")
+        run.say("algo.master_weights=false has no effect: the compute dtype is float32 here, as are the weights")
     model = setup.load_model(dtype)
     if algo.precision == "fp8":
         report_layers(run, *learn_in_fp8(model))

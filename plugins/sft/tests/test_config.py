@@ -10,7 +10,7 @@ def test_defaults_are_those_of_whole_models():
     assert (algo.learning_rate, algo.num_epochs, algo.effective_batch_size) == (5e-6, 2.0, "auto")
 
 
-def test_quantised_weights_are_refused():
+def test_quantized_weights_are_refused():
     cfg = compose("algo=sft", "model=llama3_8b_bnb_4bit", "data=tiny")
     assert [line.split(" of ")[0] for line in cfg.problems()] == ["algo=sft can't train the bnb-4bit weights"]
     assert compose("algo=sft", "model=llama3_8b", "data=tiny").problems() == []

@@ -1,4 +1,4 @@
-"""Learning layers in fp8, without a GPU: the products are exact sums of the very numbers that a GPU would multiply."""
+"""Trained layers in fp8, without a GPU: the products are exact sums of the same numbers that a GPU would multiply."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""LoRA by Unsloth on one page: it loads the model, adds the adapters and computes the loss. The hub's loop trains."""
+"""LoRA by Unsloth on one page: Unsloth loads the model, adds the adapters and computes the loss. The hub's loop trains."""
 
 import hub_unsloth.first  # noqa: F401 - before transformers, trl and peft, which it changes
 
@@ -16,7 +16,7 @@ from hub_unsloth.model import add_adapters, load
 
 
 def build(setup: Setup) -> Recipe:
-    """Adapters learn on frozen weights. The result is an ordinary adapter folder of peft.
+    """Build the recipe: adapters train on frozen weights. The result is an ordinary adapter folder of peft.
 
     Raises:
         ConfigError: the GPU has no bfloat16.
@@ -53,7 +53,7 @@ VARIABLE_LENGTH = "variable-length"
 
 
 def attention_of(model: PeftModel) -> str:
-    """The name of the attention: Unsloth's own for the families that it has rewritten, else the one of transformers."""
+    """Return the name of the attention: Unsloth's own for the families that it has rewritten, else the one of transformers."""
     base = base_of(model)
     soft_cap = getattr(base.config, "attn_logit_softcapping", None)
     if getattr(base, "_unsloth_fast_path", False) and soft_cap is None:

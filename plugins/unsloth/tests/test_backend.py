@@ -1,4 +1,4 @@
-"""What holds where Unsloth is not installed: the backend is there, says what it lacks, and refuses what it can't do."""
+"""The backend where Unsloth is not installed: it is listed with what is missing, and refuses options that it can't do."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The whole way through a worker, with a stand-in for Unsloth that does with plain transformers what Unsloth promises.
+"""Whole runs in a worker, with a stand-in for Unsloth made of plain transformers.
 
 tests/gpu/test_unsloth.py has the real one.
 """

@@ -1,4 +1,4 @@
-"""Steps and micro-batches: pure Python, so every property can be checked exactly."""
+"""Steps and micro-batches. The code is pure Python, so every property can be checked exactly."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is not there, whatever ends the process that writes it."""
+"""A checkpoint is complete or absent, whatever ends the process that writes it."""
 
 import json
 import os

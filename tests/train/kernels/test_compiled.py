@@ -1,4 +1,4 @@
-"""Compiled layers: one version for all layers of a kind and for rows of any length. tests/gpu has the real kernels."""
+"""Compiled layers: one graph for all layers of a kind and for rows of any length. tests/gpu has the real kernels."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Rows in fp8, the GPUs that multiply them, and what holds for every algorithm that has `algo.precision=fp8`."""
+"""Rows in fp8, the GPUs that support them, and tests for every algorithm that has `algo.precision=fp8`."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""The output layer and its loss in one, against cross entropy of whole logits in float64."""
+"""The fused output layer and loss, compared with cross entropy of all logits in float64."""
 
 import numpy as np
 import pytest

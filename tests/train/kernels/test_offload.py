@@ -1,4 +1,4 @@
-"""CPU offload of checkpointed layers' inputs: the same gradients, and nothing held behind. tests/gpu has the memory."""
+"""CPU offload of checkpointed layers' inputs: the same gradients, and no tensor is leaked. tests/gpu measures memory."""
 
 import gc
 import weakref

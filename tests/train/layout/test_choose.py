@@ -1,4 +1,4 @@
-"""What a run on a GPU chooses for itself, as far as it can be seen without one. tests/gpu has the kernels."""
+"""The automatic choices of a run on a GPU, as far as they can be tested without one. tests/gpu has the kernels."""
 
 from itertools import pairwise
 from types import SimpleNamespace

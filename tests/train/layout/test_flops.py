@@ -1,4 +1,4 @@
-"""Operations per token and the share of the peak that a run reaches."""
+"""Operations per token, and the fraction of the peak that a run reaches."""
 
 import pytest
 from transformers import AutoConfig

@@ -1,4 +1,4 @@
-"""Packing is used where it isolates samples, found by trying on the model itself."""
+"""Packing is used if a measurement on the model shows that it isolates samples."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def load(family: str):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_is_packed_only_where_a_neighbour_changes_no_logit(family):
+def test_a_family_is_packed_only_where_a_neighbor_changes_no_logit(family):
     model = load(family)
     packed, why = can_pack(model, 512, CPU, torch.float32)
     rng = np.random.default_rng(1)
@@ -39,7 +39,7 @@ def test_a_family_is_packed_only_where_a_neighbour_changes_no_logit(family):
         assert others > 1e-3
     else:
         assert packed, why
-        # Experts multiply the tokens of all samples together, so a neighbour may change the rounding but nothing else.
+        # Experts multiply the tokens of all samples together, so a neighbor may change the rounding but nothing else.
         assert others == 0 or (family in {"mixtral", "deepseek_v2"} and others < 1e-5)
 
 

@@ -1,4 +1,4 @@
-"""BitFit on one page: load the model, choose what learns."""
+"""BitFit on one page: load the model, choose what is trained."""
 
 import torch
 
@@ -8,7 +8,7 @@ from hub_example.config import BitFitConfig
 
 
 def build(setup: Setup) -> Recipe:
-    """Biases or norm weights learn. The result is a whole model that transformers loads."""
+    """Build the recipe: biases or norm weights are trained. The result is a whole model that transformers loads."""
     algo = setup.cfg.algo
     assert isinstance(algo, BitFitConfig)
     model = setup.load_model()
@@ -19,7 +19,7 @@ def build(setup: Setup) -> Recipe:
 
 
 def choose(parts: str, model: torch.nn.Module, model_name: str) -> set[str]:
-    """Names of the parameters that learn.
+    """Return the names of the parameters to train.
 
     Args:
         parts: auto, biases, norms or both.
@@ -27,29 +27,29 @@ def choose(parts: str, model: torch.nn.Module, model_name: str) -> set[str]:
         model_name: for the message.
 
     Raises:
-        ConfigError: the model has nothing of the kind that was asked for, so nothing would learn.
+        ConfigError: the model has no such parameters, so nothing would be trained.
     """
-    found = {"biases": biases(model), "norms": norm_weights(model)}
+    candidates = {"biases": biases(model), "norms": norm_weights(model)}
     if parts == "auto":
-        chosen = found["biases"] or found["norms"]
+        chosen = candidates["biases"] or candidates["norms"]
     elif parts == "both":
-        chosen = found["biases"] | found["norms"]
+        chosen = candidates["biases"] | candidates["norms"]
     else:
-        chosen = found[parts]
+        chosen = candidates[parts]
     if not chosen:
-        there = [part for part, names in found.items() if names]
+        there = [part for part, names in candidates.items() if names]
         todo = f"Type algo.parts={there[0]}" if there else "Type another algorithm, such as algo=lora_sft"
-        raise ConfigError(f"algo.parts={parts}: {model_name} has no such weights, so nothing would learn. {todo}")
+        raise ConfigError(f"algo.parts={parts}: {model_name} has no such weights, so nothing would be trained. {todo}")
     return chosen
 
 
 def biases(model: torch.nn.Module) -> set[str]:
-    """Names of all bias parameters. Expert layers name theirs `..._bias`."""
+    """Return the names of all bias parameters. Expert layers name theirs `..._bias`."""
     return {name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1].endswith("bias")}
 
 
 def norm_weights(model: torch.nn.Module) -> set[str]:
-    """Names of the scale weights of layer norms and RMS norms, one number per channel."""
+    """Return the names of the scale weights of layer norms and RMS norms, one number per channel."""
     return {
         f"{name}.weight"
         for name, layer in model.named_modules()

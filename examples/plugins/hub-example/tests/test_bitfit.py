@@ -60,7 +60,7 @@ def test_a_model_learns_by_its_norms(tmp_path):
 
 
 def test_a_model_without_biases_is_refused_when_biases_are_asked_for(tmp_path):
-    with pytest.raises(hub.HubError, match=r"algo.parts=biases: .* nothing would learn. Type algo.parts=norms"):
+    with pytest.raises(hub.HubError, match=r"algo.parts=biases: .* nothing would be trained. Type algo.parts=norms"):
         hub.run("bitfit", model="tiny", data="tiny", parts="biases", max_steps=1, output_dir=tmp_path / "runs")
 
 

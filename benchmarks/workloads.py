@@ -1,4 +1,4 @@
-"""The works of `python -m benchmarks`: what is trained, on rows of which lengths, and what the hub is told about it."""
+"""The workloads of `python -m benchmarks`: what is trained, the lengths of the rows, and the hub's options."""
 
 import json
 import math
@@ -10,24 +10,24 @@ from typing import Any
 from benchmarks.shapes import SHAPES
 
 SPARE = 1.25
-"""Rows that are written over those that the steps take: whoever packs by itself takes some more or less."""
+"""Rows written per row that the steps need: contenders with their own packing may take more."""
 
 STEADY = {"torch_compile": "layers"}
-"""A run of so few steps would not be worth compiling, and is here to show how fast a long one is."""
+"""Compile, as a long run does by default. These runs stand for long ones, but are too short for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Tokens of the rows."""
+    """Lengths of the rows in tokens."""
 
     longest: int
-    """Of a row, and of a row that several are packed into."""
+    """Maximum length of a row, and of a row that several are packed into."""
 
     mean: int | None = None
-    """Log-normal with this mean, deviation 0.9 of the logarithm, cut off at `longest`. None: all have `longest`."""
+    """Mean of a log-normal distribution with sigma 0.9, cut off at `longest`. None: all rows have length `longest`."""
 
     def draw(self, count: int) -> list[int]:
-        """So many lengths, the same each time."""
+        """Return `count` lengths, the same each time."""
         if self.mean is None:
             return [self.longest] * count
         dice, spread = random.Random(3407), 0.9
@@ -40,91 +40,91 @@ FULL = Lengths(longest=2048)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """One row of work. What `ours` does not name is left to the hub."""
+class Workload:
+    """What is trained. Options that `ours` does not set are chosen by the hub."""
 
     algo: str
     shape: str
     lengths: Lengths = RAGGED
     batch: int = 32
-    """Samples of a step."""
+    """Samples per step."""
 
     micro_rows: int = 4
-    """Rows of `lengths.longest` tokens in a micro-batch of those who want it said."""
+    """Rows of `lengths.longest` tokens in a micro-batch, for peers that need it set."""
 
     ours: dict[str, Any] = field(default_factory=lambda: dict(STEADY))
     """Options of the hub."""
 
     gpus: int = 1
-    """At least so many; with more than one, all that are there."""
+    """Minimum number of GPUs. If above 1, all visible GPUs are used."""
 
     least_memory: bool = False
-    """Who has a switch between speed and memory turns it to memory."""
+    """Whether contenders prefer low memory to speed."""
 
     search: bool = False
-    """The longest row that fits is looked for."""
+    """Whether to search for the longest row that fits."""
 
     peers: tuple[str, ...] | None = None
-    """None: all. Empty: nobody else can do it."""
+    """Peers that can run it. None: all."""
 
     compared_with: str | None = None
-    """The work whose peers are the yardstick, where nobody else can do this one."""
+    """Workload whose peers are the baseline, if no peer can run this one."""
 
     @property
     def kind(self) -> str:
-        """full, lora or qlora."""
+        """Return full, lora or qlora."""
         return {"sft": "full", "lora_sft": "lora", "qlora_sft": "qlora"}[self.algo]
 
     @property
     def flops(self) -> int:
-        """Operations per token and weight: two forward and two for the gradient of the input; two more where weights learn."""
+        """Return the operations per token and weight: two forward, two for the input's gradient, two if the weight trains."""
         return 6 if self.kind == "full" else 4
 
     @property
     def packed(self) -> bool:
-        """Whether several rows go into one."""
+        """Return whether several rows are packed into one."""
         return self.lengths.mean is not None
 
 
 LEAST = STEADY | {"max_tokens_per_gpu": 4096, "gradient_checkpointing": "all", "activation_offload": "all"}
-WORKS: dict[str, Work] = {
-    "full_1b": Work(algo="sft", shape="1b", batch=64),
-    "full_1b_bf16": Work(
+WORKLOADS: dict[str, Workload] = {
+    "full_1b": Workload(algo="sft", shape="1b", batch=64),
+    "full_1b_bf16": Workload(
         algo="sft", shape="1b", batch=64, ours=STEADY | {"master_weights": False, "max_tokens_per_gpu": 8192},
         peers=(), compared_with="full_1b",
     ),
-    "full_1b_fp8": Work(
+    "full_1b_fp8": Workload(
         algo="sft", shape="1b", batch=64, ours=STEADY | {"precision": "fp8"}, peers=(), compared_with="full_1b"
     ),
-    "lora_8b": Work(algo="lora_sft", shape="8b"),
-    "lora_8b_least_memory": Work(
+    "lora_8b": Workload(algo="lora_sft", shape="8b"),
+    "lora_8b_least_memory": Workload(
         algo="lora_sft", shape="8b", lengths=FULL, batch=2, micro_rows=2, ours=LEAST, least_memory=True
     ),
-    "lora_8b_fp8": Work(
+    "lora_8b_fp8": Workload(
         algo="lora_sft", shape="8b", ours=STEADY | {"precision": "fp8"}, peers=(), compared_with="lora_8b"
     ),
-    "qlora_8b": Work(algo="qlora_sft", shape="8b"),
-    "qlora_8b_least_memory": Work(
+    "qlora_8b": Workload(algo="qlora_sft", shape="8b"),
+    "qlora_8b_least_memory": Workload(
         algo="qlora_sft", shape="8b", lengths=FULL, batch=2, micro_rows=2, ours=LEAST, least_memory=True
     ),
-    "full_8b": Work(algo="sft", shape="8b", batch=64, ours=STEADY | {"strategy": "fsdp"}, gpus=2),
-    "long_context": Work(
+    "full_8b": Workload(algo="sft", shape="8b", batch=64, ours=STEADY | {"strategy": "fsdp"}, gpus=2),
+    "long_context": Workload(
         algo="qlora_sft", shape="8b", lengths=Lengths(longest=8192), batch=1, micro_rows=1,
         ours=STEADY | {"gradient_checkpointing": "all", "activation_offload": "all"}, least_memory=True, search=True,
     ),
-    "tiny": Work(algo="lora_sft", shape="tiny", lengths=Lengths(longest=256, mean=60), batch=8, micro_rows=2, ours={}),
+    "tiny": Workload(algo="lora_sft", shape="tiny", lengths=Lengths(longest=256, mean=60), batch=8, micro_rows=2, ours={}),
 }  # fmt: skip
-"""`tiny` runs anywhere, to see that it works."""
+"""`tiny` runs anywhere, as a quick check."""
 
 
-def write_rows(file: Path, work: Work, steps: int) -> dict[str, float]:
+def write_rows(file: Path, workload: Workload, steps: int) -> dict[str, float]:
     """Write JSONL with random tokens, all of them trained on: enough for the steps.
 
     Returns:
         `tokens` and `squares`: the mean of the rows' lengths, and of their squares.
     """
-    lengths = work.lengths.draw(math.ceil(work.batch * steps * (SPARE if work.packed else 1)))
-    dice, vocab = random.Random(0), SHAPES[work.shape]["vocab_size"]
+    lengths = workload.lengths.draw(math.ceil(workload.batch * steps * (SPARE if workload.packed else 1)))
+    dice, vocab = random.Random(0), SHAPES[workload.shape]["vocab_size"]
     with file.open("w", encoding="utf-8") as stream:
         for length in lengths:
             # The first numbers are special tokens.
