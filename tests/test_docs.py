@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 INDEX = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-READMES = sorted([*ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/**/README.md"), *ROOT.glob("*/README.md")])
+READMES = sorted([*ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/**/README.md"), *ROOT.glob("[a-z]*/README.md")])
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS, *READMES]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 KIND = re.compile(r"^\*\*(Tutorial|How-to|Reference|Explanation)\.\*\*", re.MULTILINE)

@@ -158,9 +158,9 @@ def _run(arguments: list[str]) -> int:
                 "Options are written NAME=VALUE"
             )
     if known.multirun and verb != DEFAULT_VERB:
-        raise ConfigError(f"--multirun goes with training only, not with {verb}")
+        raise ConfigError(f"--multirun works with {DEFAULT_VERB} only, not with {verb}")
     if known.json and verb != "data":
-        raise ConfigError(f"--json goes with data only, not with {verb}")
+        raise ConfigError(f"--json works with data only, not with {verb}")
     return VERBS[verb].run(words, Flags(multirun=known.multirun, json=known.json, config_dir=known.config_dir))
 
 

@@ -65,7 +65,7 @@ def streaming_problems(data: DataConfig) -> Iterator[str]:
             )
         return
     if data.mix and data.num_rows is not None:
-        yield f"data.num_rows={data.num_rows} goes with data.path. In data.mix set num_rows for each source"
+        yield f"data.num_rows={data.num_rows} works with data.path only. In data.mix set num_rows for each source"
     if data.eval_fraction:
         yield (
             f"data.eval_fraction={data.eval_fraction:g} can't be combined with data.streaming=true: the rows are not known "

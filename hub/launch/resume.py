@@ -108,9 +108,11 @@ def _folders(cfg: RunConfig) -> tuple[Path, Path]:
     place = Path(os.path.realpath(os.path.expanduser(path)))
     folder = place.parents[1] if os.path.isfile(place / "state.json") else place
     if not os.path.isfile(folder / "run.yaml"):
-        raise ConfigError(
-            f"resume={cfg.resume}: {folder} is not a run folder. Type resume=latest, or a folder in {cfg.output_dir}"
-        )
+        if cfg.resume == "latest":
+            hint = f"there is no run in {cfg.output_dir} yet. Type output_dir=FOLDER with runs, or resume=RUN_FOLDER"
+        else:
+            hint = f"{folder} is not a run folder. Type resume=latest, or a folder in {cfg.output_dir}"
+        raise ConfigError(f"resume={cfg.resume}: {hint}")
     return folder, place
 
 

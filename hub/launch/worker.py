@@ -28,7 +28,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
 
     Raises:
         Interrupted: a signal ended training early; what was reached is saved and in result.json.
-        HubError: the user's to mend.
+        HubError: a user error, or a failure that was foreseen.
     """
     started = time.monotonic()
     stop_request.in_loop = False
@@ -38,9 +38,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
     run.write_plan(algorithm=algorithm.name, backend=backend.name)
 
     def result(status: str, error: str | None = None, outcome: Outcome | None = None) -> Result:
-        found: dict[str, Any] = {}
-        if outcome is not None:
-            found = {k: v for k, v in vars(outcome).items() if k != "stopped_by"}
+        reached = {} if outcome is None else {name: value for name, value in vars(outcome).items() if name != "stopped_by"}
         return Result(
             status=status,
             algo=algorithm.name,
@@ -49,14 +47,14 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
             run_path=run.path,
             seconds=round(time.monotonic() - started, 3),
             error=error,
-            **found,
+            **reached,
         )
 
     observe = registry().observe
     try:
         outcome = _run_task(cfg, run, algorithm.name, backend.build)
     except BaseException as caught:
-        stop_request.in_loop = True  # from here on a signal is only noted, so that how it ended is written whole
+        stop_request.in_loop = True  # from here on a signal is only noted, so that result.json is written whole
         error = _cause(caught, run) or caught
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         run.write_result(result(status, error=without_secrets(str(error)) or type(error).__name__))
@@ -67,7 +65,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         raise error from None
     if outcome.stopped_by is not None:
         signal_name = Signals(outcome.stopped_by).name
-        message = f"stopped by {signal_name} after step {outcome.num_steps}. To go on type: python -m hub resume={run.path}"
+        message = f"stopped by {signal_name} after step {outcome.num_steps}. To continue, type python -m hub resume={run.path}"
         final = result("interrupted", error=message, outcome=outcome)
     else:
         final = result(cfg.chosen_task.status, outcome=outcome)
@@ -80,10 +78,10 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
 
 
 def _cause(error: BaseException, run: Run) -> LaunchError | None:
-    """The failure of another rank for which this one was ended: by a signal of who started both, or by a lost connection.
+    """The failure of another rank because of which this one ends: by a signal of its parent, or by a lost connection.
 
-    A rank writes its failure down before it ends. What came after a signal did not bring it about; and a failure that was
-    not foreseen may itself be of a connection that was lost.
+    A rank writes its failure to a file before it ends. A failure after a signal is not its cause, and an unforeseen failure may
+    itself come from a lost connection.
     """
     first = next(iter(Failure.read_all(run)), None)
     if first is None or first.signal_number is not None:
@@ -91,13 +89,13 @@ def _cause(error: BaseException, run: Run) -> LaunchError | None:
     by_signal = isinstance(error, Interrupted) and first.time <= stop_request.time
     if not by_signal and (isinstance(error, HubError) or first.traceback is not None):
         return None
-    found = LaunchError(first.text)
-    found.exit_code = first.exit_code
-    return found
+    cause = LaunchError(first.text)
+    cause.exit_code = first.exit_code
+    return cause
 
 
 def failure_of(rank: int, error: Exception) -> Failure:
-    """What a rank writes down when an error ends it."""
+    """What a rank writes to its error file when an error ends it."""
     if isinstance(error, HubError):
         return Failure(
             rank=rank,

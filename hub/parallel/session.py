@@ -45,6 +45,8 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
     group = start_group()
     limit_memory(cfg.launch.gpu_memory_gb, group.device)
     dtype, why = choose_dtype(cfg.model.dtype, group.device)
+    if cfg.chosen_task.compares_gradients and dtype == torch.float32:
+        why = f"{cfg.chosen_task.name} compares gradients"
     tool = None if cfg.track.tool == "none" else cfg.track.tool
     accelerator = Accelerator(cpu=group.device.type == "cpu", log_with=tool, project_dir=str(run.path))
     set_seed(cfg.algo.seed)

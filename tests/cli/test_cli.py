@@ -138,7 +138,7 @@ def test_show_names_the_file_of_a_preset_of_ones_own(hub, tmp_path):
         (["--config-dir"], "argument --config-dir: expected one argument"),
         (["--config-dir", "nowhere", "algo=sft"], "--config-dir nowhere: there is no such folder"),
         (["algo=sft", "show"], "can't read 'show': options are written NAME=VALUE, and a verb comes first"),
-        (["show", "--multirun"], "--multirun goes with training only, not with show"),
+        (["show", "--multirun"], "--multirun works with train only, not with show"),
         (["--multirun", *TINY], "--multirun but no option has several values. Type e.g. algo.learning_rate=1e-4,2e-4"),
     ],
 )

@@ -207,7 +207,7 @@ def test_first_window_of_the_second_source_is_not_shuffled_as_that_of_the_first(
         ({"streaming": False, "shuffle_window": 5}, "data.shuffle_window=5 needs data.streaming=true"),
         ({"block_size": 64, "num_rows": 5}, "data.block_size=64 joins the rows of a stream, so their"),
         ({"streaming": False, "num_rows": 5}, "data.num_rows=5 needs data.streaming=true"),
-        ({"mix": [{"weight": 1, "num_rows": 5}], "num_rows": 5}, "data.num_rows=5 goes with data.path"),
+        ({"mix": [{"weight": 1, "num_rows": 5}], "num_rows": 5}, "data.num_rows=5 works with data.path only"),
         ({"mix": [{"num_rows": 5}, {}], "max_steps": 5}, "data.mix[1] has neither weight nor num_rows"),
     ],
 )

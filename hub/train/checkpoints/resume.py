@@ -93,11 +93,16 @@ def check_disk(setup: Setup, model: torch.nn.Module) -> None:
     if saves:
         copied = three_of_each(local_tensor(p) for p in trained)
         run.say(
-            f"a checkpoint takes about {checkpoint / 2**30:.2f} GB; the {algo.keep_checkpoints} newest and the best are kept. "
-            f"It is written while training continues, from a copy of {copied / 2**30:.2f} GB in CPU memory"
+            f"a checkpoint takes about {_size(checkpoint)}; the {algo.keep_checkpoints} newest and the best are kept. "
+            f"It is written while training continues, from a copy of {_size(copied)} in CPU memory"
         )
     if needed > free:
         raise ConfigError(
             f"output_dir={run.path.parent} has {free / 2**30:.1f} GB free, the run needs about {needed / 2**30:.1f} GB. "
             "Type output_dir=FOLDER on a larger disk, a smaller algo.keep_checkpoints, or save less often"
         )
+
+
+def _size(num_bytes: float) -> str:
+    """In GB of 2**30 bytes; of less than a tenth of one, in MB."""
+    return f"{num_bytes / 2**30:.2f} GB" if num_bytes >= 0.1 * 2**30 else f"{num_bytes / 2**20:.1f} MB"
