@@ -1,4 +1,5 @@
-"""Well-known algorithms and backends, and the distributions that bring them: the only names of plugins in the core.
+"""Well-known algorithms and backends, and the distributions that bring them. Besides `api.py` the only place in hub/ that
+names plugins.
 
 They are used for hints and examples only. Nothing is loaded, chosen or treated differently because it is listed here.
 """

@@ -1,6 +1,6 @@
-"""The one training loop and its parts. The only folder of the hub that imports torch; imported in workers only.
+"""The training loop and its parts, for workers only: most modules import torch.
 
-A backend's train function puts the parts together: `session` (processes, device, precision), `weights` and `model`
-(load), `hub.data.prepare` (samples), then `loop.fit` (steps, evaluation, checkpoints) with its own way to save.
-`fast` has what a GPU gains by, `parallel` the strategies for several processes, `checkpoints` the state on disk.
+`loop` runs the steps of `step` on a `recipe`. `setup` prepares what a backend gets, `batch` splits steps into micro-batches,
+`losses` has the objectives, `kernels` the GPU optimizations, `layout` chooses among them by memory, `checkpoints` stores the
+state.
 """

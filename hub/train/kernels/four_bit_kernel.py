@@ -1,5 +1,4 @@
-"""4-bit weights dequantized to 16 or 32 bits by one kernel for NVIDIA's GPUs: bitsandbytes needs one for the scales, one for
-their mean and one for the weights.
+"""4-bit weights dequantized to 16 or 32 bits by one Triton kernel, where bitsandbytes needs three.
 
 A thread takes words of 8 weights. It computes in float32, product by product, as bitsandbytes does: the numbers are the
 same.
