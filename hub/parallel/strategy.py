@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from hub.models.four_bit import hold_as_plain_tensor, is_4bit
+from hub.models.four_bit import PlainFourBitWeight, is_4bit
+from hub.models.patches import patches_of
 from hub.parallel.group import Group, same_on_all_ranks, sum_gradients
 from hub.parallel.optimizer_state import Numbers, flat_optimizer_state, restore_optimizer, trained_parameters
 from hub.parallel.reparametrization import Reparametrization
@@ -152,9 +153,10 @@ class FullyShard(Replicated):
             # Otherwise the root's weights stay all-gathered after an evaluation, and are not those that the optimizer has.
             reshard_after_forward=True,
         )
+        patches = patches_of(model)
         for module in model.modules():
             if is_4bit(module):
-                hold_as_plain_tensor(module, self._device)
+                patches.apply(PlainFourBitWeight(module, self._device))
         layers = layer_classes(model)
         for module in [m for m in model.modules() if type(m).__name__ in layers]:
             shard(module)

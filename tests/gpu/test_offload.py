@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from hub import compose
 from hub.launch.launcher import launch
+from hub.models.patches import ModelPatches
 from hub.train.kernels.checkpointing import Checkpointing
 from hub.train.kernels.host_embedding import offload_embedding
 from hub.train.kernels.offload import ActivationOffload
-from hub.train.kernels.patches import ModelPatches
 from hub.train.layout import activations
 
 TOKENS, HIDDEN, LAYERS = 16384, 1024, 12

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from hub import compose
 from hub.data.samples.sample import Group, Sample
 from hub.launch.launcher import launch
+from hub.models.patches import patches_of
 from hub.parallel.session import start_session
 from hub.run import Run
 from hub.testing import FAMILIES, tiny_model, tiny_model_path
 from hub.train.batch.collate import pack
 from hub.train.kernels.head import FusedHead
-from hub.train.kernels.patches import patches_of
 from hub.train.layout.isolation import can_pack
 from hub.train.layout.layout import Layout
 from hub.train.losses.objective import NextToken, Objective

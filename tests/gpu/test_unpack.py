@@ -7,7 +7,7 @@ import torch
 
 from hub import compose
 from hub.launch.launcher import launch
-from hub.train.kernels.patches import ModelPatches
+from hub.models.patches import ModelPatches
 from hub.train.kernels.unpack import UnpackByKernel, UnpackOnce, packed_parts, unpack
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the package bitsandbytes is not installed")

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from hub import DivergedError, ModelError, compose
 from hub.launch.launcher import launch
+from hub.models.structure import layers_of
 from hub.run import Run, read_metrics
 from hub.system.signals import stop_request
 from hub.train import loop
-from hub.train.kernels.structure import layers_of
 from hub.train.losses.causal_lm import causal_lm_loss, token_log_probabilities
 from hub.train.losses.objective import NextToken
 from hub.train.meters import SpikeMeter

@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor
 
 from hub.config.option import AUTO
 from hub.data.samples.sample import Sample, Unit, samples_of
+from hub.models.structure import text_config
 from hub.parallel.group import max_over_ranks, sum_over_ranks
 from hub.parallel.strategy import full
 from hub.train import step
 from hub.train.batch import collate
 from hub.train.batch import split as batches
-from hub.train.kernels.structure import text_config
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
 from hub.train.losses.objective import token_weights

@@ -9,9 +9,9 @@ from typing import cast
 import torch
 from transformers import AttentionInterface, PretrainedConfig
 
+from hub.models.patches import Edits, Patch, patches_of
+from hub.models.structure import base_of
 from hub.train.batch.collate import MicroBatch
-from hub.train.kernels.patches import Edits, Patch, patches_of
-from hub.train.kernels.structure import base_of
 
 VARLEN = "hub_varlen"
 """Name of the attention by torch's kernel in transformers' registry."""

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from hub.models.patches import Edits, ModelPatches, Patch
 from hub.train.kernels.compiled import CompiledForward
 from hub.train.kernels.offload import ActivationOffload
-from hub.train.kernels.patches import Edits, ModelPatches, Patch
 
 
 class Checkpointing(Patch):

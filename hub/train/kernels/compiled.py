@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from hub.models.patches import Edits, Patch
 from hub.train.kernels.offload import ActivationOffload
-from hub.train.kernels.patches import Edits, Patch
 from hub.train.kernels.tiles import TiledMlp
 
 RECOMPILE_LIMIT = 64

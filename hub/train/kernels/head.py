@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hub.errors import one_line
-from hub.train.kernels.patches import Edits, Patch, patches_of
+from hub.models.patches import Edits, Patch, patches_of
 
 CHUNK_BYTES = 2**27
 """Logits at a time: enough rows that products are fast. Twice as many if the weight is trained, since each chunk reads and

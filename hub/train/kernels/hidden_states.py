@@ -2,8 +2,8 @@
 
 import torch
 
-from hub.train.kernels.patches import Edits, Patch
-from hub.train.kernels.structure import base_of
+from hub.models.patches import Edits, Patch
+from hub.models.structure import base_of
 
 
 class HiddenStatesIn(Patch):

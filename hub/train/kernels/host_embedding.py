@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from hub.models.patches import Edits, ModelPatches, Patch
+from hub.models.structure import input_embeddings
 from hub.system.memory import free_host_memory_for_each
-from hub.train.kernels.patches import Edits, ModelPatches, Patch
-from hub.train.kernels.structure import input_embeddings
 
 
 class _Address:

@@ -7,7 +7,7 @@ is that of tiled MLPs for long rows (Arctic Long Sequence Training, arXiv 2506.1
 import torch
 
 from hub.models.four_bit import is_4bit
-from hub.train.kernels.patches import Edits, Patch
+from hub.models.patches import Edits, Patch
 from hub.train.kernels.unpack import UnpackOnce
 
 NUM_TILES = 4

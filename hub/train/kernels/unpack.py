@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from hub.models.four_bit import is_4bit
-from hub.train.kernels.patches import Edits, ModelPatches, Patch
+from hub.models.patches import Edits, ModelPatches, Patch
 
 CHANGED = "there are none, or their forward pass is patched already (sharded weights, hooks)"
 

@@ -8,6 +8,8 @@ import torch
 
 from hub.config.option import AUTO
 from hub.data.samples.sample import Sample, samples_of
+from hub.models.patches import ModelPatches
+from hub.models.structure import base_of, input_embeddings, text_config
 from hub.parallel.group import max_over_ranks
 from hub.run import ASKED_FOR
 from hub.system.memory import free_host_memory_for_each
@@ -16,8 +18,6 @@ from hub.train.kernels.checkpointing import Checkpointing, num_checkpointed
 from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.host_embedding import offload_embedding
 from hub.train.kernels.offload import ActivationOffload
-from hub.train.kernels.patches import ModelPatches
-from hub.train.kernels.structure import base_of, input_embeddings, text_config
 from hub.train.kernels.tiles import MIN_TOKENS, tiles_from
 from hub.train.layout.memory_budget import (
     COLLECTIVES_COST,

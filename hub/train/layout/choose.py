@@ -8,13 +8,13 @@ import torch
 
 from hub.config.option import AUTO
 from hub.data.samples.sample import Sample
+from hub.models.patches import ModelPatches
+from hub.models.structure import base_of, output_layer, text_config
 from hub.run import ASKED_FOR
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
 from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention_4
 from hub.train.kernels.head import FusedHead, kernel_problem
-from hub.train.kernels.patches import ModelPatches
-from hub.train.kernels.structure import base_of, output_layer, text_config
 from hub.train.layout.isolation import can_pack
 from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
 

@@ -9,13 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hub.data.samples.sample import Sample
 from hub.models.four_bit import is_4bit
+from hub.models.patches import ModelPatches, patches_of
+from hub.models.structure import layers_of, text_config
 from hub.train.batch import split as batches
 from hub.train.batch.collate import MicroBatch, pack, pad, weightless
 from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.hidden_states import HiddenStatesIn
-from hub.train.kernels.patches import ModelPatches, patches_of
-from hub.train.kernels.structure import layers_of, text_config
 from hub.train.kernels.unpack import use_kernel
 from hub.train.layout.activations import Activations
 from hub.train.layout.choose import Attention, choose_attention, choose_compile, choose_head

@@ -11,10 +11,10 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from hub.models.structure import base_of
 from hub.train.batch.collate import MicroBatch
 from hub.train.kernels.attention import sample_bounds, uses_varlen
 from hub.train.kernels.head import FusedHead, fused_head
-from hub.train.kernels.structure import base_of
 
 Loss = Callable[[torch.nn.Module, MicroBatch], torch.Tensor]
 """Function of a model and a micro-batch: the weighted sum of the negative log-likelihoods of its loss tokens, a scalar."""

@@ -115,9 +115,9 @@ def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch
     from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
 
+    from hub.models.patches import ModelPatches
+    from hub.models.structure import layers_of
     from hub.train.kernels import compiled
-    from hub.train.kernels.patches import ModelPatches
-    from hub.train.kernels.structure import layers_of
 
     model, _ = model_in_fp8()
     ids = torch.randint(3, 512, (1, 40), generator=torch.Generator().manual_seed(0))

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from hub import ConfigError, Result, compose
 from hub.launch.launcher import launch
+from hub.models.patches import ModelPatches
+from hub.models.structure import layers_of
 from hub.testing import tiny_model_path
 from hub.train.kernels.checkpointing import Checkpointing
 from hub.train.kernels.float8 import LARGEST, to_fp8
-from hub.train.kernels.patches import ModelPatches
-from hub.train.kernels.structure import layers_of
 
 
 def rounded(rows: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 
 from hub import ConfigError
+from hub.models.structure import base_of
 from hub.recipe import ExternalKernels, Recipe, Setup
-from hub.train.kernels.structure import base_of
 from hub_unsloth.loss import check_sum, inputs_of, summed_loss
 from hub_unsloth.model import add_adapters, load
 

@@ -11,14 +11,14 @@ from torch._inductor.decomposition import select_decomp_table
 from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
+from hub.models.patches import ModelPatches, patches_of
+from hub.models.structure import layers_of
 from hub.testing import tiny_model_path
 from hub.train.batch.collate import pack, pad
 from hub.train.kernels import attention, compiled, tiles
 from hub.train.kernels.checkpointing import Checkpointing
 from hub.train.kernels.compiled import CompiledLayers, num_compiled
 from hub.train.kernels.offload import ActivationOffload
-from hub.train.kernels.patches import ModelPatches, patches_of
-from hub.train.kernels.structure import layers_of
 from hub.train.kernels.unpack import UnpackByKernel
 from hub.train.losses.causal_lm import causal_lm_loss
 

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
+from hub.models.patches import ModelPatches
 from hub.testing import tiny_model_path
 from hub.train.batch.collate import pack
 from hub.train.kernels import head
 from hub.train.kernels.head import FusedHead, fused_head, linear_cross_entropy, token_cross_entropies
-from hub.train.kernels.patches import ModelPatches
 from hub.train.losses.causal_lm import causal_lm_loss, token_log_probabilities
 
 

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 from hub import compose
 from hub.data.prepare import Sample
 from hub.launch.launcher import launch
+from hub.models.patches import ModelPatches
+from hub.models.structure import layers_of
 from hub.parallel.strategy import Replicated
 from hub.system import memory as host
 from hub.testing import tiny_model_path
@@ -20,8 +22,6 @@ from hub.train.kernels import host_embedding, offload, tiles
 from hub.train.kernels.checkpointing import Checkpointing
 from hub.train.kernels.host_embedding import offload_embedding
 from hub.train.kernels.offload import ActivationOffload
-from hub.train.kernels.patches import ModelPatches
-from hub.train.kernels.structure import layers_of
 from hub.train.layout import activations
 from hub.train.layout.memory_budget import Line, PassMemory
 from hub.train.losses.causal_lm import causal_lm_loss

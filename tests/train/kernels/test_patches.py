@@ -9,6 +9,8 @@ import torch.nn.attention.varlen
 from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
+from hub.models.patches import Edits, ModelPatches, Patch, PatchOrderError, patches_of
+from hub.models.structure import layers_of
 from hub.testing import tiny_model_path
 from hub.train.batch.collate import pack
 from hub.train.kernels import attention
@@ -19,8 +21,6 @@ from hub.train.kernels.head import FusedHead, fused_head
 from hub.train.kernels.hidden_states import HiddenStatesIn
 from hub.train.kernels.host_embedding import EmbeddingOnHost
 from hub.train.kernels.offload import ActivationOffload
-from hub.train.kernels.patches import Edits, ModelPatches, Patch, PatchOrderError, patches_of
-from hub.train.kernels.structure import layers_of
 from hub.train.kernels.tiles import TiledMlp
 from hub.train.kernels.unpack import UnpackByKernel
 
@@ -163,7 +163,7 @@ class Forgetful(Edits):
 
 
 def test_a_mutant_that_forgets_one_change_is_noticed(model, monkeypatch):
-    monkeypatch.setattr("hub.train.kernels.patches.Edits", Forgetful)
+    monkeypatch.setattr("hub.models.patches.Edits", Forgetful)
     patches, order, num_forgotten = ModelPatches(model), all_patches(model), 0
     states = []
     for patch in order:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from hub.models.patches import ModelPatches
+from hub.models.structure import layers_of
 from hub.testing import tiny_model_path
-from hub.train.kernels.patches import ModelPatches
-from hub.train.kernels.structure import layers_of
 from hub.train.kernels.tiles import TiledMlp
 
 

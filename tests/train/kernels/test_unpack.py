@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hub.train.kernels.patches import ModelPatches
+from hub.models.patches import ModelPatches
 from hub.train.kernels.unpack import UnpackByKernel, UnpackOnce, packed_parts, product, unpack, use_kernel
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the package bitsandbytes is not installed")

@@ -12,13 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
+from hub.models.patches import ModelPatches, patches_of
+from hub.models.structure import layers_of
 from hub.testing import tiny_model_path
 from hub.train.batch.collate import pack, pad
 from hub.train.kernels import attention, flash4
 from hub.train.kernels.attention import VarlenAttention, sample_bounds, uses_varlen
 from hub.train.kernels.checkpointing import Checkpointing
-from hub.train.kernels.patches import ModelPatches, patches_of
-from hub.train.kernels.structure import layers_of
 from hub.train.layout.choose import choose_attention, choose_compile, choose_head
 from hub.train.layout.memory_budget import Line, PassMemory, choose_max_tokens, draw_loads
 from hub.train.losses.causal_lm import causal_lm_loss, model_inputs

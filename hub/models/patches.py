@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from hub.train.kernels.structure import base_of
+from hub.models.structure import base_of
 
 OWNER = "_hub_patches"
 """Attribute of the transformers model that holds the owner while a patch is on. Only this file reads or writes it."""
