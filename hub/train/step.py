@@ -142,10 +142,9 @@ def accumulate_gradients(
     samples = samples_of(units)
     total = torch.zeros((), dtype=torch.float64, device=session.device)
     for batch in layout.micro_batches(samples, session.group.rank, session.group.world):
-        if weights is not None:
-            batch = replace(batch, weights=weights[token_places(batch, samples)])
+        weighted = _weighted(batch, weights, samples)
         with session.autocast():
-            loss_sum = criterion.loss(model, batch.to(session.device))
+            loss_sum = criterion.loss(model, weighted.to(session.device))
         session.strategy.backward(loss_sum / divisor)
         total += loss_sum.detach().double()
     return total
@@ -194,11 +193,15 @@ def weigh(
         values: (T,) log-probabilities of the loss tokens. None: the objective does not depend on them.
 
     Returns:
-        Scalar and (T,). None and None if all weights are 1. Then the passes give the sum.
+        The loss, a scalar; None without values: the passes give it then. The weights (T,); None if all are 1.
     """
-    if values is None:
+    if values is not None:
+        return token_weights(objective, members(units), values)
+    if objective.has_unit_weights:
         return None, None
-    return token_weights(objective, members(units), values)
+    # A linear function has the same derivatives everywhere.
+    anywhere = torch.zeros(sum(num_loss_tokens(sample) for sample in samples_of(units)))
+    return None, token_weights(objective, members(units), anywhere)[1]
 
 
 def token_places(batch: MicroBatch, samples: Sequence[Sample]) -> torch.Tensor:
@@ -219,31 +222,49 @@ def evaluate(
     """
     model.eval()
     try:
+        size = EVALUATION_CHUNK * session.group.world
+        chunks = [units[start : start + size] for start in range(0, len(units), size)]
         if criterion.needs_values:
-            values, layout = log_probabilities(session, model, units, layout, criterion)
-            loss_sum, _ = weigh(criterion.objective, units, values)
+            loss_sum, layout = _loss_of_values(session, model, chunks, layout, criterion)
         else:
-            loss_sum, layout = _sum_of_losses(session, model, samples_of(units), layout, criterion.loss)
+            loss_sum, layout = _sum_of_losses(session, model, chunks, layout, criterion)
     finally:
         model.train()
-    assert loss_sum is not None
     return float(loss_sum) / criterion.objective.divisor(members(units)), layout
 
 
-def _sum_of_losses(
-    session: Session, model: torch.nn.Module, samples: Sequence[Sample], layout: Layout, loss: Loss
+def _loss_of_values(
+    session: Session, model: torch.nn.Module, chunks: Sequence[Sequence[Unit]], layout: Layout, criterion: Criterion
 ) -> tuple[torch.Tensor, Layout]:
-    group, chunk = session.group, EVALUATION_CHUNK * session.group.world
+    values = []
+    for chunk in chunks:
+        of_chunk, layout = log_probabilities(session, model, chunk, layout, criterion)
+        values.append(of_chunk)
+    units = [unit for chunk in chunks for unit in chunk]
+    return token_weights(criterion.objective, members(units), torch.cat(values))[0], layout
+
+
+def _sum_of_losses(
+    session: Session, model: torch.nn.Module, chunks: Sequence[Sequence[Unit]], layout: Layout, criterion: Criterion
+) -> tuple[torch.Tensor, Layout]:
+    group, samples = session.group, [samples_of(chunk) for chunk in chunks]
+    weights = [weigh(criterion.objective, chunk, None)[1] for chunk in chunks]
 
     def attempt(smaller: Layout) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64, device=session.device)
-        for start in range(0, len(samples), chunk):
-            for batch in smaller.micro_batches(samples[start : start + chunk], group.rank, group.world):
+        for of_chunk, of_tokens in zip(samples, weights, strict=True):
+            for batch in smaller.micro_batches(of_chunk, group.rank, group.world):
+                weighted = _weighted(batch, of_tokens, of_chunk)
                 with session.autocast():
-                    total += loss(model, batch.to(session.device)).double()
+                    total += criterion.loss(model, weighted.to(session.device)).double()
         return total
 
-    return retry_on_oom(attempt, samples, layout, session.strategy.recovers_memory)
+    return retry_on_oom(attempt, [sample for chunk in samples for sample in chunk], layout, session.strategy.recovers_memory)
+
+
+def _weighted(batch: MicroBatch, weights: torch.Tensor | None, samples: Sequence[Sample]) -> MicroBatch:
+    """Return the micro-batch with its part of the weights of all loss tokens of `samples`."""
+    return batch if weights is None else replace(batch, weights=weights[token_places(batch, samples)])
 
 
 def members(units: Sequence[Unit]) -> list[tuple[Sample, ...]]:

@@ -106,7 +106,7 @@ class Measure:
         self.num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in self.samples)
         # Counted independently of training, whose count is checked.
         self.divisor = float(max(1, self.num_loss_tokens))
-        if criterion.needs_values:
+        if not criterion.objective.has_unit_weights:
             self.divisor = criterion.objective.divisor(step.members(self.units))
         self.loss_sum, weights = self._weights()
         self.reference: dict[str, torch.Tensor] = {}
@@ -134,7 +134,7 @@ class Measure:
 
     def _weights(self) -> tuple[float | None, list[torch.Tensor | None]]:
         """Compute the summed loss and the weights of each sample's loss tokens by plain calls of the model. None: all are 1."""
-        if not self.criterion.needs_values:
+        if self.criterion.objective.has_unit_weights:
             return None, [None] * len(self.samples)
         with torch.no_grad(), self.session.autocast():
             values = [-self._token_losses(sample).double().cpu() for sample in self.samples]

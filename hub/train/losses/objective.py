@@ -27,7 +27,11 @@ class Objective(ABC):
 
     depends_on_values = True
     """Whether the weights of the loss tokens depend on their log-probabilities. If so, each step starts with a forward pass
-    without gradient over all its samples. Dropout draws the same masks in both passes."""
+    without gradient over all its samples. Dropout draws the same masks in both passes. False: `loss` must be linear in the
+    log-probabilities, such as cross entropy with a weight for each token."""
+
+    has_unit_weights = False
+    """Whether all weights are 1, so that nothing has to be computed for them."""
 
     roles: tuple[str, ...] | None = SINGLE
     """The roles that the samples of each unit must have, in order, for example `("chosen", "rejected")`. None: any."""
@@ -54,6 +58,7 @@ class NextToken(Objective):
     """Cross entropy of the next token. Every loss token has weight 1, and the divisor is their number."""
 
     depends_on_values = False
+    has_unit_weights = True
 
     def divisor(self, units: Sequence[Sequence[Sample]]) -> float:
         return max(1, sum(num_loss_tokens(sample) for samples in units for sample in samples))
