@@ -22,7 +22,7 @@ from hub.parallel.session import Session
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
-from hub.train.losses.objective import NextToken, Objective, token_weights
+from hub.train.losses.objective import NextToken, Objective, constant_weights, token_weights
 
 NEEDED_BY_ONE = (
     "which the longest sample needs. Type algo.gradient_checkpointing=all algo.activation_offload=all, a smaller "
@@ -195,10 +195,11 @@ def weigh(
         values: (T,) log-probabilities of the loss tokens. None: the objective does not depend on them.
 
     Returns:
-        Scalar and (T,). None and None when the weights are all 1: the backward pass gives the sum then.
+        Scalar and (T,). The scalar is None when the weights are constant: the passes give the sum then. The weights are None
+        when all are 1.
     """
     if values is None:
-        return None, None
+        return None, constant_weights(objective, members(units))
     return token_weights(objective, members(units), values)
 
 
@@ -222,7 +223,8 @@ def evaluate(session: Session, model: Any, units: Sequence[Unit], layout: Layout
             values, layout = log_probabilities(session, model, units, layout, criterion)
             loss_sum, _ = weigh(criterion.objective, units, values)
         else:
-            loss_sum, layout = _sum_of_losses(session, model, samples_of(units), layout, criterion.loss)
+            _, weights = weigh(criterion.objective, units, None)
+            loss_sum, layout = _sum_of_losses(session, model, samples_of(units), layout, criterion.loss, weights)
     finally:
         model.train()
     assert loss_sum is not None
@@ -230,16 +232,21 @@ def evaluate(session: Session, model: Any, units: Sequence[Unit], layout: Layout
 
 
 def _sum_of_losses(
-    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss
+    session: Session, model: Any, samples: Sequence[Sample], layout: Layout, loss: Loss, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, Layout]:
     group, chunk = session.group, EVALUATION_CHUNK * session.group.world
 
     def attempt(smaller: Layout) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64, device=session.device)
+        num_before = 0
         for start in range(0, len(samples), chunk):
-            for batch in smaller.micro_batches(samples[start : start + chunk], group.rank, group.world):
+            part = samples[start : start + chunk]
+            for batch in smaller.micro_batches(part, group.rank, group.world):
+                if weights is not None:
+                    batch = replace(batch, weights=weights[num_before + token_places(batch, part)])
                 with session.autocast():
                     total += loss(model, batch.to(session.device)).double()
+            num_before += sum(map(num_loss_tokens, part))
         return total
 
     return retry_on_oom(attempt, samples, layout, session.strategy.recovers_memory)

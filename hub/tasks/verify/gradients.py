@@ -23,7 +23,7 @@ from hub.train.batch import collate
 from hub.train.batch import split as batches
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
-from hub.train.losses.objective import token_weights
+from hub.train.losses.objective import NextToken, token_weights
 from hub.train.setup.setup import Setup
 
 MOST_SAMPLES = 32
@@ -102,8 +102,9 @@ class Measure:
         self.samples = samples_of(self.units)
         self.num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in self.samples)
         # Counted here: a count that training got wrong must not be its own reference.
+        self.next_token = type(criterion.objective) is NextToken
         self.divisor = float(max(1, self.num_loss_tokens))
-        if criterion.needs_values:
+        if not self.next_token:
             self.divisor = criterion.objective.divisor(step.members(self.units))
         self.loss_sum, weights = self._weights()
         self.reference: dict[str, torch.Tensor] = {}
@@ -130,7 +131,7 @@ class Measure:
 
     def _weights(self) -> tuple[float | None, list[torch.Tensor | None]]:
         """The summed loss, and the weights of each sample's loss tokens, from plain calls of the model. None: all are 1."""
-        if not self.criterion.needs_values:
+        if self.next_token:
             return None, [None] * len(self.samples)
         with torch.no_grad(), self.session.autocast():
             values = [-self._token_losses(sample).double().cpu() for sample in self.samples]

@@ -262,7 +262,7 @@ class _Proof(Measure):
 
     def _leaking_attention(self) -> Check:
         name = "samples that see their neighbours"
-        if self.criterion.needs_values:
+        if not self.next_token:
             return Check("mistakes", name, None, "two samples as one text would be another unit")
         limit = self.most_positions() or 10**9
         ordered, merged = sorted(self.samples, key=len), []

@@ -31,8 +31,10 @@ def causal_lm_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
         with head.summing(batch.targets, batch.weights):
             fused: torch.Tensor = _logits(model, batch)
             return fused
-    losses = _token_losses(model, batch)
-    return losses.sum() if batch.weights is None else losses @ batch.weights.to(losses.device)
+    if batch.weights is None:
+        return _cross_entropy(model, batch, "sum")
+    losses = _cross_entropy(model, batch, "none")
+    return losses @ batch.weights.to(losses.device)
 
 
 @torch.no_grad()
@@ -42,7 +44,7 @@ def token_log_probabilities(model: Any, batch: MicroBatch) -> torch.Tensor:
         with head.listing(batch.targets):
             losses: torch.Tensor = _logits(model, batch)
             return -losses
-    return -_token_losses(model, batch)
+    return -_cross_entropy(model, batch, "none")
 
 
 def model_inputs(model: Any, batch: MicroBatch) -> dict[str, Any]:
@@ -61,11 +63,12 @@ def takes_positions(model_class: Any) -> bool:
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters
 
 
-def _token_losses(model: Any, batch: MicroBatch) -> torch.Tensor:
+def _cross_entropy(model: Any, batch: MicroBatch, reduction: str) -> torch.Tensor:
+    """Cross entropy of the loss tokens, in nats: (n,) or, with the reduction `sum`, a scalar."""
     logits = _logits(model, batch).flatten(0, 1)
     if not _selects(model, batch):
         logits = logits[batch.loss_positions.to(logits.device)]
-    return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
+    return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction=reduction)
 
 
 def _logits(model: Any, batch: MicroBatch) -> torch.Tensor:
