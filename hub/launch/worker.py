@@ -4,6 +4,7 @@ The backend's training module is the first heavy import of the process, so that 
 (Unsloth must come before transformers).
 """
 
+import inspect
 import logging
 import os
 import sys
@@ -113,6 +114,7 @@ def failure_of(rank: int, error: Exception) -> Failure:
 def _run_task(cfg: RunConfig, run: Run, algorithm: str, build: str) -> Outcome:
     """Prepare the setup, let the backend build its recipe, and run the task on it."""
     build_recipe, task = _imported(build), cfg.chosen_task
+    check_takes_setup(build_recipe, build)
 
     from hub.recipe import Recipe
     from hub.train.setup.setup import set_up
@@ -125,6 +127,25 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, build: str) -> Outcome:
         raise PluginError(f"{build} must return hub.recipe.Recipe, not {recipe!r:.60}")
     outcome: Outcome = _imported(task.function)(setup, recipe)
     return outcome
+
+
+def check_takes_setup(function: Any, name: str) -> None:
+    """Refuse a function that can't be called with the setup alone, before the setup takes its time.
+
+    Raises:
+        PluginError: it takes other arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # it can't be looked into: the call will tell
+        return
+    try:
+        signature.bind(object())
+    except TypeError:
+        raise PluginError(
+            f"{name}{signature} can't be called with the setup alone. Write `def {name.rpartition(':')[2]}(setup)`, which "
+            "returns a hub.recipe.Recipe"
+        ) from None
 
 
 def _imported(name: str) -> Any:

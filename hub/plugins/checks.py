@@ -37,6 +37,20 @@ RESERVED = {item.name for part in (DataConfig, ModelConfig, LaunchConfig) for it
 """Names that an option of an algorithm can't have: `hub.run(...)` takes all options as keywords, by their last name."""
 
 
+def explained(error: BaseException) -> str:
+    """What a plugin raised, in one line. An unknown field of what it offers: with the fields that there are."""
+    found = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    offers: dict[str, type[Any]] = {item.__name__: item for item in (Algorithm, Backend, DataFormat)}
+    if not isinstance(error, TypeError) or found is None or found[1] not in offers:
+        return one_line(error)
+    kind, name = found.groups()
+    names = [item.name for item in fields(offers[kind])]
+    text = f"hub.{kind} has no field {name}. Allowed: {', '.join(names)}.{did_you_mean(name, names)}"
+    if kind == "Backend":
+        text += ' Write build="package.module:function" for a function of the setup that returns a hub.recipe.Recipe'
+    return text
+
+
 def check_hooks(manager: pluggy.PluginManager, module: Any) -> None:
     """Refuse hooks that would never be called.
 

@@ -28,6 +28,7 @@ from hub.plugins.checks import (
     check_data_format,
     check_hooks,
     check_list,
+    explained,
     preset_names,
 )
 from hub.plugins.known import FIRST_PLUGIN, missing_algorithm, missing_backend
@@ -283,7 +284,7 @@ def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry
         try:
             register(loaded, plugin, point.load())
         except (Exception, SystemExit) as error:
-            plugin.error = one_line(error)
+            plugin.error = explained(error)
         plugin.heavy = sorted((set(sys.modules) - before) & HEAVY)
     return loaded
 

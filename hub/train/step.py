@@ -22,7 +22,7 @@ from hub.plugins.known import ADAPTERS, QUANTIZED_ADAPTERS
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
-from hub.train.losses.objective import NextToken, Objective, token_weights
+from hub.train.losses.objective import NextToken, Objective, constant_weights, token_weights
 
 NO_SMALLER_LAYOUT = (
     "which the longest sample needs. Type algo.gradient_checkpointing=all algo.activation_offload=all, a smaller "
@@ -195,13 +195,9 @@ def weigh(
     Returns:
         The loss, a scalar; None without values: the passes give it then. The weights (T,); None if all are 1.
     """
-    if values is not None:
-        return token_weights(objective, members(units), values)
-    if objective.has_unit_weights:
-        return None, None
-    # A linear function has the same derivatives everywhere.
-    anywhere = torch.zeros(sum(num_loss_tokens(sample) for sample in samples_of(units)))
-    return None, token_weights(objective, members(units), anywhere)[1]
+    if values is None:
+        return None, constant_weights(objective, members(units))
+    return token_weights(objective, members(units), values)
 
 
 def token_places(batch: MicroBatch, samples: Sequence[Sample]) -> torch.Tensor:

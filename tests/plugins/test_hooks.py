@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hub.errors import HubError
+from hub.errors import HubError, PluginError
+from hub.launch.worker import check_takes_setup
 from hub.plugins import hookspecs
 from hub.plugins.checks import HOOKS
 from hub.plugins.registry import load
@@ -208,3 +210,20 @@ def test_an_observer_may_end_the_run_by_a_hub_error_but_not_when_it_is_over(plug
         found.observe("hub_log", run=Run(tmp_path), step=7, metrics={})
     found.observe("hub_run_end", run=Run(tmp_path), result=None, error=None)
     assert "too late" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signature", ["(cfg, run)", "()", "(setup, *, run)"])
+def test_a_build_that_does_not_take_the_setup_alone_is_refused_in_a_line(signature):
+    place: dict[str, Any] = {}
+    exec(f"def train{signature}: raise AssertionError", place)
+    with pytest.raises(PluginError) as error:
+        check_takes_setup(place["train"], "fall.recipe:train")
+    assert str(error.value) == (
+        f"fall.recipe:train{signature} can't be called with the setup alone. Write `def train(setup)`, which returns a "
+        "hub.recipe.Recipe"
+    )
+
+
+@pytest.mark.parametrize("function", [lambda setup: None, lambda setup, more=1, **rest: None, lambda *given: None])
+def test_a_build_may_have_more_arguments_with_defaults(function):
+    check_takes_setup(function, "fall.recipe:build")

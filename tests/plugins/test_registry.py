@@ -238,7 +238,15 @@ REFUSED = {
     "backend called auto": (backends("name='auto'"), "this name is not allowed. Allowed: lower case .* not auto"),
     "backend twice": (backends("name='one'", "name='one'"), "there is a backend of this name already"),
     "needs is a text": (backends("name='one', needs=('peft')"), r"needs='peft' is not allowed. .* \('peft',\)"),
-    "train is no place": (
+    "old field": (
+        HEAD + "\n@hookimpl\ndef hub_backends(): return [Backend(name='one', algorithm='dig', train='nowhere:train')]",
+        r"hub.Backend has no field train. Allowed: name, algorithm, build, .* Write build=.* that returns a hub.recipe.Recipe",
+    ),
+    "misspelt field": (
+        HEAD + "\n@hookimpl\ndef hub_algorithms(): return [Algorithm(name='dig', config=Options, sumary='')]",
+        "hub.Algorithm has no field sumary. Allowed: name, config, summary. Did you mean summary",
+    ),
+    "build is no place": (
         HEAD + "\n@hookimpl\ndef hub_backends(): return [Backend(name='one', algorithm='dig', build='nowhere.train')]",
         "build='nowhere.train' is not allowed. Write it as 'package.module:function'",
     ),

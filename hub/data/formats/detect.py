@@ -74,11 +74,6 @@ def convert(row: Row, format: str, text_column: str | None = None) -> RowExample
     return _from_own(row, format, text_column)
 
 
-def known_formats() -> tuple[str, ...]:
-    """The words after `data.format=`, those of plugins included."""
-    return (*_required_fields(), "document")
-
-
 def _required_fields() -> dict[str, tuple[str, ...]]:
     """The fields that a row of each format has; not of `document`."""
     own = {name: spec.required for name, spec in _FORMATS.items()}

@@ -261,7 +261,7 @@ class _Proof(Measure):
 
     def _leaking_attention(self) -> Check:
         name = "samples that see their neighbors"
-        if self.criterion.needs_values:
+        if not self.criterion.objective.has_unit_weights:
             return Check("mistakes", name, None, "two samples joined to one text would be a different unit")
         limit = self.most_positions() or 10**9
         ordered, merged = sorted(self.samples, key=len), []

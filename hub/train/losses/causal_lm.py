@@ -29,8 +29,10 @@ def causal_lm_loss(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
     if head := _usable_head(model, batch):
         with head.summing(batch.targets, batch.weights):
             return _logits(model, batch)
-    losses = _token_losses(model, batch)
-    return losses.sum() if batch.weights is None else losses @ batch.weights.to(losses.device)
+    if batch.weights is None:
+        return _cross_entropy(model, batch, "sum")
+    losses = _cross_entropy(model, batch, "none")
+    return losses @ batch.weights.to(losses.device)
 
 
 @torch.no_grad()
@@ -39,7 +41,7 @@ def token_log_probabilities(model: torch.nn.Module, batch: MicroBatch) -> torch.
     if head := _usable_head(model, batch):
         with head.listing(batch.targets):
             return -_logits(model, batch)
-    return -_token_losses(model, batch)
+    return -_cross_entropy(model, batch, "none")
 
 
 def model_inputs(model: torch.nn.Module, batch: MicroBatch) -> dict[str, object]:
@@ -62,11 +64,12 @@ def _parameters_of(forward: Callable[..., object]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
 
 
-def _token_losses(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+def _cross_entropy(model: torch.nn.Module, batch: MicroBatch, reduction: str) -> torch.Tensor:
+    """Compute the cross entropy of the loss tokens, in nats: (n,) or, with the reduction `sum`, a scalar."""
     logits = _logits(model, batch).flatten(0, 1)
     if not _selects(model, batch):
         logits = logits[batch.loss_positions.to(logits.device)]
-    return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
+    return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction=reduction)
 
 
 def _logits(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:

@@ -13,6 +13,7 @@ from itertools import islice
 import torch
 
 from hub.data.samples.sample import Sample
+from hub.errors import PluginError
 from hub.train.batch.collate import num_loss_tokens
 
 UnitValues = Sequence[torch.Tensor]
@@ -79,12 +80,42 @@ def token_weights(
 
     Returns:
         The summed loss (scalar, float64), and the weights (T,) float32: -dL/dlogp.
+
+    Raises:
+        PluginError: the objective returns no scalar, or one that does not depend on the values.
     """
     leaf = log_probabilities.detach().double().requires_grad_()
     with torch.enable_grad():
         loss = objective.loss(units, _by_unit(units, leaf))
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        found = f"{loss!r:.40}"
+        if isinstance(loss, torch.Tensor):
+            found = f"a tensor {tuple(loss.shape)}{'' if loss.requires_grad else ' without gradient'}"
+        name = type(objective).__name__
+        raise PluginError(f"{name}.loss must return a scalar that is differentiable in `values`, but returned {found}")
     (gradient,) = torch.autograd.grad(loss, leaf)
-    return loss.detach(), -gradient.float()
+    return loss.detach().reshape(()), -gradient.float()
+
+
+def constant_weights(objective: Objective, units: Sequence[Sequence[Sample]]) -> torch.Tensor | None:
+    """The weight of each loss token of a step, for an objective whose weights do not depend on log-probabilities.
+
+    Returns:
+        (T,) float32. None: all are 1.
+
+    Raises:
+        PluginError: the loss is no weighted sum of the values.
+    """
+    if objective.has_unit_weights:
+        return None
+    num_tokens = sum(num_loss_tokens(sample) for samples in units for sample in samples)
+    offset, weights = token_weights(objective, units, torch.zeros(num_tokens, dtype=torch.float64))
+    if offset != 0:
+        raise PluginError(
+            f"{type(objective).__name__}.depends_on_values=False needs a loss that is a weighted sum of the values, but for "
+            f"values of 0 it is {float(offset):g}. Write depends_on_values = True"
+        )
+    return weights
 
 
 def _by_unit(units: Sequence[Sequence[Sample]], values: torch.Tensor) -> list[list[torch.Tensor]]:

@@ -98,6 +98,7 @@ def test_a_machine_without_a_gpu_is_refused_in_a_line_before_there_is_a_run_fold
     monkeypatch.setattr("hub.launch.preflight.has_no_gpu", lambda: False)
     with pytest.raises(ConfigError, match=f"^{re.escape(str(first.value))}$"):
         run(algo, tmp_path)
+    assert list(tmp_path.iterdir()), "there is a run folder: a worker was started"
 
 
 def test_no_gpu_is_certain_only_where_none_is_visible_and_the_driver_is_missing(monkeypatch):
