@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from hub.data.samples.blocks import Blocks
 from hub.data.samples.reports import OmissionCounts, Omissions, Totals
-from hub.data.samples.sample import Item, Sample, Unit, longest_sample, num_loss_tokens
+from hub.data.samples.sample import Item, Sample, Unit, longest_sample, mask_sum
 
 MAX_LISTED = 1000
 _MAX_PRINTED = 3
@@ -108,7 +108,7 @@ class Counts:
             "num_units": len(self.units),
             "num_samples": sum(len(unit.samples) for unit in self.units),
             "num_tokens": sum(map(len, self.units)),
-            "num_loss_tokens": sum(map(num_loss_tokens, self.units)),
+            "num_loss_tokens": sum(map(mask_sum, self.units)),
             "longest": longest_sample(self.units),
         }
 

@@ -95,8 +95,8 @@ def samples_of(units: Sequence[Unit]) -> list[Sample]:
     return [sample for unit in units for sample in unit.samples]
 
 
-def num_loss_tokens(unit: Unit) -> int:
-    """Tokens of all samples of a unit that are targets of the loss."""
+def mask_sum(unit: Unit) -> int:
+    """Number of tokens that the loss masks of a unit mark. A sample's first token may be one, though nothing predicts it."""
     return sum(int(sample.loss_mask.sum()) for sample in unit.samples)
 
 

@@ -7,7 +7,7 @@ from typing import TypedDict
 from hub.data.json_values import JsonObject
 from hub.data.samples.blocks import Blocks, BlocksState
 from hub.data.samples.counts import MAX_LISTED
-from hub.data.samples.sample import Item, Sample, Unit, longest_sample, num_loss_tokens
+from hub.data.samples.sample import Item, Sample, Unit, longest_sample, mask_sum
 from hub.data.streaming.windows import FIRST, Window, WindowState, window_from
 from hub.errors import DataError
 
@@ -93,7 +93,7 @@ class SampleStream:
             self.counts["num_units"] += 1
             self.counts["num_samples"] += len(unit.samples)
             self.counts["num_tokens"] += len(unit)
-            self.counts["num_loss_tokens"] += num_loss_tokens(unit)
+            self.counts["num_loss_tokens"] += mask_sum(unit)
             self.counts["longest"] = max(self.counts["longest"], longest_sample([unit]))
             units.append(unit)
         return units
