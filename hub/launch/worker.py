@@ -25,7 +25,7 @@ from hub.system.signals import end_process, end_with_parent, stop_request
 
 
 def work(resolved: ResolvedRun, run: Run) -> Result:
-    """Train in this process and write result.json. In a group of processes only rank 0 writes it.
+    """Run the task in this process and write result.json. In a group of processes only rank 0 writes it.
 
     Raises:
         Interrupted: a signal ended training early; what was reached is saved and in result.json.

@@ -23,7 +23,7 @@ from hub.train.batch import collate
 from hub.train.batch import split as batches
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
-from hub.train.losses.objective import token_weights
+from hub.train.losses.objective import NextToken, token_weights
 from hub.train.setup.setup import Setup
 
 MOST_SAMPLES = 32
@@ -106,7 +106,7 @@ class Measure:
         self.num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in self.samples)
         # Counted independently of training, whose count is checked.
         self.divisor = float(max(1, self.num_loss_tokens))
-        if not criterion.objective.has_unit_weights:
+        if type(criterion.objective) is not NextToken:
             self.divisor = criterion.objective.divisor(step.members(self.units))
         self.loss_sum, weights = self._weights()
         self.reference: dict[str, torch.Tensor] = {}

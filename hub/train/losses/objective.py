@@ -31,8 +31,10 @@ class Objective(ABC):
     without gradient over all its samples. Dropout draws the same masks in both passes. False: `loss` must be linear in the
     log-probabilities, such as cross entropy with a weight for each token."""
 
-    has_unit_weights = False
-    """Whether all weights are 1, so that nothing has to be computed for them."""
+    @property
+    def has_unit_weights(self) -> bool:
+        """Whether all weights are 1, so that nothing has to be computed for them. A subclass with its own `loss` has others."""
+        return type(self).loss is NextToken.loss and not self.depends_on_values
 
     roles: tuple[str, ...] | None = SINGLE
     """The roles that the samples of each unit must have, in order, for example `("chosen", "rejected")`. None: any."""
@@ -59,7 +61,6 @@ class NextToken(Objective):
     """Cross entropy of the next token. Every loss token has weight 1, and the divisor is their number."""
 
     depends_on_values = False
-    has_unit_weights = True
 
     def divisor(self, units: Sequence[Sequence[Sample]]) -> float:
         return max(1, sum(num_loss_tokens(sample) for samples in units for sample in samples))

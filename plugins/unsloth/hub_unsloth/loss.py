@@ -41,7 +41,12 @@ def summed_loss(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
     Unsloth divides the sum by a count, here 1. Each label is at its own token, one after its logits, since some of Unsloth's
     models (Mistral) support no other position. The first token of a sample has no label, so that no sample's last token
     predicts the first token of the next sample.
+
+    Raises:
+        ModelError: the objective has weights, which Unsloth's loss does not take.
     """
+    if batch.weights is not None:
+        raise ModelError("Unsloth's loss takes no weights of tokens, which this objective has. Type algo.backend=native")
     inputs = inputs_of(model, batch)
     if not len(batch.targets):
         zero: torch.Tensor = model(**inputs, logits_to_keep=1).logits.float().sum() * 0.0

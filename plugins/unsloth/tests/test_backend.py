@@ -3,17 +3,23 @@
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hub_unsloth.environment import RANGE, obstacle, wrong_version
+from hub_unsloth.loss import summed_loss
 from packaging.requirements import Requirement
 
-from hub import PluginError, compose
+from hub import ModelError, PluginError, compose
+from hub.data.samples.sample import Sample
 from hub.launch.preflight import prepare
 from hub.plugins.known import BACKENDS
 from hub.plugins.registry import registry
+from hub.train.batch.collate import pack
 
 RUN = ("algo=lora_sft", "model=tiny", "data=tiny")
 
@@ -137,3 +143,9 @@ def test_nothing_heavy_is_imported_to_list_and_to_check(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"can't run here: it needs unsloth{RANGE}, and unsloth is not installed" in done.stderr
+
+
+def test_weights_of_tokens_are_refused_and_not_ignored():
+    weighted = replace(pack([Sample(np.arange(4, dtype=np.int32), np.ones(4, dtype=bool), "")]), weights=torch.ones(3))
+    with pytest.raises(ModelError, match=r"takes no weights of tokens.*Type algo.backend=native"):
+        summed_loss(torch.nn.Identity(), weighted)

@@ -14,7 +14,7 @@ from hub.parallel.group import Group
 from hub.parallel.session import Session
 from hub.testing import tiny_model_path
 from hub.train.layout.layout import Layout
-from hub.train.losses.objective import Objective
+from hub.train.losses.objective import NextToken, Objective
 from hub.train.recipe import Recipe
 from hub.train.step import Criterion, accumulate_gradients, evaluate, log_probabilities, weigh
 
@@ -31,6 +31,13 @@ class LastTokenTwice(Objective):
         return -sum(value.sum() + value[-1] for (value,) in values)
 
 
+class NextTokenDoubled(NextToken):
+    """Inherits all but the loss of next-token training."""
+
+    def loss(self, units, values):
+        return 2 * super().loss(units, values)
+
+
 class SquaredMean(Objective):
     """Depends on values: the square of a sample's mean log-probability."""
 
@@ -41,7 +48,9 @@ class SquaredMean(Objective):
         return sum(value.mean().square() for (value,) in values)
 
 
-@pytest.mark.parametrize("objective", [LastTokenTwice(), SquaredMean()], ids=lambda objective: type(objective).__name__)
+@pytest.mark.parametrize(
+    "objective", [LastTokenTwice(), NextTokenDoubled(), SquaredMean()], ids=lambda objective: type(objective).__name__
+)
 def test_gradient_and_evaluation_are_those_of_the_loss_itself(objective):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32).train()
     rng = np.random.default_rng(0)
@@ -61,7 +70,8 @@ def test_gradient_and_evaluation_are_those_of_the_loss_itself(objective):
         ids = torch.from_numpy(sample.input_ids.astype(np.int64))
         rows = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
         direct.append([rows.gather(-1, ids[1:, None])[:, 0][torch.from_numpy(sample.loss_mask[1:])]])
-    loss = objective.loss([(sample,) for sample in samples], direct) / len(samples)
+    units = [(sample,) for sample in samples]
+    loss = objective.loss(units, direct) / objective.divisor(units)
     loss.backward()
     expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     assert mean == pytest.approx(loss.item(), rel=1e-6)
