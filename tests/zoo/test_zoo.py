@@ -1,0 +1,31 @@
+"""A few architectures every day. `make zoo` examines all of them."""
+
+import pytest
+from zoo.examine import examine
+
+from hub.testing import FAMILIES
+from hub.train.setup.setup import Setup
+
+ODD = [("gpt_neox", "osft"), ("qwen3_moe", "osft"), ("mamba2", "sft"), ("gemma3", "sft"), ("gemma3", "lora_sft")]
+"""Architectures that need care beyond the presets' families."""
+
+LEAKING = ("gpt_oss", "mamba2")
+"""Those of them whose packed samples would see each other: sinks need eager attention, and a state runs on."""
+
+
+@pytest.mark.parametrize(("name", "algo"), [*((name, algo) for name in FAMILIES for algo in ("sft", "lora_sft")), *ODD])
+def test_it_trains_as_an_independent_loop_does_and_is_saved_as_it_was_trained(tmp_path, name, algo):
+    found = examine(name, algo, tmp_path)
+    assert not found.problem, found.line()
+    assert found.packed.startswith("padded") == (name in LEAKING)
+
+
+def test_the_examination_sees_other_training_and_another_saved_model(tmp_path, monkeypatch):
+    save = Setup.save_whole_model
+
+    def save_another(setup, model, folder, weights):
+        save(setup, model, folder, {name: 1.001 * weight for name, weight in weights.items()})
+
+    monkeypatch.setattr(Setup, "save_whole_model", save_another)
+    found = examine("llama", "sft", tmp_path, "algo.adam_beta2=0.999")
+    assert found.problem == "steps differs, saved differs"
