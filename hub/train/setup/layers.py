@@ -27,7 +27,7 @@ NUM_TOKENS = 16
 READ = "the model reads the weight without calling the layer"
 SHARED = "several layers share the weight"
 NOT_A_PRODUCT = "the layer returns more than its product"
-UNREACHED = "a pass over text does not call them"
+UNREACHED = "a pass over text does not call it"
 
 MAX_KINDS = 4
 """How many kinds of layers a line names for each reason."""
@@ -64,7 +64,10 @@ def unsuited(
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError) as error:
         if next(model.parameters()).device.type == device.type:
-            raise ModelError(f"the model fails in a pass over {NUM_TOKENS} tokens: {first_line(error)}") from error
+            raise ModelError(
+                f"model.path: {model.name_or_path} fails in a pass over {NUM_TOKENS} tokens, so it can't be trained: "
+                f"{first_line(error)}"
+            ) from error
         # Kernels for a GPU do not run here, where the weights wait to be sharded.
         say(f"which layers can train is not tried: a pass over {NUM_TOKENS} tokens on the CPU fails ({first_line(error)})")
         return reasons

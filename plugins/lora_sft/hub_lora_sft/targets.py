@@ -15,8 +15,8 @@ from hub.recipe import Setup
 from hub.train.setup.layers import in_words, unsuited
 from hub_lora_sft.config import LoraSftConfig
 
-REFUSED = "PEFT refuses them, since fused kernels read the weight"
-REPLACED = "PEFT adapts the experts' tensors in their place"
+REFUSED = "PEFT refuses the layer, since fused kernels read its weight"
+REPLACED = "PEFT adapts the experts' tensors instead"
 
 
 def left_out_layers(setup: Setup, model: PreTrainedModel) -> dict[str, str]:
@@ -58,11 +58,12 @@ def target_names(asked: str | list[str], model: PreTrainedModel, left_out: Mappi
     if isinstance(asked, str):
         if chosen := _group(asked, layers):
             return chosen
-        others = (
-            f" ({reasons})" if (reasons := in_words((name, left_out[name]) for name in _group(asked, list(left_out)))) else ""
+        reasons = in_words((name, left_out[name]) for name in _group(asked, list(left_out)))
+        raise ConfigError(
+            f"algo.target_modules={asked}: no such layer of this model can get an adapter. "
+            + (f"Left out: {reasons}. " if reasons else "")
+            + (f"Linear layers that can: {', '.join(known)}. Type algo.target_modules=auto" if known else "Type algo=sft")
         )
-        advice = f"Linear layers that can: {', '.join(known)}. Type algo.target_modules=auto" if known else "Type algo=sft"
-        raise ConfigError(f"algo.target_modules={asked}: no such layer of this model can get an adapter{others}. {advice}")
     matched: set[str] = set()
     for word in asked:
         named = [name for name in every if name == word or name.endswith(f".{word}")]
@@ -92,8 +93,8 @@ def report(run: Run, model: PeftModel, experts: Sequence[tuple[str, str]], left_
     if not with_one and names:
         run.say(f"the experts' weights are {len(names)} fused tensors, which get no adapter: they stay frozen")
     elif names:
-        rest = f"; the other {len(names) - len(with_one)} stay frozen" if len(with_one) < len(names) else ""
-        run.say(f"{len(with_one)} of the experts' {len(names)} fused tensors get an adapter for each expert{rest}")
+        rest = " (the others are frozen)" if len(with_one) < len(names) else ""
+        run.say(f"adapters for each expert in {len(with_one)} of the experts' {len(names)} fused tensors{rest}")
     run.write_plan(
         target_modules=_leaves(layers), target_parameters=_leaves(parameters), num_adapters=len(layers) + len(parameters)
     )

@@ -186,9 +186,10 @@ def _chosen(names: list[str], patterns: str | list[str], left_out: Mapping[str, 
     if isinstance(patterns, str):
         if chosen := _group(usable, patterns):
             return chosen
-        others = in_words((name, left_out[name]) for name in _group(list(left_out), patterns))
+        reasons = in_words((name, left_out[name]) for name in _group(list(left_out), patterns))
         raise ConfigError(
-            f"algo.target_patterns={patterns}: no matrix of this model trains so{f' ({others})' if others else ''}. "
+            f"algo.target_patterns={patterns}: no matrix of this model trains so. "
+            + (f"Left out: {reasons}. " if reasons else "")
             + (f"Names end in {', '.join(known)}. Type algo.target_patterns=all" if known else "Type algo=sft")
         )
     for pattern in patterns:
