@@ -64,9 +64,10 @@ def unsuited(
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError) as error:
         if next(model.parameters()).device.type == device.type:
+            quantized = "It is quantized: try it without that. " if getattr(model, "is_quantized", False) else ""
             raise ModelError(
-                f"model.path: {model.name_or_path} fails in a pass over {NUM_TOKENS} tokens, so it can't be trained: "
-                f"{first_line(error)}"
+                f"model.path: {model.name_or_path} can't be trained: it fails in a pass over {NUM_TOKENS} tokens. {quantized}"
+                f"({type(error).__name__}: {first_line(error)})"
             ) from error
         # Kernels for a GPU do not run here, where the weights wait to be sharded.
         say(f"which layers can train is not tried: a pass over {NUM_TOKENS} tokens on the CPU fails ({first_line(error)})")
