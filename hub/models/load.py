@@ -118,14 +118,6 @@ def train_only(model: torch.nn.Module, names: Collection[str]) -> None:
     trainable_in_float32(model)
 
 
-def linear_layers(model: "PreTrainedModel") -> list[str]:
-    """Names of the linear layers, including quantized ones and GPT-2's Conv1D, without the output layer."""
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    return [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head]
-
-
 def num_parameters(cfg: ModelConfig, path: Path) -> int:
     """Number of parameters of a model, without loading it."""
     config = load_config(cfg, path)

@@ -1,4 +1,4 @@
-"""Parts of a model, whatever wraps it: the transformers model itself, its config, its decoder layers, its output layer."""
+"""Parts of a model, whatever wraps it: the transformers model itself, its config, its layers, its experts."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -40,3 +40,32 @@ def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
         return type(module).__name__ in names or any(kind.__name__ in names for kind in type(module).__mro__)
 
     return [module for module in base.modules() if is_layer(module)]
+
+
+def linear_layers(model: "PreTrainedModel") -> list[str]:
+    """Names of the linear layers, including quantized ones and GPT-2's Conv1D, without the output layer.
+
+    What a plugin can do with them: see `hub.train.setup.layers`.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head]
+
+
+def expert_tensors(model: torch.nn.Module) -> list[tuple[str, str]]:
+    """Tensors that hold the matrices of all experts of a mixture, as (name of the module, name of the parameter) each.
+
+    transformers names these modules, or their classes, after the experts: `MixtralExperts`, `JetMoeParallelExperts`. Their
+    tensors have three dimensions, experts first, or two where the experts' rows follow each other (DBRX). Linear layers of
+    single experts, and biases, are not among them.
+    """
+    tensors = []
+    for name, module in model.named_modules():
+        parts = (name.rpartition(".")[2].lower(), type(module).__name__.lower())
+        if isinstance(module, torch.nn.Linear) or not any("expert" in part for part in parts):
+            continue
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3 or (parameter.ndim == 2 and not parameter_name.endswith("bias")):
+                tensors.append((name, parameter_name))
+    return tensors

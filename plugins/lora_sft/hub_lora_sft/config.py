@@ -74,6 +74,8 @@ class LoraSftConfig(AlgoConfig):
             )
         if (quantized or cfg.model.quantization) and self.init not in ("default", "gaussian", "orthogonal"):
             yield f"algo.init={self.init} needs unquantized weights, which this model does not have. Type algo.init=default"
+        elif self.init == "loftq" and find_spec("scipy") is None and cfg.launch.python is None:
+            yield "algo.init=loftq needs scipy. Type pip install scipy"
         if self.precision == "fp8":
             others = {
                 "algo.load_in_4bit=true": self.load_in_4bit,

@@ -15,6 +15,7 @@ are stored, 2 bytes for each weight as in bfloat16: transposing 7 GB in every ba
 time. So fp8 gains speed, not memory.
 """
 
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
@@ -99,13 +100,14 @@ class Float8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def hold_in_fp8(model: PeftModel) -> tuple[list[str], list[str]]:
+def hold_in_fp8(model: PeftModel, left_out: Collection[str] = ()) -> tuple[list[str], list[str]]:
     """Replace the frozen linear layers of a model that already has its adapters, one after the other.
 
     The output layer, embeddings, adapters, and layers whose shape fp8 products don't support are left unchanged.
 
     Args:
         model: a PEFT model.
+        left_out: names of layers of the plain model that no other layer can take the place of.
 
     Returns:
         Names of the layers in fp8, and of the frozen linear layers not in fp8.
@@ -116,4 +118,9 @@ def hold_in_fp8(model: PeftModel) -> tuple[list[str], list[str]]:
     base = model.get_base_model()
     assert isinstance(base, PreTrainedModel)
     head = base.get_output_embeddings()
-    return replace_layers(model, head, lambda layer: not layer.weight.requires_grad, Float8Linear)
+    odd = {id(base.get_submodule(name)) for name in left_out}
+
+    def is_meant(layer: nn.Module) -> bool:
+        return id(layer) not in odd and not layer.weight.requires_grad
+
+    return replace_layers(model, head, is_meant, Float8Linear)

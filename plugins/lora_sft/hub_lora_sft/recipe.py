@@ -1,5 +1,6 @@
 """LoRA on one page: load the model (in 4 or 8 bits or fp8 if set), add the adapters."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hub import ConfigError, Run
-from hub.errors import did_you_mean
-from hub.models.load import linear_layers, trainable_in_float32
+from hub import Run
+from hub.models.load import trainable_in_float32
+from hub.models.structure import expert_tensors
 from hub.parallel.session import Session
 from hub.recipe import Recipe, Setup
 from hub.train.kernels.float8 import report_layers
 from hub_lora_sft.config import BIASES, LoraSftConfig
 from hub_lora_sft.float8 import hold_in_fp8
+from hub_lora_sft.targets import asked_but_left_out, left_out_layers, refusals_in_one_line, report, target_names
 
 
 def build(setup: Setup) -> Recipe:
@@ -26,9 +28,10 @@ def build(setup: Setup) -> Recipe:
     base = setup.load_model(
         quantization=quantization(algo, setup.session), frozen=True, whole="algo.precision=fp8" if in_fp8 else None
     )
-    model = add_adapters(algo, base, run)
+    left_out = left_out_layers(setup, base)
+    model = add_adapters(algo, base, run, left_out)
     if in_fp8:
-        report_layers(run, *hold_in_fp8(model))
+        report_layers(run, *hold_in_fp8(model, left_out))
 
     def save(trained: PeftModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         trained.save_pretrained(str(folder), state_dict=weights)
@@ -51,11 +54,17 @@ def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | 
     )
 
 
-def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftModel:
-    """Return the model with adapters in float32. Besides them only the biases that `algo.bias` names train."""
-    targets = target_names(algo.target_modules, model)
-    if any(parameter.ndim == 3 for parameter in model.parameters()):
-        run.say("the experts' weights are fused tensors, which get no adapter: they stay frozen")
+def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run, left_out: Mapping[str, str]) -> PeftModel:
+    """Return the model with adapters in float32. Besides them only the biases that `algo.bias` names train.
+
+    Args:
+        algo: the options.
+        model: the model without adapters.
+        run: for the log and plan.json.
+        left_out: layers that get no adapter, each with the reason.
+    """
+    asked, experts = algo.target_modules, expert_tensors(model)
+    targets = target_names(asked, model, left_out)
     # peft declares an int, but takes a quotient; and has `pissa_niter_16` for one of many such names.
     options: dict[str, Any] = {"lora_alpha": algo.lora_alpha}
     if algo.init != "default":
@@ -64,49 +73,21 @@ def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftM
         from peft import LoftQConfig
 
         options["loftq_config"] = LoftQConfig(loftq_bits=4)
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=algo.lora_r,
-            lora_dropout=algo.lora_dropout,
-            target_modules=targets,
-            bias=BIASES[algo.bias],
-            use_rslora=algo.use_rslora,
-            use_dora=algo.use_dora,
-            fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
-            **options,
-        ),
-    )
+    with refusals_in_one_line(algo, experts):
+        adapted = get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=algo.lora_r,
+                lora_dropout=algo.lora_dropout,
+                target_modules=targets,
+                bias=BIASES[algo.bias],
+                use_rslora=algo.use_rslora,
+                use_dora=algo.use_dora,
+                fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
+                **options,
+            ),
+        )
     trainable_in_float32(adapted)
-    run.write_plan(target_modules=sorted({name.rsplit(".", 1)[-1] for name in targets}), num_adapters=len(targets))
+    report(run, adapted, experts, asked_but_left_out(asked, targets, left_out, adapted))
     return adapted
-
-
-def target_names(asked: str | list[str], model: PreTrainedModel) -> list[str]:
-    """Return the full names of the layers that get an adapter.
-
-    Args:
-        asked: auto, all-linear, attention, mlp, or the last parts of module names.
-        model: the model without adapters.
-
-    Raises:
-        ConfigError: a name that no linear layer has.
-    """
-    layers = linear_layers(model)
-    if asked in ("auto", "all-linear"):
-        return layers
-    if isinstance(asked, str):
-        in_attention = [name for name in layers if "attn" in name or "attention" in name]
-        return in_attention if asked == "attention" else [name for name in layers if name not in in_attention]
-    known = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    chosen: set[str] = set()
-    for word in asked:
-        named = [name for name in layers if name == word or name.endswith(f".{word}")]
-        chosen.update(named)
-        if not named:
-            raise ConfigError(
-                f"algo.target_modules: no linear layer is called {word}. Allowed: {', '.join(known)}."
-                + did_you_mean(word, known)
-            )
-    return [name for name in layers if name in chosen]

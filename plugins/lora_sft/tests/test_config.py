@@ -79,6 +79,12 @@ def test_quantization_asks_for_its_package():
     assert is_asked == (find_spec("bitsandbytes") is None)
 
 
+@pytest.mark.parametrize(("installed", "lines"), [(False, ["algo.init=loftq needs scipy. Type pip install scipy"]), (True, [])])
+def test_loftq_asks_for_scipy(monkeypatch, installed, lines):
+    monkeypatch.setattr("hub_lora_sft.config.find_spec", lambda name: object() if installed else None)
+    assert config("algo.init=loftq").problems() == lines
+
+
 def test_a_wrong_type_is_refused():
     with pytest.raises(ConfigError, match=r"algo\.use_rslora=often is not allowed\. Allowed: true or false"):
         config("algo.use_rslora=often")

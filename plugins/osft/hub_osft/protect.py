@@ -29,7 +29,7 @@ from hub.models.load import load_config
 from hub.parallel.strategy import layer_classes
 from hub.train.batch.collate import pad
 from hub.train.setup.setup import Setup
-from hub_osft.config import PROTECTION, OsftConfig
+from hub_osft.config import ADAPTIVE, PROTECTION, OsftConfig
 from hub_osft.directions import Directions, check_finite
 from hub_osft.embeddings import weight_of
 from hub_osft.passes import batches, on_device
@@ -124,7 +124,14 @@ class Protection:
 
         I is the importance of the target's decoder layer: the mean cosine of the layer's input and output over all tokens,
         divided by its mean over the layers. (A single matrix seldom has an input and an output of the same width.)
+
+        Raises:
+            ModelError: no decoder layer is found.
         """
+        if not self.cosines:
+            raise ModelError(
+                "algo.rank_policy=adaptive: the hub does not recognize this model's decoder layers. Type algo.rank_policy=fixed"
+            )
         means = {name: float(total[0] / total[1]) for name, total in self.cosines.items()}
         mean = sum(means.values()) / len(means)
         least, most = self.algo.min_keep, self.algo.max_keep
@@ -207,7 +214,7 @@ class Protection:
             self.seen[torch.from_numpy(sample.input_ids.astype("int64"))] = True
         mask: list[torch.Tensor] = []
         handles = self._watch_inputs(mask) if with_covariances else []
-        if not with_covariances:
+        if self.algo.rank_policy == ADAPTIVE:
             handles += self._watch_layers(mask)
         before = {name: total.clone() for name, total in self.sums.items()} if session.group.world > 1 else {}
         was_training = self.model.training

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hub import ModelError, Outcome, Run
 from hub.models.load import trainable_in_float32
 from hub.recipe import Recipe, Reparametrization, Setup
+from hub.train.setup.layers import in_words
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, OsftConfig
 from hub_osft.coordinates import FactoredReparametrization, FastReparametrization, Part
 from hub_osft.directions import Directions, by_spectrum, find_directions
@@ -17,7 +18,17 @@ from hub_osft.embeddings import FreeRows, as_target, is_tied
 from hub_osft.layers import OsftExperts, OsftFactored, OsftLinear, name_in_plain_model
 from hub_osft.protect import Protection
 from hub_osft.subspace import decompose, oriented, steps
-from hub_osft.targets import LINEAR, Target, experts_left_out, find_targets, with_protected, with_ratio
+from hub_osft.targets import (
+    LINEAR,
+    Target,
+    asked_but_left_out,
+    experts_left_out,
+    find_targets,
+    left_out_weights,
+    trains_experts,
+    with_protected,
+    with_ratio,
+)
 
 
 def build(setup: Setup) -> Recipe:
@@ -25,7 +36,10 @@ def build(setup: Setup) -> Recipe:
     cfg, run, algo = setup.cfg, setup.run, setup.cfg.algo
     assert isinstance(algo, OsftConfig)
     model = setup.load_model(frozen=True)
-    targets = find_targets(model, algo)
+    left_out = left_out_weights(setup, model, algo)
+    targets = find_targets(model, algo, left_out)
+    if missing := asked_but_left_out(algo, left_out):
+        run.say(f"frozen, since OSFT can't train them: {in_words(missing.items())}")
     some_rows = algo.train_embeddings and algo.subspace == ACTIVATIONS and not (algo.train_head and is_tied(model))
     if some_rows and is_tied(model):
         targets.append(as_target(model))  # the output layer reads the embeddings: their directions count, too
@@ -108,7 +122,8 @@ def set_trainable(
         options = " ".join(f"algo.train_{name}=true" for name in still)
         shown += f"; {', '.join(still)} are frozen (to train them type {options})"
     run.say(shown)
-    if left_out := experts_left_out(model, algo):
+    left_out = experts_left_out(model, algo, targets)
+    if left_out and not trains_experts(algo):
         form = "parametrization=factored" if algo.subspace == "weights" else "subspace=activations"
         run.say(
             f"the experts' weights are {len(left_out)} fused tensors, which algo.{form} can't train: they are frozen. "

@@ -1,7 +1,7 @@
 """The matrices of a model that train, their orientation, and how much of each is free."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hub import ConfigError, ModelError
 from hub.errors import did_you_mean
-from hub.models.load import linear_layers
+from hub.models.structure import expert_tensors, linear_layers
+from hub.recipe import Setup
+from hub.train.setup.layers import in_words, unsuited
 from hub_osft.config import OsftConfig
 from hub_osft.subspace import num_free
 
@@ -62,41 +64,75 @@ class Target:
         return weight
 
 
-def find_targets(model: PreTrainedModel, algo: OsftConfig) -> list[Target]:
+def trains_experts(algo: OsftConfig) -> bool:
+    """Whether the chosen form of OSFT can train experts' tensors."""
+    return algo.subspace == "weights" and algo.parametrization == "fast"
+
+
+def left_out_weights(setup: Setup, model: PreTrainedModel, algo: OsftConfig) -> dict[str, str]:
+    """Return the weights that OSFT can't train, each with the reason, by target name. Found by a pass over a few tokens.
+
+    Args:
+        setup: for the device and the log.
+        model: as loaded.
+        algo: the options. If they leave out all experts, those are not among the weights.
+    """
+    weights = {name: (name, "weight") for name in linear_layers(model)}
+    if trains_experts(algo):
+        weights |= {".".join(tensor): tensor for tensor in expert_tensors(model)}
+    reasons = unsuited(model, list(weights.values()), setup.session.device, setup.run.say)
+    found = {name: reasons[weight] for name, weight in weights.items() if weight in reasons}
+    for name, (module, parameter) in weights.items():
+        if getattr(model.get_submodule(module), parameter).ndim == 2 and name != module:
+            found.setdefault(name, "the tensor is not one matrix for each expert")
+    return found
+
+
+def find_targets(model: PreTrainedModel, algo: OsftConfig, left_out: Mapping[str, str] | None = None) -> list[Target]:
     """The weights that `algo.target_patterns` names, in the model's order. `num_free` is not set yet.
 
+    Args:
+        model: as loaded.
+        algo: the options.
+        left_out: weights that can't train, with the reason. None: every weight can.
+
     Raises:
-        ConfigError: a pattern matches none of them.
+        ConfigError: a pattern matches none of them, or only weights that are left out.
         ModelError: a weight is quantized.
     """
     on_inputs = algo.subspace == "activations"
     targets = [_linear(model, name, on_inputs) for name in linear_layers(model)]
-    if not on_inputs and algo.parametrization == "fast":
+    if trains_experts(algo):
         targets += _experts(model)
+    chosen = _chosen([target.name for target in targets], algo.target_patterns, left_out or {})
+    targets = [target for target in targets if target.name in chosen]
     for target in targets:
         if not target.weight(model).is_floating_point():
             raise ModelError(
                 f"{target.name} is quantized ({target.weight(model).dtype}): such weights can't take small changes. "
                 "Type algo=lora_sft, or a model that is stored in bfloat16"
             )
-    chosen = _matching([target.name for target in targets], algo.target_patterns)
-    if not chosen:
-        raise ConfigError(
-            f"algo.target_patterns={algo.target_patterns}: no matrix of this model trains so. Type algo.target_patterns=all"
-        )
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
-    return sorted((t for t in targets if t.name in chosen), key=lambda t: (order[t.module], t.name))
+    return sorted(targets, key=lambda t: (order[t.module], t.name))
 
 
-def experts_left_out(model: PreTrainedModel, algo: OsftConfig) -> list[str]:
-    """Experts' tensors that `algo.target_patterns` names, but the chosen form of OSFT can't train."""
-    if algo.subspace == "weights" and algo.parametrization == "fast":
-        return []
-    names = [target.name for target in _experts(model)]
+def asked_but_left_out(algo: OsftConfig, left_out: Mapping[str, str]) -> dict[str, str]:
+    """The weights that `algo.target_patterns` names and that are left out, with the reason."""
+    if isinstance(algo.target_patterns, list):
+        return {name: reason for name, reason in left_out.items() if _matches_any(name, algo.target_patterns)}
+    chosen = _group(list(left_out), algo.target_patterns)
+    return {name: left_out[name] for name in left_out if name in chosen}
+
+
+def experts_left_out(model: PreTrainedModel, algo: OsftConfig, targets: Iterable[Target]) -> list[str]:
+    """Experts' tensors that `algo.target_patterns` names and that are not among the targets."""
+    trained = {target.name for target in targets}
+    names = [name for tensor in expert_tensors(model) if (name := ".".join(tensor)) not in trained]
     patterns = algo.target_patterns
     if isinstance(patterns, list):
         return [name for name in names if _matches_any(name, patterns)]
-    return [] if patterns == "attention" else names
+    chosen = _group(names, patterns)
+    return [name for name in names if name in chosen]
 
 
 def with_ratio(targets: Iterable[Target], ratio: float) -> list[Target]:
@@ -136,31 +172,47 @@ def _linear(model: PreTrainedModel, name: str, on_inputs: bool) -> Target:
 def _experts(model: PreTrainedModel) -> list[Target]:
     """Experts' matrices that are fused in one tensor of three dimensions."""
     targets: list[Target] = []
-    for module_name, module in model.named_modules():
-        if "expert" not in module_name.rpartition(".")[2]:
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim == 3:
-                shape = tuple(parameter.shape)
-                targets.append(Target(f"{module_name}.{name}", module_name, name, shape, shape[1] < shape[2], False))
+    for module, parameter in expert_tensors(model):
+        shape = tuple(getattr(model.get_submodule(module), parameter).shape)
+        if len(shape) == 3:
+            targets.append(Target(f"{module}.{parameter}", module, parameter, shape, shape[1] < shape[2], False))
     return targets
 
 
-def _matching(names: list[str], patterns: str | list[str]) -> set[str]:
-    if patterns == "all":
-        return set(names)
-    in_attention = {name for name in names if _is_in_attention(name)}
+def _chosen(names: list[str], patterns: str | list[str], left_out: Mapping[str, str]) -> set[str]:
+    """The names that the patterns choose, without those that are left out."""
+    usable = [name for name in names if name not in left_out]
+    known = sorted({name.rpartition(".")[2] for name in usable})
     if isinstance(patterns, str):
-        return in_attention if patterns == "attention" else set(names) - in_attention
+        if chosen := _group(usable, patterns):
+            return chosen
+        reasons = in_words((name, left_out[name]) for name in _group(list(left_out), patterns))
+        raise ConfigError(
+            f"algo.target_patterns={patterns}: no matrix of this model trains so. "
+            + (f"Left out: {reasons}. " if reasons else "")
+            + (f"Names end in {', '.join(known)}. Type algo.target_patterns=all" if known else "Type algo=sft")
+        )
     for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names):
-            known = sorted({name.rpartition(".")[2] for name in names})
+        matched = [name for name in names if re.search(pattern, name)]
+        if not matched:
             near = did_you_mean(pattern.rpartition(".")[2], known) or did_you_mean(pattern, names)
             raise ConfigError(
                 f"algo.target_patterns: {pattern} matches no matrix.{near} Names are like {names[0]}, "
                 f"and end in {', '.join(known)}"
             )
-    return {name for name in names if _matches_any(name, patterns)}
+        if not set(matched) - left_out.keys():
+            raise ConfigError(
+                f"algo.target_patterns: {pattern} matches only weights that OSFT can't train: "
+                f"{in_words((name, left_out[name]) for name in matched)}. Names end in {', '.join(known)}"
+            )
+    return {name for name in usable if _matches_any(name, patterns)}
+
+
+def _group(names: list[str], patterns: str) -> set[str]:
+    """The names in all, attention or mlp."""
+    if patterns == "all":
+        return set(names)
+    return {name for name in names if _is_in_attention(name) == (patterns == "attention")}
 
 
 def _matches_any(name: str, patterns: list[str]) -> bool:

@@ -69,8 +69,10 @@ def test_protected_inputs_are_answered_as_before_and_protection_goes_on_without_
     assert all(after[name] > before[name] > 0 for name in before)
 
 
-def test_adaptive_keeps_more_where_a_layer_changes_its_input_less(tmp_path, run):
-    result = run(tmp_path, "algo.rank_policy=adaptive", "algo.protect_data=tiny:chats", "algo.max_keep=0.6")
+@pytest.mark.parametrize("subspace", ["weights", "activations"])
+def test_adaptive_keeps_more_where_a_layer_changes_its_input_less(tmp_path, subspace, run):
+    options = [f"algo.subspace={subspace}", "algo.protect_data=tiny:chats", "algo.max_keep=0.6", "algo.max_steps=2"]
+    result = run(tmp_path, "algo.rank_policy=adaptive", *options)
     plan = json.loads((result.run_path / "plan.json").read_text())
     cosines, kept, free = plan["cosine_of_layers"], plan["kept_share_of_layers"], plan["directions_free_of"]
     mean = sum(cosines.values()) / len(cosines)

@@ -12,9 +12,11 @@ from hub_osft.recipe import with_coordinates
 from hub_osft.targets import find_targets, with_ratio
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from zoo.zoo import zoo_model
 
 from hub import ConfigError, HubError, Result
 from hub.testing import tiny_model
+from hub.train.setup.layers import READ
 
 pytestmark = pytest.mark.usefixtures("warm_python", "cache")
 
@@ -84,6 +86,35 @@ def test_experts_and_conv1d_train_and_the_saved_model_is_the_trained_one(tmp_pat
     assert result.eval_loss < result.eval_loss_before - 0.1
     targets = plan["directions_free_of"]
     assert any("c_attn" in name for name in targets) if family == "gpt2" else any("experts." in name for name in targets)
+
+
+@pytest.mark.parametrize(
+    ("family", "left_out", "trained"),
+    [("mamba", f"2 x mixer.dt_proj ({READ})", "mixer.out_proj"), ("jetmoe", None, "mlp.output_linear.weight")],
+)
+def test_weights_that_can_not_train_are_frozen_and_named(tmp_path, capsys, family, left_out, trained, run):
+    result = run(tmp_path, f"model.path={zoo_model(family)}", "algo.max_steps=3")
+    assert not (lines := [s for s in capsys.readouterr().out.splitlines() if "OSFT can't train" in s]) or left_out in lines[0]
+    assert bool(lines) == bool(left_out)
+    plan = json.loads((result.run_path / "plan.json").read_text())
+    targets = plan["directions_free_of"]
+    assert any(name.endswith(trained) for name in targets)
+    assert plan["experts_left_out"] == []
+    first, last = weights(zoo_model(family)), weights(result.model_path)
+    changed = {name for name in first if (first[name] - last[name]).abs().max() > 1e-4}
+    if left_out:  # the file of jetmoe has other names than the model
+        assert changed == {f"{name}.weight" for name in targets}
+    again = run(tmp_path, f"model.path={result.model_path}", "algo.max_steps=1")
+    assert again.eval_loss_before == pytest.approx(result.eval_loss, abs=1e-4)
+
+
+def test_a_pattern_for_weights_that_can_not_train_is_refused(tmp_path, run):
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path, f"model.path={zoo_model('mamba')}", "algo.target_patterns=[in_proj,dt_proj]")
+    assert str(refused.value) == (
+        f"algo.target_patterns: dt_proj matches only weights that OSFT can't train: 2 x mixer.dt_proj ({READ}). "
+        "Names end in in_proj, out_proj, x_proj"
+    )
 
 
 @pytest.mark.parametrize("form", ["algo.subspace=activations", "algo.parametrization=factored"])

@@ -7,13 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hub_lora_sft.config import LoraSftConfig
-from hub_lora_sft.recipe import target_names
+from hub_lora_sft.targets import target_names
 from peft import PeftModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hub import ConfigError, ModelError, Run
 from hub.errors import first_line
-from hub.models.load import linear_layers, load_config, trainable_in_float32
+from hub.models.load import load_config, trainable_in_float32
+from hub.models.structure import expert_tensors, linear_layers
 from hub.train.setup.setup import Setup
 from hub_unsloth.first import FastLanguageModel, quiet
 
@@ -55,7 +56,7 @@ def load(setup: Setup, checkpointing: str | bool) -> PreTrainedModel:
                 fix_tokenizer=False,
                 offload_embedding=False,
             )
-    if any(parameter.ndim == 3 for parameter in model.parameters()):
+    if expert_tensors(model):
         raise ModelError(
             f"model.path={cfg.model.path}: Unsloth adds adapters to the experts, which the hub does not support. "
             "Type algo.backend=native"

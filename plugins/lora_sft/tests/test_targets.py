@@ -1,0 +1,115 @@
+"""Which layers get an adapter: with default options on families where not all can, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hub_lora_sft.targets import REFUSED, REPLACED, target_names
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from zoo.zoo import TEXT, zoo_model
+
+from hub import ConfigError, Result, compose
+from hub.launch.launcher import launch
+from hub.testing import tiny_model_path
+from hub.train.setup.layers import NOT_A_PRODUCT, READ, SHARED
+
+OPTIONS = ("algo=lora_sft", "data=tiny", "launch=inline", "model.dtype=float32", "algo.learning_rate=1e-2", "algo.max_steps=2",
+           "algo.effective_batch_size=2", "data.eval_fraction=0")  # fmt: skip
+
+
+def folder_of(family: str) -> Path:
+    return zoo_model(family) if family in TEXT else tiny_model_path(family)
+
+
+def run(tmp_path: Path, family: str, *overrides: str) -> Result:
+    return launch(compose(*OPTIONS, f"model.path={folder_of(family)}", f"output_dir={tmp_path}", *overrides))
+
+
+EXPERTS = "the experts' weights are 4 fused tensors, which get no adapter: they stay frozen"
+
+
+@pytest.mark.parametrize(
+    ("family", "left_out", "line", "num_adapters"),
+    [
+        ("mamba", {"dt_proj": READ, "out_proj": REFUSED}, None, 4),
+        ("phimoe", {"router": NOT_A_PRODUCT}, EXPERTS, 8),
+        ("zamba", {"gate_proj": SHARED, "q_proj": SHARED}, None, 14),
+        (
+            "deepseek_v2",
+            {"shared_experts.gate_proj": REPLACED},
+            "adapters for each expert in 2 of the experts' 2 fused tensors",
+            10,
+        ),
+    ],
+)
+def test_with_default_options_the_adapter_loads_and_merges_to_the_trained_model(
+    tmp_path, capsys, family, left_out, line, num_adapters
+):
+    result = run(tmp_path, family)
+    lines = capsys.readouterr().out.splitlines()
+    (out,) = (text for text in lines if text.startswith("without an adapter: "))
+    assert all(reason in out for reason in left_out.values())
+    assert [text for text in lines if "experts' " in text.removeprefix(out)] == ([line] if line else [])
+    plan = json.loads((result.run_path / "plan.json").read_text())
+    saved = load_file(result.model_path / "adapter_model.safetensors")
+    assert plan["num_adapters"] == num_adapters == sum(".lora_A." in name for name in saved)
+    assert not any(f".{name}." in key for name in left_out for key in saved)
+    assert plan["target_parameters"] == (["down_proj", "gate_up_proj"] if family == "deepseek_v2" else [])
+    assert all(tensor.any() for tensor in saved.values())
+
+    ids = torch.arange(40, 80)[None]
+    model = AutoPeftModelForCausalLM.from_pretrained(result.model_path, dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder_of(family), dtype=torch.float32).eval()
+    with torch.no_grad():
+        before, adapted = plain(ids, use_cache=False).logits, model(input_ids=ids, use_cache=False).logits
+        merged = model.merge_and_unload()(ids, use_cache=False).logits
+    change = (adapted - before).abs().max()
+    assert change > 0.01
+    assert (merged - adapted).abs().max() < 1e-3 * change
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "text"),
+    [
+        (
+            "mamba",
+            ["algo.target_modules=attention"],
+            "algo.target_modules=attention: no such layer of this model can get an adapter. "
+            "Linear layers that can: in_proj, x_proj. Type algo.target_modules=auto",
+        ),
+        (
+            "mamba",
+            ["algo.target_modules=[in_proj,dt_proj]"],
+            f"algo.target_modules: dt_proj can't get an adapter ({READ}). Allowed: in_proj, x_proj",
+        ),
+        (
+            "zamba",
+            ["algo.target_modules=attention"],
+            "Left out: 2 x self_attn.q_proj, 2 x self_attn.k_proj, 2 x self_attn.v_proj, 2 x self_attn.o_proj "
+            f"({SHARED}). Linear layers that can: in_proj, linear, out_proj.",
+        ),
+        (
+            "deepseek_v2",
+            ["algo.use_dora=true"],
+            "PEFT can't add these adapters: lora.ParamWrapper does not work with use_dora=True. "
+            "Type algo.use_dora=false, or algo.target_modules=attention, which leaves the experts out",
+        ),
+        ("deepseek_v2", ["algo.target_modules=[gate_proj]"], "Choose other layers with algo.target_modules"),
+    ],
+)
+def test_layers_that_can_not_have_an_adapter_are_refused_in_one_line(tmp_path, family, overrides, text):
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path, family, *overrides)
+    assert text in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_name_takes_the_layers_of_that_name_that_can_have_an_adapter():
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"))
+    left_out = {"model.layers.0.self_attn.q_proj": SHARED}
+    assert target_names(["q_proj"], model, left_out) == ["model.layers.1.self_attn.q_proj"]
+    with pytest.raises(ConfigError, match=r"layers\.0\.self_attn\.q_proj can't get an adapter"):
+        target_names(["layers.0.self_attn.q_proj", "k_proj"], model, left_out)
