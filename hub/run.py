@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from hub.errors import ConfigError, can_not_write
 from hub.system.files import write_json
@@ -151,8 +152,7 @@ class Run:
                 except FileExistsError:
                     if name:
                         raise ConfigError(f"run_name={name}: {path} exists already. Type another run_name, or none") from None
-            link = parent / f".latest-{os.getpid()}"
-            link.unlink(missing_ok=True)
+            link = parent / f".latest-{uuid4().hex}"  # other threads and machines may do the same
             link.symlink_to(path.name)
             link.replace(parent / "latest")
         except OSError as error:
