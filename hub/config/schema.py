@@ -269,6 +269,9 @@ class LaunchConfig:
     rdzv_endpoint: str | None = None
     """host:port for the rendezvous, the same on all machines. null: a free port, on a single machine."""
 
+    rdzv_timeout_seconds: float = option(900.0, gt=0)
+    """Time that a machine waits for the others at `rdzv_endpoint` before it gives up."""
+
     strategy: str = option(AUTO, choices=(AUTO, "ddp", "fsdp", *ZERO, "split"))
     """How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1, zero2, zero3:
     DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with its layers spread over
@@ -313,6 +316,11 @@ class LaunchConfig:
             host, _, port = self.rdzv_endpoint.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 yield f"launch.rdzv_endpoint={self.rdzv_endpoint} is not of the form HOST:PORT"
+        elif self.rdzv_timeout_seconds != LaunchConfig.rdzv_timeout_seconds:
+            yield (
+                f"launch.rdzv_timeout_seconds={self.rdzv_timeout_seconds:g} is for several machines that wait for each other. "
+                "Leave it out, or type launch.rdzv_endpoint=HOST:PORT"
+            )
         if self.mode == "inline" and self.python:
             yield "launch.mode=inline runs in this interpreter. Leave launch.python out, or type launch.mode=process"
         if self.strategy == "split" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):

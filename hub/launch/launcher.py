@@ -56,7 +56,21 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     while exit_code and (smaller := _in_smaller_micro_batches(resolved, run)):
         resolved = smaller
         exit_code = _start_workers(resolved.config, run).wait()
-    return _result(resolved, run, exit_code, time.monotonic() - started)
+    try:
+        return _result(resolved, run, exit_code, time.monotonic() - started)
+    finally:
+        if run_path is None and (not _has_begun(resolved.config, run) or _is_handed_on(resolved.config, run)):
+            run.discard()
+
+
+def _is_handed_on(cfg: RunConfig, run: Run) -> bool:
+    """Whether this is the folder by which a machine other than the first handed its config to its workers, and none failed."""
+    return cfg.launch.node_rank > 0 and not Failure.read_all(run)
+
+
+def _has_begun(cfg: RunConfig, run: Run) -> bool:
+    """Whether a worker ran. Of several machines, one may have waited for the others in vain."""
+    return cfg.launch.nnodes == 1 or run.joined_file.is_file() or "algorithm" in run.plan()
 
 
 @contextmanager
@@ -202,7 +216,8 @@ def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float) -> 
         )
     if signal_number in STOP_SIGNALS:
         assert signal_number is not None
-        raise Interrupted(f"{message}. Run folder: {run.path}", signal_number)
+        where = f". Run folder: {run.path}" if _has_begun(resolved.config, run) else ""
+        raise Interrupted(message + where, signal_number)
     error: HubError = LaunchError(message)
     error.exit_code = code
     raise error

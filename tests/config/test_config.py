@@ -75,6 +75,7 @@ def test_the_config_to_begin_from_has_no_problems():
         ({"launch": {"mode": "inline", "python": "/bin/sh"}}, "launch.mode=inline runs in this interpreter"),
         ({"launch": {"nnodes": 2}}, "launch.nnodes is above 1. Type launch.rdzv_endpoint=HOST:PORT"),
         ({"launch": {"rdzv_endpoint": "host"}}, "launch.rdzv_endpoint=host is not of the form HOST:PORT"),
+        ({"launch": {"rdzv_timeout_seconds": 9.0}}, "launch.rdzv_timeout_seconds=9 is for several machines that wait for each"),
         ({"launch": {"python": "/no/python"}}, "launch.python=/no/python: there is no such interpreter"),
         (
             {"track": {"tool": "wandbb"}},
