@@ -7,11 +7,13 @@ run.yaml (the config), plan.json (decisions and their reasons), metrics.jsonl (a
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from hub.errors import ConfigError, can_not_write
 from hub.system.files import write_json
@@ -132,6 +134,7 @@ class Run:
     def __init__(self, path: Path, is_main: bool = True) -> None:
         self.path = path
         self.is_main = is_main
+        self._latest_before: str | None = None
 
     @classmethod
     def create(cls, output_dir: str, name: str | None = None) -> "Run":
@@ -151,13 +154,29 @@ class Run:
                 except FileExistsError:
                     if name:
                         raise ConfigError(f"run_name={name}: {path} exists already. Type another run_name, or none") from None
-            link = parent / f".latest-{os.getpid()}"
-            link.unlink(missing_ok=True)
-            link.symlink_to(path.name)
-            link.replace(parent / "latest")
+            run = cls(path)
+            latest = parent / "latest"
+            run._latest_before = os.readlink(latest) if latest.is_symlink() else None
+            run._point_latest_to(path.name)
         except OSError as error:
             raise can_not_write(output_dir, error) from None
-        return cls(path)
+        return run
+
+    def _point_latest_to(self, name: str) -> None:
+        link = self.path.parent / f".latest-{uuid4().hex}"  # other threads and machines may do the same
+        link.symlink_to(name)
+        link.replace(self.path.parent / "latest")
+
+    def discard(self) -> None:
+        """Remove the folder of a run that has not begun. `latest` points to the run before, if it pointed here."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        latest, before = self.path.parent / "latest", self._latest_before
+        if not latest.is_symlink() or os.readlink(latest) != self.path.name:
+            return
+        if before is not None and (self.path.parent / before).is_dir():
+            self._point_latest_to(before)
+        else:
+            latest.unlink(missing_ok=True)
 
     @property
     def joined_file(self) -> Path:

@@ -4,12 +4,14 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import hub
 from hub.compose.runfile import read as runfile_of
+from hub.run import Run
 from hub.testing import tiny_model, write_chats
 
 pytestmark = pytest.mark.usefixtures("warm_python")
@@ -133,6 +135,33 @@ def test_ctrl_c_in_a_notebook_ends_the_run_and_gives_the_handler_back():
     result = hub.Result.read(Path("runs/latest/result.json").resolve())
     assert result.status == "interrupted"
     assert (result.model_path / "config.json").is_file()
+
+
+def test_inline_runs_of_several_threads_take_turns_and_train_as_they_do_alone(capsys):
+    options = {"model": "tiny", "data": "tiny", "max_steps": 2, "mode": "inline", "effective_batch_size": 4}
+
+    def loss(rate: float) -> float:
+        return hub.lora_sft(learning_rate=rate, lora_dropout=0.1, **options).metrics[-1]["loss"]
+
+    alone = [loss(1e-3), loss(2e-3)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(loss, (1e-3, 2e-3))) == alone
+    assert alone[0] != alone[1]
+    assert "hub: another thread trains in this process (launch.mode=inline). This run waits" in capsys.readouterr().out
+
+
+def test_threads_that_make_run_folders_at_once_get_one_each():
+    begin = threading.Barrier(8)
+
+    def make(_: int) -> Path:
+        begin.wait()
+        return Run.create("runs").path
+
+    with ThreadPoolExecutor(8) as threads:
+        folders = list(threads.map(make, range(160)))
+    assert len(set(folders)) == 160
+    assert Path("runs/latest").resolve() in folders
+    assert len(list(Path("runs").iterdir())) == 161
 
 
 def test_several_sources_are_a_list_of_dictionaries_or_of_sources(tmp_path):

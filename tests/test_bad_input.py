@@ -44,6 +44,10 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("algo.weight_decay=inf", "algo.weight_decay=inf is not allowed. Allowed: a number at least 0"),
         ("algo.max_steps=4 algo.warmup_steps=4", "algo.warmup_steps=4 is not shorter than the run: algo.max_steps=4"),
         ("algo.warmup_steps=16", "algo.warmup_steps=16 is not shorter than the run: 115 rows in batches of 16 are"),
+        (
+            "algo.lr_scheduler=cosine_with_restarts algo.lr_num_cycles=17",
+            "algo.lr_num_cycles=17 does not fit the run: 115 rows in batches of 16 are 16 steps, 16 of them from the peak on",
+        ),
         ("algo=sft algo.warmup_steps=8", "algo.warmup_steps=8 is not shorter than the run: 115 rows in batches of"),
         ("algo.effective_batch_size=2 launch.nproc_per_node=3", "algo.effective_batch_size=2 is below the number of"),
         ("algo.eval_every_steps=5 data.eval_fraction=0", "algo.eval_every_steps=5 but there is no evaluation set"),

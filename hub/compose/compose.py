@@ -5,6 +5,7 @@ dataclasses of the installed algorithms. YAML files are presets only.
 """
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -31,6 +32,8 @@ from hub.errors import ConfigError
 from hub.plugins.registry import data_format_names, registry
 
 VERSION_BASE = "1.3"
+_hydra_in_use = threading.RLock()
+"""Held by the thread that composes: Hydra has one state for the whole process."""
 
 
 class HubSearchPath(SearchPathPlugin):
@@ -55,24 +58,27 @@ def register_schemas() -> None:
 def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
     """Yield Hydra's config loader with the hub's search path. The state of an enclosing Hydra app is restored at the end.
 
+    Threads take turns.
+
     Args:
         config_dir: a further folder with config groups, searched first.
     """
-    register_schemas()
-    state = GlobalHydra.instance()
-    around, state.hydra = state.hydra, None
-    try:
-        with initialize_config_dir(str(conf_dir()), job_name="hub", version_base=VERSION_BASE):
-            loader: Any = state.config_loader()
-            if config_dir is not None:
-                folder = Path(os.path.expanduser(config_dir)).absolute()
-                if not os.path.isdir(folder):
-                    raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
-                loader.get_search_path().prepend(provider="command-line", path=f"file://{folder}")
-                loader.repository.initialize_sources(loader.get_search_path())
-            yield loader
-    finally:
-        GlobalHydra.instance().hydra = around  # initialize_config_dir has put another instance in place
+    with _hydra_in_use:
+        register_schemas()
+        state = GlobalHydra.instance()
+        around, state.hydra = state.hydra, None
+        try:
+            with initialize_config_dir(str(conf_dir()), job_name="hub", version_base=VERSION_BASE):
+                loader: Any = state.config_loader()
+                if config_dir is not None:
+                    folder = Path(os.path.expanduser(config_dir)).absolute()
+                    if not os.path.isdir(folder):
+                        raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+                    loader.get_search_path().prepend(provider="command-line", path=f"file://{folder}")
+                    loader.repository.initialize_sources(loader.get_search_path())
+                yield loader
+        finally:
+            GlobalHydra.instance().hydra = around  # initialize_config_dir has put another instance in place
 
 
 def groups(config_dir: str | None = None) -> dict[str, list[str]]:

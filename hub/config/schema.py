@@ -41,10 +41,11 @@ class AlgoConfig:
     """Peak learning rate, reached after warmup."""
 
     num_epochs: float = option(1.0, gt=0)
-    """Passes over the training data. 0.5 is half a pass. Training ends earlier if `max_steps` is reached."""
+    """Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set."""
 
     max_steps: int | None = option(None, ge=1)
-    """Number of optimizer steps after which training ends, regardless of `num_epochs`. null: no limit."""
+    """Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps take. null:
+    `num_epochs` decides."""
 
     effective_batch_size: int | str = option(16, ge=1)
     """Samples per optimizer step over all processes, exactly. Gradient accumulation follows from it."""
@@ -56,7 +57,7 @@ class AlgoConfig:
     """Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed."""
 
     warmup_steps: int | None = option(None, ge=0)
-    """Steps over which the learning rate rises from 0. null: see `warmup_ratio`."""
+    """Steps over which the learning rate rises to its peak. null: see `warmup_ratio`."""
 
     warmup_ratio: float | None = option(None, ge=0, le=1)
     """Warmup as a fraction of all steps. null: 0.03, unless `warmup_steps` is set. Set one of the two."""
@@ -64,7 +65,16 @@ class AlgoConfig:
     lr_scheduler: str = option(
         "cosine", choices=("linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts")
     )
-    """Decay of the learning rate after warmup."""
+    """Decay of the learning rate after warmup. The formulas: docs/runs.md."""
+
+    lr_num_cycles: int | None = option(None, ge=1)
+    """With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak. null: 2."""
+
+    lr_power: float | None = option(None, gt=0)
+    """With lr_scheduler=polynomial: the exponent. null: 2. 1 is linear."""
+
+    min_lr_ratio: float = option(0.0, ge=0, lt=1)
+    """Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with lr_scheduler=constant."""
 
     optimizer: str = option("adamw", choices=("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"))
     """Optimizer. 8-bit and paged optimizers need bitsandbytes."""
@@ -133,6 +143,7 @@ class AlgoConfig:
                 f"algo.warmup_steps={self.warmup_steps} is not shorter than the run: algo.max_steps={self.max_steps}. "
                 f"Type e.g. algo.warmup_steps={self.max_steps // 10}"
             )
+        yield from self._schedule_problems()
         if self.activation_offload == "all" and self.gradient_checkpointing == "none":
             yield (
                 "algo.activation_offload=all offloads the inputs of checkpointed layers, but algo.gradient_checkpointing=none "
@@ -142,6 +153,30 @@ class AlgoConfig:
             yield (
                 f"algo.eval_every_steps={self.eval_every_steps} but there is no evaluation set. "
                 "Type data.eval_fraction=0.05 or data.eval_path=FILE"
+            )
+
+    def _schedule_problems(self) -> Iterator[str]:
+        """One line for each option of a schedule that is not chosen."""
+        name = self.lr_scheduler
+        if self.lr_num_cycles is not None and name != "cosine_with_restarts":
+            yield (
+                f"algo.lr_num_cycles={self.lr_num_cycles} needs algo.lr_scheduler=cosine_with_restarts, but it is {name}. "
+                "Type that, or leave lr_num_cycles out"
+            )
+        elif self.lr_num_cycles is not None and self.max_steps is not None and self.lr_num_cycles > self.max_steps:
+            yield (
+                f"algo.lr_num_cycles={self.lr_num_cycles} is above algo.max_steps={self.max_steps}: a cycle takes at least one "
+                f"step. Type algo.lr_num_cycles={self.max_steps} or less"
+            )
+        if self.lr_power is not None and name != "polynomial":
+            yield (
+                f"algo.lr_power={self.lr_power:g} needs algo.lr_scheduler=polynomial, but it is {name}. "
+                "Type that, or leave lr_power out"
+            )
+        if self.min_lr_ratio and name == "constant":
+            yield (
+                f"algo.min_lr_ratio={self.min_lr_ratio:g} is where the learning rate decays to, but algo.lr_scheduler=constant "
+                "does not decay. Type algo.lr_scheduler=cosine, or leave min_lr_ratio out"
             )
 
 
@@ -234,6 +269,9 @@ class LaunchConfig:
     rdzv_endpoint: str | None = None
     """host:port for the rendezvous, the same on all machines. null: a free port, on a single machine."""
 
+    rdzv_timeout_seconds: float = option(900.0, gt=0)
+    """Time that a machine waits for the others at `rdzv_endpoint` before it gives up."""
+
     strategy: str = option(AUTO, choices=(AUTO, "ddp", "fsdp", *ZERO, "split"))
     """How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1, zero2, zero3:
     DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with its layers spread over
@@ -278,6 +316,11 @@ class LaunchConfig:
             host, _, port = self.rdzv_endpoint.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 yield f"launch.rdzv_endpoint={self.rdzv_endpoint} is not of the form HOST:PORT"
+        elif self.rdzv_timeout_seconds != LaunchConfig.rdzv_timeout_seconds:
+            yield (
+                f"launch.rdzv_timeout_seconds={self.rdzv_timeout_seconds:g} is for several machines that wait for each other. "
+                "Leave it out, or type launch.rdzv_endpoint=HOST:PORT"
+            )
         if self.mode == "inline" and self.python:
             yield "launch.mode=inline runs in this interpreter. Leave launch.python out, or type launch.mode=process"
         if self.strategy == "split" and (self.nnodes > 1 or self.nproc_per_node not in (AUTO, 1)):

@@ -9,10 +9,12 @@ import signal
 import sys
 import time
 import uuid
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerSpec
+from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -20,17 +22,18 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from hub.compose import runfile
 from hub.config.schema import LaunchConfig
+from hub.errors import HubError
+from hub.launch.rendezvous import Rendezvous, interruptible
 from hub.plugins.registry import warnings_shown
+from hub.run import Failure, Run
 from hub.system.signals import STOP_SIGNALS, end_with_parent
-
-MEETING_SECONDS = 900
-"""Time that a machine waits for the others at the rendezvous."""
 
 
 class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
-    """Torch's agent, with a configurable grace period after a signal.
+    """Torch's agent, with a configurable grace period after a signal, and signals while it waits for other machines.
 
-    Torch waits 30 s, and has an option for it from version 2.12 on only. If a worker fails, the others still get 30 s.
+    Torch waits 30 s after a signal, and has an option for it from version 2.12 on only. If a worker fails, the others still get
+    30 s.
     """
 
     def __init__(self, spec: WorkerSpec, grace_seconds: float) -> None:
@@ -40,6 +43,15 @@ class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
         """
         super().__init__(spec, DefaultLogsSpecs())
         self.grace_seconds = grace_seconds
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        handler = worker_group.spec.rdzv_handler
+        watch = handler.watch if isinstance(handler, Rendezvous) else lambda: None
+        interruptible(partial(super()._rendezvous, worker_group), watch)
+
+    def _exit_barrier(self) -> None:
+        with suppress(SignalException):  # this machine is done: a signal only ends the wait for the others
+            interruptible(super()._exit_barrier)
 
     def _invoke_run(self, role: str = DEFAULT_ROLE) -> RunResult:
         try:
@@ -69,20 +81,31 @@ class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
 
 def main(run_path: Path) -> int:
     """Start the workers and wait for them. Returns the exit code of the first that failed, or 0."""
-    cfg = runfile.read(run_path / "run.yaml").launch
+    cfg, run = runfile.read(run_path / "run.yaml").launch, Run(run_path)
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ |= warnings_shown()
+    spec = _spec(cfg, run_path)
     try:
         for number in STOP_SIGNALS:
             signal.signal(number, _stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         end_with_parent()
-        spec = _spec(cfg, run_path)
         result = Agent(spec, cfg.grace_seconds).run()
         spec.rdzv_handler.shutdown()
     except SignalException as error:
-        return 128 + int(error.sigval)
+        exit_code = 128 + int(error.sigval)
+        if isinstance(spec.rdzv_handler, Rendezvous) and not spec.rdzv_handler.complete:
+            message = f"stopped by {error.sigval.name} while waiting for {spec.rdzv_handler.waits_for}"
+            run.write_failure(
+                Failure(
+                    rank=cfg.node_rank, message=message, exit_code=exit_code, time=time.time(), signal_number=int(error.sigval)
+                )
+            )
+        return exit_code
+    except HubError as error:
+        run.write_failure(Failure(rank=cfg.node_rank, message=str(error), exit_code=error.exit_code, time=time.time()))
+        return error.exit_code
     if not result.is_failed():
         return 0
     exit_code = min(result.failures.values(), key=lambda failure: failure.timestamp).exitcode
@@ -90,29 +113,22 @@ def main(run_path: Path) -> int:
 
 
 def _spec(cfg: LaunchConfig, run_path: Path) -> WorkerSpec:
-    one_machine = cfg.nnodes == 1 and cfg.rdzv_endpoint is None
-    host, _, port = ("" if one_machine else str(cfg.rdzv_endpoint)).rpartition(":")
-    meeting = RendezvousParameters(
+    if cfg.rdzv_endpoint is None:
+        meeting = RendezvousParameters(
+            backend="c10d", endpoint="localhost:0", run_id=uuid.uuid4().hex, min_nodes=1, max_nodes=1, local_addr=None
+        )
+        handler = get_rendezvous_handler(meeting)
+    else:
         # With c10d the first machine to connect would get rank 0, but the run folder is on machine 0.
-        backend="c10d" if one_machine else "static",
-        endpoint="localhost:0" if one_machine else str(cfg.rdzv_endpoint),
-        run_id=uuid.uuid4().hex if one_machine else f"hub-{cfg.rdzv_endpoint}",
-        min_nodes=cfg.nnodes,
-        max_nodes=cfg.nnodes,
-        local_addr=None,
-        timeout=MEETING_SECONDS,
-        **({} if one_machine else {"rank": cfg.node_rank}),
-    )
+        handler = Rendezvous(cfg)
     return WorkerSpec(
         role=DEFAULT_ROLE,
         local_world_size=int(cfg.nproc_per_node),
-        rdzv_handler=get_rendezvous_handler(meeting),
+        rdzv_handler=handler,
         entrypoint=sys.executable,
         args=("-m", "hub.launch.worker", str(run_path)),
         max_restarts=0,
         monitor_interval=0.2,
-        master_addr=host or None,
-        master_port=int(port) if port else None,
     )
 
 
@@ -122,4 +138,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread may still wait in torch, and must not be torn down there

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,9 @@ from hub.launch.resume import config_to_run, open_run
 from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
 from hub.system.signals import STOP_SIGNALS, signals_blocked
+
+_trains_here = threading.RLock()
+"""Held by the thread whose run trains in this process: torch has one random generator and one process group for all threads."""
 
 
 def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
@@ -45,13 +49,40 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     if workers is None:
         from hub.launch.worker import work
 
-        return work(resolved, run)
+        with _one_at_a_time():
+            return work(resolved, run)
     started = time.monotonic()
     exit_code = workers.wait()
     while exit_code and (smaller := _in_smaller_micro_batches(resolved, run)):
         resolved = smaller
         exit_code = _start_workers(resolved.config, run).wait()
-    return _result(resolved, run, exit_code, time.monotonic() - started)
+    try:
+        return _result(resolved, run, exit_code, time.monotonic() - started)
+    finally:
+        if run_path is None and (not _has_begun(resolved.config, run) or _is_handed_on(resolved.config, run)):
+            run.discard()
+
+
+def _is_handed_on(cfg: RunConfig, run: Run) -> bool:
+    """Whether this is the folder by which a machine other than the first handed its config to its workers, and none failed."""
+    return cfg.launch.node_rank > 0 and not Failure.read_all(run)
+
+
+def _has_begun(cfg: RunConfig, run: Run) -> bool:
+    """Whether a worker ran. Of several machines, one may have waited for the others in vain."""
+    return cfg.launch.nnodes == 1 or run.joined_file.is_file() or "algorithm" in run.plan()
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Wait until no other thread trains in this process."""
+    if not _trains_here.acquire(blocking=False):
+        print("hub: another thread trains in this process (launch.mode=inline). This run waits for its end", flush=True)
+        _trains_here.acquire()
+    try:
+        yield
+    finally:
+        _trains_here.release()
 
 
 def _command(cfg: RunConfig, run: Run) -> list[str]:
@@ -185,7 +216,8 @@ def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float) -> 
         )
     if signal_number in STOP_SIGNALS:
         assert signal_number is not None
-        raise Interrupted(f"{message}. Run folder: {run.path}", signal_number)
+        where = f". Run folder: {run.path}" if _has_begun(resolved.config, run) else ""
+        raise Interrupted(message + where, signal_number)
     error: HubError = LaunchError(message)
     error.exit_code = code
     raise error

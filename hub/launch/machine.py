@@ -31,8 +31,8 @@ def machine_problems(cfg: RunConfig) -> Iterator[str]:
             f"algo.effective_batch_size={batch} is below the number of processes ({world}): "
             f"one of them would be idle. Type algo.effective_batch_size={world} or fewer processes"
         )
-    if cfg.launch.rdzv_endpoint and cfg.launch.node_rank == 0:
-        yield from _port_problem(cfg.launch.rdzv_endpoint)
+    if cfg.launch.rdzv_endpoint:
+        yield from _endpoint_problem(cfg.launch.rdzv_endpoint, cfg.launch.node_rank == 0)
 
 
 def missing_packages(cfg: RunConfig) -> Iterator[str]:
@@ -47,7 +47,8 @@ def missing_packages(cfg: RunConfig) -> Iterator[str]:
         yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
 
 
-def _port_problem(endpoint: str) -> Iterator[str]:
+def _endpoint_problem(endpoint: str, is_host: bool) -> Iterator[str]:
+    """One line if the host of the rendezvous is not known, or if it is this machine and its port is in use."""
     host, _, port = endpoint.rpartition(":")
     if not (host and port.isdigit() and 0 < int(port) < 65536):
         return
@@ -56,7 +57,11 @@ def _port_problem(endpoint: str) -> Iterator[str]:
     except (OSError, UnicodeError):  # UnicodeError: the name is too long to look up
         yield f"launch.rdzv_endpoint={endpoint}: the host {host} is not known. Type an address that all machines know"
         return
+    if not is_host:
+        return
     with socket.socket() as probe:
+        # As torch does: connections of a run that has just ended do not hold the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, int(port)))
         except OSError as error:

@@ -21,6 +21,7 @@ from hub.models.tiny import FAMILIES, tiny_data_path
 from hub.plugins.registry import ResolvedRun, data_format_names, resolve
 from hub.system.gpus import has_no_gpu, num_visible_gpus
 from hub.train.batch.split import auto_batch_size, num_steps
+from hub.train.schedule import schedule_problems
 
 TINY = "tiny:"
 LOOK, STREAM_LOOK = 20_000, 1_000
@@ -65,7 +66,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     if cfg.launch.python is None:
         errors += [ConfigError(line) for line in missing_packages(cfg)]
     if num_rows is not None and in_bounds["algo"]:
-        errors += [ConfigError(line) for line in _warmup_problem(cfg, num_rows)]
+        errors += [ConfigError(line) for line in _schedule_problems(cfg, num_rows)]
     _raise(errors)
     assert resolved is not None
     return replace(resolved, config=cfg)
@@ -183,16 +184,11 @@ def _check_data(cfg: RunConfig) -> int | None:
     return make_mix(sources, sizes).per_pass
 
 
-def _warmup_problem(cfg: RunConfig, num_train: int) -> Iterator[str]:
-    """Check that warmup ends within the run, now that the number of rows is known."""
-    warmup = cfg.algo.warmup_steps
-    if not warmup or cfg.algo.max_steps is not None:
+def _schedule_problems(cfg: RunConfig, num_train: int) -> Iterator[str]:
+    """Check that the schedule fits the run, now that the number of rows is known. The config checks it against max_steps."""
+    if cfg.algo.max_steps is not None:
         return
     batch = cfg.algo.effective_batch_size
     batch = auto_batch_size(num_train) if batch == AUTO else int(batch)
     total = num_steps(num_train, batch, cfg.algo.num_epochs, None)
-    if warmup >= total:
-        yield (
-            f"algo.warmup_steps={warmup} is not shorter than the run: {num_train} rows in batches of {batch} are {total} "
-            f"steps. Type e.g. algo.warmup_steps={total // 10}"
-        )
+    yield from schedule_problems(cfg.algo, total, f": {num_train} rows in batches of {batch} are {total} steps")

@@ -70,6 +70,11 @@ def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
             f"launch.grace_seconds={grace:g}: torchrun stops its own processes. Leave it out, and type torchrun "
             f"--shutdown-timeout={grace:.0f} (torch 2.12 and later; before, it is 30 s)"
         )
+    if (wait := cfg.launch.rdzv_timeout_seconds) != LaunchConfig().rdzv_timeout_seconds:
+        raise ConfigError(
+            f"launch.rdzv_timeout_seconds={wait:g}: torchrun waits for the machines. Leave it out, and type torchrun "
+            f"--rdzv-conf=join_timeout={wait:.0f}"
+        )
     resolved = prepare(_as_started(config_to_run(cfg)))
     run = open_run(resolved)
     return {"config": runfile.to_text(resolved.config), "run_path": str(run.path)}

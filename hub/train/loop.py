@@ -26,7 +26,7 @@ from hub.train.meters import Meter, SpikeMeter, counts_of, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
 from hub.train.progress import ProgressLine
 from hub.train.recipe import Recipe, check_units
-from hub.train.setup.samples import mix_lines
+from hub.train.setup.samples import length_lines, mix_lines
 from hub.train.setup.setup import Setup
 from hub.train.step import StepOutcome, evaluate, train_step
 from hub.train.tracker import Tracking
@@ -116,7 +116,7 @@ class _Fit:
             f"training {self.num_trained:,} of {self.num_parameters:,} parameters in {self.kept_in} on {what}: "
             f"{self.total} steps of {self.batch_size} samples, micro-batches of at most {self.layout.max_tokens} tokens"
         )
-        for line in lines:
+        for line in [*length_lines(self.source, self.algo), *lines]:
             self.run.say(line)
 
     def run_to_end(self) -> Outcome:

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name."""
+"""Optimizers by name, and the scheduler of the learning rate."""
 
 import warnings
 from collections.abc import Iterable
@@ -6,14 +6,12 @@ from itertools import chain
 from typing import Any, TypedDict
 
 import torch
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from hub.config.schema import AlgoConfig
 from hub.errors import ConfigError
 from hub.train.adamw_bf16 import StochasticAdamW
-
-SCHEDULERS = {"constant": "constant_with_warmup", "cosine_with_restarts": "cosine_with_restarts"}
-DEFAULT_WARMUP_RATIO = 0.03
+from hub.train.schedule import rate_of_step, schedule_problems
 
 
 class AdamOptions(TypedDict):
@@ -66,35 +64,16 @@ def make_optimizer(cfg: AlgoConfig, groups: list[dict[str, Any]], device: torch.
     return optimizer
 
 
-def warmup_steps(cfg: AlgoConfig, total: int) -> int:
-    """Number of warm-up steps.
+def make_scheduler(cfg: AlgoConfig, optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
+    """The schedule of `algo.lr_scheduler` over `total` steps, set to the first step. `schedule.py` has the formulas.
 
     Raises:
-        ConfigError: the warm-up is not shorter than the run.
+        ConfigError: an option of the schedule does not fit the length of the run.
     """
-    if cfg.warmup_steps is None:
-        ratio = DEFAULT_WARMUP_RATIO if cfg.warmup_ratio is None else cfg.warmup_ratio
-        return min(round(total * ratio), total - 1)
-    if cfg.warmup_steps >= total and cfg.warmup_steps > 0:
-        raise ConfigError(
-            f"algo.warmup_steps={cfg.warmup_steps} is not shorter than the run of {total} steps. "
-            f"Type e.g. algo.warmup_steps={total // 10}"
-        )
-    return cfg.warmup_steps
-
-
-def make_scheduler(cfg: AlgoConfig, optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule of `algo.lr_scheduler` over `total` steps, set to the first step.
-
-    transformers' schedules define the rate after n steps, which is 0 for n = 0 and at the end. Here step 1 uses the rate of
-    n = 1, so that neither the first nor the last step has a rate of 0.
-    """
-    name = SCHEDULERS.get(cfg.lr_scheduler, cfg.lr_scheduler)
-    warmup = warmup_steps(cfg, total)
-    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
-        name, optimizer, num_warmup_steps=warmup, num_training_steps=total + 1
-    )
+    if problems := list(schedule_problems(cfg, total)):
+        raise ConfigError(problems)
+    scheduler = LambdaLR(optimizer, rate_of_step(cfg, total))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch expects an optimizer step before the first scheduler step
-        scheduler.step()
+        scheduler.step()  # torch counts from 0, the schedule from 1
     return scheduler

@@ -1,3 +1,7 @@
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
@@ -162,3 +166,19 @@ def test_a_hydra_app_around_us_keeps_its_state():
         assert GlobalHydra.instance().hydra is around
     finally:
         GlobalHydra.instance().hydra = None
+
+
+def test_threads_compose_at_once():
+    interval, begin = sys.getswitchinterval(), threading.Barrier(4)
+
+    def rate(number: int) -> float:
+        begin.wait()
+        return compose("algo=sft", "model=tiny", f"algo.learning_rate={number + 1}").algo.learning_rate
+
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(rate, range(16))) == [number + 1 for number in range(16)]
+    finally:
+        sys.setswitchinterval(interval)
+    assert not GlobalHydra.instance().is_initialized()

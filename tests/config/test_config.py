@@ -48,6 +48,19 @@ def test_the_config_to_begin_from_has_no_problems():
         ({"algo": {"lr_scheduler": "cosin"}}, "algo.lr_scheduler=cosin is not allowed. Allowed: linear, cosine,"),
         ({"algo": {"warmup_steps": 5, "warmup_ratio": 0.1}}, "algo.warmup_steps and algo.warmup_ratio are both set"),
         ({"algo": {"warmup_steps": 5, "max_steps": 5}}, "algo.warmup_steps=5 is not shorter than the run"),
+        (
+            {"algo": {"lr_num_cycles": 3}},
+            "algo.lr_num_cycles=3 needs algo.lr_scheduler=cosine_with_restarts, but it is cosine.",
+        ),
+        (
+            {"algo": {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 9, "max_steps": 8}},
+            "algo.lr_num_cycles=9 is above algo.max_steps=8: a cycle takes at least one step.",
+        ),
+        ({"algo": {"lr_power": 2.0}}, "algo.lr_power=2 needs algo.lr_scheduler=polynomial, but it is cosine. Type that, or"),
+        (
+            {"algo": {"lr_scheduler": "constant", "min_lr_ratio": 0.1}},
+            "algo.min_lr_ratio=0.1 is where the learning rate decays to, but algo.lr_scheduler=constant does not decay.",
+        ),
         ({"algo": {"eval_every_steps": 5}}, "algo.eval_every_steps=5 but there is no evaluation set"),
         ({"model": {"path": ""}}, "No model is chosen"),
         ({"model": {"dtype": "float16"}}, "model.dtype=float16 is not allowed. Allowed: auto, bfloat16, float32."),
@@ -62,6 +75,7 @@ def test_the_config_to_begin_from_has_no_problems():
         ({"launch": {"mode": "inline", "python": "/bin/sh"}}, "launch.mode=inline runs in this interpreter"),
         ({"launch": {"nnodes": 2}}, "launch.nnodes is above 1. Type launch.rdzv_endpoint=HOST:PORT"),
         ({"launch": {"rdzv_endpoint": "host"}}, "launch.rdzv_endpoint=host is not of the form HOST:PORT"),
+        ({"launch": {"rdzv_timeout_seconds": 9.0}}, "launch.rdzv_timeout_seconds=9 is for several machines that wait for each"),
         ({"launch": {"python": "/no/python"}}, "launch.python=/no/python: there is no such interpreter"),
         (
             {"track": {"tool": "wandbb"}},

@@ -54,10 +54,11 @@ def epoch_order(num_samples: int, seed: int, epoch: int, source: int = 0) -> lis
 
 
 def num_steps(num_samples: int, batch_size: int, num_epochs: float, max_steps: int | None) -> int:
-    """Count the optimizer steps of a run. A pass ends with a smaller step if the batch size does not divide it."""
-    per_epoch = -(-num_samples // batch_size)
-    total = max(1, round(per_epoch * num_epochs))
-    return total if max_steps is None else min(total, max_steps)
+    """Count the optimizer steps of a run: `max_steps` if it is set, else those of `num_epochs`.
+
+    A pass ends with a smaller step if the batch size does not divide it.
+    """
+    return max(1, round(-(-num_samples // batch_size) * num_epochs)) if max_steps is None else max_steps
 
 
 def auto_batch_size(num_samples: int | None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hub.config.option import AUTO
-from hub.config.schema import RunConfig
+from hub.config.schema import AlgoConfig, RunConfig
 from hub.data.prepare import Prepared
 from hub.data.samples.mix import Mix, sources_of
 from hub.data.samples.sample import Item, Unit, fingerprint
@@ -204,6 +204,16 @@ def effective_batch_size(asked: int | str, num_samples: int | None, world: int) 
             f"Type algo.effective_batch_size={world}"
         )
     return size
+
+
+def length_lines(source: SampleSource, algo: AlgoConfig) -> list[str]:
+    """Return the line to log if `algo.max_steps` makes a run longer than `algo.num_epochs` would."""
+    per_pass, batch_size, total = source.mix.per_pass, source.batch_size, source.total
+    if algo.max_steps is None or per_pass is None or total <= batches.num_steps(per_pass, batch_size, algo.num_epochs, None):
+        return []
+    whole, steps = divmod(total, -(-per_pass // batch_size))
+    passes = whole + steps * batch_size / per_pass
+    return [f"algo.max_steps={total}: {passes:.2f} passes over the data, in place of algo.num_epochs={algo.num_epochs:g}"]
 
 
 def mix_lines(source: SampleSource) -> tuple[list[str], dict[str, object]]:

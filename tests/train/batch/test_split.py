@@ -1,11 +1,14 @@
 """Steps and micro-batches. The code is pure Python, so every property can be checked exactly."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
+from hub.config.schema import AlgoConfig
 from hub.data.samples.mix import single
 from hub.train.batch.split import epoch_order, num_steps, split, steps
+from hub.train.setup.samples import length_lines
 
 
 def ragged(count: int, seed: int = 0, longest: int = 200) -> list[int]:
@@ -83,10 +86,28 @@ def test_the_order_depends_on_seed_and_epoch_only():
 
 @pytest.mark.parametrize(
     ("samples", "batch", "epochs", "most", "expected"),
-    [(10, 4, 1, None, 3), (10, 4, 2, None, 6), (10, 4, 0.5, None, 2), (10, 4, 3, 2, 2), (3, 16, 0.1, None, 1)],
+    [
+        (10, 4, 1, None, 3),
+        (10, 4, 2, None, 6),
+        (10, 4, 0.5, None, 2),
+        (10, 4, 3, 2, 2),
+        (10, 4, 1, 20, 20),
+        (3, 16, 0.1, None, 1),
+    ],
 )
 def test_number_of_steps(samples, batch, epochs, most, expected):
     assert num_steps(samples, batch, epochs, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "epochs", "lines"), [(None, 3, []), (6, 2, []), (20, 2, ["20: 6.80 passes"]), (4, 1, ["4: 1.40 passes"])]
+)
+def test_a_run_that_max_steps_makes_longer_than_its_epochs_says_how_many_passes_it_makes(most, epochs, lines):
+    algo = AlgoConfig(max_steps=most, num_epochs=epochs)
+    source = SimpleNamespace(mix=single(10), batch_size=4, total=num_steps(10, 4, epochs, most))
+    logged = length_lines(source, algo)
+    assert len(logged) == len(lines)
+    assert all(line.startswith(f"algo.max_steps={words}") for line, words in zip(logged, lines, strict=True))
 
 
 def test_a_step_can_be_cut_into_more_micro_batches_than_it_needs():
