@@ -1,6 +1,5 @@
-"""Load a tokenizer and a causal language model for training, and save trained models."""
+"""Load a tokenizer and a causal language model for training."""
 
-import copy
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,39 +133,6 @@ def num_parameters(cfg: ModelConfig, path: Path) -> int:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
     return sum(p.numel() for p in model.parameters())
-
-
-def save_whole_model(
-    model: "PreTrainedModel",
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    dtype: torch.dtype,
-    weights: dict[str, torch.Tensor],
-) -> None:
-    """Write a dense model that transformers loads: config, safetensors in `dtype`, tokenizer.
-
-    Args:
-        model: for its config and class.
-        tokenizer: saved in the same folder.
-        folder: receives the files.
-        dtype: dtype of the stored weights.
-        weights: full weights by name, as `fit` passes them.
-    """
-    cast: dict[int, torch.Tensor] = {}
-
-    def stored(tensor: torch.Tensor) -> torch.Tensor:
-        # Tied weights share memory and must still share it, otherwise they would be written twice.
-        if tensor.data_ptr() not in cast:
-            cast[tensor.data_ptr()] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-        return cast[tensor.data_ptr()]
-
-    state = {name: stored(tensor) for name, tensor in weights.items()}
-    # A shallow copy with its own config: saving changes the config, and the model may be training at the same time.
-    twin = object.__new__(type(model))
-    twin.__dict__.update(model.__dict__, config=copy.deepcopy(model.config))
-    twin.config.dtype, twin.config.use_cache = dtype, True
-    twin.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
 
 
 def _refusal(cfg: ModelConfig, error: Exception, what: str = "") -> str:

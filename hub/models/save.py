@@ -1,0 +1,101 @@
+"""Save a trained model as transformers itself would save it: with the same names and dtypes."""
+
+import copy
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_plain: "WeakKeyDictionary[PreTrainedModel, PreTrainedModel]" = WeakKeyDictionary()
+"""Model -> its plain model. A checkpoint is written in a thread beside training, where none may be built: see `plain_model`."""
+
+
+def plain_model(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
+    """A model of the same class and config without data, as transformers builds it for weights in a dtype.
+
+    It has nothing that training adds: no patches, no sharding, no layers of an algorithm. Its tensors have the dtypes that
+    transformers gives them when it loads the model in `dtype`, which for some is float32 (`_keep_in_fp32_modules_strict`, or
+    created so by the class). It is built once for a model, and must be built first while nothing else runs: torch's default
+    dtype is changed meanwhile.
+
+    Args:
+        model: a model that trains.
+        dtype: as given to `from_pretrained`.
+    """
+    known = _plain.get(model)
+    if known is not None and known.config.dtype == dtype:
+        return known
+    kind = cast("type[PreTrainedModel]", next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule)))
+    config = copy.deepcopy(model.config)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        plain: PreTrainedModel = kind._from_config(config, dtype=dtype, attn_implementation="eager")
+    # How names and tensors of the files became those of the model. Saving reverts it.
+    if (conversions := getattr(model, "_weight_conversions", None)) is not None:
+        plain._weight_conversions = conversions
+    if model.can_generate():
+        plain.generation_config = copy.deepcopy(model.generation_config)
+    _plain[model] = plain
+    return plain
+
+
+def stored_dtypes(plain: "PreTrainedModel", dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of each tensor of a model, as transformers gives it when it loads the model.
+
+    transformers (`PreTrainedModel._get_dtype_plan`, `convert_and_load_state_dict_in_model`) keeps what the class names in
+    `_keep_in_fp32_modules` (for float16) and `_keep_in_fp32_modules_strict` (for float16 and bfloat16) in float32, leaves
+    tensors that the class creates in a dtype of their own in that one, and casts the others.
+
+    Args:
+        plain: result of `plain_model`.
+        dtype: that for which it was built.
+    """
+    kept = [(re.compile(pattern.replace("*", ".*")), own) for pattern, own in plain._get_dtype_plan(dtype).items()]
+
+    def dtype_of(name: str, tensor: torch.Tensor) -> torch.dtype:
+        return next((own for pattern, own in kept if pattern.search(name)), tensor.dtype)
+
+    return {name: dtype_of(name, tensor) for name, tensor in plain.state_dict(keep_vars=True).items()}
+
+
+def save_whole_model(
+    model: "PreTrainedModel",
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+    weights: dict[str, torch.Tensor],
+) -> None:
+    """Write a dense model that transformers loads: config, safetensors, tokenizer.
+
+    Args:
+        model: for its config and class.
+        tokenizer: saved in the same folder.
+        folder: receives the files.
+        dtype: dtype of the stored weights, but of those that transformers keeps in another one.
+        weights: full weights by name, as `fit` passes them.
+    """
+    plain = plain_model(model, dtype)
+    dtypes = stored_dtypes(plain, dtype)
+    copies: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        target = dtypes.get(name, dtype if tensor.is_floating_point() else tensor.dtype)
+        # Tied weights share memory and must still share it, otherwise they would be written twice.
+        key = (tensor.data_ptr(), target)
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", target)
+        return copies[key]
+
+    state = {name: stored(name, tensor) for name, tensor in weights.items()}
+    # A shallow copy: saving changes the config.
+    twin = copy.copy(plain)
+    twin.config = copy.deepcopy(plain.config)
+    twin.config.use_cache = True
+    twin.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
