@@ -100,7 +100,8 @@ def test_from_one_process_to_shares(tmp_path):
 
 def test_weights_in_bfloat16_are_rounded_in_shares_as_in_the_whole(tmp_path):
     model = f"model.path={zoo_model('ernie4_5_moe')}"  # some of its weights are kept in float32
-    options = ["algo=sft", "algo.master_weights=false", "model.dtype=bfloat16", "algo.max_steps=3", model, "algo.max_grad_norm=null"]
+    options = ["algo=sft", "algo.master_weights=false", "model.dtype=bfloat16", "algo.max_steps=3", "algo.max_grad_norm=null"]
+    options.append(model)
     whole = shared(tmp_path / "whole", "ddp", *options)
     parts = shared(tmp_path / "parts", "fsdp", *options)
     assert [line["loss"] for line in parts.metrics] == [line["loss"] for line in whole.metrics]
