@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
@@ -10,11 +11,17 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
+from hub.errors import first_line
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 _plain: "WeakKeyDictionary[PreTrainedModel, PreTrainedModel]" = WeakKeyDictionary()
 """Model -> its plain model. A checkpoint is written in a thread beside training, where none may be built: see `plain_model`."""
+
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Options of transformers' GenerationConfig that have an effect in sampling only (`GenerationConfig.validate`)."""
 
 
 def plain_model(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
@@ -64,6 +71,47 @@ def stored_dtypes(plain: "PreTrainedModel", dtype: torch.dtype) -> dict[str, tor
     return {name: dtype_of(name, tensor) for name, tensor in plain.state_dict(keep_vars=True).items()}
 
 
+def make_generation_config_savable(model: torch.nn.Module, folder: Path) -> str:
+    """Correct a model's generation config as transformers asks for, if it refuses to save it.
+
+    Options of sampling without `do_sample` get it. Other options that have no effect as they stand, such as those of beam
+    search with one beam or a negative `pad_token_id`, are unset.
+
+    Args:
+        model: if it has no generation config, nothing is done.
+        folder: a temporary folder to try it in, which is removed.
+
+    Returns:
+        A line about the correction, or an empty text. What can't be corrected so stays as it is.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or not (refused := _refused(config, folder)):
+        return ""
+    corrected, changes = copy.deepcopy(config), []
+    for name in refused:
+        if name in SAMPLING:
+            corrected.do_sample = True
+            changes.append(f"do_sample=true, as {name}={getattr(config, name)} needs it")
+        elif hasattr(config, name):
+            setattr(corrected, name, getattr(type(config)(), name))
+            changes.append(f"no {name}={getattr(config, name)}")
+    if _refused(corrected, folder):
+        return ""
+    model.generation_config = corrected
+    return f"generation_config.json is saved with {' and '.join(changes)}: transformers refuses to save it as it is"
+
+
+def _refused(config: "GenerationConfig", folder: Path) -> list[str]:
+    """The options for which transformers refuses to save a generation config."""
+    try:
+        config.save_pretrained(folder)
+    except ValueError as error:
+        return re.findall(r"^- `(\w+)`", str(error), re.MULTILINE) or [first_line(error)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return []
+
+
 def save_whole_model(
     model: "PreTrainedModel",
     tokenizer: PreTrainedTokenizerBase,
@@ -78,7 +126,7 @@ def save_whole_model(
         tokenizer: saved in the same folder.
         folder: receives the files.
         dtype: dtype of the stored weights, but of those that transformers keeps in another one.
-        weights: full weights by name, as `fit` passes them.
+        weights: full weights by name, as `fit` passes them. Before training they may be on the meta device.
     """
     plain = plain_model(model, dtype)
     dtypes = stored_dtypes(plain, dtype)
@@ -87,9 +135,9 @@ def save_whole_model(
     def stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
         target = dtypes.get(name, dtype if tensor.is_floating_point() else tensor.dtype)
         # Tied weights share memory and must still share it, otherwise they would be written twice.
-        key = (tensor.data_ptr(), target)
+        key = (id(tensor) if tensor.is_meta else tensor.data_ptr(), target)
         if key not in copies:
-            copies[key] = tensor.detach().to("cpu", target)
+            copies[key] = tensor.detach().to("meta" if tensor.is_meta else "cpu", target)
         return copies[key]
 
     state = {name: stored(name, tensor) for name, tensor in weights.items()}

@@ -8,6 +8,8 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, samples_of
 from hub.errors import DivergedError, Interrupted
@@ -16,6 +18,7 @@ from hub.parallel.strategy import full_weights
 from hub.run import Outcome, read_metrics
 from hub.system.signals import stop_request
 from hub.train.batch import split as batches
+from hub.train.checkpoints.rehearsal import rehearse_save
 from hub.train.checkpoints.resume import check_disk, resume
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
@@ -84,6 +87,7 @@ class _Fit:
         self.num_trained, self.num_parameters = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
         check_disk(setup, model)
         self.engine = self.session.strategy.start(model, self.optimizer)
+        rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
         self.layout, self.shrink = choose_layout(setup, model, recipe.loss, self.num_parameters, recipe.kernels)
         peak = peak_flops(self.session.device, self.session.compute_dtype)
         flops = flops_per_token(self.cfg.model, setup.base_path, self.num_trained) if peak else None
@@ -96,10 +100,13 @@ class _Fit:
             self.session,
             model,
             self.optimizer,
-            lambda folder, weights: recipe.save(self.model, folder, weights),
+            self._save_model,
             self.algo.keep_checkpoints,
             self.run.say,
         )
+
+    def _save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        self.recipe.save(self.model, folder, weights)
 
     def _announce(self) -> None:
         lines, plan = mix_lines(self.source)
@@ -169,7 +176,7 @@ class _Fit:
             with self.reparametrization.exact():
                 weights = full_weights(self.model, whole=self.session.strategy.whole)
             if self.run.is_main:
-                self.recipe.save(self.model, self.run.model_path, weights)
+                self._save_model(self.run.model_path, weights)
             barrier()
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         speed = self.meter.tokens_per_second
