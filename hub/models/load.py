@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError, first_line
+from hub.models.multimodal import auto_class
 from hub.models.safety import choose_kernels_ourselves
+from hub.models.structure import outside_text, text_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes seconds to import, which processes that only tokenize can do without
@@ -49,7 +51,7 @@ def load_causal_lm(
     dtype: torch.dtype,
     quantization: "QuantizationConfigMixin | None" = None,
 ) -> "PreTrainedModel":
-    """A causal language model in training mode, without key-value cache.
+    """A causal language model in training mode, without key-value cache. What no text passes through is frozen.
 
     Args:
         cfg: for messages and `trust_remote_code`.
@@ -71,10 +73,10 @@ def load_causal_lm(
         quantization = Mxfp4Config(dequantize=True)
     if quantization is not None:
         options["quantization_config"] = quantization
-    if getattr(config, "attn_logit_softcapping", None) is not None:
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
         options["attn_implementation"] = "eager"  # the other kernels ignore the soft cap
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = auto_class(config).from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -89,6 +91,8 @@ def load_causal_lm(
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # Otherwise bitsandbytes uses a kernel without backward pass after a pass in evaluation mode.
             setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010 - torch types a module's attributes as tensors
+    for parameter in outside_text(model):
+        parameter.requires_grad_(False)
     model.config.use_cache = False
     model.train()
     return model
@@ -118,11 +122,12 @@ def train_only(model: torch.nn.Module, names: Collection[str]) -> None:
 
 
 def linear_layers(model: "PreTrainedModel") -> list[str]:
-    """Names of the linear layers, including quantized ones and GPT-2's Conv1D, without the output layer."""
+    """Names of the text part's linear layers, including quantized ones and GPT-2's Conv1D, without the output layer."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    return [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head]
+    text = {layer for part in text_modules(model) for layer in part.modules() if isinstance(layer, torch.nn.Linear | Conv1D)}
+    return [name for name, layer in model.named_modules() if layer in text and layer is not head]
 
 
 def num_parameters(cfg: ModelConfig, path: Path) -> int:
@@ -131,7 +136,7 @@ def num_parameters(cfg: ModelConfig, path: Path) -> int:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
+        model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=cfg.trust_remote_code)
     return sum(p.numel() for p in model.parameters())
 
 

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from hub.errors import first_line
+from hub.models.multimodal import copy_processor
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -118,8 +119,9 @@ def save_whole_model(
     folder: Path,
     dtype: torch.dtype,
     weights: dict[str, torch.Tensor],
+    base: Path | None = None,
 ) -> None:
-    """Write a dense model that transformers loads: config, safetensors, tokenizer.
+    """Write a dense model that transformers loads: config, safetensors, tokenizer, and the processor's files.
 
     Args:
         model: for its config and class.
@@ -127,6 +129,7 @@ def save_whole_model(
         folder: receives the files.
         dtype: dtype of the stored weights, but of those that transformers keeps in another one.
         weights: full weights by name, as `fit` passes them. Before training they may be on the meta device.
+        base: folder of the base model, for the processor's files.
     """
     plain = plain_model(model, dtype)
     dtypes = stored_dtypes(plain, dtype)
@@ -147,3 +150,5 @@ def save_whole_model(
     twin.config.use_cache = True
     twin.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
+    if base is not None:
+        copy_processor(base, folder)

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from hub.models.four_bit import PlainFourBitWeight, is_4bit
 from hub.models.patches import patches_of
+from hub.models.structure import outside_text
 from hub.parallel.group import Group, same_on_all_ranks, sum_gradients
 from hub.parallel.optimizer_state import Numbers, flat_optimizer_state, restore_optimizer, trained_parameters
 from hub.parallel.reparametrization import Reparametrization
@@ -136,7 +137,8 @@ class FullyShard(Replicated):
     def place(self, model: torch.nn.Module) -> None:
         """Shard layer by layer, by the layer classes that the model itself declares."""
         trained = [p for p in model.parameters() if p.requires_grad]
-        frozen = [p for p in model.parameters() if not p.requires_grad]
+        unused = {id(p) for p in outside_text(model)}  # never all-gathered, so it may be sharded beside what trains
+        frozen = [p for p in model.parameters() if not p.requires_grad and id(p) not in unused]
         numbers: Counter[torch.dtype] = Counter()
         for parameter in trained:
             numbers[parameter.dtype] += parameter.numel()

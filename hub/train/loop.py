@@ -13,6 +13,8 @@ import torch
 from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, samples_of
 from hub.errors import DivergedError, Interrupted
+from hub.models.multimodal import auto_class
+from hub.models.structure import base_of, outside_text
 from hub.parallel.group import barrier, max_over_ranks
 from hub.parallel.strategy import full_weights
 from hub.run import Outcome, read_metrics
@@ -116,6 +118,7 @@ class _Fit:
             trainable_parameters=self.num_trained,
             parameters=self.num_parameters,
             weights_kept_in=self.kept_in,
+            auto_class=auto_class(base_of(self.model).config).__name__,
             **plan,
         )
         what = "a stream" if self.cfg.data.streaming else f"{len(self.data.train)} samples"
@@ -123,6 +126,8 @@ class _Fit:
             f"training {self.num_trained:,} of {self.num_parameters:,} parameters in {self.kept_in} on {what}: "
             f"{self.total} steps of {self.batch_size} samples, micro-batches of at most {self.layout.max_tokens} tokens"
         )
+        if outside := sum(p.numel() for p in outside_text(self.model)):
+            lines = [f"the text part trains; {outside:,} parameters that no text passes through stay as they are", *lines]
         for line in lines:
             self.run.say(line)
 

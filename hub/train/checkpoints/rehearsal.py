@@ -79,11 +79,10 @@ def rehearse_save(cfg: ModelConfig, run: Run, session: Session, model: torch.nn.
 
 def weights_without_data(model: torch.nn.Module, session: Session) -> dict[str, torch.Tensor]:
     """What `full_weights` returns, on the meta device: the same names, shapes and dtypes, and tied weights are one tensor."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     made: dict[int, torch.Tensor] = {}
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if hasattr(model, "peft_config") and name not in trained:
+        if hasattr(model, "peft_config") and not tensor.requires_grad:
             continue
         if id(tensor) not in made:
             made[id(tensor)] = torch.empty(session.strategy.shape(tensor), dtype=tensor.dtype, device="meta")

@@ -51,7 +51,7 @@ class Setup:
 
     def save_whole_model(self, model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write a dense model in the compute dtype, with the tokenizer. Serves as `Recipe.save` of whole models."""
-        save_whole_model(model, self.tokenizer, folder, self.session.compute_dtype, weights)
+        save_whole_model(model, self.tokenizer, folder, self.session.compute_dtype, weights, self.base_path)
 
     def load_model(
         self,

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from hub import ConfigError, Run
 from hub.errors import did_you_mean
 from hub.models.load import linear_layers, trainable_in_float32
+from hub.models.structure import outside_text
 from hub.parallel.session import Session
 from hub.recipe import Recipe, Setup
 from hub.train.kernels.float8 import report_layers
@@ -78,6 +79,8 @@ def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftM
             **options,
         ),
     )
+    for parameter in outside_text(adapted):
+        parameter.requires_grad_(False)  # with `bias` PEFT trains those of a vision tower as well
     trainable_in_float32(adapted)
     run.write_plan(target_modules=sorted({name.rsplit(".", 1)[-1] for name in targets}), num_adapters=len(targets))
     return adapted

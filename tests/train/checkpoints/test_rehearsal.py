@@ -105,7 +105,7 @@ def test_a_large_model_is_tried_without_its_weights(tmp_path, monkeypatch, capsy
 
 
 def test_a_save_that_needs_the_weights_gets_them(tmp_path, monkeypatch, capsys):
-    def save(model, tokenizer, folder, dtype, weights):
+    def save(model, tokenizer, folder, dtype, weights, base):
         folder.mkdir()
         torch.save({name: torch.from_numpy(tensor.numpy()) for name, tensor in weights.items()}, folder / "own.bin")
 
