@@ -90,7 +90,9 @@ class _Fit:
         check_disk(setup, model)
         self.engine = self.session.strategy.start(model, self.optimizer)
         rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
-        self.layout, self.shrink = choose_layout(setup, model, recipe.loss, self.num_parameters, recipe.kernels)
+        self.num_outside_text = sum(p.numel() for p in outside_text(model))
+        num_of_text = self.num_parameters - self.num_outside_text
+        self.layout, self.shrink = choose_layout(setup, model, recipe.loss, num_of_text, recipe.kernels)
         peak = peak_flops(self.session.device, self.session.compute_dtype)
         flops = flops_per_token(self.cfg.model, setup.base_path, self.num_trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
@@ -126,8 +128,11 @@ class _Fit:
             f"training {self.num_trained:,} of {self.num_parameters:,} parameters in {self.kept_in} on {what}: "
             f"{self.total} steps of {self.batch_size} samples, micro-batches of at most {self.layout.max_tokens} tokens"
         )
-        if outside := sum(p.numel() for p in outside_text(self.model)):
-            lines = [f"the text part trains; {outside:,} parameters that no text passes through stay as they are", *lines]
+        if self.num_outside_text:
+            lines = [
+                f"the text part trains; {self.num_outside_text:,} parameters that no text passes through stay as they are",
+                *lines,
+            ]
         for line in lines:
             self.run.say(line)
 

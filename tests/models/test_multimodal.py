@@ -11,13 +11,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from zoo.saved import tensors
 from zoo.zoo import MULTIMODAL, zoo_model
 
-from hub import compose
+from hub import ConfigError, compose
 from hub.cli.pages import result_lines
 from hub.compose import runfile
 from hub.data.prepare import prepare
 from hub.launch.launcher import launch
 from hub.models.multimodal import auto_class
 from hub.models.structure import layers_of, output_layer, text_config
+from hub.parallel.group import Group
+from hub.parallel.zero import Zero
 
 IMAGES = ("vision_tower", "vision_model", "visual", "model.visual", "multi_modal_projector")
 """Beginnings of the names of what no text passes through."""
@@ -91,5 +93,7 @@ def test_the_class_is_the_one_that_the_base_was_stored_with(name):
         model = AutoModelForImageTextToText.from_config(config)
     assert len(layers_of(model)) == text_config(model).num_hidden_layers
     assert output_layer(model).out_features == text_config(model).vocab_size
+    with pytest.raises(ConfigError, match=r"launch\.strategy=zero2 trains whole models only, and the vision part"):
+        Zero(2, Group(0, 1, 0, torch.device("cpu")), torch.float32, False, None).place(model)
     config.architectures = ["OfTextAlone"]
     assert auto_class(config) is auto_class(config.get_text_config()) is AutoModelForCausalLM
