@@ -1,5 +1,6 @@
 """Pages of the command line: overview, help, options with their sources, plugins, the result of a run."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -130,11 +131,21 @@ def result_lines(result: Result) -> list[str]:
     if result.model_path is not None:
         adapter = (result.model_path / "adapter_config.json").is_file()
         lines.append(f"{'adapter' if adapter else 'model'}: {result.model_path}")
-        if adapter:
-            lines.append(f"load it: peft.AutoPeftModelForCausalLM.from_pretrained('{result.model_path}')")
-        else:
-            lines.append(f"load it: transformers.AutoModelForCausalLM.from_pretrained('{result.model_path}')")
+        lines.append(f"load it: {_loader(result, adapter)}")
     return lines
+
+
+def _loader(result: Result, adapter: bool) -> str:
+    """The Python expression that loads what a run has made."""
+    file, chosen = result.run_path / "plan.json", "AutoModelForCausalLM"
+    if file.is_file():
+        chosen = json.loads(file.read_text(encoding="utf-8")).get("auto_class", chosen)
+    if not adapter:
+        return f"transformers.{chosen}.from_pretrained('{result.model_path}')"
+    if chosen == "AutoModelForCausalLM":
+        return f"peft.AutoPeftModelForCausalLM.from_pretrained('{result.model_path}')"
+    base = f"transformers.{chosen}.from_pretrained('{result.base_model_path}')"
+    return f"peft.PeftModel.from_pretrained({base}, '{result.model_path}')"
 
 
 def _value(value: Any) -> str:

@@ -1,16 +1,17 @@
-"""Load a tokenizer and a causal language model for training, and save trained models."""
+"""Load a tokenizer and a causal language model for training."""
 
-import copy
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError, first_line
+from hub.models.multimodal import auto_class
 from hub.models.safety import choose_kernels_ourselves
+from hub.models.structure import outside_text, text_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes seconds to import, which processes that only tokenize can do without
@@ -50,7 +51,7 @@ def load_causal_lm(
     dtype: torch.dtype,
     quantization: "QuantizationConfigMixin | None" = None,
 ) -> "PreTrainedModel":
-    """A causal language model in training mode, without key-value cache.
+    """A causal language model in training mode, without key-value cache. What no text passes through is frozen.
 
     Args:
         cfg: for messages and `trust_remote_code`.
@@ -72,10 +73,10 @@ def load_causal_lm(
         quantization = Mxfp4Config(dequantize=True)
     if quantization is not None:
         options["quantization_config"] = quantization
-    if getattr(config, "attn_logit_softcapping", None) is not None:
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
         options["attn_implementation"] = "eager"  # the other kernels ignore the soft cap
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = auto_class(config).from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -90,6 +91,8 @@ def load_causal_lm(
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # Otherwise bitsandbytes uses a kernel without backward pass after a pass in evaluation mode.
             setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010 - torch types a module's attributes as tensors
+    for parameter in outside_text(model):
+        parameter.requires_grad_(False)
     model.config.use_cache = False
     model.train()
     return model
@@ -124,41 +127,8 @@ def num_parameters(cfg: ModelConfig, path: Path) -> int:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
+        model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=cfg.trust_remote_code)
     return sum(p.numel() for p in model.parameters())
-
-
-def save_whole_model(
-    model: "PreTrainedModel",
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    dtype: torch.dtype,
-    weights: dict[str, torch.Tensor],
-) -> None:
-    """Write a dense model that transformers loads: config, safetensors in `dtype`, tokenizer.
-
-    Args:
-        model: for its config and class.
-        tokenizer: saved in the same folder.
-        folder: receives the files.
-        dtype: dtype of the stored weights.
-        weights: full weights by name, as `fit` passes them.
-    """
-    cast: dict[int, torch.Tensor] = {}
-
-    def stored(tensor: torch.Tensor) -> torch.Tensor:
-        # Tied weights share memory and must still share it, otherwise they would be written twice.
-        if tensor.data_ptr() not in cast:
-            cast[tensor.data_ptr()] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-        return cast[tensor.data_ptr()]
-
-    state = {name: stored(tensor) for name, tensor in weights.items()}
-    # A shallow copy with its own config: saving changes the config, and the model may be training at the same time.
-    twin = object.__new__(type(model))
-    twin.__dict__.update(model.__dict__, config=copy.deepcopy(model.config))
-    twin.config.dtype, twin.config.use_cache = dtype, True
-    twin.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
 
 
 def _refusal(cfg: ModelConfig, error: Exception, what: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Parts of a model, whatever wraps it: the transformers model itself, its config, its layers, its experts."""
+"""Parts of a model, whatever wraps it: the transformers model itself, its text part, its layers, its experts."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -31,15 +31,40 @@ def output_layer(model: torch.nn.Module) -> torch.nn.Linear | None:
     return head if type(head) is torch.nn.Linear else None
 
 
+def text_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules that text passes through, which have all its weights: the model itself, unless it takes images as well."""
+    base = base_of(model)
+    text = base.config.get_text_config()
+    if text is base.config:
+        return [base]
+    parts: list[torch.nn.Module] = []
+    inside: set[int] = set()
+    for module in base.modules():
+        # The outermost comes first. Layers within it hold the same config.
+        if isinstance(getattr(module, "config", None), type(text)) and id(module) not in inside:
+            parts.append(module)
+            inside.update(id(inner) for inner in module.modules())
+    head = base.get_output_embeddings()
+    if parts and head is not None and id(head) not in inside:
+        parts.append(head)
+    return parts or [base]
+
+
+def outside_text(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weights that no text passes through: of a vision tower and its projector. Empty for a model of text alone."""
+    text = {id(parameter) for module in text_modules(model) for parameter in module.parameters()}
+    return [parameter for parameter in base_of(model).parameters() if id(parameter) not in text]
+
+
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the decoder layers: modules of the classes that the model declares in `_no_split_modules`."""
+    """Return the decoder layers of the text part: modules of the classes that the model declares in `_no_split_modules`."""
     base = base_of(model)
     names = set(getattr(base, "_no_split_modules", None) or ())
 
     def is_layer(module: torch.nn.Module) -> bool:
         return type(module).__name__ in names or any(kind.__name__ in names for kind in type(module).__mro__)
 
-    return [module for module in base.modules() if is_layer(module)]
+    return [module for part in text_modules(model) for module in part.modules() if is_layer(module)]
 
 
 def linear_layers(model: "PreTrainedModel") -> list[str]:

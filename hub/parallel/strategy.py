@@ -5,6 +5,7 @@ The training loop knows nothing else about it. Gradients are summed over ranks, 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from hub.models.four_bit import PlainFourBitWeight, is_4bit
 from hub.models.patches import patches_of
+from hub.models.structure import outside_text
 from hub.parallel.group import Group, same_on_all_ranks, sum_gradients
 from hub.parallel.optimizer_state import Numbers, flat_optimizer_state, restore_optimizer, trained_parameters
 from hub.parallel.reparametrization import Reparametrization
@@ -116,7 +118,8 @@ class Replicated:
 class FullyShard(Replicated):
     """FSDP2: weights, gradients and optimizer state are sharded over the processes.
 
-    Weights that train in float32 beside frozen ones of another dtype (adapters) are small and stay replicated.
+    Weights that train beside frozen ones (adapters) are small and stay replicated. So do those that the family keeps in another
+    dtype than most: FSDP2 can't shard weights of two dtypes together if they train.
     """
 
     name = "fsdp"
@@ -134,8 +137,12 @@ class FullyShard(Replicated):
     def place(self, model: torch.nn.Module) -> None:
         """Shard layer by layer, by the layer classes that the model itself declares."""
         trained = [p for p in model.parameters() if p.requires_grad]
-        frozen = [p for p in model.parameters() if not p.requires_grad]
-        replicated = trained if frozen else []
+        unused = {id(p) for p in outside_text(model)}  # never all-gathered, so it may be sharded beside what trains
+        frozen = [p for p in model.parameters() if not p.requires_grad and id(p) not in unused]
+        numbers: Counter[torch.dtype] = Counter()
+        for parameter in trained:
+            numbers[parameter.dtype] += parameter.numel()
+        replicated = trained if frozen else [p for p in trained if p.dtype != numbers.most_common(1)[0][0]]
         for parameter in replicated:
             parameter.data = parameter.data.to(self._device)
         mixed = not frozen and self._compute_dtype != torch.float32

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hub.errors import ConfigError
+from hub.models.structure import outside_text
 from hub.parallel.group import Group, same_on_all_ranks
 from hub.parallel.optimizer_state import Numbers, group_numbers, restore_groups
 from hub.parallel.sharded_tensors import StoredTensors
@@ -53,7 +54,16 @@ class Zero(Replicated):
         return world
 
     def place(self, model: torch.nn.Module) -> None:
-        """Broadcast rank 0's weights. With stage 3 they stay on the CPU until `start` shards them."""
+        """Broadcast rank 0's weights. With stage 3 they stay on the CPU until `start` shards them.
+
+        Raises:
+            ConfigError: the model has a part that stays frozen.
+        """
+        if outside_text(model):
+            raise ConfigError(
+                f"launch.strategy={self.name} trains whole models only, and the vision part of this one stays frozen. "
+                "Type launch.strategy=fsdp or ddp"
+            )
         same_on_all_ranks(p.data for p in model.parameters())
 
     def start(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:

@@ -8,14 +8,19 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, samples_of
 from hub.errors import DivergedError, Interrupted
+from hub.models.multimodal import auto_class
+from hub.models.structure import base_of, outside_text
 from hub.parallel.group import barrier, max_over_ranks
 from hub.parallel.strategy import full_weights
 from hub.run import Outcome, read_metrics
 from hub.system.signals import stop_request
 from hub.train.batch import split as batches
+from hub.train.checkpoints.rehearsal import rehearse_save
 from hub.train.checkpoints.resume import check_disk, resume
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
@@ -84,7 +89,10 @@ class _Fit:
         self.num_trained, self.num_parameters = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
         check_disk(setup, model)
         self.engine = self.session.strategy.start(model, self.optimizer)
-        self.layout, self.shrink = choose_layout(setup, model, recipe.loss, self.num_parameters, recipe.kernels)
+        rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
+        self.num_outside_text = sum(p.numel() for p in outside_text(model))
+        num_of_text = self.num_parameters - self.num_outside_text
+        self.layout, self.shrink = choose_layout(setup, model, recipe.loss, num_of_text, recipe.kernels)
         peak = peak_flops(self.session.device, self.session.compute_dtype)
         flops = flops_per_token(self.cfg.model, setup.base_path, self.num_trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
@@ -96,10 +104,13 @@ class _Fit:
             self.session,
             model,
             self.optimizer,
-            lambda folder, weights: recipe.save(self.model, folder, weights),
+            self._save_model,
             self.algo.keep_checkpoints,
             self.run.say,
         )
+
+    def _save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        self.recipe.save(self.model, folder, weights)
 
     def _announce(self) -> None:
         lines, plan = mix_lines(self.source)
@@ -109,6 +120,7 @@ class _Fit:
             trainable_parameters=self.num_trained,
             parameters=self.num_parameters,
             weights_kept_in=self.kept_in,
+            auto_class=auto_class(base_of(self.model).config).__name__,
             **plan,
         )
         what = "a stream" if self.cfg.data.streaming else f"{len(self.data.train)} samples"
@@ -116,6 +128,9 @@ class _Fit:
             f"training {self.num_trained:,} of {self.num_parameters:,} parameters in {self.kept_in} on {what}: "
             f"{self.total} steps of {self.batch_size} samples, micro-batches of at most {self.layout.max_tokens} tokens"
         )
+        if self.num_outside_text:
+            outside = f"{self.num_outside_text:,} parameters that no text passes through stay as they are"
+            self.run.say(f"the text part trains; {outside}")
         for line in [*length_lines(self.source, self.algo), *lines]:
             self.run.say(line)
 
@@ -169,7 +184,7 @@ class _Fit:
             with self.reparametrization.exact():
                 weights = full_weights(self.model, whole=self.session.strategy.whole)
             if self.run.is_main:
-                self.recipe.save(self.model, self.run.model_path, weights)
+                self._save_model(self.run.model_path, weights)
             barrier()
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         speed = self.meter.tokens_per_second

@@ -34,7 +34,8 @@ class Recipe:
     save: Save
     """Writes the model as a user loads it. `weights` has unsharded tensors on the CPU by name: all of them, or with adapters
     only those that train. Called on rank 0. For checkpoints it is called in a thread while the model trains, so it must not
-    change the model, nor read what training changes."""
+    change the model, nor read what training changes. It is tried before training, of a large model first with tensors on the
+    meta device (`checkpoints/rehearsal.py`), and what it raises ends the run."""
 
     objective: Objective = field(default_factory=NextToken)
     """The value that training lowers, as a function of the log-probabilities of the loss tokens."""

@@ -6,10 +6,11 @@ Chowdhery et al., "PaLM" (arXiv 2204.02311), appendix B, without its term for at
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from hub.config.schema import ModelConfig
 from hub.models.load import load_config
+from hub.models.multimodal import auto_class
+from hub.models.structure import outside_text
 
 PEAK_FLOPS = {
     "NVIDIA B200": 2250e12,
@@ -52,9 +53,10 @@ def flops_per_token(cfg: ModelConfig, path: Path, num_trained: int) -> float | N
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
+        model = auto_class(config).from_config(config, trust_remote_code=cfg.trust_remote_code)
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     looked_up = [embedding] if head is not embedding else []
     looked_up += [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.weight is not embedding]
-    num = int(sum(p.numel() for p in model.parameters() if p.ndim > 1) - sum(weight.numel() for weight in looked_up))
+    unused = sum(p.numel() for p in outside_text(model) if p.ndim > 1)
+    num = int(sum(p.numel() for p in model.parameters() if p.ndim > 1) - sum(weight.numel() for weight in looked_up)) - unused
     return 4.0 * num + 2.0 * min(num_trained, num)

@@ -13,8 +13,9 @@ from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import ConfigError
-from hub.models.load import load_causal_lm, load_config, num_parameters, save_whole_model
+from hub.models.load import load_causal_lm, load_config, num_parameters
 from hub.models.safety import ignored_settings
+from hub.models.save import save_whole_model
 from hub.models.weights import local_weights
 from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
@@ -50,7 +51,7 @@ class Setup:
 
     def save_whole_model(self, model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write a dense model in the compute dtype, with the tokenizer. Serves as `Recipe.save` of whole models."""
-        save_whole_model(model, self.tokenizer, folder, self.session.compute_dtype, weights)
+        save_whole_model(model, self.tokenizer, folder, self.session.compute_dtype, weights, self.base_path)
 
     def load_model(
         self,

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hub import Run
 from hub.models.load import trainable_in_float32
-from hub.models.structure import expert_tensors
+from hub.models.structure import expert_tensors, outside_text
 from hub.parallel.session import Session
 from hub.recipe import Recipe, Setup
 from hub.train.kernels.float8 import report_layers
@@ -88,6 +88,8 @@ def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run, left_out
                 **options,
             ),
         )
+    for parameter in outside_text(adapted):
+        parameter.requires_grad_(False)  # with `bias` PEFT trains those of a vision tower as well
     trainable_in_float32(adapted)
     report(run, adapted, experts, asked_but_left_out(asked, targets, left_out, adapted))
     return adapted

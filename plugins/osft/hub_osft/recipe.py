@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hub import ModelError, Outcome, Run
 from hub.models.load import trainable_in_float32
+from hub.models.structure import outside_text
 from hub.recipe import Recipe, Reparametrization, Setup
 from hub.train.setup.layers import in_words
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, OsftConfig
@@ -86,7 +87,7 @@ def set_trainable(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    weights = {id(target.weight(model)) for target in targets}
+    weights = {id(target.weight(model)) for target in targets} | {id(parameter) for parameter in outside_text(model)}
     groups: dict[str, list[torch.nn.Parameter]] = {
         "embeddings": list(embeddings.parameters()),
         "norms": [p for p in model.parameters() if p.ndim == 1 and id(p) not in weights],

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
-from hub.models.load import save_whole_model
+from hub.models.save import save_whole_model
 from hub.parallel.group import Group
 from hub.parallel.session import Session
 from hub.testing import tiny_model_path, tokenizer
