@@ -45,6 +45,7 @@ def choose_attention(
     device: torch.device,
     dtype: torch.dtype,
     long: bool = False,
+    most_tokens: int = 0,
 ) -> Attention:
     """Choose the attention of a run, turn it on, and find out whether samples can be packed with it.
 
@@ -58,9 +59,11 @@ def choose_attention(
         device: of the model.
         dtype: of the arithmetic.
         long: whether the run is worth compiling FlashAttention 4.
+        most_tokens: of a packed row.
     """
     own = str(getattr(base_of(model).config, "_attn_implementation", None))
-    attention = _choose_attention(patches, model, own, vocab_size, device, dtype, long)
+    trial = Trial(model, vocab_size, device, dtype, most_tokens=most_tokens)
+    attention = _choose_attention(patches, model, own, trial, device, dtype, long)
     patches.decide("attention", own, attention.because)
     return attention
 
@@ -69,12 +72,11 @@ def _choose_attention(
     patches: ModelPatches,
     model: torch.nn.Module,
     own: str,
-    vocab_size: int,
+    trial: Trial,
     device: torch.device,
     dtype: torch.dtype,
     long: bool,
 ) -> Attention:
-    trial = Trial(model, vocab_size, device, dtype)
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or own == "eager":
         because = "variable-length attention needs a GPU, half precision, and a model that is not set to eager attention"
         return Attention(own, because, *trial.can_pack())

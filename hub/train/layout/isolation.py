@@ -61,6 +61,9 @@ CHANGED = 1
 NUM_ORDERS = 3
 """Orders of the samples in which a leak must show."""
 
+LARGEST_TABLE = 8192
+"""Positions from which on no model has a mask of that many rows and columns."""
+
 NARROW_CHUNK = 16
 """Tokens of an attention chunk (Llama 4) during the trial: the real ones are longer than its samples."""
 
@@ -190,13 +193,22 @@ class Trial:
         device: of the model.
         dtype: of the arithmetic.
         inputs: returns the keywords of the model's forward for a micro-batch.
+        most_tokens: of a row in the run. If the model has fewer positions, a row longer than these is tried too.
     """
 
     def __init__(
-        self, model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs
+        self,
+        model: torch.nn.Module,
+        vocab_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        inputs: Inputs = model_inputs,
+        most_tokens: int = 0,
     ) -> None:
         self._model, self._device, self._dtype, self._inputs = model, device, dtype, inputs
-        room = min(most_positions(model) or sum(LENGTHS), sum(LENGTHS))
+        self._vocab_size, self._positions = vocab_size, most_positions(model) or LARGEST_TABLE
+        self._tries_long_row = self._positions < min(most_tokens, LARGEST_TABLE)
+        room = min(self._positions, sum(LENGTHS))
         lengths = [max(2, length * room // sum(LENGTHS)) for length in LENGTHS]
         self._samples, self._others = (random_samples(vocab_size, lengths, seed) for seed in range(2))
         self._alone: list[torch.Tensor] = []
@@ -220,6 +232,11 @@ class Trial:
     def can_pack(self) -> tuple[bool, str]:
         """Decide whether packing is safe for this model, as it is now. Returns the reason too."""
         found = self.leak()
+        if found.passes and self._tries_long_row and (problem := self._long_row_problem()):
+            return (
+                False,
+                f"packed rows may be longer than the model's {self._positions} positions, which it can't run ({problem})",
+            )
         if found.passes:
             return True, f"packed samples do not see each other ({found})"
         if found.problem:
@@ -246,6 +263,30 @@ class Trial:
         # On every rank the same decision, and as many passes.
         measured, allowed = max_over_ranks(worst.measured), -max_over_ranks(-worst.allowed)
         return Leak(measured, allowed, worst.problem if np.isinf(measured) else "")
+
+    def _long_row_problem(self) -> str:
+        """Run the samples in a row behind as many tokens as the model has positions. Empty: they have what each has alone.
+
+        Some models mask by a table of that size (GPT-Neo), which longer rows do not fit.
+        """
+        half = self._positions // 2
+        filling = random_samples(self._vocab_size, [half, self._positions - half], NUM_ORDERS)
+        found = Leak(float("inf"), 0.0)
+        try:
+            with self._trying():
+                effects = measure(
+                    lambda row: self._run(pack([*filling, *row]), [*filling, *row])[len(filling) :],
+                    self._samples,
+                    self._alone,
+                    {},
+                    repeat=False,
+                )
+            found = Leak(effects.apart, FLOAT32_LIMIT if self._dtype not in LEAST_LIMIT else MOST_LIMIT)
+        except torch.OutOfMemoryError:
+            found = Leak(0.0, 0.0)  # rows as long as this will not be chosen either
+        except Exception as error:
+            found = replace(found, problem=_named(error))
+        return "" if max_over_ranks(float(not found.passes)) == 0 else str(found)
 
     def _run(self, batch: MicroBatch | None, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """Run a micro-batch of the samples. None: one sample by a plain call of the model."""
@@ -290,10 +331,15 @@ def random_samples(vocab_size: int, lengths: Sequence[int], seed: int) -> list[S
 
 
 def can_pack(
-    model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs
+    model: torch.nn.Module,
+    vocab_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    inputs: Inputs = model_inputs,
+    most_tokens: int = 0,
 ) -> tuple[bool, str]:
-    """Decide whether packing is safe for a model as it is. Returns the reason too."""
-    return Trial(model, vocab_size, device, dtype, inputs).can_pack()
+    """Decide whether packing is safe for a model as it is, see `Trial`. Returns the reason too."""
+    return Trial(model, vocab_size, device, dtype, inputs, most_tokens).can_pack()
 
 
 def _named(error: Exception) -> str:

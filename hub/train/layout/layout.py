@@ -20,6 +20,7 @@ from hub.train.kernels.unpack import use_kernel
 from hub.train.layout.activations import Activations
 from hub.train.layout.choose import Attention, choose_attention, choose_compile, choose_head
 from hub.train.layout.isolation import can_pack
+from hub.train.layout.memory_budget import most_tokens
 from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.setup.setup import Setup
 
@@ -142,7 +143,7 @@ def _patch_passes(
     vocab_size = text_config(model).vocab_size
     num_tokens = expected_tokens(setup)
     compiled, compiled_because = choose_compile(setup.cfg.algo.torch_compile, num_parameters, num_tokens, device)
-    attention = choose_attention(patches, model, vocab_size, device, dtype, compiled)
+    attention = choose_attention(patches, model, vocab_size, device, dtype, compiled, most_tokens(setup.cfg.algo, device))
     patches.decide("fused_head", False, "the loss is the algorithm's own")
     if loss is causal_lm_loss:
         choose_head(patches, model, vocab_size, device, dtype, attention.packed)
@@ -160,7 +161,8 @@ def _patch_passes(
 def _leave_to(external: ExternalKernels, setup: Setup, patches: ModelPatches, model: torch.nn.Module) -> Attention:
     """Patch nothing: a library's own kernels are on. Returns its attention."""
     dtype, device = setup.session.compute_dtype, setup.session.device
-    packable = can_pack(model, text_config(model).vocab_size, device, dtype, external.inputs)
+    vocab_size, most = text_config(model).vocab_size, most_tokens(setup.cfg.algo, device)
+    packable = can_pack(model, vocab_size, device, dtype, external.inputs, most)
     attention = Attention(external.attention, f"{external.library} brings it", *packable, external.variable_length)
     patches.decide("attention", attention.name, attention.because)
     patches.decide("fused_head", False, f"{external.library} has its own loss")

@@ -96,6 +96,21 @@ def test_a_model_that_refuses_positions_is_not_packed():
     assert can_pack(model, 512, CPU, torch.float32)[1].startswith("the model can't run packed samples (TypeError: ")
 
 
+@pytest.mark.parametrize(("name", "packed"), [("gpt_neo", False), ("gptj", True), ("gpt_bigcode", True)])
+def test_a_model_whose_mask_is_a_table_is_not_packed_in_rows_longer_than_that(name, packed):
+    model = load(zoo_model(name))
+    assert can_pack(model, 512, CPU, torch.float32, most_tokens=512)[0]
+    longer, why = can_pack(model, 512, CPU, torch.float32, most_tokens=513)
+    assert longer == packed
+    row = pack(samples_of((300, 300)))
+    if packed:
+        model(input_ids=row.input_ids, position_ids=row.position_ids)
+        return
+    assert "longer than the model's 512 positions, which it can't run (RuntimeError: " in why
+    with pytest.raises(RuntimeError, match="must match"):
+        model(input_ids=row.input_ids, position_ids=row.position_ids)
+
+
 @pytest.mark.parametrize(
     ("behind", "coupling", "apart", "rounding", "passes"),
     [
