@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 
 from hub.config.option import AUTO
 from hub.data.samples.sample import Sample, Unit, samples_of
-from hub.models.structure import text_config
+from hub.models.structure import max_positions, text_config
 from hub.parallel.group import max_over_ranks, sum_over_ranks
 from hub.parallel.strategy import full
 from hub.train import step
 from hub.train.batch import collate
 from hub.train.batch import split as batches
-from hub.train.layout.isolation import most_positions
+from hub.train.kernels.rope import rope_by_length
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
 from hub.train.losses.objective import NextToken, token_weights
@@ -185,7 +185,8 @@ class Measure:
         inputs: dict[str, object] = {"input_ids": ids[None].to(self.device), "use_cache": False}
         select = reordered and _can_select(self.model)
         if reordered:
-            room = max(0, min(EXTRA_TOKENS, (most_positions(self.model) or 10**9) - len(ids)))
+            extra = 0 if rope_by_length(self.model) else EXTRA_TOKENS
+            room = max(0, min(extra, (max_positions(self.config) or 10**9) - len(ids)))
             inputs["input_ids"] = torch.cat([ids, ids[:1].expand(room)])[None].to(self.device)
         if select:
             inputs["logits_to_keep"] = places

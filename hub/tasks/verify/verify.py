@@ -15,6 +15,7 @@ import torch
 from hub.data.prepare import Sample
 from hub.data.samples.sample import samples_of
 from hub.errors import VerifyError
+from hub.models.structure import max_positions
 from hub.parallel.group import barrier, max_over_ranks
 from hub.run import Outcome
 from hub.system.files import write_json
@@ -246,7 +247,7 @@ class _Proof(Measure):
         name = "samples that see their neighbors"
         if not self.criterion.objective.has_unit_weights:
             return Check("mistakes", name, None, "two samples joined to one text would be a different unit")
-        limit = isolation.most_positions(self.model) or 10**9
+        limit = max_positions(self.config) or 10**9
         ordered, merged = sorted(self.samples, key=len), []
         while len(ordered) > 1 and len(ordered[0]) + len(ordered[1]) <= limit:
             merged.append(_as_one(ordered.pop(0), ordered.pop(0)))

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 
 from hub.data.prepare import Sample
-from hub.models.structure import text_config
+from hub.models.structure import max_positions, text_config
 from hub.parallel.group import max_over_ranks
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.losses.causal_lm import model_inputs
@@ -206,7 +206,7 @@ class Trial:
         most_tokens: int = 0,
     ) -> None:
         self._model, self._device, self._dtype, self._inputs = model, device, dtype, inputs
-        self._vocab_size, self._positions = vocab_size, most_positions(model) or LARGEST_TABLE
+        self._vocab_size, self._positions = vocab_size, max_positions(text_config(model)) or LARGEST_TABLE
         self._tries_long_row = self._positions < min(most_tokens, LARGEST_TABLE)
         room = min(self._positions, sum(LENGTHS))
         lengths = [max(2, length * room // sum(LENGTHS)) for length in LENGTHS]
@@ -316,12 +316,6 @@ class Trial:
             self._model.train(was_training)
             if chunk:
                 config.attention_chunk_size = chunk
-
-
-def most_positions(model: torch.nn.Module) -> int | None:
-    """The longest text in tokens that a model's config allows. None: any."""
-    found = getattr(text_config(model), "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
 
 
 def random_samples(vocab_size: int, lengths: Sequence[int], seed: int) -> list[Sample]:

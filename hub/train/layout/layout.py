@@ -1,5 +1,6 @@
 """How a step is split into micro-batches on this machine. The layout changes speed and memory, never the result."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -10,12 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from hub.data.samples.sample import Sample
 from hub.models.four_bit import is_4bit
 from hub.models.patches import ModelPatches, patches_of
-from hub.models.structure import layers_of, text_config
+from hub.models.structure import layers_of, max_positions, text_config
 from hub.train.batch import split as batches
 from hub.train.batch.collate import MicroBatch, pack, pad, weightless
 from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.hidden_states import HiddenStatesIn
+from hub.train.kernels.rope import use_own_rope
 from hub.train.kernels.unpack import use_kernel
 from hub.train.layout.activations import Activations
 from hub.train.layout.choose import Attention, choose_attention, choose_compile, choose_head
@@ -97,6 +99,10 @@ def choose_layout(
     run = setup.run
     patches, layers = patches_of(model), layers_of(model)
     config = text_config(model)
+    # Of a stream nobody knows the longest sample.
+    longest = max_positions(config) or sys.maxsize if setup.cfg.data.streaming else setup.data.longest
+    if words := use_own_rope(patches, model, longest, external.library if external else ""):
+        run.say(words)
     if external is None:
         attention = _patch_passes(setup, patches, model, layers, loss, num_parameters)
     else:
