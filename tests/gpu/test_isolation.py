@@ -12,7 +12,7 @@ from hub.train.layout.isolation import Trial
 
 GPU = torch.device("cuda")
 LEAK = ("falcon_h1", "openai-gpt", "mamba2", "jamba", "recurrent_gemma", "opt", "bloom")
-ISOLATE = ("llama", "qwen3", "gemma3_text", "gpt_neo", "llama4_text", "qwen3_moe", "mixtral", "olmoe", "glm4_moe")
+ISOLATE = ("llama", "qwen3", "gemma3_text", "gpt_neo", "qwen3_moe", "mixtral", "olmoe", "glm4_moe")
 
 
 TYPES = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]

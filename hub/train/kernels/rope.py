@@ -101,7 +101,8 @@ def _kinds(config: PretrainedConfig) -> dict[str, int]:
         length = getattr(config, "max_position_embeddings", None)
         if name in BY_TWO_FACTORS:
             length = getattr(config, ORIGINAL, None) or values.get(ORIGINAL) or length
-        if (name in BY_TWO_FACTORS or name == BY_EACH_LENGTH) and isinstance(length, int):
+        scales = name == BY_EACH_LENGTH and not values.get("alpha")  # Hunyuan's `alpha` is one scale for all lengths
+        if (name in BY_TWO_FACTORS or scales) and isinstance(length, int):
             found[name] = min(length, found.get(name, length))
     return found
 

@@ -112,6 +112,15 @@ def test_a_run_evaluates_as_a_plain_loop_does(tmp_path):
     assert result.eval_loss_before == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("llama_dynamic", 256), ("phi3_longrope", 512), ("mpt", 512), ("bloom", None)])
-def test_the_longest_text_that_a_model_can_hold(name, tokens):
-    assert max_positions(AutoConfig.from_pretrained(zoo_model(name))) == tokens
+@pytest.mark.parametrize(
+    ("name", "options", "tokens"),
+    [
+        ("llama_dynamic", {}, 256),
+        ("llama_dynamic", {"rope_parameters": DYNAMIC | {"alpha": 1000.0}}, 64),  # as Hunyuan has it
+        ("phi3_longrope", {}, 512),
+        ("mpt", {}, 512),
+        ("bloom", {}, None),
+    ],
+)
+def test_the_longest_text_that_a_model_can_hold(name, options, tokens):
+    assert max_positions(AutoConfig.from_pretrained(zoo_model(name), **options)) == tokens

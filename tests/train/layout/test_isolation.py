@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, masking_utils
 from zoo.zoo import TEXT, zoo_model
 
 from hub.data.prepare import Sample
@@ -24,6 +24,8 @@ NOT_PACKED = {
     *("mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "granitemoehybrid", "nemotron_h"),
     *("recurrent_gemma", "qwen3_next", "minimax", "lfm2", "rwkv", "xlstm"),
 }
+if not hasattr(masking_utils, "remap_positions_for_packed_sequence"):
+    NOT_PACKED.add("llama4_text")  # older versions of transformers begin chunks with the row, not with the sample
 UNABLE = {"dbrx"}  # its plain forward pass raises with this config
 SOME = (
     "gemma3_text",
@@ -79,6 +81,13 @@ def test_a_model_is_packed_only_where_its_loss_is_that_of_plain_transformers(nam
     assert packed == packed_in_half == (name not in NOT_PACKED), (why, why_in_half)
     difference = difference_by_packing(model)
     assert difference < 5e-6 if packed else difference > 1e-2
+
+
+def test_chunks_that_begin_with_the_row_are_found_although_they_are_longer_than_the_samples(monkeypatch):
+    monkeypatch.setattr(masking_utils, "remap_positions_for_packed_sequence", lambda mask, positions: mask, raising=False)
+    model = AutoModelForCausalLM.from_pretrained(zoo_model("llama4_text"), dtype=torch.float32, attention_chunk_size=8192)
+    assert not can_pack(model, 512, CPU, torch.float32)[0]
+    assert model.config.attention_chunk_size == 8192
 
 
 def test_a_model_that_ignores_positions_is_not_packed():
