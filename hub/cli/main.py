@@ -71,6 +71,7 @@ def data(overrides: list[str], flags: Flags) -> int:
     from hub.data.doctor.page import print_examined
     from hub.data.tokens.tokenizer import load_tokenizer
     from hub.models.load import load_config
+    from hub.models.structure import max_positions
     from hub.models.weights import local_weights
     from hub.parallel.session import quiet_libraries
 
@@ -78,7 +79,7 @@ def data(overrides: list[str], flags: Flags) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         path = local_weights(cfg.model, print)
         tokenizer = load_tokenizer(cfg, path)
-        positions = getattr(load_config(cfg.model, path).get_text_config(), "max_position_embeddings", None)
+        positions = max_positions(load_config(cfg.model, path))
         report = examine(cfg, tokenizer, positions)
     print_examined(report, tokenizer, flags.json)
     return 1 if report.spoils else 0

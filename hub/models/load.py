@@ -11,7 +11,7 @@ from hub.config.schema import ModelConfig
 from hub.errors import ModelError, first_line
 from hub.models.multimodal import auto_class
 from hub.models.safety import choose_kernels_ourselves
-from hub.models.structure import outside_text, text_modules
+from hub.models.structure import outside_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes seconds to import, which processes that only tokenize can do without

@@ -20,6 +20,21 @@ def text_config(model: torch.nn.Module) -> "PretrainedConfig":
     return base_of(model).config.get_text_config()
 
 
+def max_positions(config: "PretrainedConfig") -> int | None:
+    """The longest text in tokens that a model can hold, by its config. None: any.
+
+    MPT and DBRX call it `max_seq_len`. With `dynamic` rope a text may be `factor` times as long as `max_position_embeddings`,
+    but not with an `alpha` (Hunyuan), which makes it one scale for all lengths.
+    """
+    text = config.get_text_config()
+    found = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+    if not isinstance(found, int):
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    scales = rope.get("rope_type") == "dynamic" and not rope.get("alpha")
+    return int(found * max(1.0, rope.get("factor") or 1.0)) if scales else found
+
+
 def input_embeddings(model: torch.nn.Module) -> torch.nn.Embedding:
     """The layer that turns tokens into vectors. Some models have their own class with a weight of the same shape."""
     return cast(torch.nn.Embedding, base_of(model).get_input_embeddings())

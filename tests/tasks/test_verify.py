@@ -11,11 +11,13 @@ from functools import partial
 import hub_sft.recipe
 import pytest
 import torch
+from zoo.zoo import zoo_model
 
 from hub.tasks.verify import gradients as measure
 from hub.train import step
 from hub.train.batch.collate import pack
 from hub.train.layout import layout
+from hub.train.layout.isolation import Trial
 from hub.train.losses import objective
 from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.losses.objective import NextToken
@@ -120,6 +122,14 @@ def test_a_broken_loop_fails_with_one_line(hub, tmp_path, monkeypatch, broken, w
 def test_packing_that_leaks_fails_the_isolation_of_the_users_samples(hub, monkeypatch):
     monkeypatch.setattr(measure.collate, "pack", leaking)
     said = hub(*RUN, "algo=sft", "launch=inline")
+    assert said.code == 1
+    assert said.problems[0].startswith("check failed: isolation: one packed sample is changed")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_leaks_little_fails_it_too(hub, monkeypatch, dtype):
+    monkeypatch.setattr(Trial, "can_pack", lambda trial: (True, "trusted"))
+    said = hub("verify", "algo=sft", f"model.path={zoo_model('openai-gpt')}", f"model.dtype={dtype}", *RUN[2:], "launch=inline")
     assert said.code == 1
     assert said.problems[0].startswith("check failed: isolation: one packed sample is changed")
 

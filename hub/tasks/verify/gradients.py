@@ -15,12 +15,13 @@ from torch.distributed.tensor import DTensor
 
 from hub.config.option import AUTO
 from hub.data.samples.sample import Sample, Unit, samples_of
-from hub.models.structure import text_config
+from hub.models.structure import max_positions, text_config
 from hub.parallel.group import max_over_ranks, sum_over_ranks
 from hub.parallel.strategy import full
 from hub.train import step
 from hub.train.batch import collate
 from hub.train.batch import split as batches
+from hub.train.kernels.rope import rope_by_length
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
 from hub.train.losses.objective import NextToken, token_weights
@@ -184,16 +185,14 @@ class Measure:
         inputs: dict[str, object] = {"input_ids": ids[None].to(self.device), "use_cache": False}
         select = reordered and _can_select(self.model)
         if reordered:
-            room = max(0, min(EXTRA_TOKENS, (self.most_positions() or 10**9) - len(ids)))
+            extra = 0 if rope_by_length(self.model) else EXTRA_TOKENS
+            room = max(0, min(extra, (max_positions(self.config) or 10**9) - len(ids)))
             inputs["input_ids"] = torch.cat([ids, ids[:1].expand(room)])[None].to(self.device)
         if select:
             inputs["logits_to_keep"] = places
         logits = self.model(**inputs).logits[0]
         logits = logits if select else logits[places.to(logits.device)]
         return F.cross_entropy(logits.float(), ids.to(logits.device)[places.to(logits.device) + 1], reduction="none")
-
-    def most_positions(self) -> int | None:
-        return getattr(self.config, "max_position_embeddings", None)
 
     def _gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
         """Yield the unsharded gradients. All ranks must call it."""
@@ -304,8 +303,3 @@ def disable_dropout(model: torch.nn.Module) -> bool:
 
 def _square(tensor: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) ** 2
-
-
-def rms(difference: torch.Tensor) -> float:
-    """Return the root mean square, in float64."""
-    return math.sqrt(_square(difference) / max(1, difference.numel()))

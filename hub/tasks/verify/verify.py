@@ -15,23 +15,21 @@ import torch
 from hub.data.prepare import Sample
 from hub.data.samples.sample import samples_of
 from hub.errors import VerifyError
+from hub.models.structure import max_positions
 from hub.parallel.group import barrier, max_over_ranks
 from hub.run import Outcome
 from hub.system.files import write_json
-from hub.tasks.verify.gradients import Gradient, Measure, OneByOne, disable_dropout, rms
+from hub.tasks.verify.gradients import Gradient, Measure, OneByOne, disable_dropout
 from hub.train.batch import collate
-from hub.train.layout.isolation import TOLERANCE as LEAK_TOLERANCE
+from hub.train.layout import isolation
 from hub.train.layout.layout import Layout, choose_layout
-from hub.train.losses.causal_lm import causal_lm_loss
+from hub.train.losses.causal_lm import causal_lm_loss, model_inputs
 from hub.train.meters import peak_memory_gb
 from hub.train.recipe import Recipe, check_units
 from hub.train.setup.setup import Setup
 
 MOST_NOISE = 1e-3
 """Maximum relative noise in float32. More would hide mistakes."""
-
-FLOAT32_LEAK = 1e-4
-"""Largest fraction of a full leak that counts as rounding in float32."""
 
 
 @dataclass(frozen=True)
@@ -103,56 +101,42 @@ class _Proof(Measure):
 
     def isolation(self) -> Iterator[Check]:
         """Check on samples of the user's data that no sample sees another one in its micro-batch."""
-        group, limit = "isolation", FLOAT32_LEAK if self.exact else LEAK_TOLERANCE
+        group, form = "isolation", "packed" if self.layout.packed else "padded"
         chosen = sorted(self.samples, key=len)[:6]
+        name = f"one {form} sample is changed, the others' log-probabilities stay"
         if len(chosen) < 2:
-            yield Check(group, "one sample is changed, the others' logits stay", None, "there is only one sample")
+            yield Check(group, name, None, "there is only one sample")
             return
-        form = "packed" if self.layout.packed else "padded"
         was_training = self.model.training
         self.model.eval()
         try:
-            plain = self._logits(chosen)
-            alone = [self._logits([sample])[0] for sample in chosen]
-            scale = self._full_leak(chosen[0], chosen[1], alone[1])
-            identical, changed, worst = 0, 0, 0.0
-            for place in range(len(chosen)):
-                others = self._logits([*chosen[:place], self._other_text(chosen[place]), *chosen[place + 1 :]])
-                for number, (before, after) in enumerate(zip(plain, others, strict=True)):
-                    if number != place:
-                        changed += 1
-                        identical += torch.equal(before, after)
-                        worst = max(worst, rms(before - after) / scale)
+            alone = [self._alone(sample) for sample in chosen]
+            others = {place: self._other_text(sample) for place, sample in enumerate(chosen)}
+            effects = isolation.measure(self._row, chosen, alone, others, repeat=not self.exact)
         finally:
             self.model.train(was_training)
-        words = f"{identical} of {changed} bit-equal"
-        if identical < changed:
-            words += f", greatest effect {worst:.1e} of a full leak (allowed {limit:.0e})"
-        yield Check(group, f"one {form} sample is changed, the others' logits stay", worst <= limit, words, worst)
-        apart = max(rms(a - b) / scale for a, b in zip(plain, alone, strict=True))
-        words = f"{apart:.1e} of a full leak (allowed {limit:.0e})"
-        yield Check(group, f"{form} with others = alone", apart <= limit, words, apart)
+        leak = effects.changed(self.dtype, rows=not self.layout.packed)
+        words = f"{effects.unchanged} of {effects.compared} bit-equal"
+        if effects.unchanged < effects.compared:
+            words += f", {leak}"
+        yield Check(group, name, leak.passes, words, leak.measured)
+        leak = effects.packed(self.dtype)
+        yield Check(group, f"{form} with others = alone", leak.passes, str(leak), leak.measured)
 
-    def _logits(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """Return each sample's logits, from one micro-batch made as in training."""
+    def _row(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """Return the log-probabilities of each sample, from one micro-batch made as in training."""
         batch = collate.pack(samples) if self.layout.packed else collate.pad(samples, self.layout.pad_id)
-        batch = batch.to(self.device)
-        inputs: dict[str, object] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
-        if batch.attention_mask is not None:
-            inputs["attention_mask"] = batch.attention_mask
         with torch.no_grad(), self.session.autocast():
-            logits = self.model(**inputs).logits
-        if batch.attention_mask is not None:
-            return [row[: len(sample)].clone() for row, sample in zip(logits, samples, strict=True)]
-        return [part.clone() for part in logits[0].split(list(map(len, samples)))]
+            logits = self.model(**model_inputs(self.model, batch.to(self.device))).logits
+        parts = logits[0].split(list(map(len, samples))) if self.layout.packed else logits
+        return [isolation.log_probabilities(part, sample) for part, sample in zip(parts, samples, strict=True)]
 
-    def _full_leak(self, first: Sample, second: Sample, alone: torch.Tensor) -> float:
-        """Return how much the second sample's logits change when it follows the first as one text."""
-        ids = torch.from_numpy(np.concatenate([first.input_ids, second.input_ids]).astype(np.int64))
-        ids = ids[-(self.most_positions() or len(ids)) :][None].to(self.device)
+    def _alone(self, sample: Sample) -> torch.Tensor:
+        """Return the log-probabilities of one sample by a plain call of the model."""
+        ids = torch.from_numpy(sample.input_ids.astype(np.int64))[None].to(self.device)
         with torch.no_grad(), self.session.autocast():
-            together = self.model(input_ids=ids, use_cache=False).logits[0, -len(second) :]
-        return max(rms(together - alone), 1e-30)
+            logits = self.model(input_ids=ids, use_cache=False).logits[0]
+        return isolation.log_probabilities(logits, sample)
 
     def _other_text(self, sample: Sample) -> Sample:
         rng = np.random.default_rng(0)
@@ -263,7 +247,7 @@ class _Proof(Measure):
         name = "samples that see their neighbors"
         if not self.criterion.objective.has_unit_weights:
             return Check("mistakes", name, None, "two samples joined to one text would be a different unit")
-        limit = self.most_positions() or 10**9
+        limit = max_positions(self.config) or 10**9
         ordered, merged = sorted(self.samples, key=len), []
         while len(ordered) > 1 and len(ordered[0]) + len(ordered[1]) <= limit:
             merged.append(_as_one(ordered.pop(0), ordered.pop(0)))

@@ -17,7 +17,7 @@ class MicroBatch:
     """(1, T) or (R, L), int64."""
 
     position_ids: torch.Tensor
-    """Same shape: the position of each token in its own sample."""
+    """Same shape: the position of each token in its own sample. Padding has that of the last token."""
 
     attention_mask: torch.Tensor | None
     """None when packed; (R, L), 1 for tokens and 0 for padding."""
@@ -90,7 +90,7 @@ def pack(samples: Sequence[Sample]) -> MicroBatch:
 
 
 def pad(samples: Sequence[Sample], pad_id: int) -> MicroBatch:
-    """Make a row of each sample, padded on the right."""
+    """Make a row of each sample, padded on the right. Padding has its sample's last position: none is beyond its length."""
     longest = max(len(sample) for sample in samples)
     ids = np.full((len(samples), longest), pad_id, dtype=np.int64)
     mask = np.zeros((len(samples), longest), dtype=np.int64)
@@ -102,7 +102,7 @@ def pad(samples: Sequence[Sample], pad_id: int) -> MicroBatch:
     flat = np.concatenate(places)
     return MicroBatch(
         input_ids=torch.from_numpy(ids),
-        position_ids=torch.arange(longest).expand(len(samples), longest).contiguous(),
+        position_ids=torch.minimum(torch.arange(longest), torch.from_numpy(mask).sum(1, keepdim=True) - 1),
         attention_mask=torch.from_numpy(mask),
         loss_positions=torch.from_numpy(flat),
         targets=torch.from_numpy(ids.reshape(-1)[flat + 1]),

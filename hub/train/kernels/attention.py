@@ -120,6 +120,8 @@ def _varlen_attention(
     unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
     if unknown or dropout or attention_mask is not None or getattr(module, "is_causal", True) is False:
         raise UnsuitedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
+    if not sliding_window and _needs_mask(module):
+        raise UnsuitedError("variable-length attention without a window or chunks that only a mask has")
     rows, _, length, _ = query.shape
     if cu_seq_lens_q is None or max_length_q is None:
         cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
@@ -147,6 +149,19 @@ def _varlen_attention(
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
     return kernel.attend(query, key, value, *lengths, **options).unflatten(0, (rows, length)), None
+
+
+def _needs_mask(module: torch.nn.Module) -> bool:
+    """Whether a layer that passes no window on sees fewer tokens than all earlier ones, by its mask alone.
+
+    transformers makes such masks by `layer_types`, or for all layers by `sliding_window` in configs without (Phi-3.5-MoE), and
+    chunks in Llama 4. A trial of packing does not show them, since they are longer than its samples.
+    """
+    config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds and isinstance(number, int) and number < len(kinds):
+        return kinds[number] in ("sliding_attention", "chunked_attention")
+    return bool(getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None))
 
 
 def sample_bounds(batch: MicroBatch) -> dict[str, object]:

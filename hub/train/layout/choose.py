@@ -1,13 +1,10 @@
 """GPU optimizations of a run: which ones it uses, and why. Each is tried on the model itself before it stays on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from hub.config.option import AUTO
-from hub.data.samples.sample import Sample
 from hub.models.patches import ModelPatches
 from hub.models.structure import base_of, output_layer, text_config
 from hub.run import ASKED_FOR
@@ -15,7 +12,7 @@ from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
 from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention_4
 from hub.train.kernels.head import FusedHead, kernel_problem
-from hub.train.layout.isolation import can_pack
+from hub.train.layout.isolation import Trial, random_samples
 from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
 
 WORTH_COMPILING = 5e15
@@ -48,6 +45,7 @@ def choose_attention(
     device: torch.device,
     dtype: torch.dtype,
     long: bool = False,
+    most_tokens: int = 0,
 ) -> Attention:
     """Choose the attention of a run, turn it on, and find out whether samples can be packed with it.
 
@@ -61,9 +59,11 @@ def choose_attention(
         device: of the model.
         dtype: of the arithmetic.
         long: whether the run is worth compiling FlashAttention 4.
+        most_tokens: of a packed row.
     """
     own = str(getattr(base_of(model).config, "_attn_implementation", None))
-    attention = _choose_attention(patches, model, own, vocab_size, device, dtype, long)
+    trial = Trial(model, vocab_size, device, dtype, most_tokens=most_tokens)
+    attention = _choose_attention(patches, model, own, trial, device, dtype, long)
     patches.decide("attention", own, attention.because)
     return attention
 
@@ -72,14 +72,14 @@ def _choose_attention(
     patches: ModelPatches,
     model: torch.nn.Module,
     own: str,
-    vocab_size: int,
+    trial: Trial,
     device: torch.device,
     dtype: torch.dtype,
     long: bool,
 ) -> Attention:
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or own == "eager":
         because = "variable-length attention needs a GPU, half precision, and a model that is not set to eager attention"
-        return Attention(own, because, *can_pack(model, vocab_size, device, dtype))
+        return Attention(own, because, *trial.can_pack())
     config = text_config(model)
     problem = flash4.problem(config, device, dtype) if long else "the run is too short to compile it"
     because = f"torch's; not FlashAttention 4: {problem or 'packed samples would see each other'}"
@@ -90,12 +90,12 @@ def _choose_attention(
     for name, because, kernel in candidates:
         patch = VarlenAttention(model, name, kernel)
         with patches.temporarily(patch):
-            packed, packed_because = can_pack(model, vocab_size, device, dtype)
+            packed, packed_because = trial.can_pack()
         if packed:
             patches.apply(patch)
             return Attention(name, because, packed, packed_because, variable_length=True)
     because = "packed samples would see each other with variable-length attention, or it lacks what the model needs"
-    return Attention(own, because, *can_pack(model, vocab_size, device, dtype))
+    return Attention(own, because, *trial.can_pack())
 
 
 def choose_head(
@@ -124,7 +124,7 @@ def _try_fused_head(
     head = output_layer(model)
     if not packed or not takes_positions(model) or head is None:
         return False, "samples are padded, or the model's output layer is of another kind"
-    batch = pack(_any_samples(vocab_size)).to(device)
+    batch = pack(random_samples(vocab_size, (19, 40), 0)).to(device)
     plain_loss = _loss(model, batch, dtype)
     patch = FusedHead(head)
     with patches.temporarily(patch):
@@ -156,13 +156,6 @@ def choose_compile(requested: str, num_parameters: int, num_tokens: float, devic
         return False, "it pays on a GPU only"
     work = num_parameters * num_tokens
     return work >= WORTH_COMPILING, f"parameters times tokens is {work:.0e}, compiling pays from {WORTH_COMPILING:.0e} on"
-
-
-def _any_samples(vocab_size: int) -> Sequence[Sample]:
-    rng = np.random.default_rng(0)
-    return [
-        Sample(rng.integers(0, vocab_size, length).astype(np.int32), np.ones(length, dtype=bool), "") for length in (19, 40)
-    ]
 
 
 @torch.no_grad()

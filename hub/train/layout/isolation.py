@@ -1,31 +1,193 @@
 """Whether a model isolates packed samples from each other. Measured on the model itself, before training.
 
 A packed row is correct only if no token sees another sample. Position ids that restart at 0 mark the samples for
-transformers. Here is measured whether a model's attention (or convolution, or recurrence) respects them: the first of two
-packed samples is changed, and the second one's logits must not change, and must equal those that it has alone.
+transformers. Here is measured whether a model's attention (or convolution, or recurrence, or position table) respects them:
+
+1. packed, the samples must have the log-probabilities that each has alone, by a plain call of the model;
+2. if one of them is changed, those behind it must keep theirs.
+
+What is measured is what training lowers: log-probabilities of the samples' own tokens, here as fractions of their spread
+(their standard deviation), which makes models of any scale comparable.
+
+In float32 both effects are at most 1e-5 in a model that isolates, and at least 5e-4 in one that does not (tiny models of 80
+architectures, random weights of 0.02 and 0.1), so `FLOAT32_LIMIT` stands between them.
+
+In half precision rounding is as large as a small leak, so the row is its own yardstick:
+
+- No token sees a later one. So the effect of a changed sample on those *ahead* of it, and of running the row again, is rounding
+  (experts' and 8-bit layers' products depend on all rows, some sums have no fixed order). If there is none, a dense
+  computation does not depend on what other rows hold, and samples *behind* must keep their log-probabilities bit for bit.
+  If there is some, they may change a few times as much.
+- The first sample of a row has nothing ahead of it. So what separates it from itself alone is rounding, and the others may be a
+  few times as far apart. Wrong positions or a lost mask are further.
+
+A token that rounding sends to another expert changes by more than that, so a failure counts only if three orders of the samples
+show it: a leak is there in each.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from hub.data.prepare import Sample
+from hub.models.structure import max_positions, text_config
+from hub.parallel.group import max_over_ranks
 from hub.train.batch.collate import MicroBatch, pack
-from hub.train.kernels.attention import UnsuitedError
 from hub.train.losses.causal_lm import model_inputs
 
-TOLERANCE = 0.1
-"""Largest fraction of a full leak's effect that passes as rounding. bfloat16 rounds to about 0.03, float32 to 1e-5."""
+FLOAT32_LIMIT = 1e-4
+"""Largest effect that passes as rounding in float32, as a fraction of the spread."""
+
+LEAST_LIMIT = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
+"""Effect that always passes as rounding in half precision, where there is rounding: five times the spacing of its numbers."""
+
+MOST_LIMIT = 0.2
+"""Effect that never passes as rounding, whatever the rounding is."""
+
+NOISE_FACTOR = 4.0
+"""Largest effect over the rounding that is measured: that is a maximum of few samples."""
+
+LEAST_SPREAD = 1e-3
+"""Smallest spread of log-probabilities, in nats. Those of a model that is initialized with zeros are all alike."""
+
+LENGTHS = (19, 37, 3, 23)
+"""Tokens of the samples: none a multiple of a block, and one shorter than the usual window of a convolution."""
+
+CHANGED = 1
+"""Place of the sample that is changed."""
+
+NUM_ORDERS = 3
+"""Orders of the samples in which a leak must show."""
+
+LARGEST_TABLE = 8192
+"""Positions from which on no model has a mask of that many rows and columns."""
+
+NARROW_CHUNK = 16
+"""Tokens of an attention chunk (Llama 4) during the trial: the real ones are longer than its samples."""
 
 Inputs = Callable[[torch.nn.Module, MicroBatch], Mapping[str, object]]
 
+Row = Callable[[Sequence[Sample]], list[torch.Tensor]]
+"""Function of samples: runs them as one micro-batch, and returns each one's `log_probabilities`."""
 
-@torch.no_grad()
-def leak(
-    model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs
-) -> float:
-    """Measure how much packing changes a sample's logits, as a fraction of the effect of a neighbor that is fully visible.
+
+@dataclass(frozen=True)
+class Leak:
+    """An effect of packing on samples, as a fraction of the spread of their log-probabilities."""
+
+    measured: float
+    allowed: float
+    problem: str = ""
+    """Why nothing was measured: what the model raised."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is rounding."""
+        return self.measured <= self.allowed
+
+    @property
+    def badness(self) -> float:
+        """The effect over what is allowed."""
+        return self.measured / max(self.allowed, 1e-30)
+
+    def __str__(self) -> str:
+        return self.problem or f"measured leak {self.measured:.1e}, allowed {self.allowed:.1e}"
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Root mean squares of changes of log-probabilities over their spread, each the greatest of all samples."""
+
+    behind: float
+    """On the samples behind a changed one."""
+
+    coupling: float
+    """On the samples ahead of a changed one, and on all when the same row runs again. It can only be rounding."""
+
+    apart: float
+    """Between a sample in the row and alone."""
+
+    rounding: float
+    """The same of the first sample. It can only be rounding."""
+
+    unchanged: int
+    """How many of `compared` kept all bits."""
+
+    compared: int
+
+    def changed(self, dtype: torch.dtype, rows: bool = False) -> Leak:
+        """Judge the effect of a changed sample on others.
+
+        Args:
+            dtype: of the arithmetic.
+            rows: whether each sample has a row of its own: then none is ahead of another, and `coupling` says nothing.
+        """
+        if dtype not in LEAST_LIMIT:
+            return Leak(self.behind, FLOAT32_LIMIT)
+        if not rows and not self.coupling:
+            return Leak(self.behind, 0.0)
+        return Leak(self.behind, _limit(dtype, max(self.coupling, self.rounding)))
+
+    def packed(self, dtype: torch.dtype) -> Leak:
+        """Judge the difference between samples in the row and alone."""
+        return Leak(self.apart, _limit(dtype, self.rounding))
+
+
+def _limit(dtype: torch.dtype, rounding: float) -> float:
+    if dtype not in LEAST_LIMIT:
+        return FLOAT32_LIMIT
+    return min(MOST_LIMIT, max(LEAST_LIMIT[dtype], NOISE_FACTOR * rounding))
+
+
+def log_probabilities(logits: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """Return the log-probability of each token of a sample but the first, in nats: (T - 1,) float64.
+
+    Args:
+        logits: of this sample, (at least T, vocabulary).
+        sample: of T tokens.
+    """
+    ids = torch.from_numpy(sample.input_ids.astype(np.int64)).to(logits.device)
+    return -F.cross_entropy(logits[: len(sample) - 1].float(), ids[1:], reduction="none").double()
+
+
+def measure(
+    row: Row, samples: Sequence[Sample], alone: Sequence[torch.Tensor], others: Mapping[int, Sample], repeat: bool
+) -> Effects:
+    """Measure what a row's samples do to each other.
+
+    Args:
+        row: runs samples as one micro-batch.
+        samples: at least two.
+        alone: their log-probabilities by plain calls of the model.
+        others: what takes the place of a sample, of the same length, by its place. Each is a row of its own.
+        repeat: whether to run the same row again.
+    """
+    spread = max(float(torch.cat(list(alone)).std()), LEAST_SPREAD)
+
+    def effect(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((one - other).square().mean().sqrt()) / spread if len(one) else 0.0
+
+    packed = row(samples)
+    coupling = [effect(a, b) for a, b in zip(packed, row(samples), strict=True)] if repeat else []
+    behind: list[float] = []
+    unchanged = compared = 0
+    for place, other in others.items():
+        found = row([*samples[:place], other, *samples[place + 1 :]])
+        for number, (before, after) in enumerate(zip(packed, found, strict=True)):
+            if number != place:
+                (behind if number > place else coupling).append(effect(before, after))
+                compared += 1
+                unchanged += torch.equal(before, after)
+    apart = [effect(a, b) for a, b in zip(packed, alone, strict=True)]
+    return Effects(max(behind, default=0.0), max(coupling, default=0.0), max(apart), apart[0], unchanged, compared)
+
+
+class Trial:
+    """A trial of packing on a model. Made before its attention is replaced: what samples have alone is from its own.
 
     Args:
         model: any causal language model.
@@ -33,46 +195,155 @@ def leak(
         device: of the model.
         dtype: of the arithmetic.
         inputs: returns the keywords of the model's forward for a micro-batch.
-
-    Returns:
-        The larger of two root mean squares (neighbor changed; packed against alone) over that of two samples run as one
-        text. 0 is perfect isolation, about 1 none. Infinity when the model refuses position ids.
+        most_tokens: of a row in the run. If the model has fewer positions, a row longer than these is tried too.
     """
-    rng = np.random.default_rng(0)
 
-    def sample(length: int) -> Sample:
-        return Sample(rng.integers(0, vocab_size, length).astype(np.int32), np.ones(length, dtype=bool), "")
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        vocab_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        inputs: Inputs = model_inputs,
+        most_tokens: int = 0,
+    ) -> None:
+        self._model, self._device, self._dtype, self._inputs = model, device, dtype, inputs
+        self._vocab_size, self._positions = vocab_size, max_positions(text_config(model)) or LARGEST_TABLE
+        self._tries_long_row = self._positions < min(most_tokens, LARGEST_TABLE)
+        room = min(self._positions, sum(LENGTHS))
+        lengths = [max(2, length * room // sum(LENGTHS)) for length in LENGTHS]
+        self._samples, self._others = (random_samples(vocab_size, lengths, seed) for seed in range(2))
+        self._alone: list[torch.Tensor] = []
+        self._problem = ""
+        try:
+            with self._trying():
+                self._alone = [self._run(None, [sample])[0] for sample in self._samples]
+        except Exception as error:
+            self._problem = _named(error)
 
-    first, other, second = sample(17), sample(17), sample(23)
-    one_text = Sample(np.concatenate([first.input_ids, second.input_ids]), np.ones(40, dtype=bool), "")
+    def leak(self) -> Leak:
+        """Measure the effect of packing, in the order of the samples that shows least. Equal on all ranks.
 
-    def logits(*samples: Sample) -> torch.Tensor:
-        batch = pack(samples).to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output: torch.Tensor = model(**inputs(model, batch)).logits
-        return output[0, -len(second) :].double()
+        All ranks must call it.
+        """
+        found = [self._leak(0)]
+        while not found[-1].passes and not found[-1].problem and len(found) < NUM_ORDERS:
+            found.append(self._leak(len(found)))
+        return min(found, key=lambda leak: leak.badness)
 
-    was_training = model.training
-    model.eval()
-    try:
-        alone, packed, changed, seen = logits(second), logits(first, second), logits(other, second), logits(one_text)
-    except (TypeError, UnsuitedError):
-        return float("inf")
-    finally:
-        model.train(was_training)
+    def can_pack(self) -> tuple[bool, str]:
+        """Decide whether packing is safe for this model, as it is now. Returns the reason too."""
+        found = self.leak()
+        if found.passes and self._tries_long_row and (problem := self._long_row_problem()):
+            return (
+                False,
+                f"packed rows may be longer than the model's {self._positions} positions, which it can't run ({problem})",
+            )
+        if found.passes:
+            return True, f"packed samples do not see each other ({found})"
+        if found.problem:
+            return False, f"the model can't run packed samples ({found})"
+        return False, f"packed samples would see each other ({found})"
 
-    def size(difference: torch.Tensor) -> float:
-        return float(difference.square().mean().sqrt())
+    def _leak(self, turn: int) -> Leak:
+        """Measure with the samples rotated by so many places."""
+        order = [(place - turn) % len(LENGTHS) for place in range(len(LENGTHS))]
+        worst = Leak(float("inf"), FLOAT32_LIMIT, self._problem or "another process can't")
+        if not self._problem:
+            try:
+                with self._trying():
+                    effects = measure(
+                        lambda row: self._run(pack(row), row),
+                        [self._samples[i] for i in order],
+                        [self._alone[i] for i in order],
+                        {CHANGED: self._others[order[CHANGED]]},
+                        self._dtype in LEAST_LIMIT,
+                    )
+                worst = max(effects.packed(self._dtype), effects.changed(self._dtype), key=lambda leak: leak.badness)
+            except Exception as error:
+                worst = replace(worst, problem=_named(error))
+        # On every rank the same decision, and as many passes.
+        measured, allowed = max_over_ranks(worst.measured), -max_over_ranks(-worst.allowed)
+        return Leak(measured, allowed, worst.problem if np.isinf(measured) else "")
 
-    return max(size(packed - changed), size(packed - alone)) / max(size(seen - alone), 1e-30)
+    def _long_row_problem(self) -> str:
+        """Run the samples in a row behind as many tokens as the model has positions. Empty: they have what each has alone.
+
+        Some models mask by a table of that size (GPT-Neo), which longer rows do not fit.
+        """
+        half = self._positions // 2
+        filling = random_samples(self._vocab_size, [half, self._positions - half], NUM_ORDERS)
+        found = Leak(float("inf"), 0.0)
+        try:
+            with self._trying():
+                effects = measure(
+                    lambda row: self._run(pack([*filling, *row]), [*filling, *row])[len(filling) :],
+                    self._samples,
+                    self._alone,
+                    {},
+                    repeat=False,
+                )
+            found = Leak(effects.apart, FLOAT32_LIMIT if self._dtype not in LEAST_LIMIT else MOST_LIMIT)
+        except torch.OutOfMemoryError:
+            found = Leak(0.0, 0.0)  # rows as long as this will not be chosen either
+        except Exception as error:
+            found = replace(found, problem=_named(error))
+        return "" if max_over_ranks(float(not found.passes)) == 0 else str(found)
+
+    def _run(self, batch: MicroBatch | None, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """Run a micro-batch of the samples. None: one sample by a plain call of the model."""
+        if batch is None:
+            ids = torch.from_numpy(samples[0].input_ids.astype(np.int64))[None].to(self._device)
+            inputs: Mapping[str, object] = {"input_ids": ids, "use_cache": False}
+        else:
+            inputs = self._inputs(self._model, batch.to(self._device))
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            logits: torch.Tensor = self._model(**inputs).logits[0]
+        parts = logits.split(list(map(len, samples)))
+        return [log_probabilities(part, sample) for part, sample in zip(parts, samples, strict=True)]
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Run the model without gradient and dropout, and with attention chunks so short that samples are longer."""
+        was_training = self._model.training
+        config = text_config(self._model)
+        chunk = getattr(config, "attention_chunk_size", None)
+        self._model.eval()
+        if chunk:
+            config.attention_chunk_size = min(chunk, NARROW_CHUNK)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._model.train(was_training)
+            if chunk:
+                config.attention_chunk_size = chunk
+
+
+def random_samples(vocab_size: int, lengths: Sequence[int], seed: int) -> list[Sample]:
+    """Make samples of random tokens, which all have loss."""
+    rng = np.random.default_rng(seed)
+    return [Sample(rng.integers(0, vocab_size, n).astype(np.int32), np.ones(n, dtype=bool), "") for n in lengths]
 
 
 def can_pack(
-    model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype, inputs: Inputs = model_inputs
+    model: torch.nn.Module,
+    vocab_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    inputs: Inputs = model_inputs,
+    most_tokens: int = 0,
 ) -> tuple[bool, str]:
-    """Decide whether packing is safe for this model. Returns the reason too."""
-    measured = leak(model, vocab_size, device, dtype, inputs)
-    words = f"measured leak {measured:.1e}, allowed {TOLERANCE:.0e}"
-    if measured <= TOLERANCE:
-        return True, f"packed samples do not see each other ({words})"
-    return False, f"packed samples would see each other ({words})"
+    """Decide whether packing is safe for a model as it is, see `Trial`. Returns the reason too."""
+    return Trial(model, vocab_size, device, dtype, inputs, most_tokens).can_pack()
+
+
+def _named(error: Exception) -> str:
+    """Name an error of the trial. One about memory is none of the model's.
+
+    Raises:
+        OutOfMemoryError: it is that.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,5 +1,6 @@
 """How a step is split into micro-batches on this machine. The layout changes speed and memory, never the result."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -10,16 +11,18 @@ from transformers import PreTrainedTokenizerBase
 from hub.data.samples.sample import Sample
 from hub.models.four_bit import is_4bit
 from hub.models.patches import ModelPatches, patches_of
-from hub.models.structure import layers_of, text_config
+from hub.models.structure import layers_of, max_positions, text_config
 from hub.train.batch import split as batches
 from hub.train.batch.collate import MicroBatch, pack, pad, weightless
 from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.hidden_states import HiddenStatesIn
+from hub.train.kernels.rope import use_own_rope
 from hub.train.kernels.unpack import use_kernel
 from hub.train.layout.activations import Activations
 from hub.train.layout.choose import Attention, choose_attention, choose_compile, choose_head
 from hub.train.layout.isolation import can_pack
+from hub.train.layout.memory_budget import most_tokens
 from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.setup.setup import Setup
 
@@ -96,6 +99,10 @@ def choose_layout(
     run = setup.run
     patches, layers = patches_of(model), layers_of(model)
     config = text_config(model)
+    # Of a stream nobody knows the longest sample.
+    longest = max_positions(config) or sys.maxsize if setup.cfg.data.streaming else setup.data.longest
+    if words := use_own_rope(patches, model, longest, external.library if external else ""):
+        run.say(words)
     if external is None:
         attention = _patch_passes(setup, patches, model, layers, loss, num_parameters)
     else:
@@ -142,7 +149,7 @@ def _patch_passes(
     vocab_size = text_config(model).vocab_size
     num_tokens = expected_tokens(setup)
     compiled, compiled_because = choose_compile(setup.cfg.algo.torch_compile, num_parameters, num_tokens, device)
-    attention = choose_attention(patches, model, vocab_size, device, dtype, compiled)
+    attention = choose_attention(patches, model, vocab_size, device, dtype, compiled, most_tokens(setup.cfg.algo, device))
     patches.decide("fused_head", False, "the loss is the algorithm's own")
     if loss is causal_lm_loss:
         choose_head(patches, model, vocab_size, device, dtype, attention.packed)
@@ -160,7 +167,8 @@ def _patch_passes(
 def _leave_to(external: ExternalKernels, setup: Setup, patches: ModelPatches, model: torch.nn.Module) -> Attention:
     """Patch nothing: a library's own kernels are on. Returns its attention."""
     dtype, device = setup.session.compute_dtype, setup.session.device
-    packable = can_pack(model, text_config(model).vocab_size, device, dtype, external.inputs)
+    vocab_size, most = text_config(model).vocab_size, most_tokens(setup.cfg.algo, device)
+    packable = can_pack(model, vocab_size, device, dtype, external.inputs, most)
     attention = Attention(external.attention, f"{external.library} brings it", *packable, external.variable_length)
     patches.decide("attention", attention.name, attention.because)
     patches.decide("fused_head", False, f"{external.library} has its own loss")

@@ -171,6 +171,12 @@ def requested_max_tokens(cfg: AlgoConfig, longest: int) -> int | None:
     return max_tokens
 
 
+def most_tokens(cfg: AlgoConfig, device: torch.device) -> int:
+    """Return the tokens that no micro-batch exceeds, but one of a single longer sample, before the budget is known."""
+    requested = 0 if cfg.max_tokens_per_gpu == AUTO else int(cfg.max_tokens_per_gpu)
+    return max(requested, CPU_TOKENS if device.type == "cpu" else 2 * MAX_TOKENS)
+
+
 def room_for_activations(
     model: torch.nn.Module, device: torch.device, num_shards: int, repeatable: bool, cautious: bool
 ) -> float:

@@ -16,6 +16,7 @@ from hub.errors import ConfigError
 from hub.models.load import load_causal_lm, load_config, num_parameters
 from hub.models.safety import ignored_settings
 from hub.models.save import save_whole_model
+from hub.models.structure import max_positions
 from hub.models.weights import local_weights
 from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
@@ -117,7 +118,7 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda h
     session = start_session(cfg, run)
     path = find_weights(cfg.model, run, session)
     tokenizer = load_tokenizer(cfg, path)
-    positions = getattr(load_config(cfg.model, path).get_text_config(), "max_position_embeddings", None)
+    positions = max_positions(load_config(cfg.model, path))
     if session.group.world > 1:
         if session.group.local_rank == 0:
             cache_large_sources(cfg, tokenizer, positions, path, run.say)

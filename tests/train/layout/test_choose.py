@@ -10,6 +10,7 @@ import torch.nn.attention.varlen
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
+from zoo.zoo import zoo_model
 
 from hub.data.prepare import Sample
 from hub.models.patches import ModelPatches, patches_of
@@ -217,6 +218,17 @@ def test_a_window_that_the_kernel_does_not_know_leaves_the_model_its_own_attenti
             model(**model_inputs(model, pack(samples)))
     finally:
         attention._kernel.cache_clear()
+
+
+@pytest.mark.parametrize(("name", "options"), [("llama4_text", {}), ("phimoe", {"sliding_window": 4096})])
+def test_a_window_or_chunks_that_only_a_mask_has_leave_the_model_its_own_attention(name, options, samples, monkeypatch):
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", reference)
+    model = AutoModelForCausalLM.from_pretrained(zoo_model(name), dtype=torch.float32, **options).eval()
+    with (
+        patches_of(model).temporarily(VarlenAttention(model)),
+        pytest.raises(attention.UnsuitedError, match="only a mask has"),
+    ):
+        model(**model_inputs(model, pack(samples)))
 
 
 def test_checkpointed_layers_give_the_same_gradients_and_checkpointing_can_be_undone(samples):
