@@ -13,7 +13,7 @@ from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import ConfigError
-from hub.models.load import load_causal_lm, load_config, num_parameters, save_whole_model
+from hub.models.load import check_weights, load_causal_lm, load_config, num_parameters, save_whole_model
 from hub.models.safety import ignored_settings
 from hub.models.weights import local_weights
 from hub.parallel.choose import choose_strategy
@@ -133,7 +133,7 @@ def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:
     """Return the local folder of the base weights. One process per machine downloads or converts them, the others wait."""
     if session.group.local_rank == 0:
         path = local_weights(cfg, run.say)
-        for line in ignored_settings(path, cfg.trust_remote_code):
+        for line in [*ignored_settings(path, cfg.trust_remote_code), *check_weights(cfg, path)]:
             run.say(line)
         barrier()
     else:
