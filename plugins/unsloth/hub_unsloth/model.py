@@ -45,7 +45,7 @@ def load(setup: Setup, checkpointing: str | bool) -> PreTrainedModel:
                 max_seq_length=positions or max(setup.data.longest, 2048),
                 dtype=setup.session.compute_dtype,
                 load_in_4bit=algo.load_in_4bit or cfg.model.quantization == "bnb-4bit",
-                load_in_8bit=algo.load_in_8bit,
+                load_in_8bit=algo.load_in_8bit or cfg.model.quantization == "bnb-8bit",
                 device_map={"": str(setup.session.device)},
                 use_gradient_checkpointing=checkpointing,
                 trust_remote_code=cfg.model.trust_remote_code,
