@@ -17,6 +17,7 @@ from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
 from hub.launch.machine import machine_problems, missing_packages
+from hub.models.encoders import refuse_encoders
 from hub.models.storage import storage_problems, with_storage
 from hub.models.tiny import FAMILIES, tiny_data_path
 from hub.plugins.registry import ResolvedRun, data_format_names, resolve
@@ -41,7 +42,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     errors: list[HubError] = []
     try:
         cfg = _with_storage(cfg)
-    except ConfigError as error:
+    except HubError as error:
         errors.append(error)
     errors += [ConfigError(line) for line in cfg.problems(data_formats=data_format_names())]
     in_bounds = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
@@ -93,9 +94,16 @@ def _gpu_problem(resolved: ResolvedRun) -> Iterator[str]:
 
 
 def _with_storage(cfg: RunConfig) -> RunConfig:
-    """With the quantization of the weights, if they are in a local folder. For the model hub see `set_up`."""
+    """With the quantization of the weights, if they are in a local folder. For the model hub see `set_up`.
+
+    Raises:
+        HubError: the quantization is not what was asked for, or the model is an encoder.
+    """
     folder = Path(os.path.expanduser(cfg.model.path))
-    return with_storage(cfg, folder) if cfg.model.path and os.path.isfile(folder / "config.json") else cfg
+    if not cfg.model.path or not os.path.isfile(folder / "config.json"):
+        return cfg
+    refuse_encoders(folder, f"model.path={cfg.model.path}")
+    return with_storage(cfg, folder)
 
 
 def _with_dtype(cfg: RunConfig) -> RunConfig:

@@ -76,6 +76,12 @@ def check_weights(cfg: ModelConfig, path: Path) -> list[str]:
     return lines
 
 
+def renamed_weights(cfg: ModelConfig, path: Path) -> dict[str, str]:
+    """How to undo a wrapper's names in a folder of weights, as `key_mapping` of `from_pretrained`. Empty: there is none."""
+    fit = _fit(cfg, path) if any(candidates(stored_tensors(path))) else None
+    return fit.renamed if fit is not None else {}
+
+
 def load_causal_lm(
     cfg: ModelConfig,
     path: Path,
@@ -96,8 +102,7 @@ def load_causal_lm(
         ModelError: transformers can't load it, or the weights do not fit the model.
     """
     config = load_config(cfg, path)
-    fit = _fit(cfg, path) if any(candidates(stored_tensors(path))) else None
-    renamed = fit.renamed if fit is not None else {}
+    renamed = renamed_weights(cfg, path)
     options: dict[str, object] = {}
     stored = getattr(config, "quantization_config", None) or {}
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
@@ -110,7 +115,7 @@ def load_causal_lm(
     if getattr(config, "attn_logit_softcapping", None) is not None:
         options["attn_implementation"] = "eager"  # the other kernels ignore the soft cap
     try:
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        result: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -124,12 +129,14 @@ def load_causal_lm(
         )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise ModelError(_refusal(cfg, error)) from None
-    model, info = loaded
+    model: PreTrainedModel
+    model, info = result
     if refusal := fit_when_loaded(config, path, model, info, renamed).refusal:
         raise ModelError(f"model.path={cfg.path}: {refusal}")
     if renamed:
         # Otherwise `save_pretrained` would write the wrapper's names again.
-        model._weight_conversions = [rule for rule in model._weight_conversions if not _is_ours(rule, renamed)]
+        rules: list[WeightTransform] = getattr(model, "_weight_conversions", None) or []
+        vars(model)["_weight_conversions"] = [rule for rule in rules if not _is_ours(rule, renamed)]
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # Otherwise bitsandbytes uses a kernel without backward pass after a pass in evaluation mode.

@@ -108,7 +108,7 @@ class Fit:
 def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Tensors without data (on torch's meta device), of the shapes and dtypes that the headers of the files have."""
     tensors: dict[str, torch.Tensor] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a dictionary
                 part = opened.get_slice(name)
@@ -117,7 +117,7 @@ def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that transformers reads: one, or those that the index names."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file() or not index.is_file():
@@ -237,7 +237,7 @@ def _load(model: "PreTrainedModel", tensors: dict[str, torch.Tensor], renamed: d
     """Load tensors without data into a new model of the same class, and return what does not fit."""
     try:
         with _quiet():
-            loaded, info = type(model).from_pretrained(
+            result: Any = type(model).from_pretrained(
                 None,
                 config=_plain(model.config),
                 state_dict=dict(tensors),
@@ -248,6 +248,7 @@ def _load(model: "PreTrainedModel", tensors: dict[str, torch.Tensor], renamed: d
             )
     except RuntimeError as error:
         return Misfit(broken=f"the tensors can't be converted to the model's ({first_line(error)})")
+    loaded, info = result
     return misfit_of(info, loaded, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
 
 

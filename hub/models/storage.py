@@ -70,7 +70,7 @@ def storage_problems(cfg: RunConfig, algorithm: str) -> Iterator[str]:
     others = [f"algo={name}" for name, other in registry().algorithms.items() if stored in other.config.quantized_bases]
     instead = f"{' or '.join(others)}, or " if others else ""
     yield (
-        f"algo={algorithm} can't train the {stored} weights of model.path={cfg.model.path}: quantized weights take no gradient. "
-        f"Type {instead}model.path=FOLDER_OR_HUB_ID of the same model stored in bfloat16 (of a preset: model=NAME without "
-        "_bnb_4bit)"
+        f"algo={algorithm} can't train the {stored} weights of model.path={cfg.model.path}: quantized weights take no "
+        f"gradient. Type {instead}model.path=FOLDER_OR_HUB_ID of the same model stored in bfloat16 (of a preset: model=NAME "
+        "without _bnb_4bit)"
     )

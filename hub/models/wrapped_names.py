@@ -1,4 +1,4 @@
-"""Names of weights that a wrapper has changed, and how to change them back: torch.compile, DDP, FSDP, PEFT, multimodal models."""
+"""Names of weights that a wrapper has changed (torch.compile, DDP, FSDP, PEFT, a model of images), and how to undo that."""
 
 import re
 from collections.abc import Collection, Iterator

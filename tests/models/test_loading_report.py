@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 from zoo.zoo import MULTIMODAL, TEXT, zoo_model
 
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError
+from hub.models.causality import look_ahead
+from hub.models.check_loaded import check_loaded
 from hub.models.load import check_weights, load_causal_lm
-from hub.testing import tiny_model, tiny_model_path
+from hub.testing import VOCAB, tiny_model, tiny_model_path
 
 Tensors = dict[str, torch.Tensor]
 NEEDS_IMAGES = {"mistral3", "qwen2_5_vl"}
 """Models that transformers has no causal language model for."""
+
+REFUSES_SHORT_TEXTS = {"dbrx"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def refusal(folder: Path) -> str:
     return str(before.value).removeprefix(f"model.path={folder}: its weights do not fit LlamaForCausalLM of config.json: ")
 
 
-def test_no_healthy_model_is_refused_or_renamed():
+def test_no_healthy_model_is_refused_or_renamed_and_none_sees_later_tokens():
     for name in [*TEXT, *MULTIMODAL]:
         if name not in NEEDS_IMAGES:
             folder = zoo_model(name)
@@ -64,7 +69,8 @@ def test_no_healthy_model_is_refused_or_renamed():
             assert [line.split(": ")[0] for line in lines] == (
                 ["Llama4ForCausalLM is the language model alone"] if name == "llama4" else []
             )
-            load(folder)
+            measured = look_ahead(load(folder), VOCAB, torch.device("cpu"), torch.float32)
+            assert measured is None if name in REFUSES_SHORT_TEXTS else measured < 1e-6, name
 
 
 def renamed(prefix: str, old: str = "") -> Callable[[Tensors], Tensors]:
@@ -162,3 +168,16 @@ def test_numbers_that_a_model_computes_itself_may_be_in_the_files(variant):
     folder = variant(lambda tensors: tensors | extra, num_nextn_predict_layers=1)
     assert check_weights(ModelConfig(path="x"), folder) == []
     load(folder)
+
+
+def test_whoever_loads_a_model_can_check_its_numbers(base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    assert check_loaded(adapted, base) == 21
+    model.model.layers[1].mlp.up_proj.weight.data.mul_(1.1)
+    with pytest.raises(
+        ModelError, match=r"1 of 21 tensors of the loaded model are not those of .*: model.layers.1.mlp.up_proj"
+    ):
+        check_loaded(adapted, base)
+    with pytest.raises(ModelError, match="none of the tensors"):
+        check_loaded(model, tiny_model_path("gpt2"))

@@ -48,15 +48,29 @@ def test_the_method_is_read_from_the_folder(base, tmp_path, quantization, stored
 @pytest.mark.parametrize(
     ("words", "quantization", "line"),
     [
-        ("algo=sft", {"load_in_4bit": True}, "algo=sft can't train the bnb-4bit weights of model.path={}: quantized weights take"),
+        (
+            "algo=sft",
+            {"load_in_4bit": True},
+            "algo=sft can't train the bnb-4bit weights of model.path={}: quantized weights take",
+        ),
         ("algo=osft", {"load_in_8bit": True}, "algo=osft can't train the bnb-8bit weights of model.path={}"),
-        ("algo=lora_sft", {"quant_method": "gptq"}, "model.path={} is stored as gptq, which can't be trained here. Type model."),
+        (
+            "algo=lora_sft",
+            {"quant_method": "gptq"},
+            "model.path={} is stored as gptq, which can't be trained here. Type model.",
+        ),
         ("algo=sft", {"quant_method": "fp8"}, "model.path={} is stored as fp8, which can't be trained here."),
         ("algo=qlora_sft", {"load_in_4bit": True}, "model.path={} is stored as bnb-4bit already."),
-        ("algo=lora_sft model.quantization=bnb-4bit", {}, "model.quantization=bnb-4bit, but the weights of model.path={} are not"),
+        (
+            "algo=lora_sft model.quantization=bnb-4bit",
+            {},
+            "model.quantization=bnb-4bit, but the weights of model.path={} are not",
+        ),
     ],
 )
-def test_a_folder_that_the_algorithm_can_not_train_is_refused_before_a_run_folder(base, tmp_path, hub, words, quantization, line):
+def test_a_folder_that_the_algorithm_can_not_train_is_refused_before_a_run_folder(
+    base, tmp_path, hub, words, quantization, line
+):
     folder = described(Path(shutil.copytree(base, tmp_path / "stored")), **quantization)
     said = hub(*words.split(), f"model.path={folder}", *RUN)
     (problem,) = said.problems
