@@ -203,6 +203,16 @@ def misfit_of(info: Mapping[str, Any], model: "PreTrainedModel", shapes: Mapping
     )
 
 
+def difference(stored: Shapes, ours: Shapes) -> Misfit:
+    """What does not fit between stored tensors and a model's own, by names and shapes alone."""
+    both = [name for name in stored if name in ours and stored[name] != tuple(ours[name])]
+    return Misfit(
+        tuple(sorted(ours.keys() - stored.keys())),
+        tuple(sorted(stored.keys() - ours.keys())),
+        tuple((name, stored[name], tuple(ours[name])) for name in sorted(both)),
+    )
+
+
 def advice(misfit: Misfit, model: "PreTrainedModel", stored: Collection[str]) -> str:
     """What to do about a misfit, as the end of a message.
 
