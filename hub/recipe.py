@@ -9,6 +9,7 @@
 Importing it imports torch, so an entry module must not.
 """
 
+from hub.models.check_loaded import check_loaded
 from hub.models.load import train_only, trainable_in_float32
 from hub.parallel.reparametrization import Reparametrization
 from hub.train.kernels.external import ExternalKernels
@@ -24,6 +25,7 @@ __all__ = [
     "Reparametrization",
     "Save",
     "Setup",
+    "check_loaded",
     "train_only",
     "trainable_in_float32",
 ]

@@ -58,6 +58,7 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("algo.use_dora=true algo.init=pissa", "algo.use_dora and algo.init=pissa can't be combined"),
         ("algo.backend=unslot", "algo.backend=unslot: lora_sft has no such backend. Allowed: auto, native, unsloth. Did"),
         ("algo=sft model=llama3_8b_bnb_4bit", "algo=sft can't train the bnb-4bit weights of"),
+        ("algo=osft model=llama3_8b_bnb_4bit", "algo=osft can't train the bnb-4bit weights of"),
         ("model=llama3_8b_bnb_4bit algo=qlora_sft", "model.path=unsloth/llama-3-8b-Instruct-bnb-4bit is stored as"),
         ("model.path=./nowhere", "model.path=./nowhere: there is no such folder"),
         ("model.path=~nobody_here/model", "model.path=~nobody_here/model: there is no such folder"),

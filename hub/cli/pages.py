@@ -13,7 +13,7 @@ from hub.config.option import leaves
 from hub.errors import did_you_mean
 from hub.plugins.known import EXAMPLES, INSTALL_ONE
 from hub.plugins.registry import data_format_names, registry
-from hub.run import Result
+from hub.run import Result, Run
 from hub.secrets import without_secrets
 
 
@@ -129,23 +129,32 @@ def result_lines(result: Result) -> list[str]:
     speed = f", {result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
     lines = [f"{result.status}: {result.num_steps} steps in {result.seconds:.0f} s, {loss}{speed}"]
     if result.model_path is not None:
+        code = ", trust_remote_code=True" if _ran_its_code(result) else ""
         adapter = (result.model_path / "adapter_config.json").is_file()
         lines.append(f"{'adapter' if adapter else 'model'}: {result.model_path}")
-        lines.append(f"load it: {_loader(result, adapter)}")
+        lines.append(f"load it: {_loader(result, adapter, code)}")
     return lines
 
 
-def _loader(result: Result, adapter: bool) -> str:
+def _loader(result: Result, adapter: bool, code: str) -> str:
     """The Python expression that loads what a run has made."""
     file, chosen = result.run_path / "plan.json", "AutoModelForCausalLM"
     if file.is_file():
         chosen = json.loads(file.read_text(encoding="utf-8")).get("auto_class", chosen)
     if not adapter:
-        return f"transformers.{chosen}.from_pretrained('{result.model_path}')"
+        return f"transformers.{chosen}.from_pretrained('{result.model_path}'{code})"
     if chosen == "AutoModelForCausalLM":
-        return f"peft.AutoPeftModelForCausalLM.from_pretrained('{result.model_path}')"
-    base = f"transformers.{chosen}.from_pretrained('{result.base_model_path}')"
+        return f"peft.AutoPeftModelForCausalLM.from_pretrained('{result.model_path}'{code})"
+    base = f"transformers.{chosen}.from_pretrained('{result.base_model_path}'{code})"
     return f"peft.PeftModel.from_pretrained({base}, '{result.model_path}')"
+
+
+def _ran_its_code(result: Result) -> bool:
+    """Whether the run had `model.trust_remote_code=true`, which whoever loads the model then needs too."""
+    from hub.compose import runfile
+
+    file = Run(result.run_path).config_file
+    return file.is_file() and runfile.read(file).model.trust_remote_code
 
 
 def _value(value: Any) -> str:

@@ -126,7 +126,7 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
                 and isinstance(after.value.value, str)
             ):
                 docs[statement.target.id] = " ".join(after.value.value.split())
-    return docs
+    return {item.name: docs[item.name] for item in fields(cls) if item.name in docs}
 
 
 def leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:

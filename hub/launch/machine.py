@@ -41,6 +41,8 @@ def missing_packages(cfg: RunConfig) -> Iterator[str]:
         yield (f"algo.optimizer={cfg.algo.optimizer} needs bitsandbytes. Type pip install bitsandbytes or algo.optimizer=adamw")
     if cfg.launch.strategy in ZERO and find_spec("deepspeed") is None:
         yield f"launch.strategy={cfg.launch.strategy} needs deepspeed. Type pip install deepspeed or launch.strategy=fsdp"
+    if (stored := cfg.model.quantization) and find_spec("bitsandbytes") is None:
+        yield f"model.path={cfg.model.path} is stored as {stored}, which needs bitsandbytes. Type pip install bitsandbytes"
     package = TRACKER_PACKAGES.get(cfg.track.tool)
     # find_spec also finds a folder of that name, as trackers leave behind, but without origin.
     if package and getattr(find_spec(package), "origin", None) is None:

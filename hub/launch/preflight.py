@@ -17,6 +17,8 @@ from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
 from hub.launch.machine import machine_problems, missing_packages
+from hub.models.encoders import refuse_encoders
+from hub.models.storage import storage_problems, with_storage
 from hub.models.tiny import FAMILIES, tiny_data_path
 from hub.plugins.registry import ResolvedRun, data_format_names, resolve
 from hub.system.gpus import has_no_gpu, num_visible_gpus
@@ -38,13 +40,19 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     Raises:
         HubError: of the option, backend or data that is wrong; a ConfigError with all lines if there are several.
     """
-    errors: list[HubError] = [ConfigError(line) for line in cfg.problems(data_formats=data_format_names())]
+    errors: list[HubError] = []
+    try:
+        cfg = _with_storage(cfg)
+    except HubError as error:
+        errors.append(error)
+    errors += [ConfigError(line) for line in cfg.problems(data_formats=data_format_names())]
     in_bounds = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
     resolved = None
     if type(cfg.algo) is not AlgoConfig:
         try:
             resolved = resolve(cfg, check_needs=cfg.launch.python is None)
             errors += [ConfigError(line) for line in resolved.backend.problems(cfg)] if all(in_bounds.values()) else []
+            errors += [ConfigError(line) for line in storage_problems(cfg, resolved.algorithm.name)]
             errors += [ConfigError(line) for line in _gpu_problem(resolved)] if here else []
             cfg = replace(cfg, algo=replace(cfg.algo, backend=resolved.backend.name))
         except PluginError as error:
@@ -84,6 +92,19 @@ def _gpu_problem(resolved: ResolvedRun) -> Iterator[str]:
     line = resolved.backend.needs_gpu(resolved.config)
     if line and has_no_gpu():
         yield line
+
+
+def _with_storage(cfg: RunConfig) -> RunConfig:
+    """With the quantization of the weights, if they are in a local folder. For the model hub see `set_up`.
+
+    Raises:
+        HubError: the quantization is not what was asked for, or the model is an encoder.
+    """
+    folder = Path(os.path.expanduser(cfg.model.path))
+    if not cfg.model.path or not os.path.isfile(folder / "config.json"):
+        return cfg
+    refuse_encoders(folder, f"model.path={cfg.model.path}")
+    return with_storage(cfg, folder)
 
 
 def _with_dtype(cfg: RunConfig) -> RunConfig:

@@ -18,6 +18,7 @@ from typing import Any
 from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
+from hub.plugins.offers import Backend
 from hub.plugins.registry import ResolvedRun, registry, resolve
 from hub.run import Failure, Outcome, Result, Run
 from hub.secrets import without_secrets
@@ -53,7 +54,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
 
     observe = registry().observe
     try:
-        outcome = _run_task(cfg, run, algorithm.name, backend.build)
+        outcome = _run_task(cfg, run, algorithm.name, backend)
     except BaseException as caught:
         stop_request.in_loop = True  # from here on a signal is only noted, so that result.json is written whole
         error = _cause(caught, run) or caught
@@ -111,15 +112,18 @@ def failure_of(rank: int, error: Exception) -> Failure:
     return Failure(rank=rank, message=message, exit_code=1, time=time.time(), traceback=text)
 
 
-def _run_task(cfg: RunConfig, run: Run, algorithm: str, build: str) -> Outcome:
+def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Outcome:
     """Prepare the setup, let the backend build its recipe, and run the task on it."""
-    build_recipe, task = _imported(build), cfg.chosen_task
+    build, task = backend.build, cfg.chosen_task
+    build_recipe = _imported(build)
     check_takes_setup(build_recipe, build)
 
     from hub.recipe import Recipe
     from hub.train.setup.setup import set_up
 
     setup = set_up(cfg, run, algorithm, registry().observe)
+    if problems := list(backend.problems(setup.cfg)):  # of a model from the model hub it is known only now how it is stored
+        raise ConfigError(problems)
     recipe = build_recipe(setup)
     if isinstance(recipe, Outcome) and task.takes_steps:
         return recipe  # the backend has a trainer of its own, which has done all

@@ -92,16 +92,29 @@ def _convert(file: Path, folder: Path, package: str) -> None:
     import transformers
     from safetensors import SafetensorError
 
+    from hub.models.loading_report import misfit_of
+
     # Otherwise releases that have this class may keep the weights in GGUF blocks, which can't be trained.
     unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     try:
         tokenizer = _read_tokenizer(file)
-        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, **unpack
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with their names
+            **unpack,
         )
     except Exception as error:
         # Whatever a GGUF reader raises means that the file can't be used.
         raise ModelError(f"{file.name} of {package} can't be read ({type(error).__name__}: {error})") from error
+    model: PreTrainedModel
+    model, info = loaded
+    if misfit := misfit_of(info, model, {}):
+        raise ModelError(
+            f"{file.name} of {package} does not fit {type(model).__name__}: {misfit.words()}. Take another release of either"
+        )
     if tokenizer.chat_template is None or tokenizer.eos_token is None:
         raise ModelError(f"{file.name} of {package} has no chat template or no end token, so it can't be trained on chats")
     model = model.bfloat16()

@@ -2,19 +2,22 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError, first_line
+from hub.models.loading_report import Fit, fit_of, fit_when_loaded, stored_tensors
 from hub.models.multimodal import auto_class
 from hub.models.safety import choose_kernels_ourselves
 from hub.models.structure import outside_text
+from hub.models.wrapped_names import candidates, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes seconds to import, which processes that only tokenize can do without
+    from transformers.core_model_loading import WeightTransform
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
@@ -44,6 +47,42 @@ def load_config(cfg: ModelConfig, path: Path) -> PretrainedConfig:
     return choose_kernels_ourselves(config)
 
 
+def check_weights(cfg: ModelConfig, path: Path) -> list[str]:
+    """Check that names and shapes in the headers of the weights fit the model of config.json. No weight is read.
+
+    Args:
+        cfg: for messages and `trust_remote_code`.
+        path: local folder.
+
+    Returns:
+        Lines for the user: which names are read without their wrapper, which parts are left out.
+
+    Raises:
+        ModelError: tensors are missing, have no place in the model, or have another shape.
+    """
+    fit = _fit(cfg, path)
+    if fit is None:
+        return []
+    if fit.refusal:
+        raise ModelError(f"model.path={cfg.path}: {fit.refusal}")
+    lines = []
+    if fit.renamed:
+        lines.append(
+            f"the names of the weights have a wrapper's {words_of(fit.renamed)}: they are read without it, and all fit. Other "
+            "tools may load random weights from this folder: write the plain names into it before you load an adapter onto it"
+        )
+    if fit.left_out:
+        parts = sorted({name.split(".")[0] for name in fit.left_out})
+        lines.append(f"{fit.name} is the language model alone: the weights of {', '.join(parts)} are not loaded")
+    return lines
+
+
+def renamed_weights(cfg: ModelConfig, path: Path) -> dict[str, str]:
+    """How to undo a wrapper's names in a folder of weights, as `key_mapping` of `from_pretrained`. Empty: there is none."""
+    fit = _fit(cfg, path) if any(candidates(stored_tensors(path))) else None
+    return fit.renamed if fit is not None else {}
+
+
 def load_causal_lm(
     cfg: ModelConfig,
     path: Path,
@@ -61,9 +100,10 @@ def load_causal_lm(
         quantization: how to quantize the weights. None: as they are stored.
 
     Raises:
-        ModelError: transformers can't load it.
+        ModelError: transformers can't load it, or the weights do not fit the model.
     """
     config = load_config(cfg, path)
+    renamed = renamed_weights(cfg, path)
     options: dict[str, object] = {}
     stored = getattr(config, "quantization_config", None) or {}
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
@@ -76,17 +116,28 @@ def load_causal_lm(
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
         options["attn_implementation"] = "eager"  # the other kernels ignore the soft cap
     try:
-        model: PreTrainedModel = auto_class(config).from_pretrained(
+        result: Any = auto_class(config).from_pretrained(
             path,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=cfg.trust_remote_code,
             device_map=device if isinstance(device, str) else {"": device},
+            key_mapping=renamed or None,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with their names
             **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise ModelError(_refusal(cfg, error)) from None
+    model: PreTrainedModel
+    model, info = result
+    if refusal := fit_when_loaded(config, path, model, info, renamed).refusal:
+        raise ModelError(f"model.path={cfg.path}: {refusal}")
+    if renamed:
+        # Otherwise `save_pretrained` would write the wrapper's names again.
+        rules: list[WeightTransform] = getattr(model, "_weight_conversions", None) or []
+        vars(model)["_weight_conversions"] = [rule for rule in rules if not _is_ours(rule, renamed)]
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # Otherwise bitsandbytes uses a kernel without backward pass after a pass in evaluation mode.
@@ -96,6 +147,17 @@ def load_causal_lm(
     model.config.use_cache = False
     model.train()
     return model
+
+
+def _fit(cfg: ModelConfig, path: Path) -> Fit | None:
+    config = load_config(cfg, path)
+    if cfg.trust_remote_code and getattr(config, "auto_map", None):
+        return None  # the model is built by code of its own, once
+    return fit_of(config, path)
+
+
+def _is_ours(rule: "WeightTransform", renamed: dict[str, str]) -> bool:
+    return any(pattern in renamed for pattern in rule._original_source_patterns)
 
 
 def trainable_in_float32(model: torch.nn.Module) -> None:

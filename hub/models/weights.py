@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError, first_line
+from hub.models.encoders import refuse_encoders
 from hub.models.gguf import from_gguf_package
 from hub.models.safety import check_files
 from hub.models.tiny import tiny_model_path
@@ -83,12 +84,14 @@ def check_folder(folder: Path, name: str = "") -> None:
         name: name of the model in messages. Empty: its path.
 
     Raises:
-        ModelError: config.json or weights are missing, weights are pickled or broken, or a file elsewhere is named or linked.
+        ModelError: it is an encoder, config.json or weights are missing, weights are pickled or broken, or a file elsewhere is
+            named or linked.
     """
     name = name or f"model.path={folder}"
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name}: no config.json, so transformers can load no model from it")
     check_files(folder, name)
+    refuse_encoders(folder, name)
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     shards = _shards(index, name) if index.is_file() else []
     if single.is_file():

@@ -13,6 +13,8 @@ import pytest
 
 import hub as package
 from hub.cli.main import VERBS
+from hub.cli.pages import result_lines
+from hub.compose import runfile
 
 TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
 LONG = (*TINY, "algo.max_steps=100000", "algo.num_epochs=100000")
@@ -226,3 +228,18 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
     process.communicate(timeout=30)
     wait_for(lambda: not processes_of(folder), 40)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+
+
+def test_the_line_that_loads_a_model_trusts_its_code_if_the_run_did(tmp_path):
+    for trusted in (False, True):
+        run = package.Run.create(tmp_path, f"run-{trusted}")
+        cfg = package.compose(*TINY, f"model.trust_remote_code={str(trusted).lower()}")
+        run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
+        run.model_path.mkdir()
+        result = package.Result(
+            status="completed", algo="lora_sft", backend="native", model="x", run_path=run.path, model_path=run.model_path
+        )
+        code = ", trust_remote_code=True" if trusted else ""
+        assert (
+            result_lines(result)[-1] == f"load it: transformers.AutoModelForCausalLM.from_pretrained('{run.model_path}'{code})"
+        )

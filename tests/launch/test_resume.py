@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from hub import ConfigError, compose
+from hub.errors import ModelError
 from hub.launch.launcher import launch
 from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
@@ -163,3 +164,11 @@ def test_options_beside_a_resume_without_algorithm_are_not_dropped_in_silence(tm
     with pytest.raises(ConfigError, match=r"data\.max_seq_len, track\.project can't be set"):
         launch(compose(f"resume={stopped}", "data.max_seq_len=64", "track.project=other", f"output_dir={tmp_path}"))
     assert launch(compose(f"resume={stopped}", "launch.mode=inline")).num_steps == NUM_STEPS
+
+
+def test_a_checkpoint_of_other_weights_is_refused_by_their_names(tmp_path, stopped):
+    with pytest.raises(ModelError) as caught:
+        inline(tmp_path, "resume=latest", "algo.lora_r=4", "algo.target_modules=[q_proj]", "resume_with_changes=true")
+    assert "24 tensors in the files have no place in it (base_model.model.model.layers.0" in str(caught.value)
+    shapes = "q_proj.lora_A.default.weight: [16, 64] in the files, [4, 64] in the model"
+    assert shapes in str(caught.value)

@@ -23,6 +23,7 @@ from typing import Any, TypedDict
 import torch
 
 from hub.errors import ModelError
+from hub.models.loading_report import difference
 from hub.parallel.session import Session
 from hub.parallel.sharded_tensors import StoredTensors
 from hub.train.checkpoints.rng import restore_random_state
@@ -100,10 +101,10 @@ def load_checkpoint(
     state = read_state(checkpoint)
     stored = StoredTensors(checkpoint, "trainable")
     expected = {name: session.strategy.shape(p) for name, p in model.named_parameters() if p.requires_grad}
-    if expected != stored.shapes:
-        missing = sorted(set(expected) ^ set(stored.shapes))
-        different = missing or [name for name in expected if expected[name] != stored.shapes[name]]
-        raise ModelError(f"{checkpoint} is of another model: {', '.join(different[:3])} differ")
+    if misfit := difference(stored.shapes, expected):
+        raise ModelError(
+            f"{checkpoint} is of another model: {misfit.words()}. Type the options that the run began with, or start a new run"
+        )
     numbers = json.loads((checkpoint / "optimizer.json").read_text(encoding="utf-8"))
     session.strategy.load(model, optimizer, stored, StoredTensors(checkpoint, "optimizer"), numbers)
     file = checkpoint / f"random-rank{session.group.rank}.safetensors"

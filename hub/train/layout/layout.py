@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hub.data.samples.sample import Sample
+from hub.models.causality import check_causal
 from hub.models.four_bit import is_4bit
 from hub.models.patches import ModelPatches, patches_of
 from hub.models.structure import layers_of, max_positions, text_config
@@ -95,8 +96,12 @@ def choose_layout(
 
     Returns:
         The layout; and what to do in training if memory runs out: more activation checkpointing, then half the tokens.
+
+    Raises:
+        ModelError: the model sees later tokens.
     """
     run = setup.run
+    check_causal(model, text_config(model).vocab_size, setup.session.device, setup.session.compute_dtype)
     patches, layers = patches_of(model), layers_of(model)
     config = text_config(model)
     # Of a stream nobody knows the longest sample.

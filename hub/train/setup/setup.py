@@ -13,9 +13,10 @@ from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import ConfigError
-from hub.models.load import load_causal_lm, load_config, num_parameters
+from hub.models.load import check_weights, load_causal_lm, load_config, num_parameters
 from hub.models.safety import ignored_settings
 from hub.models.save import save_whole_model
+from hub.models.storage import storage_problems, with_storage
 from hub.models.structure import max_positions
 from hub.models.weights import local_weights
 from hub.parallel.choose import choose_strategy
@@ -81,11 +82,10 @@ class Setup:
         weights_bytes = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
         trained_fraction = 0.0 if frozen else 1.0
         strategy, why = choose_strategy(launch, session.group, weights_bytes, trained_fraction, session.compute_dtype)
-        if getattr(quantization, "load_in_8bit", False) and strategy.name == "fsdp":
-            raise ConfigError(
-                "launch.strategy=fsdp can't shard 8-bit weights. Type algo.load_in_4bit=true algo.load_in_8bit=false, "
-                "or launch.strategy=ddp"
-            )
+        is_8bit = getattr(quantization, "load_in_8bit", False) or self.cfg.model.quantization == "bnb-8bit"
+        if is_8bit and strategy.name == "fsdp":
+            instead = "algo.load_in_4bit=true algo.load_in_8bit=false, or " if quantization is not None else ""
+            raise ConfigError(f"launch.strategy=fsdp can't shard 8-bit weights. Type {instead}launch.strategy=ddp")
         if whole and strategy.shards_weights:
             raise ConfigError(f"{whole} needs all weights on each process ({why}). Leave it out, or type launch.strategy=ddp")
         if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARDS:
@@ -117,6 +117,7 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda h
         check_gpu()
     session = start_session(cfg, run)
     path = find_weights(cfg.model, run, session)
+    cfg = _checked_on_weights(cfg, path, run, session, algorithm)
     tokenizer = load_tokenizer(cfg, path)
     positions = max_positions(load_config(cfg.model, path))
     if session.group.world > 1:
@@ -129,6 +130,26 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda h
         run.say(line)
     source = make_sample_source(cfg, data, session.group, path)
     return Setup(cfg, run, session, path, tokenizer, data, source, algorithm, observe)
+
+
+def _checked_on_weights(cfg: RunConfig, path: Path, run: Run, session: Session, algorithm: str) -> RunConfig:
+    """Check the options and the model against the folder of the weights, which may have been downloaded just now.
+
+    Returns:
+        The config with the quantization that the folder has.
+
+    Raises:
+        ConfigError: the options do not fit how the weights are stored.
+        ModelError: the weights do not fit the model of config.json.
+    """
+    cfg = with_storage(cfg, path)
+    if problems := [*storage_problems(cfg, algorithm), *cfg.algo.problems(cfg)]:
+        raise ConfigError(dict.fromkeys(problems))
+    if session.group.local_rank == 0:
+        for line in check_weights(cfg.model, path):
+            run.say(line)
+    barrier()
+    return cfg
 
 
 def find_weights(cfg: ModelConfig, run: Run, session: Session) -> Path:

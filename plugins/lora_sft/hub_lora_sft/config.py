@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hub import AlgoConfig, RunConfig, option
 from hub.config.option import AUTO
-from hub.config.schema import fp8_problems
+from hub.config.schema import QUANTIZATIONS, fp8_problems
 
 BIASES: Mapping[str, Literal["none", "all", "lora_only"]] = {"none": "none", "all": "all", "lora_only": "lora_only"}
 TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
@@ -17,6 +17,8 @@ INITS = ("default", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq", "or
 @dataclass(kw_only=True)
 class LoraSftConfig(AlgoConfig):
     """LoRA (arXiv 2106.09685): W + (alpha / r) B A, where only A (r x in) and B (out x r) are trained."""
+
+    quantized_bases: ClassVar[tuple[str, ...]] = QUANTIZATIONS
 
     learning_rate: float = option(2e-4, gt=0)
     """Peak learning rate. Adapters start at zero and need at least ten times the learning rate of full fine-tuning."""

@@ -114,11 +114,6 @@ class OsftConfig(AlgoConfig):
 
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
-        if cfg.model.quantization:
-            yield (
-                f"algo=osft can't train the {cfg.model.quantization} weights of model.path={cfg.model.path}: quantized weights "
-                "can't hold small updates, and have no exact spectrum. Type algo=lora_sft, or a model preset without _bnb_4bit"
-            )
         if cfg.launch.strategy == "split":
             yield "launch.strategy=split: osft needs all layers of a process on one GPU. Type launch.strategy=fsdp or ddp"
         yield from self._target_problems()

@@ -51,7 +51,6 @@ def test_more_is_free_where_data_says_what_must_stay():
         ([*ACTIVATIONS, "algo.constraint=corner"], "algo.constraint=corner is for algo.subspace=weights."),
         ([*ACTIVATIONS, "algo.parametrization=factored"], "algo.parametrization=factored trains singular factors of"),
         (["algo.parametrization=factored", "launch.strategy=fsdp"], "algo.parametrization=factored needs a full copy"),
-        (["model=llama3_8b_bnb_4bit"], "algo=osft can't train the bnb-4bit weights"),
         ([*ADAPTIVE, "algo.unfreeze_rank_ratio=0.5"], "algo.rank_policy=adaptive chooses"),
         ([*ADAPTIVE, "algo.min_keep=0.9"], "algo.min_keep=0.9 is above"),
     ],

@@ -31,11 +31,6 @@ class SftConfig(AlgoConfig):
 
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
-        if cfg.model.quantization:
-            yield (
-                f"algo=sft can't train the {cfg.model.quantization} weights of model.path={cfg.model.path}: quantized weights "
-                "have no gradient. Type algo=lora_sft, or a model preset without _bnb_4bit"
-            )
         if self.precision == "fp8":
             yield from fp8_problems(cfg, {}, ("split",))
         if self.master_weights:

@@ -10,12 +10,6 @@ def test_defaults_are_those_of_whole_models():
     assert (algo.learning_rate, algo.num_epochs, algo.effective_batch_size) == (5e-6, 2.0, "auto")
 
 
-def test_quantized_weights_are_refused():
-    cfg = compose("algo=sft", "model=llama3_8b_bnb_4bit", "data=tiny")
-    assert [line.split(" of ")[0] for line in cfg.problems()] == ["algo=sft can't train the bnb-4bit weights"]
-    assert compose("algo=sft", "model=llama3_8b", "data=tiny").problems() == []
-
-
 @pytest.mark.parametrize("value", [0, -1, "many"])
 def test_the_batch_is_a_number_or_auto(value):
     cfg = compose("algo=sft", "model=tiny", "data=tiny", values={"algo": {"effective_batch_size": value}})

@@ -13,7 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hub import ConfigError, ModelError, Run
 from hub.errors import first_line
-from hub.models.load import load_config, trainable_in_float32
+from hub.models.check_loaded import check_loaded
+from hub.models.load import load_config, renamed_weights, trainable_in_float32
 from hub.models.structure import expert_tensors, linear_layers
 from hub.train.setup.setup import Setup
 from hub_unsloth.first import FastLanguageModel, quiet
@@ -30,10 +31,12 @@ def load(setup: Setup, checkpointing: str | bool) -> PreTrainedModel:
         checkpointing: `unsloth` or False.
 
     Raises:
-        ModelError: Unsloth can't load the model, or the model has experts.
+        ModelError: Unsloth can't load the model or loads other weights, or the model has experts.
     """
     cfg, algo = setup.cfg, setup.cfg.algo
     assert isinstance(algo, LoraSftConfig)
+    if renamed_weights(cfg.model, setup.base_path):
+        raise ModelError(f"model.path={cfg.model.path}: Unsloth reads weights under plain names only. Type algo.backend=native")
     config = load_config(cfg.model, setup.base_path).get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     with TemporaryDirectory() as folder:
@@ -46,7 +49,7 @@ def load(setup: Setup, checkpointing: str | bool) -> PreTrainedModel:
                 max_seq_length=positions or max(setup.data.longest, 2048),
                 dtype=setup.session.compute_dtype,
                 load_in_4bit=algo.load_in_4bit or cfg.model.quantization == "bnb-4bit",
-                load_in_8bit=algo.load_in_8bit,
+                load_in_8bit=algo.load_in_8bit or cfg.model.quantization == "bnb-8bit",
                 device_map={"": str(setup.session.device)},
                 use_gradient_checkpointing=checkpointing,
                 trust_remote_code=cfg.model.trust_remote_code,
@@ -56,6 +59,10 @@ def load(setup: Setup, checkpointing: str | bool) -> PreTrainedModel:
                 fix_tokenizer=False,
                 offload_embedding=False,
             )
+    try:
+        check_loaded(model, setup.base_path)
+    except ModelError as error:
+        raise ModelError(f"model.path={cfg.model.path}: Unsloth: {error}. Type algo.backend=native") from None
     if expert_tensors(model):
         raise ModelError(
             f"model.path={cfg.model.path}: Unsloth adds adapters to the experts, which the hub does not support. "

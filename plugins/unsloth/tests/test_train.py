@@ -33,6 +33,8 @@ class FastLanguageModel:
         with open(os.environ["RECORD"], "w") as file:
             json.dump({"early": EARLY, "options": options, **PLACE}, file)
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map)
+        if os.environ.get("FAULT") == "random":
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
         if os.environ.get("FAULT") == "mean":
             model.loss_function = lambda logits, labels, vocab_size, **others: logits.float().mean()
         return model, tokens
@@ -110,6 +112,7 @@ def test_the_hubs_loop_trains_what_unsloth_loads(train, tmp_path):
     ("options", "fault", "line"),
     [
         ([], "mean", "hub: Unsloth's loss of this model is not the sum over its tokens"),
+        ([], "random", "hub: model.path=tiny:llama: Unsloth: 16 of 21 tensors of the loaded model are not those of"),
         ([], "targets", "hub: algo.target_modules: Unsloth adapts 12 layers instead of 14"),
         (["model.path=tiny:mixtral"], "", "hub: model.path=tiny:mixtral: Unsloth adds adapters to the experts"),
     ],

@@ -26,8 +26,3 @@ class BitFitConfig(AlgoConfig):
                 f"algo.weight_decay={self.weight_decay:g} has no effect: biases and norms are never decayed, and "
                 "BitFit trains nothing else. Leave it out"
             )
-        if cfg.model.quantization:
-            yield (
-                f"algo=bitfit writes a whole model, which the {cfg.model.quantization} weights of "
-                f"model.path={cfg.model.path} do not allow. Type a model preset without _bnb_4bit"
-            )
