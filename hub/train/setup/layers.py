@@ -21,8 +21,8 @@ from hub.models.structure import input_embeddings
 from hub.train.batch.collate import pad
 from hub.train.losses.causal_lm import model_inputs
 
-NUM_TOKENS = 16
-"""Length of the text that is tried. Every context is longer."""
+NUM_TOKENS = 8
+"""Length of the text that is tried. Short, since weights that will be sharded are still on the CPU."""
 
 READ = "the model reads the weight without calling the layer"
 SHARED = "several layers share the weight"

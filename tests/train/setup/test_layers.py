@@ -90,11 +90,11 @@ def test_the_model_and_the_random_numbers_stay_as_they_are():
 def test_a_model_that_can_not_run_is_one_line_and_one_that_waits_for_its_gpu_is_not_judged():
     model = llama()
     model.model.layers[0].mlp.act_fn = nn.Linear(3, 3)
-    with pytest.raises(ModelError, match=r"it fails in a pass over 16 tokens\. \(RuntimeError: mat1 and mat2"):
+    with pytest.raises(ModelError, match=r"it fails in a pass over 8 tokens\. \(RuntimeError: mat1 and mat2"):
         found(model)
     lines: list[str] = []
     assert found(model, torch.device("cuda"), lines) == {}
-    assert "is not tried: a pass over 16 tokens on the CPU fails (mat1 and mat2" in lines[0]
+    assert "is not tried: a pass over 8 tokens on the CPU fails (mat1 and mat2" in lines[0]
 
 
 @pytest.mark.parametrize(
