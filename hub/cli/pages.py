@@ -128,11 +128,13 @@ def result_lines(result: Result) -> list[str]:
     speed = f", {result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
     lines = [f"{result.status}: {result.num_steps} steps in {result.seconds:.0f} s, {loss}{speed}"]
     if result.model_path is not None:
-        code = ", trust_remote_code=True" if _ran_its_code(result) else ""
+        options = ", trust_remote_code=True" if _ran_its_code(result) else ""
         adapter = (result.model_path / "adapter_config.json").is_file()
         lines.append(f"{'adapter' if adapter else 'model'}: {result.model_path}")
+        if adapter and (renamed := Run(result.run_path).plan().get("weights_renamed")):
+            options += f", key_mapping={renamed}"
         loader = "peft.AutoPeftModelForCausalLM" if adapter else "transformers.AutoModelForCausalLM"
-        lines.append(f"load it: {loader}.from_pretrained('{result.model_path}'{code})")
+        lines.append(f"load it: {loader}.from_pretrained('{result.model_path}'{options})")
     return lines
 
 
