@@ -18,6 +18,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from hub.config.schema import QUANTIZATIONS
+from hub.models.storage import stored_as
 from hub.models.wrapped_names import INNER, WRAPPERS, candidates
 
 if TYPE_CHECKING:
@@ -127,11 +129,13 @@ def fit_of(config: PretrainedConfig, folder: Path) -> Fit | None:
         folder: with safetensors files.
 
     Returns:
-        How they fit. None if transformers can't build or load the model without its data: loading it says why.
+        How they fit. None if that shows only when the data is loaded: of a quantization other than bitsandbytes', or if
+        transformers can't build the model otherwise.
     """
     tensors = stored_tensors(folder)
-    is_quantized = getattr(config, "quantization_config", None) is not None
-    if is_quantized:
+    if is_quantized := getattr(config, "quantization_config", None) is not None:
+        if stored_as(folder) not in QUANTIZATIONS:
+            return None  # other methods have other names for a weight's parts
         tensors = {name: tensor for name, tensor in tensors.items() if not _STATE_OF_QUANTIZED.search(name)}
 
     def loaded(mapping: dict[str, str]) -> Misfit:
@@ -164,7 +168,7 @@ def fit_when_loaded(
         renamed: the `key_mapping` that it was loaded with.
     """
     tensors = stored_tensors(folder)
-    misfit = misfit_of(info, model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    misfit = misfit_of(info, model, _shapes(tensors, renamed))
     misfit, left_out = _without_other_parts(misfit, config, model, tensors)
     return Fit(type(model).__name__, misfit, advice(misfit, model, tensors), renamed, left_out)
 
@@ -253,7 +257,18 @@ def _load(model: "PreTrainedModel", tensors: dict[str, torch.Tensor], renamed: d
             ignore_mismatched_sizes=True,
         )
     loaded, info = result
-    return misfit_of(info, loaded, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return misfit_of(info, loaded, _shapes(tensors, renamed))
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor], renamed: Mapping[str, str]) -> Shapes:
+    """Shapes by the names that the model has them under."""
+
+    def plain(name: str) -> str:
+        for pattern, other in renamed.items():
+            name = re.sub(pattern, other, name)
+        return name
+
+    return {plain(name): tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _without_other_parts(
