@@ -1,6 +1,5 @@
 """Pages of the command line: overview, help, options with their sources, plugins, the result of a run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -129,23 +128,23 @@ def result_lines(result: Result) -> list[str]:
     speed = f", {result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
     lines = [f"{result.status}: {result.num_steps} steps in {result.seconds:.0f} s, {loss}{speed}"]
     if result.model_path is not None:
-        code = ", trust_remote_code=True" if _ran_its_code(result) else ""
+        options = ", trust_remote_code=True" if _ran_its_code(result) else ""
         adapter = (result.model_path / "adapter_config.json").is_file()
         lines.append(f"{'adapter' if adapter else 'model'}: {result.model_path}")
-        lines.append(f"load it: {_loader(result, adapter, code)}")
+        if adapter and (renamed := Run(result.run_path).plan().get("weights_renamed")):
+            options += f", key_mapping={renamed}"
+        lines.append(f"load it: {_loader(result, adapter, options)}")
     return lines
 
 
-def _loader(result: Result, adapter: bool, code: str) -> str:
+def _loader(result: Result, adapter: bool, options: str) -> str:
     """The Python expression that loads what a run has made."""
-    file, chosen = result.run_path / "plan.json", "AutoModelForCausalLM"
-    if file.is_file():
-        chosen = json.loads(file.read_text(encoding="utf-8")).get("auto_class", chosen)
+    chosen = Run(result.run_path).plan().get("auto_class", "AutoModelForCausalLM")
     if not adapter:
-        return f"transformers.{chosen}.from_pretrained('{result.model_path}'{code})"
+        return f"transformers.{chosen}.from_pretrained('{result.model_path}'{options})"
     if chosen == "AutoModelForCausalLM":
-        return f"peft.AutoPeftModelForCausalLM.from_pretrained('{result.model_path}'{code})"
-    base = f"transformers.{chosen}.from_pretrained('{result.base_model_path}'{code})"
+        return f"peft.AutoPeftModelForCausalLM.from_pretrained('{result.model_path}'{options})"
+    base = f"transformers.{chosen}.from_pretrained('{result.base_model_path}'{options})"
     return f"peft.PeftModel.from_pretrained({base}, '{result.model_path}')"
 
 

@@ -68,8 +68,8 @@ def check_weights(cfg: ModelConfig, path: Path) -> list[str]:
     lines = []
     if fit.renamed:
         lines.append(
-            f"the names of the weights have a wrapper's {words_of(fit.renamed)}: they are read without it, and all fit. Other "
-            "tools may load random weights from this folder: write the plain names into it before you load an adapter onto it"
+            f"the names of the weights have a wrapper's {words_of(fit.renamed)}: they are read without it, and all fit. "
+            f"transformers and peft load random weights from this folder unless they get key_mapping={fit.renamed}"
         )
     if fit.left_out:
         parts = sorted({name.split(".")[0] for name in fit.left_out})
@@ -195,6 +195,11 @@ def num_parameters(cfg: ModelConfig, path: Path) -> int:
 
 def _refusal(cfg: ModelConfig, error: Exception, what: str = "") -> str:
     line = what + first_line(error)
+    if "automatic conversion" in str(error):
+        line = (
+            "its tensors can't be converted to those of the model, such as experts of different shapes. Copy or download the "
+            "model again, so that config.json and the weights are of one model"
+        )
     if "trust_remote_code" in str(error):
         line = (
             "it needs Python code of its own, which is not run. Type model.trust_remote_code=true only if you trust that code"

@@ -18,8 +18,9 @@ from safetensors import safe_open
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from hub.errors import first_line
+from hub.config.schema import QUANTIZATIONS
 from hub.models.multimodal import auto_class
+from hub.models.storage import stored_as
 from hub.models.wrapped_names import INNER, WRAPPERS, candidates
 
 if TYPE_CHECKING:
@@ -55,11 +56,8 @@ class Misfit:
     reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     """Name, shape in the files, shape in the model."""
 
-    broken: str = ""
-    """Why the tensors can't be converted to the model's."""
-
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.reshaped or self.broken)
+        return bool(self.missing or self.unexpected or self.reshaped)
 
     def words(self, of_missing: str = "") -> str:
         """What does not fit, with a few names of each kind. `of_missing` follows the missing ones."""
@@ -75,8 +73,6 @@ class Misfit:
         if self.reshaped:
             shapes = [f"{name}: {list(stored)} in the files, {list(ours)} in the model" for name, stored, ours in self.reshaped]
             parts.append(f"{_tensors(self.reshaped)} {_have(self.reshaped)} another shape ({_some(shapes, '; ')})")
-        if self.broken:
-            parts.append(self.broken)
         return "; ".join(parts)
 
 
@@ -134,24 +130,29 @@ def fit_of(config: PretrainedConfig, folder: Path) -> Fit | None:
         folder: with safetensors files.
 
     Returns:
-        How they fit. None if transformers can't build the model without its data: loading it says why.
+        How they fit. None if that shows only when the data is loaded: of a quantization other than bitsandbytes', or if
+        transformers can't build the model otherwise.
     """
     tensors = stored_tensors(folder)
     if is_quantized := getattr(config, "quantization_config", None) is not None:
+        if stored_as(folder) not in QUANTIZATIONS:
+            return None  # other methods have other names for a weight's parts
         tensors = {name: tensor for name, tensor in tensors.items() if not _STATE_OF_QUANTIZED.search(name)}
+
+    def loaded(mapping: dict[str, str]) -> Misfit:
+        misfit = _load(model, tensors, mapping)
+        return replace(misfit, reshaped=()) if is_quantized else misfit  # packed weights have another shape
+
     try:
         model = _without_data(auto_class(config), config)
-    except Exception:  # whatever keeps it from being built is said when it is loaded
-        return None
-    misfit, left_out = _without_other_parts(_load(model, tensors, {}), config, model, tensors)
-    renamed: dict[str, str] = {}
-    if misfit:
-        for mapping in candidates(tensors):
-            if not (again := _load(model, tensors, mapping)):
-                misfit, renamed = again, mapping
+        misfit, left_out = _without_other_parts(loaded({}), config, model, tensors)
+        renamed: dict[str, str] = {}
+        for mapping in candidates(tensors) if misfit else ():
+            if not loaded(mapping):
+                misfit, renamed = Misfit(), mapping
                 break
-    if is_quantized:
-        misfit = replace(misfit, reshaped=())  # packed weights have another shape
+    except Exception:  # whatever it is, loading the model with its data is checked, too
+        return None
     return Fit(type(model).__name__, misfit, advice(misfit, model, tensors), renamed, left_out)
 
 
@@ -168,7 +169,7 @@ def fit_when_loaded(
         renamed: the `key_mapping` that it was loaded with.
     """
     tensors = stored_tensors(folder)
-    misfit = misfit_of(info, model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    misfit = misfit_of(info, model, _shapes(tensors, renamed))
     misfit, left_out = _without_other_parts(misfit, config, model, tensors)
     return Fit(type(model).__name__, misfit, advice(misfit, model, tensors), renamed, left_out)
 
@@ -246,21 +247,29 @@ def advice(misfit: Misfit, model: "PreTrainedModel", stored: Collection[str]) ->
 
 def _load(model: "PreTrainedModel", tensors: dict[str, torch.Tensor], renamed: dict[str, str]) -> Misfit:
     """Load tensors without data into a new model of the same class, and return what does not fit."""
-    try:
-        with _quiet():
-            result: Any = type(model).from_pretrained(
-                None,
-                config=_plain(model.config),
-                state_dict=dict(tensors),
-                key_mapping=renamed or None,
-                device_map={"": "meta"},
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except RuntimeError as error:
-        return Misfit(broken=f"the tensors can't be converted to the model's ({first_line(error)})")
+    with _quiet():
+        result: Any = type(model).from_pretrained(
+            None,
+            config=_plain(model.config),
+            state_dict=dict(tensors),
+            key_mapping=renamed or None,
+            device_map={"": "meta"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     loaded, info = result
-    return misfit_of(info, loaded, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return misfit_of(info, loaded, _shapes(tensors, renamed))
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor], renamed: Mapping[str, str]) -> Shapes:
+    """Shapes by the names that the model has them under."""
+
+    def plain(name: str) -> str:
+        for pattern, other in renamed.items():
+            name = re.sub(pattern, other, name)
+        return name
+
+    return {plain(name): tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _without_other_parts(

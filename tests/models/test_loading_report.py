@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -181,3 +182,16 @@ def test_whoever_loads_a_model_can_check_its_numbers(base, tmp_path):
         check_loaded(adapted, base)
     with pytest.raises(ModelError, match="none of the tensors"):
         check_loaded(model, tiny_model_path("gpt2"))
+
+
+def test_an_adapter_of_a_wrapped_base_is_loaded_by_the_line_that_is_printed(variant, base, tmp_path, hub):
+    folder = variant(renamed("_orig_mod."))
+    options = ("data=tiny", "algo.max_steps=2", "model.dtype=float32", "launch.mode=inline")
+    outputs = []
+    for path in (folder, base):
+        said = hub("algo=lora_sft", f"model.path={path}", *options, f"run_name={path.name}")
+        assert said.code == 0, said.err
+        call = said.out.splitlines()[-1].removeprefix("load it: ")
+        assert ("key_mapping" in call) == (path == folder)
+        outputs.append(eval(call, {"peft": peft}).eval()(input_ids=torch.arange(5, 40)[None]).logits)
+    assert torch.equal(*outputs)

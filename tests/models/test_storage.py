@@ -105,3 +105,32 @@ def test_adapters_train_on_4_and_8_bits(base, tmp_path, hub):
         said = hub("algo=lora_sft", f"model.path={folder}", "model.dtype=float32", *RUN[:-1], f"run_name=r{bits}")
         assert said.code == 0, said.err
         assert f"quantization: bnb-{bits}bit" in (tmp_path / "runs" / f"r{bits}" / "run.yaml").read_text()
+
+
+def test_weights_in_mxfp4_are_dequantized_and_none_may_be_missing(tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from hub.config.schema import ModelConfig
+    from hub.errors import ModelError
+    from hub.models.load import check_weights, load_causal_lm
+
+    folder, tensors = tiny_model(tmp_path / "model", "gpt_oss"), {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        tensors[name] = weight
+        if "experts" in name and not name.endswith("bias"):
+            experts, inputs, outputs = tensors.pop(name).shape
+            tensors[f"{name}_blocks"] = torch.full((experts, outputs, inputs // 32, 16), 0x22, dtype=torch.uint8)
+            tensors[f"{name}_scales"] = torch.full((experts, outputs, inputs // 32), 127, dtype=torch.uint8)
+    described(folder, quant_method="mxfp4", modules_to_not_convert=["lm_head", "model.layers.*.self_attn"])
+    cfg = ModelConfig(path=str(folder))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert check_weights(cfg, folder) == []
+    # 0x22 is two codes 2, the number 1.0; the scale 127 is 2**0 (OCP Microscaling Formats 1.0).
+    experts = load_causal_lm(cfg, folder, "cpu", torch.bfloat16).model.layers[1].mlp.experts
+    assert torch.equal(experts.down_proj, torch.ones_like(experts.down_proj))
+    for part in ("blocks", "scales"):
+        del tensors[f"model.layers.1.mlp.experts.down_proj_{part}"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 tensor of the model is missing \(model.layers.1.mlp.experts.down_proj\)"):
+        load_causal_lm(cfg, folder, "cpu", torch.bfloat16)

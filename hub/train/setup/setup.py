@@ -13,7 +13,7 @@ from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import ConfigError
-from hub.models.load import check_weights, load_causal_lm, load_config, num_parameters
+from hub.models.load import check_weights, load_causal_lm, load_config, num_parameters, renamed_weights
 from hub.models.safety import ignored_settings
 from hub.models.save import save_whole_model
 from hub.models.storage import storage_problems, with_storage
@@ -148,6 +148,8 @@ def _checked_on_weights(cfg: RunConfig, path: Path, run: Run, session: Session, 
     if session.group.local_rank == 0:
         for line in check_weights(cfg.model, path):
             run.say(line)
+        if renamed := renamed_weights(cfg.model, path):
+            run.write_plan(weights_renamed=renamed)
     barrier()
     return cfg
 
