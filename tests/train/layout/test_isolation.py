@@ -1,6 +1,7 @@
 """Packing is used if a measurement on the model shows that no sample's log-probabilities change by it."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,8 +143,17 @@ def test_in_half_precision_the_row_is_its_own_yardstick(behind, coupling, apart,
 
 def test_a_leak_must_show_in_each_order_of_the_samples(monkeypatch):
     trial = Trial(load(tiny_model_path("llama")), 512, CPU, torch.float32)
-    found = [Leak(0.3, 1e-4), Leak(0.2, 1e-4), Leak(1e-6, 1e-4)]
-    monkeypatch.setattr(trial, "_leak", found.__getitem__)
+    found = [Effects(behind, 0.0, 0.0, 0.0, 0, 0) for behind in (0.3, 0.2, 1e-6)]
+    monkeypatch.setattr(trial, "_effects", found.__getitem__)
     assert trial.can_pack()[0]
-    found[2] = Leak(0.1, 1e-4)
-    assert trial.leak() == found[2]
+    found[2] = replace(found[2], behind=0.1)
+    assert trial.leak() == Leak(0.1, 1e-4)
+
+
+def test_experts_that_couple_samples_in_one_order_do_so_in_all(monkeypatch):
+    trial = Trial(load(tiny_model_path("llama")), 512, CPU, torch.bfloat16)
+    found = [Effects(0.004, 0.0, 0.0, 0.0, 0, 0), Effects(0.3, 0.002, 0.3, 0.0, 0, 0), Effects(0.3, 0.0, 0.3, 0.0, 0, 0)]
+    monkeypatch.setattr(trial, "_effects", found.__getitem__)
+    assert trial.leak() == Leak(0.004, 0.02)
+    found[1] = replace(found[1], coupling=0.0)
+    assert not trial.can_pack()[0]
