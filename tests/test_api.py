@@ -120,7 +120,8 @@ def test_the_model_of_the_last_run_is_meant_where_latest_stands(tmp_path):
     assert Path("runs/latest").resolve() == second.run_path
 
 
-def test_ctrl_c_in_a_notebook_ends_the_run_and_gives_the_handler_back():
+@pytest.mark.parametrize("mode", ["process", "inline"])
+def test_ctrl_c_in_a_notebook_ends_the_run_and_gives_the_handler_back(mode):
     def interrupt():
         while not list(Path().glob("runs/*/metrics.jsonl")):
             time.sleep(0.05)
@@ -129,7 +130,7 @@ def test_ctrl_c_in_a_notebook_ends_the_run_and_gives_the_handler_back():
     before = signal.getsignal(signal.SIGINT)
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(hub.Interrupted, match="stopped by SIGINT after step") as caught:
-        hub.sft(model="tiny", data="tiny", num_epochs=100000)
+        hub.sft(model="tiny", data="tiny", num_epochs=100000, mode=mode)
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is before
     result = hub.Result.read(Path("runs/latest/result.json").resolve())

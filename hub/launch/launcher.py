@@ -22,7 +22,7 @@ from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
 from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
-from hub.system.signals import STOP_SIGNALS, signals_blocked
+from hub.system.signals import STOP_SIGNALS, signals_blocked, stop_request
 
 _trains_here = threading.RLock()
 """Held by the thread whose run trains in this process: torch has one random generator and one process group for all threads."""
@@ -49,13 +49,15 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     if workers is None:
         from hub.launch.worker import work
 
-        with _one_at_a_time():
+        with _one_at_a_time(), stop_request.handled_here():
             return work(resolved, run)
     started = time.monotonic()
     exit_code = workers.wait()
     while exit_code and (smaller := _in_smaller_micro_batches(resolved, run)):
         resolved = smaller
-        exit_code = _start_workers(resolved.config, run).wait()
+        with signals_blocked():
+            workers = _start_workers(resolved.config, run)
+        exit_code = workers.wait()
     try:
         return _result(resolved, run, exit_code, time.monotonic() - started)
     finally:

@@ -1,5 +1,6 @@
 """How a process is stopped: by SIGINT and SIGTERM, and by the death of its parent."""
 
+import gc
 import math
 import os
 import signal
@@ -27,6 +28,8 @@ class StopRequest:
         self.signal_number: int | None = None
         self.time = math.inf
         """When the signal came, as `time.time()`."""
+        self._ends_process = True
+        """Whether a second signal ends the process."""
         self.in_loop = False
         """Whether training has begun. From then on a signal is only recorded."""
 
@@ -37,9 +40,30 @@ class StopRequest:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
+    @contextmanager
+    def handled_here(self) -> Iterator[None]:
+        """Handle signals within this context, for a run in the user's own process: a second one raises, and ends the run alone.
+
+        Outside the main thread Python handles no signals, and nothing is changed.
+        """
+        self.signal_number, self.time = None, math.inf
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._ends_process = False
+        before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            self._ends_process = True
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            os._exit(128 + number)
+            if self._ends_process:
+                os._exit(128 + number)
+            raise Interrupted(f"stopped by a second signal ({signal.Signals(number).name})", number)
         self.signal_number, self.time = number, time.time()
         if not self.in_loop:
             raise Interrupted(f"stopped by {signal.Signals(number).name} before training began", number)
@@ -85,4 +109,5 @@ def end_process(exit_code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
+    gc.freeze()  # else Python goes through all that torch and transformers have made before it ends: over a second
     sys.exit(exit_code)
