@@ -1,6 +1,7 @@
 """Save a trained model as transformers itself would save it: with the same names and dtypes."""
 
 import copy
+import json
 import re
 import shutil
 from pathlib import Path
@@ -129,13 +130,13 @@ def save_whole_model(
         folder: receives the files.
         dtype: dtype of the stored weights, but of those that transformers keeps in another one.
         weights: full weights by name, as `fit` passes them. Before training they may be on the meta device.
-        base: folder of the base model, for the processor's files.
+        base: folder of the base model, for `use_cache` in its config and the processor's files.
     """
     plain = plain_model(model, dtype)
     dtypes = stored_dtypes(plain, dtype)
     copies: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
-    def stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def in_its_dtype(name: str, tensor: torch.Tensor) -> torch.Tensor:
         target = dtypes.get(name, dtype if tensor.is_floating_point() else tensor.dtype)
         # Tied weights share memory and must still share it, otherwise they would be written twice.
         key = (id(tensor) if tensor.is_meta else tensor.data_ptr(), target)
@@ -143,11 +144,15 @@ def save_whole_model(
             copies[key] = tensor.detach().to("meta" if tensor.is_meta else "cpu", target)
         return copies[key]
 
-    state = {name: stored(name, tensor) for name, tensor in weights.items()}
+    state = {name: in_its_dtype(name, tensor) for name, tensor in weights.items()}
     # A shallow copy: saving changes the config.
     twin = copy.copy(plain)
     twin.config = copy.deepcopy(plain.config)
-    twin.config.use_cache = True
+    # Loading has turned the cache off for training.
+    stored = json.loads((base / "config.json").read_text(encoding="utf-8")) if base is not None else {"use_cache": True}
+    vars(twin.config).pop("use_cache", None)
+    if "use_cache" in stored:
+        twin.config.use_cache = stored["use_cache"]
     twin.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
     if base is not None:

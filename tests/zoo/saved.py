@@ -16,7 +16,7 @@ from hub.parallel.strategy import full_weights
 
 
 def differences(name: str, folder: Path, kept_in: torch.dtype = torch.float32) -> list[str]:
-    """Where the hub's files differ from those of transformers: in a name, a dtype or a bit.
+    """Where the hub's files differ from those of transformers: in a name, a dtype, a bit or the config.
 
     Args:
         name: one of `TEXT`.
@@ -28,12 +28,14 @@ def differences(name: str, folder: Path, kept_in: torch.dtype = torch.float32) -
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(plain)
     model = load_causal_lm(ModelConfig(path=str(base)), base, torch.device("cpu"), kept_in)
     tokenizer = AutoTokenizer.from_pretrained(zoo_model(name))
-    save_whole_model(model, tokenizer, saved, torch.bfloat16, full_weights(model))
+    save_whole_model(model, tokenizer, saved, torch.bfloat16, full_weights(model), base)
     expected, found = tensors(plain), tensors(saved)
     wrong = sorted(expected.keys() ^ found.keys())
     for key in expected.keys() & found.keys():
         if expected[key].dtype != found[key].dtype or not torch.equal(expected[key], found[key]):
             wrong.append(f"{key}: {found[key].dtype} instead of {expected[key].dtype}")
+    if (plain / "config.json").read_text() != (saved / "config.json").read_text():
+        wrong.append("config.json")
     return wrong
 
 
