@@ -122,8 +122,8 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Out
     from hub.train.setup.setup import set_up
 
     setup = set_up(cfg, run, algorithm, registry().observe)
-    if problems := list(backend.problems(setup.cfg)):  # of a model from the model hub it is known only now how it is stored
-        raise ConfigError(problems)
+    if setup.cfg.model.quantization != cfg.model.quantization and (problems := list(backend.problems(setup.cfg))):
+        raise ConfigError(problems)  # of a model from the model hub it is known only now how it is stored
     recipe = build_recipe(setup)
     if isinstance(recipe, Outcome) and task.takes_steps:
         return recipe  # the backend has a trainer of its own, which has done all

@@ -142,9 +142,10 @@ def _checked_on_weights(cfg: RunConfig, path: Path, run: Run, session: Session, 
         ConfigError: the options do not fit how the weights are stored.
         ModelError: the weights do not fit the model of config.json.
     """
-    cfg = with_storage(cfg, path)
-    if problems := [*storage_problems(cfg, algorithm), *cfg.algo.problems(cfg)]:
-        raise ConfigError(dict.fromkeys(problems))
+    before, cfg = cfg.model.quantization, with_storage(cfg, path)
+    known_now = [*storage_problems(cfg, algorithm), *cfg.algo.problems(cfg)] if cfg.model.quantization != before else []
+    if known_now:
+        raise ConfigError(known_now)
     if session.group.local_rank == 0:
         for line in check_weights(cfg.model, path):
             run.say(line)
