@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -26,7 +27,7 @@ from hub.errors import HubError
 from hub.launch.rendezvous import Rendezvous, interruptible
 from hub.plugins.registry import warnings_shown
 from hub.run import Failure, Run
-from hub.system.signals import STOP_SIGNALS, end_with_parent
+from hub.system.signals import STARTED_BY, STOP_SIGNALS, end_with_parent, signals_blocked
 
 
 class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
@@ -48,6 +49,11 @@ class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
         handler = worker_group.spec.rdzv_handler
         watch = handler.watch if isinstance(handler, Rendezvous) else lambda: None
         interruptible(partial(super()._rendezvous, worker_group), watch)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        with signals_blocked():
+            workers: dict[int, Any] = super()._start_workers(worker_group)
+        return workers
 
     def _exit_barrier(self) -> None:
         with suppress(SignalException):  # this machine is done: a signal only ends the wait for the others
@@ -91,6 +97,7 @@ def main(run_path: Path) -> int:
             signal.signal(number, _stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         end_with_parent()
+        os.environ[STARTED_BY] = str(os.getpid())
         result = Agent(spec, cfg.grace_seconds).run()
         spec.rdzv_handler.shutdown()
     except SignalException as error:

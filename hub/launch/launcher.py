@@ -22,7 +22,7 @@ from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
 from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
-from hub.system.signals import STOP_SIGNALS, signals_blocked, stop_request
+from hub.system.signals import STARTED_BY, STOP_SIGNALS, signals_blocked, stop_request
 
 _trains_here = threading.RLock()
 """Held by the thread whose run trains in this process: torch has one random generator and one process group for all threads."""
@@ -103,6 +103,7 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
     if "PYTORCH_CUDA_ALLOC_CONF" not in env:
         env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation with micro-batches of many sizes
     env["PYTHONUNBUFFERED"] = "1"
+    env[STARTED_BY] = str(os.getpid())
     env["PYTHONSAFEPATH"] = "1"  # else a file torch.py in the current folder would be imported
     if cfg.algo.deterministic:
         env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by torch's deterministic mode

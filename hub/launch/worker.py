@@ -194,7 +194,22 @@ def main(run_path: Path) -> int:
         if failure.traceback is not None:
             print(failure.traceback, file=sys.stderr, flush=True)
         run.write_failure(failure)
+        if isinstance(error, Interrupted) and not run.result_file.is_file():
+            run.write_result(_not_begun(run, error))  # the launcher would do so too, if it has not been killed
         return failure.exit_code
+
+
+def _not_begun(run: Run, error: Interrupted) -> Result:
+    """The result of a run that a signal stopped before it began."""
+    cfg = runfile.read(run.config_file)
+    return Result(
+        status="interrupted",
+        algo=registry().algorithm_of(cfg.algo).name,
+        backend=cfg.algo.backend,
+        model=cfg.model.path,
+        run_path=run.path,
+        error=str(error),
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ from typing import NoReturn
 from hub.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE_SECONDS = 2.0
+"""Before training, time from a signal until a process ends whose main thread can't handle it, as it waits in C++."""
+STARTED_BY = "HUB_STARTED_BY"
+"""Environment variable with the process id of the hub's process that started this one."""
 
 
 class StopRequest:
@@ -37,8 +41,21 @@ class StopRequest:
         """Handle signals from now on, including one that came since the process was started: see `signals_blocked`."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), name="stop-request", daemon=True).start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
+
+    def _watch(self, reader: int) -> None:
+        """End the process if a signal before training is not handled: a rank may wait for one that has ended already."""
+        while received := os.read(reader, 1):
+            if received[0] not in STOP_SIGNALS or self.in_loop:
+                continue
+            time.sleep(PATIENCE_SECONDS)
+            if self.signal_number is None and not self.in_loop:
+                os._exit(128 + received[0])
 
     @contextmanager
     def handled_here(self) -> Iterator[None]:
@@ -88,15 +105,29 @@ def signals_blocked() -> Iterator[None]:
 
 
 def end_with_parent(poll_seconds: float = 1.0) -> None:
-    """Send this process SIGTERM when its parent is gone. So a killed launcher leaves no workers behind."""
-    parent = os.getppid()
+    """Send this process SIGTERM when its parent is gone. So a killed launcher leaves no workers behind.
+
+    A parent that was killed before this call, while this process imported, is known by `STARTED_BY`.
+    """
+    parent, starter = os.getppid(), int(os.environ.get(STARTED_BY, "0"))
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and _is_alive(starter):
             time.sleep(poll_seconds)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process exists. 0, which is none: True."""
+    try:
+        os.kill(process, 0) if process else None
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def end_process(exit_code: int) -> NoReturn:

@@ -1,11 +1,30 @@
-"""Signals while a run trains in the user's own process."""
+"""Signals: a run in the user's own process, and processes that can't handle one."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from hub.errors import Interrupted
-from hub.system.signals import StopRequest
+from hub.system.signals import STARTED_BY, StopRequest
+
+WAITS_IN_C = """
+import ctypes
+from hub.system.signals import stop_request
+stop_request.install()
+mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+lock(mutex)
+print("waits", flush=True)
+lock(mutex)
+"""
+OUTLIVES_ITS_PARENT = """
+import time
+from hub.system.signals import end_with_parent
+end_with_parent(0.05)
+time.sleep(60)
+"""
 
 
 def test_a_second_signal_ends_a_run_in_this_process_and_not_the_process():
@@ -19,3 +38,17 @@ def test_a_second_signal_ends_a_run_in_this_process_and_not_the_process():
         with pytest.raises(Interrupted, match=r"^stopped by a second signal \(SIGTERM\)"):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_process_that_waits_in_c_before_training_ends_all_the_same():
+    with subprocess.Popen([sys.executable, "-c", WAITS_IN_C], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"waits\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 128 + signal.SIGINT
+
+
+def test_a_process_whose_parent_was_killed_while_it_imported_ends():
+    with subprocess.Popen(["true"]) as parent:
+        parent.wait()
+    env = os.environ | {STARTED_BY: str(parent.pid)}
+    assert subprocess.run([sys.executable, "-c", OUTLIVES_ITS_PARENT], env=env, timeout=30).returncode == -signal.SIGTERM
