@@ -88,7 +88,7 @@ class Float8LearningLinear(nn.Linear):
 def learn_in_fp8(model: PreTrainedModel) -> tuple[list[str], list[str]]:
     """Train a model's linear layers with fp8 products. Their weights and parameter names do not change.
 
-    The output layer, embeddings, and layers whose shape fp8 products don't support are left unchanged.
+    The output layer, embeddings, frozen layers, and layers whose shape fp8 products don't support are left unchanged.
 
     Args:
         model: a transformers model.
@@ -104,4 +104,7 @@ def learn_in_fp8(model: PreTrainedModel) -> tuple[list[str], list[str]]:
         layer.__class__ = Float8LearningLinear  # the same object keeps its weights, hooks and mode
         return layer
 
-    return replace_layers(model, model.get_output_embeddings(), lambda layer: True, make)
+    def trains(layer: nn.Module) -> bool:
+        return all(parameter.requires_grad for parameter in layer.parameters())
+
+    return replace_layers(model, model.get_output_embeddings(), trains, make)
