@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from hub.config.schema import RunConfig
 from hub.data.tokens.template import load_template
+from hub.data.tokens.vocabulary import limit_to
 from hub.models import load
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ def load_tokenizer(cfg: RunConfig, path: Path) -> "PreTrainedTokenizerBase":
         DataError: the template can't be read.
     """
     tokenizer = load.load_tokenizer(cfg.model, path)
+    num_embeddings = getattr(load.load_config(cfg.model, path).get_text_config(), "vocab_size", None)
+    if num_embeddings is not None:
+        limit_to(tokenizer, num_embeddings)
     if cfg.data.template:
         load_template(tokenizer, cfg.data.template)
     return tokenizer

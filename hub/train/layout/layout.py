@@ -117,7 +117,7 @@ def choose_layout(
     layout = Layout(
         max_tokens,
         attention.packed,
-        _pad_id(setup.tokenizer),
+        _pad_id(setup.tokenizer, config.vocab_size),
         batches.cost_ratio(config.num_hidden_layers, config.hidden_size, num_parameters),
         num_checkpointed=num_checkpointed,
     )
@@ -168,9 +168,10 @@ def _leave_to(external: ExternalKernels, setup: Setup, patches: ModelPatches, mo
     return attention
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    number: int | None = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return number or 0
+def _pad_id(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> int:
+    """The token of padded places. Any serves that has an embedding: nothing sees it."""
+    known = [number for number in (tokenizer.pad_token_id, tokenizer.eos_token_id) if number is not None]
+    return next((number for number in known if number < num_embeddings), 0)
 
 
 def expected_tokens(setup: Setup) -> float:

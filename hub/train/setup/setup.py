@@ -12,6 +12,7 @@ from hub.config.option import AUTO
 from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
+from hub.data.tokens.vocabulary import tokens_beyond_line
 from hub.errors import ConfigError
 from hub.models.load import load_causal_lm, load_config, num_parameters, save_whole_model
 from hub.models.safety import ignored_settings
@@ -123,6 +124,8 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda h
         barrier()
     data = prepare(cfg, tokenizer, positions, path, run.say)
     run.write_plan(base_model_path=str(path), data=data.report)
+    if line := tokens_beyond_line(tokenizer):
+        run.say(line)
     for line in data.lines:
         run.say(line)
     source = make_sample_source(cfg, data, session.group, path)

@@ -1,0 +1,55 @@
+"""Tokens that the model has no embedding for."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from hub import compose
+from hub.cli.main import main
+from hub.errors import DataError
+from hub.launch.launcher import launch
+from hub.testing import tiny_model
+
+
+def chats(file, answers):
+    rows = [{"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": text}]}
+            for n, text in enumerate(answers)]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def short_model(tmp_path_factory):
+    """A model whose tokenizer has more tokens than its embeddings have rows."""
+    folder = tiny_model(tmp_path_factory.mktemp("short") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<new{number}>" for number in range(512 - len(tokenizer) + 2)])
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(513)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(tmp_path, model, data, *overrides):
+    return launch(
+        compose("algo=lora_sft", f"model.path={model}", f"data.path={data}", f"output_dir={tmp_path}", "launch=inline",
+                "algo.max_steps=1", *overrides)
+    )  # fmt: skip
+
+
+def test_a_row_with_a_token_beyond_the_embeddings_is_refused_before_training(tmp_path, short_model, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(short_model)
+    last, beyond = tokenizer.convert_ids_to_tokens([511, 512])
+    data = chats(tmp_path / "rows.jsonl", [f"{last} ok", f"{beyond} ok"])
+    line = f"rows.jsonl:2: the token {beyond} has id 512, but the model has embeddings for 512 tokens only"
+    with pytest.raises(DataError, match=line):
+        run(tmp_path, short_model, data)
+    assert main(["data", f"model.path={short_model}", f"data.path={data}"]) == 1
+    assert line in capsys.readouterr().out
+
+
+def test_unused_tokens_beyond_the_embeddings_are_reported_and_do_no_harm(tmp_path, short_model, capsys):
+    data = chats(tmp_path / "rows.jsonl", ["yes", "a much longer answer"])  # padded, with a token that has no embedding
+    result = run(tmp_path, short_model, data, "algo.effective_batch_size=2")
+    assert result.status == "completed"
+    assert "2 tokens of the tokenizer have no embedding in the model (" in capsys.readouterr().out
