@@ -8,14 +8,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hub import ConfigError, Run
+from hub import ConfigError, Outcome, Run
 from hub.errors import did_you_mean
 from hub.models.load import linear_layers, trainable_in_float32
 from hub.parallel.session import Session
 from hub.recipe import Recipe, Setup
 from hub.train.kernels.float8 import report_layers
-from hub_lora_sft.config import BIASES, LoraSftConfig
+from hub_lora_sft.config import BIASES, LoraSftConfig, from_weights
 from hub_lora_sft.float8 import hold_in_fp8
+from hub_lora_sft.inits import LOFTQ_BITS, forget_factors, reduce_base, save_adapter, scale_loftq
 
 
 def build(setup: Setup) -> Recipe:
@@ -27,14 +28,20 @@ def build(setup: Setup) -> Recipe:
         quantization=quantization(algo, setup.session), frozen=True, whole="algo.precision=fp8" if in_fp8 else None
     )
     model = add_adapters(algo, base, run)
+    if from_weights(algo.init):
+        reduce_base(model, setup)
     if in_fp8:
         report_layers(run, *hold_in_fp8(model))
 
     def save(trained: PeftModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        trained.save_pretrained(str(folder), state_dict=weights)
+        save_adapter(trained, folder, weights)
         setup.tokenizer.save_pretrained(folder)
 
-    return Recipe(model=model, save=save)
+    def finish(outcome: Outcome) -> None:
+        if outcome.stopped_by is None and run.is_main:
+            forget_factors(run)
+
+    return Recipe(model=model, save=save, finish=finish)
 
 
 def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | None:
@@ -56,14 +63,14 @@ def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftM
     targets = target_names(algo.target_modules, model)
     if any(parameter.ndim == 3 for parameter in model.parameters()):
         run.say("the experts' weights are fused tensors, which get no adapter: they stay frozen")
-    # peft declares an int, but takes a quotient; and has `pissa_niter_16` for one of many such names.
+    # peft declares an int, but takes a quotient.
     options: dict[str, Any] = {"lora_alpha": algo.lora_alpha}
-    if algo.init != "default":
+    if algo.init != "default" and not from_weights(algo.init):
         options["init_lora_weights"] = algo.init
     if algo.init == "loftq":
         from peft import LoftQConfig
 
-        options["loftq_config"] = LoftQConfig(loftq_bits=4)
+        options["loftq_config"] = LoftQConfig(loftq_bits=LOFTQ_BITS)
     adapted = get_peft_model(
         model,
         LoraConfig(
@@ -78,6 +85,12 @@ def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftM
             **options,
         ),
     )
+    if algo.init == "loftq":
+        scale_loftq(adapted)
+        run.say(
+            "algo.init=loftq: the adapter belongs onto the base model in 4 bits, quantized with "
+            "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')"
+        )
     trainable_in_float32(adapted)
     run.write_plan(target_modules=sorted({name.rsplit(".", 1)[-1] for name in targets}), num_adapters=len(targets))
     return adapted
