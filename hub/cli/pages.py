@@ -1,5 +1,6 @@
 """Pages of the command line: overview, help, options with their sources, plugins, the result of a run."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -130,11 +131,26 @@ def result_lines(result: Result) -> list[str]:
     if result.model_path is not None:
         adapter = (result.model_path / "adapter_config.json").is_file()
         lines.append(f"{'adapter' if adapter else 'model'}: {result.model_path}")
-        if adapter:
+        if adapter and (num_rows := _padded_rows(result)):
+            lines.append(
+                f"load it: base.resize_token_embeddings({num_rows}), and peft.PeftModel.from_pretrained(base, "
+                f"'{result.model_path}')"
+            )
+        elif adapter:
             lines.append(f"load it: peft.AutoPeftModelForCausalLM.from_pretrained('{result.model_path}')")
         else:
             lines.append(f"load it: transformers.AutoModelForCausalLM.from_pretrained('{result.model_path}')")
     return lines
+
+
+def _padded_rows(result: Result) -> int | None:
+    """Rows of embeddings that were padded beyond the tokens. AutoPeftModel would make as many as there are tokens."""
+    try:
+        plan = json.loads((result.run_path / "plan.json").read_text(encoding="utf-8"))
+        rows: int = plan["embedding_rows"]
+        return rows if rows > max(plan["embedding_rows_stored"], plan["tokens"]) else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _value(value: Any) -> str:

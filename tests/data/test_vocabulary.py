@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hub import compose
 from hub.cli.main import main
@@ -53,3 +54,13 @@ def test_unused_tokens_beyond_the_embeddings_are_reported_and_do_no_harm(tmp_pat
     result = run(tmp_path, short_model, data, "algo.effective_batch_size=2")
     assert result.status == "completed"
     assert "2 tokens of the tokenizer have no embedding in the model (" in capsys.readouterr().out
+
+
+def test_resized_a_model_trains_on_them_and_is_saved_with_its_rows(tmp_path, short_model):
+    data = chats(tmp_path / "rows.jsonl", [AutoTokenizer.from_pretrained(short_model).convert_ids_to_tokens(513), "yes"])
+    result = run(tmp_path, short_model, data, "algo=sft", "model.resize_vocab=true", "model.pad_vocab_to_multiple_of=64",
+                 "model.dtype=float32")  # fmt: skip
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (short_model, result.model_path))
+    assert after.config.vocab_size == after.get_output_embeddings().weight.shape[0] == 576
+    assert len(AutoTokenizer.from_pretrained(result.model_path)) == 514
+    assert not torch.equal(after.get_input_embeddings().weight[:512], before.get_input_embeddings().weight)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -48,6 +48,13 @@ class LoraSftConfig(AlgoConfig):
     use_dora: bool = False
     """Train direction and magnitude of the weights separately (DoRA, arXiv 2402.09353). Slower."""
 
+    train_embeddings: bool = False
+    """Train the embeddings and the output layer as a whole, besides the adapters. Of new tokens (`model.add_tokens`) their own
+    rows train in any case."""
+
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules to train as a whole, besides the adapters, e.g. [norm]: names, or their last parts."""
+
     init: str = "default"
     """Initialization of A and B: default, gaussian, orthogonal, pissa, pissa_niter_16 (any number of iterations), olora or
     loftq. default: A random, B zero. pissa: principal singular directions of the weights (arXiv 2404.02948). olora: their QR
@@ -85,6 +92,9 @@ class LoraSftConfig(AlgoConfig):
                 f"model.quantization={cfg.model.quantization}": cfg.model.quantization,
                 "algo.use_dora=true": self.use_dora,
                 "algo.init=loftq": self.init == "loftq",
+                "algo.train_embeddings=true": self.train_embeddings,
+                "algo.modules_to_save": self.modules_to_save,
+                "model.add_tokens and the options beside it": cfg.model.changes_vocab,
             }
             yield from fp8_problems(cfg, others, ("fsdp", "split"))
 

@@ -155,6 +155,9 @@ def save_adapter(model: PeftModel, folder: Path, weights: dict[str, torch.Tensor
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
     config.init_lora_weights = True  # loading must neither factor the weights again nor change them
+    if config.ensure_weight_tying and config.modules_to_save:
+        # PEFT took the output layer out, and knows some embeddings by its name only.
+        config.modules_to_save = [*config.modules_to_save, *sorted(getattr(config, "modules_to_tie", None) or ())]
     reduced = {name: module for name, module in model.named_modules() if isinstance(module, Reduced)}
     if reduced:
         _double_rank(config)
@@ -168,7 +171,8 @@ def save_adapter(model: PeftModel, folder: Path, weights: dict[str, torch.Tensor
     inner, outer = object.__new__(type(model.base_model)), object.__new__(type(model))
     inner.__dict__.update(model.base_model.__dict__, peft_config={ADAPTER: config})
     outer.__dict__.update(model.__dict__, _modules={**model._modules, "base_model": inner})
-    PeftModel.save_pretrained(outer, str(folder), state_dict=weights)
+    # `weights` has all that trains. Otherwise PEFT would look for the base model's config, maybe on the model hub.
+    PeftModel.save_pretrained(outer, str(folder), state_dict=weights, save_embedding_layers=False)
 
 
 def _double_rank(config: LoraConfig) -> None:

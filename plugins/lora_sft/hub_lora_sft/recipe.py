@@ -11,10 +11,12 @@ from transformers.pytorch_utils import Conv1D
 from hub import ConfigError, Outcome, Run
 from hub.errors import did_you_mean
 from hub.models.load import linear_layers, trainable_in_float32
+from hub.models.tokens import Vocabulary
 from hub.parallel.session import Session
 from hub.recipe import Recipe, Setup
 from hub.train.kernels.float8 import report_layers
 from hub_lora_sft.config import BIASES, LoraSftConfig, from_weights
+from hub_lora_sft.embeddings import check_tied, describe, extra_options, is_tied
 from hub_lora_sft.float8 import hold_in_fp8
 from hub_lora_sft.inits import LOFTQ_BITS, forget_factors, reduce_base, save_adapter, scale_loftq
 
@@ -27,7 +29,7 @@ def build(setup: Setup) -> Recipe:
     base = setup.load_model(
         quantization=quantization(algo, setup.session), frozen=True, whole="algo.precision=fp8" if in_fp8 else None
     )
-    model = add_adapters(algo, base, run)
+    model = add_adapters(algo, base, run, setup.vocabulary)
     if from_weights(algo.init):
         reduce_base(model, setup)
     if in_fp8:
@@ -58,8 +60,8 @@ def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | 
     )
 
 
-def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftModel:
-    """Return the model with adapters in float32. Besides them only the biases that `algo.bias` names train."""
+def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run, vocabulary: Vocabulary | None = None) -> PeftModel:
+    """Return the model with adapters in float32. Besides them only what `extra_options` names and `algo.bias` trains."""
     targets = target_names(algo.target_modules, model)
     if any(parameter.ndim == 3 for parameter in model.parameters()):
         run.say("the experts' weights are fused tensors, which get no adapter: they stay frozen")
@@ -71,6 +73,7 @@ def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftM
         from peft import LoftQConfig
 
         options["loftq_config"] = LoftQConfig(loftq_bits=LOFTQ_BITS)
+    extra, tied = extra_options(algo, model, vocabulary, targets), is_tied(model)
     adapted = get_peft_model(
         model,
         LoraConfig(
@@ -83,8 +86,11 @@ def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run) -> PeftM
             use_dora=algo.use_dora,
             fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
             **options,
+            **extra,
         ),
     )
+    check_tied(adapted, tied)
+    describe(extra, run)
     if algo.init == "loftq":
         scale_loftq(adapted)
         run.say(
