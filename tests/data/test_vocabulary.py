@@ -11,6 +11,7 @@ from hub.cli.main import main
 from hub.errors import DataError
 from hub.launch.launcher import launch
 from hub.testing import tiny_model
+from hub.train.layout.layout import _pad_id
 
 
 def chats(file, answers):
@@ -50,9 +51,11 @@ def test_a_row_with_a_token_beyond_the_embeddings_is_refused_before_training(tmp
 
 
 def test_unused_tokens_beyond_the_embeddings_are_reported_and_do_no_harm(tmp_path, short_model, capsys):
-    data = chats(tmp_path / "rows.jsonl", ["yes", "a much longer answer"])  # padded, with a token that has no embedding
-    result = run(tmp_path, short_model, data, "algo.effective_batch_size=2")
-    assert result.status == "completed"
+    data = chats(tmp_path / "rows.jsonl", ["yes", "a much longer answer"])
+    assert run(tmp_path, short_model, data).status == "completed"
+    tokenizer = AutoTokenizer.from_pretrained(short_model)
+    assert tokenizer.pad_token_id == 513
+    assert _pad_id(tokenizer, 512) == tokenizer.eos_token_id  # padding with 513 would end in an IndexError
     assert "2 tokens of the tokenizer have no embedding in the model (" in capsys.readouterr().out
 
 

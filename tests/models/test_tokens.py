@@ -68,6 +68,7 @@ def test_tokens_of_the_tokenizer_that_have_no_row_get_one_from_the_parts_of_thei
     tokenizer.save_pretrained(path)
     vocabulary = vocabulary_of(ModelConfig(path=str(path), resize_vocab=True), path, tokenizer)
     assert (vocabulary.num_rows, vocabulary.new) == (513, {512: "<new102>"})
+    assert 512 not in vocabulary.parts[512]
     known = [tokenizer.convert_ids_to_tokens(number) for number in vocabulary.parts[512]]
     assert "".join(known) == "<new102>"
 

@@ -65,6 +65,7 @@ def test_a_kind_of_adapter_loads_as_it_was_trained(tmp_path, options):
     model = AutoPeftModelForCausalLM.from_pretrained(result.model_path, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(result.model_path)
     assert loss_of(model, cfg, tokenizer) == pytest.approx(result.eval_loss, abs=1e-4)
+    assert abs(result.eval_loss - result.eval_loss_before) > 1e-3
     # Loading it draws nothing and leaves the base as it is, so it can also be merged, and used beside other adapters.
     assert json.loads((result.model_path / "adapter_config.json").read_text())["init_lora_weights"] is True
     with model.disable_adapter():

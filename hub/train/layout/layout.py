@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hub.data.samples.sample import Sample
 from hub.models.four_bit import is_4bit
 from hub.models.patches import ModelPatches, patches_of
-from hub.models.structure import layers_of, text_config
+from hub.models.structure import input_embeddings, layers_of, text_config
 from hub.train.batch import split as batches
 from hub.train.batch.collate import MicroBatch, pack, pad, weightless
 from hub.train.kernels.compiled import CompiledLayers
@@ -142,6 +142,8 @@ def _patch_passes(
     vocab_size = text_config(model).vocab_size
     num_tokens = expected_tokens(setup)
     compiled, compiled_because = choose_compile(setup.cfg.algo.torch_compile, num_parameters, num_tokens, device)
+    if device.type == "cpu" and _has_wider_embeddings(model, dtype):
+        patches.apply(HiddenStatesIn(model, dtype))
     attention = choose_attention(patches, model, vocab_size, device, dtype, compiled)
     patches.decide("fused_head", False, "the loss is the algorithm's own")
     if loss is causal_lm_loss:
@@ -166,6 +168,15 @@ def _leave_to(external: ExternalKernels, setup: Setup, patches: ModelPatches, mo
     patches.decide("fused_head", False, f"{external.library} has its own loss")
     patches.decide("compiled", False, f"{external.library} compiles what it wants to")
     return attention
+
+
+def _has_wider_embeddings(model: torch.nn.Module, dtype: torch.dtype) -> bool:
+    """Whether the embeddings train in float32 beside frozen layers in the compute dtype.
+
+    On a CPU autocast leaves norms as they are, and a norm in bfloat16 takes no float32.
+    """
+    wider = input_embeddings(model).weight.dtype != dtype
+    return wider and any(not parameter.requires_grad and parameter.dtype == dtype for parameter in model.parameters())
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> int:

@@ -53,7 +53,8 @@ def extra_options(
     options: dict[str, Any] = {}
     if whole:
         options["modules_to_save"] = whole
-        options["ensure_weight_tying"] = tied and embedding in whole
+        if tied and embedding in whole:
+            options["ensure_weight_tying"] = True
     if vocabulary is not None and (rows := vocabulary.new_rows):
         only_rows = [name for name in tables if name not in whole]
         for name in only_rows:

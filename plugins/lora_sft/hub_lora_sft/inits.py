@@ -155,7 +155,7 @@ def save_adapter(model: PeftModel, folder: Path, weights: dict[str, torch.Tensor
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
     config.init_lora_weights = True  # loading must neither factor the weights again nor change them
-    if config.ensure_weight_tying and config.modules_to_save:
+    if getattr(config, "ensure_weight_tying", False) and config.modules_to_save:
         # PEFT took the output layer out, and knows some embeddings by its name only.
         config.modules_to_save = [*config.modules_to_save, *sorted(getattr(config, "modules_to_tie", None) or ())]
     reduced = {name: module for name, module in model.named_modules() if isinstance(module, Reduced)}

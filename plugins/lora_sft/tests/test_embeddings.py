@@ -82,6 +82,11 @@ def test_what_is_saved_is_what_was_trained_and_old_rows_stay(tmp_path, family, o
         assert not torch.equal(after[new], before[new])
 
 
+def test_trained_embeddings_in_float32_go_with_frozen_norms_in_bfloat16(tmp_path):
+    _, result = train(tmp_path, tiny_model_path("gpt2"), "algo.train_embeddings=true", "model.dtype=bfloat16")
+    assert result.eval_loss < result.eval_loss_before
+
+
 def options(model, targets=(), rows=(3,), **algo):
     vocabulary = Vocabulary(512, 512, 512, dict.fromkeys(rows, "x"), (), {})
     return extra_options(LoraSftConfig(**algo), model, vocabulary, targets)
