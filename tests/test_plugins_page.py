@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -91,5 +91,5 @@ def test_a_readme_lists_the_options_of_its_algorithm_with_their_defaults(plugin,
     text = (PAGE.parents[1] / "plugins" / plugin / "README.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `algo\.(\w+)` \| `(.*?)` \|", text, re.MULTILINE))
     common = {item.name: item.default for item in fields(AlgoConfig)}
-    own = {item.name: item.default for item in fields(config)}
+    own = {item.name: item.default if item.default_factory is MISSING else item.default_factory() for item in fields(config)}
     assert listed == {name: str(own[name]) for name in own if name not in common or own[name] != common[name]}

@@ -133,7 +133,13 @@ def result_lines(result: Result) -> list[str]:
         lines.append(f"{'adapter' if adapter else 'model'}: {result.model_path}")
         if adapter and (renamed := Run(result.run_path).plan().get("weights_renamed")):
             options += f", key_mapping={renamed}"
-        lines.append(f"load it: {_loader(result, adapter, options)}")
+        if adapter and (num_rows := _padded_rows(result)):
+            lines.append(
+                f"load it: base.resize_token_embeddings({num_rows}), and peft.PeftModel.from_pretrained(base, "
+                f"'{result.model_path}')"
+            )
+        else:
+            lines.append(f"load it: {_loader(result, adapter, options)}")
     return lines
 
 
@@ -154,6 +160,13 @@ def _ran_its_code(result: Result) -> bool:
 
     file = Run(result.run_path).config_file
     return file.is_file() and runfile.read(file).model.trust_remote_code
+
+
+def _padded_rows(result: Result) -> int | None:
+    """Rows of embeddings that were padded beyond the tokens. AutoPeftModel would make as many as there are tokens."""
+    plan = Run(result.run_path).plan()
+    rows: int | None = plan.get("embedding_rows")
+    return rows if rows and rows > max(plan["embedding_rows_stored"], plan["tokens"]) else None
 
 
 def _value(value: Any) -> str:

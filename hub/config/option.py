@@ -78,6 +78,7 @@ def type_words(cls: Any, name: str) -> str:
         "str": "a text",
         "None": "null",
         "Any": "see there",
+        "list[str]": 'a list like ["A","B"]',
     }
     for item in fields(cls) if is_dataclass(cls) else ():
         if item.name == name:

@@ -17,6 +17,7 @@ from hub.config.data import FORMATS
 from hub.config.data import DataConfig as DataConfig
 from hub.config.option import AUTO, field_problems, leaves, option
 from hub.config.task import TASKS, Task
+from hub.config.tokens import TokenOptions
 from hub.secrets import secret_in, without_secrets
 
 WORK_ON_SHARDS = ("adamw", "sgd")
@@ -214,7 +215,7 @@ def fp8_needs_gpu(cfg: "RunConfig") -> str | None:
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(TokenOptions):
     """The model to fine-tune."""
 
     path: str = ""
@@ -244,6 +245,7 @@ class ModelConfig:
     """Size, chat template and license in one line. For information only."""
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
+        yield from self.token_problems()
         if not self.path:
             yield "No model is chosen. Type model=NAME (python -m hub --help lists them) or model.path=FOLDER_OR_HUB_ID"
             return

@@ -28,6 +28,7 @@ from hub.data.sources.read import rows_after
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.workers import Processes, num_cores
 from hub.data.tokens.encode import Encoder
+from hub.data.tokens.vocabulary import tokens_beyond
 from hub.plugins import registry as plugins
 from hub.plugins.offers import DataFormat
 from hub.system.cache import cache_dir, make_once
@@ -149,6 +150,9 @@ def key_of(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBa
     else:
         vocabulary = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
     options = {name: getattr(cfg.data, name) for name in OPTIONS}
+    # Rows with tokens beyond the model's embeddings are refused, so the entry depends on them.
+    beyond = list(tokens_beyond(tokenizer))
+    options |= {"beyond": beyond} if beyond else {}
     options |= {"format": source.format, "limit": limit, "in_blocks": cfg.data.block_size is not None, "recipe": RECIPE}
     releases = {name: version(name) for name in ("finetune-hub", "transformers", "tokenizers", "jinja2")}
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}

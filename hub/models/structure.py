@@ -41,8 +41,10 @@ def input_embeddings(model: torch.nn.Module) -> torch.nn.Embedding:
 
 
 def output_layer(model: torch.nn.Module) -> torch.nn.Linear | None:
-    """The layer that gives the logits, if it is a plain linear one."""
+    """The layer that gives the logits, if it is a plain linear one. If PEFT trains a copy of it, the copy."""
     head = base_of(model).get_output_embeddings()
+    if copies := getattr(head, "modules_to_save", None):
+        head = next(iter(copies.values()))
     return head if type(head) is torch.nn.Linear else None
 
 

@@ -223,7 +223,8 @@ def full_weights(
     if names is not None:
         wanted = set(names)
     elif hasattr(model, "peft_config"):
-        wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+        # Of tied weights, which are one tensor, all names.
+        wanted = {name for name, tensor in state.items() if tensor.requires_grad}
     else:
         wanted = set(state)
     weights: dict[str, torch.Tensor] = {}

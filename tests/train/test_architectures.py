@@ -37,14 +37,24 @@ def loss_of(model, cfg, tokenizer) -> float:
 
 @pytest.mark.parametrize(
     "options",
-    ["algo.use_dora=true", "algo.use_rslora=true", "algo.init=pissa", "algo.init=olora", "algo.target_modules=attention",
-     "algo.target_modules=[q_proj,down_proj]", "algo.bias=all"],
+    ["algo.use_dora=true", "algo.use_rslora=true", "algo.init=gaussian", "algo.init=orthogonal",
+     "algo.init=pissa algo.use_rslora=true", "algo.init=olora algo.bias=all", "algo.init=pissa model.path=tiny:gpt2",
+     "algo.target_modules=attention", "algo.target_modules=[q_proj,down_proj]", "algo.bias=all"],
 )  # fmt: skip
 def test_a_kind_of_adapter_loads_as_it_was_trained(tmp_path, options):
     family = "qwen2" if "bias" in options else "llama"
-    cfg, result = train(tmp_path, "algo=lora_sft", f"model.path=tiny:{family}", "model.dtype=float32", options)
+    given = ["algo=lora_sft", f"model.path=tiny:{family}", "model.dtype=float32", "algo.learning_rate=1e-2"]
+    cfg, result = train(tmp_path, *given, *options.split())
     model = AutoPeftModelForCausalLM.from_pretrained(result.model_path, dtype=torch.float32).eval()
-    assert loss_of(model, cfg, AutoTokenizer.from_pretrained(result.model_path)) == pytest.approx(result.eval_loss, abs=1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(result.model_path)
+    assert loss_of(model, cfg, tokenizer) == pytest.approx(result.eval_loss, abs=1e-4)
+    assert abs(result.eval_loss - result.eval_loss_before) > 1e-3
+    # Loading it draws nothing and leaves the base as it is, so it can also be merged, and used beside other adapters.
+    assert json.loads((result.model_path / "adapter_config.json").read_text())["init_lora_weights"] is True
+    with model.disable_adapter():
+        if "bias" not in options:
+            assert loss_of(model, cfg, tokenizer) == pytest.approx(result.eval_loss_before, abs=1e-4)
+    assert loss_of(model.merge_and_unload(), cfg, tokenizer) == pytest.approx(result.eval_loss, abs=1e-4)
 
 
 def test_target_groups_take_the_layers_that_their_names_say(tmp_path):

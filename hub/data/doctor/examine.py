@@ -16,6 +16,7 @@ from hub.data.samples.mix import eval_source_of, num_held_out, source_names, sou
 from hub.data.samples.reports import Omissions, SourceReport
 from hub.data.samples.sample import Sample, Unit
 from hub.data.tokens.template import fallback_line, load_template, template_report
+from hub.data.tokens.vocabulary import tokens_beyond, tokens_beyond_line
 from hub.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
         template = template_report(tokenizer, counts.whole_samples(), cfg.data.loss_on)
         if not had_template:
             findings.append(Finding("look", fallback_line(tokenizer), 1))
+    if line := tokens_beyond_line(tokenizer):
+        findings.append(Finding("look", line, len(tokens_beyond(tokenizer))))
     findings += of_rows(cfg, counts, limit, template)
     findings += of_texts(all_scans)
     findings += of_duplicates(*_split(scans, evaluation_scans, cfg))

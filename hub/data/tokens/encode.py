@@ -14,6 +14,7 @@ from hub.data.samples.sample import Group, Item, Sample
 from hub.data.sources.entries import Cursor, Entry, Row
 from hub.data.sources.read import rows_after
 from hub.data.tokens.template import TooLongError, encode, encode_document, require_template
+from hub.data.tokens.vocabulary import check_embedded
 from hub.errors import DataError
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Encoder:
         else:
             ids = encode_document(self._tokenizer, example.text)
             sample = Sample(np.asarray(ids, np.int32), np.ones(len(ids), np.bool_), example.where)
+        check_embedded(self._tokenizer, sample.input_ids, example.where)
         if not _has_loss(sample):
             raise DataError(f"{example.where}: nothing in this row is trained: {_why_nothing(example)}")
         return sample, omitted

@@ -84,7 +84,7 @@ def take_snapshot(
     weights: dict[str, Key] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         # A model with adapters is saved as its adapters.
-        if hasattr(model, "peft_config") and name not in trained:
+        if hasattr(model, "peft_config") and not tensor.requires_grad:
             continue
         # Tied weights are one tensor and must stay one, otherwise they would be written twice.
         if id(tensor) not in known:

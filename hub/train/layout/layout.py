@@ -12,7 +12,7 @@ from hub.data.samples.sample import Sample
 from hub.models.causality import check_causal
 from hub.models.four_bit import is_4bit
 from hub.models.patches import ModelPatches, patches_of
-from hub.models.structure import layers_of, max_positions, text_config
+from hub.models.structure import input_embeddings, layers_of, max_positions, text_config
 from hub.train.batch import split as batches
 from hub.train.batch.collate import MicroBatch, pack, pad, weightless
 from hub.train.kernels.compiled import CompiledLayers
@@ -129,7 +129,7 @@ def choose_layout(
     layout = Layout(
         max_tokens,
         attention.packed,
-        _pad_id(setup.tokenizer),
+        _pad_id(setup.tokenizer, config.vocab_size),
         batches.cost_ratio(config.num_hidden_layers, config.hidden_size, num_parameters),
         num_checkpointed=num_checkpointed,
     )
@@ -154,6 +154,8 @@ def _patch_passes(
     vocab_size = text_config(model).vocab_size
     num_tokens = expected_tokens(setup)
     compiled, compiled_because = choose_compile(setup.cfg.algo.torch_compile, num_parameters, num_tokens, device)
+    if device.type == "cpu" and _has_wider_embeddings(model, dtype):
+        patches.apply(HiddenStatesIn(model, dtype))
     attention = choose_attention(patches, model, vocab_size, device, dtype, compiled, most_tokens(setup.cfg.algo, device))
     patches.decide("fused_head", False, "the loss is the algorithm's own")
     if loss is causal_lm_loss:
@@ -181,9 +183,19 @@ def _leave_to(external: ExternalKernels, setup: Setup, patches: ModelPatches, mo
     return attention
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    number: int | None = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return number or 0
+def _has_wider_embeddings(model: torch.nn.Module, dtype: torch.dtype) -> bool:
+    """Whether the embeddings train in float32 beside frozen layers in the compute dtype.
+
+    On a CPU autocast leaves norms as they are, and a norm in bfloat16 takes no float32.
+    """
+    wider = input_embeddings(model).weight.dtype != dtype
+    return wider and any(not parameter.requires_grad and parameter.dtype == dtype for parameter in model.parameters())
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> int:
+    """The token of padded places. Any serves that has an embedding: nothing sees it."""
+    known = [number for number in (tokenizer.pad_token_id, tokenizer.eos_token_id) if number is not None]
+    return next((number for number in known if number < num_embeddings), 0)
 
 
 def expected_tokens(setup: Setup) -> float:

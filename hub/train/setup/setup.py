@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,12 +13,14 @@ from hub.config.option import AUTO
 from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
+from hub.data.tokens.vocabulary import tokens_beyond_line
 from hub.errors import ConfigError
 from hub.models.load import check_weights, load_causal_lm, load_config, num_parameters, renamed_weights
 from hub.models.safety import ignored_settings
 from hub.models.save import save_whole_model
 from hub.models.storage import storage_problems, with_storage
 from hub.models.structure import max_positions
+from hub.models.tokens import Vocabulary, resize_embeddings, vocabulary_of
 from hub.models.weights import local_weights
 from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
@@ -77,7 +80,7 @@ class Setup:
         dtype = dtype or session.compute_dtype
         if launch.strategy == "split":
             self.run.write_plan(strategy="split", strategy_because=ASKED_FOR)
-            return load_causal_lm(self.cfg.model, self.base_path, "balanced", dtype, quantization)
+            return self._load("balanced", dtype, quantization)
         several = session.group.world > 1
         weights_bytes = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
         trained_fraction = 0.0 if frozen else 1.0
@@ -97,8 +100,27 @@ class Setup:
         self.run.write_plan(strategy=strategy.name, strategy_because=why)
         if session.group.world > 1:
             self.run.say(f"strategy {strategy.name} ({why})")
-        device = torch.device("cpu") if strategy.shards_weights else session.device
-        return load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
+        return self._load(torch.device("cpu") if strategy.shards_weights else session.device, dtype, quantization)
+
+    def _load(
+        self, device: torch.device | str, dtype: torch.dtype, quantization: QuantizationConfigMixin | None
+    ) -> PreTrainedModel:
+        model = load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
+        if (vocabulary := self.vocabulary) is not None:
+            resize_embeddings(model, vocabulary, self.cfg.model, self.run.say)
+            self.run.write_plan(
+                embedding_rows=vocabulary.num_rows,
+                embedding_rows_stored=vocabulary.num_stored,
+                tokens=vocabulary.num_tokens,
+                new_tokens=vocabulary.new,
+            )
+        return model
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The tokens of the run, if options ask for others than the model is stored with. None: they do not."""
+        model = self.cfg.model
+        return vocabulary_of(model, self.base_path, self.tokenizer) if model.changes_vocab else None
 
 
 def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda hook, **values: None) -> Setup:
@@ -126,6 +148,8 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda h
         barrier()
     data = prepare(cfg, tokenizer, positions, path, run.say)
     run.write_plan(base_model_path=str(path), data=data.report)
+    if line := tokens_beyond_line(tokenizer):
+        run.say(line)
     for line in data.lines:
         run.say(line)
     source = make_sample_source(cfg, data, session.group, path)

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hub import Algorithm, Backend, hookimpl
-from hub.config.schema import fp8_needs_gpu
-from hub_lora_sft.config import LoraSftConfig
+from hub_lora_sft.config import LoraSftConfig, needs_gpu
 
 
 @hookimpl
@@ -18,7 +17,7 @@ def hub_algorithms() -> Iterable[Algorithm]:
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate", "peft")
     build = "hub_lora_sft.recipe:build"
-    return [Backend(name="native", algorithm="lora_sft", build=build, needs=needs, needs_gpu=fp8_needs_gpu)]
+    return [Backend(name="native", algorithm="lora_sft", build=build, needs=needs, needs_gpu=needs_gpu)]
 
 
 @hookimpl

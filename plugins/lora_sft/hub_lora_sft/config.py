@@ -1,17 +1,20 @@
 """Options of LoRA."""
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from hub import AlgoConfig, RunConfig, option
 from hub.config.option import AUTO
-from hub.config.schema import QUANTIZATIONS, fp8_problems
+from hub.config.schema import QUANTIZATIONS, fp8_needs_gpu, fp8_problems
+from hub.errors import did_you_mean
 
 BIASES: Mapping[str, Literal["none", "all", "lora_only"]] = {"none": "none", "all": "all", "lora_only": "lora_only"}
 TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
-INITS = ("default", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq", "orthogonal")
+INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "loftq")
+_PISSA = re.compile(r"pissa(_niter_[1-9]\d{0,2})?")
 
 
 @dataclass(kw_only=True)
@@ -47,9 +50,18 @@ class LoraSftConfig(AlgoConfig):
     use_dora: bool = False
     """Train direction and magnitude of the weights separately (DoRA, arXiv 2402.09353). Slower."""
 
-    init: str = option("default", choices=INITS)
-    """Initialization of A and B. default: A random, B zero. pissa: principal singular directions (arXiv 2404.02948). loftq:
-    arXiv 2310.08659."""
+    train_embeddings: bool = False
+    """Train the embeddings and the output layer as a whole, besides the adapters. Of new tokens (`model.add_tokens`) their own
+    rows train in any case."""
+
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules to train as a whole, besides the adapters, e.g. [norm]: names, or their last parts."""
+
+    init: str = "default"
+    """Initialization of A and B: default, gaussian, orthogonal, pissa, pissa_niter_16 (any number of iterations), olora or
+    loftq. default: A random, B zero. pissa: principal singular directions of the weights (arXiv 2404.02948). olora: their QR
+    decomposition (arXiv 2406.01775). Both are saved as a plain adapter of twice the rank. loftq: the error of quantization to
+    4 bits (arXiv 2310.08659); the adapter belongs onto the base model in 4 bits."""
 
     load_in_4bit: bool = False
     """Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes."""
@@ -64,6 +76,7 @@ class LoraSftConfig(AlgoConfig):
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
         yield from self._target_problems()
+        yield from self._init_problems(cfg)
         if self.load_in_4bit and self.load_in_8bit:
             yield "algo.load_in_4bit and algo.load_in_8bit are both set. Set one of them."
         quantized = self.load_in_4bit or self.load_in_8bit
@@ -74,9 +87,7 @@ class LoraSftConfig(AlgoConfig):
                 f"model.path={cfg.model.path} is stored as {cfg.model.quantization} already. "
                 "Leave algo.load_in_4bit and algo.load_in_8bit out (algo=lora_sft, not qlora_sft)"
             )
-        if (quantized or cfg.model.quantization) and self.init not in ("default", "gaussian", "orthogonal"):
-            yield f"algo.init={self.init} needs unquantized weights, which this model does not have. Type algo.init=default"
-        elif self.init == "loftq" and find_spec("scipy") is None and cfg.launch.python is None:
+        if self.init == "loftq" and find_spec("scipy") is None and cfg.launch.python is None:
             yield "algo.init=loftq needs scipy. Type pip install scipy"
         if self.precision == "fp8":
             others = {
@@ -85,10 +96,23 @@ class LoraSftConfig(AlgoConfig):
                 f"model.quantization={cfg.model.quantization}": cfg.model.quantization,
                 "algo.use_dora=true": self.use_dora,
                 "algo.init=loftq": self.init == "loftq",
+                "algo.train_embeddings=true": self.train_embeddings,
+                "algo.modules_to_save": self.modules_to_save,
+                "model.add_tokens and the options beside it": cfg.model.changes_vocab,
             }
             yield from fp8_problems(cfg, others, ("fsdp", "split"))
+
+    def _init_problems(self, cfg: RunConfig) -> Iterator[str]:
+        if self.init not in INITS and not _PISSA.fullmatch(self.init):
+            yield f"algo.init={self.init} is not allowed. Allowed: {', '.join(INITS)}.{did_you_mean(self.init, INITS)}"
+            return
+        quantized = self.load_in_4bit or self.load_in_8bit or cfg.model.quantization
+        if quantized and (self.init == "loftq" or from_weights(self.init)):
+            yield f"algo.init={self.init} needs unquantized weights, which this model does not have. Type algo.init=default"
         if self.use_dora and self.init != "default":
             yield f"algo.use_dora and algo.init={self.init} can't be combined. Type algo.init=default or algo.use_dora=false"
+        if self.init == "orthogonal" and self.lora_r % 2:
+            yield f"algo.init=orthogonal needs an even algo.lora_r, not {self.lora_r}. Type algo.lora_r={self.lora_r + 1}"
 
     def _target_problems(self) -> Iterator[str]:
         allowed = f"Allowed: {', '.join(TARGET_GROUPS)}, or a list like [q_proj,v_proj]"
@@ -98,3 +122,15 @@ class LoraSftConfig(AlgoConfig):
                 yield f"algo.target_modules={targets} is not allowed. {allowed}"
         elif not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
             yield f"algo.target_modules={targets} is not allowed. {allowed}"
+
+
+def from_weights(init: str) -> bool:
+    """Whether adapters begin with a part of the frozen weights, which then counts as trained."""
+    return init == "olora" or _PISSA.fullmatch(init) is not None
+
+
+def needs_gpu(cfg: RunConfig) -> str | None:
+    """Implement `Backend.needs_gpu`: fp8's products, and PEFT's LoftQ."""
+    if isinstance(cfg.algo, LoraSftConfig) and cfg.algo.init == "loftq":
+        return "algo.init=loftq quantizes on a GPU, and there is none here. Type algo.init=default"
+    return fp8_needs_gpu(cfg)

@@ -9,14 +9,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hub import Run
+from hub import Outcome, Run
 from hub.models.load import trainable_in_float32
 from hub.models.structure import expert_tensors, outside_text
+from hub.models.tokens import Vocabulary
 from hub.parallel.session import Session
 from hub.recipe import Recipe, Setup
 from hub.train.kernels.float8 import report_layers
-from hub_lora_sft.config import BIASES, LoraSftConfig
+from hub_lora_sft.config import BIASES, LoraSftConfig, from_weights
+from hub_lora_sft.embeddings import check_tied, describe, extra_options, is_tied
 from hub_lora_sft.float8 import hold_in_fp8
+from hub_lora_sft.inits import LOFTQ_BITS, forget_factors, reduce_base, save_adapter, scale_loftq
 from hub_lora_sft.targets import asked_but_left_out, left_out_layers, refusals_in_one_line, report, target_names
 
 
@@ -29,15 +32,21 @@ def build(setup: Setup) -> Recipe:
         quantization=quantization(algo, setup.session), frozen=True, whole="algo.precision=fp8" if in_fp8 else None
     )
     left_out = left_out_layers(setup, base)
-    model = add_adapters(algo, base, run, left_out)
+    model = add_adapters(algo, base, run, left_out, setup.vocabulary)
+    if from_weights(algo.init):
+        reduce_base(model, setup)
     if in_fp8:
         report_layers(run, *hold_in_fp8(model, left_out))
 
     def save(trained: PeftModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        trained.save_pretrained(str(folder), state_dict=weights)
+        save_adapter(trained, folder, weights)
         setup.tokenizer.save_pretrained(folder)
 
-    return Recipe(model=model, save=save)
+    def finish(outcome: Outcome) -> None:
+        if outcome.stopped_by is None and run.is_main:
+            forget_factors(run)
+
+    return Recipe(model=model, save=save, finish=finish)
 
 
 def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | None:
@@ -54,25 +63,29 @@ def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | 
     )
 
 
-def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run, left_out: Mapping[str, str]) -> PeftModel:
-    """Return the model with adapters in float32. Besides them only the biases that `algo.bias` names train.
+def add_adapters(
+    algo: LoraSftConfig, model: PreTrainedModel, run: Run, left_out: Mapping[str, str], vocabulary: Vocabulary | None = None
+) -> PeftModel:
+    """Return the model with adapters in float32. Besides them only what `extra_options` names and `algo.bias` trains.
 
     Args:
         algo: the options.
         model: the model without adapters.
         run: for the log and plan.json.
         left_out: layers that get no adapter, each with the reason.
+        vocabulary: the tokens, with those that are new.
     """
     asked, experts = algo.target_modules, expert_tensors(model)
     targets = target_names(asked, model, left_out)
-    # peft declares an int, but takes a quotient; and has `pissa_niter_16` for one of many such names.
+    # peft declares an int, but takes a quotient.
     options: dict[str, Any] = {"lora_alpha": algo.lora_alpha}
-    if algo.init != "default":
+    if algo.init != "default" and not from_weights(algo.init):
         options["init_lora_weights"] = algo.init
     if algo.init == "loftq":
         from peft import LoftQConfig
 
-        options["loftq_config"] = LoftQConfig(loftq_bits=4)
+        options["loftq_config"] = LoftQConfig(loftq_bits=LOFTQ_BITS)
+    extra, tied = extra_options(algo, model, vocabulary, targets), is_tied(model)
     with refusals_in_one_line(algo, experts):
         adapted = get_peft_model(
             model,
@@ -86,10 +99,19 @@ def add_adapters(algo: LoraSftConfig, model: PreTrainedModel, run: Run, left_out
                 use_dora=algo.use_dora,
                 fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
                 **options,
+                **extra,
             ),
         )
     for parameter in outside_text(adapted):
         parameter.requires_grad_(False)  # with `bias` PEFT trains those of a vision tower as well
+    check_tied(adapted, tied)
+    describe(extra, run)
+    if algo.init == "loftq":
+        scale_loftq(adapted)
+        run.say(
+            "algo.init=loftq: the adapter belongs onto the base model in 4 bits, quantized with "
+            "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')"
+        )
     trainable_in_float32(adapted)
     report(run, adapted, experts, asked_but_left_out(asked, targets, left_out, adapted))
     return adapted

@@ -13,6 +13,7 @@ TARGET_WORDS = ("all", "attention", "mlp")
 ADAPTIVE = "adaptive"
 ACTIVATIONS = "activations"
 FACTORED = "factored"
+NEW_TOKENS = "Type algo.train_embeddings=true, and for models whose output layer is not tied to them algo.train_head=true"
 DEFAULT_RATIO = {"weights": 0.25, ACTIVATIONS: 0.5}
 DEFAULT_RATIO_PULLED = 1.0
 
@@ -116,6 +117,8 @@ class OsftConfig(AlgoConfig):
         yield from super().problems(cfg)
         if cfg.launch.strategy == "split":
             yield "launch.strategy=split: osft needs all layers of a process on one GPU. Type launch.strategy=fsdp or ddp"
+        if cfg.model.has_new_tokens and not self.train_embeddings:
+            yield f"the embeddings of new tokens would stay frozen (algo.train_embeddings=false). {NEW_TOKENS}"
         yield from self._target_problems()
         yield from self._data_problems()
         yield from self._clashes(cfg)

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from hub import ModelError, Outcome, Run
+from hub import ConfigError, ModelError, Outcome, Run
 from hub.models.load import trainable_in_float32
 from hub.models.structure import outside_text
 from hub.recipe import Recipe, Reparametrization, Setup
 from hub.train.setup.layers import in_words
-from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, OsftConfig
+from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, NEW_TOKENS, OsftConfig
 from hub_osft.coordinates import FactoredReparametrization, FastReparametrization, Part
 from hub_osft.directions import Directions, by_spectrum, find_directions
 from hub_osft.embeddings import FreeRows, as_target, is_tied
@@ -41,6 +41,8 @@ def build(setup: Setup) -> Recipe:
     targets = find_targets(model, algo, left_out)
     if missing := asked_but_left_out(algo, left_out):
         run.say(f"frozen, since OSFT can't train them: {in_words(missing.items())}")
+    if cfg.model.has_new_tokens and not is_tied(model) and not algo.train_head:
+        raise ConfigError(f"the output layer's rows of new tokens would stay frozen (algo.train_head=false). {NEW_TOKENS}")
     some_rows = algo.train_embeddings and algo.subspace == ACTIVATIONS and not (algo.train_head and is_tied(model))
     if some_rows and is_tied(model):
         targets.append(as_target(model))  # the output layer reads the embeddings: their directions count, too

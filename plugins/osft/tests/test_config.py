@@ -39,6 +39,7 @@ def test_more_is_free_where_data_says_what_must_stay():
         (["algo.unfreeze_rank_ratio=0"], "algo.unfreeze_rank_ratio=0.0 is not allowed. Allowed: a number above 0 and at"),
         (["algo.unfreeze_rank_ratio=1.5"], "algo.unfreeze_rank_ratio=1.5 is not allowed."),
         (["algo.subspace=activations"], "algo.subspace=activations needs data to protect. Type algo.protect_data=FILE"),
+        (["model.resize_vocab=true"], "the embeddings of new tokens would stay frozen (algo.train_embeddings=false). Type"),
         (["algo.rank_policy=adaptive"], "algo.rank_policy=adaptive needs data of earlier tasks."),
         (["algo.protect_data=no.jsonl", ACTIVATIONS[0]], "algo.protect_data=no.jsonl: there is no such file or folder."),
         (["algo.protect_data=tiny:chats"], "algo.protect_data has no effect here."),

@@ -36,6 +36,11 @@ def problems(cfg: RunConfig) -> Iterator[str]:
         yield f"algo.precision={precision} is not for algo.backend=unsloth. Type algo.precision=auto {NATIVE}"
     if algo.deterministic:
         yield f"algo.deterministic can't be promised for Unsloth's kernels. Type algo.deterministic=false {NATIVE}"
+    if cfg.model.changes_vocab:
+        yield f"model.add_tokens and the options beside it are not for algo.backend=unsloth. Leave them out, {NATIVE}"
+    for name in ("train_embeddings", "modules_to_save"):
+        if getattr(algo, name, None):
+            yield f"algo.{name} is not for algo.backend=unsloth. Leave it out, {NATIVE}"
     init = getattr(algo, "init", "default")
     quantized = cfg.model.quantization or getattr(algo, "load_in_4bit", False) or getattr(algo, "load_in_8bit", False)
     if init not in INITS:

@@ -103,6 +103,8 @@ def test_a_missing_plugin_is_named(monkeypatch):
         (["model.dtype=float32"], "model.dtype=float32: Unsloth's kernels are for bfloat16. Type model.dtype=bfloat16 or"),
         (["algo.torch_compile=none"], "algo.torch_compile=none: Unsloth itself decides what is compiled."),
         (["algo.deterministic=true"], "algo.deterministic can't be promised for Unsloth's kernels."),
+        (["model.add_tokens=[x]"], "model.add_tokens and the options beside it are not for algo.backend=unsloth."),
+        (["algo.train_embeddings=true"], "algo.train_embeddings is not for algo.backend=unsloth."),
         (["algo.init=pissa"], "algo.init=pissa is not for algo.backend=unsloth. Allowed: default, gaussian, orthogonal."),
         (
             ["algo.init=orthogonal", "algo.load_in_4bit=true"],
