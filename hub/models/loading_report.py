@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from hub.config.schema import QUANTIZATIONS
+from hub.errors import HubError
 from hub.models.multimodal import auto_class
 from hub.models.storage import stored_as
 from hub.models.wrapped_names import INNER, WRAPPERS, candidates
@@ -151,6 +152,8 @@ def fit_of(config: PretrainedConfig, folder: Path) -> Fit | None:
             if not loaded(mapping):
                 misfit, renamed = Misfit(), mapping
                 break
+    except HubError:
+        raise  # the signal that ends the run
     except Exception:  # whatever it is, loading the model with its data is checked, too
         return None
     return Fit(type(model).__name__, misfit, advice(misfit, model, tensors), renamed, left_out)
