@@ -11,13 +11,17 @@ from hub.errors import Interrupted
 from hub.system.signals import STARTED_BY, StopRequest
 
 WAITS_IN_C = """
-import ctypes
+import ctypes, sys
+from hub.errors import Interrupted
 from hub.system.signals import stop_request
 stop_request.install()
 mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
 lock(mutex)
-print("waits", flush=True)
-lock(mutex)
+try:
+    print("waits", flush=True)
+    lock(mutex)
+except Interrupted as error:  # the signal came before
+    sys.exit(error.exit_code)
 """
 OUTLIVES_ITS_PARENT = """
 import time
