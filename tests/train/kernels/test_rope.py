@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from zoo.zoo import zoo_model
 
@@ -36,12 +38,13 @@ MODELS = {
         "original_max_position_embeddings": 48,
         "rope_parameters": LONGROPE | {"short_mscale": 1.1, "long_mscale": 1.3},
     },
-    # Both kinds in one module.
-    "gemma3_text": {
+}
+if Version(transformers.__version__) > Version("5.17.0"):  # that one can't run two long texts by such a model
+    MODELS["gemma3_text"] = {
+        # Both kinds in one module.
         "max_position_embeddings": 64,
         "rope_parameters": {"sliding_attention": DYNAMIC, "full_attention": LONGROPE},
-    },
-}
+    }
 
 
 def load(name: str):
