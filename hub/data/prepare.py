@@ -17,6 +17,7 @@ from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, so
 from hub.data.samples.reports import DataReport, MixReport
 from hub.data.samples.sample import Item, Sample, Unit, longest_sample
 from hub.data.token_cache import cache_tokens, encoded_rows, is_large
+from hub.data.tokens.omissions import omission_lines
 from hub.data.tokens.template import fallback_line, load_template, require_template, template_report
 from hub.errors import ConfigError, DataError
 
@@ -110,6 +111,7 @@ def prepare(
     lines = [_summary(cfg, train, evaluation)]
     required = max((item.required_length for item in both.left_out), default=0)
     lines += both.lines(limit, advice_on_long_rows(cfg.data.max_seq_len, required, max_positions))
+    lines += omission_lines(both.omitted, tokenizer)
     if rendered and not has_template:
         lines.append(fallback_line(tokenizer))
     lines += [*duplicates.lines(len(train.units), len(evaluation.units)), template]

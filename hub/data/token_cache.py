@@ -35,7 +35,7 @@ from hub.system.cache import cache_dir, make_once
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RECIPE = 2
+RECIPE = 4
 """Raised when the same rows would give other tokens, or when an entry is written in another form."""
 
 SMALL_BYTES = 4 * 2**20
@@ -79,7 +79,7 @@ def encoded_rows(
         return _read(cache_tokens(cfg, source, tokenizer, limit, base_path, report))
     encode = Encoder(tokenizer, cfg.data, source, limit)
     entries = rows_after(source.path, Cursor(), source.subset, source.split, stream=max_rows is not None)
-    return [encode(entry) for entry, _ in islice(entries, max_rows)]
+    return list(encode.many(entry for entry, _ in islice(entries, max_rows)))
 
 
 def cache_tokens(

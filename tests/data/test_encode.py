@@ -171,9 +171,7 @@ def test_documents_are_joined_to_blocks_of_one_size_and_no_token_is_lost(tokeniz
 
 
 def test_a_row_that_is_far_too_long_is_not_even_tokenized(tokenizer, monkeypatch):
-    from hub.data.tokens import template
-
-    monkeypatch.setattr(template, "_tokenize", lambda *given: pytest.fail("it is tokenized"))
+    monkeypatch.setattr(tokenizer, "_encode_plus", lambda *given, **options: pytest.fail("it is tokenized"))
     long = {"messages": [{"role": "user", "content": "word " * 250_000}, CHAT["messages"][1]]}
     (item,) = encode(tokenizer, long, 512)
     assert (item.unit, item.bad) == (None, False)

@@ -76,7 +76,7 @@ def _arrays(unit: Unit | None) -> bytes:
 def _item(values: dict[str, Any], read: Read) -> Item:
     head = values["unit"]
     unit = _unit(head, read) if head is not None else None
-    return Item(**{**values, "unit": unit, "unused": tuple(values["unused"])})
+    return Item(**{**values, "unit": unit, "unused": tuple(values["unused"]), "omitted": tuple(values["omitted"])})
 
 
 def _unit(head: dict[str, Any], read: Read) -> Unit:
