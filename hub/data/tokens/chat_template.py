@@ -3,7 +3,7 @@
 import re
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hub.data.json_values import JsonObject
 from hub.data.tokens.marks import CLOSE_THOUGHTS, OPEN_THOUGHTS
@@ -11,6 +11,7 @@ from hub.data.tokens.template_limits import RAISED
 from hub.errors import DataError
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -19,9 +20,20 @@ _TAG_LIKE = re.compile(r"(?=.*[<\[|/])\S{3,64}")
 """What a template may look for in a content, cut there or strip: `</think>`, `/no_think`, `[TOOL_CALLS]`."""
 
 _MAX_CACHED = 20_000
+_NEVER = 1_000_000_000
+_NUM_COMPARED = 16
+"""Renderings of the compiled template that are compared with those of transformers, before it is relied on."""
 
 RenderWithSpans = Callable[..., tuple[list[str], list[list[tuple[int, int]]]]]
 """What `render_jinja_template` of transformers is: it declares a text, but returns texts and the spans of their turns."""
+
+
+class Compiled(NamedTuple):
+    """A template of Jinja, and the names that it sees in each conversation."""
+
+    template: "Template"
+    known: dict[str, object]
+
 
 Edges = tuple[int, int]
 """How many characters before and behind the texts of a turn belong to it: see `hub.data.tokens.turns`."""
@@ -45,6 +57,8 @@ class ChatTemplate:
         separators = {literal for literal in literals if _TAG_LIKE.fullmatch(literal)} | {OPEN_THOUGHTS, CLOSE_THOUGHTS}
         self.separators = re.compile("|".join(map(re.escape, sorted(separators, key=len, reverse=True))))
         self._edges: dict[object, Edges] = {}
+        self._compiled: Compiled | None = None
+        self._num_compared = 0
 
     def known_edges(self, key: object) -> Edges | None:
         """The edges of a turn that was seen before, in the same surroundings."""
@@ -78,15 +92,55 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError, TemplateSyntaxError
 
+        quick = self._render_compiled(tokenizer, messages, tools, prompt)
+        if quick is not None and self._num_compared >= _NUM_COMPARED:
+            return quick
         try:
             # transformers declares the fields of messages as texts, but passes them to the template as they are.
             render = cast(Callable[..., str], tokenizer.apply_chat_template)
-            return str(render(messages, tools=tools, tokenize=False, add_generation_prompt=prompt))
+            text = str(render(messages, tools=tools, tokenize=False, add_generation_prompt=prompt))
         except TemplateSyntaxError as error:
             raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
         except (TemplateError, *RAISED) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{where}: the chat template refuses this conversation. It says: {reason}") from None
+        self._num_compared = self._num_compared + 1 if quick == text else -_NEVER
+        return text
+
+    def _render_compiled(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        messages: list[JsonObject],
+        tools: list[JsonObject] | None,
+        prompt: bool,
+    ) -> str | None:
+        """Render with the template that transformers has compiled, without what it does around each rendering.
+
+        That copies all that the template sees, which takes several times as long as a short rendering. The messages here are
+        plain JSON, and the sandbox forbids changing them.
+
+        Returns:
+            None: the template refuses the messages, or this way is not open.
+        """
+        from jinja2 import TemplateError
+
+        if self._num_compared < 0:
+            return None
+        try:
+            if self._compiled is None:
+                from transformers.utils.chat_template_utils import _compile_jinja_template
+
+                template = _compile_jinja_template(self.text)
+                known = {**template.globals, **tokenizer.special_tokens_map, "documents": None}
+                self._compiled = Compiled(template, known)
+            template, known = self._compiled
+            seen = known | {"messages": messages, "tools": tools, "add_generation_prompt": prompt}
+            return "".join(template.root_render_func(template.new_context(seen, shared=True)))
+        except ImportError:
+            self._num_compared = -_NEVER
+            return None
+        except (TemplateError, *RAISED):
+            return None
 
     def tagged_spans(
         self, tokenizer: "PreTrainedTokenizerBase", messages: list[JsonObject], tools: list[JsonObject] | None
@@ -119,7 +173,7 @@ def chat_template(tokenizer: "PreTrainedTokenizerBase", tools: list[JsonObject] 
         tools: the tools of the conversation.
     """
     text = tokenizer.get_chat_template(tools=tools)
-    key = text, tokenizer.eos_token, len(tokenizer)
+    key = text, tokenizer.bos_token, tokenizer.eos_token, len(tokenizer)
     known = _templates.setdefault(tokenizer, {})
     if key not in known:
         known[key] = ChatTemplate(text)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
+from os.path import basename
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -156,7 +156,7 @@ class Encoder:
             entry: the row.
             limited: whether to bound the time and memory of each of its texts.
         """
-        draft = _Draft(f"{Path(entry.file).name}:{entry.line}")
+        draft = _Draft(f"{basename(entry.file)}:{entry.line}")
         try:
             draft.example = example = self.example(entry)
             if isinstance(example, ExampleGroup):
