@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from hub.data.tokens.byte_lengths import byte_lengths, encode_fast, mask_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -32,6 +34,22 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], spans: 
         return []
     if not tokenizer.is_fast:
         return [_in_parts(tokenizer, text, some) for text, some in zip(texts, spans, strict=True)]
+    found: list[Tokenized | None] = [None] * len(texts)
+    lengths = byte_lengths(tokenizer)
+    if lengths is not None and (rows := encode_fast(tokenizer, texts)) is not None:
+        for place, (ids, text, some) in enumerate(zip(rows, texts, spans, strict=True)):
+            mask = mask_of(lengths, ids, text, some)
+            found[place] = (ids, mask) if mask is not None else None
+    missing = [place for place, given in enumerate(found) if given is None]
+    others = _with_offsets(tokenizer, [texts[place] for place in missing], [spans[place] for place in missing])
+    for place, given in zip(missing, others, strict=True):
+        found[place] = given
+    return [given for given in found if given is not None]
+
+
+def _with_offsets(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], spans: Sequence[Spans]) -> list[Tokenized]:
+    if not texts:
+        return []
     encoded = tokenizer(
         list(texts),
         add_special_tokens=False,
