@@ -11,11 +11,13 @@ from collections import Counter
 from itertools import count
 from pathlib import Path
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
+from hub.data.tokens.marks import with_json_arguments
 from hub.data.tokens.template import encode, require_template
 from hub.errors import DataError
 
@@ -131,8 +133,11 @@ def conversation_of(talk):
 
 def check(tokenizer, talk):
     """What is wrong with the loss of a conversation: a list of words, empty if nothing is. And the rendered text."""
-    encoded = encode(tokenizer, conversation_of(talk))
+    conversation = conversation_of(talk)
+    encoded = encode(tokenizer, conversation)
     text = tokenizer.decode(encoded.input_ids)
+    forms = conversation.messages, with_json_arguments(conversation.messages)
+    assert text in [_rendered(tokenizer, messages, conversation.tools) for messages in forms]
     again = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     assert again["input_ids"] == encoded.input_ids
     has_loss = [False] * len(text)
@@ -150,6 +155,14 @@ def check(tokenizer, talk):
             missing.add(talk.kinds[word])
     wrong += [f"{kind} is lost without a word" for kind in missing - _reported(encoded.omitted)]
     return wrong + _ends(tokenizer, talk, text, has_loss), text
+
+
+def _rendered(tokenizer, messages, tools):
+    """What transformers renders. None: the template refuses it."""
+    try:
+        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    except (TemplateError, TypeError):
+        return None
 
 
 def _reported(kinds):

@@ -1,6 +1,7 @@
 """The trained tokens are the assistant's turns with their end-of-turn token, in templates of many kinds."""
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from hub.config.data import TEMPLATES
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
+from hub.data.tokens.byte_lengths import byte_lengths, mask_of
 from hub.data.tokens.omissions import omission_lines
 from hub.data.tokens.template import encode, fallback_line, load_template, require_template, template_report
+from hub.data.tokens.tokenize import tokenize
 from hub.errors import DataError
 
 SPECIAL = ["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<start_of_turn>", "<end_of_turn>"]
@@ -498,3 +501,22 @@ def test_arguments_of_calls_are_json_whatever_the_template_takes(tokenizer):
 def test_marks_are_moved_where_a_text_has_their_characters():
     rare = chr(0x20000) + chr(0x20000 + 20_000)
     assert [each.strip("�") for each in trained(TOKENIZERS["full offsets"], CHATML, chat(rare, rare))] == [f"{rare}<|im_end|>"]
+
+
+def test_masks_from_the_lengths_of_tokens_are_those_from_offsets():
+    tokenizer, dice = TOKENIZERS["full offsets"], random.Random(1)
+    assert byte_lengths(tokenizer) is not None
+    assert byte_lengths(TOKENIZERS["metaspace"]) is None
+    num_whole = 0
+    for _ in range(200):
+        text = "".join(dice.choices([*"ab é世🙂\n ", "<|im_end|>", " cat", "<s>"], k=dice.randint(1, 30)))
+        edges = sorted(dice.sample(range(len(text) + 1), k=2))
+        ((ids, mask),) = tokenize(tokenizer, [text], [[(edges[0], edges[1])]])
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert ids.tolist() == encoded["input_ids"]
+        expected = [start < edges[1] and end > edges[0] for start, end in encoded["offset_mapping"]]
+        assert mask.tolist() == expected
+        num_whole += mask_of(byte_lengths(tokenizer), ids, text, []) is not None
+    assert num_whole == 200
+    # A tokenizer that changes a text says so by the number of bytes.
+    assert mask_of(byte_lengths(tokenizer), ids, text + "x", []) is None

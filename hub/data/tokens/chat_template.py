@@ -21,6 +21,7 @@ _TAG_LIKE = re.compile(r"(?=.*[<\[|/])\S{3,64}")
 
 _MAX_CACHED = 20_000
 _NEVER = 1_000_000_000
+_PLAIN = frozenset((str, int, float, bool, type(None)))
 _NUM_COMPARED = 16
 """Renderings of the compiled template that are compared with those of transformers, before it is relied on."""
 
@@ -116,15 +117,15 @@ class ChatTemplate:
     ) -> str | None:
         """Render with the template that transformers has compiled, without what it does around each rendering.
 
-        That copies all that the template sees, which takes several times as long as a short rendering. The messages here are
-        plain JSON, and the sandbox forbids changing them.
+        That copies all that the template sees, which takes several times as long as a short rendering. Here the messages must
+        be plain JSON, so that the template gets no object with methods of its own, and the sandbox forbids changing them.
 
         Returns:
             None: the template refuses the messages, or this way is not open.
         """
         from jinja2 import TemplateError
 
-        if self._num_compared < 0:
+        if self._num_compared < 0 or not (_is_plain(messages) and _is_plain(tools)):
             return None
         try:
             if self._compiled is None:
@@ -160,6 +161,16 @@ class ChatTemplate:
             **tokenizer.special_tokens_map,
         )
         return spans[0]
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is made of JSON's own types, and of no subclass of them."""
+    kind = type(value)
+    if kind is dict:
+        return all(map(_is_plain, value.values()))  # type: ignore[attr-defined]
+    if kind is list:
+        return all(map(_is_plain, value))  # type: ignore[call-overload]
+    return kind in _PLAIN
 
 
 _templates: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[object, ChatTemplate]]" = weakref.WeakKeyDictionary()
