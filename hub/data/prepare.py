@@ -3,7 +3,7 @@
 Every rank does the same and gets the same: the result depends on the config and the files alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,6 +17,7 @@ from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, so
 from hub.data.samples.reports import DataReport, MixReport
 from hub.data.samples.sample import Item, Sample, Unit, longest_sample
 from hub.data.token_cache import cache_tokens, encoded_rows, is_large
+from hub.data.tokens.omissions import omission_lines
 from hub.data.tokens.template import fallback_line, load_template, require_template, template_report
 from hub.errors import ConfigError, DataError
 
@@ -110,6 +111,7 @@ def prepare(
     lines = [_summary(cfg, train, evaluation)]
     required = max((item.required_length for item in both.left_out), default=0)
     lines += both.lines(limit, advice_on_long_rows(cfg.data.max_seq_len, required, max_positions))
+    lines += omission_lines(both.omitted, tokenizer)
     if rendered and not has_template:
         lines.append(fallback_line(tokenizer))
     lines += [*duplicates.lines(len(train.units), len(evaluation.units)), template]
@@ -158,9 +160,13 @@ def _encode(
     for source in encoded.sources:
         rows = encoded_rows(cfg, source, tokenizer, limit, base_path, report, max_rows)
         if cfg.data.eval_fraction:
-            rows, held_out = _hold_out(rows, cfg.data.eval_fraction, cfg.algo.seed, source.path)
+            chosen = _hold_out(rows, cfg.data.eval_fraction, cfg.algo.seed, source.path)
+            held_out = (items for number, items in enumerate(rows) if number in chosen)
             encoded.evaluation.append(Counts.of(held_out, cfg.data.block_size))
-        encoded.train.append(Counts.of(rows, cfg.data.block_size))
+            train = (items for number, items in enumerate(rows) if number not in chosen)
+            encoded.train.append(Counts.of(train, cfg.data.block_size))
+        else:
+            encoded.train.append(Counts.of(rows, cfg.data.block_size))
     if evaluation_source := eval_source_of(cfg.data):
         rows = encoded_rows(cfg, evaluation_source, tokenizer, limit, base_path, report)
         encoded.evaluation.append(Counts.of(rows, cfg.data.block_size))
@@ -218,18 +224,14 @@ def _source_reports(mix: Mix, encoded: _Encoded) -> list[MixReport]:
     ]
 
 
-def _hold_out(rows: Sequence[list[Item]], fraction: float, seed: int, path: str) -> tuple[list[list[Item]], list[list[Item]]]:
-    """The rows to train on, bad ones included, and those of the evaluation set."""
+def _hold_out(rows: Iterable[list[Item]], fraction: float, seed: int, path: str) -> set[int]:
+    """The numbers of the rows of the evaluation set. Bad rows are none of it."""
     good = [number for number, items in enumerate(rows) if not items[0].bad]
     if len(good) < 2:
         raise DataError(
             f"{path}: one row only, so there is none to spare for evaluation. Type data.eval_fraction=0, or give more rows"
         )
-    chosen = {good[place] for place in Random(seed).sample(range(len(good)), num_held_out(len(good), fraction))}
-    return (
-        [items for number, items in enumerate(rows) if number not in chosen],
-        [items for number, items in enumerate(rows) if number in chosen],
-    )
+    return {good[place] for place in Random(seed).sample(range(len(good)), num_held_out(len(good), fraction))}
 
 
 def _summary(cfg: RunConfig, train: Counts, evaluation: Counts) -> str:

@@ -10,7 +10,7 @@ import json
 import mmap
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import islice
@@ -25,7 +25,7 @@ from hub.data.samples.sample import Item
 from hub.data.sources.entries import Cursor
 from hub.data.sources.files import data_files
 from hub.data.sources.read import rows_after
-from hub.data.streaming.frames import from_bytes, reader, to_bytes
+from hub.data.streaming.frames import mapped_items
 from hub.data.streaming.workers import Processes, num_cores
 from hub.data.tokens.encode import Encoder
 from hub.data.tokens.vocabulary import tokens_beyond
@@ -36,7 +36,7 @@ from hub.system.cache import cache_dir, make_once
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RECIPE = 2
+RECIPE = 5
 """Raised when the same rows would give other tokens, or when an entry is written in another form."""
 
 SMALL_BYTES = 4 * 2**20
@@ -61,8 +61,8 @@ def encoded_rows(
     base_path: Path | None,
     report: Callable[[str], None],
     max_rows: int | None = None,
-) -> Sequence[list[Item]]:
-    """The items of each row of a source.
+) -> Iterable[list[Item]]:
+    """The items of each row of a source. They may be iterated over again.
 
     Args:
         cfg: the run.
@@ -77,10 +77,10 @@ def encoded_rows(
         DataError: a row can't be used.
     """
     if max_rows is None and base_path is not None and _num_bytes(source) >= SMALL_BYTES:
-        return _read(cache_tokens(cfg, source, tokenizer, limit, base_path, report))
+        return _Stored(cache_tokens(cfg, source, tokenizer, limit, base_path, report))
     encode = Encoder(tokenizer, cfg.data, source, limit)
     entries = rows_after(source.path, Cursor(), source.subset, source.split, stream=max_rows is not None)
-    return [encode(entry) for entry, _ in islice(entries, max_rows)]
+    return list(encode.many(entry for entry, _ in islice(entries, max_rows)))
 
 
 def cache_tokens(
@@ -105,8 +105,8 @@ def cache_tokens(
         processes = Processes(cfg, base_path, limit, number)
         try:
             with (folder / "rows").open("wb") as stream:
-                for count, items in enumerate(processes.rows(source), 1):
-                    stream.write(to_bytes(items))
+                for count, frame in enumerate(processes.rows(source), 1):
+                    stream.write(frame)
                     if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
                         reported = time.monotonic()
                         report(f"tokenized {count:,} rows")
@@ -125,13 +125,19 @@ def is_large(source: DataSource) -> bool:
     return _num_bytes(source) >= SMALL_BYTES
 
 
-def _read(file: Path) -> list[list[Item]]:
-    with file.open("rb") as stream:
-        read = reader(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
-    rows: list[list[Item]] = []
-    while isinstance(items := from_bytes(read), list):
-        rows.append(items)
-    return rows
+class _Stored(Iterable[list[Item]]):
+    """The rows of an entry. Each pass reads them again, so that memory holds what is kept of them only."""
+
+    def __init__(self, file: Path) -> None:
+        """Args:
+        file: from `cache_tokens`.
+        """
+        with file.open("rb") as stream:
+            self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        """The items of each row."""
+        return mapped_items(self._data)
 
 
 def _num_bytes(source: DataSource) -> int:

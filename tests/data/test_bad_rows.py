@@ -19,7 +19,7 @@ ROWS = {
     "a number for a role": ({"messages": [{"role": 1, "content": "x"}, ANSWER]}, "message 1 has the role 1. Allowed: system,"),
     "an unknown role": ({"messages": [{"role": "usr", "content": "x"}, ANSWER]}, "has the role 'usr'. Allowed: system, user"),
     "no assistant turn": ({"messages": [USER]}, "no assistant turn, so there is nothing to train on"),
-    "two systems": ({"messages": [{"role": "system", "content": "x"}] * 2 + [USER, ANSWER]}, "Only the first message may have"),
+    "two systems": ({"messages": [{"role": "system", "content": "x"}] * 2 + [USER, ANSWER]}, "Only the first may be"),
     "empty content": ({"messages": [USER, {"role": "assistant", "content": "\n"}]}, "message 2 (assistant) has empty content"),
     "a call without its tool": ({"messages": [USER, CALL], "tools": [{"name": "sub"}]}, "message 2 calls add, which is not"),
     "a call without a name": ({"messages": [USER, {**CALL, "tool_calls": [{"function": {}}]}]}, "a tool call must be"),

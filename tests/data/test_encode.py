@@ -171,11 +171,37 @@ def test_documents_are_joined_to_blocks_of_one_size_and_no_token_is_lost(tokeniz
 
 
 def test_a_row_that_is_far_too_long_is_not_even_tokenized(tokenizer, monkeypatch):
-    from hub.data.tokens import template
-
-    monkeypatch.setattr(template, "_tokenize", lambda *given: pytest.fail("it is tokenized"))
+    monkeypatch.setattr(tokenizer, "_encode_plus", lambda *given, **options: pytest.fail("it is tokenized"))
     long = {"messages": [{"role": "user", "content": "word " * 250_000}, CHAT["messages"][1]]}
     (item,) = encode(tokenizer, long, 512)
     assert (item.unit, item.bad) == (None, False)
     assert item.num_tokens > 512
     assert item.reason.startswith("longer than 512 tokens (1,250,")
+
+
+def test_rows_encoded_together_are_those_encoded_alone_and_an_error_comes_in_its_turn(tokenizer, monkeypatch):
+    monkeypatch.setattr("hub.data.tokens.encode.BATCH_ROWS", 4)
+    answers = ["one", "two", "☃ three", "four " * 9, "five", "six"]
+    entries = [
+        Row(
+            {"messages": [{"role": "user", "content": f"Count {word}."}, {"role": "assistant", "content": word}]},
+            "rows.jsonl",
+            1,
+        )
+        for word in answers
+    ]
+    entries.insert(3, Row({"messages": []}, "rows.jsonl", 4))
+    source = DataSource(path="data/rows.jsonl", format="messages")
+    skip = Encoder(tokenizer, DataConfig(on_bad_row="skip"), source, 40)
+    together, alone = list(skip.many(entries)), [skip(entry) for entry in entries]
+    assert [items[0].reason for items in together] == [items[0].reason for items in alone]
+    assert [items[0].bad for items in together] == [False, False, False, True, False, False, False]
+    for (one,), (other,) in zip(together, alone, strict=True):
+        assert (one.unit is None) == (other.unit is None)
+        if one.unit is not None:
+            assert one.unit.input_ids.tolist() == other.unit.input_ids.tolist()
+            assert one.unit.loss_mask.tolist() == other.unit.loss_mask.tolist()
+    rows = Encoder(tokenizer, DataConfig(), source, 40).many(entries)
+    assert [next(rows)[0].bad for _ in range(3)] == [False] * 3
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: messages is empty"):
+        next(rows)

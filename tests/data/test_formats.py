@@ -216,3 +216,33 @@ def test_a_format_of_a_plugin_that_can_not_be_told_from_others_is_refused(plugin
     folder.add("faq", PLUGIN.replace(old, new))
     (line,) = plugins.load(folder.entry_points).warnings
     assert said in line
+
+
+def test_roles_and_fields_of_older_forms_are_those_of_today():
+    call = {"name": "add", "arguments": '{"x": 2}'}
+    forms = [
+        [{"role": "assistant", "content": None, "function_call": call}, {"role": "function", "name": "add", "content": "4"}],
+        [{"role": "function_call", "content": json.dumps(call)}, {"role": "observation", "name": "add", "content": "4"}],
+        [{"role": "tool_call", "content": json.dumps([call])}, {"role": "ipython", "name": "add", "content": "4"}],
+    ]
+    today = [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"x": 2}}}],
+        },
+        {"role": "tool", "name": "add", "content": "4"},
+    ]
+    end = {"role": "assistant", "content": "It is 4.", "reasoning": "Surely."}
+    for form in forms:
+        messages = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "What?"}, *form, end]
+        conversation = convert(Row({"messages": messages}, "a.jsonl", 1), "messages")
+        assert conversation.messages[0] == {"role": "system", "content": "Be kind."}
+        assert conversation.messages[2:4] == today
+        assert conversation.messages[4]["reasoning_content"] == conversation.messages[4]["thinking"] == "Surely."
+        assert conversation.unused == ()
+    with pytest.raises(DataError, match=r"a\.jsonl:1: message 2 has the role developer\. Only the first may be"):
+        convert(Row({"messages": [{"role": "system", "content": "x"}, *messages]}, "a.jsonl", 1), "messages")
+    both = forms[0][0] | {"tool_calls": [call]}
+    with pytest.raises(DataError, match="has function_call and tool_calls"):
+        convert(Row({"messages": [{"role": "user", "content": "x"}, both]}, "a.jsonl", 1), "messages")

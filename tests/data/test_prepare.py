@@ -108,7 +108,7 @@ def test_what_leaves_nothing_to_train_on_is_refused(tmp_path, tokenizer):
 def test_row_of_which_nothing_is_trained_is_refused(tmp_path, tokenizer):
     file = tmp_path / "chat.jinja"
     file.write_text("{% for message in messages %}{% if false %}{% generation %}{% endgeneration %}{% endif %}x{% endfor %}")
-    with pytest.raises(DataError, match=r"a\.jsonl:1: nothing in this row is trained"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the chat template leaves out the content of message 2"):
         prepare(config(write(tmp_path / "a.jsonl", [3]), template=str(file)), tokenizer, None)
 
 

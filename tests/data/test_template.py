@@ -1,6 +1,9 @@
 """The trained tokens are the assistant's turns with their end-of-turn token, in templates of many kinds."""
 
 import json
+import random
+import re
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -9,7 +12,10 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from hub.config.data import TEMPLATES
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
+from hub.data.tokens.byte_lengths import byte_lengths, mask_of
+from hub.data.tokens.omissions import omission_lines
 from hub.data.tokens.template import encode, fallback_line, load_template, require_template, template_report
+from hub.data.tokens.tokenize import tokenize
 from hub.errors import DataError
 
 SPECIAL = ["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<start_of_turn>", "<end_of_turn>"]
@@ -309,7 +315,7 @@ def test_refusal_of_the_template_names_the_row_and_says_what_it_said(tokenizer):
 
 def test_turn_that_the_template_does_not_show_is_refused(tokenizer):
     silent = "{% for message in messages %}{% if message.role == 'user' %}{{ message.content }}{% endif %}{% endfor %}"
-    with pytest.raises(DataError, match=r"chats\.jsonl:3: message 2 \(assistant\) can't be found"):
+    with pytest.raises(DataError, match=r"chats\.jsonl:3: .* leaves out the content of message 2"):
         trained(tokenizer, silent, chat("What?", "4"))
     twice = "{% for message in messages %}{{ message.content }}{% endfor %}{{ messages[1].content }}"
     with pytest.raises(DataError, match="can't be found"):
@@ -323,7 +329,7 @@ def test_turn_that_the_template_does_not_show_is_refused(tokenizer):
 def test_text_beside_tool_calls_that_the_template_leaves_out_is_counted(tokenizer):
     tokenizer.chat_template = MISTRAL
     rows = [Row({"messages": [*chat("What?"), calling(text)]}, "chats.jsonl", 1) for text in ("Let me see.", None)]
-    assert [encode(tokenizer, convert(row, "messages")).num_omitted for row in rows] == [1, 0]
+    assert [encode(tokenizer, convert(row, "messages")).omitted for row in rows] == [("texts",), ()]
 
 
 def test_report_names_the_end_of_turn_token_and_warns_when_there_is_none(tokenizer):
@@ -422,3 +428,95 @@ def test_a_template_of_the_hub_begins_with_the_token_that_the_tokenizer_puts_bef
         text = tokenizer.apply_chat_template(chat("What?", "4"), tokenize=False)
         assert text.startswith("<s>")
         assert text.count("<s>") == 1
+
+
+def read_template(name):
+    return (Path(__file__).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds."}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "tools", "expected"),
+    [
+        ("deepseek_r1", chat("What?", f"{THOUGHT}4"), None, {"thoughts"}),
+        ("deepseek_r1", chat("What?", "Only 2 + 2.\n</think>\n\n4"), None, {"thoughts"}),
+        ("llama31", [*chat("What?"), {"role": "assistant", "content": "4", "thinking": "Surely 4."}], None, {"thoughts"}),
+        ("qwen3", chat("What?", f"{THOUGHT}4", "Why?", f"{THOUGHT}5"), None, {"earlier_thoughts"}),
+        ("mistral_v3", chat("What?", "4", system="Be kind."), None, {"system"}),
+        ("llama31", chat("What?", "4"), TOOLS, set()),
+        ("cohere2", chat("What?", "4"), TOOLS, {"tools"}),
+        ("gpt_oss", [*chat("What?"), calling("Let me see."), *chat("", "It is 4.")[1:]], TOOLS, {"texts"}),
+        ("cohere2", chat("What?", "4", system="Be kind."), None, set()),
+    ],
+)
+def test_what_the_template_leaves_out_is_named_by_kind_with_what_to_type(name, messages, tools, expected):
+    tokenizer = TOKENIZERS["full offsets"]
+    tokenizer.chat_template = read_template(name)
+    conversation = convert(Row({"messages": messages, "tools": tools}, "chats.jsonl", 3), "messages")
+    omitted = encode(tokenizer, conversation).omitted
+    assert set(omitted) == expected
+    lines = omission_lines({kind: ["chats.jsonl:3"] for kind in omitted}, tokenizer)
+    assert all(
+        re.search(r"^In 1 row the chat template leaves out .*\(chats\.jsonl:3\)\. .*(data\.template=|a row in)", line)
+        for line in lines
+    )
+
+
+def test_a_lost_call_or_an_empty_answer_is_refused_under_tags_as_well(tokenizer):
+    two = calling(None) | {"tool_calls": [*calling(None)["tool_calls"], *calling(None, 3)["tool_calls"]]}
+    two["tool_calls"][1]["function"]["arguments"]["x"] = "a dog"
+    with pytest.raises(DataError, match=r"leaves out one of the tool calls of message 2"):
+        trained(tokenizer, read_template("gpt_oss"), [*chat("What?"), two])
+    with pytest.raises(DataError, match=r"leaves out the tool calls of message 2"):
+        trained(tokenizer, TAGGED, [*chat("What?"), calling("Let me see.")])
+    with pytest.raises(DataError, match=r"leaves out the content of message 2"):
+        trained(tokenizer, R1, chat("What?", f"{THOUGHT} "))
+    wide = TAGGED.replace("{%- generation %}{{", "{%- generation %}{{ messages[0].content + ")
+    with pytest.raises(DataError, match=r"generation %\} tags of the chat template hold a text of user"):
+        trained(tokenizer, wide, chat("What?", "4", "Why?", "5"))
+
+
+def test_a_template_that_takes_no_system_message_is_answered_with_one_that_does(tokenizer):
+    with pytest.raises(DataError, match=r"System role not supported. It takes no system message: type data\.template=gemma,"):
+        trained(tokenizer, GEMMA, chat("What?", "4", system="You are a cat."))
+    tokenizer.chat_template = read_template("mistral_v3")
+    assert "Type data.template=mistral, which writes it" in omission_lines({"system": ["a:1"]}, tokenizer)[0]
+
+
+def test_arguments_of_calls_are_json_whatever_the_template_takes(tokenizer):
+    arguments = '{"x": "a cat", "y": 2}'
+    for name in ("deepseek_r1", "python_calls", "qwen3"):
+        tokenizer.chat_template = read_template(name)
+        for given in (json.loads(arguments), arguments):
+            call = calling(None)
+            call["tool_calls"][0]["function"]["arguments"] = given
+            conversation = convert(Row({"messages": [*chat("What?"), call]}, "chats.jsonl", 3), "messages")
+            encoded = encode(tokenizer, conversation)
+            ids = [number for number, flag in zip(encoded.input_ids, encoded.loss_mask, strict=True) if flag]
+            assert arguments in tokenizer.decode(ids)
+
+
+def test_marks_are_moved_where_a_text_has_their_characters():
+    rare = chr(0x20000) + chr(0x20000 + 20_000)
+    assert [each.strip("�") for each in trained(TOKENIZERS["full offsets"], CHATML, chat(rare, rare))] == [f"{rare}<|im_end|>"]
+
+
+def test_masks_from_the_lengths_of_tokens_are_those_from_offsets():
+    tokenizer, dice = TOKENIZERS["full offsets"], random.Random(1)
+    assert byte_lengths(tokenizer) is not None
+    assert byte_lengths(TOKENIZERS["metaspace"]) is None
+    num_whole = 0
+    for _ in range(200):
+        text = "".join(dice.choices([*"ab é世🙂\n ", "<|im_end|>", " cat", "<s>"], k=dice.randint(1, 30)))
+        edges = sorted(dice.sample(range(len(text) + 1), k=2))
+        ((ids, mask),) = tokenize(tokenizer, [text], [[(edges[0], edges[1])]])
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert ids.tolist() == encoded["input_ids"]
+        expected = [start < edges[1] and end > edges[0] for start, end in encoded["offset_mapping"]]
+        assert mask.tolist() == expected
+        num_whole += mask_of(byte_lengths(tokenizer), ids, text, []) is not None
+    assert num_whole == 200
+    # A tokenizer that changes a text says so by the number of bytes.
+    assert mask_of(byte_lengths(tokenizer), ids, text + "x", []) is None

@@ -60,6 +60,19 @@ def test_a_template_that_reaches_for_python_is_a_line_and_reaches_nothing(tokens
     assert not canary.appeared()
 
 
+def test_a_template_never_gets_an_object_with_methods_of_its_own(tokens):
+    called = []
+
+    class Picture:
+        def save(self, *given):
+            called.append(given)
+
+    tokens.chat_template = "{{ messages[0].picture.save('x') if messages[0].picture is not string }}" + CHATML
+    messages = [{"role": "user", "content": "hi", "picture": Picture()}, {"role": "assistant", "content": "yes"}]
+    encode(tokens, convert(Row({"messages": messages}, "chats.jsonl", 1), "messages"))
+    assert not called
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [

@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from hub.config.schema import RunConfig
-from hub.data.doctor.findings import Finding, of_duplicates, of_rows, of_texts
+from hub.data.doctor.findings import Finding, of_duplicates, of_omissions, of_rows, of_texts
 from hub.data.doctor.lengths import Lengths, lengths_of
 from hub.data.doctor.scan import MAX_ROWS, Scan, ScannedRow, scan
 from hub.data.json_values import JsonObject
@@ -90,6 +90,7 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
     if line := tokens_beyond_line(tokenizer):
         findings.append(Finding("look", line, len(tokens_beyond(tokenizer))))
     findings += of_rows(cfg, counts, limit, template)
+    findings += of_omissions(counts, tokenizer)
     findings += of_texts(all_scans)
     findings += of_duplicates(*_split(scans, evaluation_scans, cfg))
     if any(each.has_more for each in all_scans):

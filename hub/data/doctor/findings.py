@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hub.config.schema import RunConfig
 from hub.data.doctor.near_duplicates import near_duplicates
@@ -11,6 +12,10 @@ from hub.data.doctor.oddities import BROKEN_TEXT
 from hub.data.doctor.scan import Scan, ScannedRow
 from hub.data.samples.counts import Counts
 from hub.data.samples.sample import Item
+from hub.data.tokens.omissions import described
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_EXAMPLES = 5
 MAX_LEFT_OUT = 0.1
@@ -54,16 +59,24 @@ def of_rows(cfg: RunConfig, counts: Counts, limit: int | None, template: str) ->
         yield Finding("look", f"rows are cut, by {tokens:,} tokens", len(counts.cut), _places(counts.cut))
     if counts.num_split:
         yield Finding("look", f"rows are longer than {limit} tokens and are split", counts.num_split)
-    if counts.omitted:
-        examples = tuple(counts.omitted[:MAX_EXAMPLES])
-        what = "rows in which the chat template leaves out texts beside tool calls"
-        yield Finding("look", what, len(counts.omitted), examples)
     if counts.unused:
         yield Finding("look", f"fields that nothing reads: {', '.join(sorted(counts.unused)[:12])}", len(counts.unused))
     if template.startswith("Warning"):
         yield Finding("bad", template.removeprefix("Warning: "), 1)
     if not counts.units:
         yield Finding("bad", "no row is left to train on", 1)
+
+
+def of_omissions(counts: Counts, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
+    """Texts that the chat template leaves out.
+
+    Args:
+        counts: of all sources.
+        tokenizer: the one with the template.
+    """
+    for item in described(counts.omitted, tokenizer):
+        what = f"rows in which {item.what}"
+        yield Finding("look", what, len(item.where), tuple(item.where[:MAX_EXAMPLES]), item.advice)
 
 
 def of_texts(scans: Sequence[Scan]) -> Iterator[Finding]:

@@ -7,15 +7,23 @@ from hub.errors import DataError, did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
 
+OTHER_ROLES = {"developer": "system", "function": "tool", "ipython": "tool", "observation": "tool"}
+"""Names that some formats have for a role, and the role."""
+
+CALLING_ROLES = ("function_call", "tool_call")
+"""Roles of messages whose content is a call, or a list of calls, as JSON. They are the assistant's."""
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Fields with the thoughts of a message. Chat templates read one of the first two, so both get them, as in transformers."""
+
 KNOWN_FIELDS = (
     "role",
     "content",
     "tool_calls",
+    "function_call",
     "tool_call_id",
     "name",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
+    *REASONING,
     "loss",
     "weight",
 )
@@ -40,12 +48,16 @@ def check_messages(messages: list[JsonObject], where: str) -> tuple[list[JsonObj
     checked: list[JsonObject] = []
     without_loss = set()
     for number, message in enumerate(messages, 1):
+        written = message.get("role")
+        message = _in_today_form(message, number, where)
         role = message.get("role")
         if not isinstance(role, str) or role not in ROLES:
             named = f"has the role {role!r}" if "role" in message else f"has no role; its fields: {listed(message)}"
             raise DataError(f"{where}: message {number} {named}. Allowed: {', '.join(ROLES)}.{did_you_mean(str(role), ROLES)}")
         if role == "system" and number > 1:
-            raise DataError(f"{where}: message {number} has the role system. Only the first message may have it")
+            raise DataError(
+                f"{where}: message {number} has the role {written}. Only the first may be one of the system or developer"
+            )
         calls = _tool_calls(message, number, where)
         if not _has_loss(message, number, where):
             without_loss.add(number - 1)
@@ -55,6 +67,28 @@ def check_messages(messages: list[JsonObject], where: str) -> tuple[list[JsonObj
     if not any(message["role"] == "assistant" for message in checked):
         raise DataError(f"{where}: no assistant turn, so there is nothing to train on. Add one, or take the row out")
     return checked, frozenset(without_loss)
+
+
+def _in_today_form(message: JsonObject, number: int, where: str) -> JsonObject:
+    """A message whose role is one of `ROLES`, whose calls are in `tool_calls` and whose thoughts are where templates look."""
+    role, calls = message.get("role"), message.get("function_call")
+    if isinstance(role, str) and role in OTHER_ROLES:
+        message = message | {"role": OTHER_ROLES[role]}
+    if isinstance(role, str) and role in CALLING_ROLES:
+        content = json_if_text(message.get("content"), where, f"the {role} in message {number}")
+        called = content if isinstance(content, list) else [content]
+        message = message | {"role": "assistant", "content": "", "tool_calls": called}
+    elif calls is not None:
+        if message.get("tool_calls"):
+            raise DataError(f"{where}: message {number} has function_call and tool_calls. Give one of them")
+        message = {key: item for key, item in message.items() if key != "function_call"} | {"tool_calls": [calls]}
+    thoughts = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    if thoughts is None:
+        return message
+    if not isinstance(thoughts, str):
+        name = next(name for name in REASONING if message.get(name) is not None)
+        raise DataError(f"{where}: message {number} has {name} that is {kind_of(thoughts)}, not a text")
+    return {"thinking": thoughts} | message | {"reasoning_content": thoughts}
 
 
 def _has_loss(message: JsonObject, number: int, where: str) -> bool:

@@ -31,8 +31,8 @@ class Counts:
     num_split: int = 0
     """Rows that became several samples because of their length."""
 
-    omitted: list[str] = field(default_factory=list)
-    """Rows in which the chat template leaves out a text beside tool calls."""
+    omitted: dict[str, list[str]] = field(default_factory=dict)
+    """What the chat template leaves out -> the rows. The keys are those of `hub.data.tokens.omissions.KINDS`."""
 
     formats: set[str] = field(default_factory=set)
     unused: set[str] = field(default_factory=set)
@@ -63,8 +63,8 @@ class Counts:
         self.num_rows += 1
         self.num_split += len(items) > 1
         for item in items:
-            if item.omitted:
-                self.omitted.append(item.where)
+            for kind in item.omitted:
+                self.omitted.setdefault(kind, []).append(item.where)
             if item.num_cut:
                 self.cut.append(item)
             if item.format:
@@ -89,7 +89,8 @@ class Counts:
             merged.bad += counts.bad
             merged.cut += counts.cut
             merged.num_split += counts.num_split
-            merged.omitted += counts.omitted
+            for kind, where in counts.omitted.items():
+                merged.omitted.setdefault(kind, []).extend(where)
             merged.formats |= counts.formats
             merged.unused |= counts.unused
             merged.num_joined += counts.num_joined
@@ -121,7 +122,7 @@ class Counts:
             "num_rows_cut": len(self.cut),
             "num_tokens_cut": sum(item.num_cut for item in self.cut),
             "num_rows_split": self.num_split,
-            "num_rows_with_texts_omitted": len(self.omitted),
+            "num_rows_with_texts_omitted": len(set().union(*self.omitted.values())),
         }
 
     def omissions(self) -> Omissions:
@@ -131,7 +132,7 @@ class Counts:
             **self.omission_counts(),
             "left_out": [{"where": item.where, "num_tokens": item.num_tokens, "reason": item.reason} for item in left_out],
             "bad_rows": [{"where": item.where, "reason": item.reason} for item in bad],
-            "texts_omitted": self.omitted[:MAX_LISTED],
+            "texts_omitted": {kind: where[:MAX_LISTED] for kind, where in self.omitted.items()},
         }
 
     def lines(self, limit: int | None, advice: str) -> list[str]:
@@ -155,10 +156,6 @@ class Counts:
             lines.append(f"Split: {self.num_split} rows longer than {limit} tokens into several samples.")
         if self.bad:
             lines.append(f"Left out: {len(self.bad)} bad rows. The first: {self.bad[0].reason}")
-        if self.omitted:
-            lines.append(
-                f"In {len(self.omitted)} rows the chat template leaves out texts beside tool calls ({_some(self.omitted)})."
-            )
         if self.unused:
             unused = sorted(self.unused)
             lines.append(f"Unused fields: {', '.join(unused[:12])}{', ...' if len(unused) > 12 else ''}")

@@ -33,7 +33,8 @@ class Omissions(OmissionCounts):
 
     left_out: list[JsonObject]
     bad_rows: list[JsonObject]
-    texts_omitted: list[str]
+    texts_omitted: dict[str, list[str]]
+    """What the chat template leaves out -> the rows."""
 
 
 class SourceReport(Totals, OmissionCounts):

@@ -71,8 +71,8 @@ class Item(NamedTuple):
     bad: bool = False
     """The row can't be used at all, and data.on_bad_row=skip."""
 
-    omitted: bool = False
-    """Whether the chat template leaves out a text beside tool calls."""
+    omitted: tuple[str, ...] = ()
+    """What the chat template leaves out of the row: keys of `hub.data.tokens.omissions.KINDS`."""
 
     num_cut: int = 0
     """Tokens of the row that are cut off behind this unit."""

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
+from os.path import basename
 from pathlib import Path
 
 from hub.data.json_values import JsonObject, JsonValue, kind_of
@@ -27,7 +29,7 @@ class Row:
     @property
     def where(self) -> str:
         """File and line for messages, as `chats.jsonl:17`."""
-        return f"{Path(self.file).name}:{self.line}"
+        return f"{basename(self.file)}:{self.line}"
 
     def read(self) -> "Row":
         """The row itself: it is parsed already."""
@@ -48,7 +50,7 @@ class Unread:
         Raises:
             DataError: it is broken.
         """
-        return _parse_row(self.text, Path(self.file), self.line)
+        return _parse_row(self.text, _path(self.file), self.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,9 @@ class Broken:
         """
         raise self.error
 
+
+_path = lru_cache(maxsize=64)(Path)
+"""A path of a text: made once, since many rows come from one file."""
 
 Entry = Row | Unread | Broken
 """What is read in the place of a row. So a broken row can be left out where the user asks for that."""

@@ -140,7 +140,7 @@ class SampleStream:
         self.counts["num_rows"] += 1
         self.counts["num_rows_split"] += len(items) > 1
         for item in items:
-            self.counts["num_rows_with_texts_omitted"] += item.omitted
+            self.counts["num_rows_with_texts_omitted"] += bool(item.omitted)
             self.counts["num_rows_cut"] += item.num_cut > 0
             self.counts["num_tokens_cut"] += item.num_cut
             if item.unit is None:

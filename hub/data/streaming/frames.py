@@ -1,19 +1,24 @@
 """Windows and items as bytes, for a pipe between processes and for the token cache. JSON and arrays: nothing is unpickled.
 
-A frame is the length of its head (4 bytes), the head as JSON, and for each sample its token ids (4 bytes each) and its loss
-mask (a byte each). All of these are padded to a multiple of 4 bytes, so that arrays can be used where they were read.
+A frame is the length of its head and that of its arrays (4 bytes each), the head as JSON, and for each sample its token ids
+(4 bytes each) and its loss mask (a byte each). All of these are padded to a multiple of 4 bytes, so that arrays can be used
+where they were read.
 """
 
 import json
-from collections.abc import Callable
+import mmap
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hub.data.samples.sample import Group, Item, Sample, Unit
 from hub.data.streaming.windows import Window, window_from
 from hub.errors import DataError, HubError
 
+_Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+_ITEMS = b'{"items"'
 Read = Callable[[int], bytes | memoryview]
 """Gives so many bytes, fewer at the end."""
 
@@ -31,7 +36,8 @@ def to_bytes(content: Window | list[Item] | HubError) -> bytes:
         head = {"error": str(content)}
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 4)
-    return len(text).to_bytes(4, "little") + text + b"".join(arrays)
+    body = b"".join(arrays)
+    return len(text).to_bytes(4, "little") + len(body).to_bytes(4, "little") + text + body
 
 
 def from_bytes(read: Read) -> Window | list[Item] | None:
@@ -46,15 +52,61 @@ def from_bytes(read: Read) -> Window | list[Item] | None:
     Raises:
         DataError: the frame is an error.
     """
-    size = read(4)
-    if len(size) < 4:
+    sizes = read(8)
+    if len(sizes) < 8:
         return None
-    head = json.loads(bytes(read(int.from_bytes(size, "little"))))
-    if "error" in head:
-        raise DataError(head["error"])
-    if "window" in head:
-        return window_from(head["window"])
-    return [_item(values, read) for values in head["items"]]
+    return _content(read(int.from_bytes(sizes[:4], "little")), lambda count: _read_arrays(read, count))
+
+
+def raw_items(read: Read) -> bytes | Window | None:
+    """The next frame: as it is where it has items, so that it can be stored without another look.
+
+    Args:
+        read: gives so many bytes, fewer at the end.
+
+    Raises:
+        DataError: the frame is an error.
+    """
+    sizes = bytes(read(8))
+    if len(sizes) < 8:
+        return None
+    head = bytes(read(int.from_bytes(sizes[:4], "little")))
+    if head.startswith(_ITEMS):
+        return sizes + head + bytes(read(int.from_bytes(sizes[4:], "little")))
+    content = _content(head, lambda count: _read_arrays(read, count))
+    assert isinstance(content, Window)
+    return content
+
+
+def mapped_items(data: mmap.mmap) -> Iterator[list[Item]]:
+    """The items of each frame of a mapped file. All arrays are views of the same two, so that a sample takes little memory.
+
+    Args:
+        data: frames with items only.
+    """
+    ids, masks = np.frombuffer(data, np.int32), np.frombuffer(data, np.bool_)
+    place = 0
+
+    def take(count: int) -> _Arrays:
+        nonlocal place
+        begin, place = place, place + 4 * count + count + -count % 4
+        return ids[begin // 4 : begin // 4 + count], masks[begin + 4 * count : begin + 5 * count]
+
+    while place < len(data):
+        begin = place + 8
+        place = begin + int.from_bytes(data[place : place + 4], "little")
+        items = _content(data[begin:place], take)
+        assert isinstance(items, list)
+        yield items
+
+
+def _content(head: bytes | memoryview, take: Callable[[int], _Arrays]) -> Window | list[Item]:
+    values = json.loads(bytes(head))
+    if "error" in values:
+        raise DataError(values["error"])
+    if "window" in values:
+        return window_from(values["window"])
+    return [_item(item, take) for item in values["items"]]
 
 
 def _unit_head(unit: Unit | None) -> dict[str, object] | None:
@@ -73,24 +125,24 @@ def _arrays(unit: Unit | None) -> bytes:
     return content
 
 
-def _item(values: dict[str, Any], read: Read) -> Item:
+def _item(values: dict[str, Any], take: Callable[[int], _Arrays]) -> Item:
     head = values["unit"]
-    unit = _unit(head, read) if head is not None else None
-    return Item(**{**values, "unit": unit, "unused": tuple(values["unused"])})
+    unit = _unit(head, take) if head is not None else None
+    return Item(**{**values, "unit": unit, "unused": tuple(values["unused"]), "omitted": tuple(values["omitted"])})
 
 
-def _unit(head: dict[str, Any], read: Read) -> Unit:
-    samples = tuple(_sample(read, *values) for values in head["samples"])
+def _unit(head: dict[str, Any], take: Callable[[int], _Arrays]) -> Unit:
+    samples = tuple(Sample(*take(count), where, role) for count, role, where in head["samples"])
     if head["group"] is None:
         return samples[0]
     where, format = head["group"]
     return Group(samples, where, format)
 
 
-def _sample(read: Read, count: int, role: str, where: str) -> Sample:
+def _read_arrays(read: Read, count: int) -> _Arrays:
+    """Token ids and loss mask of one sample."""
     ids = np.frombuffer(read(4 * count), np.int32)
-    mask = np.frombuffer(read(count + -count % 4), np.bool_)[:count]
-    return Sample(ids, mask, where, role)
+    return ids, np.frombuffer(read(count + -count % 4), np.bool_)[:count]
 
 
 def reader(data: bytes | memoryview) -> Callable[[int], bytes | memoryview]:

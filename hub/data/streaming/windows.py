@@ -123,9 +123,8 @@ def items(
     """
     for window, rows in source:
         yield window
-        for place, row in enumerate(rows):
-            if place % num_shards == shard and place >= skip:
-                yield encode(row)
+        mine = (row for place, row in enumerate(rows) if place % num_shards == shard and place >= skip)
+        yield from encode.many(mine)
         skip = 0
 
 

@@ -20,9 +20,8 @@ from hub.compose import runfile
 from hub.config.data import DataSource
 from hub.config.schema import RunConfig
 from hub.data.samples.mix import sources_of
-from hub.data.samples.sample import Item
 from hub.data.streaming.feed import Frames, SampleStream
-from hub.data.streaming.frames import from_bytes, to_bytes
+from hub.data.streaming.frames import from_bytes, raw_items, to_bytes
 from hub.data.streaming.windows import FIRST, Window, WindowState, in_order, items, window_from, windows
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError, HubError
@@ -79,31 +78,31 @@ class Processes:
 
         return SampleStream(source.path, start, self._cfg.data.block_size)
 
-    def rows(self, source: DataSource) -> Iterator[list[Item]]:
-        """The items of each row of a source, in its order, once.
+    def rows(self, source: DataSource) -> Iterator[bytes]:
+        """The items of each row of a source, in its order, once. Each is a frame, as it is stored.
 
         Raises:
             DataError: a row can't be used, or a process was killed.
         """
-        shards = [self._start(source, shard, None) for shard in range(self._num_shards)]
+        outputs = [self._open(source, shard, None) for shard in range(self._num_shards)]
 
-        def read(shard: int) -> Window | list[Item]:
-            frame = next(shards[shard], None)
+        def read(shard: int) -> Window | bytes:
+            frame = raw_items(outputs[shard].read)
             if frame is None:
                 raise DataError(f"{source.path}: a process that reads it was killed without a report (out of CPU memory?)")
             return frame
 
         while True:
             window = FIRST
-            for shard in range(len(shards)):
+            for shard in range(len(outputs)):
                 frame = read(shard)
                 assert isinstance(frame, Window)
                 window = frame
             if not window.size:
                 return
             for place in range(window.size):
-                row = read(place % len(shards))
-                assert isinstance(row, list)
+                row = read(place % len(outputs))
+                assert isinstance(row, bytes)
                 yield row
 
     def close(self) -> None:
@@ -116,6 +115,11 @@ class Processes:
         self._children.clear()
 
     def _start(self, source: DataSource, shard: int, place: StartPosition | None) -> Frames:
+        read = self._open(source, shard, place).read
+        return iter(lambda: from_bytes(read), None)
+
+    def _open(self, source: DataSource, shard: int, place: StartPosition | None) -> IO[bytes]:
+        """Start a process. Gives what it writes."""
         request: Request = {
             "cfg": runfile.to_text(self._cfg),
             "base_path": str(self._base_path),
@@ -142,8 +146,7 @@ class Processes:
             child.stdin.write(json.dumps(request).encode())
             child.stdin.close()
         _enlarge(child.stdout)
-        read = child.stdout.read
-        return iter(lambda: from_bytes(read), None)
+        return child.stdout
 
 
 def num_cores() -> int:

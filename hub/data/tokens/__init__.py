@@ -3,6 +3,10 @@
 encode           a row to its units, or to the reason why it gives none
 template         a conversation to tokens, and which of them are trained
 turns            where the assistant's turns are in a rendered conversation
+marks            marks around its texts, which show where each is rendered
+omissions        what the template leaves out, in words
+chat_template    renders conversations, and has what is known of the template
+tokenize         texts to tokens, many at once
 special_tokens   the added and special tokens of a tokenizer
 template_limits  bounds on the time and memory of a chat template
 """

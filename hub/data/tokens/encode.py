@@ -1,7 +1,10 @@
 """From a row to the units that it gives, or to the reason why it gives none."""
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from os.path import basename
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,11 +12,23 @@ import numpy as np
 from hub.config.data import DataConfig, DataSource
 from hub.config.option import AUTO
 from hub.data.formats.detect import convert, detect
-from hub.data.formats.examples import Conversation, Document, Example, ExampleGroup, RowExample, Tokens, naming_role
-from hub.data.samples.sample import Group, Item, Sample
+from hub.data.formats.examples import (
+    Conversation,
+    Document,
+    Example,
+    ExampleGroup,
+    RowExample,
+    Tokens,
+    naming_role,
+)
+from hub.data.samples.cut import cut, cut_group, has_loss
+from hub.data.samples.sample import Item, Sample
 from hub.data.sources.entries import Cursor, Entry, Row
 from hub.data.sources.read import rows_after
-from hub.data.tokens.template import TooLongError, encode, encode_document, require_template
+from hub.data.tokens.template import render, require_template
+from hub.data.tokens.template_limits import TemplateLimitError, limits
+from hub.data.tokens.tokenize import Spans, tokenize, tokenize_documents
+from hub.data.tokens.turns import TooLongError
 from hub.data.tokens.vocabulary import check_embedded
 from hub.errors import DataError
 
@@ -22,6 +37,46 @@ if TYPE_CHECKING:
 
 MIN_CHARACTERS_SKIPPED = 1_000_000
 """Shorter texts are tokenized even if they are too long for sure, so that their length can be reported."""
+
+BATCH_ROWS = 64
+"""Rows that are rendered and tokenized together."""
+
+BATCH_CHARACTERS = 2**20
+"""Rendered characters that are tokenized together, but for a longer text."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """One sample of a row, before it is tokenized."""
+
+    example: Example
+    text: str = ""
+    spans: Spans | None = None
+    """What is trained of a conversation. None: the text is a document."""
+
+    omitted: tuple[str, ...] = ()
+    sample: Sample | None = None
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A row before it is tokenized."""
+
+    where: str
+    """File and line, for a bad row."""
+
+    example: RowExample | None = None
+    parts: dict[str, _Part] = field(default_factory=dict)
+    """Role -> sample. A row with a single sample has the role ''."""
+
+    too_long: int = 0
+    """Characters of a text that is too long to be tokenized."""
+
+    error: DataError | None = None
+
+    @property
+    def num_characters(self) -> int:
+        return sum(len(part.text) for part in self.parts.values())
 
 
 class Encoder:
@@ -48,18 +103,25 @@ class Encoder:
         Raises:
             DataError: the row can't be used, and data.on_bad_row=error.
         """
-        try:
-            example = self.example(entry)
-            try:
-                return self._group(example) if isinstance(example, ExampleGroup) else self._cut(example, *self._sample(example))
-            except TooLongError as error:
-                reason = f"longer than {self._limit} tokens ({error.num_characters:,} characters)"
-                num_tokens = error.num_characters // self._longest_token
-                return [Item(example.where, num_tokens, None, reason, format=example.format, unused=example.unused)]
-        except DataError as error:
-            if self._data.on_bad_row == "error":
-                raise
-            return [Item(f"{Path(entry.file).name}:{entry.line}", 0, None, str(error), bad=True)]
+        return next(self.many([entry]))
+
+    def many(self, entries: Iterable[Entry]) -> Iterator[list[Item]]:
+        """Encode rows, some at a time. Gives the items of each row, in order.
+
+        Raises:
+            DataError: a row can't be used, and data.on_bad_row=error. The rows before it are given first.
+        """
+        rest = iter(entries)
+        while some := list(islice(rest, BATCH_ROWS)):
+            batch: list[_Draft] = []
+            num_characters = 0
+            for draft in self._drafts(some):
+                batch.append(draft)
+                num_characters += draft.num_characters
+                if num_characters > BATCH_CHARACTERS:
+                    yield from self._finished(batch)
+                    batch, num_characters = [], 0
+            yield from self._finished(batch)
 
     def example(self, entry: Entry) -> RowExample:
         """What a row is before it becomes tokens.
@@ -80,28 +142,55 @@ class Encoder:
             self._formats[row.file] = detect(_first_row(row, self._source))
         return self._formats[row.file]
 
-    def _sample(self, example: Example) -> tuple[Sample, bool]:
-        """The whole example as one sample, and whether the chat template leaves something out."""
-        omitted = False
+    def _drafts(self, entries: list[Entry]) -> list[_Draft]:
+        """Convert and render rows."""
+        try:
+            with limits(self._source.path):
+                return [self._draft(entry) for entry in entries]
+        except TemplateLimitError:  # find the row
+            return [self._draft(entry, limited=True) for entry in entries]
+
+    def _draft(self, entry: Entry, limited: bool = False) -> _Draft:
+        """Convert and render a row. An error of the row is stored, so that it comes in its turn.
+
+        Args:
+            entry: the row.
+            limited: whether to bound the time and memory of each of its texts.
+        """
+        draft = _Draft(f"{basename(entry.file)}:{entry.line}")
+        try:
+            draft.example = example = self.example(entry)
+            if isinstance(example, ExampleGroup):
+                for role, each in example.examples.items():
+                    with naming_role(example.where, role):
+                        draft.parts[role] = self._part(each, limited)
+            else:
+                draft.parts[""] = self._part(example, limited)
+        except TooLongError as error:
+            draft.parts, draft.too_long = {}, error.num_characters
+        except TemplateLimitError as error:
+            if not limited:
+                raise
+            draft.parts, draft.error = {}, error
+        except DataError as error:
+            draft.parts, draft.error = {}, error
+        return draft
+
+    def _part(self, example: Example, limited: bool) -> _Part:
+        if isinstance(example, Document):
+            return _Part(example, example.text)
         if isinstance(example, Conversation):
-            encoded = encode(self._prepared_tokenizer(), example, self._data.loss_on, self._max_characters())
-            sample = Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.loss_mask, np.bool_), example.where)
-            omitted = encoded.num_omitted > 0
-        elif isinstance(example, Tokens):
-            num_known = len(self._tokenizer)
-            if max(example.input_ids) >= num_known:
-                raise DataError(
-                    f"{example.where}: input_ids has {max(example.input_ids)}, but the model's tokenizer has {num_known} "
-                    "tokens. Were they made with another tokenizer?"
-                )
-            sample = Sample(np.asarray(example.input_ids, np.int32), np.asarray(example.loss_mask, np.bool_), example.where)
-        else:
-            ids = encode_document(self._tokenizer, example.text)
-            sample = Sample(np.asarray(ids, np.int32), np.ones(len(ids), np.bool_), example.where)
-        check_embedded(self._tokenizer, sample.input_ids, example.where)
-        if not _has_loss(sample):
-            raise DataError(f"{example.where}: nothing in this row is trained: {_why_nothing(example)}")
-        return sample, omitted
+            with limits(example.where) if limited else nullcontext():
+                given = render(self._prepared_tokenizer(), example, self._data.loss_on, self._max_characters())
+            return _Part(example, given.text, given.spans, given.omitted)
+        num_known = len(self._tokenizer)
+        if max(example.input_ids) >= num_known:
+            raise DataError(
+                f"{example.where}: input_ids has {max(example.input_ids)}, but the model's tokenizer has {num_known} "
+                "tokens. Were they made with another tokenizer?"
+            )
+        sample = Sample(np.asarray(example.input_ids, np.int32), np.asarray(example.loss_mask, np.bool_), example.where)
+        return _Part(example, sample=sample)
 
     def _prepared_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer with a chat template."""
@@ -116,69 +205,58 @@ class Encoder:
             return None
         return max(MIN_CHARACTERS_SKIPPED, self._longest_token * (self._limit or 0))
 
-    def _cut(self, example: Example, sample: Sample, omitted: bool) -> list[Item]:
-        """The sample as it is, cut, split or left out."""
-        item = Item(sample.where, len(sample), sample, omitted=omitted, format=example.format, unused=example.unused)
-        limit, size = self._limit, len(sample)
-        in_blocks = example.format == "document" and self._data.block_size is not None
-        if limit is None or size <= limit or in_blocks:
-            return [item]
-        on_long = self._data.on_long
-        if on_long == AUTO:
-            on_long = "split" if isinstance(example, Document) else "drop"
-        if on_long == "error":
-            raise DataError(
-                f"{sample.where}: this row has {size:,} tokens, more than {limit:,}. Type data.on_long=drop, truncate or split"
-            )
-        if on_long == "drop":
-            return [item._replace(unit=None, reason=f"longer than {limit} tokens")]
-        starts = range(0, size if on_long == "split" else 1, limit)
-        pieces = [_piece(sample, start, limit, len(starts)) for start in starts]
-        trained = [piece for piece in pieces if _has_loss(piece)]
-        if not trained:
-            return [item._replace(unit=None, reason=f"nothing is trained in its first {limit} tokens")]
-        num_cut = size - sum(map(len, trained))
-        items = [Item(piece.where, len(piece), piece, format=example.format, unused=example.unused) for piece in trained]
-        return [items[0]._replace(num_cut=num_cut, omitted=omitted), *items[1:]]
+    def _finished(self, batch: list[_Draft]) -> Iterator[list[Item]]:
+        """Tokenize rows. Gives the items of each."""
+        parts = [part for draft in batch for part in draft.parts.values() if part.sample is None]
+        chats = [(part, part.spans) for part in parts if part.spans is not None]
+        documents = [part for part in parts if part.spans is None]
+        tokens = tokenize(self._tokenizer, [part.text for part, _ in chats], [spans for _, spans in chats])
+        for (part, _), (ids, mask) in zip(chats, tokens, strict=True):
+            part.sample = Sample(ids, mask, part.example.where)
+        for part, ids in zip(documents, tokenize_documents(self._tokenizer, [part.text for part in documents]), strict=True):
+            part.sample = Sample(ids, np.ones(len(ids), np.bool_), part.example.where)
+        for draft in batch:
+            try:
+                yield self._items(draft)
+            except DataError as error:
+                if self._data.on_bad_row == "error":
+                    raise
+                yield [Item(draft.where, 0, None, str(error), bad=True)]
 
-    def _group(self, row: ExampleGroup) -> list[Item]:
-        """The samples of a row as one unit: all of them whole, all of them cut to the limit, or none."""
-        samples: list[Sample] = []
-        omitted = False
-        for role, example in row.examples.items():
-            with naming_role(row.where, role):
-                sample, omits = self._sample(example)
-            samples.append(replace(sample, role=role))
-            omitted = omitted or omits
-        group = Group(tuple(samples), row.where, row.format)
-        longest = max(samples, key=len)
-        size, limit, on_long = len(longest), self._limit, self._data.on_long
-        item = Item(row.where, len(group), group, omitted=omitted, format=row.format, unused=row.unused, longest=size)
-        if limit is None or size <= limit:
-            return [item]
-        if on_long in ("error", "split"):
-            todo = "A row with several samples can't be split. " if on_long == "split" else ""
-            raise DataError(
-                f"{row.where}: {longest.role} has {size:,} tokens, more than {limit:,}. {todo}"
-                "Type data.on_long=drop or truncate"
-            )
-        if on_long != "truncate":
-            return [item._replace(unit=None, reason=f"{longest.role} is longer than {limit} tokens")]
-        cut = Group(tuple(_piece(sample, 0, limit, 1) for sample in samples), row.where, row.format)
-        if empty := [sample.role for sample in cut.samples if not _has_loss(sample)]:
-            return [item._replace(unit=None, reason=f"nothing is trained in the first {limit} tokens of {empty[0]}")]
-        return [item._replace(unit=cut, num_tokens=len(cut), num_cut=len(group) - len(cut))]
+    def _items(self, draft: _Draft) -> list[Item]:
+        """The items of a row that is tokenized.
 
+        Raises:
+            DataError: the row can't be used.
+        """
+        if draft.error is not None or draft.example is None:
+            raise draft.error or DataError(draft.where)
+        example = draft.example
+        if draft.too_long:
+            reason = f"longer than {self._limit} tokens ({draft.too_long:,} characters)"
+            num_tokens = draft.too_long // self._longest_token
+            return [Item(example.where, num_tokens, None, reason, format=example.format, unused=example.unused)]
+        omitted = tuple(dict.fromkeys(kind for part in draft.parts.values() for kind in part.omitted))
+        if not isinstance(example, ExampleGroup):
+            sample = self._trained(draft.parts[""])
+            return cut(example, sample, omitted, self._limit, self._data)
+        samples = []
+        for role, part in draft.parts.items():
+            with naming_role(example.where, role):
+                samples.append(replace(self._trained(part), role=role))
+        return cut_group(example, samples, omitted, self._limit, self._data.on_long)
 
-def _piece(sample: Sample, start: int, size: int, num_pieces: int) -> Sample:
-    stop = start + size
-    where = f"{sample.where} part {start // size + 1}" if num_pieces > 1 else sample.where
-    return replace(sample, input_ids=sample.input_ids[start:stop], loss_mask=sample.loss_mask[start:stop], where=where)
+    def _trained(self, part: _Part) -> Sample:
+        """The sample of a part.
 
-
-def _has_loss(sample: Sample) -> bool:
-    """Whether a token is trained. The first can't be: nothing before it predicts it."""
-    return bool(sample.loss_mask[1:].any())
+        Raises:
+            DataError: the model has no embedding for one of its tokens, or nothing in it is trained.
+        """
+        assert part.sample is not None
+        check_embedded(self._tokenizer, part.sample.input_ids, part.example.where)
+        if not has_loss(part.sample):
+            raise DataError(f"{part.example.where}: nothing in this row is trained: {_why_nothing(part.example)}")
+        return part.sample
 
 
 def _first_row(row: Row, source: DataSource) -> Row:
@@ -198,4 +276,4 @@ def _why_nothing(example: Example) -> str:
         return "it is a single token. Take the row out"
     if example.without_loss:
         return 'its turns have "loss": false, or are not what data.loss_on asks for. Take the row out'
-    return "the chat template leaves out the assistant's messages. Take the row out, or type data.template=FILE.jinja"
+    return "the chat template marks none of the assistant's messages. Take the row out, or type data.template=FILE.jinja"

@@ -5,15 +5,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hub.config.data import TEMPLATES
 from hub.data.formats.examples import Conversation
 from hub.data.tokens.special_tokens import special_tokens
 from hub.data.tokens.template_limits import RAISED, check_sandbox, limits
-from hub.data.tokens.turns import Rendered, find_turns
+from hub.data.tokens.tokenize import Spans, tokenize
+from hub.data.tokens.turns import Rendered, find_turns, without_space
 from hub.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,8 +34,19 @@ class Encoded:
     loss_mask: list[bool]
     """True where the token is trained, that is, where it is a target of the loss."""
 
-    num_omitted: int = 0
-    """Texts beside tool calls that the chat template leaves out."""
+    omitted: tuple[str, ...] = ()
+    """What the chat template leaves out: keys of `hub.data.tokens.omissions.KINDS`."""
+
+
+class TrainedText(NamedTuple):
+    """One conversation as text."""
+
+    text: str
+    spans: Spans
+    """The characters that are trained."""
+
+    omitted: tuple[str, ...]
+    """What the chat template leaves out: keys of `hub.data.tokens.omissions.KINDS`."""
 
 
 class Tokens(Protocol):
@@ -50,38 +61,41 @@ class Tokens(Protocol):
         """Whether each token is trained, shape (length,)."""
 
 
-class TooLongError(Exception):
-    """A text has so many characters that it is not tokenized."""
+def encode(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, loss_on: str = "assistant") -> Encoded:
+    """Render a conversation with the tokenizer's chat template, tokenize it, and mask the tokens that are not trained.
 
-    def __init__(self, num_characters: int) -> None:
-        super().__init__(f"{num_characters} characters")
-        self.num_characters = num_characters
+    Takes the arguments of `render`, and raises its errors.
+    """
+    with limits(conversation.where):
+        rendered = render(tokenizer, conversation, loss_on)
+    ((input_ids, mask),) = tokenize(tokenizer, [rendered.text], [rendered.spans])
+    return Encoded(input_ids.tolist(), mask.tolist(), rendered.omitted)
 
 
-def encode(
+def render(
     tokenizer: "PreTrainedTokenizerBase",
     conversation: Conversation,
     loss_on: str = "assistant",
     max_characters: int | None = None,
-) -> Encoded:
-    """Render a conversation with the tokenizer's chat template, tokenize it, and mask the tokens that are not trained.
+) -> TrainedText:
+    """Render a conversation with the tokenizer's chat template, and find what is trained. The caller sets `limits`.
 
     Args:
         tokenizer: must have a chat template.
         conversation: what to render. Its `unmask` and `without_loss` change what is trained.
         loss_on: as `data.loss_on`.
-        max_characters: longer renderings are not tokenized. None: any are.
+        max_characters: longer renderings are refused. None: any length is taken.
 
     Raises:
-        DataError: the template refuses the conversation, or a turn of the assistant can't be found in what it renders.
+        DataError: the template refuses the conversation, leaves out an answer or a call, or a turn of the assistant can't be
+            found in what it renders.
         TooLongError: it has more characters than `max_characters`.
     """
-    rendered = find_turns(tokenizer, conversation)
-    if max_characters is not None and len(rendered.text) > max_characters:
-        raise TooLongError(len(rendered.text))
-    input_ids, mask = _tokenize(tokenizer, rendered.text, _trained_spans(conversation, rendered, loss_on))
-    _drop_trailing_space(tokenizer, input_ids, mask)
-    return Encoded(input_ids, mask, rendered.num_omitted)
+    rendered = find_turns(tokenizer, conversation, max_characters)
+    spans = _trained_spans(conversation, rendered, loss_on)
+    if loss_on == "all" or rendered.behind_system is not None:
+        spans = [without_space(tokenizer, rendered.text, *span) for span in spans]
+    return TrainedText(rendered.text, spans, rendered.omitted)
 
 
 def _trained_spans(conversation: Conversation, rendered: Rendered, loss_on: str) -> list[tuple[int, int]]:
@@ -90,83 +104,21 @@ def _trained_spans(conversation: Conversation, rendered: Rendered, loss_on: str)
         return [(0, len(rendered.text))]
     if rendered.behind_system is not None:
         return [(rendered.behind_system, len(rendered.text))]
-    turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-    # Tags of a template may mark more or fewer spans than there are turns.
-    known = len(turns) == len(rendered.spans)
-    spans = list(zip(turns if known else [-1] * len(rendered.spans), rendered.spans, strict=True))
-    if conversation.without_loss & set(turns):
-        if not known:
+    last = max(index for index, message in enumerate(conversation.messages) if message["role"] == "assistant")
+    spans = []
+    for begin, end, owners in rendered.spans:
+        without = conversation.without_loss.intersection(owners)
+        if without and len(without) < len(owners):
             raise DataError(
-                f"{conversation.where}: a message has loss=false, but the chat template marks {len(spans)} spans for "
-                f"{len(turns)} turns, so its span is unknown. Take the row out, or type data.template=FILE.jinja"
+                f"{conversation.where}: a message has loss=false, but the chat template marks it together with another one. "
+                "Take the row out, or type data.template=FILE.jinja"
             )
-        spans = [(turn, span) for turn, span in spans if turn not in conversation.without_loss]
-    if loss_on == "completion" and conversation.completion is not None and known:
-        spans = [(turn, span) for turn, span in spans if turn >= (conversation.completion or 0)]
-    elif loss_on in ("last", "completion"):
-        spans = [(turn, span) for turn, span in spans[-1:] if not known or turn == turns[-1]]
-    return [span for _, span in spans]
-
-
-def encode_document(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The tokens of a text that is trained as a whole, with those that the tokenizer adds around a text, and an end."""
-    input_ids: list[int] = list(tokenizer(text)["input_ids"])
-    end = tokenizer.eos_token_id
-    if end is not None and input_ids[-1:] != [end]:
-        input_ids.append(end)
-    return input_ids
-
-
-def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
-    """Token ids of the text, and which tokens have a character in one of the spans (in order, without overlap)."""
-    if tokenizer.is_fast:
-        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        extents = _extents(encoding["offset_mapping"], len(text.rstrip()))
-        if extents is not None:
-            mask, current = [False] * len(extents), 0
-            for position, (start, end) in enumerate(extents):
-                while current < len(spans) and spans[current][1] <= start:
-                    current += 1
-                mask[position] = current < len(spans) and end > spans[current][0]
-            return list(encoding["input_ids"]), mask
-    input_ids: list[int] = []
-    mask = []
-    edges = [0, *(edge for span in spans for edge in span), len(text)]
-    for number, (start, end) in enumerate(pairwise(edges)):
-        piece = tokenizer(text[start:end], add_special_tokens=False)["input_ids"] if end > start else []
-        input_ids += piece
-        mask += [number % 2 == 1] * len(piece)
-    return input_ids, mask
-
-
-def _extents(offsets: list[tuple[int, int]], num_characters: int) -> list[tuple[int, int]] | None:
-    """Offsets without gaps. None when they do not follow the text.
-
-    Byte-level tokenizers leave a token's leading space out of its offsets, so a gap belongs to the token behind it.
-    Where a character takes several tokens, all of them have its offsets.
-    """
-    extents: list[tuple[int, int]] = []
-    reached = 0
-    for start, end in offsets:
-        if start > end or end < reached:
-            return None
-        extents.append((min(start, reached), end))
-        reached = end
-    return extents if reached >= num_characters else None
-
-
-def _drop_trailing_space(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int], mask: list[bool]) -> None:
-    """Mask the whitespace behind a turn's last special token: it is never generated."""
-    special = set(special_tokens(tokenizer).values())
-    for position in range(len(mask) - 1, -1, -1):
-        if mask[position] and (position + 1 == len(mask) or not mask[position + 1]):
-            last = position
-            while last > 0 and mask[last - 1] and input_ids[last] not in special:
-                if str(tokenizer.decode([input_ids[last]])).strip():
-                    break
-                last -= 1
-            if input_ids[last] in special:
-                mask[last + 1 : position + 1] = [False] * (position - last)
+        first = last if loss_on in ("last", "completion") else 0
+        if loss_on == "completion" and conversation.completion is not None:
+            first = conversation.completion
+        if not without and any(owner >= first for owner in owners):
+            spans.append((begin, end))
+    return spans
 
 
 def load_template(tokenizer: "PreTrainedTokenizerBase", file: str) -> None:

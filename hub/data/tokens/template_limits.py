@@ -26,6 +26,10 @@ RAISED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, R
 """Errors of a failing template besides Jinja's own."""
 
 
+class TemplateLimitError(DataError):
+    """A template took too much time or memory."""
+
+
 class _TooLongError(Exception):
     """Raised by the alarm inside the template."""
 
@@ -35,10 +39,10 @@ def limits(where: str) -> Iterator[None]:
     """Bound the time and memory of a template, in the main thread of a process. Elsewhere there is no alarm to end it.
 
     Args:
-        where: the conversation or file, for messages.
+        where: the conversation, its file, or the file of the template, for messages.
 
     Raises:
-        DataError: the template took too much time or memory.
+        TemplateLimitError: the template took too much time or memory.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,9 +51,11 @@ def limits(where: str) -> Iterator[None]:
         with _alarm(), _memory_bound():
             yield
     except _TooLongError:
-        raise DataError(f"{where}: the chat template did not end within {SECONDS} s. Type data.template=FILE.jinja") from None
+        raise TemplateLimitError(
+            f"{where}: the chat template did not end within {SECONDS} s. Type data.template=FILE.jinja"
+        ) from None
     except MemoryError:
-        raise DataError(
+        raise TemplateLimitError(
             f"{where}: the chat template takes more than {BYTES >> 30} GB of memory. Type data.template=FILE.jinja"
         ) from None
 

@@ -1,39 +1,45 @@
-"""Where the assistant's turns are in a rendered conversation.
+"""Where the assistant's turns are in a rendered conversation, and what the chat template leaves out.
 
-They are found by rendering again, never by searching for markers: a user may write any text, that of a marker or the
-assistant's own words included.
+Places are found with marks (`hub.data.tokens.marks`), never by searching for texts: a user may write any text, that of a
+header or the assistant's own words included.
 
-* A template with `{% generation %}` tags marks them itself.
-* Otherwise a turn is what is added to the generation prompt before it. So the loss is on all that the model must write at
-  that point, a header such as `<|channel|>final<|message|>` or an empty block of thoughts included.
-* Some templates render a turn differently once others follow it: thoughts are left out, `<|return|>` becomes `<|end|>`.
-  Such a turn is found by rendering the conversation with the texts of that turn replaced by random ones. It is trained
-  as far as it agrees with its rendering as the last turn. Thus no model is taught to write, where it should stop, a
-  token that does not stop it.
+* A template with `{% generation %}` tags says itself what is trained.
+* Otherwise a turn is what stands around its texts and is there in other renderings, too. Before them: all behind the
+  generation prompt. So the loss is on all that the model must write at that point, a header such as
+  `<|channel|>final<|message|>` or an empty block of thoughts included. Behind them: what is there when the turn is the last
+  one, as far as it is there when another message follows, up to the token that ends text generation.
+* Some templates end a turn differently once others follow it: `<|return|>` becomes `<|end|>`. The end is then trained in the
+  last turn only. Thus no model is taught to write, where it should stop, a token that does not stop it.
+
+What stands around a turn is the same in most rows, so that these other renderings are rarely needed.
 """
 
-import re
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from hub.data.formats.examples import Conversation
-from hub.data.formats.messages import called_functions
-from hub.data.json_values import JsonObject, JsonValue
+from hub.data.formats.messages import REASONING
+from hub.data.json_values import JsonObject
+from hub.data.tokens.chat_template import ChatTemplate, chat_template
+from hub.data.tokens.marks import NAME, SCHEMA, Marked, Place, first_free, mark, with_json_arguments
+from hub.data.tokens.omissions import omissions, refusal
 from hub.data.tokens.special_tokens import added_tokens, special_tokens
-from hub.data.tokens.template_limits import RAISED, limits
 from hub.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-RenderWithSpans = Callable[..., tuple[list[str], list[list[tuple[int, int]]]]]
-"""What `render_jinja_template` of transformers is: it declares a text, but returns texts and the spans of their turns."""
+_NEXT_QUESTION: JsonObject = {"role": "user", "content": "What?"}
 
-_MESSAGE_IDS = ("role", "name", "tool_call_id", "type", "id")
+
+class Span(NamedTuple):
+    """Characters of the assistant's in a rendered conversation."""
+
+    begin: int
+    end: int
+    messages: tuple[int, ...]
+    """Places of the messages that it has texts of. One, but for templates whose own tags say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,191 +48,326 @@ class Rendered:
 
     text: str
 
-    spans: list[tuple[int, int]]
-    """The first character of each of the assistant's turns, and the one behind its last."""
+    spans: list[Span]
+    """The assistant's turns."""
 
-    num_omitted: int
-    """Texts beside tool calls that the template leaves out, as many templates do."""
+    omitted: tuple[str, ...]
+    """What the template leaves out: keys of `hub.data.tokens.omissions.KINDS`."""
 
     behind_system: int | None = None
     """Where the first message that is not the system's begins. None: the conversation has no `unmask`."""
 
 
-def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> Rendered:
+class TooLongError(Exception):
+    """A text has so many characters that it is not tokenized."""
+
+    def __init__(self, num_characters: int) -> None:
+        super().__init__(f"{num_characters} characters")
+        self.num_characters = num_characters
+
+
+def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, max_characters: int | None = None) -> Rendered:
     """Render a conversation and find the assistant's turns in it.
 
     Args:
         tokenizer: must have a chat template.
         conversation: what to render.
+        max_characters: longer renderings are refused. None: any length is taken.
 
     Raises:
-        DataError: the template refuses the conversation, a turn can't be found in what it renders, or it takes too long.
+        DataError: the template refuses the conversation, leaves out an answer or a call, or a turn can't be found in what
+            it renders.
+        TooLongError: it has more characters than `max_characters`.
     """
-    with limits(conversation.where):
-        return _find_turns(tokenizer, conversation)
+    template = chat_template(tokenizer, conversation.tools)
+    full, json_arguments = _render(tokenizer, template, conversation)
+    if max_characters is not None and len(full) > max_characters:
+        raise TooLongError(len(full))
+    try:
+        full.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
+    row = _Row(tokenizer, template, conversation, full, json_arguments)
+    omitted = omissions(conversation, row.marked.pieces, set(row.first), tokenizer)
+    if template.is_tagged:
+        messages = with_json_arguments(conversation.messages) if json_arguments else conversation.messages
+        found = row.of_tags(template.tagged_spans(tokenizer, messages, conversation.tools))
+    else:
+        answers = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        found = [span for place in answers for span in row.spans(place)]
+    spans = _in_order(found, conversation.where)
+    for place, (begin, end, owners) in enumerate(spans):
+        if place + 1 == len(spans) or spans[place + 1].begin > end:
+            spans[place] = Span(*without_space(tokenizer, full, begin, end), owners)
+    return Rendered(full, spans, omitted, row.behind_system() if conversation.unmask else None)
 
 
-def _find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> Rendered:
-    turns = _Turns(tokenizer, conversation)
-    spans, num_omitted = turns.tagged_spans(), 0
-    if spans is None:
-        indices = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-        spans = [turns.span(index) for index in indices]
-        num_omitted = sum(turns.omits(*turn) for turn in zip(indices, spans, strict=True))
-    for (_, end), (start, _) in pairwise(spans):
-        if start < end:
-            raise DataError(f"{conversation.where}: the chat template mixes two assistant turns, so their loss can't be placed")
-    return Rendered(turns.full, spans, num_omitted, turns.behind_system() if conversation.unmask else None)
+def _render(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, conversation: Conversation) -> tuple[str, bool]:
+    """Render a conversation, its arguments of calls as objects, or as JSON texts where the template takes only these.
 
-
-class _Turns:
-    """Finds the turns of one conversation in its rendering."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> None:
-        self.tokenizer = tokenizer
-        self.conversation = conversation
-        self.messages = conversation.messages
-        self.full = self._render(self.messages)
+    Returns:
+        What is rendered, and whether arguments are JSON texts.
+    """
+    messages, tools, where = conversation.messages, conversation.tools, conversation.where
+    has_calls = any("tool_calls" in message for message in messages)
+    if not has_calls:
         try:
-            self.full.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
-
-    def _render(self, messages: list[JsonObject], prompt: bool = False) -> str:
-        return _apply(self.tokenizer, self.conversation, messages, prompt)
-
-    def _render_or_none(self, messages: list[JsonObject], prompt: bool = False) -> str | None:
-        """Render a part of the conversation. A template may refuse it although it takes the whole."""
+            return template.render(tokenizer, messages, tools, where), False
+        except DataError as error:
+            raise refusal(error, conversation, tokenizer, template) from None
+    texts = with_json_arguments(messages)
+    if template.json_arguments:
         try:
-            return self._render(messages, prompt) if messages else None
+            return template.render(tokenizer, texts, tools, where), True
+        except DataError:
+            template.json_arguments = False
+    refused: DataError | None = None
+    try:
+        full = template.render(tokenizer, messages, tools, where)
+        if not _shows_python(full, messages):
+            return full, False
+    except DataError as error:
+        refused = error
+    try:
+        with_texts = template.render(tokenizer, texts, tools, where)
+    except DataError:
+        if refused is not None:
+            raise refusal(refused, conversation, tokenizer, template) from None
+        return full, False
+    template.json_arguments = True
+    return with_texts, True
+
+
+def _shows_python(rendered: str, messages: list[JsonObject]) -> bool:
+    """Whether arguments were rendered as Python writes an object, `{'x': None}`, and not as JSON."""
+    calls = [call for message in messages for call in message.get("tool_calls", ())]  # type: ignore[attr-defined]
+    arguments = [call["function"]["arguments"] for call in calls]
+    return any(value and str(value) in rendered for value in arguments)
+
+
+def _in_order(spans: list[Span], where: str) -> list[Span]:
+    """The spans of turns, none of which reaches into the next one."""
+    ordered: list[Span] = []
+    for begin, end, owners in sorted(spans):
+        reached = ordered[-1].end if ordered else 0
+        if end < reached:
+            raise DataError(f"{where}: the chat template mixes two assistant turns, so their loss can't be placed")
+        ordered.append(Span(max(begin, reached), end, owners))
+    return ordered
+
+
+def without_space(tokenizer: "PreTrainedTokenizerBase", text: str, begin: int, end: int) -> tuple[int, int]:
+    """A span without the whitespace behind its last special token: it is never generated.
+
+    Args:
+        tokenizer: says which tokens are special.
+        text: what was rendered.
+        begin: the first character of the span.
+        end: the character behind its last.
+    """
+    body = text[begin:end].rstrip()
+    return (begin, begin + len(body)) if _token_at_end(body, special_tokens(tokenizer)) else (begin, end)
+
+
+class _Row:
+    """One conversation, its rendering, and where its texts are in it."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        template: ChatTemplate,
+        conversation: Conversation,
+        full: str,
+        json_arguments: bool,
+    ) -> None:
+        self.tokenizer, self.template, self.conversation, self.full = tokenizer, template, conversation, full
+        self.where = conversation.where
+        marked = self._mark(json_arguments)
+        rendered = self._render(marked, marked.messages) if marked is not None else None
+        text, self.places = marked.read(rendered) if marked is not None and rendered is not None else ("", [])
+        if marked is None or text != full:
+            raise self._not_found(next(n for n, message in enumerate(conversation.messages) if message["role"] == "assistant"))
+        self.marked = marked
+        self.first: dict[int, Place] = {}
+        """Piece -> the first place where it is rendered."""
+
+        for place in self.places:
+            self.first.setdefault(place.piece, place)
+
+    def _mark(self, json_arguments: bool) -> Marked | None:
+        first = first_free(self.full)
+        return mark(self.conversation, self.template.separators, first, json_arguments) if first is not None else None
+
+    def _render(self, marked: Marked, messages: list[JsonObject], prompt: bool = False) -> str | None:
+        """Render some of the marked messages. A template may refuse a part of a conversation although it takes the whole."""
+        try:
+            return self.template.render(self.tokenizer, messages, marked.tools, self.where, prompt) if messages else None
         except DataError:
             return None
 
-    def tagged_spans(self) -> list[tuple[int, int]] | None:
-        """The characters within `{% generation %}` tags. None when the template has no such tags.
-
-        Transformers' own mask of tokens is not used: where a byte-level tokenizer leaves spaces out of its offsets, or
-        a character takes several tokens, it loses turns or runs on into the next message.
-        """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        template = self.tokenizer.get_chat_template(tools=self.conversation.tools)
-        if not _GENERATION_TAG.search(template):
-            return None
-        rendered, spans = cast(RenderWithSpans, render_jinja_template)(
-            conversations=[self.messages],
-            tools=self.conversation.tools,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-        )
-        if rendered[0] != self.full:
-            raise DataError(f"{self.conversation.where}: the chat template renders this row differently each time")
-        return spans[0]
-
-    def omits(self, index: int, span: tuple[int, int]) -> bool:
-        """Whether the span of message `index` lacks the text of the message beside its tool calls.
-
-        Raises:
-            DataError: it lacks the tool calls, or the text of a message without any.
-        """
-        message, text = self.messages[index], self.full[slice(*span)]
-        calls = called_functions(message)
-        # Contents may be stripped, and thoughts before their end be left out: the last word stays.
-        words = re.findall(r"\w+", str(message["content"]).rpartition("</think>")[2])
-        has_text = not words or words[-1] in text
-        if (not has_text and not calls) or any(name not in text for name in calls):
-            what = "the tool calls" if calls else "the content"
-            raise DataError(
-                f"{self.conversation.where}: the chat template leaves out {what} of message {index + 1} (assistant). "
-                "Take the row out, or type data.template=FILE.jinja with a template that shows it"
-            )
-        return not has_text
-
-    def span(self, index: int) -> tuple[int, int]:
-        """The characters of `full` that the model must generate for message `index`, one of the assistant's."""
-        is_last = index == len(self.messages) - 1
-        alone = self.full if is_last else self._render_or_none(self.messages[: index + 1])
-        prompt = self._render_or_none(self.messages[:index], prompt=True)
-        if alone and prompt and self.full.startswith(alone) and alone.startswith(prompt) and len(alone) > len(prompt):
-            return len(prompt), self._first_end(index, len(prompt), alone)
-        return self._span_by_nonce(index)
-
     def behind_system(self) -> int:
         """The first character of the first message that is not the system's."""
-        first = next(index for index, message in enumerate(self.messages) if message["role"] != "system")
-        around = self._around(self.messages, first)
-        if around is None or not self.full.startswith(around[0]):
-            raise self._not_found(first)
-        return len(around[0])
+        messages = self.conversation.messages
+        for place in self.places:
+            piece = self.marked.pieces[place.piece]
+            if piece.kind != SCHEMA and messages[piece.message]["role"] != "system":
+                return place.start
+        raise self._not_found(0)
 
-    def _first_end(self, index: int, start: int, alone: str) -> int:
-        """The end of a last turn, without a second special token that some templates put behind the first."""
-        special, body = special_tokens(self.tokenizer), alone[start:].rstrip()
-        last = _token_at_end(body, special)
-        if not last or not _token_at_end(body[: -len(last)].rstrip(), special):
-            return len(alone)
-        around = self._around(self.messages[: index + 1], index)
-        if around is None or not alone.endswith(around[1]):
-            return len(alone)
-        tail = around[1]
-        stops = [(place, -len(token)) for token in special if (place := tail.find(token)) >= 0]
-        if not stops:
-            return len(alone)
-        place, length = min(stops)
-        return len(alone) - len(tail) + place - length
+    def of_tags(self, tagged: list[tuple[int, int]]) -> list[Span]:
+        """The spans that the template's tags mark, with their messages.
 
-    def _span_by_nonce(self, index: int) -> tuple[int, int]:
-        around = self._around(self.messages, index)
-        if around is None or not self.full.endswith(around[1]):
-            raise self._not_found(index)
-        head, tail = around
-        end = len(self.full) - len(tail)
-        start = len(head) if self.full.startswith(head) and len(head) <= end else None
-        # What the prompt has behind an earlier message is there in `full`, too. The turn begins behind it.
-        for earlier in range(index - 1, -1, -1):
-            around, asked = (
-                self._around(self.messages, earlier),
-                self._around(self.messages[:index], earlier, prompt=True),
-            )
-            if around and asked and self.full.endswith(around[1]):
-                before = len(self.full) - len(around[1])
-                limit = end if start is None else start
-                if before <= limit:
-                    start = before + self._agreement(self.full[before:limit], asked[1])
-                    break
-        if start is None:
-            raise self._not_found(index)
-        if alone := self._around(self.messages[: index + 1], index):
-            end += self._agreement(tail, alone[1])
-        return start, end
+        Raises:
+            DataError: one has a text of another's in it.
+        """
+        spans = []
+        owners: tuple[int, ...] = ()
+        for begin, end in tagged:
+            pieces = [self.marked.pieces[place.piece] for place in self.places if place.start < end and place.end > begin]
+            for piece in pieces:
+                role = "tools" if piece.kind == SCHEMA else self.conversation.messages[piece.message]["role"]
+                if role != "assistant":
+                    raise DataError(
+                        f"{self.where}: the {{% generation %}} tags of the chat template hold a text of {role}. They must hold "
+                        "the assistant's only. Type data.template=FILE.jinja"
+                    )
+            owners = tuple(sorted({piece.message for piece in pieces})) or owners
+            spans.append(Span(begin, end, owners))
+        return spans
 
-    def _not_found(self, index: int) -> DataError:
-        return DataError(
-            f"{self.conversation.where}: message {index + 1} ({self.messages[index]['role']}) can't be found in what the chat "
-            "template renders, so its loss can't be placed. Take the row out, or type data.template=FILE.jinja with a template "
-            "that has {% generation %} tags"
-        )
+    def spans(self, index: int) -> list[Span]:
+        """The characters that the model must generate for message `index`, one of the assistant's.
 
-    def _around(self, messages: list[JsonObject], index: int, prompt: bool = False) -> tuple[str, str] | None:
-        """What is rendered before and behind the texts of one message: all that stays when these are replaced."""
-        # Two replacements that share neither their first nor their last character, so that what both renderings have in
-        # common, from the start and from the end, is exactly what does not belong to the message.
-        others = []
-        for edge in "qw":
-            nonce = edge + secrets.token_hex(8) + edge
-            replaced = _replace_texts(messages[index], nonce)
-            other = self._render_or_none([*messages[:index], replaced, *messages[index + 1 :]], prompt)
-            if other is None or other.count(nonce) > repr(replaced).count(nonce):
-                return None  # rendered in two places, with texts of other messages between them
-            others.append(other)
-        first, second = others
-        if first == second:
+        They are in one piece, but where a template writes the results of calls before a text that stands beside the calls.
+        """
+        spans = []
+        for number, (begin, end, last) in enumerate(self._runs(index)):
+            before = max((place for place in self.places if place.end <= begin), key=lambda place: place.end, default=None)
+            behind = min((place.start for place in self.places if place.start >= end), default=len(self.full))
+            header = self.full[before.end if before else 0 : begin]
+            tail = self.full[end:behind]
+            key = self._surroundings(index), number, header, tail
+            edges = self.template.known_edges(key)
+            if edges is None:
+                edges = self._header(index, header, before) if number == 0 else 0, self._tail(index, last, tail)
+                self.template.remember(key, edges)
+            spans.append(Span(begin - edges[0], end + edges[1], (index,)))
+        return spans
+
+    def _runs(self, index: int) -> list[tuple[int, int, int]]:
+        """Where the texts of a message are, without a text of another's between them: begin, end, and the last piece."""
+        runs: list[tuple[int, int, int]] = []
+        previous: Place | None = None
+        repeats = self._repeats(index)
+        for place in self.places:
+            piece = self.marked.pieces[place.piece]
+            if piece.message == index and piece.kind != SCHEMA:
+                is_first = self.first[place.piece] is place
+                goes_on = bool(runs) and previous is not None and previous.end == runs[-1][1]
+                if is_first or (repeats > 0 and goes_on):
+                    repeats -= not is_first
+                    begin = runs.pop()[0] if goes_on else place.start
+                    runs.append((begin, place.end, place.piece))
+                elif piece.kind != NAME:  # a function's name may be repeated where its result follows
+                    raise self._not_found(index)
+            previous = place
+        return runs
+
+    def _repeats(self, index: int) -> int:
+        """How many of the repetitions of texts of a message are its own: those that are there when it is the last one."""
+        pieces = self.marked.pieces
+
+        def count(places: list[Place]) -> int:
+            own = [place.piece for place in places if pieces[place.piece].kind != SCHEMA]
+            own = [piece for piece in own if pieces[piece].message == index]
+            return len(own) - len(set(own))
+
+        in_full = count(self.places)
+        if not in_full or index == len(self.marked.messages) - 1:
+            return in_full
+        key = self._surroundings(index), "repeats", in_full
+        known = self.template.known_edges(key)
+        if known is None:
+            alone = self._render(self.marked, self.marked.messages[: index + 1])
+            known = count(self.marked.read(alone)[1]) if alone is not None else 0, 0
+            self.template.remember(key, known)
+        return known[0]
+
+    def _surroundings(self, index: int) -> tuple[object, ...]:
+        """What the edges of a turn may depend on besides the texts around it: neighbors, and what contents may ask for."""
+        head = self.full[: self.places[0].start]
+        around = [self._shape(number) for number in range(index - 2, index + 2)]
+        return head, self.marked.found, bool(self.marked.tools), *around
+
+    def _shape(self, index: int) -> tuple[object, ...] | None:
+        if not 0 <= index < len(self.conversation.messages):
             return None
-        return first[: _common_prefix(first, second)], first[len(first) - _common_prefix(first[::-1], second[::-1]) :]
+        message = self.conversation.messages[index]
+        calls = message.get("tool_calls", ())
+        assert isinstance(calls, list | tuple)
+        return message["role"], len(calls), bool(message["content"]), any(name in message for name in REASONING)
+
+    def _header(self, index: int, header: str, before: Place | None) -> int:
+        """How much of the text before a turn is no part of the generation prompt."""
+        prompt = self._behind(before.piece if before else None, self.marked.messages[:index], prompt=True)
+        return len(header) - self._agreement(header, prompt) if prompt is not None else 0
+
+    def _tail(self, index: int, last: int, tail: str) -> int:
+        """How much of the text behind a turn ends it."""
+        messages = self.marked.messages
+        if index == len(messages) - 1:
+            return self._last_end(tail, self._behind(last, [*messages, _NEXT_QUESTION]))
+        alone = self._behind(last, messages[: index + 1])
+        common = tail[: self._agreement(tail, alone)] if alone is not None else ""
+        stop = self.tokenizer.eos_token
+        if not common.strip() and isinstance(stop, str) and tail.lstrip().startswith(stop):
+            return tail.index(stop) + len(stop)  # it ends a turn with the next message only
+        return self._end(common)
+
+    def _behind(self, piece: int | None, messages: list[JsonObject], prompt: bool = False) -> str | None:
+        """What is rendered behind a piece, up to the next one. None for the piece: all before the first."""
+        rendered = self._render(self.marked, messages, prompt)
+        if rendered is None:
+            return None
+        text, places = self.marked.read(rendered)
+        begin = 0 if piece is None else next((place.end for place in reversed(places) if place.piece == piece), None)
+        if begin is None:
+            return None
+        return text[begin : min((place.start for place in places if place.start >= begin), default=len(text))]
+
+    def _end(self, tail: str) -> int:
+        """The length of the end of a turn, of which `tail` is what every end has: up to the token that stops, or all of it."""
+        stop = self.tokenizer.eos_token
+        if isinstance(stop, str) and stop in tail:
+            return tail.index(stop) + len(stop)
+        return len(tail)
+
+    def _last_end(self, tail: str, followed: str | None) -> int:
+        """The length of the end of a last turn. Some templates close the conversation with a further token.
+
+        Args:
+            tail: what is rendered behind its texts.
+            followed: the same, when a question follows. None: the template refuses that.
+        """
+        stop, special = self.tokenizer.eos_token, special_tokens(self.tokenizer)
+        if followed is None:
+            common = tail if isinstance(stop, str) and stop in tail else ""
+        else:
+            common = tail[: self._agreement(tail, followed)]
+        if any(token in common for token in special):
+            return self._end(common)
+        stops = [(place, place + len(token)) for token in special if (place := tail.find(token)) >= 0]
+        return min(stops)[1] if stops else len(tail)
 
     def _agreement(self, here: str, there: str) -> int:
-        """Number of equal characters at the start. An added token counts as a whole or not at all."""
+        """Number of equal characters at the start. An added token counts as a whole or not at all.
+
+        Whitespace behind a content may be stripped in one of the two only, and counts as equal then.
+        """
+        body, other = here.lstrip(), there.lstrip()
+        if body and other and (len(body) < len(here) or len(other) < len(there)) and not _common_prefix(here, there):
+            agreed = self._agreement(body, other)
+            return len(here) - len(body) + agreed if agreed else 0
         agreed = _common_prefix(here, there)
         added = added_tokens(self.tokenizer)
         for begin in range(max(0, agreed - max(map(len, added), default=0)), agreed):
@@ -235,44 +376,12 @@ class _Turns:
                     return begin
         return agreed
 
-
-def _replace_texts(message: JsonObject, nonce: str) -> JsonObject:
-    """The same message with all texts and numbers replaced, except in the fields that identify it."""
-    return {key: item if key in _MESSAGE_IDS else _replace(item, nonce) for key, item in message.items()}
-
-
-def _replace(value: JsonValue, nonce: str) -> JsonValue:
-    """The same value with all texts and numbers replaced, except types and ids."""
-    if isinstance(value, str):
-        return nonce if value else value
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int | float):
-        return 11 if nonce[0] == "q" else 22
-    if isinstance(value, list):
-        return [_replace(item, nonce) for item in value]
-    if isinstance(value, dict):
-        return {key: item if key in ("type", "id") else _replace(item, nonce) for key, item in value.items()}
-    return value
-
-
-def _apply(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, messages: list[JsonObject], prompt: bool) -> str:
-    """Render in the sandbox of transformers.
-
-    Raises:
-        DataError: with the row, and the template's own message.
-    """
-    from jinja2 import TemplateError, TemplateSyntaxError
-
-    try:
-        # transformers declares the fields of messages as texts, but passes them to the template as they are.
-        render = cast(Callable[..., str], tokenizer.apply_chat_template)
-        return str(render(messages, tools=conversation.tools, tokenize=False, add_generation_prompt=prompt))
-    except TemplateSyntaxError as error:
-        raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
-    except (TemplateError, *RAISED) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{conversation.where}: the chat template refuses this conversation. It says: {reason}") from None
+    def _not_found(self, index: int) -> DataError:
+        return DataError(
+            f"{self.where}: message {index + 1} ({self.conversation.messages[index]['role']}) can't be found in what the chat "
+            "template renders, so its loss can't be placed. Take the row out, or type data.template=FILE.jinja with a template "
+            "that has {% generation %} tags"
+        )
 
 
 def _common_prefix(first: str, second: str) -> int:

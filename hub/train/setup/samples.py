@@ -165,7 +165,7 @@ class StreamedSource:
             if counts["num_rows_cut"]:
                 text += f", {counts['num_rows_cut']:,} rows cut by {counts['num_tokens_cut']:,} tokens"
             if counts["num_rows_with_texts_omitted"]:
-                text += f", in {counts['num_rows_with_texts_omitted']:,} the chat template left out texts beside tool calls"
+                text += f", in {counts['num_rows_with_texts_omitted']:,} the chat template left out texts"
             lines.append(text)
             streams.append({"name": name, "num_passes": feed.num_passes, **counts, "left_out": feed.left_out})
         return lines, {"stream": streams}
