@@ -152,7 +152,7 @@ def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path)
     assert first == second
     assert len(Path(first).read_text().splitlines()) == 20
     unwritable = [{"prompt": {1}, "completion": "x"}]
-    for wrong, said in (([], "no row"), ([1], "row 1 is int"), (unwritable, "row 1 can't be written")):
+    for wrong, said in (([], "no row"), ([1], "row 1 is int"), (unwritable, "row 1: prompt is a set and can't be")):
         with pytest.raises(hub.ConfigError, match=said):
             hub.lora_sft(data=wrong, **options)
     with pytest.raises(hub.ConfigError, match=r"^output_dir=(long)+: can't write there"):

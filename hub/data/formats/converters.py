@@ -1,5 +1,6 @@
 """From the fields of a row to what is trained on, a function for each format. Every error is one line with its place."""
 
+import json
 from typing import NoReturn
 
 from hub.data.formats.examples import Conversation, Document, Tokens
@@ -10,6 +11,9 @@ from hub.errors import DataError, did_you_mean
 
 BESIDE = ("tools", "unmask")
 """Fields of a row beside its messages."""
+
+OPTIONAL = (*BESIDE, "system", "input", "history", "prompt", "labels", "attention_mask")
+"""Fields that some format reads where a row has them."""
 
 _SHAREGPT_ROLES = {
     "system": "system",
@@ -41,6 +45,7 @@ def _conversation(
     tools = _tools(row) if "tools" in optional else None
     if tools:
         _check_calls(checked, tools, row.where)
+    _check_json(checked, tools, row.where)
     unmask = row.value.get("unmask") if "unmask" in optional else None
     if unmask not in (None, False, True):
         raise DataError(f"{row.where}: unmask is {kind_of(unmask)}. Allowed: true or false")
@@ -232,6 +237,22 @@ def _tools(row: Row) -> list[JsonObject] | None:
     if not isinstance(tools, list) or any(not isinstance(tool, dict) for tool in tools):
         raise DataError(f"{row.where}: tools must be a list of objects (JSON schemas of functions)")
     return tools or None
+
+
+def _check_json(messages: list[JsonObject], tools: list[JsonObject] | None, where: str) -> None:
+    """Refuse what no JSON has within calls and schemas: Arrow's readers take a text like 2026-01-01 for a time."""
+    named: list[tuple[str, JsonValue]] = [("tools", tools)] if tools else []
+    for number, message in enumerate(messages, 1):
+        if calls := message.get("tool_calls"):
+            named.append((f"tool_calls of message {number}", calls))
+    for name, value in named:
+        found: list[JsonValue] = []
+        json.dumps(value, default=found.append)
+        if found:
+            raise DataError(
+                f"{where}: {name} has {kind_of(found[0])} ({str(found[0])[:80]}), which JSON has not. The library that wrote "
+                "the file took a text for it. Write the rows as JSONL, or this field as JSON text"
+            )
 
 
 def _check_calls(messages: list[JsonObject], tools: list[JsonObject], where: str) -> None:

@@ -46,6 +46,12 @@ _FORMATS = {
 _BUG = "This is a bug in its plugin"
 
 
+def read_fields() -> set[str]:
+    """The fields that a format reads, as far as they are known: a plugin's may read more than those that it requires."""
+    required = {name for fields in _required_fields().values() for name in fields}
+    return {*required, *_DOCUMENT_FIELDS, *converters.OPTIONAL}
+
+
 def detect(row: Row) -> str:
     """The format of a row, from the names of its fields.
 
