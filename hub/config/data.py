@@ -59,13 +59,13 @@ class DataConfig:
     """Config of a dataset of the model hub. null: its only one."""
 
     split: str = "train"
-    """Split of a dataset of the model hub: train, or e.g. train[:1000]."""
+    """Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names."""
 
     eval_path: str | None = None
     """Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`."""
 
     eval_split: str = "test"
-    """Split of `eval_path` if that is a dataset of the model hub."""
+    """Split of `eval_path` if that is a dataset of the model hub or a folder with several splits."""
 
     eval_fraction: float = option(0.0, ge=0, lt=1)
     """Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`."""

@@ -33,9 +33,16 @@ def data_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator[s
         yield f"data.template={data.template}: there is no such file. Allowed: FILE.jinja, or {', '.join(TEMPLATES)}.{near}"
     yield from format_problems(data, data_formats)
     for name, source in _named_sources(data):
-        if source.path and not is_hub_id(source.path) and (source.subset is not None or source.split != "train"):
-            option = f"{name}.subset={source.subset}" if source.subset is not None else f"{name}.split={source.split}"
-            yield f"{option} applies to datasets of the model hub only, and path={source.path} is none. Leave it out"
+        if not source.path or is_hub_id(source.path):
+            continue
+        if source.subset is not None:
+            asked = f"{name}.subset={source.subset}"
+            yield f"{asked} applies to datasets of the model hub only, and path={source.path} is none. Leave it out"
+        if source.split != "train" and not os.path.isdir(os.path.expanduser(source.path)):
+            yield (
+                f"{name}.split={source.split} applies to datasets of the model hub and to folders, and path={source.path} is "
+                "neither. Leave it out"
+            )
     yield from _mix_problems(data.mix)
 
 

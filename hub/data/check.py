@@ -35,10 +35,10 @@ def check_rows(source: DataSource, data: DataConfig, limit: int = 20_000) -> Che
     Raises:
         DataError: the first error, with file and line, or that there is no good row.
     """
-    if is_hub_id(source.path) or any(file_kind(file) in _SLOW for file in data_files(source.path)):
+    if is_hub_id(source.path) or any(file_kind(file) in _SLOW for file in data_files(source.path, source.split)):
         return Checked(None, False)
     num_rows, file, format = 0, None, source.format
-    for number, (entry, _) in enumerate(rows_after(source.path, Cursor(), stream=False)):
+    for number, (entry, _) in enumerate(rows_after(source.path, Cursor(), split=source.split, stream=False)):
         if number == limit:
             return Checked(num_rows, False)
         try:

@@ -16,6 +16,7 @@ from hub.data.samples.length import advice_on_long_rows, length_limit
 from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.samples.reports import DataReport, MixReport
 from hub.data.samples.sample import Item, Sample, Unit, longest_sample
+from hub.data.sources.files import files_line
 from hub.data.token_cache import cache_tokens, encoded_rows, is_large
 from hub.data.tokens.template import fallback_line, load_template, require_template, template_report
 from hub.errors import ConfigError, DataError
@@ -107,7 +108,9 @@ def prepare(
         require_template(tokenizer)  # other processes may have done the rendering
     template = template_report(tokenizer, train.whole_samples(), cfg.data.loss_on) if rendered else "Loss is on every token."
     duplicates = find_duplicates(train.units, evaluation.units)
-    lines = [_summary(cfg, train, evaluation)]
+    every = [*encoded.sources, *filter(None, [eval_source_of(cfg.data)])]
+    files = [line for source in every if (line := files_line(source.path, source.split))]
+    lines = [_summary(cfg, train, evaluation), *files]
     required = max((item.required_length for item in both.left_out), default=0)
     lines += both.lines(limit, advice_on_long_rows(cfg.data.max_seq_len, required, max_positions))
     if rendered and not has_template:
@@ -117,6 +120,7 @@ def prepare(
         "path": cfg.data.path or None,
         "eval_path": cfg.data.eval_path,
         "streaming": cfg.data.streaming,
+        "files": files,
         "formats": sorted(both.formats),
         "fields_not_used": sorted(both.unused),
         "max_seq_len": limit,

@@ -35,7 +35,7 @@ from hub.system.cache import cache_dir, make_once
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RECIPE = 2
+RECIPE = 3
 """Raised when the same rows would give other tokens, or when an entry is written in another form."""
 
 SMALL_BYTES = 4 * 2**20
@@ -135,13 +135,13 @@ def _read(file: Path) -> list[list[Item]]:
 
 def _num_bytes(source: DataSource) -> int:
     # Datasets of the model hub have a cache of their own, whose content has no hash here.
-    return 0 if is_hub_id(source.path) else sum(file.stat().st_size for file in data_files(source.path))
+    return 0 if is_hub_id(source.path) else sum(file.stat().st_size for file in data_files(source.path, source.split))
 
 
 def key_of(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBase", limit: int | None) -> str:
     """The name of a source's entry in the token cache. It changes with everything that changes the tokens."""
     digest = hashlib.sha256()
-    for file in data_files(source.path):
+    for file in data_files(source.path, source.split):
         with file.open("rb") as stream:
             digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
     if tokenizer.is_fast:

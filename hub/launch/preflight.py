@@ -159,9 +159,10 @@ def _check_paths(cfg: RunConfig) -> None:
     Raises:
         DataError: one line for each path without data.
     """
-    named = [("data.path", cfg.data.path), ("data.eval_path", cfg.data.eval_path)]
-    named += [(f"data.mix[{number}].path", source.path) for number, source in enumerate(cfg.data.mix)]
-    if missing := [problem for option, path in named if path and (problem := path_problem(option, path))]:
+    data = cfg.data
+    named = [("data.path", data.path, data.split), ("data.eval_path", data.eval_path or "", data.eval_split)]
+    named += [(f"data.mix[{number}].path", source.path, source.split) for number, source in enumerate(data.mix)]
+    if missing := [problem for option, path, split in named if path and (problem := path_problem(option, path, split))]:
         raise DataError("\n".join(missing))
 
 

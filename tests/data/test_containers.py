@@ -104,6 +104,16 @@ def in_memory(make):
     return written
 
 
+class Foreign:
+    """A table of another library."""
+
+    def __init__(self, table):
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
 CONTAINERS = {
     "json": json_list,
     "parquet": parquet,
@@ -121,6 +131,7 @@ CONTAINERS = {
     "DataFrame": in_memory(lambda folder: pandas.DataFrame(ROWS)),
     "DataFrame of parquet": in_memory(lambda folder: pandas.read_parquet(parquet(folder))),
     "DataFrame of Arrow": in_memory(lambda folder: pandas.read_parquet(parquet(folder), dtype_backend="pyarrow")),
+    "a table in Arrow's C interface, as polars has": in_memory(lambda folder: Foreign(pyarrow.Table.from_pylist(ROWS))),
     "pyarrow Table": in_memory(lambda folder: pyarrow.Table.from_pylist(ROWS)),
 }
 

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from datasets import Dataset
 
 from hub.data.sources.entries import Cursor, Unread
 from hub.data.sources.files import is_hub_id
+from hub.data.sources.folders import files_of
 from hub.data.sources.read import read_rows, rows_after
 from hub.errors import DataError
 
@@ -202,3 +204,68 @@ def test_a_bad_row_stands_in_its_place_and_the_others_can_be_read(tmp_path):
             bad.append(f"{entry.file.rsplit('/', 1)[1]}:{entry.line}")
     assert good == ["a.jsonl:1", "a.jsonl:5", "b.csv:2", "b.csv:4", "c.json:1", "c.json:1"]
     assert bad == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4", "b.csv:3", "c.json:1"]
+
+
+def files(folder, split="train"):
+    found = files_of(folder, split)
+    return [[str(file.relative_to(folder)) for file in part] for part in found] if found else None
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test"),
+    [
+        ("train.jsonl test.jsonl README.md LICENSE", "train.jsonl", "test.jsonl"),
+        ("train-X.parquet test-X.parquet", "train-X.parquet", "test-X.parquet"),
+        ("data/train-X.parquet data/test-X.parquet dataset_infos.json", "data/train-X.parquet", "data/test-X.parquet"),
+        ("json-train.arrow json-test.arrow cache-9f1.arrow dataset_info.json", "json-train.arrow", "json-test.arrow"),
+        ("chats_train_v2.json chats_eval.json chats-dev.json", "chats_train_v2.json", "chats_eval.json"),
+        ("a.csv b.csv validation.csv", "a.csv b.csv", None),
+        ("a.csv b.csv notes.txt", "a.csv b.csv", "a.csv b.csv"),
+        ("train/a.jsonl train/b.jsonl test/a.jsonl", "train/a.jsonl train/b.jsonl", "test/a.jsonl"),
+        ("trainer.jsonl latest.jsonl", "latest.jsonl trainer.jsonl", "latest.jsonl trainer.jsonl"),
+        ("train_sft-X.parquet train_gen-X.parquet", None, None),
+        ("test.jsonl", None, "test.jsonl"),
+        ("one/a.jsonl other/a.jsonl", None, None),
+    ],
+)  # fmt: skip
+def test_the_files_of_a_split_are_told_by_their_names(tmp_path, names, train, test):
+    names, train, test = (text and text.replace("-X", "-00000-of-00001") for text in (names, train, test))
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    data = {name for name in names.split() if not name.endswith((".md", "LICENSE", "s.json", "o.json", ".txt", "1.arrow"))}
+    for split, expected in (("train", train), ("test", test)):
+        if expected is None:
+            with pytest.raises(DataError, match=r"of the split \w+\. It has the splits|several folders in it have data"):
+                files(tmp_path, split)
+        else:
+            read, left_out = files(tmp_path, split)
+            assert (read, set(left_out)) == (expected.split(), data - {*read})
+
+
+def test_a_saved_dataset_is_what_its_state_names(tmp_path):
+    from datasets import DatasetDict
+
+    data = Dataset.from_list([ROW, ROW])
+    DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(tmp_path)
+    (tmp_path / "train" / "cache-1234.arrow").write_bytes(b"no data")
+    (tmp_path / "train" / "other.arrow").write_bytes(b"no data")
+    assert len(list(read_rows(str(tmp_path)))) == len(list(read_rows(str(tmp_path / "train")))) == 2
+    assert len(list(read_rows(str(tmp_path), split="test"))) == 1
+    (tmp_path / "train" / "data-00000-of-00001.arrow").unlink()
+    assert "names the file data-00000-of-00001.arrow, which is not there" in message_of(tmp_path)
+
+
+def test_the_files_that_are_read_are_named_with_those_that_are_not(hub, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "in" / f"{name}.jsonl").write_text(json.dumps(ROW) + "\n")
+    command = ("model=tiny", "data.path=in")
+    line = f"Files of {tmp_path}/in: train.jsonl. Of other splits, not read: test.jsonl."
+    assert line in hub("data", *command).out
+    trained = hub("algo=sft", *command, "launch=inline", "algo.max_steps=1", "data.eval_path=in")
+    assert trained.out.count(line) == 1
+    assert f"Files of {tmp_path}/in: test.jsonl. Of other splits, not read: train.jsonl." in trained.out
+    assert (
+        hub("data", *command, "data.split=dev").problems[0].startswith(f"data.path={tmp_path}/in: no file in this folder is of")
+    )

@@ -15,6 +15,7 @@ from hub.data.samples.length import length_limit
 from hub.data.samples.mix import eval_source_of, num_held_out, source_names, sources_of
 from hub.data.samples.reports import Omissions, SourceReport
 from hub.data.samples.sample import Sample, Unit
+from hub.data.sources.files import files_line
 from hub.data.tokens.template import fallback_line, load_template, template_report
 from hub.errors import DataError
 
@@ -38,6 +39,9 @@ class Examined:
     samples: list[Sample]
     """A few, to be shown."""
 
+    files: list[str]
+    """For each folder the files that are read, and those that are not, in words."""
+
     trained: dict[str, int]
     """Numbers of units, samples and tokens."""
 
@@ -50,6 +54,7 @@ class Examined:
         """All of it as JSON, for scripts."""
         return {
             "sources": self.sources,
+            "files": self.files,
             "max_seq_len": self.limit,
             "tokens_per_row": self.lengths,
             "tokens": self.trained,
@@ -79,6 +84,7 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
     scans = [scan(cfg, source, tokenizer, limit) for source in sources]
     evaluation_scans = [scan(cfg, evaluation_source, tokenizer, limit)] if evaluation_source else []
     all_scans = [*scans, *evaluation_scans]
+    every_source = [*sources, *filter(None, [evaluation_source])]
     counts = Counts.merge([each.counts for each in all_scans])
     findings: list[Finding] = []
     template = "Loss is on every token." if counts.units else "Nothing is trained."
@@ -110,6 +116,7 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
         template,
         limit,
         _choose(counts.units),
+        [line for source in every_source if (line := files_line(source.path, source.split))],
         {
             "num_units": totals["num_units"],
             "num_samples": totals["num_samples"],

@@ -1,6 +1,7 @@
 """Files, folders and datasets of the model hub to rows.
 
 files           what a path stands for
+folders         which files of a folder are data, and of which split
 read            the rows of a source, one at a time
 entries         rows, lines that are not parsed yet, errors in the place of a row
 text_files      JSON lines, JSON lists, CSV

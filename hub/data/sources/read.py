@@ -16,12 +16,12 @@ _READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {".csv": read_csv, ".pa
 
 
 def read_rows(path: str, subset: str | None = None, split: str = "train") -> Iterator[Row]:
-    """All rows of a file, a folder of files (sorted by name) or a dataset of the model hub.
+    """All rows of a file, a folder of files (those of one split, sorted by name) or a dataset of the model hub.
 
     Args:
         path: a file, a folder, or an id of the model hub.
         subset: of a dataset of the model hub (which calls it config).
-        split: of a dataset of the model hub.
+        split: of a dataset of the model hub, or of the files in a folder.
 
     Raises:
         DataError: nothing is there, or a row can't be read; the message names file and line.
@@ -50,7 +50,7 @@ def rows_after(
         for count, value in islice(numbered, cursor.offset, None):
             yield Row(value, path, count), Cursor(0, count)
         return
-    for number, file in enumerate(data_files(path)):
+    for number, file in enumerate(data_files(path, split)):
         if number < cursor.file:
             continue
         begin = cursor if number == cursor.file else Cursor(number)

@@ -107,7 +107,7 @@ class StreamedSource:
         else:
             self.total = batches.num_steps(self.mix.per_pass, self.batch_size, cfg.algo.num_epochs, cfg.algo.max_steps)
         sources = sources_of(cfg.data)
-        hashes = [content_hash(source.path, ()) for source in sources]
+        hashes = [content_hash(source.path, (), source.split) for source in sources]
         self.fingerprint = fingerprint(data.train) + "".join(hashes) + f"/{data.limit}"
         self._processes: Processes | None = None
         self._feeds: list[SampleStream] = []
