@@ -155,12 +155,23 @@ def test_fields_that_nothing_reads_are_told():
         ({"input_ids": [1, 2], "labels": [1]}, "labels has 1 numbers, input_ids has 2"),
         ({"input_ids": [1, 2], "labels": [2, -100]}, "labels[0] is 2, input_ids[0] is 1"),
         ({"input_ids": [1, 2], "attention_mask": [1, 0]}, "attention_mask must be 1 everywhere"),
+        ({"input_ids": [1, 2], "completion_mask": [1]}, "completion_mask has 1 numbers, input_ids has 2"),
+        ({"input_ids": [1, 2], "loss_mask": [0, 7]}, "loss_mask must be a list of 0 and 1"),
+        ({"input_ids": [1, 2], "prompt_mask": [1, 0]}, "prompt_mask is a mask that nothing reads. Allowed: labels (-100 for"),
     ],
 )
 def test_bad_row_is_refused_with_its_place_and_what_is_wrong(value, expected):
     text = refusal(value)
     assert text.startswith("chats.jsonl:1: ")
     assert expected in text
+
+
+def test_masks_beside_input_ids_say_what_is_trained():
+    ids = {"input_ids": [5, 6, 7, 8], "special_tokens_mask": [0, 0, 0, 1]}
+    for name in ("completion_mask", "assistant_masks", "loss_mask"):
+        assert one(ids | {name: [0, 0, 1, True]}).loss_mask == [False, False, True, True]
+    both = one(ids | {"completion_mask": "[0, 1, 1, 1]", "assistant_masks": [1, 1, 0, 1], "labels": [5, -100, 7, 8]})
+    assert (both.loss_mask, both.unused) == ([False, False, False, True], ("special_tokens_mask",))
 
 
 def test_a_row_of_another_format_than_its_file_is_refused_with_its_line():

@@ -11,6 +11,7 @@ from hub.data.doctor.oddities import BROKEN_TEXT
 from hub.data.doctor.scan import Scan, ScannedRow
 from hub.data.samples.counts import Counts
 from hub.data.samples.sample import Item
+from hub.data.tokens.rendered_before import RenderedBefore
 
 MAX_EXAMPLES = 5
 MAX_LEFT_OUT = 0.1
@@ -64,6 +65,12 @@ def of_rows(cfg: RunConfig, counts: Counts, limit: int | None, template: str) ->
         yield Finding("bad", template.removeprefix("Warning: "), 1)
     if not counts.units:
         yield Finding("bad", "no row is left to train on", 1)
+
+
+def of_rendered(rendered: RenderedBefore) -> Iterator[Finding]:
+    """Special tokens in texts, which may have been rendered before."""
+    for kind, where in rendered.reports():
+        yield Finding("bad" if kind.spoils else "look", kind.what, len(where), tuple(where[:MAX_EXAMPLES]), kind.advice)
 
 
 def of_texts(scans: Sequence[Scan]) -> Iterator[Finding]:

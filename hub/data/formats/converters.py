@@ -12,9 +12,6 @@ from hub.errors import DataError, did_you_mean
 BESIDE = ("tools", "unmask")
 """Fields of a row beside its messages."""
 
-OPTIONAL = (*BESIDE, "system", "input", "history", "prompt", "labels", "attention_mask")
-"""Fields that some format reads where a row has them."""
-
 _SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -28,6 +25,14 @@ _SHAREGPT_ROLES = {
 }
 _HUMAN, _ANSWER = "\n\nHuman:", "\n\nAssistant:"
 IGNORED_LABEL = -100
+LOSS_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "assistant_tokens_mask", "loss_mask")
+"""Beside input_ids: 1 where a token has loss. Of several, a token must have 1 in each (as in TRL)."""
+
+_MASKS_OF_TEXTS = ("special_tokens_mask", "global_attention_mask")
+"""Masks that tokenizers give, and that say nothing about the loss."""
+
+OPTIONAL = (*BESIDE, "system", "input", "history", "prompt", "labels", "attention_mask", *LOSS_MASKS)
+"""Fields that some format reads where a row has them."""
 
 
 def _conversation(
@@ -181,7 +186,7 @@ def from_tokens(row: Row, format: str) -> Tokens:
     Raises:
         DataError: it can't be trained on.
     """
-    known = ("input_ids", "labels", "attention_mask")
+    known = ("input_ids", "labels", "attention_mask", *LOSS_MASKS)
     ids = _whole_numbers(row, "input_ids") or []
     if not ids or min(ids) < 0:
         raise DataError(f"{row.where}: input_ids {f'has {min(ids)}, and a token id is never below 0' if ids else 'is empty'}")
@@ -198,8 +203,34 @@ def from_tokens(row: Row, format: str) -> Tokens:
                 f"place, or {IGNORED_LABEL} for no loss; the hub does the shift"
             )
     mask = [True] * len(ids) if labels is None else [label != IGNORED_LABEL for label in labels]
+    for name in LOSS_MASKS:
+        if (marks := _mask(row, name, len(ids))) is not None:
+            mask = [has_loss and mark for has_loss, mark in zip(mask, marks, strict=True)]
+    _refuse_other_masks(row)
     unused = tuple(name for name, value in row.value.items() if name not in known and value is not None)
     return Tokens(ids, mask, row.where, format, unused)
+
+
+def _mask(row: Row, name: str, size: int) -> list[bool] | None:
+    """A mask of the tokens with loss. None: the row lacks it."""
+    values = json_if_text(row.value.get(name), row.where, name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or any(not isinstance(value, int) or value not in (0, 1) for value in values):
+        raise DataError(f"{row.where}: {name} must be a list of 0 and 1, where 1 is a token with loss")
+    if len(values) != size:
+        raise DataError(f"{row.where}: {name} has {len(values)} numbers, input_ids has {size}")
+    return [bool(value) for value in values]
+
+
+def _refuse_other_masks(row: Row) -> None:
+    """Refuse a mask beside input_ids that the hub does not know: it says what is trained, perhaps."""
+    for name, value in row.value.items():
+        if "mask" in name.lower() and name not in (*LOSS_MASKS, "attention_mask", *_MASKS_OF_TEXTS) and value is not None:
+            raise DataError(
+                f"{row.where}: {name} is a mask that nothing reads. Allowed: labels ({IGNORED_LABEL} for no loss), "
+                f"{', '.join(LOSS_MASKS)} (1 for loss). Rename it, or take it out"
+            )
 
 
 def _whole_numbers(row: Row, name: str) -> list[int] | None:

@@ -4,5 +4,6 @@ encode           a row to its units, or to the reason why it gives none
 template         a conversation to tokens, and which of them are trained
 turns            where the assistant's turns are in a rendered conversation
 special_tokens   the added and special tokens of a tokenizer
+rendered_before  texts that hold special tokens: rendered before, perhaps
 template_limits  bounds on the time and memory of a chat template
 """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hub.config.data import TEMPLATES
 from hub.data.formats.examples import Conversation
-from hub.data.tokens.special_tokens import special_tokens
+from hub.data.tokens.special_tokens import special_tokens, without_second_bos
 from hub.data.tokens.template_limits import RAISED, check_sandbox, limits
 from hub.data.tokens.turns import Rendered, find_turns
 from hub.errors import DataError
@@ -110,7 +110,7 @@ def _trained_spans(conversation: Conversation, rendered: Rendered, loss_on: str)
 
 def encode_document(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The tokens of a text that is trained as a whole, with those that the tokenizer adds around a text, and an end."""
-    input_ids: list[int] = list(tokenizer(text)["input_ids"])
+    input_ids = without_second_bos(tokenizer, list(tokenizer(text)["input_ids"]))
     end = tokenizer.eos_token_id
     if end is not None and input_ids[-1:] != [end]:
         input_ids.append(end)
