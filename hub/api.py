@@ -94,8 +94,6 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
 
 def _in_memory(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `data` for a list of sources, or for rows."""
-    from hub.data.formats.detect import read_fields
-
     rows = rows_in_memory(data)
     first = list(islice(rows, 1))
     is_source = first and (
@@ -110,7 +108,16 @@ def _in_memory(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if is_source:
         return {"mix": [_source(source) for source in every]}
     folder = Path(os.path.expanduser(fspath(options.get("output_dir", "runs")))) / "data"
-    return {"path": str(write_rows(every, folder, read_fields() | {str(options.get("text_column"))}))}
+    return {"path": str(write_rows(every, folder, _read_columns(options)))}
+
+
+def _read_columns(options: Mapping[str, Any]) -> set[str]:
+    """Columns of rows that the formats or the options name."""
+    from hub.data.formats.detect import read_fields
+
+    columns = options.get("columns")
+    named = {str(column) for column in columns.values()} if isinstance(columns, Mapping) else set()
+    return read_fields() | named | {str(options.get("text_column"))}
 
 
 def _source(given: DataSource | Mapping[str, Any]) -> dict[str, Any]:

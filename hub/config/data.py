@@ -42,14 +42,17 @@ class DataSource:
     num_rows: int | None = option(None, ge=1)
     """Same as `data.num_rows`."""
 
+    columns: dict[str, str] = field(default_factory=dict)
+    """Same as `data.columns`. {}: the value of `data.columns`."""
+
 
 @dataclass(kw_only=True)
 class DataConfig:
     """Training and evaluation data."""
 
     path: str = ""
-    """JSONL, JSON, CSV (also as .gz, .bz2, .xz, .zst), parquet or Arrow file, a folder of them, or the id of a dataset of the
-    model hub."""
+    """JSON, JSONL, CSV, TSV or text file (also as .gz, .bz2, .xz, .zst, .zip), parquet or Arrow file, a folder of them, or the
+    id of a dataset of the model hub."""
 
     mix: list[DataSource] = field(default_factory=list)
     """Several sources instead of `path`: [{path: own.jsonl, weight: 0.8}, {path: general.jsonl, weight: 0.2}]. With weights, a
@@ -73,6 +76,10 @@ class DataConfig:
     format: str = AUTO
     """Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a plugin.
     auto: detected from the field names, and logged."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages too:
+    `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats."""
 
     text_column: str | None = None
     """Column with raw documents to train on; all other columns are ignored. null: `format` decides."""

@@ -56,6 +56,11 @@ def format_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator
     formats = {source.format for source in data.mix} if data.mix else {data.format}
     if data.text_column is not None and data.format not in (AUTO, "document"):
         yield f"data.text_column={data.text_column} is for raw documents. Leave data.format={data.format} out"
+    if data.text_column is not None and data.columns:
+        yield (
+            f"data.text_column={data.text_column} and data.columns are both set. Set one of them: "
+            f"data.columns.text={data.text_column}"
+        )
     if data.block_size is not None and not formats & {AUTO, "document"} and data.text_column is None:
         yield f"data.block_size={data.block_size} joins raw documents, but data.format={data.format}. Leave block_size out"
 

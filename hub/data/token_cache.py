@@ -149,7 +149,13 @@ def key_of(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBa
     else:
         vocabulary = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
     options = {name: getattr(cfg.data, name) for name in OPTIONS}
-    options |= {"format": source.format, "limit": limit, "in_blocks": cfg.data.block_size is not None, "recipe": RECIPE}
+    options |= {
+        "format": source.format,
+        "columns": source.columns,
+        "limit": limit,
+        "in_blocks": cfg.data.block_size is not None,
+        "recipe": RECIPE,
+    }
     releases = {name: version(name) for name in ("finetune-hub", "transformers", "tokenizers", "jinja2")}
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     template = tokenizer.chat_template

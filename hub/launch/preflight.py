@@ -13,6 +13,8 @@ from hub.config.option import AUTO, field_problems
 from hub.config.rules import format_problems
 from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.data.check import check_rows
+from hub.data.formats.columns import column_problems
+from hub.data.formats.detect import read_fields
 from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
@@ -162,6 +164,12 @@ def _check_paths(cfg: RunConfig) -> None:
     data = cfg.data
     named = [("data.path", data.path, data.split), ("data.eval_path", data.eval_path or "", data.eval_split)]
     named += [(f"data.mix[{number}].path", source.path, source.split) for number, source in enumerate(data.mix)]
+    known = read_fields()
+    wrong = list(column_problems(data.columns, "data.columns", known))
+    for number, source in enumerate(data.mix):
+        wrong += column_problems(source.columns, f"data.mix[{number}].columns", known)
+    if wrong:
+        raise DataError("\n".join(wrong))
     if missing := [problem for option, path, split in named if path and (problem := path_problem(option, path, split))]:
         raise DataError("\n".join(missing))
 

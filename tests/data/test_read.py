@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from datasets import Dataset
@@ -87,7 +88,7 @@ def test_parquet_gives_its_rows_and_a_damaged_one_is_one_line(tmp_path):
         ("a.jsonl", b'{"a": 1}\n{"a": "\x89PNG"}\n', ["a.jsonl:2", "byte 8", "0x89", "UTF-8"]),
         ("a.jsonl", b'{"a": 1}\n\0\0\n', ["a.jsonl:2", "binary"]),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), ["a.jsonl", "UTF-16"]),
-        ("a.xlsx", b"PK", ["a.xlsx", ".xlsx", ".jsonl, .json, .csv, .parquet"]),
+        ("a.xlsx", b"PK", ["a.xlsx", ".xlsx", ".jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet"]),
     ],
 )
 def test_bad_file_is_one_line_with_place_reason_and_text(tmp_path, name, content, expected):
@@ -101,8 +102,8 @@ def test_missing_file_names_near_ones_and_a_folder_without_data_says_what_it_hol
     (tmp_path / "chats.jsonl").write_text("{}")
     assert "Did you mean chats.jsonl?" in message_of(tmp_path / "chat.jsonl")
     (tmp_path / "inside").mkdir()
-    (tmp_path / "inside" / "notes.txt").write_text("x")
-    assert "notes.txt" in message_of(tmp_path / "inside")
+    (tmp_path / "inside" / "notes.md").write_text("x")
+    assert "notes.md" in message_of(tmp_path / "inside")
 
 
 def test_only_org_slash_name_without_local_folder_is_asked_of_the_model_hub(tmp_path, monkeypatch):
@@ -269,3 +270,62 @@ def test_the_files_that_are_read_are_named_with_those_that_are_not(hub, tmp_path
     assert (
         hub("data", *command, "data.split=dev").problems[0].startswith(f"data.path={tmp_path}/in: no file in this folder is of")
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "places"),
+    [
+        ("a.json", '{\n  "a": "1",\n  "b": [\n {"c": 2}]\n}\n', ["a.json:1"]),
+        ("a.jsonl", '{\n "a": "1"\n}\n{\n "a": "2"\n}\n', ["a.jsonl:1", "a.jsonl:4"]),
+        ("a.jsonl", '[{"a": "1"},\n {"a": "2"}]\n', ["a.jsonl:1", "a.jsonl:2"]),
+        ("a.json", '{"version": 2, "data": [{"a": "1"}, {"a": "2"}]}', ["a.json:1", "a.json:1"]),
+        ("a.json", '\n{\n"data":\n[\n{"a": "1"},\n{"a": "2"}\n], "by": {"a": 1}}', ["a.json:5", "a.json:6"]),
+        ("a.json", '{"a": "1", "list": [{"b": 1}]}', ["a.json:1"]),
+        ("a.ndjson", '{"a": "1"}\n{"a": "2"}\n', ["a.ndjson:1", "a.ndjson:2"]),
+        ("a.tsv", "a\tb\n1\tx;y,z\n2\t\n", ["a.tsv:2", "a.tsv:3"]),
+        ("a.csv", '\ufeffa;b\n1;"x, ""y"";"\n2;\n', ["a.csv:2", "a.csv:3"]),
+        ("a.csv", "a\tb\n1\tx\n", ["a.csv:2"]),
+        ("a.csv", "sep=;\na;b\n1;x\n", ["a.csv:3"]),
+        ("a.csv", 'a, b\n1,x\n2,"y\ny"\n', ["a.csv:2", "a.csv:3"]),
+        ("a.csv", "a,b,,\n1,x,,\n2,z,,,,\n", ["a.csv:2", "a.csv:3"]),
+    ],
+)
+def test_the_forms_of_json_and_csv_are_told_by_the_file(tmp_path, name, text, places):
+    (tmp_path / name).write_text(text)
+    rows = list(read_rows(str(tmp_path / name)))
+    assert [row.where for row in rows] == places
+    assert [row.value["a"] for row in rows] == ["1", "2"][: len(rows)]
+
+
+def test_columns_without_a_name_are_there_only_where_they_hold_something(tmp_path):
+    (tmp_path / "a.csv").write_text(",instruction,output,,\n0,A?,B.,,\n1,C?,D.,,x\n")
+    first, second = (row.value for row in read_rows(str(tmp_path / "a.csv")))
+    assert first == {"column 1": "0", "instruction": "A?", "output": "B."}
+    assert second == {"column 1": "1", "instruction": "C?", "output": "D.", "column 5": "x"}
+
+
+def test_a_text_file_is_one_document_and_a_zip_is_the_file_in_it(tmp_path):
+    (tmp_path / "a.txt").write_text("Once upon a time\n\nthere was.\n")
+    (row,) = read_rows(str(tmp_path / "a.txt"))
+    assert (row.value, row.where) == ({"text": "Once upon a time\n\nthere was.\n"}, "a.txt:1")
+    assert "is read as a whole and can't be streamed" in message_of(
+        tmp_path / "a.txt", lambda path: list(rows_after(path, Cursor()))
+    )
+    for name, inner in (("b.zip", "b.jsonl"), ("b.jsonl.zip", "b.jsonl"), ("c.zip", "in/c.csv")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(inner, "a\n1\n2\n" if "csv" in inner else '{"a": "1"}\n{"a": "2"}\n')
+            archive.writestr("__MACOSX/._b.jsonl", "x")
+            archive.writestr("README.md", "x")
+        whole = list(rows_after(str(tmp_path / name), Cursor()))
+        assert [row.read().value["a"] for row, _ in whole] == ["1", "2"]
+        assert list(rows_after(str(tmp_path / name), whole[0][1])) == whole[1:]
+    with zipfile.ZipFile(tmp_path / "b.zip", "a") as archive:
+        archive.writestr("c.jsonl", "{}")
+    assert "an archive must hold one file" in message_of(tmp_path / "b.zip")
+    (tmp_path / "b.zip").write_bytes(b"PK no archive")
+    assert "can't be read" in message_of(tmp_path / "b.zip")
+
+
+def test_a_file_of_columns_says_how_to_write_rows(tmp_path):
+    (tmp_path / "a.json").write_text('{"prompt": {"0": "x", "1": "y"}, "completion": {"0": "z", "1": "w"}}')
+    assert "to_json(orient='records', lines=True)" in message_of(tmp_path / "a.json")

@@ -78,7 +78,7 @@ def from_sharegpt(row: Row, format: str) -> Conversation:
         messages.append({"role": "system", "content": row.value["system"]})
     for number, turn in enumerate(message_list(row.value["conversations"], row.where, "conversations"), 1):
         if "from" not in turn and "role" in turn:
-            messages.append(turn)
+            messages.append(turn | {"role": _SHAREGPT_ROLES.get(str(turn["role"]), turn["role"])})
             continue
         if "from" not in turn or "value" not in turn:
             raise DataError(f"{row.where}: message {number} needs the fields from and value. Its fields: {listed(turn)}")

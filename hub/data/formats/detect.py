@@ -111,7 +111,8 @@ def _unknown(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:
     near = next((hint for field in sorted(set(row.value) - fields) if (hint := did_you_mean(field, fields))), "")
     return (
         f"{row.where}: these fields are of no known format: {listed(row.value)}. Allowed: {allowed}; document has text or "
-        f"document.{near or ' For a column with texts type data.text_column=NAME'}"
+        f"document.{near} For a column with texts type data.text_column=NAME, for other names of columns e.g. "
+        f"data.columns.prompt=NAME data.columns.completion=NAME"
     )
 
 

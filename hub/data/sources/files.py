@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +22,33 @@ def _open_zstd(file: Path, mode: str) -> IO[bytes]:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd"))
 
 
+def _open_zip(file: Path, mode: str) -> IO[bytes]:
+    archive = zipfile.ZipFile(file)
+    name = _zipped(archive, file)
+    try:
+        return archive.open(name)
+    except RuntimeError as error:  # it has a password
+        raise DataError(f"{file}: can't be read ({error})") from None
+
+
+def _zipped(archive: zipfile.ZipFile, file: Path) -> str:
+    """The name of the one data file in an archive."""
+    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/") and file_kind(Path(name)) in _IN_ARCHIVES]
+    if len(names) != 1:
+        content = shorten(", ".join(archive.namelist())) or "nothing"
+        raise DataError(
+            f"{file}: an archive must hold one file ({', '.join(_IN_ARCHIVES)}), this one holds {content}. Unpack it, and give "
+            "the folder"
+        )
+    return names[0]
+
+
+_IN_ARCHIVES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 _OPENERS: dict[str, Callable[[Path, str], Any]] = dict(
-    zip(COMPRESSED, (gzip.open, bz2.open, lzma.open, _open_zstd), strict=True)
+    zip(COMPRESSED, (gzip.open, bz2.open, lzma.open, _open_zstd, _open_zip), strict=True)
 )
 ALLOWED = (
-    f"a file ({', '.join(SUFFIXES)}; those of lines also as {', '.join(_OPENERS)}), a folder of such files, or ORG/NAME of the "
-    "model hub"
+    f"a file ({', '.join(SUFFIXES)}; texts also as {', '.join(_OPENERS)}), a folder of such files, or ORG/NAME of the model hub"
 )
 """What a path of data may be, in words."""
 
@@ -47,6 +69,22 @@ def open_file(file: Path, offset: int = 0) -> IO[bytes]:
     while offset > 0 and (skipped := len(stream.read(min(offset, _PIECE)))):
         offset -= skipped
     return stream
+
+
+def content_kind(file: Path) -> str | None:
+    """The ending that decides how a file is read: of an archive, that of the file in it.
+
+    Raises:
+        DataError: an archive can't be read, or has no file or several.
+    """
+    kind = file_kind(file)
+    if kind != ".zip":
+        return kind
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return file_kind(Path(_zipped(archive, file)))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def data_files(path: str, split: str = "train") -> list[Path]:

@@ -4,15 +4,24 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from hub.config.paths import file_kind, is_hub_id
+from hub.config.paths import is_hub_id
 from hub.data.sources.columnar_files import read_arrow, read_parquet
+from hub.data.sources.csv_files import read_csv
 from hub.data.sources.entries import Cursor, Entry, Row
-from hub.data.sources.files import data_files
+from hub.data.sources.files import content_kind, data_files
+from hub.data.sources.json_files import is_whole, read_whole
 from hub.data.sources.model_hub import read_model_hub
-from hub.data.sources.text_files import is_list, lines, read_csv, read_list
+from hub.data.sources.text_files import lines, read_text
 from hub.errors import DataError
 
-_READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {".csv": read_csv, ".parquet": read_parquet, ".arrow": read_arrow}
+_READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".txt": read_text,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+_JSON = (".jsonl", ".ndjson", ".json")
 
 
 def read_rows(path: str, subset: str | None = None, split: str = "train") -> Iterator[Row]:
@@ -55,17 +64,18 @@ def rows_after(
             continue
         begin = cursor if number == cursor.file else Cursor(number)
         empty = begin.offset == 0
-        kind = file_kind(file)
-        is_one_list = kind == ".json" and is_list(file)
-        if is_one_list and stream:
-            raise DataError(f"{file}: a JSON list is read as a whole and can't be streamed. Write one object per line (JSONL)")
-        if kind in (".jsonl", ".json") and not is_one_list:
+        kind = content_kind(file)
+        whole = kind in _JSON and is_whole(file)
+        if (whole or kind == ".txt") and stream:
+            what = "a text file" if kind == ".txt" else "a JSON list"
+            raise DataError(f"{file}: {what} is read as a whole and can't be streamed. Write one object per line (JSONL)")
+        if kind in _JSON and not whole:
             for line in lines(file, begin.offset, begin.line):
                 if line.error or line.text.strip():
                     empty = False
                     yield line.entry(file), Cursor(number, line.end, line.number)
         else:
-            entries = read_list(file) if is_one_list else _READERS[kind or ""](file)
+            entries = read_whole(file) if whole else _READERS[kind or ""](file)
             for count, entry in enumerate(islice(entries, begin.offset, None), begin.offset + 1):
                 empty = False
                 yield entry, Cursor(number, count)
