@@ -107,6 +107,10 @@ class DataConfig:
     """Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral, phi3,
     vicuna, zephyr. null: the tokenizer's own, or plain if it has none."""
 
+    date: str = AUTO
+    """Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run begins. A
+    resumed run keeps its date."""
+
     streaming: bool = False
     """Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or `num_rows`."""
 

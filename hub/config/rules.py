@@ -5,6 +5,7 @@ Plugins add data formats, and this layer knows no plugin: callers pass the names
 
 import os
 from collections.abc import Collection, Iterator
+from datetime import date
 
 from hub.config.data import DEFAULT_WINDOW, TEMPLATES, DataConfig, DataSource
 from hub.config.option import AUTO, field_problems
@@ -31,6 +32,8 @@ def data_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator[s
     if data.template and data.template not in TEMPLATES and not os.path.isfile(os.path.expanduser(data.template)):
         near = did_you_mean(data.template, TEMPLATES)
         yield f"data.template={data.template}: there is no such file. Allowed: FILE.jinja, or {', '.join(TEMPLATES)}.{near}"
+    if data.date != AUTO and not _is_date(data.date):
+        yield f"data.date={data.date} is no date. Allowed: {AUTO}, or a day as 2026-11-28"
     yield from format_problems(data, data_formats)
     for name, source in _named_sources(data):
         if not source.path or is_hub_id(source.path):
@@ -116,6 +119,13 @@ def stream_length_problems(data: DataConfig, max_steps: int | None, save_every_e
             f"algo.save_every_epochs={save_every_epochs}: the length of a pass over this stream is not known. "
             "Type algo.save_every_steps=N, or set num_rows"
         )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _named_sources(data: DataConfig) -> list[tuple[str, DataConfig | DataSource]]:

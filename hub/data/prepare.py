@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from hub.config.option import AUTO
 from hub.config.schema import RunConfig
 from hub.data.formats.examples import ExampleGroup
 from hub.data.samples.counts import Counts
@@ -26,6 +27,7 @@ from hub.data.token_cache import cache_tokens, encoded_rows, is_large
 from hub.data.tokens.encode import Encoder
 from hub.data.tokens.rendered_before import RenderedBefore
 from hub.data.tokens.template import fallback_line, load_template, require_template, template_report
+from hub.data.tokens.template_date import writes_date
 from hub.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -114,6 +116,8 @@ def prepare(
     if rendered:
         require_template(tokenizer)  # other processes may have done the rendering
     template = template_report(tokenizer, train.whole_samples(), cfg.data.loss_on) if rendered else both.loss_line()
+    if rendered and writes_date(tokenizer) and cfg.data.date != AUTO:
+        template += f" The chat template writes a date: {cfg.data.date} (data.date)."
     duplicates = find_duplicates(train.units, evaluation.units)
     every = [*encoded.sources, *filter(None, [eval_source_of(cfg.data)])]
     files = [line for source in every if (line := files_line(source.path, source.split))]

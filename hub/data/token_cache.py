@@ -28,6 +28,7 @@ from hub.data.sources.read import rows_after
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.workers import Processes, num_cores
 from hub.data.tokens.encode import Encoder
+from hub.data.tokens.template_date import writes_date
 from hub.plugins import registry as plugins
 from hub.plugins.offers import DataFormat
 from hub.system.cache import cache_dir, make_once
@@ -152,6 +153,7 @@ def key_of(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBa
     options |= {
         "format": source.format,
         "columns": source.columns,
+        "date": cfg.data.date if writes_date(tokenizer) else "",
         "limit": limit,
         "in_blocks": cfg.data.block_size is not None,
         "recipe": RECIPE,

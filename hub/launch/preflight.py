@@ -6,6 +6,7 @@ All problems are reported at once. Nothing here imports torch.
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def _absolute(cfg: RunConfig) -> RunConfig:
             mix=[replace(source, path=full(source.path, f"data.mix[{i}].path")) for i, source in enumerate(data.mix)],
             eval_path=full(data.eval_path, "data.eval_path"),
             template=full(data.template),
+            date=date.today().isoformat() if data.date == AUTO else data.date,
         ),
         launch=replace(launch, deepspeed_config=full(launch.deepspeed_config)),
         model=model if model.path.startswith(TINY) else replace(model, path=full(model.path)),

@@ -5,18 +5,19 @@ The samples of step n depend on the seed and on n only, so a resumed run sees th
 
 import gc
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, samples_of
-from hub.errors import DivergedError, Interrupted
+from hub.errors import DataError, DivergedError, Interrupted
 from hub.parallel.group import barrier, max_over_ranks
 from hub.parallel.strategy import full_weights
 from hub.run import Outcome, read_metrics
 from hub.system.signals import stop_request
 from hub.train.batch import split as batches
-from hub.train.checkpoints.resume import check_disk, resume
+from hub.train.checkpoints.resume import check_disk, ended_by_row, resume
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
 from hub.train.kernels.compiled import num_compiled
@@ -148,7 +149,7 @@ class _Fit:
         stopping: int | None = None
         model_path: Path | None = self.run.model_path
         try:
-            for step, units in self.source.steps(after=self.done):
+            for step, units in self._steps():
                 stopping = self._step(step, units)
                 if stopping is not None and self.done < self.total:
                     break
@@ -171,6 +172,21 @@ class _Fit:
             if self.run.is_main:
                 self.recipe.save(self.model, self.run.model_path, weights)
             barrier()
+        return self._outcome(model_path, stopping)
+
+    def _steps(self) -> Iterator[tuple[batches.Step, list[Unit]]]:
+        """The steps to come. A row that can't be used, far in a stream, ends the run: with a checkpoint, as a signal does."""
+        try:
+            yield from self.source.steps(after=self.done)
+        except DataError as error:
+            if not self.done:
+                raise
+            checkpoint = self._checkpoint(wait=True)
+            ended = DataError(ended_by_row(error, self.done, checkpoint, self.run.path))
+            ended.outcome = self._outcome(checkpoint / "model" if checkpoint else None)
+            raise ended from None
+
+    def _outcome(self, model_path: Path | None, stopping: int | None = None) -> Outcome:
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         speed = self.meter.tokens_per_second
         return Outcome(

@@ -5,5 +5,6 @@ template         a conversation to tokens, and which of them are trained
 turns            where the assistant's turns are in a rendered conversation
 special_tokens   the added and special tokens of a tokenizer
 rendered_before  texts that hold special tokens: rendered before, perhaps
+template_date    the date that a chat template writes
 template_limits  bounds on the time and memory of a chat template
 """

@@ -23,6 +23,7 @@ from hub.data.formats.examples import Conversation
 from hub.data.formats.messages import called_functions
 from hub.data.json_values import JsonObject, JsonValue
 from hub.data.tokens.special_tokens import added_tokens, special_tokens
+from hub.data.tokens.template_date import dated_template
 from hub.data.tokens.template_limits import RAISED, limits
 from hub.errors import DataError
 
@@ -110,7 +111,7 @@ class _Turns:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        template = self.tokenizer.get_chat_template(tools=self.conversation.tools)
+        template = dated_template(self.tokenizer, self.conversation.tools)
         if not _GENERATION_TAG.search(template):
             return None
         rendered, spans = cast(RenderWithSpans, render_jinja_template)(
@@ -267,7 +268,10 @@ def _apply(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, mes
     try:
         # transformers declares the fields of messages as texts, but passes them to the template as they are.
         render = cast(Callable[..., str], tokenizer.apply_chat_template)
-        return str(render(messages, tools=conversation.tools, tokenize=False, add_generation_prompt=prompt))
+        template = dated_template(tokenizer, conversation.tools)
+        return str(
+            render(messages, tools=conversation.tools, chat_template=template, tokenize=False, add_generation_prompt=prompt)
+        )
     except TemplateSyntaxError as error:
         raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
     except (TemplateError, *RAISED) as error:
