@@ -71,12 +71,12 @@ def data(overrides: list[str], flags: Flags) -> int:
     from hub.data.doctor.page import print_examined
     from hub.data.tokens.tokenizer import load_tokenizer
     from hub.models.load import load_config
-    from hub.models.weights import local_weights
+    from hub.models.weights import local_tokenizer
     from hub.parallel.session import quiet_libraries
 
     quiet_libraries()
     with contextlib.redirect_stdout(sys.stderr):
-        path = local_weights(cfg.model, print)
+        path = local_tokenizer(cfg.model, print)
         tokenizer = load_tokenizer(cfg, path)
         positions = getattr(load_config(cfg.model, path).get_text_config(), "max_position_embeddings", None)
         report = examine(cfg, tokenizer, positions)
