@@ -9,7 +9,7 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datasets import Dataset, DatasetDict, Features, Json, List
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Json, List
 
 from hub.config.data import DataConfig, DataSource
 from hub.data.formats.detect import read_fields
@@ -127,6 +127,7 @@ CONTAINERS = {
     "Dataset with numpy's format": in_memory(lambda folder: Dataset.from_list(ROWS).with_format("numpy")),
     "Dataset with Json": in_memory(lambda folder: Dataset.from_parquet(str(json_type(folder)), cache_dir=str(folder))),
     "IterableDataset": in_memory(lambda folder: Dataset.from_list(ROWS).to_iterable_dataset()),
+    "IterableDataset of unknown types": in_memory(lambda folder: IterableDataset.from_generator(lambda: iter(ROWS))),
     "DatasetDict": in_memory(lambda folder: DatasetDict({"test": Dataset.from_list([]), "train": Dataset.from_list(ROWS)})),
     "DataFrame": in_memory(lambda folder: pandas.DataFrame(ROWS)),
     "DataFrame of parquet": in_memory(lambda folder: pandas.read_parquet(parquet(folder))),

@@ -151,6 +151,7 @@ def with_bos(tokenizer):
         ),
         ({"text": "<|start_header_id|>user<|end_header_id|>"}, "look", ["markers of turns (<|start_header_id|>)"]),
         ({"text": "<|endoftext|>Ice is cold.<|im_end|>"}, None, []),
+        ({"input_ids": [0, 0, 7]}, "look", ["rows whose input_ids begin with two tokens <|endoftext|>"]),
         ({"prompt": "Is 1 < 2 | 3 > 2?", "completion": "<b>Yes.</b>"}, None, []),
     ],
 )

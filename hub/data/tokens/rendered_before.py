@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from hub.data.formats.examples import Conversation, Document, Example
+from hub.data.formats.examples import Conversation, Document, Example, Tokens
 from hub.data.json_values import listed
 from hub.data.tokens.special_tokens import special_tokens
 
@@ -49,6 +49,11 @@ KINDS = {
         "documents with special tokens or markers of turns ({tokens}): chats that are rendered already? Loss is on the "
         "questions, too",
         "To train on the answers only, give the messages",
+    ),
+    "tokens": Kind(
+        False,
+        "rows whose input_ids begin with two tokens {tokens}: was the text rendered before, and tokenized with another one?",
+        "Tokenize a rendered text with add_special_tokens=False",
     ),
     "inside": Kind(
         False,
@@ -129,6 +134,9 @@ class RenderedBefore:
             if marker := _MARKERS.match(example.text):
                 tokens[marker[1]] = None
             yield from (("document", token) for token in tokens)
+        bos = self.tokenizer.bos_token_id
+        if isinstance(example, Tokens) and bos is not None and example.input_ids[:2] == [bos, bos]:
+            yield "tokens", str(self.tokenizer.bos_token)
         for message in example.messages if isinstance(example, Conversation) else ():
             yield from self._found_in(str(message["content"]), message["role"] == "assistant")
 
