@@ -262,11 +262,11 @@ def test_the_files_that_are_read_are_named_with_those_that_are_not(hub, tmp_path
     for name in ("train", "test"):
         (tmp_path / "in" / f"{name}.jsonl").write_text(json.dumps(ROW) + "\n")
     command = ("model=tiny", "data.path=in")
-    line = f"Files of {tmp_path}/in: train.jsonl. Of other splits, not read: test.jsonl."
+    line = f"Files of {tmp_path}/in: train.jsonl. Not read, as they are of other splits or of none: test.jsonl."
     assert line in hub("data", *command).out
     trained = hub("algo=sft", *command, "launch=inline", "algo.max_steps=1", "data.eval_path=in")
     assert trained.out.count(line) == 1
-    assert f"Files of {tmp_path}/in: test.jsonl. Of other splits, not read: train.jsonl." in trained.out
+    assert f"Files of {tmp_path}/in: test.jsonl. Not read, as they are of other splits or of none: train.jsonl." in trained.out
     assert (
         hub("data", *command, "data.split=dev").problems[0].startswith(f"data.path={tmp_path}/in: no file in this folder is of")
     )

@@ -113,7 +113,9 @@ def files_line(path: str, split: str = "train") -> str | None:
     folder = Path(os.path.expanduser(path))
     line = f"Files of {path}: {listed(str(file.relative_to(folder)) for file in files)}."
     if left_out:
-        line += f" Of other splits, not read: {listed(str(file.relative_to(folder)) for file in left_out)}."
+        line += (
+            f" Not read, as they are of other splits or of none: {listed(str(file.relative_to(folder)) for file in left_out)}."
+        )
     return line
 
 

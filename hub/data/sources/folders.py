@@ -38,13 +38,13 @@ class Files(NamedTuple):
 
     read: list[Path]
     left_out: list[Path]
-    """Those of other splits."""
+    """Those of other splits, and those of none beside them."""
 
 
 def files_of(folder: Path, split: str) -> Files | None:
     """The files of one split, sorted by name. None: the folder has no data file.
 
-    Where no file is of any split, all are taken for train and for test. Files of no split beside others count as train.
+    Where no file is of any split, all are taken for train and for test. Where none is of train, those of no split are it.
 
     Args:
         folder: an existing folder. Data files in one of its folders are found where it has none itself.
