@@ -88,15 +88,16 @@ def test_a_changed_stream_is_refused(tmp_path, monkeypatch, options):
 
 
 @pytest.mark.parametrize("options", ["stream"], indirect=True)
-def test_a_bad_row_far_in_a_stream_ends_the_run_with_its_line_and_a_checkpoint(tmp_path, options):
-    write_chats(tmp_path / "rest.jsonl", num_rows=1100)
+def test_a_bad_row_far_in_a_stream_ends_the_run_with_its_line_and_a_checkpoint(tmp_path, monkeypatch, options):
+    monkeypatch.setattr("hub.launch.preflight.STREAM_LOOK", 256)  # of the rows that are checked before
+    write_chats(tmp_path / "rest.jsonl", num_rows=300)
     with (tmp_path / "rest.jsonl").open("a") as file:
         file.write("{oops\n")
-    options = [*options, "algo.effective_batch_size=200", "algo.lora_dropout=0"]
-    with pytest.raises(HubError, match=r"^[^\n]*rest\.jsonl:1101: broken JSON[^\n]* resume=\S+ data\.on_bad_row=skip[^\n]*$"):
+    options = [*options, "algo.effective_batch_size=60", "algo.lora_dropout=0"]
+    with pytest.raises(HubError, match=r"^[^\n]*rest\.jsonl:301: broken JSON[^\n]* resume=\S+ data\.on_bad_row=skip[^\n]*$"):
         run(tmp_path / "both", "launch.nproc_per_node=2", *options)
     ended = Result.read(tmp_path / "both" / "latest" / "result.json")
-    assert (ended.status, ended.num_steps, ended.model_path.parent.name) == ("failed", 5, "step-00000005")
+    assert (ended.status, ended.num_steps, ended.model_path.parent.name) == ("failed", 4, "step-00000004")
     resumed = run(tmp_path / "both", "launch=inline", "resume=latest", "data.on_bad_row=skip")
     whole = run(tmp_path / "whole", "launch=inline", *options, "data.on_bad_row=skip")
     assert lines(whole, "step", "num_") == lines(resumed, "step", "num_")
