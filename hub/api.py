@@ -15,6 +15,7 @@ from typing import Any
 
 from hub.config.data import DataSource
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, TrackConfig
+from hub.data.sources.memory import ArrowStream, is_in_memory, rows_in_memory
 from hub.data.sources.rows import write_rows
 from hub.errors import ConfigError, did_you_mean
 from hub.run import Result
@@ -23,7 +24,7 @@ PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "launch": La
 BY_ARGUMENT = ("path", "mix", "tool")
 """Options that are set by the arguments `model`, `data` and `track`."""
 
-Data = str | PathLike[str] | Iterable[DataSource | Mapping[str, Any]]
+Data = str | PathLike[str] | Iterable[Any] | ArrowStream
 
 TOP = ("output_dir", "run_name")
 ALIASES = {"nproc": "nproc_per_node"}
@@ -51,8 +52,9 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
         algo: name of an algorithm (`sft`, `lora_sft`, ...) or of one of its presets (`qlora_sft`).
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
         data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
-            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or any iterable of
-            rows, each a dictionary in one of the formats: they are written into `output_dir`.
+            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
+            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split
+            train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
         options: any option of the algorithm, of `data.`, `model.`, `launch.` and `track.`, `output_dir` and `run_name`,
             with the names that `python -m hub show` prints, without the part before the dot.
@@ -73,8 +75,8 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
     named = [("model", fspath(model))]
     if isinstance(data, str | PathLike):
         named.append(("data", fspath(data)))
-    elif isinstance(data, Iterable):
-        values.setdefault("data", {}).update(_in_memory(data, fspath(options.get("output_dir", "runs"))))
+    elif is_in_memory(data):
+        values.setdefault("data", {}).update(_in_memory(data, options))
     else:
         raise TypeError(f"data must be a name, a path, a list of sources or an iterable of rows, not {type(data).__name__}")
     for part, given in named:
@@ -90,9 +92,9 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
     return launch(compose(*overrides, values=values))
 
 
-def _in_memory(data: Iterable[Any], output_dir: str) -> dict[str, Any]:
+def _in_memory(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `data` for a list of sources, or for rows."""
-    rows = iter(data)
+    rows = rows_in_memory(data)
     first = list(islice(rows, 1))
     is_source = first and (
         isinstance(first[0], DataSource)
@@ -105,7 +107,17 @@ def _in_memory(data: Iterable[Any], output_dir: str) -> dict[str, Any]:
     every = chain(first, rows)
     if is_source:
         return {"mix": [_source(source) for source in every]}
-    return {"path": str(write_rows(every, Path(os.path.expanduser(output_dir)) / "data"))}
+    folder = Path(os.path.expanduser(fspath(options.get("output_dir", "runs")))) / "data"
+    return {"path": str(write_rows(every, folder, _read_columns(options)))}
+
+
+def _read_columns(options: Mapping[str, Any]) -> set[str]:
+    """Columns of rows that the formats or the options name."""
+    from hub.data.formats.detect import read_fields
+
+    columns = options.get("columns")
+    named = {str(column) for column in columns.values()} if isinstance(columns, Mapping) else set()
+    return read_fields() | named | {str(options.get("text_column"))}
 
 
 def _source(given: DataSource | Mapping[str, Any]) -> dict[str, Any]:

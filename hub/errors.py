@@ -14,6 +14,8 @@ class HubError(Exception):
     """
 
     exit_code = 2
+    outcome: object = None
+    """What a run had reached before it, a `hub.run.Outcome`. None: nothing, or it is not known."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(without_secrets(message))

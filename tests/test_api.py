@@ -182,9 +182,13 @@ def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path)
     assert first == second
     assert len(Path(first).read_text().splitlines()) == 20
     unwritable = [{"prompt": {1}, "completion": "x"}]
-    for wrong, said in (([], "no row"), ([1], "row 1 is int"), (unwritable, "row 1 can't be written")):
+    for wrong, said in (([], "no row"), ([1], "row 1 is int"), (unwritable, "row 1: prompt is a set and can't be")):
         with pytest.raises(hub.ConfigError, match=said):
             hub.lora_sft(data=wrong, **options)
+    renamed = [{"question": row["prompt"], "completion": row["completion"], "image": b"x"} for row in rows]
+    other = hub.lora_sft(data=renamed, columns={"prompt": "question"}, **options)
+    assert runfile_of(other.run_path / "run.yaml").data.columns == {"prompt": "question"}
+    assert other.train_loss == hub.lora_sft(data=rows, **options).train_loss
     with pytest.raises(hub.ConfigError, match=r"^output_dir=(long)+: can't write there"):
         hub.lora_sft(data=rows, **options | {"output_dir": "long" * 100})
     with pytest.raises(hub.ConfigError, match=r"^model\.path=(long)+: there is no such folder"):

@@ -93,7 +93,7 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("data.on_long=cut", "data.on_long=cut is not allowed. Allowed: auto, drop, truncate, split, error"),
         ("data.block_size=64 data.format=messages", "data.block_size=64 joins raw documents, but data.format=messages"),
         ("data.text_column=x data.format=alpaca", "data.text_column=x is for raw documents. Leave data.format=alpaca out"),
-        ("data.split=test", "data.split=test applies to datasets of the model hub only, and path=tiny:chats is none"),
+        ("data.split=test", "data.split=test applies to datasets of the model hub and to folders, and path=tiny:chats is"),
         ("data.subset=en", "data.subset=en applies to datasets of the model hub only, and path=tiny:chats is none"),
         ("data.max_seq_len=0", "data.max_seq_len=0 is not allowed. Allowed: a number at least 8 or auto"),
         ("launch.rdzv_endpoint=nowhere.invalid:1234", "launch.rdzv_endpoint=nowhere.invalid:1234: the host"),

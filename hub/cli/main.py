@@ -72,12 +72,12 @@ def data(overrides: list[str], flags: Flags) -> int:
     from hub.data.tokens.tokenizer import load_tokenizer
     from hub.models.load import load_config
     from hub.models.structure import max_positions
-    from hub.models.weights import local_weights
+    from hub.models.weights import local_tokenizer
     from hub.parallel.session import quiet_libraries
 
     quiet_libraries()
     with contextlib.redirect_stdout(sys.stderr):
-        path = local_weights(cfg.model, print)
+        path = local_tokenizer(cfg.model, print)
         tokenizer = load_tokenizer(cfg, path)
         positions = max_positions(load_config(cfg.model, path))
         report = examine(cfg, tokenizer, positions)

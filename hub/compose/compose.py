@@ -155,6 +155,7 @@ def origins(*overrides: str, config_dir: str | None = None) -> dict[str, str]:
         for item in parsed:
             if not loader.repository.group_exists(item.key_or_group):
                 sources[item.key_or_group] = "command line"
+                sources.setdefault(item.key_or_group.rpartition(".")[0], "command line")  # of data.columns
     return sources
 
 

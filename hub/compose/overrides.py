@@ -252,7 +252,7 @@ def _exists(node: DictConfig, name: str) -> bool:
 def _set(node: DictConfig, name: str, value: Any, shown: str, algorithms: Mapping[str, Algorithm]) -> str | None:
     """Set one option. Returns the problem if that fails."""
     place, last = _place(node, name)
-    # A plugin's option may be a dict with arbitrary keys.
+    # data.columns has arbitrary keys, and a plugin's option may have them, too.
     is_open = place is not None and not is_dataclass(OmegaConf.get_type(place))
     if not (is_open or _exists(node, name)):
         return _unknown(node, name, algorithms)
@@ -261,10 +261,16 @@ def _set(node: DictConfig, name: str, value: Any, shown: str, algorithms: Mappin
     try:
         if value == "???":
             raise OmegaConfBaseException("??? marks a missing value")
-        OmegaConf.update(node, name, value, force_add=is_open)
+        OmegaConf.update(node, name, value, force_add=is_open or _is_open(place, last))
     except OmegaConfBaseException as error:
         return f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or hydra_message(error)}"
     return None
+
+
+def _is_open(place: Any, last: str) -> bool:
+    """Whether an option is a dict with arbitrary keys."""
+    current = place._get_node(last) if last in place else None
+    return OmegaConf.is_dict(current) and not is_dataclass(OmegaConf.get_type(current))
 
 
 def _list_problem(item_type: Any, name: str, value: Any, shown: str) -> str | None:

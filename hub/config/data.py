@@ -42,14 +42,17 @@ class DataSource:
     num_rows: int | None = option(None, ge=1)
     """Same as `data.num_rows`."""
 
+    columns: dict[str, str] = field(default_factory=dict)
+    """Same as `data.columns`. {}: the value of `data.columns`."""
+
 
 @dataclass(kw_only=True)
 class DataConfig:
     """Training and evaluation data."""
 
     path: str = ""
-    """JSONL, JSON, CSV (also as .gz, .bz2, .xz, .zst), parquet or Arrow file, a folder of them, or the id of a dataset of the
-    model hub."""
+    """JSON, JSONL, CSV, TSV or text file (also as .gz, .bz2, .xz, .zst, .zip), parquet or Arrow file, a folder of them, or the
+    id of a dataset of the model hub."""
 
     mix: list[DataSource] = field(default_factory=list)
     """Several sources instead of `path`: [{path: own.jsonl, weight: 0.8}, {path: general.jsonl, weight: 0.2}]. With weights, a
@@ -59,13 +62,13 @@ class DataConfig:
     """Config of a dataset of the model hub. null: its only one."""
 
     split: str = "train"
-    """Split of a dataset of the model hub: train, or e.g. train[:1000]."""
+    """Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names."""
 
     eval_path: str | None = None
     """Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`."""
 
     eval_split: str = "test"
-    """Split of `eval_path` if that is a dataset of the model hub."""
+    """Split of `eval_path` if that is a dataset of the model hub or a folder with several splits."""
 
     eval_fraction: float = option(0.0, ge=0, lt=1)
     """Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`."""
@@ -73,6 +76,10 @@ class DataConfig:
     format: str = AUTO
     """Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a plugin.
     auto: detected from the field names, and logged."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages too:
+    `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats."""
 
     text_column: str | None = None
     """Column with raw documents to train on; all other columns are ignored. null: `format` decides."""
@@ -99,6 +106,10 @@ class DataConfig:
     template: str | None = None
     """Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral, phi3,
     vicuna, zephyr. null: the tokenizer's own, or plain if it has none."""
+
+    date: str = AUTO
+    """Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run begins. A
+    resumed run keeps its date."""
 
     streaming: bool = False
     """Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or `num_rows`."""

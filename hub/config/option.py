@@ -77,6 +77,7 @@ def type_words(cls: Any, name: str) -> str:
         "bool": "true or false",
         "str": "a text",
         "None": "null",
+        "dict[str, str]": "names with a text for each",
         "Any": "see there",
         "list[str]": 'a list like ["A","B"]',
     }

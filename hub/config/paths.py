@@ -4,21 +4,24 @@ import os
 import re
 from pathlib import Path
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".zip")
 """Endings of data files, without compression."""
 
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-"""Endings that may follow those of files of lines."""
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Endings that may follow those of text files."""
 
-_LINE_SUFFIXES = (".jsonl", ".json", ".csv")
+_TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def file_kind(file: Path) -> str | None:
-    """The ending that decides how a file is read, without that of its compression. None: it can't be read."""
+    """The ending that decides how a file is read, without that of its compression. None: it can't be read.
+
+    A name that ends in .zip alone says nothing about the file inside.
+    """
     name = file.name.lower()
     for suffix in SUFFIXES:
-        endings = ("", *COMPRESSED) if suffix in _LINE_SUFFIXES else ("",)
+        endings = ("", *COMPRESSED) if suffix in _TEXT_SUFFIXES else ("",)
         if any(name.endswith(suffix + ending) for ending in endings):
             return suffix
     return None

@@ -5,6 +5,7 @@ Plugins add data formats, and this layer knows no plugin: callers pass the names
 
 import os
 from collections.abc import Collection, Iterator
+from datetime import date
 
 from hub.config.data import DEFAULT_WINDOW, TEMPLATES, DataConfig, DataSource
 from hub.config.option import AUTO, field_problems
@@ -31,11 +32,20 @@ def data_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator[s
     if data.template and data.template not in TEMPLATES and not os.path.isfile(os.path.expanduser(data.template)):
         near = did_you_mean(data.template, TEMPLATES)
         yield f"data.template={data.template}: there is no such file. Allowed: FILE.jinja, or {', '.join(TEMPLATES)}.{near}"
+    if data.date != AUTO and not _is_date(data.date):
+        yield f"data.date={data.date} is no date. Allowed: {AUTO}, or a day as 2026-11-28"
     yield from format_problems(data, data_formats)
     for name, source in _named_sources(data):
-        if source.path and not is_hub_id(source.path) and (source.subset is not None or source.split != "train"):
-            option = f"{name}.subset={source.subset}" if source.subset is not None else f"{name}.split={source.split}"
-            yield f"{option} applies to datasets of the model hub only, and path={source.path} is none. Leave it out"
+        if not source.path or is_hub_id(source.path):
+            continue
+        if source.subset is not None:
+            asked = f"{name}.subset={source.subset}"
+            yield f"{asked} applies to datasets of the model hub only, and path={source.path} is none. Leave it out"
+        if source.split != "train" and not os.path.isdir(os.path.expanduser(source.path)):
+            yield (
+                f"{name}.split={source.split} applies to datasets of the model hub and to folders, and path={source.path} is "
+                "neither. Leave it out"
+            )
     yield from _mix_problems(data.mix)
 
 
@@ -49,6 +59,11 @@ def format_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator
     formats = {source.format for source in data.mix} if data.mix else {data.format}
     if data.text_column is not None and data.format not in (AUTO, "document"):
         yield f"data.text_column={data.text_column} is for raw documents. Leave data.format={data.format} out"
+    if data.text_column is not None and data.columns:
+        yield (
+            f"data.text_column={data.text_column} and data.columns are both set. Set one of them: "
+            f"data.columns.text={data.text_column}"
+        )
     if data.block_size is not None and not formats & {AUTO, "document"} and data.text_column is None:
         yield f"data.block_size={data.block_size} joins raw documents, but data.format={data.format}. Leave block_size out"
 
@@ -104,6 +119,13 @@ def stream_length_problems(data: DataConfig, max_steps: int | None, save_every_e
             f"algo.save_every_epochs={save_every_epochs}: the length of a pass over this stream is not known. "
             "Type algo.save_every_steps=N, or set num_rows"
         )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _named_sources(data: DataConfig) -> list[tuple[str, DataConfig | DataSource]]:

@@ -3,9 +3,8 @@
 from typing import NamedTuple
 
 from hub.config.data import DataConfig, DataSource
-from hub.config.option import AUTO
 from hub.config.paths import file_kind, is_hub_id
-from hub.data.formats.detect import convert, detect
+from hub.data.formats.file_format import FileFormats
 from hub.data.sources.entries import Cursor
 from hub.data.sources.files import data_files
 from hub.data.sources.read import rows_after
@@ -35,17 +34,14 @@ def check_rows(source: DataSource, data: DataConfig, limit: int = 20_000) -> Che
     Raises:
         DataError: the first error, with file and line, or that there is no good row.
     """
-    if is_hub_id(source.path) or any(file_kind(file) in _SLOW for file in data_files(source.path)):
+    if is_hub_id(source.path) or any(file_kind(file) in _SLOW for file in data_files(source.path, source.split)):
         return Checked(None, False)
-    num_rows, file, format = 0, None, source.format
-    for number, (entry, _) in enumerate(rows_after(source.path, Cursor(), stream=False)):
+    num_rows, formats = 0, FileFormats(source, data)
+    for number, (entry, _) in enumerate(rows_after(source.path, Cursor(), split=source.split, stream=False)):
         if number == limit:
             return Checked(num_rows, False)
         try:
-            row = entry.read()
-            if source.format == AUTO and data.text_column is None and row.file != file:
-                file, format = row.file, detect(row)
-            convert(row, format, data.text_column)
+            formats.example(entry)
             num_rows += 1
         except DataError:
             if data.on_bad_row == "error":

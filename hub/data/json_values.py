@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from hub.errors import DataError
@@ -11,6 +12,27 @@ JsonValue: TypeAlias = object
 
 JsonObject: TypeAlias = dict[str, JsonValue]
 """The fields of a row, a message, a tool call."""
+
+_NAMES = {
+    "str": "a text",
+    "list": "a list",
+    "dict": "an object",
+    "int": "a number",
+    "float": "a number",
+    "bytes": "binary data",
+    "datetime": "a time",
+    "date": "a date",
+    "timedelta": "a duration",
+    "Decimal": "a decimal number",
+}
+"""Name of a type in Python -> words."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a value that Python can't hold, in a column that nothing reads, perhaps."""
+
+    reason: str
 
 
 def json_if_text(value: JsonValue, where: str, name: str) -> JsonValue:
@@ -40,10 +62,12 @@ def listed(names: Iterable[str]) -> str:
 
 
 def kind_of(value: JsonValue) -> str:
-    """The type of a JSON value in words."""
+    """The type of a value in words."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    names: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
+    if isinstance(value, Unreadable):
+        return f"a value that Python can't hold ({value.reason})"
+    name = type(value).__name__
+    return _NAMES.get(name, f"a {name}")

@@ -3,22 +3,32 @@
 Every rank does the same and gets the same: the result depends on the config and the files alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from hub.config.option import AUTO
 from hub.config.schema import RunConfig
+from hub.data.formats.examples import ExampleGroup
 from hub.data.samples.counts import Counts
 from hub.data.samples.duplicates import find_duplicates
 from hub.data.samples.length import advice_on_long_rows, length_limit
 from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.samples.reports import DataReport, MixReport
 from hub.data.samples.sample import Item, Sample, Unit, longest_sample
+from hub.data.sources.entries import Cursor
+from hub.data.sources.files import files_line
+from hub.data.sources.read import rows_after
 from hub.data.token_cache import cache_tokens, encoded_rows, is_large
+from hub.data.tokens.encode import Encoder
 from hub.data.tokens.omissions import omission_lines
+from hub.data.tokens.rendered_before import RenderedBefore
 from hub.data.tokens.template import fallback_line, load_template, require_template, template_report
+from hub.data.tokens.template_date import writes_date
 from hub.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -106,19 +116,25 @@ def prepare(
     rendered = both.formats - _NOT_RENDERED
     if rendered:
         require_template(tokenizer)  # other processes may have done the rendering
-    template = template_report(tokenizer, train.whole_samples(), cfg.data.loss_on) if rendered else "Loss is on every token."
+    template = template_report(tokenizer, train.whole_samples(), cfg.data.loss_on) if rendered else both.loss_line()
+    if rendered and writes_date(tokenizer) and cfg.data.date != AUTO:
+        template += f" The chat template writes a date: {cfg.data.date} (data.date)."
     duplicates = find_duplicates(train.units, evaluation.units)
-    lines = [_summary(cfg, train, evaluation)]
+    every = [*encoded.sources, *filter(None, [eval_source_of(cfg.data)])]
+    files = [line for source in every if (line := files_line(source.path, source.split))]
+    lines = [_summary(cfg, train, evaluation), *files]
     required = max((item.required_length for item in both.left_out), default=0)
     lines += both.lines(limit, advice_on_long_rows(cfg.data.max_seq_len, required, max_positions))
     lines += omission_lines(both.omitted, tokenizer)
     if rendered and not has_template:
         lines.append(fallback_line(tokenizer))
+    lines += _rendered_lines(cfg, every, tokenizer, limit)
     lines += [*duplicates.lines(len(train.units), len(evaluation.units)), template]
     plan: DataReport = {
         "path": cfg.data.path or None,
         "eval_path": cfg.data.eval_path,
         "streaming": cfg.data.streaming,
+        "files": files,
         "formats": sorted(both.formats),
         "fields_not_used": sorted(both.unused),
         "max_seq_len": limit,
@@ -131,6 +147,22 @@ def prepare(
         "sources": _source_reports(mix, encoded) if len(encoded.sources) > 1 else [],
     }
     return Prepared(train.units, evaluation.units, mix, limit, plan, lines)
+
+
+def _rendered_lines(
+    cfg: RunConfig, sources: "Sequence[DataSource]", tokenizer: "PreTrainedTokenizerBase", limit: int | None
+) -> list[str]:
+    """What to say about special tokens in the texts of the first rows. The doctor looks into all rows."""
+    rendered = RenderedBefore(tokenizer)
+    for source in sources:
+        encode = Encoder(tokenizer, cfg.data, source, limit)
+        entries = rows_after(source.path, Cursor(), source.subset, source.split, stream=cfg.data.streaming)
+        for entry, _ in islice(entries, NUM_FIRST_ROWS):
+            with suppress(DataError):
+                example = encode.example(entry)
+                examples = example.examples.values() if isinstance(example, ExampleGroup) else [example]
+                rendered.add(example.where, examples)
+    return rendered.lines()
 
 
 def cache_large_sources(

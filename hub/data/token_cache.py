@@ -28,6 +28,7 @@ from hub.data.sources.read import rows_after
 from hub.data.streaming.frames import mapped_items
 from hub.data.streaming.workers import Processes, num_cores
 from hub.data.tokens.encode import Encoder
+from hub.data.tokens.template_date import writes_date
 from hub.data.tokens.vocabulary import tokens_beyond
 from hub.plugins import registry as plugins
 from hub.plugins.offers import DataFormat
@@ -36,7 +37,7 @@ from hub.system.cache import cache_dir, make_once
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RECIPE = 5
+RECIPE = 6
 """Raised when the same rows would give other tokens, or when an entry is written in another form."""
 
 SMALL_BYTES = 4 * 2**20
@@ -142,13 +143,13 @@ class _Stored(Iterable[list[Item]]):
 
 def _num_bytes(source: DataSource) -> int:
     # Datasets of the model hub have a cache of their own, whose content has no hash here.
-    return 0 if is_hub_id(source.path) else sum(file.stat().st_size for file in data_files(source.path))
+    return 0 if is_hub_id(source.path) else sum(file.stat().st_size for file in data_files(source.path, source.split))
 
 
 def key_of(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBase", limit: int | None) -> str:
     """The name of a source's entry in the token cache. It changes with everything that changes the tokens."""
     digest = hashlib.sha256()
-    for file in data_files(source.path):
+    for file in data_files(source.path, source.split):
         with file.open("rb") as stream:
             digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
     if tokenizer.is_fast:
@@ -159,7 +160,14 @@ def key_of(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBa
     # Rows with tokens beyond the model's embeddings are refused, so the entry depends on them.
     beyond = list(tokens_beyond(tokenizer))
     options |= {"beyond": beyond} if beyond else {}
-    options |= {"format": source.format, "limit": limit, "in_blocks": cfg.data.block_size is not None, "recipe": RECIPE}
+    options |= {
+        "format": source.format,
+        "columns": source.columns,
+        "date": cfg.data.date if writes_date(tokenizer) else "",
+        "limit": limit,
+        "in_blocks": cfg.data.block_size is not None,
+        "recipe": RECIPE,
+    }
     releases = {name: version(name) for name in ("finetune-hub", "transformers", "tokenizers", "jinja2")}
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     template = tokenizer.chat_template

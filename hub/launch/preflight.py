@@ -6,6 +6,7 @@ All problems are reported at once. Nothing here imports torch.
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from hub.config.option import AUTO, field_problems
 from hub.config.rules import format_problems
 from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.data.check import check_rows
+from hub.data.formats.columns import column_problems
+from hub.data.formats.detect import read_fields
 from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
@@ -161,6 +164,7 @@ def _absolute(cfg: RunConfig) -> RunConfig:
             mix=[replace(source, path=full(source.path, f"data.mix[{i}].path")) for i, source in enumerate(data.mix)],
             eval_path=full(data.eval_path, "data.eval_path"),
             template=full(data.template),
+            date=date.today().isoformat() if data.date == AUTO else data.date,
         ),
         launch=replace(launch, deepspeed_config=full(launch.deepspeed_config)),
         model=model if model.path.startswith(TINY) else replace(model, path=full(model.path)),
@@ -181,9 +185,16 @@ def _check_paths(cfg: RunConfig) -> None:
     Raises:
         DataError: one line for each path without data.
     """
-    named = [("data.path", cfg.data.path), ("data.eval_path", cfg.data.eval_path)]
-    named += [(f"data.mix[{number}].path", source.path) for number, source in enumerate(cfg.data.mix)]
-    if missing := [problem for option, path in named if path and (problem := path_problem(option, path))]:
+    data = cfg.data
+    named = [("data.path", data.path, data.split), ("data.eval_path", data.eval_path or "", data.eval_split)]
+    named += [(f"data.mix[{number}].path", source.path, source.split) for number, source in enumerate(data.mix)]
+    known = read_fields()
+    wrong = list(column_problems(data.columns, "data.columns", known))
+    for number, source in enumerate(data.mix):
+        wrong += column_problems(source.columns, f"data.mix[{number}].columns", known)
+    if wrong:
+        raise DataError("\n".join(wrong))
+    if missing := [problem for option, path, split in named if path and (problem := path_problem(option, path, split))]:
         raise DataError("\n".join(missing))
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hub.compose import runfile
-from hub.config.option import leaves
+from hub.config.data import DataConfig
+from hub.config.option import AUTO, leaves
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError
 from hub.plugins.registry import ResolvedRun
@@ -23,10 +24,11 @@ MAY_CHANGE = {
     "algo.gradient_checkpointing",
     "algo.torch_compile",
     "model.notes",
+    "data.on_bad_row",
 }
 """Options of algo, model and data that do not change the result."""
 
-RESUME_OPTIONS = {"resume", "resume_with_changes", "output_dir"}
+RESUME_OPTIONS = {"resume", "resume_with_changes", "output_dir", "data.on_bad_row"}
 """Options that may be set when all others come from the run to resume."""
 
 
@@ -50,7 +52,8 @@ def config_to_run(cfg: RunConfig) -> RunConfig:
         raise ConfigError(f"resume={cfg.resume}: {folder} was {status}, not trained. Name the folder of a training run")
     cfg = replace(cfg, resume=str(start))
     if type(cfg.algo) is not AlgoConfig:
-        return cfg
+        date = before.data.date if cfg.data.date == AUTO else cfg.data.date
+        return replace(cfg, data=replace(cfg.data, date=date))
     # Both options run code, and a run folder may come from anywhere.
     untrusted = ["model.trust_remote_code=true"] if before.model.trust_remote_code and not cfg.model.trust_remote_code else []
     if before.launch.python and before.launch.python != cfg.launch.python:
@@ -60,6 +63,8 @@ def config_to_run(cfg: RunConfig) -> RunConfig:
             f"resume={cfg.resume}: that run had {' '.join(untrusted)}, which runs code and is not taken from its folder. "
             "If you trust it, type it again with resume"
         )
+    if cfg.data.on_bad_row != DataConfig().on_bad_row:
+        before = replace(before, data=replace(before.data, on_bad_row=cfg.data.on_bad_row))
     typed = {name: value for name, value, default, _ in leaves(cfg) if value != default}
     allowed = RESUME_OPTIONS | ({"model.trust_remote_code"} if before.model.trust_remote_code else set())
     dropped = [name for name in typed if name not in allowed and not name.startswith("launch.")]

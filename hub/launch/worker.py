@@ -59,7 +59,8 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         stop_request.in_loop = True  # from here on a signal is only noted, so that result.json is written whole
         error = _cause(caught, run) or caught
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
-        run.write_result(result(status, error=without_secrets(str(error)) or type(error).__name__))
+        reached = getattr(caught, "outcome", None)
+        run.write_result(result(status, without_secrets(str(error)) or type(error).__name__, reached))
         if run.is_main:
             observe("hub_run_end", run=run, result=None, error=error)
         if error is caught:

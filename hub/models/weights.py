@@ -12,12 +12,13 @@ from pathlib import Path
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError, first_line
 from hub.models.encoders import refuse_encoders
-from hub.models.gguf import from_gguf_package
+from hub.models.gguf import from_gguf_package, tokenizer_of_gguf_package
 from hub.models.safety import check_files
 from hub.models.tiny import tiny_model_path
 
 SECONDS_TO_REACH_HUB = 5
-DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+DOWNLOADED = ("*.safetensors", *TOKENIZER_FILES)
 # Other formats of the same weights, some pickled. consolidated*: Mistral's own format, as large as everything else.
 NOT_DOWNLOADED = (
     "original/*",
@@ -50,14 +51,34 @@ def local_weights(model: ModelConfig, say: Callable[[str], None]) -> Path:
     Raises:
         ModelError: no source has weights that can be read safely. One line, with what to type.
     """
+    return _local(model, say, weights=True)
+
+
+def local_tokenizer(model: ModelConfig, say: Callable[[str], None]) -> Path:
+    """Local folder with the tokenizer and the config of a model. Weights are neither fetched nor needed.
+
+    Args:
+        model: as for `local_weights`.
+        say: receives lines for the user.
+
+    Raises:
+        ModelError: no source has the files. One line, with what to type.
+    """
+    return _local(model, say, weights=False)
+
+
+def _local(model: ModelConfig, say: Callable[[str], None], weights: bool) -> Path:
     if model.path.startswith("tiny:"):
         return tiny_model_path(model.path.removeprefix("tiny:"))
     folder = Path(model.path).expanduser()
     if model.path.startswith((".", "/", "~")) or folder.exists():
-        check_folder(folder)
+        if weights:
+            check_folder(folder)
+        else:
+            _check_tokenizer_folder(folder)
         return folder.absolute()
     try:
-        return _from_hub(model, say)
+        return _from_hub(model, say, weights)
     except _UnreachableError as reason:
         tried = (
             f"model.path={model.path}: there is no such folder here, no copy in the model hub's cache, "
@@ -66,6 +87,8 @@ def local_weights(model: ModelConfig, say: Callable[[str], None]) -> Path:
     if model.gguf_package is None:
         raise ModelError(f"{tried}. Connect this machine, or type model.path=FOLDER with a copy of the weights (safetensors)")
     try:
+        if not weights:
+            return tokenizer_of_gguf_package(model.gguf_package, say)
         converted = from_gguf_package(model.gguf_package, say)
     except ModelError as error:
         raise ModelError(f"{tried}. {error}") from error
@@ -74,6 +97,15 @@ def local_weights(model: ModelConfig, say: Callable[[str], None]) -> Path:
         "(as GGUF stores them: rounded to few bits)"
     )
     return converted
+
+
+def _check_tokenizer_folder(folder: Path, name: str = "") -> None:
+    """Check that a folder has the config of a decoder, and that transformers will read nothing outside it. Weights may lack."""
+    name = name or f"model.path={folder}"
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{name}: no config.json, so transformers can load no model from it")
+    check_files(folder, name)
+    refuse_encoders(folder, name)
 
 
 def check_folder(folder: Path, name: str = "") -> None:
@@ -88,10 +120,7 @@ def check_folder(folder: Path, name: str = "") -> None:
             named or linked.
     """
     name = name or f"model.path={folder}"
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{name}: no config.json, so transformers can load no model from it")
-    check_files(folder, name)
-    refuse_encoders(folder, name)
+    _check_tokenizer_folder(folder, name)
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     shards = _shards(index, name) if index.is_file() else []
     if single.is_file():
@@ -144,7 +173,7 @@ def _why_no_weights(folder: Path) -> str:
     return f"it has neither model.safetensors nor model.safetensors.index.json{hint}"
 
 
-def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
+def _from_hub(model: ModelConfig, say: Callable[[str], None], weights: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -161,7 +190,7 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
             snapshot_download(
                 model.path,
                 revision=model.revision,
-                allow_patterns=[*DOWNLOADED, *(["*.py"] if model.trust_remote_code else [])],
+                allow_patterns=[*(DOWNLOADED if weights else TOKENIZER_FILES), *(["*.py"] if model.trust_remote_code else [])],
                 ignore_patterns=list(NOT_DOWNLOADED),
                 local_files_only=obstacle is not None,
             )
@@ -190,7 +219,10 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None]) -> Path:
             f"{asked}: the download failed ({_reason(error)}). Type the same command again: it resumes the download"
         ) from error
     try:
-        check_folder(folder, asked)
+        if weights:
+            check_folder(folder, asked)
+        else:
+            _check_tokenizer_folder(folder, asked)
     except ModelError as error:
         if obstacle is None:
             raise

@@ -5,6 +5,7 @@ The samples of step n depend on the seed and on n only, so a resumed run sees th
 
 import gc
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, samples_of
-from hub.errors import DivergedError, Interrupted
+from hub.errors import DataError, DivergedError, Interrupted
 from hub.models.multimodal import auto_class
 from hub.models.structure import base_of, outside_text
 from hub.parallel.group import barrier, max_over_ranks
@@ -21,7 +22,7 @@ from hub.run import Outcome, read_metrics
 from hub.system.signals import stop_request
 from hub.train.batch import split as batches
 from hub.train.checkpoints.rehearsal import rehearse_save
-from hub.train.checkpoints.resume import check_disk, resume
+from hub.train.checkpoints.resume import check_disk, ended_by_row, resume
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
 from hub.train.kernels.compiled import num_compiled
@@ -163,7 +164,7 @@ class _Fit:
         stopping: int | None = None
         model_path: Path | None = self.run.model_path
         try:
-            for step, units in self.source.steps(after=self.done):
+            for step, units in self._steps():
                 stopping = self._step(step, units)
                 if stopping is not None and self.done < self.total:
                     break
@@ -186,6 +187,21 @@ class _Fit:
             if self.run.is_main:
                 self._save_model(self.run.model_path, weights)
             barrier()
+        return self._outcome(model_path, stopping)
+
+    def _steps(self) -> Iterator[tuple[batches.Step, list[Unit]]]:
+        """The steps to come. A row that can't be used, far in a stream, ends the run: with a checkpoint, as a signal does."""
+        try:
+            yield from self.source.steps(after=self.done)
+        except DataError as error:
+            if not self.done:
+                raise
+            checkpoint = self._checkpoint(wait=True)
+            ended = DataError(ended_by_row(error, self.done, checkpoint, self.run.path))
+            ended.outcome = self._outcome(checkpoint / "model" if checkpoint else None)
+            raise ended from None
+
+    def _outcome(self, model_path: Path | None, stopping: int | None = None) -> Outcome:
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         speed = self.meter.tokens_per_second
         return Outcome(
@@ -287,8 +303,7 @@ class _Fit:
 
     def _keep(self, layout: Layout) -> None:
         """Keep the layout that fit for the next steps, and log it if memory ran out."""
-        before, self.layout = self.layout, layout
-        checkpointed, tokens = layout.num_checkpointed, layout.max_tokens
+        before, self.layout, checkpointed, tokens = self.layout, layout, layout.num_checkpointed, layout.max_tokens
         if checkpointed != before.num_checkpointed:
             self.progress.say(
                 f"out of memory: {checkpointed} layers use activation checkpointing from now on instead of "
@@ -306,7 +321,6 @@ class _Fit:
         """Return the loss on the evaluation set. None without one."""
         if not self.data.evaluation:
             return None
-        loss: float
         loss, layout = evaluate(self.session, self.engine, self.data.evaluation, self.layout, self.criterion)
         self._keep(layout)
         return loss
@@ -379,8 +393,7 @@ class _Fit:
 
 def stop_requested() -> int | None:
     """Return the signal that any rank received, so that all stop after the same step. None: no signal."""
-    number = int(max_over_ranks(stop_request.signal_number or 0))
-    return number or None
+    return int(max_over_ranks(stop_request.signal_number or 0)) or None
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -1,5 +1,6 @@
 """The doctor reports problems that were put into the data, with their places."""
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from hub.config.schema import AlgoConfig, ModelConfig, RunConfig
 from hub.data.doctor.examine import examine
 from hub.data.doctor.lengths import lengths_of
 from hub.data.doctor.near_duplicates import near_duplicates
+from hub.models.tiny import CHATML
 from hub.testing import write_chats
 
 LONG = "The quick brown fox jumps over the lazy dog and runs away from the very angry farmer who owns the land"
@@ -113,6 +115,80 @@ def test_a_template_without_end_spoils_training(found, tmp_path):
     file.write_text("{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}")
     examined = found(template=str(file))
     assert any(finding.level == "bad" and "may not learn to stop" in finding.what for finding in examined.findings)
+
+
+def with_bos(tokenizer):
+    """The same tokenizer, which begins each text with a token."""
+    from tokenizers import processors
+
+    twin = copy.deepcopy(tokenizer)
+    twin.chat_template = CHATML  # other tests change it
+    number = twin.convert_tokens_to_ids("<|endoftext|>")
+    twin.bos_token = "<|endoftext|>"
+    twin.backend_tokenizer.post_processor = processors.TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", number)])
+    return twin
+
+
+@pytest.mark.parametrize(
+    ("row", "level", "words"),
+    [
+        (
+            {"prompt": "<|im_start|>user\nIs ice cold?<|im_end|>\n<|im_start|>assistant\n", "completion": "It is."},
+            "bad",
+            ["rows whose prompt begins with the marker of a turn (<|im_start|>): rendered before"],
+        ),
+        ({"prompt": "[INST] Is ice cold? [/INST]", "completion": "It is."}, "bad", ["marker of a turn ([INST]): rendered"]),
+        (
+            {"prompt": "Is ice cold?", "completion": "It is.<|im_end|>\n"},
+            "bad",
+            ["answer ends with a special token (<|im_end|>)"],
+        ),
+        ({"prompt": "What is <|im_end|>?", "completion": "<|im_end|> ends."}, "look", ["the text of special tokens within"]),
+        (
+            {"text": "<|endoftext|><|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>"},
+            "look",
+            ["documents with special tokens or markers of turns (<|im_end|>, <|im_start|>)", "Loss is on the questions, too"],
+        ),
+        ({"text": "<|start_header_id|>user<|end_header_id|>"}, "look", ["markers of turns (<|start_header_id|>)"]),
+        ({"text": "<|endoftext|>Ice is cold.<|im_end|>"}, None, []),
+        ({"input_ids": [0, 0, 7]}, "look", ["rows whose input_ids begin with two tokens <|endoftext|>"]),
+        ({"prompt": "Is 1 < 2 | 3 > 2?", "completion": "<b>Yes.</b>"}, None, []),
+    ],
+)
+def test_what_was_rendered_before_is_told_by_the_doctor_and_in_the_log(tmp_path, tokenizer, row, level, words):
+    from hub.data.prepare import prepare
+
+    known = with_bos(tokenizer)
+    (tmp_path / "a.jsonl").write_text((json.dumps(row) + "\n") * 2)
+    cfg = RunConfig(algo=AlgoConfig(seed=1), model=ModelConfig(path="m"), data=DataConfig(path=str(tmp_path / "a.jsonl")))
+    findings = [finding for finding in examine(cfg, known, 512).findings if "duplicate" not in finding.what]
+    assert [(finding.level, finding.count) for finding in findings] == ([(level, 2)] if level else [])
+    prepared = prepare(cfg, known, 512)
+    for line in [findings[0].what] if level else []:
+        assert all(word in line for word in words)
+        assert any(line in said and said.startswith("Warning" if level == "bad" else "Note") for said in prepared.lines)
+    if "text" in row:  # the beginning and the end are there once
+        ids = prepared.train[0].input_ids.tolist()
+        assert (ids[0], ids[1] == ids[0], ids[-2] == ids[-1]) == (known.bos_token_id, False, False)
+
+
+def test_an_answer_may_end_with_a_special_token_that_the_template_does_not_write(tmp_path, tokenizer):
+    (tmp_path / "chat.jinja").write_text("{% for message in messages %}{{ message.role + ': ' + message.content }}{% endfor %}")
+    (tmp_path / "a.jsonl").write_text(json.dumps(chat("Is ice cold?", "It is.<|im_end|>")))
+    data = DataConfig(path=str(tmp_path / "a.jsonl"), template=str(tmp_path / "chat.jinja"))
+    assert not examine(RunConfig(model=ModelConfig(path="m"), data=data), copy.deepcopy(tokenizer), 512).findings
+
+
+def test_every_token_has_loss_is_said_only_where_it_is_so(found, tmp_path, tokenizer):
+    from hub.data.prepare import prepare
+
+    for labels, said in (
+        ([-100, 6, 7], "Loss is on the tokens that the labels or masks of the rows name."),
+        ([5, 6, 7], "Loss is on every token."),
+    ):
+        (tmp_path / "a.jsonl").write_text(json.dumps({"input_ids": [5, 6, 7], "labels": labels}))
+        cfg = RunConfig(model=ModelConfig(path="m"), data=DataConfig(path=str(tmp_path / "a.jsonl")))
+        assert examine(cfg, tokenizer, 512).template == prepare(cfg, tokenizer, 512).report["template"] == said
 
 
 def test_lengths_have_percentiles_a_histogram_of_all_rows_and_a_recommendation():

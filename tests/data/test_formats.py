@@ -2,8 +2,11 @@ import json
 
 import pytest
 
-from hub.data.formats.detect import convert, detect
-from hub.data.sources.read import Row
+from hub.config.data import DataConfig, DataSource
+from hub.data.formats.columns import column_problems
+from hub.data.formats.detect import convert, detect, read_fields
+from hub.data.formats.file_format import FileFormats
+from hub.data.sources.read import Cursor, Row, rows_after
 from hub.errors import DataError
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
@@ -155,12 +158,23 @@ def test_fields_that_nothing_reads_are_told():
         ({"input_ids": [1, 2], "labels": [1]}, "labels has 1 numbers, input_ids has 2"),
         ({"input_ids": [1, 2], "labels": [2, -100]}, "labels[0] is 2, input_ids[0] is 1"),
         ({"input_ids": [1, 2], "attention_mask": [1, 0]}, "attention_mask must be 1 everywhere"),
+        ({"input_ids": [1, 2], "completion_mask": [1]}, "completion_mask has 1 numbers, input_ids has 2"),
+        ({"input_ids": [1, 2], "loss_mask": [0, 7]}, "loss_mask must be a list of 0 and 1"),
+        ({"input_ids": [1, 2], "prompt_mask": [1, 0]}, "prompt_mask is a mask that nothing reads. Allowed: labels (-100 for"),
     ],
 )
 def test_bad_row_is_refused_with_its_place_and_what_is_wrong(value, expected):
     text = refusal(value)
     assert text.startswith("chats.jsonl:1: ")
     assert expected in text
+
+
+def test_masks_beside_input_ids_say_what_is_trained():
+    ids = {"input_ids": [5, 6, 7, 8], "special_tokens_mask": [0, 0, 0, 1]}
+    for name in ("completion_mask", "assistant_masks", "loss_mask"):
+        assert one(ids | {name: [0, 0, 1, True]}).loss_mask == [False, False, True, True]
+    both = one(ids | {"completion_mask": "[0, 1, 1, 1]", "assistant_masks": [1, 1, 0, 1], "labels": [5, -100, 7, 8]})
+    assert (both.loss_mask, both.unused) == ([False, False, False, True], ("special_tokens_mask",))
 
 
 def test_a_row_of_another_format_than_its_file_is_refused_with_its_line():
@@ -181,7 +195,6 @@ def hub_data_formats():
 
 
 def test_a_plugin_adds_a_format_that_is_found_by_its_fields_or_asked_for(plugin_folder, monkeypatch):
-    from hub.config.data import DataConfig
     from hub.config.schema import RunConfig
     from hub.plugins import registry as plugins
 
@@ -246,3 +259,65 @@ def test_roles_and_fields_of_older_forms_are_those_of_today():
     both = forms[0][0] | {"tool_calls": [call]}
     with pytest.raises(DataError, match="has function_call and tool_calls"):
         convert(Row({"messages": [{"role": "user", "content": "x"}, both]}, "a.jsonl", 1), "messages")
+
+
+def example(folder, rows, columns, **options):
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(path=str(folder / "a.jsonl"), columns=columns)
+    formats = FileFormats(source, DataConfig(**options))
+    return [formats.example(entry) for entry, _ in rows_after(source.path, Cursor())]
+
+
+@pytest.mark.parametrize(
+    ("value", "columns", "format"),
+    [
+        ({"question": USER["content"], "answer": "4"}, {"prompt": "question", "completion": "answer"}, "prompt_completion"),
+        ({"completion": USER["content"], "prompt": "4"}, {"prompt": "completion", "completion": "prompt"}, "prompt_completion"),
+        ({"Instruction": USER["content"], "output": "4"}, {"instruction": "Instruction", "input": "Input"}, "alpaca"),
+        (
+            {"dialog": [{"who": "human", "text": USER["content"]}, {"who": "gpt", "text": "4"}]},
+            {"conversations": "dialog", "from": "who", "value": "text"},
+            "sharegpt",
+        ),
+        (
+            {"conversations": [{"who": "human", "text": USER["content"]}, {"who": "gpt", "text": "4"}]},
+            {"role": "who", "content": "text"},
+            "sharegpt",
+        ),
+        (
+            {"dialog": json.dumps([{"who": "user", "text": USER["content"]}, {"who": "assistant", "text": "4"}])},
+            {"messages": "dialog", "role": "who", "content": "text"},
+            "messages",
+        ),
+    ],
+)
+def test_columns_of_other_names_are_read_under_those_of_a_format(tmp_path, value, columns, format):
+    (conversation,) = example(tmp_path, [value | {"id": 7}], columns)
+    assert (conversation.messages, conversation.format, conversation.unused) == ([USER, ANSWER], format, ("id",))
+
+
+def test_a_column_that_is_not_there_is_named_with_the_option_and_the_nearest(tmp_path):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: data\.columns\.prompt=quest: this row has no field quest\..* question\?"):
+        example(tmp_path, [{"question": "x", "completion": "y"}], {"prompt": "quest"})
+    lines = list(column_problems({"Question": "prompt", "role": "a", "content": "a"}, "data.columns", read_fields()))
+    assert lines[0].startswith("data.columns.Question=prompt: no format reads Question. Allowed: ")
+    assert lines[0].endswith("Type data.columns.prompt=Question")
+    assert lines[1:] == ["data.columns: two names stand for the column a. Give each its own"]
+
+
+def test_the_format_of_a_file_is_that_of_most_of_its_first_rows(tmp_path):
+    rows = [{"junk": 1}, {"text": "alone"}, *[{"prompt": USER["content"], "completion": "4"}] * 3]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    formats = FileFormats(DataSource(path=str(tmp_path / "a.jsonl")), DataConfig())
+    good, bad = [], []
+    for entry, _ in rows_after(str(tmp_path / "a.jsonl"), Cursor()):
+        try:
+            good.append(formats.example(entry).where)
+        except DataError as error:
+            bad.append(str(error).split(" ")[0])
+    assert (good, bad) == (["a.jsonl:3", "a.jsonl:4", "a.jsonl:5"], ["a.jsonl:1:", "a.jsonl:2:"])
+    (tmp_path / "b.jsonl").write_text('{"junk": 1}\n' * 2)
+    formats = FileFormats(DataSource(path=str(tmp_path / "b.jsonl")), DataConfig())
+    for number, (entry, _) in enumerate(rows_after(str(tmp_path / "b.jsonl"), Cursor()), 1):
+        with pytest.raises(DataError, match=rf"^b\.jsonl:{number}: these fields are of no known format"):
+            formats.example(entry)

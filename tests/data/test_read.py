@@ -1,12 +1,15 @@
+import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from datasets import Dataset
 
 from hub.data.sources.entries import Cursor, Unread
 from hub.data.sources.files import is_hub_id
+from hub.data.sources.folders import files_of
 from hub.data.sources.read import read_rows, rows_after
 from hub.errors import DataError
 
@@ -85,7 +88,7 @@ def test_parquet_gives_its_rows_and_a_damaged_one_is_one_line(tmp_path):
         ("a.jsonl", b'{"a": 1}\n{"a": "\x89PNG"}\n', ["a.jsonl:2", "byte 8", "0x89", "UTF-8"]),
         ("a.jsonl", b'{"a": 1}\n\0\0\n', ["a.jsonl:2", "binary"]),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), ["a.jsonl", "UTF-16"]),
-        ("a.xlsx", b"PK", ["a.xlsx", ".xlsx", ".jsonl, .json, .csv, .parquet"]),
+        ("a.xlsx", b"PK", ["a.xlsx", ".xlsx", ".jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet"]),
     ],
 )
 def test_bad_file_is_one_line_with_place_reason_and_text(tmp_path, name, content, expected):
@@ -99,8 +102,8 @@ def test_missing_file_names_near_ones_and_a_folder_without_data_says_what_it_hol
     (tmp_path / "chats.jsonl").write_text("{}")
     assert "Did you mean chats.jsonl?" in message_of(tmp_path / "chat.jsonl")
     (tmp_path / "inside").mkdir()
-    (tmp_path / "inside" / "notes.txt").write_text("x")
-    assert "notes.txt" in message_of(tmp_path / "inside")
+    (tmp_path / "inside" / "notes.md").write_text("x")
+    assert "notes.md" in message_of(tmp_path / "inside")
 
 
 def test_only_org_slash_name_without_local_folder_is_asked_of_the_model_hub(tmp_path, monkeypatch):
@@ -202,3 +205,127 @@ def test_a_bad_row_stands_in_its_place_and_the_others_can_be_read(tmp_path):
             bad.append(f"{entry.file.rsplit('/', 1)[1]}:{entry.line}")
     assert good == ["a.jsonl:1", "a.jsonl:5", "b.csv:2", "b.csv:4", "c.json:1", "c.json:1"]
     assert bad == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4", "b.csv:3", "c.json:1"]
+
+
+def files(folder, split="train"):
+    found = files_of(folder, split)
+    return [[str(file.relative_to(folder)) for file in part] for part in found] if found else None
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test"),
+    [
+        ("train.jsonl test.jsonl README.md LICENSE", "train.jsonl", "test.jsonl"),
+        ("train-X.parquet test-X.parquet", "train-X.parquet", "test-X.parquet"),
+        ("data/train-X.parquet data/test-X.parquet dataset_infos.json", "data/train-X.parquet", "data/test-X.parquet"),
+        ("json-train.arrow json-test.arrow cache-9f1.arrow dataset_info.json", "json-train.arrow", "json-test.arrow"),
+        ("chats_train_v2.json chats_eval.json chats-dev.json", "chats_train_v2.json", "chats_eval.json"),
+        ("a.csv b.csv validation.csv", "a.csv b.csv", None),
+        ("a.csv b.csv notes.txt", "a.csv b.csv", "a.csv b.csv"),
+        ("train/a.jsonl train/b.jsonl test/a.jsonl", "train/a.jsonl train/b.jsonl", "test/a.jsonl"),
+        ("trainer.jsonl latest.jsonl", "latest.jsonl trainer.jsonl", "latest.jsonl trainer.jsonl"),
+        ("train_sft-X.parquet train_gen-X.parquet", None, None),
+        ("test.jsonl", None, "test.jsonl"),
+        ("one/a.jsonl other/a.jsonl", None, None),
+    ],
+)  # fmt: skip
+def test_the_files_of_a_split_are_told_by_their_names(tmp_path, names, train, test):
+    names, train, test = (text and text.replace("-X", "-00000-of-00001") for text in (names, train, test))
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    data = {name for name in names.split() if not name.endswith((".md", "LICENSE", "s.json", "o.json", ".txt", "1.arrow"))}
+    for split, expected in (("train", train), ("test", test)):
+        if expected is None:
+            with pytest.raises(DataError, match=r"of the split \w+\. It has the splits|several folders in it have data"):
+                files(tmp_path, split)
+        else:
+            read, left_out = files(tmp_path, split)
+            assert (read, set(left_out)) == (expected.split(), data - {*read})
+
+
+def test_a_saved_dataset_is_what_its_state_names(tmp_path):
+    from datasets import DatasetDict
+
+    data = Dataset.from_list([ROW, ROW])
+    DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(tmp_path)
+    (tmp_path / "train" / "cache-1234.arrow").write_bytes(b"no data")
+    (tmp_path / "train" / "other.arrow").write_bytes(b"no data")
+    assert len(list(read_rows(str(tmp_path)))) == len(list(read_rows(str(tmp_path / "train")))) == 2
+    assert len(list(read_rows(str(tmp_path), split="test"))) == 1
+    (tmp_path / "train" / "data-00000-of-00001.arrow").unlink()
+    assert "names the file data-00000-of-00001.arrow, which is not there" in message_of(tmp_path)
+
+
+def test_the_files_that_are_read_are_named_with_those_that_are_not(hub, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "in" / f"{name}.jsonl").write_text(json.dumps(ROW) + "\n")
+    command = ("model=tiny", "data.path=in")
+    line = f"Files of {tmp_path}/in: train.jsonl. Not read, as they are of other splits or of none: test.jsonl."
+    assert line in hub("data", *command).out
+    trained = hub("algo=sft", *command, "launch=inline", "algo.max_steps=1", "data.eval_path=in")
+    assert trained.out.count(line) == 1
+    assert f"Files of {tmp_path}/in: test.jsonl. Not read, as they are of other splits or of none: train.jsonl." in trained.out
+    assert (
+        hub("data", *command, "data.split=dev").problems[0].startswith(f"data.path={tmp_path}/in: no file in this folder is of")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "places"),
+    [
+        ("a.json", '{\n  "a": "1",\n  "b": [\n {"c": 2}]\n}\n', ["a.json:1"]),
+        ("a.jsonl", '{\n "a": "1"\n}\n{\n "a": "2"\n}\n', ["a.jsonl:1", "a.jsonl:4"]),
+        ("a.jsonl", '[{"a": "1"},\n {"a": "2"}]\n', ["a.jsonl:1", "a.jsonl:2"]),
+        ("a.json", '{"version": 2, "data": [{"a": "1"}, {"a": "2"}]}', ["a.json:1", "a.json:1"]),
+        ("a.json", '\n{\n"data":\n[\n{"a": "1"},\n{"a": "2"}\n], "by": {"a": 1}}', ["a.json:5", "a.json:6"]),
+        ("a.json", '{"a": "1", "list": [{"b": 1}]}', ["a.json:1"]),
+        ("a.ndjson", '{"a": "1"}\n{"a": "2"}\n', ["a.ndjson:1", "a.ndjson:2"]),
+        ("a.tsv", "a\tb\n1\tx;y,z\n2\t\n", ["a.tsv:2", "a.tsv:3"]),
+        ("a.csv", '\ufeffa;b\n1;"x, ""y"";"\n2;\n', ["a.csv:2", "a.csv:3"]),
+        ("a.csv", "a\tb\n1\tx\n", ["a.csv:2"]),
+        ("a.csv", "sep=;\na;b\n1;x\n", ["a.csv:3"]),
+        ("a.csv", 'a, b\n1,x\n2,"y\ny"\n', ["a.csv:2", "a.csv:3"]),
+        ("a.csv", "a,b,,\n1,x,,\n2,z,,,,\n", ["a.csv:2", "a.csv:3"]),
+    ],
+)
+def test_the_forms_of_json_and_csv_are_told_by_the_file(tmp_path, name, text, places):
+    (tmp_path / name).write_text(text)
+    rows = list(read_rows(str(tmp_path / name)))
+    assert [row.where for row in rows] == places
+    assert [row.value["a"] for row in rows] == ["1", "2"][: len(rows)]
+
+
+def test_columns_without_a_name_are_there_only_where_they_hold_something(tmp_path):
+    (tmp_path / "a.csv").write_text(",instruction,output,,\n0,A?,B.,,\n1,C?,D.,,x\n")
+    first, second = (row.value for row in read_rows(str(tmp_path / "a.csv")))
+    assert first == {"column 1": "0", "instruction": "A?", "output": "B."}
+    assert second == {"column 1": "1", "instruction": "C?", "output": "D.", "column 5": "x"}
+
+
+def test_a_text_file_is_one_document_and_a_zip_is_the_file_in_it(tmp_path):
+    (tmp_path / "a.txt").write_text("Once upon a time\n\nthere was.\n")
+    (row,) = read_rows(str(tmp_path / "a.txt"))
+    assert (row.value, row.where) == ({"text": "Once upon a time\n\nthere was.\n"}, "a.txt:1")
+    assert "is read as a whole and can't be streamed" in message_of(
+        tmp_path / "a.txt", lambda path: list(rows_after(path, Cursor()))
+    )
+    for name, inner in (("b.zip", "b.jsonl"), ("b.jsonl.zip", "b.jsonl"), ("c.zip", "in/c.csv")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(inner, "a\n1\n2\n" if "csv" in inner else '{"a": "1"}\n{"a": "2"}\n')
+            archive.writestr("__MACOSX/._b.jsonl", "x")
+            archive.writestr("README.md", "x")
+        whole = list(rows_after(str(tmp_path / name), Cursor()))
+        assert [row.read().value["a"] for row, _ in whole] == ["1", "2"]
+        assert list(rows_after(str(tmp_path / name), whole[0][1])) == whole[1:]
+    with zipfile.ZipFile(tmp_path / "b.zip", "a") as archive:
+        archive.writestr("c.jsonl", "{}")
+    assert "an archive must hold one file" in message_of(tmp_path / "b.zip")
+    (tmp_path / "b.zip").write_bytes(b"PK no archive")
+    assert "can't be read" in message_of(tmp_path / "b.zip")
+
+
+def test_a_file_of_columns_says_how_to_write_rows(tmp_path):
+    (tmp_path / "a.json").write_text('{"prompt": {"0": "x", "1": "y"}, "completion": {"0": "z", "1": "w"}}')
+    assert "to_json(orient='records', lines=True)" in message_of(tmp_path / "a.json")

@@ -2,12 +2,14 @@
 
 import json
 import signal
+from datetime import date, datetime, timedelta
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from hub import ConfigError, HubError, Interrupted, compose
+from hub.compose import runfile
 from hub.launch.launcher import launch
 from hub.run import Result
 from hub.testing import write_chats
@@ -86,9 +88,51 @@ def test_a_changed_stream_is_refused(tmp_path, monkeypatch, options):
 
 
 @pytest.mark.parametrize("options", ["stream"], indirect=True)
-def test_a_bad_row_far_in_a_stream_stops_all_processes_with_its_line(tmp_path, options):
-    write_chats(tmp_path / "rest.jsonl", num_rows=1100)
+def test_a_bad_row_far_in_a_stream_ends_the_run_with_its_line_and_a_checkpoint(tmp_path, monkeypatch, options):
+    monkeypatch.setattr("hub.launch.preflight.STREAM_LOOK", 256)  # of the rows that are checked before
+    write_chats(tmp_path / "rest.jsonl", num_rows=300)
     with (tmp_path / "rest.jsonl").open("a") as file:
         file.write("{oops\n")
-    with pytest.raises(HubError, match=r"^[^\n]*rest\.jsonl:1101: broken JSON[^\n]*$"):
-        run(tmp_path / "both", "launch.nproc_per_node=2", *options, "algo.effective_batch_size=200")
+    options = [*options, "algo.effective_batch_size=60", "algo.lora_dropout=0"]
+    with pytest.raises(HubError, match=r"^[^\n]*rest\.jsonl:301: broken JSON[^\n]* resume=\S+ data\.on_bad_row=skip[^\n]*$"):
+        run(tmp_path / "both", "launch.nproc_per_node=2", *options)
+    ended = Result.read(tmp_path / "both" / "latest" / "result.json")
+    assert (ended.status, ended.num_steps, ended.model_path.parent.name) == ("failed", 4, "step-00000004")
+    resumed = run(tmp_path / "both", "launch=inline", "resume=latest", "data.on_bad_row=skip")
+    whole = run(tmp_path / "whole", "launch=inline", *options, "data.on_bad_row=skip")
+    assert lines(whole, "step", "num_") == lines(resumed, "step", "num_")
+    assert resumed.train_loss == pytest.approx(whole.train_loss, rel=1e-5)
+
+
+DATED = """{{ strftime_now('%d %b %Y') }}{% for message in messages %}{{ '<|im_start|>' + message.role + message.content }}
+{{- '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"""
+
+
+@pytest.mark.parametrize("options", ["mix"], indirect=True)
+def test_a_run_whose_template_writes_the_date_is_resumed_on_another_day(tmp_path, monkeypatch, options):
+    (tmp_path / "dated.jinja").write_text(DATED)
+    options = [*options, f"data.template={tmp_path}/dated.jinja", "data.max_seq_len=200"]
+    whole = run(tmp_path / "whole", "launch=inline", *options)
+    day = runfile.read(whole.run_path / "run.yaml").data.date
+    assert day == date.today().isoformat()
+    assert f"The chat template writes a date: {day} (data.date)." in (whole.run_path / "plan.json").read_text()
+    stopped(tmp_path / "stopped", monkeypatch, *options)
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=1)
+
+        @classmethod
+        def today(cls):
+            return cls.now()
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Tomorrow)
+    monkeypatch.setattr("hub.launch.preflight.date", Tomorrow)
+    for resumed in (
+        run(tmp_path / "stopped", "launch=inline", "resume=latest", *options),
+        run(tmp_path / "other", "launch=inline", f"data.date={day}", *options),
+    ):
+        assert lines(whole, "step", "loss", "num_") == lines(resumed, "step", "loss", "num_")
+    with pytest.raises(ConfigError, match=r"data\.date=28 Nov is no date\. Allowed: auto, or a day as 2026-11-28"):
+        run(tmp_path / "other", *options, "data.date=28 Nov")

@@ -164,12 +164,12 @@ def hub(original: Path) -> Iterator[str]:
     server.server_close()
 
 
-def ask(cache: Path, *, endpoint: str = "", offline: bool = False, **model: str) -> str:
+def ask(cache: Path, *, endpoint: str = "", offline: bool = False, what: str = "local_weights", **model: str) -> str:
     """What a fresh process says, since the client reads its environment when it is imported."""
     code = (
         "import sys, json\nfrom hub.config.schema import ModelConfig\nfrom hub.errors import ModelError\n"
-        "from hub.models.weights import local_weights\n"
-        "try: print('FOLDER', local_weights(ModelConfig(**json.loads(sys.argv[1])), print))\n"
+        f"from hub.models.weights import {what}\n"
+        f"try: print('FOLDER', {what}(ModelConfig(**json.loads(sys.argv[1])), print))\n"
         "except ModelError as error: print('REFUSED', error)"
     )
     environment = {
@@ -193,6 +193,62 @@ def test_hub_model_is_fetched_without_pickles_or_code_and_its_copy_used_offline(
     again = ask(tmp_path, offline=True, path="owner/model")
     assert "using the copy in its cache" in again
     assert again.splitlines()[-1] == answer.strip()
+
+
+def test_of_a_hub_model_the_tokenizer_alone_is_fetched_where_no_weights_are_asked_for(hub, tmp_path):
+    answer = ask(tmp_path, endpoint=hub, path="owner/model", what="local_tokenizer")
+    assert answer.startswith("FOLDER ")
+    wanted = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert set(Hub.fetched) == wanted
+    again = ask(tmp_path, offline=True, path="owner/model", what="local_tokenizer")
+    assert again.splitlines()[-1] == answer.strip()
+    assert ask(tmp_path, offline=True, path="owner/model").startswith("REFUSED model.path=owner/model: ")
+
+
+def test_the_data_of_a_run_is_inspected_without_weights(folder, tmp_path, capsys, monkeypatch):
+    from hub.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (folder / "model.safetensors").unlink()
+    command = ["data", f"model.path={folder}", "data.path=a.jsonl"]
+    assert main(command) == 0
+    assert "Limit: 512" in capsys.readouterr().out
+    (folder / "tokenizer.json").unlink()
+    assert main(command) == 2
+    assert "it has no readable tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="the package gguf is not installed")
+def test_the_tokenizer_in_a_gguf_file_is_read_without_its_weights(tmp_path, monkeypatch):
+    from gguf import GGUFWriter
+    from transformers import AutoConfig, AutoTokenizer
+
+    from hub.models.weights import local_tokenizer
+
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab"]
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3, 1, 1, 1])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ messages }}")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    monkeypatch.setenv("HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gguf_weights, "_find_gguf", lambda package: (tmp_path / "model.gguf", "1.0"))
+    monkeypatch.setattr("hub.models.weights._hub_obstacle", lambda: "offline")
+    made = local_tokenizer(ModelConfig(path="owner/none-of-these", gguf_package="some-package"), print)
+    assert AutoTokenizer.from_pretrained(made)("ab<|im_end|>")["input_ids"] == [5, 2]
+    assert AutoConfig.from_pretrained(made).max_position_embeddings == 64
+    assert not list(made.glob("*.safetensors"))
 
 
 def test_gated_missing_and_misspelt_models_are_each_a_line_with_what_to_type(hub, tmp_path):

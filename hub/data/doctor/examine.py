@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from hub.config.schema import RunConfig
-from hub.data.doctor.findings import Finding, of_duplicates, of_omissions, of_rows, of_texts
+from hub.data.doctor.findings import Finding, of_duplicates, of_omissions, of_rendered, of_rows, of_texts
 from hub.data.doctor.lengths import Lengths, lengths_of
 from hub.data.doctor.scan import MAX_ROWS, Scan, ScannedRow, scan
 from hub.data.json_values import JsonObject
@@ -15,6 +15,8 @@ from hub.data.samples.length import length_limit
 from hub.data.samples.mix import eval_source_of, num_held_out, source_names, sources_of
 from hub.data.samples.reports import Omissions, SourceReport
 from hub.data.samples.sample import Sample, Unit
+from hub.data.sources.files import files_line
+from hub.data.tokens.rendered_before import RenderedBefore
 from hub.data.tokens.template import fallback_line, load_template, template_report
 from hub.data.tokens.vocabulary import tokens_beyond, tokens_beyond_line
 from hub.errors import DataError
@@ -39,6 +41,9 @@ class Examined:
     samples: list[Sample]
     """A few, to be shown."""
 
+    files: list[str]
+    """For each folder the files that are read, and those that are not, in words."""
+
     trained: dict[str, int]
     """Numbers of units, samples and tokens."""
 
@@ -51,6 +56,7 @@ class Examined:
         """All of it as JSON, for scripts."""
         return {
             "sources": self.sources,
+            "files": self.files,
             "max_seq_len": self.limit,
             "tokens_per_row": self.lengths,
             "tokens": self.trained,
@@ -77,12 +83,14 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
         load_template(tokenizer, cfg.data.template)
     had_template = bool(tokenizer.chat_template)
     sources, evaluation_source = sources_of(cfg.data), eval_source_of(cfg.data)
-    scans = [scan(cfg, source, tokenizer, limit) for source in sources]
-    evaluation_scans = [scan(cfg, evaluation_source, tokenizer, limit)] if evaluation_source else []
+    rendered = RenderedBefore(tokenizer)
+    scans = [scan(cfg, source, tokenizer, limit, rendered) for source in sources]
+    evaluation_scans = [scan(cfg, evaluation_source, tokenizer, limit, rendered)] if evaluation_source else []
     all_scans = [*scans, *evaluation_scans]
+    every_source = [*sources, *filter(None, [evaluation_source])]
     counts = Counts.merge([each.counts for each in all_scans])
     findings: list[Finding] = []
-    template = "Loss is on every token." if counts.units else "Nothing is trained."
+    template = counts.loss_line() if counts.units else "Nothing is trained."
     if counts.formats - _NOT_RENDERED:
         template = template_report(tokenizer, counts.whole_samples(), cfg.data.loss_on)
         if not had_template:
@@ -91,6 +99,7 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
         findings.append(Finding("look", line, len(tokens_beyond(tokenizer))))
     findings += of_rows(cfg, counts, limit, template)
     findings += of_omissions(counts, tokenizer)
+    findings += of_rendered(rendered)
     findings += of_texts(all_scans)
     findings += of_duplicates(*_split(scans, evaluation_scans, cfg))
     if any(each.has_more for each in all_scans):
@@ -114,6 +123,7 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
         template,
         limit,
         _choose(counts.units),
+        [line for source in every_source if (line := files_line(source.path, source.split))],
         {
             "num_units": totals["num_units"],
             "num_samples": totals["num_samples"],

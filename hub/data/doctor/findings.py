@@ -13,6 +13,7 @@ from hub.data.doctor.scan import Scan, ScannedRow
 from hub.data.samples.counts import Counts
 from hub.data.samples.sample import Item
 from hub.data.tokens.omissions import described
+from hub.data.tokens.rendered_before import RenderedBefore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,6 +78,12 @@ def of_omissions(counts: Counts, tokenizer: "PreTrainedTokenizerBase") -> Iterat
     for item in described(counts.omitted, tokenizer):
         what = f"rows in which {item.what}"
         yield Finding("look", what, len(item.where), tuple(item.where[:MAX_EXAMPLES]), item.advice)
+
+
+def of_rendered(rendered: RenderedBefore) -> Iterator[Finding]:
+    """Special tokens in texts, which may have been rendered before."""
+    for kind, where in rendered.reports():
+        yield Finding("bad" if kind.spoils else "look", kind.what, len(where), tuple(where[:MAX_EXAMPLES]), kind.advice)
 
 
 def of_texts(scans: Sequence[Scan]) -> Iterator[Finding]:

@@ -52,7 +52,8 @@ def _print_sources(console: Console, examined: Examined) -> None:
         cells = [source["name"], ", ".join(source["formats"]), *(f"{number:,}" for number in numbers), f"{share:.0%}"]
         table.add_row(*cells, f"{source['num_left_out']:,}", f"{source['num_bad_rows']:,}")
     console.print(table)
-    console.print(examined.template, markup=False)
+    for line in [*examined.files, examined.template]:
+        console.print(line, markup=False)
 
 
 def _print_lengths(console: Console, examined: Examined) -> None:

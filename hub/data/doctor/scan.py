@@ -16,6 +16,7 @@ from hub.data.samples.sample import Item
 from hub.data.sources.entries import Cursor
 from hub.data.sources.read import rows_after
 from hub.data.tokens.encode import Encoder
+from hub.data.tokens.rendered_before import RenderedBefore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,13 @@ class Scan:
     """Whether there are rows that were not inspected."""
 
 
-def scan(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBase", limit: int | None) -> Scan:
+def scan(
+    cfg: RunConfig,
+    source: DataSource,
+    tokenizer: "PreTrainedTokenizerBase",
+    limit: int | None,
+    rendered: RenderedBefore,
+) -> Scan:
     """Read and encode the rows of one source. Bad rows are counted, whatever `data.on_bad_row` is.
 
     Args:
@@ -66,6 +73,7 @@ def scan(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBase
         source: where the rows come from.
         tokenizer: the tokenizer of the model.
         limit: tokens of the longest sample.
+        rendered: is shown each row.
 
     Raises:
         HubError: the source can't be read at all.
@@ -79,17 +87,22 @@ def scan(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokenizerBase
         items = encode(entry)
         rows.append(items)
         if not items[0].bad:
-            _record(result, items, encode.example(entry))
+            examples = _examples(encode.example(entry))
+            _record(result, items, examples)
+            rendered.add(result.rows[-1].where, examples)
     result.has_more = next(entries, None) is not None
     result.counts = Counts.of(rows, data.block_size)
     return result
 
 
-def _record(result: Scan, items: list[Item], example: RowExample) -> None:
+def _examples(example: RowExample) -> list[Example]:
+    return list(example.examples.values()) if isinstance(example, ExampleGroup) else [example]
+
+
+def _record(result: Scan, items: list[Item], examples: list[Example]) -> None:
     first = items[0]
     where = first.where.split(" part ")[0]
     result.lengths.append(first.longest or sum(item.num_tokens for item in items) + first.num_cut)
-    examples = list(example.examples.values()) if isinstance(example, ExampleGroup) else [example]
     text = "\n".join(map(_text, examples))
     result.rows.append(ScannedRow(where, _prompt(examples[0]), _digest([_content(each) for each in examples]), text))
     for name, pattern in BROKEN_TEXT.items():

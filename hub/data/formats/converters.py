@@ -1,5 +1,6 @@
 """From the fields of a row to what is trained on, a function for each format. Every error is one line with its place."""
 
+import json
 from typing import NoReturn
 
 from hub.data.formats.examples import Conversation, Document, Tokens
@@ -24,6 +25,14 @@ _SHAREGPT_ROLES = {
 }
 _HUMAN, _ANSWER = "\n\nHuman:", "\n\nAssistant:"
 IGNORED_LABEL = -100
+LOSS_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "assistant_tokens_mask", "loss_mask")
+"""Beside input_ids: 1 where a token has loss. Of several, a token must have 1 in each (as in TRL)."""
+
+_MASKS_OF_TEXTS = ("special_tokens_mask", "global_attention_mask")
+"""Masks that tokenizers give, and that say nothing about the loss."""
+
+OPTIONAL = (*BESIDE, "system", "input", "history", "prompt", "labels", "attention_mask", *LOSS_MASKS)
+"""Fields that some format reads where a row has them."""
 
 
 def _conversation(
@@ -41,6 +50,7 @@ def _conversation(
     tools = _tools(row) if "tools" in optional else None
     if tools:
         _check_calls(checked, tools, row.where)
+    _check_json(checked, tools, row.where)
     unmask = row.value.get("unmask") if "unmask" in optional else None
     if unmask not in (None, False, True):
         raise DataError(f"{row.where}: unmask is {kind_of(unmask)}. Allowed: true or false")
@@ -68,7 +78,7 @@ def from_sharegpt(row: Row, format: str) -> Conversation:
         messages.append({"role": "system", "content": row.value["system"]})
     for number, turn in enumerate(message_list(row.value["conversations"], row.where, "conversations"), 1):
         if "from" not in turn and "role" in turn:
-            messages.append(turn)
+            messages.append(turn | {"role": _SHAREGPT_ROLES.get(str(turn["role"]), turn["role"])})
             continue
         if "from" not in turn or "value" not in turn:
             raise DataError(f"{row.where}: message {number} needs the fields from and value. Its fields: {listed(turn)}")
@@ -176,7 +186,7 @@ def from_tokens(row: Row, format: str) -> Tokens:
     Raises:
         DataError: it can't be trained on.
     """
-    known = ("input_ids", "labels", "attention_mask")
+    known = ("input_ids", "labels", "attention_mask", *LOSS_MASKS)
     ids = _whole_numbers(row, "input_ids") or []
     if not ids or min(ids) < 0:
         raise DataError(f"{row.where}: input_ids {f'has {min(ids)}, and a token id is never below 0' if ids else 'is empty'}")
@@ -193,8 +203,34 @@ def from_tokens(row: Row, format: str) -> Tokens:
                 f"place, or {IGNORED_LABEL} for no loss; the hub does the shift"
             )
     mask = [True] * len(ids) if labels is None else [label != IGNORED_LABEL for label in labels]
+    for name in LOSS_MASKS:
+        if (marks := _mask(row, name, len(ids))) is not None:
+            mask = [has_loss and mark for has_loss, mark in zip(mask, marks, strict=True)]
+    _refuse_other_masks(row)
     unused = tuple(name for name, value in row.value.items() if name not in known and value is not None)
     return Tokens(ids, mask, row.where, format, unused)
+
+
+def _mask(row: Row, name: str, size: int) -> list[bool] | None:
+    """A mask of the tokens with loss. None: the row lacks it."""
+    values = json_if_text(row.value.get(name), row.where, name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or any(not isinstance(value, int) or value not in (0, 1) for value in values):
+        raise DataError(f"{row.where}: {name} must be a list of 0 and 1, where 1 is a token with loss")
+    if len(values) != size:
+        raise DataError(f"{row.where}: {name} has {len(values)} numbers, input_ids has {size}")
+    return [bool(value) for value in values]
+
+
+def _refuse_other_masks(row: Row) -> None:
+    """Refuse a mask beside input_ids that the hub does not know: it says what is trained, perhaps."""
+    for name, value in row.value.items():
+        if "mask" in name.lower() and name not in (*LOSS_MASKS, "attention_mask", *_MASKS_OF_TEXTS) and value is not None:
+            raise DataError(
+                f"{row.where}: {name} is a mask that nothing reads. Allowed: labels ({IGNORED_LABEL} for no loss), "
+                f"{', '.join(LOSS_MASKS)} (1 for loss). Rename it, or take it out"
+            )
 
 
 def _whole_numbers(row: Row, name: str) -> list[int] | None:
@@ -232,6 +268,22 @@ def _tools(row: Row) -> list[JsonObject] | None:
     if not isinstance(tools, list) or any(not isinstance(tool, dict) for tool in tools):
         raise DataError(f"{row.where}: tools must be a list of objects (JSON schemas of functions)")
     return tools or None
+
+
+def _check_json(messages: list[JsonObject], tools: list[JsonObject] | None, where: str) -> None:
+    """Refuse what no JSON has within calls and schemas: Arrow's readers take a text like 2026-01-01 for a time."""
+    named: list[tuple[str, JsonValue]] = [("tools", tools)] if tools else []
+    for number, message in enumerate(messages, 1):
+        if calls := message.get("tool_calls"):
+            named.append((f"tool_calls of message {number}", calls))
+    for name, value in named:
+        found: list[JsonValue] = []
+        json.dumps(value, default=found.append)
+        if found:
+            raise DataError(
+                f"{where}: {name} has {kind_of(found[0])} ({str(found[0])[:80]}), which JSON has not. The library that wrote "
+                "the file took a text for it. Write the rows as JSONL, or this field as JSON text"
+            )
 
 
 def _check_calls(messages: list[JsonObject], tools: list[JsonObject], where: str) -> None:

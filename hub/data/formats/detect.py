@@ -46,6 +46,12 @@ _FORMATS = {
 _BUG = "This is a bug in its plugin"
 
 
+def read_fields() -> set[str]:
+    """The fields that a format reads, as far as they are known: a plugin's may read more than those that it requires."""
+    required = {name for fields in _required_fields().values() for name in fields}
+    return {*required, *_DOCUMENT_FIELDS, *converters.OPTIONAL}
+
+
 def detect(row: Row) -> str:
     """The format of a row, from the names of its fields.
 
@@ -105,7 +111,8 @@ def _unknown(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:
     near = next((hint for field in sorted(set(row.value) - fields) if (hint := did_you_mean(field, fields))), "")
     return (
         f"{row.where}: these fields are of no known format: {listed(row.value)}. Allowed: {allowed}; document has text or "
-        f"document.{near or ' For a column with texts type data.text_column=NAME'}"
+        f"document.{near} For a column with texts type data.text_column=NAME, for other names of columns e.g. "
+        f"data.columns.prompt=NAME data.columns.completion=NAME"
     )
 
 

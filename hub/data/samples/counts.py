@@ -102,6 +102,12 @@ class Counts:
         whole = [unit for unit in self.units if unit.where not in cut and " part " not in unit.where]
         return [sample for unit in whole for sample in unit.samples]
 
+    def loss_line(self) -> str:
+        """Which tokens have loss, where none of the rows is a conversation."""
+        if all(sample.loss_mask.all() for unit in self.units for sample in unit.samples):
+            return "Loss is on every token."
+        return "Loss is on the tokens that the labels or masks of the rows name."
+
     def totals(self) -> Totals:
         """Counts of the units, for plan.json."""
         return {

@@ -74,15 +74,25 @@ def single(num_units: int | None, name: str = "data") -> Mix:
 
 
 def sources_of(cfg: DataConfig) -> list[DataSource]:
-    """The sources of a run, of `data.mix` or `data.path`, each with its format."""
+    """The sources of a run, of `data.mix` or `data.path`, each with its format and columns."""
     if not cfg.mix:
-        return [DataSource(path=cfg.path, format=cfg.format, subset=cfg.subset, split=cfg.split, num_rows=cfg.num_rows)]
-    return [replace(source, format=cfg.format if source.format == AUTO else source.format) for source in cfg.mix]
+        of_path = DataSource(path=cfg.path, format=cfg.format, subset=cfg.subset, split=cfg.split, num_rows=cfg.num_rows)
+        return [replace(of_path, columns=cfg.columns)]
+    return [
+        replace(
+            source,
+            format=cfg.format if source.format == AUTO else source.format,
+            columns=source.columns or cfg.columns,
+        )
+        for source in cfg.mix
+    ]
 
 
 def eval_source_of(cfg: DataConfig) -> DataSource | None:
     """The source of `data.eval_path`."""
-    return DataSource(path=cfg.eval_path, format=cfg.format, split=cfg.eval_split) if cfg.eval_path else None
+    if not cfg.eval_path:
+        return None
+    return DataSource(path=cfg.eval_path, format=cfg.format, split=cfg.eval_split, columns=cfg.columns)
 
 
 def source_names(sources: Sequence[DataSource]) -> tuple[str, ...]:

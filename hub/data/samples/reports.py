@@ -57,6 +57,9 @@ class DataReport(Omissions):
     path: str | None
     eval_path: str | None
     streaming: bool
+    files: list[str]
+    """For each folder the files that are read, and those that are not, in words."""
+
     formats: list[str]
     fields_not_used: list[str]
     max_seq_len: int | None

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hub.data.sources.arrow_rows import BATCH_ROWS, rows_of_table
 from hub.data.sources.entries import Entry, Row
 from hub.errors import DataError, one_line
 
@@ -18,7 +19,7 @@ def read_parquet(file: Path) -> Iterator[Entry]:
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            yield from _of_batches(table.iter_batches(batch_size=1000), file)
+            yield from _of_batches(table.iter_batches(batch_size=BATCH_ROWS), file)
     except Exception as error:  # pyarrow has many classes for a damaged file
         raise DataError(f"{file}: can't be read as parquet ({one_line(error)})") from None
 
@@ -47,6 +48,6 @@ def read_arrow(file: Path) -> Iterator[Entry]:
 def _of_batches(batches: Iterable[Any], file: Path) -> Iterator[Entry]:
     number = 0
     for batch in batches:
-        for value in batch.to_pylist():
+        for value in rows_of_table(batch):
             number += 1
             yield Row(value, str(file), number)

@@ -5,11 +5,14 @@ import gzip
 import io
 import lzma
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from hub.config.paths import COMPRESSED, SUFFIXES, file_kind, is_hub_id
+from hub.data.json_values import listed
+from hub.data.sources.folders import Files, files_of
 from hub.errors import DataError, did_you_mean
 
 
@@ -19,15 +22,33 @@ def _open_zstd(file: Path, mode: str) -> IO[bytes]:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd"))
 
 
-_OPENERS: dict[str, Callable[[Path, str], Any]] = dict(
-    zip(COMPRESSED, (gzip.open, bz2.open, lzma.open, _open_zstd), strict=True)
-)
-_DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
-"""Files that the library `datasets` writes beside its Arrow files."""
+def _open_zip(file: Path, mode: str) -> IO[bytes]:
+    archive = zipfile.ZipFile(file)
+    name = _zipped(archive, file)
+    try:
+        return archive.open(name)
+    except RuntimeError as error:  # it has a password
+        raise DataError(f"{file}: can't be read ({error})") from None
 
+
+def _zipped(archive: zipfile.ZipFile, file: Path) -> str:
+    """The name of the one data file in an archive."""
+    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/") and file_kind(Path(name)) in _IN_ARCHIVES]
+    if len(names) != 1:
+        content = shorten(", ".join(archive.namelist())) or "nothing"
+        raise DataError(
+            f"{file}: an archive must hold one file ({', '.join(_IN_ARCHIVES)}), this one holds {content}. Unpack it, and give "
+            "the folder"
+        )
+    return names[0]
+
+
+_IN_ARCHIVES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+_OPENERS: dict[str, Callable[[Path, str], Any]] = dict(
+    zip(COMPRESSED, (gzip.open, bz2.open, lzma.open, _open_zstd, _open_zip), strict=True)
+)
 ALLOWED = (
-    f"a file ({', '.join(SUFFIXES)}; those of lines also as {', '.join(_OPENERS)}), a folder of such files, or ORG/NAME of the "
-    "model hub"
+    f"a file ({', '.join(SUFFIXES)}; texts also as {', '.join(_OPENERS)}), a folder of such files, or ORG/NAME of the model hub"
 )
 """What a path of data may be, in words."""
 
@@ -50,42 +71,82 @@ def open_file(file: Path, offset: int = 0) -> IO[bytes]:
     return stream
 
 
-def data_files(path: str) -> list[Path]:
-    """The local files that `path` stands for.
+def content_kind(file: Path) -> str | None:
+    """The ending that decides how a file is read: of an archive, that of the file in it.
 
     Raises:
-        DataError: no such file or folder, no data file in the folder, or an ending that is not known.
+        DataError: an archive can't be read, or has no file or several.
     """
+    kind = file_kind(file)
+    if kind != ".zip":
+        return kind
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return file_kind(Path(_zipped(archive, file)))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def data_files(path: str, split: str = "train") -> list[Path]:
+    """The local files that `path` stands for. Of a folder those of one split, by their names.
+
+    Args:
+        path: a file or a folder.
+        split: of the files in a folder.
+
+    Raises:
+        DataError: no such file or folder, no data file of that split in the folder, or an ending that is not known.
+    """
+    return _find(path, split).read
+
+
+def files_line(path: str, split: str = "train") -> str | None:
+    """The files that are read of a folder, and those that are not, by name. None: `path` is no folder.
+
+    Args:
+        path: as for `data_files`.
+        split: as for `data_files`.
+    """
+    if is_hub_id(path) or not os.path.isdir(os.path.expanduser(path)):
+        return None
+    files, left_out = _find(path, split)
+    folder = Path(os.path.expanduser(path))
+    line = f"Files of {path}: {listed(str(file.relative_to(folder)) for file in files)}."
+    if left_out:
+        line += (
+            f" Not read, as they are of other splits or of none: {listed(str(file.relative_to(folder)) for file in left_out)}."
+        )
+    return line
+
+
+def _find(path: str, split: str) -> Files:
     local = Path(os.path.expanduser(path))  # like a shell, it leaves ~name as it is where there is no such user
     if os.path.isdir(local):  # unlike Path's, it takes a name that is too long for one that does not exist
-        if (local / "dataset_dict.json").is_file():
-            if not (local / "train").is_dir():
-                raise DataError(f"{path}: this folder has several datasets and none is called train. Name one of its folders")
-            local = local / "train"
-        inside = sorted(file for file in local.iterdir() if file.is_file() and not file.name.startswith("."))
-        files = [file for file in inside if file_kind(file) and file.name not in _DESCRIPTIONS]
-        if not files:
-            content = f"It holds: {shorten(', '.join(file.name for file in inside))}" if inside else "It is empty"
+        found = files_of(local, split)
+        if found is None or not found.read:
+            inside = sorted(file.name for file in local.iterdir() if file.is_file() and not file.name.startswith("."))
+            content = f"It holds: {shorten(', '.join(inside))}" if inside else "It is empty"
             raise DataError(f"{path}: no data file in this folder. {content}. Allowed: {ALLOWED}")
-        return files
+        return found
     if not os.path.exists(local):
         raise DataError(f"{path}: there is no such file or folder.{_near_names(local)} Allowed: {ALLOWED}")
     if not file_kind(local):
         ending = "".join(local.suffixes[-2:]) or "a name without ending"
         raise DataError(f"{path}: {ending} is no kind of data file. Allowed: {ALLOWED}")
-    return [local]
+    return Files([local], [])
 
 
-def path_problem(option: str, path: str) -> str | None:
+def path_problem(option: str, path: str, split: str = "train") -> str | None:
     """What is wrong with the path of an option, and what to type. None: it has data, or may be a dataset of the model hub.
 
     Args:
         option: its full name, as `data.path` or `data.mix[0].path`.
         path: its value.
+        split: of the files in a folder.
     """
     try:
         if not is_hub_id(path):
-            data_files(path)
+            data_files(path, split)
     except DataError as error:
         name, in_list, _ = option.partition("[")
         typed = f"{name}=[{{path: FILE, ...}}, ...]" if in_list else f"{option}=FILE"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from hub.data.json_values import JsonObject
+from hub.data.sources.arrow_rows import rows_of_dataset
 from hub.data.sources.files import shorten
 from hub.errors import DataError, one_line
 
@@ -50,7 +51,7 @@ def read_model_hub(name: str, subset: str | None, split: str, stream: bool) -> I
     except Exception as error:  # load_dataset has no class of its own for its errors
         reason = one_line(error)
         raise DataError(f"{name}: the dataset can't be loaded ({reason}).{_choice(name, subset, split)}") from None
-    yield from map(dict, rows)
+    yield from rows_of_dataset(rows)
 
 
 def _choice(name: str, subset: str | None, split: str) -> str:

@@ -4,24 +4,33 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from hub.config.paths import file_kind, is_hub_id
+from hub.config.paths import is_hub_id
 from hub.data.sources.columnar_files import read_arrow, read_parquet
+from hub.data.sources.csv_files import read_csv
 from hub.data.sources.entries import Cursor, Entry, Row
-from hub.data.sources.files import data_files
+from hub.data.sources.files import content_kind, data_files
+from hub.data.sources.json_files import is_whole, read_whole
 from hub.data.sources.model_hub import read_model_hub
-from hub.data.sources.text_files import is_list, lines, read_csv, read_list
+from hub.data.sources.text_files import lines, read_text
 from hub.errors import DataError
 
-_READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {".csv": read_csv, ".parquet": read_parquet, ".arrow": read_arrow}
+_READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".txt": read_text,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+_JSON = (".jsonl", ".ndjson", ".json")
 
 
 def read_rows(path: str, subset: str | None = None, split: str = "train") -> Iterator[Row]:
-    """All rows of a file, a folder of files (sorted by name) or a dataset of the model hub.
+    """All rows of a file, a folder of files (those of one split, sorted by name) or a dataset of the model hub.
 
     Args:
         path: a file, a folder, or an id of the model hub.
         subset: of a dataset of the model hub (which calls it config).
-        split: of a dataset of the model hub.
+        split: of a dataset of the model hub, or of the files in a folder.
 
     Raises:
         DataError: nothing is there, or a row can't be read; the message names file and line.
@@ -50,22 +59,23 @@ def rows_after(
         for count, value in islice(numbered, cursor.offset, None):
             yield Row(value, path, count), Cursor(0, count)
         return
-    for number, file in enumerate(data_files(path)):
+    for number, file in enumerate(data_files(path, split)):
         if number < cursor.file:
             continue
         begin = cursor if number == cursor.file else Cursor(number)
         empty = begin.offset == 0
-        kind = file_kind(file)
-        is_one_list = kind == ".json" and is_list(file)
-        if is_one_list and stream:
-            raise DataError(f"{file}: a JSON list is read as a whole and can't be streamed. Write one object per line (JSONL)")
-        if kind in (".jsonl", ".json") and not is_one_list:
+        kind = content_kind(file)
+        whole = kind in _JSON and is_whole(file)
+        if (whole or kind == ".txt") and stream:
+            what = "a text file" if kind == ".txt" else "a JSON list"
+            raise DataError(f"{file}: {what} is read as a whole and can't be streamed. Write one object per line (JSONL)")
+        if kind in _JSON and not whole:
             for line in lines(file, begin.offset, begin.line):
                 if line.error or line.text.strip():
                     empty = False
                     yield line.entry(file), Cursor(number, line.end, line.number)
         else:
-            entries = read_list(file) if is_one_list else _READERS[kind or ""](file)
+            entries = read_whole(file) if whole else _READERS[kind or ""](file)
             for count, entry in enumerate(islice(entries, begin.offset, None), begin.offset + 1):
                 empty = False
                 yield entry, Cursor(number, count)

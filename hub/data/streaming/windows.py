@@ -128,7 +128,7 @@ def items(
         skip = 0
 
 
-def content_hash(path: str, first: Sequence[Unit]) -> str:
+def content_hash(path: str, first: Sequence[Unit], split: str = "train") -> str:
     """A fingerprint of data that is too large to be read for it: sizes, first and last megabyte, first units.
 
     Times and places of files don't count. A change in the middle of a file that keeps its size goes unnoticed.
@@ -136,9 +136,10 @@ def content_hash(path: str, first: Sequence[Unit]) -> str:
     Args:
         path: as for `read_rows`.
         first: the first units, so that another tokenizer or template changes the hash.
+        split: as for `read_rows`.
     """
     digest = hashlib.sha256()
-    for file in [] if is_hub_id(path) else data_files(path):
+    for file in [] if is_hub_id(path) else data_files(path, split):
         size = file.stat().st_size
         digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:

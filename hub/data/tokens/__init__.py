@@ -8,5 +8,7 @@ omissions        what the template leaves out, in words
 chat_template    renders conversations, and has what is known of the template
 tokenize         texts to tokens, many at once
 special_tokens   the added and special tokens of a tokenizer
+rendered_before  texts that hold special tokens: rendered before, perhaps
+template_date    the date that a chat template writes
 template_limits  bounds on the time and memory of a chat template
 """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hub.data.json_values import JsonObject
 from hub.data.tokens.marks import CLOSE_THOUGHTS, OPEN_THOUGHTS
+from hub.data.tokens.template_date import dated_template
 from hub.data.tokens.template_limits import RAISED
 from hub.errors import DataError
 
@@ -45,7 +46,7 @@ class ChatTemplate:
 
     def __init__(self, text: str) -> None:
         """Args:
-        text: the Jinja source.
+        text: the Jinja source, with the date of the run.
         """
         self.text = text
         self.is_tagged = bool(_GENERATION_TAG.search(text))
@@ -99,7 +100,7 @@ class ChatTemplate:
         try:
             # transformers declares the fields of messages as texts, but passes them to the template as they are.
             render = cast(Callable[..., str], tokenizer.apply_chat_template)
-            text = str(render(messages, tools=tools, tokenize=False, add_generation_prompt=prompt))
+            text = str(render(messages, tools=tools, chat_template=self.text, tokenize=False, add_generation_prompt=prompt))
         except TemplateSyntaxError as error:
             raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
         except (TemplateError, *RAISED) as error:
@@ -183,7 +184,7 @@ def chat_template(tokenizer: "PreTrainedTokenizerBase", tools: list[JsonObject] 
         tokenizer: must have a template.
         tools: the tools of the conversation.
     """
-    text = tokenizer.get_chat_template(tools=tools)
+    text = dated_template(tokenizer, tools)
     key = text, tokenizer.bos_token, tokenizer.eos_token, len(tokenizer)
     known = _templates.setdefault(tokenizer, {})
     if key not in known:

@@ -11,7 +11,6 @@ import numpy as np
 
 from hub.config.data import DataConfig, DataSource
 from hub.config.option import AUTO
-from hub.data.formats.detect import convert, detect
 from hub.data.formats.examples import (
     Conversation,
     Document,
@@ -21,10 +20,10 @@ from hub.data.formats.examples import (
     Tokens,
     naming_role,
 )
+from hub.data.formats.file_format import FileFormats
 from hub.data.samples.cut import cut, cut_group, has_loss
 from hub.data.samples.sample import Item, Sample
-from hub.data.sources.entries import Cursor, Entry, Row
-from hub.data.sources.read import rows_after
+from hub.data.sources.entries import Entry
 from hub.data.tokens.template import render, require_template
 from hub.data.tokens.template_limits import TemplateLimitError, limits
 from hub.data.tokens.tokenize import Spans, tokenize, tokenize_documents
@@ -90,7 +89,7 @@ class Encoder:
         limit: tokens of the longest sample. None: any.
         """
         self._tokenizer, self._data, self._source, self._limit = tokenizer, data, source, limit
-        self._formats: dict[str, str] = {}
+        self._formats = FileFormats(source, data)
         self._has_template = False
         # A text of more characters than that per token is too long for sure. A token for unknown text stands for any number.
         self._longest_token = 0
@@ -129,18 +128,7 @@ class Encoder:
         Raises:
             DataError: the row can't be used.
         """
-        row = entry.read()
-        return convert(row, self._format(row), self._data.text_column)
-
-    def _format(self, row: Row) -> str:
-        """The format of a row's file: that of the file's first row, which may be long past."""
-        if self._data.text_column is not None:
-            return "document"
-        if self._source.format != AUTO:
-            return self._source.format
-        if row.file not in self._formats:
-            self._formats[row.file] = detect(_first_row(row, self._source))
-        return self._formats[row.file]
+        return self._formats.example(entry)
 
     def _drafts(self, entries: list[Entry]) -> list[_Draft]:
         """Convert and render rows."""
@@ -257,16 +245,6 @@ class Encoder:
         if not has_loss(part.sample):
             raise DataError(f"{part.example.where}: nothing in this row is trained: {_why_nothing(part.example)}")
         return part.sample
-
-
-def _first_row(row: Row, source: DataSource) -> Row:
-    """The first good row of the file that a row is from."""
-    for entry, _ in rows_after(row.file, Cursor(), source.subset, source.split, stream=False):
-        try:
-            return entry.read()
-        except DataError:
-            continue
-    return row
 
 
 def _why_nothing(example: Example) -> str:

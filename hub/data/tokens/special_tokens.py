@@ -29,6 +29,12 @@ def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     return _tables(tokenizer)[0]
 
 
+def without_second_bos(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int]) -> list[int]:
+    """The tokens without a second beginning-of-sequence token: the tokenizer adds one, and the text may begin with it, too."""
+    bos = tokenizer.bos_token_id
+    return input_ids[1:] if bos is not None and input_ids[:2] == [bos, bos] else input_ids
+
+
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     """Text and id of the tokens with a meaning of their own, such as the end of a turn."""
     return _tables(tokenizer)[1]

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hub.data.tokens.byte_lengths import byte_lengths, encode_fast, mask_of
+from hub.data.tokens.special_tokens import without_second_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,6 +71,7 @@ def tokenize_documents(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str
         return []
     end = tokenizer.eos_token_id
     rows = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    rows = [without_second_bos(tokenizer, ids) for ids in rows]
     return [np.array([*ids, end] if end is not None and ids[-1:] != [end] else ids, np.int32) for ids in rows]
 
 

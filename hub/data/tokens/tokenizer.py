@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hub.config.option import AUTO
 from hub.config.schema import RunConfig
 from hub.data.tokens.template import load_template
+from hub.data.tokens.template_date import set_date
 from hub.data.tokens.vocabulary import limit_to
 from hub.models import load
 from hub.models.tokens import add_tokens, num_rows
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(cfg: RunConfig, path: Path) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer with the tokens of `model.add_tokens`, and the chat template of `data.template` if that is set.
+    """The model's tokenizer with the tokens of `model.add_tokens`, the template of `data.template`, and the date of the run.
 
     Raises:
         ModelError: the folder has no tokenizer that transformers can read.
@@ -27,4 +29,6 @@ def load_tokenizer(cfg: RunConfig, path: Path) -> "PreTrainedTokenizerBase":
         limit_to(tokenizer, num_rows(cfg.model, tokenizer, num_stored))
     if cfg.data.template:
         load_template(tokenizer, cfg.data.template)
+    if cfg.data.date != AUTO:
+        set_date(tokenizer, cfg.data.date)
     return tokenizer

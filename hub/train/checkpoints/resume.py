@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hub.errors import ConfigError
+from hub.errors import ConfigError, DataError
 from hub.parallel.group import broadcast_text
 from hub.parallel.sharded_tensors import local_tensor
 from hub.run import Run, read_metrics
@@ -55,6 +55,24 @@ def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimize
         _cut_metrics(run, state["step"])
     run.say(f"resuming after step {state['step']} from {checkpoint}")
     return state
+
+
+def ended_by_row(error: DataError, step: int, checkpoint: Path | None, run: Path) -> str:
+    """The message of a run on a stream that a row ended, with what to type.
+
+    Args:
+        error: about the row.
+        step: the last step.
+        checkpoint: what was saved. None: it could not be written.
+        run: the run folder.
+    """
+    if checkpoint is None:
+        return f"{error}. The run ended after step {step}, and no checkpoint could be written"
+    command = f"python -m hub resume={run}"
+    return (
+        f"{error}. The run ended after step {step}, and all of it is saved: {checkpoint}. To go on without such rows type "
+        f"{command} data.on_bad_row=skip. Once the row is corrected, type {command} resume_with_changes=true"
+    )
 
 
 def _find(place: Path, run: Run) -> Path | str:

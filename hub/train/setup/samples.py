@@ -12,7 +12,7 @@ from hub.config.schema import AlgoConfig, RunConfig
 from hub.data.prepare import Prepared
 from hub.data.samples.mix import Mix, sources_of
 from hub.data.samples.sample import Item, Unit, fingerprint
-from hub.data.streaming.feed import SampleStream
+from hub.data.streaming.feed import SampleStream, StreamState
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.windows import content_hash
 from hub.data.streaming.workers import Processes, num_cores
@@ -107,8 +107,11 @@ class StreamedSource:
         else:
             self.total = batches.num_steps(self.mix.per_pass, self.batch_size, cfg.algo.num_epochs, cfg.algo.max_steps)
         sources = sources_of(cfg.data)
-        hashes = [content_hash(source.path, ()) for source in sources]
+        hashes = [content_hash(source.path, (), source.split) for source in sources]
         self.fingerprint = fingerprint(data.train) + "".join(hashes) + f"/{data.limit}"
+        self._before_error: list[StreamState] = []
+        """The positions before a step that has a row that can't be used. The rows before it are drawn again."""
+
         self._processes: Processes | None = None
         self._feeds: list[SampleStream] = []
         if group.is_main:
@@ -124,7 +127,13 @@ class StreamedSource:
 
     def steps(self, after: int) -> Iterator[tuple[batches.Step, list[Unit]]]:
         for step in batches.draw(self.mix, self.batch_size, self.total, after):
-            yield step, self._next_units(step.counts)
+            before = self._positions()
+            try:
+                units = self._next_units(step.counts)
+            except HubError:
+                self._before_error = before
+                raise
+            yield step, units
 
     def _next_units(self, counts: Sequence[int]) -> list[Unit]:
         """Return the next units, on all ranks. An error in the data is raised on all ranks, too."""
@@ -142,7 +151,10 @@ class StreamedSource:
         return [item.unit for item in items if item.unit is not None]
 
     def state(self) -> dict[str, object]:
-        return {"feeds": [feed.state() for feed in self._feeds]}
+        return {"feeds": self._before_error or self._positions()}
+
+    def _positions(self) -> list[StreamState]:
+        return [feed.state() for feed in self._feeds]
 
     def restore(self, state: dict[str, Any]) -> None:
         for feed, saved in zip(self._feeds, state["feeds"], strict=False):
@@ -161,7 +173,8 @@ class StreamedSource:
             text = f"stream {name}: {counts['num_rows']:,} rows read, {counts['num_tokens']:,} tokens trained on"
             if feed.left_out:
                 number = counts["num_left_out"] + counts["num_bad_rows"]
-                text += f", {number:,} rows left out ({feed.left_out[0]['where']}: {feed.left_out[0]['reason']}; ...)"
+                where, reason = feed.left_out[0]["where"], str(feed.left_out[0]["reason"])
+                text += f", {number:,} rows left out ({where}: {reason.removeprefix(f'{where}: ')}; ...)"
             if counts["num_rows_cut"]:
                 text += f", {counts['num_rows_cut']:,} rows cut by {counts['num_tokens_cut']:,} tokens"
             if counts["num_rows_with_texts_omitted"]:

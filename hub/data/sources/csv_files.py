@@ -1,0 +1,92 @@
+"""CSV as spreadsheets and pandas write it: commas, semicolons or tabs, columns without a name, `sep=` in the first line."""
+
+import csv
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from hub.data.json_values import JsonObject
+from hub.data.sources.entries import Broken, Entry, Row
+from hub.data.sources.files import shorten
+from hub.data.sources.text_files import texts
+from hub.errors import DataError
+
+SEPARATORS = (",", ";", "\t", "|")
+_QUOTED = re.compile(r'"[^"]*"')
+
+
+class _Begin(NamedTuple):
+    separator: str
+    num_lines: int
+    """Lines before the names of the fields."""
+
+    rest: Iterator[str]
+
+
+def read_csv(file: Path) -> Iterator[Entry]:
+    """The rows of a CSV file. Cells are text. The first row names the fields; nothing reads a column without a name.
+
+    Raises:
+        DataError: the first row names no fields, or one twice.
+    """
+    csv.field_size_limit(2**31 - 1)
+    begin = _begin(file)
+    table = csv.reader(begin.rest, delimiter=begin.separator, strict=True)
+    names: list[str] = []
+    line = begin.num_lines + 1
+    while True:
+        error = ""
+        try:
+            cells = next(table)
+        except StopIteration:
+            return
+        except csv.Error as wrong:
+            cells, error = [], f"broken CSV ({wrong})"
+        if error:
+            yield Broken(DataError(f"{file}:{line}: {error}"), str(file), line)
+        elif any(cells) and not names:
+            names = _names(cells, file, line)
+        elif any(cells):
+            yield _row(names, cells, file, line, begin.separator)
+        line = begin.num_lines + table.line_num + 1
+
+
+def _begin(file: Path) -> _Begin:
+    """The separator of a file, from its first line."""
+    rest = (text for _, text in texts(file))
+    num_blank, first = 0, ""
+    for first in rest:
+        if first.strip():
+            break
+        num_blank += 1
+    if given := re.fullmatch(r"sep=(.)\s*", first):  # for Excel
+        return _Begin(given[1], num_blank + 1, rest)
+    whole = chain([first], rest)
+    if "tsv" in (ending.lower().removeprefix(".") for ending in file.suffixes):
+        return _Begin("\t", num_blank, whole)
+    unquoted = _QUOTED.sub("", first)
+    return _Begin(max(SEPARATORS, key=unquoted.count), num_blank, whole)
+
+
+def _names(cells: list[str], file: Path, line: int) -> list[str]:
+    """The names of the fields. A column without one gets `column N`."""
+    given = [cell.strip() for cell in cells]
+    names = [name or f"column {number}" for number, name in enumerate(given, 1)]
+    if len(set(names)) < len(names) or not any(given):
+        raise DataError(f"{file}:{line}: the first row must name the fields, each once: {shorten(str(cells))}")
+    return names
+
+
+def _row(names: list[str], cells: list[str], file: Path, line: int, separator: str) -> Entry:
+    while len(cells) > len(names) and not cells[-1]:
+        cells = cells[:-1]
+    if len(cells) != len(names):
+        wrong_count = DataError(
+            f"{file}:{line}: {len(cells)} cells, but the first row names {len(names)} fields. "
+            f"The row begins: {shorten(separator.join(cells))}"
+        )
+        return Broken(wrong_count, str(file), line)
+    value: JsonObject = {name: cell for name, cell in zip(names, cells, strict=True) if cell or not name.startswith("column ")}
+    return Row(value, str(file), line)
