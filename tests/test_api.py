@@ -177,8 +177,8 @@ def test_several_sources_are_a_list_of_dictionaries_or_of_sources(tmp_path):
 def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path):
     rows = [{"prompt": f"What is {number} + 0?", "completion": str(number)} for number in range(20)]
     options = {"model": "tiny", "output_dir": tmp_path, "mode": "inline", "max_steps": 2, "effective_batch_size": 8}
-    paths = [hub.lora_sft(data=data, **options).run_path / "run.yaml" for data in (rows, (row for row in rows))]
-    first, second = (runfile_of(path).data.path for path in paths)
+    runs = [hub.lora_sft(data=data, **options) for data in (rows, (row for row in rows))]
+    first, second = (runfile_of(run.run_path / "run.yaml").data.path for run in runs)
     assert first == second
     assert len(Path(first).read_text().splitlines()) == 20
     unwritable = [{"prompt": {1}, "completion": "x"}]
@@ -188,7 +188,7 @@ def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path)
     renamed = [{"question": row["prompt"], "completion": row["completion"], "image": b"x"} for row in rows]
     other = hub.lora_sft(data=renamed, columns={"prompt": "question"}, **options)
     assert runfile_of(other.run_path / "run.yaml").data.columns == {"prompt": "question"}
-    assert other.train_loss == hub.lora_sft(data=rows, **options).train_loss
+    assert other.train_loss == runs[0].train_loss
     with pytest.raises(hub.ConfigError, match=r"^output_dir=(long)+: can't write there"):
         hub.lora_sft(data=rows, **options | {"output_dir": "long" * 100})
     with pytest.raises(hub.ConfigError, match=r"^model\.path=(long)+: there is no such folder"):

@@ -83,9 +83,12 @@ def test_tools_and_tool_calls_are_kept_with_arguments_as_dicts():
             {"from": "gpt", "value": "4"},
         ]
     }
-    messages = one(sharegpt).messages
-    assert messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]
-    assert messages[2] == {"role": "tool", "content": "4"}
+    by_role = [{"role": turn["from"], "content": turn["value"]} for turn in sharegpt["conversations"]]
+    for value in (sharegpt, {"conversations": by_role}):
+        messages = one(value).messages
+        assert messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]
+        assert messages[1]["content"] == ""
+        assert messages[2] == {"role": "tool", "content": "4"}
 
 
 def test_text_parts_are_joined_and_null_fields_count_as_absent():

@@ -137,7 +137,7 @@ def test_no_more_than_a_window_of_rows_is_read_ahead_however_many_there_are(tmp_
         assert (len(rows), len(read)) == (WINDOW, number * WINDOW)
 
 
-def test_the_first_row_of_a_file_decides_on_its_format_even_when_a_run_goes_on_behind_it(tmp_path, tokenizer):
+def test_the_first_rows_of_a_file_decide_on_its_format_even_when_a_run_goes_on_behind_it(tmp_path, tokenizer):
     rows = [{"prompt": "a", "completion": "b"}] + [{"prompt": "a", "completion": "b", "messages": []}] * 5
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     encode = Encoder(tokenizer, DataConfig(), source(tmp_path / "a.jsonl"), None)

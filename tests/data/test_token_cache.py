@@ -83,10 +83,11 @@ def test_the_key_of_an_entry_changes_with_all_that_it_depends_on(tmp_path, token
     keys = [first, key(), key(61)]
     chats.write_text(text)
     keys += [key(loss_on="last"), key(on_long="split"), key(on_bad_row="skip"), key(format="messages"), key(block_size=64)]
+    keys.append(key(columns={"messages": "chat"}))
     assert key(text_column="x") not in keys
-    assert key(shuffle_window=7) == key() == first
-    tokenizer.chat_template += " "
-    keys.append(key())
+    assert key(shuffle_window=7) == key(date="2026-11-28") == key() == first
+    tokenizer.chat_template += "{{ strftime_now('%d %b %Y') }}"
+    keys += [key(), key(date="2026-11-28"), key(date="2026-11-29")]
     tokenizer.add_tokens(["something"])
     keys.append(key())
     assert len(set(keys)) == len(keys)

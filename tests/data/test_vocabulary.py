@@ -46,8 +46,11 @@ def test_a_row_with_a_token_beyond_the_embeddings_is_refused_before_training(tmp
     line = f"rows.jsonl:2: the token {beyond} has id 512, but the model has embeddings for 512 tokens only"
     with pytest.raises(DataError, match=line):
         run(tmp_path, short_model, data)
-    assert main(["data", f"model.path={short_model}", f"data.path={data}"]) == 1
-    assert line in capsys.readouterr().out
+    mixed = [{"text": f"a {beyond} b"}, {"input_ids": [1, 512]}, json.loads(data.read_text().splitlines()[1])]
+    for row in mixed:
+        data.write_text((json.dumps(row) + "\n") * 2, encoding="utf-8")
+        assert main(["data", f"model.path={short_model}", f"data.path={data}"]) == 1
+        assert line in capsys.readouterr().out
 
 
 def test_unused_tokens_beyond_the_embeddings_are_reported_and_do_no_harm(tmp_path, short_model, capsys):

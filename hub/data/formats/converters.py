@@ -19,7 +19,7 @@ _SHAREGPT_ROLES = {
     "gpt": "assistant",
     "assistant": "assistant",
     "model": "assistant",
-    "function_call": "assistant",
+    "function_call": "function_call",
     "tool": "tool",
     "observation": "tool",
 }
@@ -90,9 +90,6 @@ def from_sharegpt(row: Row, format: str) -> Conversation:
             )
         message = {key: item for key, item in turn.items() if key not in ("from", "value")}
         message |= {"role": _SHAREGPT_ROLES[speaker], "content": value}
-        if speaker == "function_call":
-            calls = json_if_text(value, row.where, f"the function call in message {number}")
-            message |= {"content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
         messages.append(message)
     return _conversation(row, format, messages, BESIDE, ("conversations", "system"))
 
