@@ -82,7 +82,7 @@ def test_a_folder_that_the_algorithm_can_not_train_is_refused_before_a_run_folde
 
 def test_a_model_of_the_model_hub_is_refused_when_its_config_is_there(base, tmp_path, hub, monkeypatch):
     folder = described(Path(shutil.copytree(base, tmp_path / "stored")), load_in_4bit=True)
-    monkeypatch.setattr(weights, "_from_hub", lambda model, say: folder)
+    monkeypatch.setattr(weights, "_from_hub", lambda *given: folder)
     said = hub("algo=sft", "model.path=org/name", *RUN)
     assert said.code == 2
     (problem,) = said.problems
