@@ -14,6 +14,7 @@ from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, samples_of
 from hub.errors import DivergedError, Interrupted
 from hub.models.multimodal import auto_class
+from hub.models.saved_folder import line_on_base
 from hub.models.structure import base_of, outside_text
 from hub.parallel.group import barrier, max_over_ranks
 from hub.parallel.strategy import full_weights
@@ -111,6 +112,7 @@ class _Fit:
 
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         self.recipe.save(self.model, folder, weights)
+        self.setup.complete_folder(folder)
 
     def _announce(self) -> None:
         lines, plan = mix_lines(self.source)
@@ -131,6 +133,8 @@ class _Fit:
         if self.num_outside_text:
             outside = f"{self.num_outside_text:,} parameters that no text passes through stay as they are"
             self.run.say(f"the text part trains; {outside}")
+        if hasattr(self.model, "peft_config") and (line := line_on_base(self.cfg.model)):
+            self.run.say(line)
         for line in [*length_lines(self.source, self.algo), *lines]:
             self.run.say(line)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import AutoPeftModelForCausalLM
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hub import compose
 from hub.compose import runfile
@@ -43,7 +43,8 @@ def loss_of(model, cfg, tokenizer) -> float:
 def test_a_kind_of_adapter_loads_as_it_was_trained(tmp_path, options):
     family = "qwen2" if "bias" in options else "llama"
     cfg, result = train(tmp_path, "algo=lora_sft", f"model.path=tiny:{family}", "model.dtype=float32", options)
-    model = AutoPeftModelForCausalLM.from_pretrained(result.model_path, dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(result.base_model_path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, result.model_path).eval()
     assert loss_of(model, cfg, AutoTokenizer.from_pretrained(result.model_path)) == pytest.approx(result.eval_loss, abs=1e-4)
 
 
