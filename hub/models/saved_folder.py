@@ -71,11 +71,13 @@ def complete_folder(folder: Path, base: Path, cfg: ModelConfig, tokenizer: PreTr
     """Add to a saved folder what the base has beside its weights, and name the base as the user did.
 
     Args:
-        folder: a model or an adapter, just saved.
+        folder: a model or an adapter, just saved. If transformers and peft did not save it, it stays as it is.
         base: local folder of the base model.
         cfg: the options of the model. With a local `path` the folder's files keep that path.
         tokenizer: the one that was saved.
     """
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return
     for pattern in BESIDE_WEIGHTS:
         for file in sorted(base.glob(pattern)):
             if file.is_file() and not (folder / file.name).exists():
