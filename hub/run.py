@@ -86,6 +86,9 @@ class Result:
     def _rows(self) -> list[tuple[str, str]]:
         """Names and values, for people."""
         losses = [f"{loss:.4f}" for loss in (self.eval_loss_before, self.eval_loss) if loss is not None]
+        file = self.run_path / "verify.json"
+        checks = json.loads(file.read_text(encoding="utf-8"))["checks"] if file.is_file() else []
+        num_failed = sum(check["holds"] is False for check in checks)
         rows = [
             ("status", self.status),
             ("algorithm", f"{self.algo}, backend {self.backend}"),
@@ -96,6 +99,7 @@ class Result:
             ("tokens/s", f"{self.tokens_per_second:,.0f}" if self.tokens_per_second else ""),
             ("peak memory", f"{self.peak_memory_gb:.1f} GB" if self.peak_memory_gb is not None else ""),
             ("time", f"{self.seconds:,.0f} s"),
+            ("checks", f"{len(checks) - num_failed} passed, {num_failed} failed, see {file}" if checks else ""),
             ("error", self.error or ""),
             ("model", str(self.model_path or "")),
             ("run folder", str(self.run_path)),

@@ -73,7 +73,7 @@ def test_a_wheel_holds_its_package_with_conf_and_nothing_else(wheels):
     for name, wheel in wheels.items():
         held = {file for file in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in file}
         if name == "finetune_hub":
-            expected = {f"hub/{file}" for file in files_below(ROOT / "hub", "*.py", "*.jinja")}
+            expected = {f"hub/{file}" for file in files_below(ROOT / "hub", "*.py", "*.pyi", "*.jinja", "py.typed")}
             expected |= {f"hub/conf/{file}" for file in files_below(ROOT / "conf", "*.yaml", "*.md")}
             assert "hub/conf/config.yaml" in held
         else:
