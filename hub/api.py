@@ -8,10 +8,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, make_dataclass
+from inspect import Parameter, Signature, signature
 from itertools import chain, islice
 from os import PathLike, fspath
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import hub.data as data_package
@@ -53,7 +54,7 @@ def run(
     *,
     model: str | PathLike[str] | None = None,
     data: Data | None = None,
-    track: str = "none",
+    track: str | None = "none",
     **options: Any,
 ) -> Result:
     """Train with any algorithm, and wait until it ends.
@@ -109,7 +110,7 @@ def show(
     *,
     model: str | PathLike[str] | None = None,
     data: Data | None = None,
-    track: str = "none",
+    track: str | None = "none",
     **options: Any,
 ) -> Options:
     """Every option of a run with its value, where that comes from, and what it means. Nothing is started.
@@ -160,7 +161,7 @@ def check_data(data: Data, *, model: str | PathLike[str], algo: str | None = Non
     from hub.compose.compose import compose
     from hub.launch.preflight import prepare_data
 
-    overrides, values = _arguments(algo, model, data, "none", options)
+    overrides, values = _arguments(algo, model, data, options.pop("track", "none"), options)
     cfg = prepare_data(compose(*overrides, values=values))
     from hub.data.doctor.examine import examine
     from hub.data.doctor.page import page
@@ -177,13 +178,39 @@ def check_data(data: Data, *, model: str | PathLike[str], algo: str | None = Non
     return DataReport(examined.report(), page(examined, tokenizer), examined.spoils)
 
 
+class _Signature(Signature):
+    """The signature of a call with every option, from which a running notebook completes. Plugins load when it is asked for."""
+
+    def __init__(self, call: Callable[..., Any], algo: str | None = None) -> None:
+        of_call = signature(call)
+        super().__init__(list(of_call.parameters.values()), return_annotation=of_call.return_annotation)
+        self._algo = algo
+
+    @property
+    def parameters(self) -> MappingProxyType[str, Parameter]:
+        from hub.plugins.registry import registry
+
+        *own, rest = super().parameters.values()
+        algorithm = registry().algorithms.get(self._algo or "")
+        names = _owners(algorithm.config if algorithm else AlgoConfig)
+        every = {name: Parameter(name, Parameter.KEYWORD_ONLY, default=...) for name in ("track", *names)}
+        known = {parameter.name: parameter for parameter in own}
+        return MappingProxyType(known | {name: one for name, one in every.items() if name not in known} | {rest.name: rest})
+
+
+for call, algorithm in ((sft, "sft"), (lora_sft, "lora_sft"), (osft, "osft"), (run, None), (verify, None), (show, None)):
+    vars(call)["__signature__"] = _Signature(call, algorithm)
+
+
 class _CallableData(ModuleType):
     """The package hub.data, which is the verb `data` too."""
+
+    __signature__ = _Signature(check_data)
 
     def __call__(self, data: Data, *, model: str | PathLike[str], algo: str | None = None, **options: Any) -> DataReport:
         return check_data(data, model=model, algo=algo, **options)
 
-    __call__.__doc__ = check_data.__doc__
+    __call__.__doc__, __call__.__qualname__ = check_data.__doc__, "data"
 
 
 # The verbs are calls of the same names, and a package has this one. Python lets a module have a class of its own.
@@ -218,7 +245,7 @@ def register(
 
 
 def _arguments(
-    algo: str | None, model: str | PathLike[str] | None, data: Data | None, track: str, options: dict[str, Any]
+    algo: str | None, model: str | PathLike[str] | None, data: Data | None, track: str | None, options: dict[str, Any]
 ) -> tuple[list[str], dict[str, Any]]:
     """The arguments of a call as overrides that choose presets, and as values of options.
 
@@ -229,6 +256,8 @@ def _arguments(
     from hub.compose.compose import compose, groups
     from hub.plugins.registry import registry
 
+    if not isinstance(model, str | PathLike | None):
+        raise TypeError(f"model must be a preset's name, a folder or an id of the model hub, not {type(model).__name__}")
     presets = groups()
     if algo is not None and algo not in presets["algo"]:
         plugins, near = registry(), did_you_mean(algo, presets["algo"])
@@ -252,9 +281,15 @@ def _arguments(
         if near:
             raise ConfigError(f"{part}={given!r}: there is no such preset, file or folder.{near}")
         values.setdefault(part, {})["path"] = given
-    if track != "none":
+    if track not in (None, "none"):
         overrides.append(f"track={track}")
     return overrides, values
+
+
+def _owners(config: type[AlgoConfig]) -> dict[str, str]:
+    """Keyword of an option -> the section of the config that it belongs to. Empty: the run itself."""
+    owners = {item.name: part for part, cls in PARTS.items() for item in fields(cls) if item.name not in BY_ARGUMENT}
+    return owners | {item.name: "algo" for item in fields(config)} | dict.fromkeys(TOP, "")
 
 
 def _in_memory(data: Iterable[Any], output_dir: str) -> dict[str, Any]:
@@ -282,8 +317,7 @@ def _source(given: DataSource | Mapping[str, Any]) -> dict[str, Any]:
 
 def _sort(algo: str | None, config: type[AlgoConfig], options: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments by the section of the config that they belong to."""
-    owners = {item.name: part for part, cls in PARTS.items() for item in fields(cls) if item.name not in BY_ARGUMENT}
-    owners |= {item.name: "algo" for item in fields(config)}
+    owners = _owners(config)
     sorted_values: dict[str, Any] = {}
     unknown = []
     for given, value in options.items():
@@ -292,12 +326,12 @@ def _sort(algo: str | None, config: type[AlgoConfig], options: dict[str, Any]) -
             value = fspath(value)
         elif isinstance(value, tuple | set):
             value = list(value)
-        if name in TOP:
+        if owners.get(name) == "":
             sorted_values[name] = value
         elif name in owners:
             sorted_values.setdefault(owners[name], {})[name] = value
         else:
-            near = did_you_mean(given, [*owners, *TOP, "model", "data", "track"])
+            near = did_you_mean(given, [*owners, "model", "data", "track"])
             unknown.append(f"{algo or 'a run without algorithm'} has no option {given!r}.{near}")
     if unknown:
         raise TypeError(f"{' '.join(unknown)} python -m hub show algo={algo or 'NAME'} lists all")

@@ -7,6 +7,7 @@ from io import StringIO
 from shutil import get_terminal_size
 from typing import Any
 
+from hub.errors import did_you_mean
 from hub.tables import as_html
 
 HEAD = ("option", "value", "from", "meaning")
@@ -46,7 +47,7 @@ class Options(Mapping[str, Any]):
     def _named(self, name: str) -> Iterator[Option]:
         found = [option for option in self.options if name in (option.name, option.name.rpartition(".")[2])]
         if not found:
-            raise KeyError(name)
+            raise KeyError(f"{name}: there is no such option.{did_you_mean(name, [o.name for o in self.options])}")
         return iter(found)
 
     def _rows(self) -> list[list[str]]:

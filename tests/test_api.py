@@ -270,7 +270,7 @@ def test_show_has_every_option_and_data_and_verify_do_what_the_verbs_do(capsys):
     assert "<td" in shown._repr_html_()
 
     rows = [{"prompt": f"What is {number}?", "completion": str(number)} for number in range(4)]
-    examined = hub.data([*rows, rows[0]], model="tiny", lora_r=4, algo="lora_sft")
+    examined = hub.data([*rows, rows[0]], model="tiny", lora_r=4, algo="lora_sft", track="tensorboard")
     assert examined.report["tokens"]["num_samples"] == 5
     assert "[[0<|im_end|>]]" in examined.page
     assert "copies" in repr(examined) or "duplicate" in repr(examined)

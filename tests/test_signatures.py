@@ -1,6 +1,7 @@
 """hub/__init__.pyi, from which editors and type checkers know the Python calls."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -30,11 +31,14 @@ def test_every_documented_option_is_a_keyword_of_its_call_and_is_taken():
         keywords = {argument.arg for argument in FUNCTIONS[name].args.kwonlyargs}
         assert keywords - {"model", "data", "track", "nproc"} == documented(name)
         assert len(keywords) > 70
+        # A running notebook completes from the functions themselves.
+        assert set(inspect.signature(getattr(hub, name)).parameters) == keywords - {"nproc"} | {"options"}
         defaults = hub.show(name)
         values = {option: defaults[option] for option in documented(name)}
         shown = hub.show(name, **values)
         assert {option.source for option in shown.options if option.name not in SET_BY_ARGUMENTS} == {"keyword"}
     assert {argument.arg for argument in FUNCTIONS["run"].args.kwonlyargs} >= {"resume", "seed", "model"}
+    assert {"resume", "eval_fraction", "model", "seed"} <= inspect.signature(hub.data).parameters.keys()
     assert (ROOT / "hub" / "py.typed").is_file()
 
 

@@ -112,7 +112,7 @@ def _leading(name: str) -> dict[str, Argument]:
     if name == "data":
         return {"data": data, "model": model, "algo": algo}
     first = {} if name in CALLS else {"algo": algo}
-    return first | {"model": model, "data": data, "track": Argument("str", ' = "none"', "")}
+    return first | {"model": model, "data": data, "track": Argument("str | None", ' = "none"', "")}
 
 
 def _keywords(options: type[AlgoConfig], name: str) -> Iterator[tuple[str, Argument]]:
