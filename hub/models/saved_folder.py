@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hub.config.schema import ModelConfig
 from hub.models.multimodal import copy_processor
@@ -92,8 +92,10 @@ def complete_folder(folder: Path, base: Path, cfg: ModelConfig, tokenizer: PreTr
 def _write_added_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the tokens that a SentencePiece file does not have, as transformers 4 did: llama.cpp reads them there."""
     file = folder / "added_tokens.json"
+    if file.exists() or not (folder / "tokenizer.model").exists() or not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return
     added = {token: number for token, number in tokenizer.get_added_vocab().items() if number >= tokenizer.vocab_size}
-    if added and not file.exists() and (folder / "tokenizer.model").exists():
+    if added:
         _write(file, dict(sorted(added.items(), key=lambda item: item[1])))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -74,15 +73,15 @@ def test_no_path_of_this_machine_leaves_with_a_model(tmp_path, snapshot, algo, r
 def test_a_base_that_is_a_folder_stays_a_path_and_one_line_says_so(tmp_path, capsys):
     folder = tiny_model(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    words = json.loads((folder / "tokenizer.json").read_text())
+    words["added_tokens"].append({**words["added_tokens"][-1], "id": len(tokenizer), "content": "<|own|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(words))
     (folder / "tokenizer.model").write_text("pieces")
     result = train(tmp_path, "algo=lora_sft", f"model.path={folder}")
     adapter = json.loads((result.model_path / "adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == (str(folder), None)
     assert capsys.readouterr().out.count(f"the adapter will name its base by the folder that was given, {folder}. To ") == 1
-    added = {token: number for token, number in tokenizer.get_added_vocab().items() if number >= tokenizer.vocab_size}
-    written = result.model_path / "added_tokens.json"
-    assert (json.loads(written.read_text()) if written.exists() else {}) == added
-    shutil.rmtree(folder)
+    assert json.loads((result.model_path / "added_tokens.json").read_text()) == {"<|own|>": len(tokenizer)}
 
 
 def test_an_adapter_of_a_made_base_names_it_as_the_user_did_and_the_last_line_loads_it(tmp_path):
