@@ -1,5 +1,6 @@
 """Pages of the command line: overview, help, options with their sources, plugins, the result of a run."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -145,10 +146,14 @@ def result_lines(result: Result) -> list[str]:
 
 def _loader(result: Result, adapter: bool, options: str) -> str:
     """The Python expression that loads what a run has made."""
+    assert result.model_path is not None
     chosen = Run(result.run_path).plan().get("auto_class", "AutoModelForCausalLM")
     if not adapter:
         return f"transformers.{chosen}.from_pretrained('{result.model_path}'{options})"
-    if chosen == "AutoModelForCausalLM":
+    named = json.loads((result.model_path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base_path = result.base_model_path
+    by_name = named == str(base_path) or (base_path is not None and base_path.parent.name == "snapshots")
+    if chosen == "AutoModelForCausalLM" and by_name:  # else peft finds no base of that name: it was made on this machine
         return f"peft.AutoPeftModelForCausalLM.from_pretrained('{result.model_path}'{options})"
     base = f"transformers.{chosen}.from_pretrained('{result.base_model_path}'{options})"
     return f"peft.PeftModel.from_pretrained({base}, '{result.model_path}')"

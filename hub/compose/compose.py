@@ -54,6 +54,15 @@ def register_schemas() -> None:
         store.store(group="algo", name=name, node=algorithm.config, provider=registry().owners[name])
 
 
+def store_schema(algorithm: str) -> None:
+    """Register the dataclass of an algorithm that was added to the registry later, or replaced."""
+    register_schemas()
+    found = registry()
+    ConfigStore.instance().store(
+        group="algo", name=algorithm, node=found.algorithms[algorithm].config, provider=found.owners[algorithm]
+    )
+
+
 @contextmanager
 def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
     """Yield Hydra's config loader with the hub's search path. The state of an enclosing Hydra app is restored at the end.

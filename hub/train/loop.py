@@ -14,6 +14,7 @@ from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, samples_of
 from hub.errors import DivergedError, Interrupted
 from hub.models.multimodal import auto_class
+from hub.models.saved_folder import line_on_base
 from hub.models.structure import base_of, outside_text
 from hub.parallel.group import barrier, max_over_ranks
 from hub.parallel.strategy import full_weights
@@ -83,6 +84,7 @@ class _Fit:
         self.done = 0
         self.skipped_in_a_row = self.skipped = 0
         self.eval_before: float | None = None
+        self.logged_before = False
         self.eval_loss: float | None = None
         self.meter, self.spikes = Meter(), SpikeMeter()
         self.recent: deque[float] = deque(maxlen=NUM_RECENT)
@@ -111,6 +113,7 @@ class _Fit:
 
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         self.recipe.save(self.model, folder, weights)
+        self.setup.complete_folder(folder)
 
     def _announce(self) -> None:
         lines, plan = mix_lines(self.source)
@@ -131,6 +134,8 @@ class _Fit:
         if self.num_outside_text:
             outside = f"{self.num_outside_text:,} parameters that no text passes through stay as they are"
             self.run.say(f"the text part trains; {outside}")
+        if hasattr(self.model, "peft_config") and (line := line_on_base(self.cfg.model)):
+            self.run.say(line)
         for line in [*length_lines(self.source, self.algo), *lines]:
             self.run.say(line)
 
@@ -156,6 +161,7 @@ class _Fit:
             if self.eval_before is not None:
                 count = len(self.data.evaluation)
                 self.progress.say(f"held-out loss before training {self.eval_before:.4f} ({count} samples)")
+                self.tracking.log(0, {"eval_loss": self.eval_before})
         stop_request.in_loop = True
         # Objects made so far live to the end. Frozen, they cost Python's collector no time while the GPU waits.
         gc.collect()
@@ -314,6 +320,9 @@ class _Fit:
     def _log(self, metrics: dict[str, float]) -> None:
         if "skipped" not in metrics:
             self.recent.append(metrics["loss"])
+        if self.eval_before is not None and not self.logged_before:
+            metrics["eval_loss_before"] = self.eval_before
+        self.logged_before = True
         self.run.log(metrics)
         self.progress.step(self.done, metrics)
         if "eval_loss" in metrics:
@@ -371,6 +380,7 @@ class _Fit:
             self.layout = replace(self.layout, max_tokens=state["max_tokens"])
         lines = [line for line in read_metrics(self.run.metrics_file) if "skipped" not in line]
         self.recent.extend(line["loss"] for line in lines[-NUM_RECENT:])
+        self.logged_before = any("eval_loss_before" in line for line in lines)
 
     def _observe(self, hook: str, **values: object) -> None:
         if self.run.is_main:
