@@ -27,6 +27,8 @@ ZERO = ("zero1", "zero2", "zero3")
 """Values of `launch.strategy` that use DeepSpeed."""
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 """Values of `model.quantization`: how weights may be stored besides in full."""
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "swanlab", "clearml", "aim", "dvclive")
+"""Values of `track.tool`: all that accelerate knows."""
 PARTS = ("algo", "model", "data", "launch", "track")
 """The sections of a config. Each is a group of presets too."""
 _LONGEST_NAME = 255
@@ -290,12 +292,12 @@ class LaunchConfig:
 class TrackConfig:
     """Where metrics are logged besides metrics.jsonl. Credentials come from the environment, never from options."""
 
-    tool: str = option("none", choices=("none", "tensorboard", "wandb", "mlflow"))
-    """Tracker, through accelerate. wandb: its files are in the run folder, or in WANDB_DIR. mlflow: the store of
-    MLFLOW_TRACKING_URI. A resumed run continues the same run of the tracker."""
+    tool: str = option("none", choices=TRACKERS)
+    """Tracker, through accelerate. docs/runs.md says where each stores what. A resumed run continues the same run of the
+    tracker."""
 
     project: str = "hub"
-    """Project (wandb), experiment (mlflow) or folder name (tensorboard)."""
+    """Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard)."""
 
 
 @dataclass(kw_only=True)
