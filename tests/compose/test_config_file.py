@@ -122,6 +122,7 @@ def test_a_group_of_ones_own_can_be_chosen_in_a_file(file, tmp_path):
         ("algo: {name: sft, seed: x}\n", ['exp.yaml: algo.seed=x is not allowed. Allowed: a whole number']),
         ("model: org/name\n", ["exp.yaml: model=org/name: there is no such preset. For a file, a folder or an id"]),
         ("model.path: !!python/name:os.system\n", ["exp.yaml: line 1: tag:yaml.org,2002:python/name:os.system is not allowed"]),
+        ("model: {_target_: os.system}\n", ["exp.yaml: model._target_: there is no such option."]),
         ("model.trust_remote_code: true\n", [
             "exp.yaml has model.trust_remote_code=true, which runs code. If you trust the file, type that too"]),
         ("algo: [a, b]\n", ["exp.yaml: algo=[\"a\",\"b\"]: name one preset."]),

@@ -92,7 +92,7 @@ def test_the_config_to_begin_from_has_no_problems():
         ({"launch": {"python": "/no/python"}}, "launch.python=/no/python: there is no such interpreter"),
         (
             {"track": {"tool": "wandbb"}},
-            "track.tool=wandbb is not allowed. Allowed: none, tensorboard, wandb, mlflow. Did",
+            "track.tool=wandbb is not allowed. Allowed: none, tensorboard, wandb, mlflow, trackio,",
         ),
     ],
 )
