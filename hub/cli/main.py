@@ -112,7 +112,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     try:
         known, words = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
+        flag = error.argument_name or ""
+        raise ConfigError(f"{flag}: type {flag} {FLAGS[flag][0]}" if flag in FLAGS else str(error)) from None
     if unknown := [word for word in words if word.startswith("-")]:
         near = did_you_mean(unknown[0], FLAGS)
         raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(FLAGS)}.{near}")

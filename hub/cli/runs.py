@@ -93,7 +93,8 @@ def remove_runs(folder: str, keep: int, confirmed: bool) -> int:
     size = _size(sum(entry.size for entry in gone))
     if not confirmed:
         _print_table(gone)
-        print(f"{_count(gone)} of {len(entries)}, {size}, would go. To remove them type: hub runs {folder} --keep {keep} --yes")
+        command = "hub runs" if folder == DEFAULT_FOLDER else f"hub runs {folder}"
+        print(f"{_count(gone)} of {len(entries)}, {size}, would go. To remove them type: {command} --keep {keep} --yes")
         return 0
     for entry in gone:
         if entry.path.is_symlink():

@@ -66,7 +66,7 @@ def _options(part: Any, prefix: str, sources: Mapping[str, str]) -> Iterator[Opt
         yield Option(name, safe, default, sources.get(name, DEFAULT), words, bool(choices), docs.get(item.name, ""))
 
 
-def select(options: Sequence[Option], words: Sequence[str]) -> list[Option]:
+def select(options: Sequence[Option], words: Sequence[str], has_algorithm: bool) -> list[Option]:
     """The options whose names begin with one of the words; for a word that begins none, those that contain it.
 
     Raises:
@@ -79,7 +79,10 @@ def select(options: Sequence[Option], words: Sequence[str]) -> list[Option]:
         if not names:
             last = {option.name.rpartition(".")[2]: option.name for option in options}
             near = did_you_mean(word, [*last, *last.values()])
-            raise ConfigError(f"show {word}: no option has this in its name.{near} Type e.g. show algo. for a section")
+            hint = (
+                "Type e.g. show algo. for a section" if has_algorithm else "For options of an algorithm type algo=NAME as well"
+            )
+            raise ConfigError(f"show {word}: no option has this in its name.{near} {hint}")
         wanted |= set(names)
     return [option for option in options if option.name in wanted]
 

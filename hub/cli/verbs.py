@@ -96,12 +96,13 @@ def show(words: list[str], flags: Flags) -> int:
     """Print the composed config: each option, its value, its source, its meaning."""
     from hub.cli.show import options_of, page, problems_of, select
     from hub.compose.compose import compose, origins
+    from hub.config.schema import AlgoConfig
 
     names = [word for word in words if "=" not in word and word[:1] not in "~+"]
     overrides = [word for word in words if word not in names]
     cfg = compose(*overrides, config_dir=flags.config_dir)
     options = options_of(cfg, origins(*overrides, config_dir=flags.config_dir))
-    options = select(options, names) if names else options
+    options = select(options, names, type(cfg.algo) is not AlgoConfig) if names else options
     if flags.json:
         print_json({"options": [asdict(option) for option in options], "problems": problems_of(cfg)})
     else:

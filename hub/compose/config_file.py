@@ -1,7 +1,8 @@
 """A config file of one's own, `python -m hub exp.yaml`: the options of a command line, written as YAML.
 
-A section is the name of a choice (`model: tiny`) or a mapping of options, in which `name` is the choice. Options may also be
-written with their full names (`algo.num_epochs: 2`). A run's own run.yaml is such a file. What is typed wins over the file.
+A section is the name of a choice (`model: tiny`), the path of a model or of data (`data: chats.jsonl`), or a mapping of
+options, in which `name` is the choice. Options may also be written with their full names (`algo.num_epochs: 2`). A run's own
+run.yaml is such a file. What is typed wins over the file.
 """
 
 import os
@@ -16,9 +17,10 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode, YAMLError  # type:
 from hub.compose.compose import hydra_session
 from hub.compose.options import GROUPS
 from hub.compose.overrides import FromFile, parse, quoted
-from hub.compose.presets import option_keys, yaml_message
+from hub.compose.presets import group_options, option_keys, yaml_message
 from hub.config.schema import PARTS, RunConfig
 from hub.errors import ConfigError
+from hub.plugins.registry import registry
 
 ENDINGS = (".yaml", ".yml", ".json")
 OF_ONE_RUN = ("run_name", "resume", "resume_with_changes")
@@ -50,11 +52,13 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
         names = {item.key_or_group for item in words}
         if "experiment" in names:
             raise ConfigError(f"{file} is an experiment itself. Leave experiment= out, or write it into the file")
+        _take_paths(loader, found)
+        _check_algorithm(file, found, names)
         replaced = set(names)
         for item in words:
             if item.key_or_group == "algo" and isinstance(item.value(), str):
                 loaded = loader.repository.load_config(f"algo/{item.value()}")
-                is_preset = loaded is not None and loaded.header and not loaded.path.startswith("structured")
+                is_preset = loaded is not None and not loaded.is_schema_source
                 replaced |= {f"algo.{key}" for key in option_keys(loaded.config)} if is_preset else set()
     kept = {
         name: value
@@ -64,6 +68,23 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
     if code := [f"{name}={kept[name]}" for name in RUN_CODE if kept.get(name, "null") not in ("null", "false")]:
         raise ConfigError(f"{file} has {' '.join(code)}, which runs code. If you trust the file, type that too")
     return [FromFile(f"{name}={value}", file) for name, value in kept.items()]
+
+
+def _take_paths(loader: Any, found: dict[str, str]) -> None:
+    """Make a model or data that is named by its path the option `path`."""
+    for part in ("model", "data"):
+        choice = found.get(part, "").strip('"')
+        if set("./:") & set(choice) and choice not in group_options(loader, part) and f"{part}.path" not in found:
+            found[f"{part}.path"] = found.pop(part)
+
+
+def _check_algorithm(file: str, found: dict[str, str], typed: set[str]) -> None:
+    """Refuse options of an algorithm that nothing chooses. An experiment or a group of one's own may choose it."""
+    options = {item.name for item in fields(RunConfig)} - {"algo"}
+    chosen = {name for name in {*found, *typed} if "." not in name and name not in options}
+    if not chosen and any(name.startswith("algo.") for name in found):
+        known = ", ".join(sorted(registry().algorithms)) or "none is installed"
+        raise ConfigError(f"{file}: algo: names no algorithm. Write name: NAME in it, or type algo=NAME, one of: {known}")
 
 
 def _text(file: str) -> str:

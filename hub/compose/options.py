@@ -17,6 +17,30 @@ GROUPS = (*PARTS, "experiment")
 """The groups in the defaults list of conf/config.yaml. Plugins and --config-dir may add others."""
 
 
+ELSEWHERE = {
+    "base_model": "model.path",
+    "dataset_name": "data.path",
+    "datasets": "data.mix",
+    "eval_steps": "algo.eval_every_steps",
+    "gradient_accumulation_steps": "algo.effective_batch_size",
+    "logging_steps": "algo.log_every_steps",
+    "lora_rank": "algo.lora_r",
+    "lr_scheduler_type": "algo.lr_scheduler",
+    "max_length": "data.max_seq_len",
+    "max_seq_length": "data.max_seq_len",
+    "micro_batch_size": "algo.effective_batch_size",
+    "model_name_or_path": "model.path",
+    "num_train_epochs": "algo.num_epochs",
+    "optim": "algo.optimizer",
+    "per_device_train_batch_size": "algo.effective_batch_size",
+    "report_to": "track.tool",
+    "save_steps": "algo.save_every_steps",
+    "save_total_limit": "algo.keep_checkpoints",
+    "sequence_len": "data.max_seq_len",
+}
+"""Names of options in other trainers -> the option here, for a hint."""
+
+
 def library_message(error: Exception) -> str:
     """What Hydra or OmegaConf said, without its details about itself, in one line."""
     lines = [line.strip() for line in str(error).partition("\nConfig search path")[0].splitlines()]
@@ -95,6 +119,8 @@ def _unknown(node: DictConfig, name: str, algorithms: Mapping[str, Algorithm]) -
     known = list(_names(RunConfig, own))
     if own is AlgoConfig:
         known += [f"algo.{item.name}" for algorithm in algorithms.values() for item in fields(algorithm.config)]
+    if (same := ELSEWHERE.get(last)) in known:
+        return f"{name}: there is no such option. Here it is {same}"
     near = did_you_mean(name, [*GROUPS, *(word for word in known if "." not in word)]) if not first else ""
     near = near or _nearest(name, known)
     return f"{name}: there is no such option.{near or ' python -m hub show algo=NAME lists all.'}"

@@ -125,7 +125,7 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
             "--config-dir works with train and verify and data and show and completion only, not",
         ),
         (["data", "--keep", "3"], "--keep works with runs only, not with data"),
-        (["--config-dir"], "argument --config-dir: expected one argument"),
+        (["--config-dir"], "--config-dir: type --config-dir DIR"),
         (["--config-dir", "nowhere", "algo=sft"], "--config-dir nowhere: there is no such folder"),
         (["algo=sft", "show"], "can't read 'show': options are written NAME=VALUE, and a verb comes first"),
         (["show", "--multirun"], "--multirun works with train only, not with show"),

@@ -62,7 +62,7 @@ def test_keep_lists_what_would_go_and_removes_it_only_with_yes(hub, make, tmp_pa
     (tmp_path / "runs/run4/elsewhere").symlink_to(tmp_path)
     (tmp_path / "runs/notes").mkdir()
     said = hub("runs", "--keep", "2")
-    assert "3 runs of 5, 9.4 kB, would go. To remove them type: hub runs runs --keep 2 --yes" in said.out
+    assert "3 runs of 5, 9.4 kB, would go. To remove them type: hub runs --keep 2 --yes" in said.out
     assert len(names(hub)) == 5
     assert hub("runs", "--keep", "2", "--yes").out.splitlines()[-1] == "removed 3 runs, 9.4 kB"
     assert names(hub) == ["run0", "run1"]

@@ -63,10 +63,16 @@ def test_a_value_is_what_yaml_says_and_a_text_what_was_written(file, text, name,
         with pytest.raises(ConfigError, match=r"^exp.yaml: line 1: algo. is not the name of an option$"):
             file(text)
         return
-    found = file(f"{text}\n")
+    found = file(f"{text}\n", "algo=sft")
     for part in name.split("."):
         found = getattr(found, part)
     assert ([(item.path, item.weight) for item in found] if isinstance(found, list) else found) == value
+
+
+def test_a_path_may_stand_for_a_section(file):
+    cfg = file("model: org/name\ndata: chats.jsonl\n")
+    assert (cfg.model.path, cfg.data.path) == ("org/name", "chats.jsonl")
+    assert file("model: tiny:qwen3\ndata: tiny\n").model.path == "tiny:qwen3"
 
 
 def test_what_is_typed_wins_and_a_typed_choice_replaces_its_section(file):
@@ -120,7 +126,8 @@ def test_a_group_of_ones_own_can_be_chosen_in_a_file(file, tmp_path):
             "exp.yaml: model=tinny: there is no such preset. Did you mean tiny?",
             "exp.yaml: modle.path: there is no such option. Did you mean model.path?"]),
         ("algo: {name: sft, seed: x}\n", ['exp.yaml: algo.seed=x is not allowed. Allowed: a whole number']),
-        ("model: org/name\n", ["exp.yaml: model=org/name: there is no such preset. For a file, a folder or an id"]),
+        ("algo: {lora_r: 8}\n", ["exp.yaml: algo: names no algorithm. Write name: NAME in it, or type algo=NAME, one"]),
+        ("algo: sft\noptim: x\n", ["exp.yaml: optim: there is no such option. Here it is algo.optimizer"]),
         ("model.path: !!python/name:os.system\n", ["exp.yaml: line 1: tag:yaml.org,2002:python/name:os.system is not allowed"]),
         ("model: {_target_: os.system}\n", ["exp.yaml: model._target_: there is no such option."]),
         ("model.trust_remote_code: true\n", [
