@@ -64,17 +64,36 @@ def sft(
     data: _Data,
     track: str | None = "none",
     learning_rate: float = 5e-06,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = "cosine",
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    warmup_start_ratio: float | None = None,
+    min_lr_ratio: float = 0.0,
+    lr_num_cycles: int | None = None,
+    lr_power: float | None = None,
+    lr_decay_steps: int | None = None,
+    lr_decay_ratio: float | None = None,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
+    lr_factor: float | None = None,
+    lr_patience: int | None = None,
     num_epochs: float = 2.0,
     max_steps: int | None = None,
     effective_batch_size: int | Literal["auto"] = "auto",
     max_tokens_per_gpu: int | Literal["auto"] = "auto",
     weight_decay: float = 0.0,
-    warmup_steps: int | None = None,
-    warmup_ratio: float | None = None,
-    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts"] = "cosine",
-    lr_num_cycles: int | None = None,
-    lr_power: float | None = None,
-    min_lr_ratio: float = 0.0,
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw",
     adam_beta1: float = 0.9,
     adam_beta2: float = 0.95,
@@ -109,6 +128,11 @@ def sft(
     streaming: bool = False,
     shuffle_window: int = 10000,
     num_rows: int | None = None,
+    add_tokens: list[str] = [],
+    add_special_tokens: list[str] = [],
+    resize_vocab: bool = False,
+    pad_vocab_to_multiple_of: int | None = None,
+    new_token_init: Literal["parts", "mean"] = "parts",
     revision: str | None = None,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     trust_remote_code: bool = False,
@@ -146,6 +170,26 @@ def sft(
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
         learning_rate: Peak learning rate. 5e-6 changes a pretrained model without much forgetting. LoRA needs about 40 times as
             much. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
         num_epochs: Passes over the training data. A third pass mostly memorizes. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -154,15 +198,6 @@ def sft(
         max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
             memory. At least 1.
         weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
-        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
-        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
-            0 and at most 1.
-        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
-        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
-            None: 2. At least 1.
-        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
-        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
-            lr_scheduler=constant. At least 0 and below 1.
         optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
         adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
         adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
@@ -215,6 +250,15 @@ def sft(
         shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
             or set more. At least 1.
         num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
@@ -244,7 +288,7 @@ def sft(
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
-        project: Project (wandb), experiment (mlflow) or folder name (tensorboard).
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
@@ -265,17 +309,36 @@ def lora_sft(
     data: _Data,
     track: str | None = "none",
     learning_rate: float = 0.0002,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = "cosine",
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    warmup_start_ratio: float | None = None,
+    min_lr_ratio: float = 0.0,
+    lr_num_cycles: int | None = None,
+    lr_power: float | None = None,
+    lr_decay_steps: int | None = None,
+    lr_decay_ratio: float | None = None,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
+    lr_factor: float | None = None,
+    lr_patience: int | None = None,
     num_epochs: float = 2.0,
     max_steps: int | None = None,
     effective_batch_size: int = 16,
     max_tokens_per_gpu: int | Literal["auto"] = "auto",
     weight_decay: float = 0.0,
-    warmup_steps: int | None = None,
-    warmup_ratio: float | None = None,
-    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts"] = "cosine",
-    lr_num_cycles: int | None = None,
-    lr_power: float | None = None,
-    min_lr_ratio: float = 0.0,
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw",
     adam_beta1: float = 0.9,
     adam_beta2: float = 0.95,
@@ -299,7 +362,9 @@ def lora_sft(
     bias: Literal["none", "all", "lora_only"] = "none",
     use_rslora: bool = False,
     use_dora: bool = False,
-    init: Literal["default", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq", "orthogonal"] = "default",
+    train_embeddings: bool = False,
+    modules_to_save: list[str] = [],
+    init: str = "default",
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     precision: Literal["auto", "fp8"] = "auto",
@@ -319,6 +384,11 @@ def lora_sft(
     streaming: bool = False,
     shuffle_window: int = 10000,
     num_rows: int | None = None,
+    add_tokens: list[str] = [],
+    add_special_tokens: list[str] = [],
+    resize_vocab: bool = False,
+    pad_vocab_to_multiple_of: int | None = None,
+    new_token_init: Literal["parts", "mean"] = "parts",
     revision: str | None = None,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     trust_remote_code: bool = False,
@@ -356,6 +426,26 @@ def lora_sft(
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
         learning_rate: Peak learning rate. Adapters start at zero and need at least ten times the learning rate of full
             fine-tuning. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
         num_epochs: Passes over the training data. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -364,15 +454,6 @@ def lora_sft(
         max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
             memory. At least 1.
         weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
-        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
-        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
-            0 and at most 1.
-        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
-        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
-            None: 2. At least 1.
-        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
-        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
-            lr_scheduler=constant. At least 0 and below 1.
         optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
         adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
         adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
@@ -402,8 +483,13 @@ def lora_sft(
         bias: Biases to train: none, all, or those of the adapted layers.
         use_rslora: Scale by alpha / sqrt(r), which stabilizes high ranks (arXiv 2312.03732).
         use_dora: Train direction and magnitude of the weights separately (DoRA, arXiv 2402.09353). Slower.
-        init: Initialization of A and B. default: A random, B zero. pissa: principal singular directions (arXiv 2404.02948).
-            loftq: arXiv 2310.08659.
+        train_embeddings: Train the embeddings and the output layer as a whole, besides the adapters. Of new tokens
+            (`model.add_tokens`) their own rows train in any case.
+        modules_to_save: Modules to train as a whole, besides the adapters, e.g. [norm]: names, or their last parts.
+        init: Initialization of A and B: default, gaussian, orthogonal, pissa, pissa_niter_16 (any number of iterations), olora
+            or loftq. default: A random, B zero. pissa: principal singular directions of the weights (arXiv 2404.02948). olora:
+            their QR decomposition (arXiv 2406.01775). Both are saved as a plain adapter of twice the rank. loftq: the error of
+            quantization to 4 bits (arXiv 2310.08659); the adapter belongs onto the base model in 4 bits.
         load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes.
         load_in_8bit: Quantize the frozen weights to 8 bits (LLM.int8()). Needs bitsandbytes.
         precision: auto: frozen weights and compute in `model.dtype`. fp8: matrix products with frozen linear layers in 8-bit
@@ -435,6 +521,15 @@ def lora_sft(
         shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
             or set more. At least 1.
         num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
@@ -464,7 +559,7 @@ def lora_sft(
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
-        project: Project (wandb), experiment (mlflow) or folder name (tensorboard).
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
@@ -485,17 +580,36 @@ def osft(
     data: _Data,
     track: str | None = "none",
     learning_rate: float = 5e-05,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = "cosine",
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    warmup_start_ratio: float | None = None,
+    min_lr_ratio: float = 0.0,
+    lr_num_cycles: int | None = None,
+    lr_power: float | None = None,
+    lr_decay_steps: int | None = None,
+    lr_decay_ratio: float | None = None,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
+    lr_factor: float | None = None,
+    lr_patience: int | None = None,
     num_epochs: float = 2.0,
     max_steps: int | None = None,
     effective_batch_size: int = 16,
     max_tokens_per_gpu: int | Literal["auto"] = "auto",
     weight_decay: float = 0.0,
-    warmup_steps: int | None = None,
-    warmup_ratio: float | None = None,
-    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts"] = "cosine",
-    lr_num_cycles: int | None = None,
-    lr_power: float | None = None,
-    min_lr_ratio: float = 0.0,
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw",
     adam_beta1: float = 0.9,
     adam_beta2: float = 0.95,
@@ -545,6 +659,11 @@ def osft(
     streaming: bool = False,
     shuffle_window: int = 10000,
     num_rows: int | None = None,
+    add_tokens: list[str] = [],
+    add_special_tokens: list[str] = [],
+    resize_vocab: bool = False,
+    pad_vocab_to_multiple_of: int | None = None,
+    new_token_init: Literal["parts", "mean"] = "parts",
     revision: str | None = None,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     trust_remote_code: bool = False,
@@ -582,6 +701,26 @@ def osft(
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
         learning_rate: Peak learning rate. Only some directions of each matrix are trained, which needs a higher rate than full
             fine-tuning. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
         num_epochs: Passes over the training data. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -590,15 +729,6 @@ def osft(
         max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
             memory. At least 1.
         weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
-        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
-        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
-            0 and at most 1.
-        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
-        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
-            None: 2. At least 1.
-        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
-        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
-            lr_scheduler=constant. At least 0 and below 1.
         optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
         adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
         adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
@@ -679,6 +809,15 @@ def osft(
         shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
             or set more. At least 1.
         num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
@@ -708,7 +847,7 @@ def osft(
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
-        project: Project (wandb), experiment (mlflow) or folder name (tensorboard).
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
@@ -730,17 +869,36 @@ def run(
     data: _Data | None = None,
     track: str | None = "none",
     learning_rate: float = ...,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = ...,
+    warmup_steps: int | None = ...,
+    warmup_ratio: float | None = ...,
+    warmup_start_ratio: float | None = ...,
+    min_lr_ratio: float = ...,
+    lr_num_cycles: int | None = ...,
+    lr_power: float | None = ...,
+    lr_decay_steps: int | None = ...,
+    lr_decay_ratio: float | None = ...,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
+    lr_factor: float | None = ...,
+    lr_patience: int | None = ...,
     num_epochs: float = ...,
     max_steps: int | None = ...,
     effective_batch_size: int | str = ...,
     max_tokens_per_gpu: int | str = ...,
     weight_decay: float = ...,
-    warmup_steps: int | None = ...,
-    warmup_ratio: float | None = ...,
-    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts"] = ...,
-    lr_num_cycles: int | None = ...,
-    lr_power: float | None = ...,
-    min_lr_ratio: float = ...,
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = ...,
     adam_beta1: float = ...,
     adam_beta2: float = ...,
@@ -773,6 +931,11 @@ def run(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
@@ -812,6 +975,26 @@ def run(
             rows, each a dictionary in one of the formats: they are written into `output_dir`.
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
         learning_rate: Peak learning rate, reached after warmup. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
         num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -820,15 +1003,6 @@ def run(
         max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
             memory. At least 1.
         weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
-        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
-        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
-            0 and at most 1.
-        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
-        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
-            None: 2. At least 1.
-        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
-        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
-            lr_scheduler=constant. At least 0 and below 1.
         optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
         adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
         adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
@@ -876,6 +1050,15 @@ def run(
         shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
             or set more. At least 1.
         num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
@@ -905,7 +1088,7 @@ def run(
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
-        project: Project (wandb), experiment (mlflow) or folder name (tensorboard).
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
@@ -928,17 +1111,36 @@ def verify(
     data: _Data,
     track: str | None = "none",
     learning_rate: float = ...,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = ...,
+    warmup_steps: int | None = ...,
+    warmup_ratio: float | None = ...,
+    warmup_start_ratio: float | None = ...,
+    min_lr_ratio: float = ...,
+    lr_num_cycles: int | None = ...,
+    lr_power: float | None = ...,
+    lr_decay_steps: int | None = ...,
+    lr_decay_ratio: float | None = ...,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
+    lr_factor: float | None = ...,
+    lr_patience: int | None = ...,
     num_epochs: float = ...,
     max_steps: int | None = ...,
     effective_batch_size: int | str = ...,
     max_tokens_per_gpu: int | str = ...,
     weight_decay: float = ...,
-    warmup_steps: int | None = ...,
-    warmup_ratio: float | None = ...,
-    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts"] = ...,
-    lr_num_cycles: int | None = ...,
-    lr_power: float | None = ...,
-    min_lr_ratio: float = ...,
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = ...,
     adam_beta1: float = ...,
     adam_beta2: float = ...,
@@ -971,6 +1173,11 @@ def verify(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
@@ -1006,6 +1213,26 @@ def verify(
         data: the data that it would be trained on.
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
         learning_rate: Peak learning rate, reached after warmup. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
         num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -1014,15 +1241,6 @@ def verify(
         max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
             memory. At least 1.
         weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
-        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
-        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
-            0 and at most 1.
-        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
-        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
-            None: 2. At least 1.
-        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
-        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
-            lr_scheduler=constant. At least 0 and below 1.
         optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
         adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
         adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
@@ -1070,6 +1288,15 @@ def verify(
         shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
             or set more. At least 1.
         num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
@@ -1099,7 +1326,7 @@ def verify(
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
-        project: Project (wandb), experiment (mlflow) or folder name (tensorboard).
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
@@ -1121,17 +1348,36 @@ def show(
     data: _Data | None = None,
     track: str | None = "none",
     learning_rate: float = ...,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = ...,
+    warmup_steps: int | None = ...,
+    warmup_ratio: float | None = ...,
+    warmup_start_ratio: float | None = ...,
+    min_lr_ratio: float = ...,
+    lr_num_cycles: int | None = ...,
+    lr_power: float | None = ...,
+    lr_decay_steps: int | None = ...,
+    lr_decay_ratio: float | None = ...,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
+    lr_factor: float | None = ...,
+    lr_patience: int | None = ...,
     num_epochs: float = ...,
     max_steps: int | None = ...,
     effective_batch_size: int | str = ...,
     max_tokens_per_gpu: int | str = ...,
     weight_decay: float = ...,
-    warmup_steps: int | None = ...,
-    warmup_ratio: float | None = ...,
-    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts"] = ...,
-    lr_num_cycles: int | None = ...,
-    lr_power: float | None = ...,
-    min_lr_ratio: float = ...,
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = ...,
     adam_beta1: float = ...,
     adam_beta2: float = ...,
@@ -1164,6 +1410,11 @@ def show(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
@@ -1200,6 +1451,26 @@ def show(
         data: the data.
         track: the tracker.
         learning_rate: Peak learning rate, reached after warmup. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
         num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -1208,15 +1479,6 @@ def show(
         max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
             memory. At least 1.
         weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
-        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
-        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
-            0 and at most 1.
-        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
-        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
-            None: 2. At least 1.
-        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
-        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
-            lr_scheduler=constant. At least 0 and below 1.
         optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
         adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
         adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
@@ -1264,6 +1526,15 @@ def show(
         shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
             or set more. At least 1.
         num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
@@ -1293,7 +1564,7 @@ def show(
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
-        project: Project (wandb), experiment (mlflow) or folder name (tensorboard).
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
@@ -1312,17 +1583,36 @@ def data(
     model: str | PathLike[str],
     algo: str | None = None,
     learning_rate: float = ...,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = ...,
+    warmup_steps: int | None = ...,
+    warmup_ratio: float | None = ...,
+    warmup_start_ratio: float | None = ...,
+    min_lr_ratio: float = ...,
+    lr_num_cycles: int | None = ...,
+    lr_power: float | None = ...,
+    lr_decay_steps: int | None = ...,
+    lr_decay_ratio: float | None = ...,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
+    lr_factor: float | None = ...,
+    lr_patience: int | None = ...,
     num_epochs: float = ...,
     max_steps: int | None = ...,
     effective_batch_size: int | str = ...,
     max_tokens_per_gpu: int | str = ...,
     weight_decay: float = ...,
-    warmup_steps: int | None = ...,
-    warmup_ratio: float | None = ...,
-    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts"] = ...,
-    lr_num_cycles: int | None = ...,
-    lr_power: float | None = ...,
-    min_lr_ratio: float = ...,
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = ...,
     adam_beta1: float = ...,
     adam_beta2: float = ...,
@@ -1355,6 +1645,11 @@ def data(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
@@ -1390,6 +1685,26 @@ def data(
         model: the model whose tokenizer and chat template would be used.
         algo: the algorithm, if options of it are given too.
         learning_rate: Peak learning rate, reached after warmup. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
         num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -1398,15 +1713,6 @@ def data(
         max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
             memory. At least 1.
         weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
-        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
-        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
-            0 and at most 1.
-        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
-        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
-            None: 2. At least 1.
-        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
-        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
-            lr_scheduler=constant. At least 0 and below 1.
         optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
         adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
         adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
@@ -1454,6 +1760,15 @@ def data(
         shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
             or set more. At least 1.
         num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
@@ -1483,7 +1798,7 @@ def data(
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
-        project: Project (wandb), experiment (mlflow) or folder name (tensorboard).
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.

@@ -17,6 +17,7 @@ from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
 from hub.launch.machine import machine_problems, missing_packages
+from hub.launch.trackers import tracker_problems
 from hub.models.encoders import refuse_encoders
 from hub.models.storage import storage_problems, with_storage
 from hub.models.tiny import FAMILIES, tiny_data_path
@@ -74,7 +75,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
         cfg = _with_num_processes(cfg)
         errors += [ConfigError(line) for line in machine_problems(cfg)] if here else []
     if cfg.launch.python is None:
-        errors += [ConfigError(line) for line in missing_packages(cfg)]
+        errors += [ConfigError(line) for line in (*missing_packages(cfg), *tracker_problems(cfg))]
     if num_rows is not None and in_bounds["algo"]:
         errors += [ConfigError(line) for line in _schedule_problems(cfg, num_rows)]
     _raise(errors)

@@ -29,7 +29,7 @@ from hub.train.kernels.compiled import num_compiled
 from hub.train.layout.flops import flops_per_token, peak_flops
 from hub.train.layout.layout import Layout, choose_layout
 from hub.train.meters import Meter, SpikeMeter, counts_of, peak_memory_gb
-from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
+from hub.train.optim import make_optimizer, make_scheduler, observe_loss, parameter_groups
 from hub.train.progress import ProgressLine
 from hub.train.recipe import Recipe, check_units
 from hub.train.setup.samples import length_lines, mix_lines
@@ -251,6 +251,9 @@ class _Fit:
         measure = last or stopping is not None or _due(self.done, self.algo.eval_every_steps)
         if measure and (measured := self._measure()) is not None:
             self.eval_loss = metrics["eval_loss"] = measured
+            # Not at a signal: a run that is stopped and resumed trains like one that is not.
+            if _due(self.done, self.algo.eval_every_steps) and (changed := observe_loss(self.scheduler, measured)):
+                self.progress.say(f"step {self.done}: learning rate {changed:.3g} from now on ({self.algo.lr_scheduler})")
         if last or stopping is not None or "skipped" in metrics or _due(self.done, self.algo.log_every_steps):
             self._log(metrics)
         every = self.algo.save_every_epochs
