@@ -53,7 +53,7 @@ def test_show_fits_80_columns_and_has_a_section_for_each_part(hub):
 
 def test_show_takes_parts_of_names(hub):
     assert {name.split(".")[0] for name in by_name(hub("show", "algo=lora_sft", "algo.").out)} == {"algo"}
-    assert set(by_name(hub("show", "algo=lora_sft", "model.pa", "lora_r").out)) == {"model.path", "algo.lora_r"}
+    assert set(by_name(hub("show", "algo=lora_sft", "model.pat", "lora_r").out)) == {"model.path", "algo.lora_r"}
     assert hub("show", "algo=lora_sft", "lora_rank").problems == [
         "show lora_rank: no option has this in its name. Did you mean lora_r or node_rank or lora_alpha? "
         "Type e.g. show algo. for a section"
