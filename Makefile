@@ -38,6 +38,7 @@ test: $(VENV)/.installed ## the everyday tests, two at a time; ARGS="-k packing"
 # The tiny architectures of tests/zoo by three algorithms, as a table; ALGO=lora_sft ARCH=mamba,jamba for some of them.
 zoo: $(VENV)/.installed ## train every architecture, and compare with an independent loop, two minutes
 	OMP_NUM_THREADS=1 JOBS=$(JOBS) PYTHONPATH=tests $(BIN)/python -W ignore -m zoo.examine $(ALGO) $(ARCH)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m zoo.saved $(ARCH)
 
 lint: $(VENV)/.installed ## ruff and import-linter: mistakes, format, layers
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The hub: fine-tune language models with algorithms that are plugins. See `python -m hub --help` and README.md."""
 
-from hub.api import lora_sft, osft, run, sft
+from hub import data as data
+from hub.api import lora_sft, osft, register, run, sft, show, verify
 from hub.compose.compose import compose
 from hub.config.data import DataSource
 from hub.config.option import option
@@ -8,6 +9,7 @@ from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig,
 from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
 from hub.plugins.hookspecs import hookimpl
 from hub.plugins.offers import Algorithm, Backend, DataFormat
+from hub.reports import DataReport, Options
 from hub.run import Outcome, Result, Run
 from hub.version import VERSION
 
@@ -21,6 +23,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DataFormat",
+    "DataReport",
     "DataSource",
     "DivergedError",
     "HubError",
@@ -29,6 +32,7 @@ __all__ = [
     "LaunchError",
     "ModelConfig",
     "ModelError",
+    "Options",
     "Outcome",
     "PluginError",
     "Result",
@@ -36,10 +40,14 @@ __all__ = [
     "RunConfig",
     "TrackConfig",
     "compose",
+    "data",
     "hookimpl",
     "lora_sft",
     "option",
     "osft",
+    "register",
     "run",
     "sft",
+    "show",
+    "verify",
 ]

@@ -1,23 +1,28 @@
-"""The Python API: `sft()`, `lora_sft()`, `osft()` and `run()` take keyword arguments, build a RunConfig and launch it.
+"""The Python API: each verb of the command line is a call that takes keyword arguments.
 
 Every option of the command line is a keyword argument with the last part of its name: `algo.lora_r=8` is `lora_r=8`. Workers
-are separate processes: they do not use a notebook's memory, and `nproc=8` works there.
+are separate processes: they do not use a notebook's memory, and `nproc=8` works there. `__init__.pyi` has the signatures.
 """
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, make_dataclass
+from inspect import Parameter, Signature, signature
 from itertools import chain, islice
 from os import PathLike, fspath
 from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Any
 
+import hub.data as data_package
 from hub.config.data import DataSource
-from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, TrackConfig
+from hub.config.schema import PARTS as SECTIONS
+from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.data.sources.memory import ArrowStream, is_in_memory, rows_in_memory
 from hub.data.sources.rows import write_rows
 from hub.errors import ConfigError, did_you_mean
+from hub.reports import DataReport, Option, Options
 from hub.run import Result
 
 PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "launch": LaunchConfig, "track": TrackConfig}
@@ -26,7 +31,7 @@ BY_ARGUMENT = ("path", "mix", "tool")
 
 Data = str | PathLike[str] | Iterable[Any] | ArrowStream
 
-TOP = ("output_dir", "run_name")
+TOP = tuple(item.name for item in fields(RunConfig) if item.name not in SECTIONS)
 ALIASES = {"nproc": "nproc_per_node"}
 
 
@@ -45,19 +50,27 @@ def osft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
     return run("osft", model=model, data=data, **options)
 
 
-def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none", **options: Any) -> Result:
-    """Train with any installed algorithm, and wait until it ends.
+def run(
+    algo: str | None = None,
+    *,
+    model: str | PathLike[str] | None = None,
+    data: Data | None = None,
+    track: str | None = "none",
+    **options: Any,
+) -> Result:
+    """Train with any algorithm, and wait until it ends.
 
     Args:
-        algo: name of an algorithm (`sft`, `lora_sft`, ...) or of one of its presets (`qlora_sft`).
+        algo: name of an algorithm (`sft`, `lora_sft`, ...), of one of its presets (`qlora_sft`), or of one that `register` has
+            made known. Leave it, `model` and `data` out to resume a run with its own options: `run(resume="latest")`.
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
         data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
             a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
             written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split
             train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: `none`, `tensorboard`, `wandb` or `mlflow`.
-        options: any option of the algorithm, of `data.`, `model.`, `launch.` and `track.`, `output_dir` and `run_name`,
-            with the names that `python -m hub show` prints, without the part before the dot.
+        options: every other option, with the names that `show` prints, without the part before the dot: those of the algorithm,
+            of `data.`, `model.`, `launch.` and `track.`, and `output_dir`, `run_name`, `resume`.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -66,18 +79,201 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
         TypeError: an option does not exist. The message has the nearest names.
         HubError: a value, the data, the model or the machine is not suitable. A `ConfigError` lists everything in `.problems`.
     """
-    from hub.compose.compose import compose, groups
+    from hub.compose.compose import compose
     from hub.launch.launcher import launch
 
-    overrides = [f"algo={algo}"]
-    values = _sort(algo, type(compose(*overrides).algo), options)
+    if algo is None and not options.get("resume"):
+        raise TypeError('run() needs an algorithm, e.g. run("lora_sft", model=..., data=...), or resume="latest"')
+    overrides, values = _arguments(algo, model, data, track, options)
+    return launch(compose(*overrides, values=values))
+
+
+def verify(algo: str, *, model: str | PathLike[str], data: Data, **options: Any) -> Result:
+    """Check on your own model, data and processes that the layout does not change the gradient. Nothing is trained.
+
+    Args:
+        algo: as of `run`, and so are all other arguments.
+        model: the model that would be trained.
+        data: the data that it would be trained on.
+        options: the options that the run would have.
+
+    Returns:
+        A result with the status `verified`. `verify.json` in its run folder has every figure.
+
+    Raises:
+        VerifyError: a check failed.
+        HubError: as of `run`.
+    """
+    return run(algo, model=model, data=data, task="verify", **options)
+
+
+def show(
+    algo: str | None = None,
+    *,
+    model: str | PathLike[str] | None = None,
+    data: Data | None = None,
+    track: str | None = "none",
+    **options: Any,
+) -> Options:
+    """Every option of a run with its value, where that comes from, and what it means. Nothing is started.
+
+    Args:
+        algo: as of `run`, and so are all other arguments. Each may be left out.
+        model: the model.
+        data: the data.
+        track: the tracker.
+        options: options to set.
+
+    Returns:
+        The options by full name: `show("lora_sft")["algo.lora_r"]`. It shows itself as a table. `.problems` has what is still
+        missing or wrong.
+    """
+    from hub.compose.compose import compose, origins
+    from hub.config.option import leaves
+    from hub.plugins.registry import data_format_names
+    from hub.secrets import without_secrets
+
+    overrides, values = _arguments(algo, model, data, track, options)
+    cfg = compose(*overrides, values=values)
+    sources = origins(*overrides)
+    sources |= {f"{part}.{name}": "keyword" for part in values if part in SECTIONS for name in values[part]}
+    sources |= {name: "keyword" for name in values if name in TOP}
+    listed = [
+        Option(name, without_secrets(value) if isinstance(value, str) else value, sources.get(name, "default"), meaning)
+        for name, value, _, meaning in leaves(cfg)
+    ]
+    return Options(listed, cfg.problems(data_formats=data_format_names()))
+
+
+def check_data(data: Data, *, model: str | PathLike[str], algo: str | None = None, **options: Any) -> DataReport:
+    """Inspect the data of a run: lengths, trained tokens, errors. Called as `hub.data(...)`.
+
+    Args:
+        data: as of `run`.
+        model: the model whose tokenizer and chat template would be used.
+        algo: the algorithm, if options of it are given too.
+        options: the options that the run would have.
+
+    Returns:
+        The report, which shows itself as a page.
+
+    Raises:
+        HubError: the data can't be read at all.
+    """
+    from hub.compose.compose import compose
+    from hub.launch.preflight import prepare_data
+
+    overrides, values = _arguments(algo, model, data, options.pop("track", "none"), options)
+    cfg = prepare_data(compose(*overrides, values=values))
+    from hub.data.doctor.examine import examine
+    from hub.data.doctor.page import page
+    from hub.data.tokens.tokenizer import load_tokenizer
+    from hub.models.load import load_config
+    from hub.models.structure import max_positions
+    from hub.models.weights import local_tokenizer
+    from hub.parallel.session import quiet_libraries
+
+    quiet_libraries()
+    path = local_tokenizer(cfg.model, print)
+    tokenizer = load_tokenizer(cfg, path)
+    examined = examine(cfg, tokenizer, max_positions(load_config(cfg.model, path)))
+    return DataReport(examined.report(), page(examined, tokenizer), examined.spoils)
+
+
+class _Signature(Signature):
+    """The signature of a call with every option, from which a running notebook completes. Plugins load when it is asked for."""
+
+    def __init__(self, call: Callable[..., Any], algo: str | None = None) -> None:
+        of_call = signature(call)
+        super().__init__(list(of_call.parameters.values()), return_annotation=of_call.return_annotation)
+        self._algo = algo
+
+    @property
+    def parameters(self) -> MappingProxyType[str, Parameter]:
+        from hub.plugins.registry import registry
+
+        *own, rest = super().parameters.values()
+        algorithm = registry().algorithms.get(self._algo or "")
+        names = _owners(algorithm.config if algorithm else AlgoConfig)
+        every = {name: Parameter(name, Parameter.KEYWORD_ONLY, default=...) for name in ("track", *names)}
+        known = {parameter.name: parameter for parameter in own}
+        return MappingProxyType(known | {name: one for name, one in every.items() if name not in known} | {rest.name: rest})
+
+
+for call, algorithm in ((sft, "sft"), (lora_sft, "lora_sft"), (osft, "osft"), (run, None), (verify, None), (show, None)):
+    vars(call)["__signature__"] = _Signature(call, algorithm)
+
+
+class _CallableData(ModuleType):
+    """The package hub.data, which is the verb `data` too."""
+
+    __signature__ = _Signature(check_data)
+
+    def __call__(self, data: Data, *, model: str | PathLike[str], algo: str | None = None, **options: Any) -> DataReport:
+        return check_data(data, model=model, algo=algo, **options)
+
+    __call__.__doc__, __call__.__qualname__ = check_data.__doc__, "data"
+
+
+# The verbs are calls of the same names, and a package has this one. Python lets a module have a class of its own.
+data_package.__class__ = _CallableData
+
+
+def register(
+    name: str, build: Callable[[Any], Any], *, config: type[AlgoConfig] | None = None, summary: str | None = None
+) -> None:
+    """Make an algorithm of this program or notebook known, until the process ends. Then `run(name, ...)` trains with it.
+
+    It trains in this process, since others can't import what is defined here. For several processes put it into a plugin
+    (docs/plugins.md). To change it, register it again.
+
+    Args:
+        name: lower case letters, digits and underscores.
+        build: a function of the setup (`hub.recipe.Setup`) that returns a `hub.recipe.Recipe`.
+        config: the dataclass of its options, a subclass of `hub.AlgoConfig`. None: the options of every algorithm.
+        summary: one line on what it does. None: the first line of the docstring of `build`.
+
+    Raises:
+        PluginError: the name is taken by a plugin, or the class or the function does not fit.
+    """
+    from hub.compose.compose import store_schema
+    from hub.plugins.offers import Algorithm
+    from hub.plugins.registry import register_here
+
+    options = config or make_dataclass(f"{name.title().replace('_', '')}Config", [], bases=(AlgoConfig,), kw_only=True)
+    line = summary if summary is not None else (build.__doc__ or "").strip().partition("\n")[0]
+    register_here(Algorithm(name=name, config=options, summary=line), build)
+    store_schema(name)
+
+
+def _arguments(
+    algo: str | None, model: str | PathLike[str] | None, data: Data | None, track: str | None, options: dict[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """The arguments of a call as overrides that choose presets, and as values of options.
+
+    Raises:
+        TypeError: an option does not exist.
+        ConfigError: there is no such algorithm, model or data.
+    """
+    from hub.compose.compose import compose, groups
+    from hub.plugins.registry import registry
+
+    if not isinstance(model, str | PathLike | None):
+        raise TypeError(f"model must be a preset's name, a folder or an id of the model hub, not {type(model).__name__}")
     presets = groups()
-    named = [("model", fspath(model))]
+    if algo is not None and algo not in presets["algo"]:
+        plugins, near = registry(), did_you_mean(algo, presets["algo"])
+        if plugins.not_installed(algo) or not near:
+            raise ConfigError(plugins.no_algorithm(algo))
+        raise ConfigError(f"algo={algo}: there is no such algorithm.{near}{plugins.left_out()}")
+    overrides = [] if algo is None else [f"algo={algo}"]
+    values = _sort(algo, type(compose(*overrides).algo), options)
+    named = [] if model is None else [("model", fspath(model))]
     if isinstance(data, str | PathLike):
         named.append(("data", fspath(data)))
-    elif is_in_memory(data):
+    elif data is not None and is_in_memory(data):
         values.setdefault("data", {}).update(_in_memory(data, options))
-    else:
+    elif data is not None:
         raise TypeError(f"data must be a name, a path, a list of sources or an iterable of rows, not {type(data).__name__}")
     for part, given in named:
         if given in presets[part] and not os.path.exists(given):
@@ -87,9 +283,15 @@ def run(algo: str, *, model: str | PathLike[str], data: Data, track: str = "none
         if near:
             raise ConfigError(f"{part}={given!r}: there is no such preset, file or folder.{near}")
         values.setdefault(part, {})["path"] = given
-    if track != "none":
+    if track not in (None, "none"):
         overrides.append(f"track={track}")
-    return launch(compose(*overrides, values=values))
+    return overrides, values
+
+
+def _owners(config: type[AlgoConfig]) -> dict[str, str]:
+    """Keyword of an option -> the section of the config that it belongs to. Empty: the run itself."""
+    owners = {item.name: part for part, cls in PARTS.items() for item in fields(cls) if item.name not in BY_ARGUMENT}
+    return owners | {item.name: "algo" for item in fields(config)} | dict.fromkeys(TOP, "")
 
 
 def _in_memory(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,10 +327,9 @@ def _source(given: DataSource | Mapping[str, Any]) -> dict[str, Any]:
     return {name: fspath(value) if isinstance(value, PathLike) else value for name, value in values.items()}
 
 
-def _sort(algo: str, config: type[AlgoConfig], options: dict[str, Any]) -> dict[str, Any]:
+def _sort(algo: str | None, config: type[AlgoConfig], options: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments by the section of the config that they belong to."""
-    owners = {item.name: part for part, cls in PARTS.items() for item in fields(cls) if item.name not in BY_ARGUMENT}
-    owners |= {item.name: "algo" for item in fields(config)}
+    owners = _owners(config)
     sorted_values: dict[str, Any] = {}
     unknown = []
     for given, value in options.items():
@@ -137,13 +338,13 @@ def _sort(algo: str, config: type[AlgoConfig], options: dict[str, Any]) -> dict[
             value = fspath(value)
         elif isinstance(value, tuple | set):
             value = list(value)
-        if name in TOP:
+        if owners.get(name) == "":
             sorted_values[name] = value
         elif name in owners:
             sorted_values.setdefault(owners[name], {})[name] = value
         else:
-            near = did_you_mean(given, [*owners, *TOP, "model", "data", "track"])
-            unknown.append(f"{algo} has no option {given!r}.{near}")
+            near = did_you_mean(given, [*owners, "model", "data", "track"])
+            unknown.append(f"{algo or 'a run without algorithm'} has no option {given!r}.{near}")
     if unknown:
-        raise TypeError(f"{' '.join(unknown)} python -m hub show algo={algo} lists all")
+        raise TypeError(f"{' '.join(unknown)} python -m hub show algo={algo or 'NAME'} lists all")
     return sorted_values

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from hub.errors import ConfigError, can_not_write
+from hub.errors import ConfigError, LaunchError, can_not_write
 from hub.system.files import write_json
+from hub.tables import as_html, as_text
 
 ASKED_FOR = "asked for"
 """The reason in plan.json for a decision that an option made."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
-    """The result of a run: the content of result.json, and what `hub.run()` returns."""
+    """The result of a run: the content of result.json, and what `hub.run()` returns. It shows itself as a table."""
 
     status: str
     """completed, verified (by `hub verify`), failed or interrupted."""
@@ -73,8 +74,70 @@ class Result:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl: one for each logged step. The first also has `eval_loss_before`."""
         return read_metrics(self.run_path / "metrics.jsonl")
+
+    def __repr__(self) -> str:
+        return as_text(self._rows())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Names and values, for people."""
+        losses = [f"{loss:.4f}" for loss in (self.eval_loss_before, self.eval_loss) if loss is not None]
+        file = self.run_path / "verify.json"
+        checks = json.loads(file.read_text(encoding="utf-8"))["checks"] if file.is_file() else []
+        num_failed = sum(check["holds"] is False for check in checks)
+        rows = [
+            ("status", self.status),
+            ("algorithm", f"{self.algo}, backend {self.backend}"),
+            ("base model", self.model),
+            ("steps", f"{self.num_steps:,} of {self.effective_batch_size} samples" if self.num_steps else ""),
+            ("training loss", f"{self.train_loss:.4f}" if self.train_loss is not None else ""),
+            ("held-out loss", " -> ".join(losses)),
+            ("tokens/s", f"{self.tokens_per_second:,.0f}" if self.tokens_per_second else ""),
+            ("peak memory", f"{self.peak_memory_gb:.1f} GB" if self.peak_memory_gb is not None else ""),
+            ("time", f"{self.seconds:,.0f} s"),
+            ("checks", f"{len(checks) - num_failed} passed, {num_failed} failed, see {file}" if checks else ""),
+            ("error", self.error or ""),
+            ("model", str(self.model_path or "")),
+            ("run folder", str(self.run_path)),
+        ]
+        return [(name, value) for name, value in rows if value]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Plot the training loss and the held-out loss over the steps. Needs matplotlib.
+
+        Args:
+            ax: axes of matplotlib to draw into. None: new ones.
+
+        Returns:
+            The axes, a `matplotlib.axes.Axes`. In a script `.figure.savefig("loss.png")` writes them to a file.
+
+        Raises:
+            ConfigError: no step was logged.
+            LaunchError: matplotlib is not installed.
+        """
+        lines = [line for line in self.metrics if "skipped" not in line]
+        if not lines:
+            raise ConfigError(f"{self.run_path} has no logged step, so there is no loss to plot (status {self.status})")
+        if ax is None:
+            try:
+                from matplotlib import pyplot
+            except ImportError:
+                raise LaunchError("plot() needs matplotlib, which is not installed. Type pip install matplotlib") from None
+            _, ax = pyplot.subplots()
+        ax.plot([line["step"] for line in lines], [float(line["loss"]) for line in lines], label="training loss")
+        before = [] if self.eval_loss_before is None else [(0, self.eval_loss_before)]
+        held_out = before + [(line["step"], float(line["eval_loss"])) for line in lines if "eval_loss" in line]
+        if held_out:
+            ax.plot(*zip(*held_out, strict=True), marker="o", label="held-out loss")
+        ax.set_xlabel("step")
+        ax.set_ylabel("loss in nats per token")
+        ax.set_title(f"{self.algo} on {self.model}")
+        ax.legend()
+        return ax
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,26 @@
 """hub.sft(), hub.lora_sft(), hub.run(): the command line's checks, with keyword arguments."""
 
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from matplotlib.figure import Figure
 
 import hub
 from hub.compose.runfile import read as runfile_of
+from hub.plugins.registry import HERE, registry
+from hub.recipe import Recipe, Setup, train_only
 from hub.run import Run
 from hub.testing import tiny_model, write_chats
+from hub.train.tracker import Tracking
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
@@ -82,9 +90,22 @@ def test_a_mistake_is_a_hub_error(arguments, text, tmp_path):
     assert caught.value.exit_code == 2
 
 
-def test_an_unknown_algorithm():
-    with pytest.raises(hub.ConfigError, match=r"algo=lora: there is no such algorithm\. Did you mean lora_sft or qlora_sft"):
-        hub.run("lora", model="tiny", data="tiny")
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("lora", "algo=lora: there is no such algorithm. Did you mean lora_sft or qlora_sft?"),
+        ("sft,osft", "algo=sft,osft: there is no such algorithm. Did you mean osft?"),
+        ("LoRA X", "algo=LoRA X: there is no such algorithm. Installed: "),
+    ],
+)
+def test_an_unknown_algorithm_is_that_one_error(name, line):
+    for call in (hub.run, hub.verify, hub.show):
+        with pytest.raises(hub.ConfigError) as caught:
+            call(name, model="tiny", data="tiny", lora_rank=8)
+        (problem,) = caught.value.problems
+        assert problem.startswith(line)
+    with pytest.raises(TypeError, match=r'run\(\) needs an algorithm, e\.g\. run\("lora_sft", '):
+        hub.run(model="tiny", data="tiny")
 
 
 def test_a_run_returns_its_result_and_shows_what_the_worker_prints(tmp_path, capsys):
@@ -196,3 +217,122 @@ def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path)
     with pytest.raises(TypeError, match="an iterable of rows, not int"):
         hub.lora_sft(data=7, **options)
     assert not list(tmp_path.glob("data/.*"))
+
+
+def test_a_run_is_resumed_by_its_name_alone_and_by_its_own_call():
+    options = {"mode": "inline", "max_steps": 3, "effective_batch_size": 8, "save_every_steps": 1, "keep_checkpoints": 3}
+    whole = hub.sft(model="tiny", data="tiny", **options)
+    with pytest.raises(hub.ConfigError, match="this run is complete"):
+        hub.run(resume="latest")
+    for resume in (
+        lambda: hub.run(resume=whole.run_path),
+        lambda: hub.sft(model="tiny", data="tiny", resume="latest", **options),
+    ):
+        (whole.run_path / "result.json").unlink()
+        shutil.rmtree(whole.run_path / "checkpoints/step-00000002", ignore_errors=True)
+        resumed = resume()
+        assert (resumed.run_path, resumed.num_steps, resumed.eval_loss) == (whole.run_path, 3, whole.eval_loss)
+        assert [line.get("eval_loss_before") for line in resumed.metrics] == [whole.eval_loss_before, None, None]
+    with pytest.raises(hub.ConfigError, match=r"resume=.* without algo=NAME takes all options from the run, so model\.path"):
+        hub.run(model="tiny", resume="latest")
+
+
+def test_a_result_shows_itself_and_plots_its_losses(monkeypatch):
+    logged = []
+    monkeypatch.setattr(Tracking, "log", lambda self, step, metrics: logged.append((step, dict(metrics))))
+    result = hub.sft(model="tiny", data="tiny", mode="inline", max_steps=2, effective_batch_size=4, eval_every_steps=1)
+    assert logged[0] == (0, {"eval_loss": result.eval_loss_before})
+    assert [line.get("eval_loss_before") for line in result.metrics] == [result.eval_loss_before, None]
+    lines = dict(
+        line.split(maxsplit=1) for line in repr(result).splitlines() if line.split()[0] in ("status", "steps", "model")
+    )
+    assert lines == {"status": "completed", "steps": "2 of 4 samples", "model": str(result.model_path)}
+    assert f"held-out loss  {result.eval_loss_before:.4f} -> {result.eval_loss:.4f}" in repr(result)
+    assert '<td style="text-align: left">2 of 4 samples</td>' in result._repr_html_()
+    failed = replace(result, error="<b>", status="failed", run_path=Path("none"))
+    assert "&lt;b&gt;" in failed._repr_html_()
+    with pytest.raises(hub.ConfigError, match="none has no logged step"):
+        failed.plot()
+    train, held_out = result.plot(Figure().subplots()).lines
+    assert train.get_ydata().tolist() == [line["loss"] for line in result.metrics]
+    assert list(zip(*held_out.get_data(), strict=True)) == [
+        (0, result.eval_loss_before), *((line["step"], line["eval_loss"]) for line in result.metrics)
+    ]  # fmt: skip
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(hub.LaunchError, match="Type pip install matplotlib"):
+        result.plot()
+
+
+def test_show_has_every_option_and_data_and_verify_do_what_the_verbs_do(capsys):
+    shown = hub.show("qlora_sft", model="llama3_8b", lora_r=8)
+    assert (shown["algo.lora_r"], shown["lora_r"], shown["load_in_4bit"]) == (8, 8, True)
+    places = {option.name: option.source for option in shown.options}
+    assert (places["algo.lora_r"], places["algo.seed"]) == ("keyword", "default")
+    assert places["model.path"].endswith("model/llama3_8b.yaml")
+    assert shown.problems == ["No training data is set. Type data.path=FILE.jsonl"]
+    assert "This can't run yet: No training data" in repr(shown)
+    assert "<td" in shown._repr_html_()
+
+    rows = [{"prompt": f"What is {number}?", "completion": str(number)} for number in range(4)]
+    examined = hub.data([*rows, rows[0]], model="tiny", lora_r=4, algo="lora_sft", track="tensorboard")
+    assert examined.report["tokens"]["num_samples"] == 5
+    assert "[[0<|im_end|>]]" in examined.page
+    assert "copies" in repr(examined) or "duplicate" in repr(examined)
+    assert not examined.spoils
+    assert "hub.data.prepare" in sys.modules
+    assert hub.data.prepare is sys.modules["hub.data.prepare"]
+
+    capsys.readouterr()
+    checked = hub.verify("sft", model="tiny", data="tiny", effective_batch_size=4, mode="inline")
+    assert (checked.status, checked.model_path) == ("verified", None)
+    assert "0 failed" in repr(checked)
+    assert "0 failed" in capsys.readouterr().out
+
+
+@pytest.fixture
+def forget_algorithms():
+    """Forgets at the end what a test has registered."""
+    yield
+    plugins = registry()
+    for name in [name for name, owner in plugins.owners.items() if owner == HERE]:
+        del plugins.algorithms[name], plugins.owners[name], plugins.backends[name]
+        del ConfigStore.instance().repo["algo"][f"{name}.yaml"]
+
+
+@pytest.mark.usefixtures("forget_algorithms")
+def test_an_algorithm_of_this_program_trains_here_and_can_be_changed():
+    trained = []
+
+    def build(setup: Setup) -> Recipe:
+        """Train one layer."""
+        model = setup.load_model()
+        train_only(model, [name for name, _ in model.named_parameters() if f".layers.{setup.cfg.algo.layer}." in name])
+        trained.append(setup.cfg.algo.layer)
+        return Recipe(model=model, save=setup.save_whole_model)
+
+    @dataclass(kw_only=True)
+    class OneLayer(hub.AlgoConfig):
+        layer: int = hub.option(1, ge=0)
+        """Number of the layer."""
+
+    options = {"model": "tiny", "data": "tiny", "max_steps": 1, "effective_batch_size": 4}
+    hub.register("one_layer", build, config=OneLayer)
+    result = hub.run("one_layer", layer=0, **options)
+    assert (result.status, result.algo, trained) == ("completed", "one_layer", [0])
+    (result.run_path / "result.json").unlink()
+    assert hub.show("one_layer")["layer"] == 1
+    for wrong in ({"nproc": 2}, {"mode": "process"}):
+        with pytest.raises(hub.ConfigError) as caught:
+            hub.run("one_layer", **wrong, **options)
+        (line,) = caught.value.problems
+        assert line.startswith("algo=one_layer is defined in this process, and no other process can import it. Leave ")
+    with pytest.raises(hub.ConfigError, match=r"algo\.layer=-1 is not allowed"):
+        hub.run("one_layer", layer=-1, **options)
+    hub.register("one_layer", lambda setup: 3)
+    with pytest.raises(TypeError, match="one_layer has no option 'layer'"):
+        hub.run("one_layer", layer=0, **options)
+    with pytest.raises(hub.PluginError, match=r"one_layer:build must return hub\.recipe\.Recipe, not 3"):
+        hub.run("one_layer", **options)
+    for name, function, line in (("sft", build, "plugin sft has an algorithm"), ("x", 3, "build=3 is not a function")):
+        with pytest.raises(hub.PluginError, match=line):
+            hub.register(name, function)

@@ -35,6 +35,11 @@ COMMANDS = {{
     "--help": 0,
     "plugins": 0,
     "show algo=qlora_sft model=llama3_8b": 0,
+    "exp.yaml run_name=a/b": 2,
+    "show exp.yaml lora_r": 0,
+    "runs": 0,
+    "completion bash": 0,
+    "data --help": 0,
     "shw": 2,
     "modle=tiny": 2,
     "algo=lora_sft model=tinny": 2,
@@ -57,6 +62,7 @@ assert not (found := [name for name in HEAVY if name in sys.modules]), found
 
 def test_help_lists_and_mistakes_import_nothing_heavy(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{oops\n")
+    (tmp_path / "exp.yaml").write_text("algo: lora_sft\nmodel: tiny\ndata: tiny\n")
     env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ PAGES = [
     *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "plugins"),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-HUB = re.compile(r"^(?:(?:python|torchrun .*?) -m hub|\.venv/bin/hub)\b(.*)$")
+HUB = re.compile(r"^(?:(?:python|torchrun .*?) -m hub|\.venv/bin/hub|hub(?= completion))\b(.*)$")
 NEEDS_A_PLUGIN_OF_HYDRA = "hydra/launcher="
 
 
@@ -70,6 +70,7 @@ def test_a_command_line_composes(command):
     words = shlex.split(command)
     if words[0] in VERBS:
         words.pop(0)
+    words = [word for word in words if not word.endswith((".yaml", "algo."))]  # a file, and a word of show
     if "--multirun" in words:
         from hub.compose.compose import sweep_combinations
 
@@ -77,7 +78,7 @@ def test_a_command_line_composes(command):
         assert len(sweep_combinations(words)) > 1
     else:
         cfg = hub.compose(*words)
-        assert cfg.resume or command.startswith("data ") or registry().algorithm_of(cfg.algo)
+        assert ".yaml" in command or cfg.resume or command.startswith("data ") or registry().algorithm_of(cfg.algo)
 
 
 @pytest.mark.parametrize("line", ALL_LINES)
@@ -101,7 +102,7 @@ def test_every_line_that_is_typed_is_of_a_kind_that_is_checked(line):
         )
         assert verb or line.startswith(known), line
         if verb and verb.group(1).strip() and "=" not in verb.group(1):
-            assert verb.group(1).split()[0] in (*VERBS, "--help", "--version"), line
+            assert verb.group(1).split()[0] in (*VERBS, "exp.yaml", "--help", "--version"), line
 
 
 def test_python_in_the_pages_compiles_and_names_what_hub_offers():

@@ -44,7 +44,7 @@ def main() -> None:
     )
 
     print("\nAnswers to the same questions before and after (greedy decoding):")
-    for prompt, untrained, trained in answers(result.model_path, PROMPTS):
+    for prompt, untrained, trained in answers(result.base_model_path, result.model_path, PROMPTS):
         print(f"\n  {prompt}\n{indented('before: ', untrained)}\n{indented('after:  ', trained)}")
 
     before, after = result.eval_loss_before, result.eval_loss
@@ -53,21 +53,22 @@ def main() -> None:
     print(f"\nNext, with your own chats, one {{'messages': [...]}} per line:\n{next_commands(args.model)}")
 
 
-def answers(adapter: Path, prompts: tuple[str, ...], num_tokens: int = 40) -> list[tuple[str, str, str]]:
+def answers(base: Path, adapter: Path, prompts: tuple[str, ...], num_tokens: int = 40) -> list[tuple[str, str, str]]:
     """Return each prompt with the answer of the base model and that of the trained one."""
     # peft imports bitsandbytes if it is installed, which warns about kernels that are not used here.
     stdlib_logging.getLogger("bitsandbytes").setLevel(stdlib_logging.ERROR)
 
     import torch
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).to(device).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(loaded, adapter).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(adapter)
 
     def answer(prompt: str) -> str:

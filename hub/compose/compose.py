@@ -1,6 +1,6 @@
 """Composes overrides and presets into a typed RunConfig, with Hydra.
 
-Hydra and its DictConfig are used in this module, overrides.py, runfile.py and launch/sweep.py only. Schemas come from the
+Hydra and its DictConfig are used in this folder and in launch/sweep.py only. Schemas come from the
 dataclasses of the installed algorithms. YAML files are presets only.
 """
 
@@ -24,8 +24,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hub.compose.overrides import CONFIG_NAME, GROUPS, choices, combinations, group_options, hydra_message, parse
+from hub.compose.options import GROUPS, library_message
+from hub.compose.overrides import CONFIG_NAME, FromFile, choices, combinations, parse
 from hub.compose.overrides import check as check_overrides
+from hub.compose.presets import group_options, option_keys
 from hub.config.option import conf_dir
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError
@@ -52,6 +54,15 @@ def register_schemas() -> None:
     store.store(name="hub_schema", node=RunConfig)
     for name, algorithm in registry().algorithms.items():
         store.store(group="algo", name=name, node=algorithm.config, provider=registry().owners[name])
+
+
+def store_schema(algorithm: str) -> None:
+    """Register the dataclass of an algorithm that was added to the registry later, or replaced."""
+    register_schemas()
+    found = registry()
+    ConfigStore.instance().store(
+        group="algo", name=algorithm, node=found.algorithms[algorithm].config, provider=found.owners[algorithm]
+    )
 
 
 @contextmanager
@@ -108,7 +119,7 @@ def compose(
         try:
             cfg = cast(RunConfig, OmegaConf.to_object(checked.node))
         except OmegaConfBaseException as error:
-            raise ConfigError(checked.problems or hydra_message(error)) from None
+            raise ConfigError(checked.problems or library_message(error)) from None
     if checked.problems:
         raise ConfigError(checked.problems + cfg.problems(checked.valid, data_format_names()))
     if check and (problems := cfg.problems(data_formats=data_format_names())):
@@ -150,20 +161,11 @@ def origins(*overrides: str, config_dir: str | None = None) -> dict[str, str]:
                 continue
             package = default.package or ""
             folder = {"main": "conf", "command-line": config_dir}.get(loaded.provider, loaded.provider)
-            for key in _keys(loaded.config):
+            for key in option_keys(loaded.config):
                 sources[f"{package}.{key}" if package else key] = f"{folder}/{default.config_path}.yaml"
         for item in parsed:
             if not loader.repository.group_exists(item.key_or_group):
-                sources[item.key_or_group] = "command line"
+                text = item.input_line
+                sources[item.key_or_group] = text.file if isinstance(text, FromFile) else "command line"
                 sources.setdefault(item.key_or_group.rpartition(".")[0], "command line")  # of data.columns
     return sources
-
-
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    for key in node:
-        if key == "defaults" and not prefix:
-            continue
-        if OmegaConf.is_dict(node) and OmegaConf.is_dict(node._get_node(key)):
-            yield from _keys(node[key], f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"

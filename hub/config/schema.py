@@ -1,7 +1,8 @@
 """The configuration of a run: plain dataclasses with a docstring under every field. Hydra and torch are not used here.
 
-The options of the data are in `data.py`, their rules in `rules.py`. `option(...)` adds choices and bounds to a type, and
-`RunConfig.problems()` checks all of it at once. `hub show` and docs/options.md print the docstrings under the fields.
+The options of the data are in `data.py` and their rules in `rules.py`; the options of the learning rate are in `schedule.py`.
+`option(...)` adds choices and bounds to a type, and `RunConfig.problems()` checks all of it at once. `hub show` and
+docs/options.md print the docstrings under the fields.
 """
 
 import os
@@ -16,6 +17,7 @@ from hub.config import rules
 from hub.config.data import FORMATS
 from hub.config.data import DataConfig as DataConfig
 from hub.config.option import AUTO, field_problems, leaves, option
+from hub.config.schedule import ScheduleOptions
 from hub.config.task import TASKS, Task
 from hub.config.tokens import TokenOptions
 from hub.secrets import secret_in, without_secrets
@@ -26,6 +28,8 @@ ZERO = ("zero1", "zero2", "zero3")
 """Values of `launch.strategy` that use DeepSpeed."""
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 """Values of `model.quantization`: how weights may be stored besides in full."""
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "swanlab", "clearml", "aim", "dvclive")
+"""Values of `track.tool`: all that accelerate knows."""
 PARTS = ("algo", "model", "data", "launch", "track")
 """The sections of a config. Each is a group of presets too."""
 _LONGEST_NAME = 255
@@ -37,11 +41,8 @@ _ELSEWHERE = re.compile(r"tiny:.*|\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 
 
 @dataclass(kw_only=True)
-class AlgoConfig:
+class AlgoConfig(ScheduleOptions):
     """Options of every algorithm. An algorithm subclasses this, changes defaults and adds its own options."""
-
-    learning_rate: float = option(1e-5, gt=0)
-    """Peak learning rate, reached after warmup."""
 
     num_epochs: float = option(1.0, gt=0)
     """Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set."""
@@ -58,26 +59,6 @@ class AlgoConfig:
 
     weight_decay: float = option(0.0, ge=0)
     """Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed."""
-
-    warmup_steps: int | None = option(None, ge=0)
-    """Steps over which the learning rate rises to its peak. null: see `warmup_ratio`."""
-
-    warmup_ratio: float | None = option(None, ge=0, le=1)
-    """Warmup as a fraction of all steps. null: 0.03, unless `warmup_steps` is set. Set one of the two."""
-
-    lr_scheduler: str = option(
-        "cosine", choices=("linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts")
-    )
-    """Decay of the learning rate after warmup. The formulas: docs/runs.md."""
-
-    lr_num_cycles: int | None = option(None, ge=1)
-    """With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak. null: 2."""
-
-    lr_power: float | None = option(None, gt=0)
-    """With lr_scheduler=polynomial: the exponent. null: 2. 1 is linear."""
-
-    min_lr_ratio: float = option(0.0, ge=0, lt=1)
-    """Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with lr_scheduler=constant."""
 
     optimizer: str = option("adamw", choices=("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"))
     """Optimizer. 8-bit and paged optimizers need bitsandbytes."""
@@ -143,14 +124,7 @@ class AlgoConfig:
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
         """One line for each clash of options, beyond types and bounds. A subclass yields from this first."""
-        if self.warmup_steps is not None and self.warmup_ratio is not None:
-            yield "algo.warmup_steps and algo.warmup_ratio are both set. Set one of them, the other to null."
-        if self.max_steps is not None and self.warmup_steps is not None and self.warmup_steps >= self.max_steps:
-            yield (
-                f"algo.warmup_steps={self.warmup_steps} is not shorter than the run: algo.max_steps={self.max_steps}. "
-                f"Type e.g. algo.warmup_steps={self.max_steps // 10}"
-            )
-        yield from self._schedule_problems()
+        yield from self.schedule_problems(self.max_steps, self.eval_every_steps)
         if self.activation_offload == "all" and self.gradient_checkpointing == "none":
             yield (
                 "algo.activation_offload=all offloads the inputs of checkpointed layers, but algo.gradient_checkpointing=none "
@@ -160,30 +134,6 @@ class AlgoConfig:
             yield (
                 f"algo.eval_every_steps={self.eval_every_steps} but there is no evaluation set. "
                 "Type data.eval_fraction=0.05 or data.eval_path=FILE"
-            )
-
-    def _schedule_problems(self) -> Iterator[str]:
-        """One line for each option of a schedule that is not chosen."""
-        name = self.lr_scheduler
-        if self.lr_num_cycles is not None and name != "cosine_with_restarts":
-            yield (
-                f"algo.lr_num_cycles={self.lr_num_cycles} needs algo.lr_scheduler=cosine_with_restarts, but it is {name}. "
-                "Type that, or leave lr_num_cycles out"
-            )
-        elif self.lr_num_cycles is not None and self.max_steps is not None and self.lr_num_cycles > self.max_steps:
-            yield (
-                f"algo.lr_num_cycles={self.lr_num_cycles} is above algo.max_steps={self.max_steps}: a cycle takes at least one "
-                f"step. Type algo.lr_num_cycles={self.max_steps} or less"
-            )
-        if self.lr_power is not None and name != "polynomial":
-            yield (
-                f"algo.lr_power={self.lr_power:g} needs algo.lr_scheduler=polynomial, but it is {name}. "
-                "Type that, or leave lr_power out"
-            )
-        if self.min_lr_ratio and name == "constant":
-            yield (
-                f"algo.min_lr_ratio={self.min_lr_ratio:g} is where the learning rate decays to, but algo.lr_scheduler=constant "
-                "does not decay. Type algo.lr_scheduler=cosine, or leave min_lr_ratio out"
             )
 
 
@@ -344,12 +294,12 @@ class LaunchConfig:
 class TrackConfig:
     """Where metrics are logged besides metrics.jsonl. Credentials come from the environment, never from options."""
 
-    tool: str = option("none", choices=("none", "tensorboard", "wandb", "mlflow"))
-    """Tracker, through accelerate. wandb: its files are in the run folder, or in WANDB_DIR. mlflow: the store of
-    MLFLOW_TRACKING_URI. A resumed run continues the same run of the tracker."""
+    tool: str = option("none", choices=TRACKERS)
+    """Tracker, through accelerate. docs/runs.md says where each stores what. A resumed run continues the same run of the
+    tracker."""
 
     project: str = "hub"
-    """Project (wandb), experiment (mlflow) or folder name (tensorboard)."""
+    """Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard)."""
 
 
 @dataclass(kw_only=True)

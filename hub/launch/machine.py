@@ -8,7 +8,6 @@ from hub.config.schema import ZERO, RunConfig
 from hub.system.gpus import num_visible_gpus
 
 BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
-TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def machine_problems(cfg: RunConfig) -> Iterator[str]:
@@ -43,10 +42,6 @@ def missing_packages(cfg: RunConfig) -> Iterator[str]:
         yield f"launch.strategy={cfg.launch.strategy} needs deepspeed. Type pip install deepspeed or launch.strategy=fsdp"
     if (stored := cfg.model.quantization) and find_spec("bitsandbytes") is None:
         yield f"model.path={cfg.model.path} is stored as {stored}, which needs bitsandbytes. Type pip install bitsandbytes"
-    package = TRACKER_PACKAGES.get(cfg.track.tool)
-    # find_spec also finds a folder of that name, as trackers leave behind, but without origin.
-    if package and getattr(find_spec(package), "origin", None) is None:
-        yield f"track={cfg.track.tool} needs the package {package}. Type pip install {package} or track=none"
 
 
 def _endpoint_problem(endpoint: str, is_host: bool) -> Iterator[str]:

@@ -20,6 +20,7 @@ from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
 from hub.launch.machine import machine_problems, missing_packages
+from hub.launch.trackers import tracker_problems
 from hub.models.encoders import refuse_encoders
 from hub.models.storage import storage_problems, with_storage
 from hub.models.tiny import FAMILIES, tiny_data_path
@@ -58,7 +59,9 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
             errors += [ConfigError(line) for line in storage_problems(cfg, resolved.algorithm.name)]
             errors += [ConfigError(line) for line in _gpu_problem(resolved)] if here else []
             cfg = replace(cfg, algo=replace(cfg.algo, backend=resolved.backend.name))
-        except PluginError as error:
+            if not isinstance(resolved.backend.build, str):
+                cfg = _in_this_process(cfg, resolved.algorithm.name)
+        except (ConfigError, PluginError) as error:
             errors.append(error)
     num_rows = None
     try:
@@ -75,7 +78,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
         cfg = _with_num_processes(cfg)
         errors += [ConfigError(line) for line in machine_problems(cfg)] if here else []
     if cfg.launch.python is None:
-        errors += [ConfigError(line) for line in missing_packages(cfg)]
+        errors += [ConfigError(line) for line in (*missing_packages(cfg), *tracker_problems(cfg))]
     if num_rows is not None and in_bounds["algo"]:
         errors += [ConfigError(line) for line in _schedule_problems(cfg, num_rows)]
     _raise(errors)
@@ -115,6 +118,21 @@ def _with_dtype(cfg: RunConfig) -> RunConfig:
     if cfg.chosen_task.compares_gradients and cfg.model.dtype == AUTO:
         return replace(cfg, model=replace(cfg.model, dtype="float32"))
     return cfg
+
+
+def _in_this_process(cfg: RunConfig, algorithm: str) -> RunConfig:
+    """With `launch.mode=inline`, for an algorithm that no other process can import.
+
+    Raises:
+        ConfigError: other processes were asked for.
+    """
+    launch = cfg.launch
+    if launch.mode == "process" or launch.nproc_per_node not in (AUTO, 1) or launch.nnodes > 1 or launch.python:
+        raise ConfigError(
+            f"algo={algorithm} is defined in this process, and no other process can import it. Leave launch.mode, "
+            "launch.nproc_per_node, launch.nnodes and launch.python out, or put it into a plugin (docs/plugins.md)"
+        )
+    return replace(cfg, launch=replace(launch, mode="inline"))
 
 
 def _with_num_processes(cfg: RunConfig) -> RunConfig:

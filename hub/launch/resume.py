@@ -9,6 +9,7 @@ from pathlib import Path
 from hub.compose import runfile
 from hub.config.data import DataConfig
 from hub.config.option import AUTO, leaves
+from hub.config.schedule import ADAPTIVE
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError
 from hub.plugins.registry import ResolvedRun
@@ -130,7 +131,8 @@ def _check_same(cfg: RunConfig, run: Run) -> None:
         return
     before = {name: value for name, value, *_ in leaves(runfile.read(run.config_file))}
     after = {name: value for name, value, *_ in leaves(cfg)}
-    names = [n for n in after if n.split(".")[0] in ("algo", "model", "data") and n not in MAY_CHANGE]
+    free = MAY_CHANGE - {"algo.eval_every_steps"} if cfg.algo.lr_scheduler in ADAPTIVE else MAY_CHANGE
+    names = [n for n in after if n.split(".")[0] in ("algo", "model", "data") and n not in free]
     changed = [f"{n}: {before.get(n)} then, {after[n]} now" for n in names if before.get(n) != after[n]]
     if changed:
         raise ConfigError(

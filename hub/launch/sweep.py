@@ -7,6 +7,7 @@ processes. All values are checked before the first run starts. A run that fails 
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -19,7 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hub.compose.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
-from hub.compose.overrides import COMPOSE_ERRORS, CONFIG_NAME, choices, combinations, hydra_message, parse, quoted
+from hub.compose.options import library_message
+from hub.compose.overrides import CONFIG_NAME, choices, combinations, parse, quoted
+from hub.compose.presets import COMPOSE_ERRORS
 from hub.config.option import conf_dir
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted
@@ -39,8 +42,15 @@ class _Stop(BaseException):
     """Ends a sweep from within a job. Hydra catches an Exception, but not a BaseException."""
 
 
-def sweep(overrides: list[str], config_dir: str | None) -> int:
+def sweep(
+    overrides: list[str], config_dir: str | None, show: Callable[[Path, list[dict[str, Any]], list[str]], None] | None = None
+) -> int:
     """Run a sweep. Returns 0 if every run completed, else 1.
+
+    Args:
+        overrides: as typed.
+        config_dir: as typed.
+        show: called at the end with the folder of the sweep, a row for each run and the swept options. None: `print_table`.
 
     Raises:
         ConfigError: one of the values is wrong. No run has started.
@@ -80,15 +90,14 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
     except COMPOSE_ERRORS as error:
         with suppress(OSError):
             folder.rmdir()
-        raise ConfigError(hydra_message(error)) from None
+        raise ConfigError(library_message(error)) from None
     finally:
         sys.argv = before
         del os.environ["HYDRA_FULL_ERROR"]
         if full_error is not None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
     rows = collect(folder, swept)
-    print_table(rows, swept)
-    print(f"runs: {folder}", flush=True)
+    (show or print_table)(folder, rows, swept)
     if failed:
         raise failed[0]
     return 1 if any(row["status"] not in ("completed", "verified") for row in rows) else 0
@@ -171,7 +180,7 @@ def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[st
             if changed := [f"hydra.{name}" for name in CALLS if changed_parts[name] != plain[name]]:
                 raise ConfigError(f"{', '.join(changed)}: code can't be named in a config. Take it out of the preset")
     except COMPOSE_ERRORS as error:
-        raise ConfigError(hydra_message(error)) from None
+        raise ConfigError(library_message(error)) from None
 
 
 def _check_all(configs: list[RunConfig], here: bool) -> None:
@@ -205,7 +214,7 @@ def collect(folder: Path, swept: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def print_table(rows: list[dict[str, Any]], swept: list[str]) -> None:
+def print_table(folder: Path, rows: list[dict[str, Any]], swept: list[str]) -> None:
     """Print the results. The lowest evaluation loss, else training loss, is marked."""
     from rich.console import Console
     from rich.table import Table
@@ -226,6 +235,7 @@ def print_table(rows: list[dict[str, Any]], swept: list[str]) -> None:
     (console if console.is_terminal else Console(width=200)).print(table)
     if best is not None:
         print(f"* lowest {measure}")
+    print(f"runs: {folder}", flush=True)
 
 
 def _cell(value: object) -> str:

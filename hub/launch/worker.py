@@ -116,8 +116,8 @@ def failure_of(rank: int, error: Exception) -> Failure:
 def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Outcome:
     """Prepare the setup, let the backend build its recipe, and run the task on it."""
     build, task = backend.build, cfg.chosen_task
-    build_recipe = _imported(build)
-    check_takes_setup(build_recipe, build)
+    build_recipe, name = (_imported(build), build) if isinstance(build, str) else (build, f"{backend.algorithm}:build")
+    check_takes_setup(build_recipe, name)
 
     from hub.recipe import Recipe
     from hub.train.setup.setup import set_up
@@ -129,7 +129,7 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Out
     if isinstance(recipe, Outcome) and task.takes_steps:
         return recipe  # the backend has a trainer of its own, which has done all
     if not isinstance(recipe, Recipe):
-        raise PluginError(f"{build} must return hub.recipe.Recipe, not {recipe!r:.60}")
+        raise PluginError(f"{name} must return hub.recipe.Recipe, not {recipe!r:.60}")
     outcome: Outcome = _imported(task.function)(setup, recipe)
     return outcome
 

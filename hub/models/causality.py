@@ -6,7 +6,7 @@ write. transformers loads many of them as causal language models without a word.
 
 import torch
 
-from hub.errors import ModelError
+from hub.errors import ModelError, first_line
 from hub.models.encoders import INSTEAD
 from hub.models.structure import base_of
 
@@ -30,7 +30,10 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
 
     Returns:
         The root mean square of the change before the first changed token, over that from there on. 0 for a causal
-        model. None: the model refuses so plain an input, and training says why.
+        model. None: the GPU has no memory left for it, which training finds out anew.
+
+    Raises:
+        ModelError: the model fails on so plain an input.
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocab_size, (2, NUM_TOKENS), generator=generator)
@@ -40,8 +43,14 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
     try:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             one, other = (model(input_ids=row[None].to(device)).logits[0].double() for row in ids)
-    except (TypeError, ValueError, RuntimeError, IndexError):
+    except torch.OutOfMemoryError:
         return None
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        kind = str(dtype).removeprefix("torch.")
+        raise ModelError(
+            f"model.path: {type(base_of(model)).__name__} can't be trained in {kind}: it fails in a pass over "
+            f"{NUM_TOKENS} tokens ({type(error).__name__}: {first_line(error)}). Type another model.dtype or model.path"
+        ) from error
     finally:
         model.train(was_training)
     change = (one - other).square().mean(-1).sqrt()
@@ -54,7 +63,7 @@ def check_causal(model: torch.nn.Module, vocab_size: int, device: torch.device, 
     Args: see `look_ahead`.
 
     Raises:
-        ModelError: they do.
+        ModelError: they do, or the model fails on a short text.
     """
     measured = look_ahead(model, vocab_size, device, dtype)
     allowed = FLOAT32_TOLERANCE if dtype == torch.float32 else TOLERANCE

@@ -13,7 +13,6 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from hub.errors import first_line
-from hub.models.multimodal import copy_processor
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -122,7 +121,7 @@ def save_whole_model(
     weights: dict[str, torch.Tensor],
     base: Path | None = None,
 ) -> None:
-    """Write a dense model that transformers loads: config, safetensors, tokenizer, and the processor's files.
+    """Write a dense model that transformers loads: config, safetensors and tokenizer.
 
     Args:
         model: for its config and class.
@@ -130,7 +129,7 @@ def save_whole_model(
         folder: receives the files.
         dtype: dtype of the stored weights, but of those that transformers keeps in another one.
         weights: full weights by name, as `fit` passes them. Before training they may be on the meta device.
-        base: folder of the base model, for `use_cache` in its config and the processor's files.
+        base: folder of the base model, for `use_cache` in its config.
     """
     plain = plain_model(model, dtype)
     dtypes = stored_dtypes(plain, dtype)
@@ -155,5 +154,3 @@ def save_whole_model(
         twin.config.use_cache = stored["use_cache"]
     twin.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
-    if base is not None:
-        copy_processor(base, folder)

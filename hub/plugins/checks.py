@@ -11,7 +11,7 @@ import pluggy
 
 from hub.config.data import FORMATS
 from hub.config.option import AUTO
-from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig
+from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.errors import PluginError, did_you_mean, one_line
 from hub.plugins import hookspecs
 from hub.plugins.offers import Algorithm, Backend, DataFormat
@@ -23,17 +23,8 @@ HOOKS: dict[str, tuple[str, ...]] = {
 }
 """Name of each hook -> the names of its arguments."""
 
-RESERVED = {item.name for part in (DataConfig, ModelConfig, LaunchConfig) for item in fields(part)} | {
-    "name",
-    "algo",
-    "model",
-    "data",
-    "launch",
-    "track",
-    "output_dir",
-    "run_name",
-    "nproc",
-}
+_CONFIGS: tuple[type[Any], ...] = (DataConfig, ModelConfig, LaunchConfig, TrackConfig, RunConfig)
+RESERVED = {item.name for part in _CONFIGS for item in fields(part)} | {"name", "nproc"}
 """Names that an option of an algorithm can't have: `hub.run(...)` takes all options as keywords, by their last name."""
 
 
@@ -153,7 +144,7 @@ def check_backend(backend: Backend, others: Collection[Backend]) -> None:
         raise PluginError(f"{name}: this name is not allowed. Allowed: lower case letters, digits, underscores; not {AUTO}")
     if any(other.name == backend.name and other.algorithm == backend.algorithm for other in others):
         raise PluginError(f"{name}: there is a backend of this name already; uninstall one of the two, or rename it")
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", backend.build):
+    if not isinstance(backend.build, str) or not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", backend.build):
         raise PluginError(f"{name}: build={backend.build!r} is not allowed. Write it as 'package.module:function'")
     if not isinstance(backend.needs, tuple) or not all(isinstance(word, str) and word.isidentifier() for word in backend.needs):
         raise PluginError(f"{name}: needs={backend.needs!r} is not allowed. Write top-level modules as a tuple: ('peft',)")

@@ -44,8 +44,9 @@ class Backend:
     algorithm: str
     """Name of the algorithm that this backend runs."""
 
-    build: str
-    """`"package.module:function"`, imported in a worker only. The function is `build(setup) -> Recipe` (`hub.recipe`)."""
+    build: str | Callable[[Any], Any]
+    """`"package.module:function"`, imported in a worker only. The function is `build(setup) -> Recipe` (`hub.recipe`). The
+    function itself if it is defined in this process (`hub.register`), where it trains then."""
 
     needs: tuple[str, ...] = ()
     """Top-level modules that must be installed. They are looked up, not imported."""

@@ -7,7 +7,7 @@ claim the same name, both are reported. `HUB_PLUGINS=a,b` loads only these entry
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -38,6 +38,8 @@ from hub.system.environment import already_shown, without_repeats
 
 GROUP = "hub"
 ONLY = "HUB_PLUGINS"
+HERE = "this process"
+"""The owner of an algorithm that `hub.register` has made known."""
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "trl", "accelerate"}
 
@@ -225,6 +227,27 @@ def registry() -> Registry:
             if line not in already_shown():
                 print(f"hub: {line}", file=sys.stderr)
     return loaded
+
+
+def register_here(algorithm: Algorithm, build: Callable[[Any], Any]) -> None:
+    """Add an algorithm that is defined in this process, or replace one that was.
+
+    Args:
+        algorithm: its name, options and summary.
+        build: the function of the setup that returns its recipe.
+
+    Raises:
+        PluginError: its name is taken, its options can't be composed, or `build` is not a function.
+    """
+    into, name = registry(), algorithm.name
+    if not callable(build):
+        raise PluginError(
+            f"algorithm {name}: build={build!r:.60} is not a function. Write def build(setup), and register(..., build)"
+        )
+    others = [other for other in into.algorithms.values() if other.name != name or into.owners[name] != HERE]
+    check_algorithm(algorithm, others, into.owners, into.presets)
+    into.algorithms[name], into.owners[name] = algorithm, HERE
+    into.backends[name] = {"native": Backend(name="native", algorithm=name, build=build)}
 
 
 def resolve(cfg: RunConfig, check_needs: bool = True) -> ResolvedRun:

@@ -15,6 +15,7 @@ from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, samples_of
 from hub.errors import DataError, DivergedError, Interrupted
 from hub.models.multimodal import auto_class
+from hub.models.saved_folder import line_on_base
 from hub.models.structure import base_of, outside_text
 from hub.parallel.group import barrier, max_over_ranks
 from hub.parallel.strategy import full_weights
@@ -29,7 +30,7 @@ from hub.train.kernels.compiled import num_compiled
 from hub.train.layout.flops import flops_per_token, peak_flops
 from hub.train.layout.layout import Layout, choose_layout
 from hub.train.meters import Meter, SpikeMeter, counts_of, peak_memory_gb
-from hub.train.optim import make_optimizer, make_scheduler, parameter_groups
+from hub.train.optim import make_optimizer, make_scheduler, observe_loss, parameter_groups
 from hub.train.progress import ProgressLine
 from hub.train.recipe import Recipe, check_units
 from hub.train.setup.samples import length_lines, mix_lines
@@ -84,6 +85,7 @@ class _Fit:
         self.done = 0
         self.skipped_in_a_row = self.skipped = 0
         self.eval_before: float | None = None
+        self.logged_before = False
         self.eval_loss: float | None = None
         self.meter, self.spikes = Meter(), SpikeMeter()
         self.recent: deque[float] = deque(maxlen=NUM_RECENT)
@@ -112,6 +114,7 @@ class _Fit:
 
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         self.recipe.save(self.model, folder, weights)
+        self.setup.complete_folder(folder)
 
     def _announce(self) -> None:
         lines, plan = mix_lines(self.source)
@@ -132,6 +135,8 @@ class _Fit:
         if self.num_outside_text:
             outside = f"{self.num_outside_text:,} parameters that no text passes through stay as they are"
             self.run.say(f"the text part trains; {outside}")
+        if hasattr(self.model, "peft_config") and (line := line_on_base(self.cfg.model)):
+            self.run.say(line)
         for line in [*length_lines(self.source, self.algo), *lines]:
             self.run.say(line)
 
@@ -157,6 +162,7 @@ class _Fit:
             if self.eval_before is not None:
                 count = len(self.data.evaluation)
                 self.progress.say(f"held-out loss before training {self.eval_before:.4f} ({count} samples)")
+                self.tracking.log(0, {"eval_loss": self.eval_before})
         stop_request.in_loop = True
         # Objects made so far live to the end. Frozen, they cost Python's collector no time while the GPU waits.
         gc.collect()
@@ -261,6 +267,9 @@ class _Fit:
         measure = last or stopping is not None or _due(self.done, self.algo.eval_every_steps)
         if measure and (measured := self._measure()) is not None:
             self.eval_loss = metrics["eval_loss"] = measured
+            # Not at a signal: a run that is stopped and resumed trains like one that is not.
+            if _due(self.done, self.algo.eval_every_steps) and (changed := observe_loss(self.scheduler, measured)):
+                self.progress.say(f"step {self.done}: learning rate {changed:.3g} from now on ({self.algo.lr_scheduler})")
         if last or stopping is not None or "skipped" in metrics or _due(self.done, self.algo.log_every_steps):
             self._log(metrics)
         every = self.algo.save_every_epochs
@@ -328,6 +337,9 @@ class _Fit:
     def _log(self, metrics: dict[str, float]) -> None:
         if "skipped" not in metrics:
             self.recent.append(metrics["loss"])
+        if self.eval_before is not None and not self.logged_before:
+            metrics["eval_loss_before"] = self.eval_before
+        self.logged_before = True
         self.run.log(metrics)
         self.progress.step(self.done, metrics)
         if "eval_loss" in metrics:
@@ -385,6 +397,7 @@ class _Fit:
             self.layout = replace(self.layout, max_tokens=state["max_tokens"])
         lines = [line for line in read_metrics(self.run.metrics_file) if "skipped" not in line]
         self.recent.extend(line["loss"] for line in lines[-NUM_RECENT:])
+        self.logged_before = any("eval_loss_before" in line for line in lines)
 
     def _observe(self, hook: str, **values: object) -> None:
         if self.run.is_main:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from hub.config.schema import AlgoConfig
 from hub.errors import ConfigError
 from hub.train.adamw_bf16 import StochasticAdamW
-from hub.train.schedule import rate_of_step, schedule_problems
+from hub.train.schedule import Adaptive, rate_of_step, schedule_problems
 
 
 class AdamOptions(TypedDict):
@@ -77,3 +77,25 @@ def make_scheduler(cfg: AlgoConfig, optimizer: torch.optim.Optimizer, total: int
         warnings.simplefilter("ignore")  # torch expects an optimizer step before the first scheduler step
         scheduler.step()  # torch counts from 0, the schedule from 1
     return scheduler
+
+
+def observe_loss(scheduler: LambdaLR, loss: float) -> float | None:
+    """Tell a schedule that follows the held-out loss about an evaluation, and set the learning rate of the next step by it.
+
+    Args:
+        scheduler: from `make_scheduler`, set to the next step.
+        loss: the held-out loss.
+
+    Returns:
+        The new learning rate if this evaluation changed it.
+    """
+    rate = scheduler.lr_lambdas[0]  # the same object for all groups
+    if not isinstance(rate, Adaptive):
+        return None
+    before = rate.scale
+    rate.observe(loss)
+    if rate.scale == before:
+        return None
+    for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = base * rate(scheduler.last_epoch)
+    return float(scheduler.optimizer.param_groups[0]["lr"])

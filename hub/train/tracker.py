@@ -7,7 +7,7 @@ metrics.jsonl has everything. A resumed run continues its run in the tracker.
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
@@ -17,19 +17,13 @@ from hub.config.schema import RunConfig
 from hub.errors import ConfigError, one_line
 from hub.run import Run
 from hub.secrets import without_secrets
+from hub.train.trackers import TOOLS, End
 
 _WHILE_OPENING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 """Replaces mlflow's own 7 retries, which take 4 minutes, and its timeout of 120 s. Restored afterwards, so that a run
 survives a restart of the server."""
 
-_REMEDIES = {
-    "wandb": "Type wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline to upload later; or type track=none",
-    "mlflow": (
-        "Check that MLFLOW_TRACKING_URI names a store that can be reached, set MLFLOW_HTTP_REQUEST_MAX_RETRIES and "
-        "MLFLOW_HTTP_REQUEST_TIMEOUT to wait longer for it, or type track=none"
-    ),
-    "tensorboard": "Or type track=none",
-}
+_NOWHERE = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # never closed: libraries keep the stdout of their start
 _NOT_IN_A_NAME = re.compile(r"[^\w.\- ]")
 """mlflow refuses metric names with other characters; the name of a data source may contain any."""
 
@@ -53,9 +47,11 @@ class Tracking:
         """
         if self.tool == "none" or not self.run.is_main:
             return
-        # The hub reports the location itself. The libraries read both variables when they are imported.
+        # The hub reports the location itself. The libraries read these variables when they are imported.
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("COMET_LOGGING_CONSOLE", "ERROR")
+        os.environ.setdefault("COMET_DISABLE_AUTO_LOGGING", "1")
         stored = self.run.plan().get("track", {}) if self.cfg.resume else {}
         earlier = stored.get("id") if stored.get("tool") == self.tool else None
         try:
@@ -70,9 +66,9 @@ class Tracking:
             if not earlier:
                 for tracker in self.accelerator.trackers:
                     tracker.store_init_configuration(self._options())
-            identifier, location = self._location()
+            identifier, location = TOOLS[self.tool].place(self._handle(), self.run, self.cfg.track.project)
         except Exception as error:  # raised by a library, its network or its disk
-            raise ConfigError(f"track={self.tool} can't be started ({one_line(error)}). {_REMEDIES[self.tool]}") from None
+            raise ConfigError(f"track={self.tool} can't be started ({one_line(error)}). {TOOLS[self.tool].remedy}") from None
         self.is_on = True
         self.run.write_plan(track={"tool": self.tool, "id": identifier})
         self._say(location)
@@ -98,47 +94,28 @@ class Tracking:
             return
         self.is_on = False
         try:
-            if self.tool == "wandb":
-                self._handle().finish(exit_code=128 + stopped_by if stopped_by else int(failed))
-            elif self.tool == "mlflow":
-                import mlflow  # type: ignore[import-not-found,unused-ignore]
-
-                mlflow.end_run("KILLED" if stopped_by else "FAILED" if failed else "FINISHED")
-            else:
-                self._handle().close()
+            close = TOOLS[self.tool].end
+            with _quiet():
+                if close is not None:
+                    close(self._handle(), End(stopped_by, failed))
+                else:
+                    self.accelerator.get_tracker(self.tool).finish()
         except Exception as error:
             self._fail(error)
 
     def _open(self, earlier: str | None) -> None:
-        options: dict[str, str | None] = {}
-        if self.tool == "wandb":
-            options = {"name": self.run.path.name}
-            options |= {} if "WANDB_DIR" in os.environ else {"dir": str(self.run.path)}
-            options |= {"id": earlier, "resume": "allow"} if earlier else {}
-        elif self.tool == "mlflow":
-            options = {"run_name": self.run.path.name, "run_id": earlier}
+        tool, project = TOOLS[self.tool], self.cfg.track.project
         self.accelerator.trackers = []
-        with _short_timeouts():
-            self.accelerator.init_trackers(self.cfg.track.project, init_kwargs={self.tool: options})
+        self.accelerator.project_configuration.logging_dir = str(tool.folder(self.run))
+        with _short_timeouts(), _quiet():
+            options = tool.options(self.run, project, earlier)
+            self.accelerator.init_trackers(project, init_kwargs={self.tool: options})
         if not self.accelerator.trackers:
             raise ImportError(f"the package {self.tool} is not installed for this interpreter")
 
     def _handle(self) -> Any:
         """The library's own object of the run."""
         return self.accelerator.get_tracker(self.tool, unwrap=True)
-
-    def _location(self) -> tuple[str | None, str]:
-        """The run's id in the tracker, and a text that says where to find it."""
-        if self.tool == "wandb":
-            opened = self._handle()
-            folder = os.path.dirname(opened.dir)
-            return opened.id, opened.url or f"stored in {folder}. To upload it type wandb sync {folder}"
-        if self.tool == "mlflow":
-            import mlflow
-
-            location = f"run {self.run.path.name} in experiment {self.cfg.track.project} of {mlflow.get_tracking_uri()}"
-            return self._handle().info.run_id, location
-        return None, f"to view it type tensorboard --logdir {self.run.path.parent}"
 
     def _options(self) -> dict[str, Scalar]:
         """All options by full name, for example `algo.num_epochs: 2.0`, in types that trackers accept."""
@@ -162,6 +139,13 @@ def _short_timeouts() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A context in which libraries don't print where they store things: the hub has a line of its own for that."""
+    with redirect_stdout(_NOWHERE):
+        yield
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, Scalar]:

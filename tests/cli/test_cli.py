@@ -78,7 +78,20 @@ def test_help_lists_verbs_algorithms_models_groups_and_flags(hub):
     assert said.code == 0
     for word in (*VERBS, "lora_sft", "qlora_sft", "llama3_8b", "launch=", "track=", "experiment=", "--multirun"):
         assert word in said.out
-    assert hub("-h").out == hub("train", "--help").out == said.out
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert hub("-h").out == hub("help").out == said.out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_a_help_with_its_flags_and_examples(hub, verb):
+    said = hub(verb, "--help")
+    assert said.code == 0
+    assert said.out == hub("help", verb).out
+    assert said.out.startswith(f"usage: python -m hub {verb}")
+    assert all(flag in said.out for flag in VERBS[verb].flags)
+    assert max(map(len, said.out.splitlines())) <= 88  # commands are not broken
+    for _, command in VERBS[verb].examples:
+        assert f"  {command}" in said.out
 
 
 def test_version(hub):
@@ -93,40 +106,9 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
     for text in ("hub-sft 0.1.0", "hub-lora-sft 0.1.0", "hub_config_dir", "algo=lora_sft", "backend native of sft"):
         assert text in said.out
     assert hub("plugins", "algo=sft").problems == ["hub plugins takes no options, but got algo=sft"]
-
-
-def test_show_prints_value_origin_and_meaning_of_each_option(hub):
-    said = hub("show", "algo=qlora_sft", "model=llama3_8b", "algo.target_modules=[q_proj,v_proj]", "data.path=a[b].jsonl")
-    lines = {line.split()[0]: line for line in said.out.splitlines() if line.startswith(("algo.", "model.", "data."))}
-    assert said.code == 0
-    assert "conf/model/llama3_8b.yaml" in lines["model.path"]
-    assert "plugin lora_sft: conf/algo/qlora_sft.yaml" in lines["algo.load_in_4bit"]
-    assert " default " in lines["algo.lora_r"]
-    assert "Rank of the adapters" in lines["algo.lora_r"]
-    assert "[q_proj,v_proj]" in lines["algo.target_modules"]
-    assert "command line" in lines["algo.target_modules"]
-    assert "a[b].jsonl" in lines["data.path"]
-
-
-def test_show_says_what_would_be_refused(hub):
-    said = hub("show", "algo=sft", "algo.learning_rate=0")
-    assert said.code == 0
-    assert "This can't run yet" in said.out
-    for text in ("algo.learning_rate=0.0 is not allowed", "No model is chosen", "No training data is set"):
-        assert text in said.out
-
-
-def test_show_names_the_file_of_a_preset_of_ones_own(hub, tmp_path):
-    (tmp_path / "mine/experiment").mkdir(parents=True)
-    (tmp_path / "mine/experiment/small.yaml").write_text(
-        "# @package _global_\ndefaults:\n  - override /algo: qlora_sft\n  - override /model: tiny\nalgo:\n  lora_r: 4\n"
-    )
-    said = hub("show", "--config-dir", "mine", "experiment=small", "algo.seed=3")
-    lines = {line.split()[0]: line for line in said.out.splitlines() if line}
-    assert "mine/experiment/small.yaml" in lines["algo.lora_r"]
-    assert "conf/algo/qlora_sft.yaml" in lines["algo.load_in_4bit"]
-    assert "conf/model/tiny.yaml" in lines["model.path"]
-    assert "command line" in lines["algo.seed"]
+    values = json.loads(hub("plugins", "--json").out)
+    assert {"name": "sft", "distribution": "hub-sft 0.1.0"}.items() <= {p["name"]: p for p in values["plugins"]}["sft"].items()
+    assert ("native", "sft") in [(backend["name"], backend["algorithm"]) for backend in values["backends"]]
 
 
 @pytest.mark.parametrize(
@@ -135,9 +117,15 @@ def test_show_names_the_file_of_a_preset_of_ones_own(hub, tmp_path):
         (["sho"], f"sho: there is no such verb. Allowed: {', '.join(VERBS)}. Did you mean show?"),
         (
             ["--halp"],
-            "--halp: there is no such flag. Allowed: --help, --version, --multirun, --config-dir, --json. Did you mean",
+            "--halp: there is no such flag. Allowed: --config, --config-dir, --multirun, --json, --keep, --yes, ",
         ),
-        (["--config-dir"], "argument --config-dir: expected one argument"),
+        (["help", "sho"], "sho: there is no such verb."),
+        (
+            ["plugins", "--config-dir", "x"],
+            "--config-dir works with train and verify and data and show and completion only, not",
+        ),
+        (["data", "--keep", "3"], "--keep works with runs only, not with data"),
+        (["--config-dir"], "--config-dir: type --config-dir DIR"),
         (["--config-dir", "nowhere", "algo=sft"], "--config-dir nowhere: there is no such folder"),
         (["algo=sft", "show"], "can't read 'show': options are written NAME=VALUE, and a verb comes first"),
         (["show", "--multirun"], "--multirun works with train only, not with show"),

@@ -126,7 +126,10 @@ def test_presets_of_ones_own_come_first_and_their_mistakes_are_one_line(tmp_path
         "algo/noalgo.yaml": "lora_r: 4\n",
         "algo/low.yaml": "defaults: [lora_sft]\nlora_r: 4\n",
         "algo/badvalue.yaml": "defaults: [lora_sft]\nlora_r: four\n",
-        "experiment/bad.yaml": "# @package _global_\ndefaults:\n  - override /model: nope\n",
+        "experiment/bad.yaml": "# @package _global_\ndefaults:\n  - override /model: nope\n  - /data: tiny\n",
+        "experiment/typo.yaml": "# @package _global_\ndefaults:\n  - override /algo: lora_sft\nalgo: {lora_rr: 4}\nrunname: x",
+        "experiment/bare.yaml": "algo: {lora_r: 4}\n",
+        "experiment/relative.yaml": "# @package _global_\ndefaults:\n  - override model: tiny\n",
         "recipe/short.yaml": "# @package _global_\nalgo:\n  max_steps: 3\n",
     }
     for name, text in files.items():
@@ -140,15 +143,21 @@ def test_presets_of_ones_own_come_first_and_their_mistakes_are_one_line(tmp_path
     for word in ("recipe=short", "+recipe=short"):  # a group that the hub does not know
         assert compose("algo=sft", word, config_dir=here).algo.max_steps == 3
     for word, text in {
-        "model=badkey": "In 'model/badkey': ConfigKeyError raised while composing config: Key 'pth' not in",
-        "model=broken": "while parsing a flow sequence",
-        "algo=noalgo": "In 'algo/noalgo': ConfigKeyError raised while composing config: Key 'lora_r' not in",
-        "algo=badvalue": "In 'algo/badvalue': ValidationError raised while composing config: Value 'four'",
-        "experiment=bad": "In 'config': Could not find 'model/nope'",
+        "model=badkey": "model/badkey.yaml: model.pth: there is no such option. Did you mean model.path?",
+        "model=broken": "model/broken.yaml: line 2: this is not YAML (expected ',' or ']', but got ':')",
+        "algo=noalgo": "algo=noalgo: this preset names no algorithm. Its file must begin with: defaults: [NAME], one of:",
+        "algo=badvalue": "algo/badvalue.yaml: algo.lora_r=four is not allowed. Allowed: a whole number",
+        "experiment=bad": "experiment/bad.yaml: model=nope: there is no such preset. Allowed: ",
+        "experiment=typo": "experiment/typo.yaml: algo.lora_rr: there is no such option. Did you mean algo.lora_r?",
+        "experiment=bare": "experiment/bare.yaml: the first line of an experiment is: # @package _global_. Without it",
+        "experiment=relative": "experiment/relative.yaml: model: a choice is written - override /model: tiny",
     }.items():
         found = problems(word, config_dir=here)
-        assert found[0].startswith(text)
-        assert "\n" not in found[0]
+        assert found[0].removeprefix(f"{here}/").startswith(text)
+        assert not [line for line in found if "\n" in line or "Hydra" in line or "raised while" in line]
+    bad, typo = (problems(f"experiment={name}", config_dir=here) for name in ("bad", "typo"))
+    assert bad[1] == f"{here}/experiment/bad.yaml: data: a choice is written - override /data: tiny"
+    assert typo[1] == f"{here}/experiment/typo.yaml: runname: there is no such option. Did you mean run_name or resume?"
 
 
 def test_a_preset_without_its_algorithm_says_what_its_file_needs(tmp_path):

@@ -56,6 +56,19 @@ def test_the_config_to_begin_from_has_no_problems():
             {"algo": {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 9, "max_steps": 8}},
             "algo.lr_num_cycles=9 is above algo.max_steps=8: a cycle takes at least one step.",
         ),
+        (
+            {"algo": {"lr_scheduler": "greedy"}},
+            "algo.lr_scheduler=greedy follows the held-out loss, but no evaluation is due during training. Type e.g.",
+        ),
+        (
+            {"algo": {"lr_scheduler": "cosine_with_min_lr"}},
+            "algo.lr_scheduler=cosine_with_min_lr needs algo.min_lr_ratio above 0",
+        ),
+        (
+            {"algo": {"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": 2, "lr_decay_ratio": 0.5}},
+            "algo.lr_decay_steps and algo.lr_decay_ratio are both set. Set one of them, the other to null.",
+        ),
+        ({"algo": {"lr_patience": 2}}, "algo.lr_patience=2 needs algo.lr_scheduler=reduce_lr_on_plateau or greedy, but it is"),
         ({"algo": {"lr_power": 2.0}}, "algo.lr_power=2 needs algo.lr_scheduler=polynomial, but it is cosine. Type that, or"),
         (
             {"algo": {"lr_scheduler": "constant", "min_lr_ratio": 0.1}},
@@ -79,7 +92,7 @@ def test_the_config_to_begin_from_has_no_problems():
         ({"launch": {"python": "/no/python"}}, "launch.python=/no/python: there is no such interpreter"),
         (
             {"track": {"tool": "wandbb"}},
-            "track.tool=wandbb is not allowed. Allowed: none, tensorboard, wandb, mlflow. Did",
+            "track.tool=wandbb is not allowed. Allowed: none, tensorboard, wandb, mlflow, trackio,",
         ),
     ],
 )

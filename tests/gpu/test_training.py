@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hub import compose
@@ -46,8 +46,10 @@ def test_training_learns_and_the_result_loads(tmp_path, options):
     result = train(tmp_path, "model=tiny", *options)
     assert result.status == "completed"
     assert result.eval_loss < result.eval_loss_before - 0.05
-    loader = AutoModelForCausalLM if options[0] == "algo=sft" else AutoPeftModelForCausalLM
-    loader.from_pretrained(result.model_path)
+    if options[0] == "algo=sft":
+        AutoModelForCausalLM.from_pretrained(result.model_path)
+    else:
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(result.base_model_path), result.model_path)
     plan = json.loads((result.run_path / "plan.json").read_text())
     assert plan["packed"]
     assert plan["dtype"] == "bfloat16"

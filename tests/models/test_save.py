@@ -1,8 +1,12 @@
 """What is saved is what transformers itself would save: the same names, dtypes and bits."""
 
+import json
+
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 from zoo.saved import differences, tensors
+from zoo.zoo import zoo_model
 
 from hub import compose
 from hub.launch.launcher import launch
@@ -31,3 +35,33 @@ def test_what_transformers_keeps_in_float32_trains_and_is_saved_in_it(tmp_path, 
         assert {name: tensor.dtype for name, tensor in model.items()} == {name: tensor.dtype for name, tensor in base.items()}
     name = "model.layers.1.mlp.moe_statics.e_score_correction_bias"
     assert torch.equal(saved[name], base[name])
+
+
+@pytest.mark.parametrize(
+    ("words", "dtype"),
+    [
+        ("algo=sft", "bfloat16"),
+        ("algo=sft model.dtype=float32", "float32"),
+        ("algo=sft algo.master_weights=false", "bfloat16"),
+        ("algo=osft", "bfloat16"),
+        ("algo=osft model.dtype=float32", "float32"),
+        ("algo=lora_sft", "float32"),
+        ("algo=sft gemma3", "bfloat16"),
+    ],
+)
+def test_the_config_says_the_dtype_that_the_headers_have(tmp_path, words, dtype):
+    algo, *options = words.split()
+    model = f"model.path={zoo_model('gemma3')}" if options == ["gemma3"] else "model=tiny"
+    options = [*(option for option in options if "=" in option), f"output_dir={tmp_path}", "algo.effective_batch_size=4"]
+    if not any(option.startswith("model.dtype") for option in options):
+        options.append("model.dtype=bfloat16")
+    result = launch(compose(algo, model, "data=tiny", "launch=inline", "algo.max_steps=1", *options))
+    assert {str(tensor.dtype).removeprefix("torch.") for tensor in tensors(result.model_path).values()} == {dtype}
+    if algo == "algo=lora_sft":
+        return  # peft's config has no dtype
+    config = json.loads((result.model_path / "config.json").read_text())
+    parts = [config, *(value for value in config.values() if isinstance(value, dict) and "dtype" in value)]
+    assert {part["dtype"] for part in parts} == {dtype}
+    assert len(parts) == (3 if "gemma3" in words else 1)
+    if len(parts) > 1:
+        assert AutoModelForImageTextToText.from_pretrained(result.model_path).dtype == torch.bfloat16

@@ -73,7 +73,7 @@ def test_a_wheel_holds_its_package_with_conf_and_nothing_else(wheels):
     for name, wheel in wheels.items():
         held = {file for file in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in file}
         if name == "finetune_hub":
-            expected = {f"hub/{file}" for file in files_below(ROOT / "hub", "*.py", "*.jinja")}
+            expected = {f"hub/{file}" for file in files_below(ROOT / "hub", "*.py", "*.pyi", "*.jinja", "py.typed")}
             expected |= {f"hub/conf/{file}" for file in files_below(ROOT / "conf", "*.yaml", "*.md")}
             assert "hub/conf/config.yaml" in held
         else:
@@ -126,7 +126,7 @@ def test_every_preset_of_the_project_is_found(python, tmp_path):
 
 @pytest.mark.parametrize(
     ("algo", "load"),
-    [("bitfit", "transformers.AutoModelForCausalLM"), ("lora_sft", "peft.AutoPeftModelForCausalLM")],
+    [("bitfit", "transformers.AutoModelForCausalLM"), ("lora_sft", "peft.PeftModel")],
 )
 def test_a_run_leaves_a_model_that_loads(algo, load, python, tmp_path):
     printed = run(python, "-m", "hub", f"algo={algo}", "model=tiny", "data=tiny", "algo.max_steps=2", cwd=tmp_path)
@@ -134,9 +134,10 @@ def test_a_run_leaves_a_model_that_loads(algo, load, python, tmp_path):
     result = json.loads((tmp_path / "runs" / "latest" / "result.json").read_text())
     assert result["status"] == "completed"
     assert result["algo"] == algo
+    call = printed.splitlines()[-1].removeprefix("load it: ")
     code = (
         f"import torch, transformers, {load.split('.')[0]}\n"
-        f"model = {load}.from_pretrained({result['model_path']!r})\n"
+        f"model = {call}\n"
         "ids = torch.tensor([[1, 5, 9]])\n"
         "assert torch.isfinite(model(input_ids=ids).logits).all()\n"
         f"transformers.AutoTokenizer.from_pretrained({result['model_path']!r})\n"

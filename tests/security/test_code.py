@@ -101,8 +101,10 @@ def test_no_preset_names_code(hub, canary, tmp_path, group):
     head = {"algo": "defaults: [lora_sft]\n", "experiment": "# @package _global_\n"}.get(group, "")
     preset.write_text(f"{head}_target_: subprocess.run\nargs: [touch, {canary.path}]\n")
     said = hub(*TINY, f"{group}=evil", "--config-dir", "conf")
-    assert (said.code, len(said.problems)) == (2, 1)
-    assert "_target_" in said.problems[0]
+    assert (said.code, len(said.problems)) == (2, 2)
+    for line, name in zip(said.problems, ("_target_", "args"), strict=True):
+        assert line.startswith(f"conf/{group}/evil.yaml: ")
+        assert f"{name}: there is no such option" in line
     assert not canary.appeared()
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import AutoPeftModelForCausalLM
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hub import compose
 from hub.compose import runfile
@@ -45,7 +45,8 @@ def test_a_kind_of_adapter_loads_as_it_was_trained(tmp_path, options):
     family = "qwen2" if "bias" in options else "llama"
     given = ["algo=lora_sft", f"model.path=tiny:{family}", "model.dtype=float32", "algo.learning_rate=1e-2"]
     cfg, result = train(tmp_path, *given, *options.split())
-    model = AutoPeftModelForCausalLM.from_pretrained(result.model_path, dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(result.base_model_path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, result.model_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(result.model_path)
     assert loss_of(model, cfg, tokenizer) == pytest.approx(result.eval_loss, abs=1e-4)
     assert abs(result.eval_loss - result.eval_loss_before) > 1e-3

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from hub import DivergedError, ModelError, compose
+from hub.errors import Interrupted
 from hub.launch.launcher import launch
 from hub.models.structure import layers_of
 from hub.run import Run, read_metrics
@@ -232,3 +233,20 @@ def test_an_error_that_ends_the_run_leaves_the_checkpoint_that_was_being_written
     with pytest.raises(ModelError, match="it broke"):
         train(tmp_path, "algo.save_every_steps=2")
     assert [path.name for path in (tmp_path / "latest/checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_an_evaluation_without_progress_lowers_the_learning_rate_of_the_next_step_and_a_resumed_run_keeps_it(
+    tmp_path, monkeypatch, capsys
+):
+    worse = iter(range(100))
+    monkeypatch.setattr(loop._Fit, "_measure", lambda self: float(next(worse)))
+    options = ["algo.lr_scheduler=reduce_lr_on_plateau", "algo.lr_patience=0", "algo.lr_factor=0.5", "algo.warmup_steps=0",
+               "algo.eval_every_steps=2", "algo.save_every_steps=4", "run_name=it"]  # fmt: skip
+    steps = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(steps) == 5 else None)
+        with pytest.raises(Interrupted):
+            train(tmp_path, *options)
+    result = launch(compose(f"resume={tmp_path / 'it'}"))
+    assert [line["learning_rate"] for line in result.metrics] == [1e-3] * 4 + [5e-4] * 2 + [2.5e-4] * 2
+    assert capsys.readouterr().out.count("step 4: learning rate 0.0005 from now on (reduce_lr_on_plateau)") == 1

@@ -10,16 +10,22 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from hub import compose
+from hub.compose.compose import groups
+from hub.config.schema import TRACKERS
 from hub.errors import ConfigError, Interrupted
+from hub.launch import trackers as tracker_checks
 from hub.launch.launcher import launch
-from hub.run import Result
+from hub.run import Result, Run
 from hub.testing import write_chats
 from hub.train import loop
+from hub.train.trackers import TOOLS
 
 SECRETS = {"HF_TOKEN": "hf_canaryOneAbcdefghijklmnopqrstuvw", "WANDB_API_KEY": "canary-two-0123456789abcdef" + 13 * "0",
            "MLFLOW_TRACKING_PASSWORD": "canary-three-0123456789"}  # fmt: skip
@@ -111,6 +117,72 @@ def wandb_records(file: Path) -> dict:
         elif kind == "exit":
             found["exit"] = record.exit.exit_code
     return found
+
+
+STORES = {
+    "tensorboard": "runs",
+    "trackio": "trackio",
+    "dvclive": "runs/it/dvclive",
+    "aim": "runs/.aim",
+    "swanlab": "runs/it/swanlog",
+}
+"""Tracker -> where it stores what the tests send it, without a server."""
+
+
+@pytest.mark.parametrize("tool", [pytest.param(tool, marks=needs(tool)) for tool in STORES])
+def test_a_local_tracker_goes_on_with_a_resumed_run_and_stores_no_secret(stopped_and_resumed, tmp_path, monkeypatch, tool):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("SWANLAB_MODE", "local")
+    ids = []
+    stopped_and_resumed(tool, lambda: ids.append(Run(tmp_path / "runs/it").plan()["track"]))
+    assert Run(tmp_path / "runs/it").plan()["track"] == ids[0]
+    assert ids[0]["tool"] == tool
+    assert {file.name for file in tmp_path.iterdir()} <= {"runs", "trackio", "home", "b.jsonl", "my chats (1).jsonl"}
+    assert has_no_secret(tmp_path / STORES[tool])
+    if tool == "dvclive":
+        lines = (tmp_path / STORES[tool] / "plots/metrics/loss.tsv").read_text().split()
+        assert lines[2::2] == ["1", "2", "3", "4"]
+    if tool == "trackio":
+        with closing(sqlite3.connect(tmp_path / "trackio/hub.db")) as store:
+            assert store.execute("select run_name, step from metrics").fetchall() == [("it", step) for step in (1, 2, 3, 4)]
+
+
+def test_every_tracker_of_accelerate_can_be_chosen_is_checked_and_has_a_preset():
+    assert set(LOGGER_TYPE_TO_CLASS) <= set(TOOLS)
+    assert {"none", *TOOLS} == set(TRACKERS) == {"none", *tracker_checks.TRACKERS} == set(groups()["track"])
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_package_and_the_credentials_are_checked_before_a_run_starts(tmp_path, monkeypatch, tool):
+    needed = tracker_checks.TRACKERS[tool]
+    monkeypatch.chdir(tmp_path)
+    for name in (*os.environ,):
+        if name.startswith(("WANDB", "COMET", "CLEARML", "TRAINS", "SWANLAB", "NETRC")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def problems() -> list[str]:
+        return list(tracker_checks.tracker_problems(compose("algo=sft", f"track={tool}")))
+
+    monkeypatch.setattr(tracker_checks, "find_spec", lambda name: None)
+    line = f"track={tool} needs the package {needed.package}. Type pip install {needed.distribution} or track=none"
+    assert problems() == [line]
+    monkeypatch.setattr(tracker_checks, "find_spec", lambda name: SimpleNamespace(origin="here"))
+    lacking = [f"track={tool} has no credentials here. {needed.hint}; or type track=none"] if needed.variables else []
+    assert problems() == lacking
+    for name in needed.variables:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "x")
+            assert problems() == []
+    for file in needed.files:
+        if file.startswith("$"):
+            monkeypatch.setenv(file[1:], str(tmp_path / "named"))
+        path = Path(os.path.expandvars(os.path.expanduser(file)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        assert problems() == []
+        path.unlink()
+    assert problems() == lacking
 
 
 @needs("wandb")

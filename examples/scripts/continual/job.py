@@ -95,7 +95,7 @@ def through_all_tasks(study: Study, method: Method, rate: float, seed: int, fold
         trained = train(study, method, model, data, rate, seed, folder, **options)
         before, model = model, str(trained.model_path)
         if method.kind == "lora_sft":
-            model = merged(model, folder / f"merged-{task}")
+            model = merged(trained, folder / f"merged-{task}")
         if number:
             remove(before)
         result["train_loss"].append(trained.train_loss)
@@ -124,16 +124,17 @@ def num_within(tokens: list[int], bound: float) -> int:
     return sum(total <= bound for total in accumulate(tokens))
 
 
-def merged(adapter: str, folder: Path) -> str:
-    """Merge an adapter into its base model, and save the dense model."""
+def merged(trained: Any, folder: Path) -> str:
+    """Merge the adapter of a run into its base model, and save the dense model."""
     import torch
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     cuda = torch.cuda.is_available()
-    model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).to("cuda" if cuda else "cpu")
+    base = AutoModelForCausalLM.from_pretrained(trained.base_model_path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base.to("cuda" if cuda else "cpu"), trained.model_path)
     model.merge_and_unload().to(torch.bfloat16 if cuda else torch.float32).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(trained.model_path).save_pretrained(folder)
     return str(folder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -27,7 +28,22 @@ def print_examined(examined: Examined, tokenizer: "PreTrainedTokenizerBase", as_
     if as_json:
         print(json.dumps(examined.report(), indent=2, ensure_ascii=False))
         return
-    console = Console(width=None if Console().is_terminal else 160, highlight=False, soft_wrap=True)
+    _print_page(Console(width=None if Console().is_terminal else 160, highlight=False, soft_wrap=True), examined, tokenizer)
+    sys.stdout.flush()
+
+
+def page(examined: Examined, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The page as plain text."""
+    out = StringIO()
+    _print_page(
+        Console(file=out, width=160, highlight=False, soft_wrap=True, force_terminal=False, force_jupyter=False),
+        examined,
+        tokenizer,
+    )
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _print_page(console: Console, examined: Examined, tokenizer: "PreTrainedTokenizerBase") -> None:
     _print_sources(console, examined)
     _print_lengths(console, examined)
     _print_findings(console, examined)
@@ -39,7 +55,6 @@ def print_examined(examined: Examined, tokenizer: "PreTrainedTokenizerBase", as_
         for name, style in _STYLES.items():
             legend.append(f"{name}  ", style)
         console.print(legend)
-    sys.stdout.flush()
 
 
 def _print_sources(console: Console, examined: Examined) -> None:

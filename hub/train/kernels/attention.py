@@ -120,7 +120,8 @@ def _varlen_attention(
     unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
     if unknown or dropout or attention_mask is not None or getattr(module, "is_causal", True) is False:
         raise UnsuitedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
-    if not sliding_window and _needs_mask(module):
+    # The trial of packing is not compiled. In a compiled layer its number would make each layer a version of its own.
+    if not torch.compiler.is_compiling() and not sliding_window and _needs_mask(module):
         raise UnsuitedError("variable-length attention without a window or chunks that only a mask has")
     rows, _, length, _ = query.shape
     if cu_seq_lens_q is None or max_length_q is None:

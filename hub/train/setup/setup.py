@@ -18,6 +18,7 @@ from hub.errors import ConfigError
 from hub.models.load import check_weights, load_causal_lm, load_config, num_parameters, renamed_weights
 from hub.models.safety import ignored_settings
 from hub.models.save import save_whole_model
+from hub.models.saved_folder import complete_folder
 from hub.models.storage import storage_problems, with_storage
 from hub.models.structure import max_positions
 from hub.models.tokens import Vocabulary, resize_embeddings, vocabulary_of
@@ -57,6 +58,10 @@ class Setup:
     def save_whole_model(self, model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write a dense model in the compute dtype, with the tokenizer. Serves as `Recipe.save` of whole models."""
         save_whole_model(model, self.tokenizer, folder, self.session.compute_dtype, weights, self.base_path)
+
+    def complete_folder(self, folder: Path) -> None:
+        """Add to a saved model or adapter what the base has beside its weights, and name the base as the user did."""
+        complete_folder(folder, self.base_path, self.cfg.model, self.tokenizer)
 
     def load_model(
         self,

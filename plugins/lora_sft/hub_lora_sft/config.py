@@ -87,8 +87,6 @@ class LoraSftConfig(AlgoConfig):
                 f"model.path={cfg.model.path} is stored as {cfg.model.quantization} already. "
                 "Leave algo.load_in_4bit and algo.load_in_8bit out (algo=lora_sft, not qlora_sft)"
             )
-        if self.init == "loftq" and find_spec("scipy") is None and cfg.launch.python is None:
-            yield "algo.init=loftq needs scipy. Type pip install scipy"
         if self.precision == "fp8":
             others = {
                 "algo.load_in_4bit=true": self.load_in_4bit,
@@ -109,6 +107,8 @@ class LoraSftConfig(AlgoConfig):
         quantized = self.load_in_4bit or self.load_in_8bit or cfg.model.quantization
         if quantized and (self.init == "loftq" or from_weights(self.init)):
             yield f"algo.init={self.init} needs unquantized weights, which this model does not have. Type algo.init=default"
+        elif self.init == "loftq" and find_spec("scipy") is None and cfg.launch.python is None:
+            yield "algo.init=loftq needs scipy. Type pip install scipy"
         if self.use_dora and self.init != "default":
             yield f"algo.use_dora and algo.init={self.init} can't be combined. Type algo.init=default or algo.use_dora=false"
         if self.init == "orthogonal" and self.lora_r % 2:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_lora_sft.float8 import Float8Linear, hold_in_fp8
-from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -169,4 +169,4 @@ def test_a_run_learns_and_its_adapter_is_like_any_other(tmp_path, emulated, opti
     assert {name: tensor.shape for name, tensor in saved.items()} == {name: tensor.shape for name, tensor in expected.items()}
     assert result.eval_loss == pytest.approx(plain.eval_loss, abs=0.05)
     assert json.loads((plain.run_path / "plan.json").read_text())["parameters"] == plan["parameters"]
-    AutoPeftModelForCausalLM.from_pretrained(result.model_path)
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(result.base_model_path), result.model_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_lora_sft.targets import REFUSED, REPLACED, target_names
-from peft import AutoPeftModelForCausalLM
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from zoo.zoo import TEXT, zoo_model
@@ -61,7 +61,8 @@ def test_with_default_options_the_adapter_loads_and_merges_to_the_trained_model(
     assert all(tensor.any() for tensor in saved.values())
 
     ids = torch.arange(40, 80)[None]
-    model = AutoPeftModelForCausalLM.from_pretrained(result.model_path, dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(result.base_model_path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, result.model_path).eval()
     plain = AutoModelForCausalLM.from_pretrained(folder_of(family), dtype=torch.float32).eval()
     with torch.no_grad():
         before, adapted = plain(ids, use_cache=False).logits, model(input_ids=ids, use_cache=False).logits

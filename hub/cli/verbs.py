@@ -1,0 +1,227 @@
+"""The verbs of the command line. Each task of hub/config/task.py is one, and there are some more.
+
+Slow libraries are imported within the functions, so that `--help` and every error message take about a second.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from hub.cli.flags import FLAGS, OF_CONFIG, Flags, Verb
+from hub.config.task import TASKS
+from hub.errors import ConfigError
+from hub.run import Result
+
+DEFAULT_VERB = "train"
+
+
+def run_task(task: str, overrides: list[str], flags: Flags) -> int:
+    """Run a task of hub/config/task.py on the recipe that the overrides choose."""
+    if task != DEFAULT_VERB:
+        overrides = [*overrides, f"task={task}"]
+    with _stdout_for_json(flags.json) as stdout:
+        show = partial(_print_result, stdout, flags.json)
+        if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:
+            from hub.launch.torchrun import join_group
+
+            return join_group(overrides, flags.config_dir, show)
+        if flags.multirun:
+            from hub.launch.sweep import sweep
+
+            return sweep(overrides, flags.config_dir, partial(_print_sweep, stdout) if flags.json else None)
+        from hub.compose.compose import compose
+        from hub.launch.launcher import launch
+
+        show(launch(compose(*overrides, config_dir=flags.config_dir)))
+    return 0
+
+
+@contextlib.contextmanager
+def _stdout_for_json(as_json: bool) -> Iterator[TextIO]:
+    """Yield stdout. With `as_json` everything else that is printed meanwhile goes to stderr."""
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield stdout
+
+
+def print_json(value: Any, stream: TextIO | None = None) -> None:
+    """Print a value as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), file=stream, flush=True)
+
+
+def _print_result(stream: TextIO, as_json: bool, result: Result) -> None:
+    from hub.cli.pages import result_lines
+
+    if as_json:
+        print_json(asdict(result), stream)
+    else:
+        print("\n".join(result_lines(result)), file=stream, flush=True)
+
+
+def _print_sweep(stream: TextIO, folder: Path, rows: list[dict[str, Any]], swept: list[str]) -> None:
+    print_json({"folder": str(folder), "swept": swept, "runs": rows}, stream)
+
+
+def data(overrides: list[str], flags: Flags) -> int:
+    """Inspect the data of a run: lengths, trained tokens, errors."""
+    from hub.compose.compose import compose
+    from hub.launch.preflight import prepare_data
+
+    cfg = prepare_data(compose(*overrides, config_dir=flags.config_dir))
+    from hub.data.doctor.examine import examine
+    from hub.data.doctor.page import print_examined
+    from hub.data.tokens.tokenizer import load_tokenizer
+    from hub.models.load import load_config
+    from hub.models.structure import max_positions
+    from hub.models.weights import local_tokenizer
+    from hub.parallel.session import quiet_libraries
+
+    quiet_libraries()
+    with contextlib.redirect_stdout(sys.stderr):
+        path = local_tokenizer(cfg.model, print)
+        tokenizer = load_tokenizer(cfg, path)
+        positions = max_positions(load_config(cfg.model, path))
+        report = examine(cfg, tokenizer, positions)
+    print_examined(report, tokenizer, flags.json)
+    return 1 if report.spoils else 0
+
+
+def show(words: list[str], flags: Flags) -> int:
+    """Print the composed config: each option, its value, its source, its meaning."""
+    from hub.cli.show import options_of, page, problems_of, select
+    from hub.compose.compose import compose, origins
+    from hub.config.schema import AlgoConfig
+
+    names = [word for word in words if "=" not in word and word[:1] not in "~+"]
+    overrides = [word for word in words if word not in names]
+    cfg = compose(*overrides, config_dir=flags.config_dir)
+    options = options_of(cfg, origins(*overrides, config_dir=flags.config_dir))
+    options = select(options, names, type(cfg.algo) is not AlgoConfig) if names else options
+    if flags.json:
+        print_json({"options": [asdict(option) for option in options], "problems": problems_of(cfg)})
+    else:
+        page(cfg, options, is_whole=not names)
+    return 0
+
+
+def plugins(words: list[str], flags: Flags) -> int:
+    """List the installed plugins, their distributions and hooks."""
+    from hub.cli.pages import plugin_values, show_plugins
+
+    if words:
+        raise ConfigError(f"hub plugins takes no options, but got {' '.join(words)}")
+    print_json(plugin_values()) if flags.json else show_plugins()
+    return 0
+
+
+def runs(words: list[str], flags: Flags) -> int:
+    """List the runs of a folder, or remove the oldest of them."""
+    from hub.cli.runs import DEFAULT_FOLDER, list_runs, remove_runs
+
+    folders = [word.removeprefix("output_dir=") for word in words]
+    if len(folders) > 1 or any("=" in folder for folder in folders):
+        raise ConfigError(f"hub runs takes one folder, but got {' '.join(words)}. Type hub runs, or hub runs FOLDER")
+    folder = folders[0] if folders else DEFAULT_FOLDER
+    if flags.keep is None:
+        if flags.yes:
+            raise ConfigError("--yes is for --keep. Type hub runs --keep N --yes")
+        return list_runs(folder, flags.json)
+    if flags.json:
+        raise ConfigError("--json lists runs, --keep removes them. Leave one of them out")
+    if not flags.keep.isdigit() or int(flags.keep) < 1:
+        raise ConfigError(f"--keep {flags.keep} is not allowed. Allowed: a whole number at least 1")
+    return remove_runs(folder, int(flags.keep), flags.yes)
+
+
+def completion(words: list[str], flags: Flags) -> int:
+    """Print a script that completes the command `hub` in a shell."""
+    from hub.cli.completion import SHELLS, script
+    from hub.errors import did_you_mean
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        near = did_you_mean(words[0], SHELLS) if words else ""
+        raise ConfigError(f"{' '.join(['hub completion', *words])}: name a shell. Allowed: {', '.join(SHELLS)}.{near}")
+    sys.stdout.write(script(words[0], VERBS, FLAGS, flags.config_dir))
+    return 0
+
+
+def show_help(words: list[str], flags: Flags) -> int:
+    """Print the help of a verb, or of all."""
+    from hub.cli.help import usage, verb_help
+    from hub.errors import did_you_mean
+
+    if words and words[0] not in VERBS:
+        raise ConfigError(f"{words[0]}: there is no such verb. Allowed: {', '.join(VERBS)}.{did_you_mean(words[0], VERBS)}")
+    print(verb_help(words[0], VERBS[words[0]], FLAGS) if words else usage(VERBS, FLAGS))
+    return 0
+
+
+_TINY = "algo=lora_sft model=tiny data=tiny"
+_OF_TASKS: dict[str, dict[str, Any]] = {
+    "train": {
+        "flags": (*OF_CONFIG, "--multirun"),
+        "examples": (
+            ("a random tiny model, seconds", f"python -m hub {_TINY}"),
+            ("the options of a file, and one more", "python -m hub exp.yaml algo.num_epochs=1"),
+            ("the same run again", "python -m hub runs/latest/run.yaml"),
+            ("continue the newest run", "python -m hub resume=latest"),
+            ("a run for each value", "python -m hub --multirun exp.yaml algo.lora_r=8,16"),
+        ),
+        "notes": "All GPUs are used by default. launch.nproc_per_node=2 or torchrun --nproc-per-node=2 -m hub choose.",
+    },
+    "verify": {"examples": (("the layout of your own run", f"python -m hub verify {_TINY}"),)},
+}
+
+VERBS = {
+    task.name: Verb(partial(run_task, task.name), task.summary, **_OF_TASKS.get(task.name, {})) for task in TASKS.values()
+} | {
+    "data": Verb(
+        data,
+        "Inspect the data of a run: lengths, trained tokens, errors.",
+        examples=(("the data of a run", "python -m hub data model=tiny data.path=chats.jsonl"),),
+        notes="Only the options of data. and model. matter. The exit code is 1 if there are errors.",
+    ),
+    "show": Verb(
+        show,
+        "Show each option of a run: its value, its source, its meaning.",
+        words="[FILE.yaml] [group=choice] [option=value] [NAME ...]",
+        examples=(
+            ("all options", f"python -m hub show {_TINY}"),
+            ("those of one section", "python -m hub show algo=lora_sft algo."),
+            ("those with a word in their name", "python -m hub show algo=lora_sft lr batch"),
+        ),
+        notes="NAME is the beginning or a part of an option's name. What would be refused is listed at the end.",
+    ),
+    "runs": Verb(
+        runs,
+        "List runs: what, when, status, loss, size. With --keep N remove old ones.",
+        words="[FOLDER]",
+        flags=("--json", "--keep", "--yes"),
+        examples=(
+            ("the runs in runs/", "python -m hub runs"),
+            ("what would go", "python -m hub runs --keep 5"),
+            ("remove it", "python -m hub runs --keep 5 --yes"),
+        ),
+        notes="The latest run, runs that may be running and runs whose model a kept run uses are never removed.",
+    ),
+    "plugins": Verb(plugins, "List the installed plugins, their distributions and hooks.", words="", flags=("--json",)),
+    "completion": Verb(
+        completion,
+        "Print a script that completes the command hub in bash, zsh or fish.",
+        words="bash|zsh|fish",
+        flags=("--config-dir",),
+        examples=(
+            ("bash", "hub completion bash > ~/.local/share/bash-completion/completions/hub"),
+            ("zsh, a folder of $fpath", "hub completion zsh > ~/.zfunc/_hub"),
+            ("fish", "hub completion fish > ~/.config/fish/completions/hub.fish"),
+        ),
+        notes="It knows the plugins and presets that are installed now. Run it again when these change.",
+    ),
+    "help": Verb(show_help, "Show the help of a verb.", words="[VERB]", flags=()),
+}

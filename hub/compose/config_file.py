@@ -1,0 +1,214 @@
+"""A config file of one's own, `python -m hub exp.yaml`: the options of a command line, written as YAML.
+
+A section is the name of a choice (`model: tiny`), the path of a model or of data (`data: chats.jsonl`), or a mapping of
+options, in which `name` is the choice. Options may also be written with their full names (`algo.num_epochs: 2`). A run's own
+run.yaml is such a file. What is typed wins over the file.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+from omegaconf._utils import get_yaml_loader
+from yaml import MappingNode, Node, ScalarNode, SequenceNode, YAMLError  # type: ignore[import-untyped]
+
+from hub.compose.compose import hydra_session
+from hub.compose.options import GROUPS
+from hub.compose.overrides import FromFile, parse, quoted
+from hub.compose.presets import group_options, option_keys, yaml_message
+from hub.config.schema import PARTS, RunConfig
+from hub.errors import ConfigError
+from hub.plugins.registry import registry
+
+ENDINGS = (".yaml", ".yml", ".json")
+OF_ONE_RUN = ("run_name", "resume", "resume_with_changes")
+"""Options of a run.yaml that are not taken for another run."""
+RUN_CODE = ("model.trust_remote_code", "launch.python")
+"""Options that run code. They count only if they are typed, since a file may come from anywhere."""
+_NUMBER = re.compile(r"[+-]?\d[\d_]*(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
+_KEY = re.compile(r"[\w-]+")
+
+
+def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = None) -> list[FromFile]:
+    """The options of a config file as overrides, without those that the command line replaces.
+
+    Args:
+        file: a path.
+        typed: the overrides of the command line. A choice there (`model=tiny`) replaces that section of the file. A choice of
+            `algo` replaces only the options that its preset sets.
+        config_dir: a further folder with config groups.
+
+    Raises:
+        ConfigError: with all mistakes in the form of the file.
+    """
+    reader = _Reader(file, _text(file))
+    found = reader.overrides()
+    if all(item.name in reader.sections for item in fields(RunConfig)):
+        found = {name: value for name, value in found.items() if name not in OF_ONE_RUN}
+    with hydra_session(config_dir) as loader:
+        words = parse(typed, loader)
+        names = {item.key_or_group for item in words}
+        if "experiment" in names:
+            raise ConfigError(f"{file} is an experiment itself. Leave experiment= out, or write it into the file")
+        _take_paths(loader, found)
+        _check_algorithm(file, found, names)
+        replaced = set(names)
+        for item in words:
+            if item.key_or_group == "algo" and isinstance(item.value(), str):
+                loaded = loader.repository.load_config(f"algo/{item.value()}")
+                is_preset = loaded is not None and not loaded.is_schema_source
+                replaced |= {f"algo.{key}" for key in option_keys(loaded.config)} if is_preset else set()
+    kept = {
+        name: value
+        for name, value in found.items()
+        if name not in replaced and (name.split(".")[0] not in names or name.split(".")[0] == "algo")
+    }
+    if code := [f"{name}={kept[name]}" for name in RUN_CODE if kept.get(name, "null") not in ("null", "false")]:
+        raise ConfigError(f"{file} has {' '.join(code)}, which runs code. If you trust the file, type that too")
+    return [FromFile(f"{name}={value}", file) for name, value in kept.items()]
+
+
+def _take_paths(loader: Any, found: dict[str, str]) -> None:
+    """Make a model or data that is named by its path the option `path`."""
+    for part in ("model", "data"):
+        choice = found.get(part, "").strip('"')
+        if set("./:") & set(choice) and choice not in group_options(loader, part) and f"{part}.path" not in found:
+            found[f"{part}.path"] = found.pop(part)
+
+
+def _check_algorithm(file: str, found: dict[str, str], typed: set[str]) -> None:
+    """Refuse options of an algorithm that nothing chooses. An experiment or a group of one's own may choose it."""
+    options = {item.name for item in fields(RunConfig)} - {"algo"}
+    chosen = {name for name in {*found, *typed} if "." not in name and name not in options}
+    if not chosen and any(name.startswith("algo.") for name in found):
+        known = ", ".join(sorted(registry().algorithms)) or "none is installed"
+        raise ConfigError(f"{file}: algo: names no algorithm. Write name: NAME in it, or type algo=NAME, one of: {known}")
+
+
+def _text(file: str) -> str:
+    path = os.path.expanduser(file)
+    if os.path.isdir(path):
+        if os.path.isfile(os.path.join(path, "run.yaml")):
+            raise ConfigError(f"{file} is a run folder. Type {file.rstrip('/')}/run.yaml to run it again, or resume={file}")
+        raise ConfigError(f"{file} is a folder. Name a config file, or type --config-dir {file} for a folder of presets")
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: this file can't be read ({error})") from None
+
+
+class _Reader:
+    """Reads a YAML text to overrides. Scalars stay as they are written: the revision 1e10 is no number."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file = file
+        self.lines: list[str] = []
+        self.sections: set[str] = set()
+        try:
+            self.loader = get_yaml_loader()(text)
+            self.root = self.loader.get_single_node()
+        except YAMLError as error:
+            raise ConfigError(f"{file}: {yaml_message(error)}") from None
+
+    def overrides(self) -> dict[str, str]:
+        """Name -> value in the notation of the command line.
+
+        Raises:
+            ConfigError: with all mistakes.
+        """
+        if not isinstance(self.root, MappingNode):
+            raise ConfigError(f"{self.file}: write NAME: VALUE on each line, e.g. algo: lora_sft")
+        found: dict[str, str] = {}
+        for name, value, place in self._leaves(self.root, ""):
+            if name in found:
+                self._problem(place, f"{name} is set twice")
+            found[name] = value
+        if self.lines:
+            raise ConfigError(self.lines)
+        return found
+
+    def _leaves(self, node: MappingNode, prefix: str) -> Iterator[tuple[str, str, Node]]:
+        """Yield each option: full name, value, node."""
+        for key, value in self._items(node):
+            name = f"{prefix}{key}"
+            if not prefix:
+                self.sections.add(key)
+            is_section = name in (*PARTS, "experiment")
+            if not prefix and key == "defaults":
+                yield from self._defaults(value)
+            elif isinstance(value, MappingNode) and value.value:
+                yield from self._leaves(value, f"{name}.")
+            elif is_section and isinstance(value, ScalarNode) and self._is_null(value):
+                continue  # an empty section
+            else:
+                part, _, last = name.rpartition(".")
+                name = part if part in PARTS and last == "name" else name
+                yield name, self._value(value, is_choice=name in GROUPS or not self._is_option(name)), value
+
+    def _defaults(self, node: Node) -> Iterator[tuple[str, str, Node]]:
+        """Yield the choices of a defaults list, as experiments in a folder of presets have it."""
+        for item in node.value if isinstance(node, SequenceNode) else []:
+            if isinstance(item, ScalarNode) and item.value == "_self_":
+                continue
+            if not isinstance(item, MappingNode):
+                self._problem(item, "a choice is written GROUP: NAME, e.g. algo: lora_sft")
+                continue
+            for key, value in self._items(item, odd=True):
+                yield key.split()[-1].lstrip("/"), self._value(value, is_choice=True), value
+
+    @staticmethod
+    def _is_option(name: str) -> bool:
+        """Whether a name may be an option, not only a group of presets of a plugin."""
+        return "." in name or any(item.name == name for item in fields(RunConfig))
+
+    def _items(self, node: MappingNode, odd: bool = False) -> list[tuple[str, Node]]:
+        """The keys and values of a mapping, with those merged by `<<`."""
+        own = [key.value for key, _ in node.value if isinstance(key, ScalarNode) and key.tag.endswith(":str")]
+        for key in dict.fromkeys(key for key in own if own.count(key) > 1):
+            self._problem(node, f"{key} is set twice")
+        try:
+            self.loader.flatten_mapping(node)
+        except YAMLError as error:
+            self._problem(node, yaml_message(error))
+            return []
+        items: dict[str, Node] = {}
+        for key, value in node.value:
+            name = key.value if isinstance(key, ScalarNode) else ""
+            if all(_KEY.fullmatch(part) for part in name.split(".")) or (odd and isinstance(key, ScalarNode)):
+                items[name] = value
+            else:
+                self._problem(key, f"{name or 'this'} is not the name of an option")
+        return list(items.items())
+
+    @staticmethod
+    def _is_null(node: Node) -> bool:
+        return bool(node.tag.endswith(":null"))
+
+    def _value(self, node: Node, is_choice: bool = False) -> str:
+        """A value in the notation of the command line."""
+        if isinstance(node, SequenceNode):
+            return f"[{','.join(self._value(item) for item in node.value)}]"
+        if isinstance(node, MappingNode):
+            return f"{{{','.join(f'{key}:{self._value(value)}' for key, value in self._items(node))}}}"
+        kind = node.tag.rpartition(":")[2]
+        if kind == "null":
+            return "null"
+        if kind == "bool":
+            return str(self.loader.construct_yaml_bool(node)).lower()
+        if kind in ("int", "float"):
+            is_plain = _NUMBER.fullmatch(node.value)
+            return str(node.value) if is_plain else str(self._number(kind, node))
+        if kind != "str":
+            self._problem(node, f"{node.tag} is not allowed in a config file")
+        return str(node.value) if is_choice and _KEY.fullmatch(node.value) else quoted(str(node.value))
+
+    def _number(self, kind: str, node: Node) -> Any:
+        return self.loader.construct_yaml_int(node) if kind == "int" else self.loader.construct_yaml_float(node)
+
+    def _problem(self, node: Node, text: str) -> None:
+        self.lines.append(f"{self.file}: line {node.start_mark.line + 1}: {text}")

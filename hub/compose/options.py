@@ -1,0 +1,155 @@
+"""Sets options of a config one by one. An option or a value that does not exist gives one line, with the nearest names."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hub.config.option import list_item, type_words
+from hub.config.schema import PARTS, AlgoConfig, RunConfig
+from hub.errors import did_you_mean
+from hub.plugins.offers import Algorithm
+
+GROUPS = (*PARTS, "experiment")
+"""The groups in the defaults list of conf/config.yaml. Plugins and --config-dir may add others."""
+
+
+ELSEWHERE = {
+    "base_model": "model.path",
+    "dataset_name": "data.path",
+    "datasets": "data.mix",
+    "eval_steps": "algo.eval_every_steps",
+    "gradient_accumulation_steps": "algo.effective_batch_size",
+    "logging_steps": "algo.log_every_steps",
+    "lora_rank": "algo.lora_r",
+    "lr_scheduler_type": "algo.lr_scheduler",
+    "max_length": "data.max_seq_len",
+    "max_seq_length": "data.max_seq_len",
+    "micro_batch_size": "algo.effective_batch_size",
+    "model_name_or_path": "model.path",
+    "num_train_epochs": "algo.num_epochs",
+    "optim": "algo.optimizer",
+    "per_device_train_batch_size": "algo.effective_batch_size",
+    "report_to": "track.tool",
+    "save_steps": "algo.save_every_steps",
+    "save_total_limit": "algo.keep_checkpoints",
+    "sequence_len": "data.max_seq_len",
+}
+"""Names of options in other trainers -> the option here, for a hint."""
+
+
+def library_message(error: Exception) -> str:
+    """What Hydra or OmegaConf said, without its details about itself, in one line."""
+    lines = [line.strip() for line in str(error).partition("\nConfig search path")[0].splitlines()]
+    message = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    return " ".join(message) or type(error).__name__
+
+
+def place_of(node: DictConfig, name: str) -> tuple[Any, str]:
+    """The section of the config that contains an option, or None, and the option's last name."""
+    *parents, last = name.split(".")
+    place: Any = node
+    for step in parents:
+        place = place[step] if OmegaConf.is_dict(place) and step in place else None
+    return (place if OmegaConf.is_dict(place) else None), last
+
+
+def exists(node: DictConfig, name: str) -> bool:
+    """Whether a config has an option of this name."""
+    place, last = place_of(node, name)
+    return place is not None and last in place
+
+
+def set_option(node: DictConfig, name: str, value: Any, shown: str, algorithms: Mapping[str, Algorithm]) -> str | None:
+    """Set one option. Returns the problem if that fails."""
+    place, last = place_of(node, name)
+    # data.columns has arbitrary keys, and a plugin's option may have them, too.
+    is_open = place is not None and not is_dataclass(OmegaConf.get_type(place))
+    if not (is_open or exists(node, name)):
+        return _unknown(node, name, algorithms)
+    if (item_type := list_item(OmegaConf.get_type(place), last)) and (problem := _list_problem(item_type, name, value, shown)):
+        return problem
+    try:
+        if value == "???":
+            raise OmegaConfBaseException("??? marks a missing value")
+        OmegaConf.update(node, name, value, force_add=is_open or _is_open(place, last))
+    except OmegaConfBaseException as error:
+        return (
+            f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or library_message(error)}"
+        )
+    return None
+
+
+def _is_open(place: Any, last: str) -> bool:
+    """Whether an option is a dict with arbitrary keys."""
+    current = place._get_node(last) if last in place else None
+    return OmegaConf.is_dict(current) and not is_dataclass(OmegaConf.get_type(current))
+
+
+def _list_problem(item_type: Any, name: str, value: Any, shown: str) -> str | None:
+    """What is wrong with a list of dataclasses such as data.mix, down to a single option of an item."""
+    known = [item.name for item in fields(item_type)]
+    form = f"Allowed: a list of {{{', '.join(known)}}}, e.g. {name}=[{{{known[0]}: VALUE}}, ...]"
+    if not isinstance(value, list | tuple):
+        return f"{name}={shown} is not allowed. {form}"
+    for number, part in enumerate(value):
+        if not isinstance(part, Mapping):
+            return f"{name}[{number}]={part} is not allowed. {form}"
+        for key, inner in part.items():
+            if key not in known:
+                near = did_you_mean(str(key), known) or f" Allowed: {', '.join(known)}"
+                return f"{name}[{number}].{key}: there is no such option.{near}"
+            try:
+                OmegaConf.update(OmegaConf.structured(item_type), key, inner)
+            except OmegaConfBaseException:
+                return f"{name}[{number}].{key}={inner} is not allowed. Allowed: {type_words(item_type, key)}"
+    return None
+
+
+def _own_names(options: Any) -> set[str]:
+    return {item.name for item in fields(options)}
+
+
+def _unknown(node: DictConfig, name: str, algorithms: Mapping[str, Algorithm]) -> str:
+    """The error line for an option that does not exist."""
+    own: Any = OmegaConf.get_type(node.algo)
+    first, _, last = name.rpartition(".")
+    having = sorted(a for a, algorithm in algorithms.items() if last in _own_names(algorithm.config))
+    if own is AlgoConfig and first == "algo" and (having or not algorithms):
+        return f"{name}: choose the algorithm first. Type algo=NAME, one of: {', '.join(having) or 'none is installed'}"
+    if first in ("", "algo") and having and last not in _own_names(own) and own is not AlgoConfig:
+        return f"{name}: this algorithm has no such option; algo.{last} is of algo={' and algo='.join(having)}"
+    known = list(_names(RunConfig, own))
+    if own is AlgoConfig:
+        known += [f"algo.{item.name}" for algorithm in algorithms.values() for item in fields(algorithm.config)]
+    if (same := ELSEWHERE.get(last)) in known:
+        return f"{name}: there is no such option. Here it is {same}"
+    near = did_you_mean(name, [*GROUPS, *(word for word in known if "." not in word)]) if not first else ""
+    near = near or _nearest(name, known)
+    return f"{name}: there is no such option.{near or ' python -m hub show algo=NAME lists all.'}"
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    """A sentence with the full names of the options nearest to a name: compared as a whole, else by the last word."""
+    if whole := get_close_matches(name, known, n=1, cutoff=0.8):
+        return f" Did you mean {whole[0]}?"
+    by_last: dict[str, list[str]] = {}
+    for option in dict.fromkeys(known):
+        by_last.setdefault(option.rsplit(".", 1)[-1], []).append(option)
+    last = name.rsplit(".", 1)[-1]
+    words = [last] if last in by_last else get_close_matches(last, by_last, n=2, cutoff=0.6)
+    options = [option for word in words for option in by_last[word]]
+    same_part = [option for option in options if option.split(".")[0] == name.split(".")[0]]
+    return f" Did you mean {' or '.join((same_part or options)[:3])}?" if options else ""
+
+
+def _names(cls: Any, algo: Any, prefix: str = "") -> Iterator[str]:
+    for item in fields(cls):
+        part = algo if item.name == "algo" and not prefix else item.type
+        if is_dataclass(part):
+            yield from _names(part, algo, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}"

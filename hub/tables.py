@@ -1,0 +1,33 @@
+"""Tables as plain text and as HTML, for what shows itself in a terminal and in a notebook."""
+
+from collections.abc import Sequence
+from html import escape
+
+Rows = Sequence[tuple[str, str]]
+
+
+def as_text(rows: Rows) -> str:
+    """Lines with a name and a value each, aligned.
+
+    Args:
+        rows: names and values.
+    """
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def as_html(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """A table for a notebook. All texts are escaped.
+
+    Args:
+        rows: the cells of each row.
+        head: the names of the columns. Empty: the first cell of each row is its name.
+    """
+    top = f"<thead><tr>{''.join(_cell('th', name) for name in head)}</tr></thead>" if head else ""
+    first = "td" if head else "th"
+    body = "".join(f"<tr>{_cell(first, row[0])}{''.join(_cell('td', cell) for cell in row[1:])}</tr>" for row in rows)
+    return f"<table>{top}<tbody>{body}</tbody></table>"
+
+
+def _cell(tag: str, text: str) -> str:
+    return f'<{tag} style="text-align: left">{escape(text)}</{tag}>'
