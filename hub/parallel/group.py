@@ -8,6 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from hub.system.signals import stop_request
+
 TIMEOUT = timedelta(minutes=30)
 """Timeout of a collective. Long, since rank 0 may prepare data or weights while the others wait."""
 
@@ -122,3 +124,8 @@ def broadcast_bytes(given: bytes) -> bytes:
     dist.broadcast(data, 0)
     received: bytes = data.numpy().tobytes()
     return received
+
+
+def stop_requested() -> int | None:
+    """Return the signal that any rank received, so that all stop after the same step. None: no signal."""
+    return int(max_over_ranks(stop_request.signal_number or 0)) or None

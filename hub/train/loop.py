@@ -17,7 +17,7 @@ from hub.errors import DataError, DivergedError, Interrupted
 from hub.models.multimodal import auto_class
 from hub.models.saved_folder import line_on_base
 from hub.models.structure import base_of, outside_text
-from hub.parallel.group import barrier, max_over_ranks
+from hub.parallel.group import barrier, max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
 from hub.run import Outcome, read_metrics
 from hub.system.signals import stop_request
@@ -102,15 +102,8 @@ class _Fit:
         self._announce()
         self.tracking = Tracking(self.cfg, self.run, self.session.accelerator, setup.algorithm)
         self._saves = self.algo.save_every_steps is not None or self.algo.save_every_epochs is not None
-        self.writer = CheckpointWriter(
-            self.run.checkpoints_path,
-            self.session,
-            model,
-            self.optimizer,
-            self._save_model,
-            self.algo.keep_checkpoints,
-            self.run.say,
-        )
+        folder, keep = self.run.checkpoints_path, self.algo.keep_checkpoints
+        self.writer = CheckpointWriter(folder, self.session, model, self.optimizer, self._save_model, keep, self.run.say)
 
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         self.recipe.save(self.model, folder, weights)
@@ -402,11 +395,6 @@ class _Fit:
     def _observe(self, hook: str, **values: object) -> None:
         if self.run.is_main:
             self.setup.observe(hook, **values)
-
-
-def stop_requested() -> int | None:
-    """Return the signal that any rank received, so that all stop after the same step. None: no signal."""
-    return int(max_over_ranks(stop_request.signal_number or 0)) or None
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -228,7 +228,6 @@ def test_the_command_prints_a_page_or_json_and_ends_with_1_when_something_would_
     code, out, _ = run(hub, "data.path=chats.jsonl", "--json")
     assert (code, json.loads(out)["num_bad_rows"]) == (1, 1)
     assert run(hub, "data.path=nowhere.jsonl")[0] == 2
-    assert hub("show", "algo=sft", "--json").code == 2
 
 
 def test_training_reports_copies_and_samples_of_the_evaluation_set_in_the_training_data(tmp_path, tokenizer):
