@@ -288,13 +288,11 @@ def test_presets_of_a_plugin_are_found_with_their_origin_and_a_hidden_one_is_nam
     write_preset(folder.path, module, "algo/dig_deep.yaml", "defaults: [dig]\ndepth: 9\n")
     write_preset(folder.path, module, "model/tiny.yaml", "path: mine\n")
 
-    shown = hub("show", "algo=dig_deep", "model=tiny", "data=tiny", path=folder.path, cwd=tmp_path)
+    shown = hub("show", "--json", "algo=dig_deep", "model=tiny", "data=tiny", path=folder.path, cwd=tmp_path)
     assert shown.returncode == 0
-    depth = next(line for line in shown.stdout.splitlines() if line.startswith("algo.depth"))
-    assert " 9 " in depth
-    assert "plugin dig: conf/algo/dig_deep.yaml" in depth
-    path = next(line for line in shown.stdout.splitlines() if line.startswith("model.path"))
-    assert path.split()[1:3] == ["tiny:llama", "conf/model/tiny.yaml"]
+    options = {option["name"]: (option["value"], option["source"]) for option in json.loads(shown.stdout)["options"]}
+    assert options["algo.depth"] == (9, "plugin dig: conf/algo/dig_deep.yaml")
+    assert options["model.path"] == ("tiny:llama", "conf/model/tiny.yaml")
     assert shown.stderr.splitlines() == [
         "hub: plugin dig (dist-dig 1.0): its model/tiny.yaml is not used, for the hub has a model preset of this name; "
         "rename the file"

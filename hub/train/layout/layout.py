@@ -101,8 +101,11 @@ def choose_layout(
         ModelError: the model sees later tokens.
     """
     run = setup.run
-    check_causal(model, text_config(model).vocab_size, setup.session.device, setup.session.compute_dtype)
     patches, layers = patches_of(model), layers_of(model)
+    device, dtype = setup.session.device, setup.session.compute_dtype
+    if device.type == "cpu" and _has_wider_embeddings(model, dtype):
+        patches.apply(HiddenStatesIn(model, dtype))
+    check_causal(model, text_config(model).vocab_size, device, dtype)
     config = text_config(model)
     # Of a stream nobody knows the longest sample.
     longest = max_positions(config) or sys.maxsize if setup.cfg.data.streaming else setup.data.longest
@@ -154,8 +157,6 @@ def _patch_passes(
     vocab_size = text_config(model).vocab_size
     num_tokens = expected_tokens(setup)
     compiled, compiled_because = choose_compile(setup.cfg.algo.torch_compile, num_parameters, num_tokens, device)
-    if device.type == "cpu" and _has_wider_embeddings(model, dtype):
-        patches.apply(HiddenStatesIn(model, dtype))
     attention = choose_attention(patches, model, vocab_size, device, dtype, compiled, most_tokens(setup.cfg.algo, device))
     patches.decide("fused_head", False, "the loss is the algorithm's own")
     if loss is causal_lm_loss:
