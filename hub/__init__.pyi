@@ -157,7 +157,7 @@ def sft(
             a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
             written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
             of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
-        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         learning_rate: Peak learning rate. 5e-6 changes a pretrained model without much forgetting. LoRA needs about 40 times as
             much. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
@@ -407,7 +407,7 @@ def lora_sft(
             a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
             written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
             of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
-        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         learning_rate: Peak learning rate. Adapters start at zero and need at least ten times the learning rate of full
             fine-tuning. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
@@ -676,7 +676,7 @@ def osft(
             a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
             written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
             of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
-        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         learning_rate: Peak learning rate. Only some directions of each matrix are trained, which needs a higher rate than full
             fine-tuning. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
@@ -945,7 +945,7 @@ def run(
             a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
             written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
             of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
-        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         learning_rate: Peak learning rate, reached after warmup. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
         warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
@@ -1176,7 +1176,7 @@ def verify(
         algo: as of `run`, and so are all other arguments.
         model: the model that would be trained.
         data: the data that it would be trained on.
-        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         learning_rate: Peak learning rate, reached after warmup. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
         warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.

@@ -68,7 +68,7 @@ def run(
             a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
             written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split
             train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
-        track: `none`, `tensorboard`, `wandb` or `mlflow`.
+        track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         options: every other option, with the names that `show` prints, without the part before the dot: those of the algorithm,
             of `data.`, `model.`, `launch.` and `track.`, and `output_dir`, `run_name`, `resume`.
 

@@ -126,8 +126,7 @@ class _Fit:
             f"{self.total} steps of {self.batch_size} samples, micro-batches of at most {self.layout.max_tokens} tokens"
         )
         if self.num_outside_text:
-            outside = f"{self.num_outside_text:,} parameters that no text passes through stay as they are"
-            self.run.say(f"the text part trains; {outside}")
+            self.run.say(f"the text part trains; {self.num_outside_text:,} parameters that no text reaches stay as they are")
         if hasattr(self.model, "peft_config") and (line := line_on_base(self.cfg.model)):
             self.run.say(line)
         for line in [*length_lines(self.source, self.algo), *lines]:
