@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test zoo lint format types wheel-test check clean
+.PHONY: help install demo test test-slow zoo lint format types wheel-test check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -34,6 +34,9 @@ demo: $(VENV)/.weights ## fine-tune SmolLM2-135M on real data, a few minutes on 
 # One thread per process: the tests' models are too small for more.
 test: $(VENV)/.installed ## the everyday tests, two at a time; ARGS="-k packing" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
+
+test-slow: $(VENV)/.installed ## the tests that compile, and those of notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) -m slow $(ARGS)
 
 # The tiny architectures of tests/zoo by three algorithms, as a table; ALGO=lora_sft ARCH=mamba,jamba for some of them.
 zoo: $(VENV)/.installed ## train every architecture, and compare with an independent loop, two minutes

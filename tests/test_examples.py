@@ -68,6 +68,7 @@ def test_the_data_is_small_and_its_license_is_with_it():
         assert file.stat().st_size < 2**20, file
 
 
+@pytest.mark.slow
 def test_forgetting_is_measured_by_method_and_what_is_done_is_not_done_again(tmp_path):
     options = ["--quick", "--jobs", "2", "--out", "study", "--methods", "replay:lr=1e-3", "osft:ratio=0.25,lr=1e-3"]
     first = run_script("continual_learning.py", *options, folder=tmp_path)
@@ -84,6 +85,7 @@ def test_forgetting_is_measured_by_method_and_what_is_done_is_not_done_again(tmp
     assert "done" not in run_script("continual_learning.py", *options, folder=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_notebook_runs_and_is_kept_without_its_outputs(file, tmp_path):
     notebook = nbformat.read(file, as_version=4)

@@ -111,6 +111,7 @@ def test_an_adapter_is_not_merged_into_codes():
         model.merge_adapter()
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch):
     from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd

@@ -94,6 +94,7 @@ def test_a_weight_is_rounded_as_torch_rounds_it_to_bfloat16():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the package g++ is not installed")
+@pytest.mark.slow
 def test_a_compiler_does_not_leave_that_rounding_out():
     torch.manual_seed(0)
     torch._dynamo.reset()
@@ -180,6 +181,7 @@ def test_checkpointed_layers_give_the_same():
     assert torch.equal(found, gradient)
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_and_one_input_is_rounded_once(monkeypatch):
     from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd

@@ -22,6 +22,8 @@ from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.unpack import UnpackByKernel
 from hub.train.losses.causal_lm import causal_lm_loss
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = [(30, 7, 19), (100, 3), (64,), (5,) * 20, (2,), (1,), (300, 20, 200), (128, 128), (3, 1), (16, 16), (600,)]
 """Among them: one sample, one token, as many tokens as the model has features (64) or a head has (16), a power of two."""
 
