@@ -1,7 +1,7 @@
 """Whether a model predicts each token from the tokens before it only. Measured on the model itself, before training.
 
 An encoder such as BERT sees the whole text. Trained on next tokens it learns to copy them, reaches a loss near zero, and can't
-write. transformers loads many of them as causal language models without a word.
+write. transformers loads many of them as causal language models and does not warn.
 """
 
 import torch
