@@ -148,6 +148,8 @@ def sft(
     resume: str | PathLike[str] | None = None,
     resume_with_changes: bool = False,
     task: Literal["train", "verify"] = "train",
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
 ) -> Result:
     """Fine-tune all weights of a model. Needs the plugin hub-sft.
 
@@ -288,6 +290,10 @@ def sft(
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
         resume_with_changes: Resume even if options or data differ from those of the original run.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
+            every_steps, batch_size, seed.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -398,6 +404,8 @@ def lora_sft(
     resume: str | PathLike[str] | None = None,
     resume_with_changes: bool = False,
     task: Literal["train", "verify"] = "train",
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
 ) -> Result:
     """Fine-tune a low-rank adapter (LoRA, arXiv 2106.09685) on a model. Needs the plugin hub-lora-sft.
 
@@ -553,6 +561,10 @@ def lora_sft(
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
         resume_with_changes: Resume even if options or data differ from those of the original run.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
+            every_steps, batch_size, seed.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -667,6 +679,8 @@ def osft(
     resume: str | PathLike[str] | None = None,
     resume_with_changes: bool = False,
     task: Literal["train", "verify"] = "train",
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
 ) -> Result:
     """Fine-tune in low-importance singular directions (OSFT, arXiv 2504.07097). Needs the plugin hub-osft.
 
@@ -835,6 +849,10 @@ def osft(
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
         resume_with_changes: Resume even if options or data differ from those of the original run.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
+            every_steps, batch_size, seed.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -933,6 +951,8 @@ def run(
     resume: str | PathLike[str] | None = ...,
     resume_with_changes: bool = ...,
     task: Literal["train", "verify"] = ...,
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
     **options: Any,
 ) -> Result:
     """Train with any algorithm, and wait until it ends.
@@ -1070,6 +1090,10 @@ def run(
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
         resume_with_changes: Resume even if options or data differ from those of the original run.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
+            every_steps, batch_size, seed.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1168,6 +1192,8 @@ def verify(
     run_name: str | PathLike[str] | None = ...,
     resume: str | PathLike[str] | None = ...,
     resume_with_changes: bool = ...,
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
     **options: Any,
 ) -> Result:
     """Check on your own model, data and processes that the layout does not change the gradient. Nothing is trained.
@@ -1300,6 +1326,10 @@ def verify(
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
         resume_with_changes: Resume even if options or data differ from those of the original run.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
+            every_steps, batch_size, seed.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1399,6 +1429,8 @@ def show(
     resume: str | PathLike[str] | None = ...,
     resume_with_changes: bool = ...,
     task: Literal["train", "verify"] = ...,
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
     **options: Any,
 ) -> Options:
     """Every option of a run with its value, where that comes from, and what it means. Nothing is started.
@@ -1532,6 +1564,10 @@ def show(
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
         resume_with_changes: Resume even if options or data differ from those of the original run.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
+            every_steps, batch_size, seed.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1627,6 +1663,8 @@ def data(
     resume: str | PathLike[str] | None = ...,
     resume_with_changes: bool = ...,
     task: Literal["train", "verify"] = ...,
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
     **options: Any,
 ) -> DataReport:
     """Inspect the data of a run: lengths, trained tokens, errors. Called as `hub.data(...)`.
@@ -1759,6 +1797,10 @@ def data(
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
         resume_with_changes: Resume even if options or data differ from those of the original run.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
+            every_steps, batch_size, seed.
         options: options of the algorithm that are not listed here.
 
     Returns:

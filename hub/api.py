@@ -17,6 +17,9 @@ from typing import Any
 
 import hub.data as data_package
 from hub.config.data import DataSource
+from hub.config.evaluate import EvaluateConfig
+from hub.config.finished import FinishedVerb
+from hub.config.generate import GenerateConfig
 from hub.config.schema import PARTS as SECTIONS
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.data.sources.memory import ArrowStream, is_in_memory, rows_in_memory
@@ -24,8 +27,12 @@ from hub.data.sources.rows import write_rows
 from hub.errors import ConfigError, did_you_mean
 from hub.reports import DataReport, Option, Options
 from hub.run import Result
+from hub.tasks.verbs import FINISHED
 
 PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "launch": LaunchConfig, "track": TrackConfig}
+NESTED: dict[str, type] = {"generate": GenerateConfig, "evaluate": EvaluateConfig}
+"""Sections whose options are one keyword of a training call, a dictionary: `evaluate={"tasks": ["hellaswag"]}`. In a verb that
+reads the section they are keywords of their own."""
 BY_ARGUMENT = ("path", "mix", "tool")
 """Options that are set by the arguments `model`, `data` and `track`."""
 
@@ -219,6 +226,86 @@ class _CallableData(ModuleType):
 data_package.__class__ = _CallableData
 
 
+def ask(
+    verb: str,
+    *,
+    run: str | PathLike[str] | None = None,
+    model: str | PathLike[str] | None = None,
+    data: Data | None = None,
+    **options: Any,
+) -> Any:
+    """Do something with a finished model: what `python -m hub VERB` does. `hub.VERB(...)` is the same.
+
+    Args:
+        verb: name of the verb.
+        run: the run whose model is asked: `"latest"` or a run folder. A `Result` has it as `run_path`.
+        model: a preset's name, a folder with a model or an adapter, or an id of the model hub. Leave it out with `run`.
+        data: as of `run()`, for a verb that reads data.
+        options: the options of the verb, and those of the sections that it reads, each by the last part of its name.
+
+    Returns:
+        What the verb found. It shows itself.
+
+    Raises:
+        TypeError: an option does not exist.
+        HubError: a value, the model or the data is not suitable.
+    """
+    from hub.launch.finished import ask as ask_finished
+
+    found = FINISHED[verb]
+    overrides, values, own = _finished_arguments(found, run, model, data, options)
+    return ask_finished(found, overrides, values=values, own=own)
+
+
+def _finished_arguments(
+    verb: FinishedVerb,
+    run: str | PathLike[str] | None,
+    model: str | PathLike[str] | None,
+    data: Data | None,
+    options: dict[str, Any],
+) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """The arguments of a call on a finished model: choices of presets, values of the config, options of the verb."""
+    own_names = {item.name for item in fields(verb.options)}
+    own = {name: value for name, value in options.items() if name in own_names}
+    if run is not None:
+        own["run"] = fspath(run)
+    sections = {part: cls for part, cls in (NESTED | PARTS).items() if part in verb.sections}
+    owners = {item.name: part for part, cls in sections.items() for item in fields(cls) if item.name not in BY_ARGUMENT}
+    rest: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
+    presets = {"generate"} & set(verb.sections)
+    chosen = [f"{name}={options[name]}" for name in presets if isinstance(options.get(name), str)]
+    for name, value in options.items():
+        if name in own_names or (name in presets and isinstance(value, str)):
+            continue
+        if name in NESTED and name in verb.sections:
+            nested.setdefault(name, {}).update(value)
+        elif owners.get(name) in NESTED:
+            nested.setdefault(owners[name], {})[name] = value
+        elif name in owners or name == "output_dir":
+            rest[name] = value
+        else:
+            near = did_you_mean(name, [*own_names, *owners, "model", "data", "run"])
+            raise TypeError(f"{verb.name}() got an unexpected keyword argument {name!r}.{near}")
+    overrides, values = _arguments(None, model, data, "none", rest)
+    return [*overrides, *chosen], values | nested, own
+
+
+def _finished_call(verb: FinishedVerb) -> Callable[..., Any]:
+    """The Python call of a verb on finished models."""
+
+    def call(*, run: Any = None, model: Any = None, data: Any = None, **options: Any) -> Any:
+        return ask(verb.name, run=run, model=model, data=data, **options)
+
+    call.__name__ = call.__qualname__ = verb.name
+    call.__doc__ = f"{verb.summary}\n\n{(ask.__doc__ or '').partition('is the same.')[2].lstrip()}"
+    return call
+
+
+finished_calls = {name: _finished_call(verb) for name, verb in FINISHED.items()}
+"""The Python calls of the verbs on finished models. `hub/__init__.py` exports each."""
+
+
 def register(
     name: str, build: Callable[[Any], Any], *, config: type[AlgoConfig] | None = None, summary: str | None = None
 ) -> None:
@@ -291,7 +378,7 @@ def _arguments(
 def _owners(config: type[AlgoConfig]) -> dict[str, str]:
     """Keyword of an option -> the section of the config that it belongs to. Empty: the run itself."""
     owners = {item.name: part for part, cls in PARTS.items() for item in fields(cls) if item.name not in BY_ARGUMENT}
-    return owners | {item.name: "algo" for item in fields(config)} | dict.fromkeys(TOP, "")
+    return owners | {item.name: "algo" for item in fields(config)} | dict.fromkeys((*TOP, *NESTED), "")
 
 
 def _in_memory(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,6 +425,8 @@ def _sort(algo: str | None, config: type[AlgoConfig], options: dict[str, Any]) -
             value = fspath(value)
         elif isinstance(value, tuple | set):
             value = list(value)
+        if name in NESTED and not isinstance(value, Mapping):
+            raise TypeError(f"{name} must be a dictionary of options, e.g. {name}={{{fields(NESTED[name])[0].name!r}: ...}}")
         if owners.get(name) == "":
             sorted_values[name] = value
         elif name in owners:

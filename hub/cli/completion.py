@@ -13,6 +13,7 @@ from hub.compose.compose import groups
 from hub.config.option import AUTO, field_docs
 from hub.config.schema import RunConfig
 from hub.plugins.registry import registry
+from hub.tasks.verbs import FINISHED
 
 SHELLS = ("bash", "zsh", "fish")
 FILES = "<files>"
@@ -57,6 +58,7 @@ def _options(config_dir: str | None) -> tuple[dict[str, list[str]], dict[str, st
     meanings: dict[str, str] = {}
     parts: list[tuple[str, Any]] = [("", RunConfig)]
     parts += [("algo.", algorithm.config) for algorithm in registry().algorithms.values()]
+    parts += [("", verb.options) for verb in FINISHED.values()]
     while parts:
         prefix, cls = parts.pop()
         docs = field_docs(cls)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,6 @@ class Verb:
 
     notes: str = ""
     """A paragraph for its help."""
+
+    options: type[Any] | None = None
+    """The dataclass of options that are its own, typed without a section."""

@@ -2,8 +2,10 @@
 
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 
 from hub.cli.flags import Verb
+from hub.config.option import field_docs
 from hub.plugins.known import EXAMPLES, INSTALL_ONE
 from hub.plugins.registry import registry
 
@@ -58,6 +60,9 @@ def verb_help(name: str, verb: Verb, flags: Mapping[str, tuple[str, str]]) -> st
     """The help of one verb."""
     words = " ".join(part for part in (name, verb.words, "[flags]" if verb.flags else "") if part)
     lines = [f"usage: python -m hub {words}", "", *_text(verb.summary), *_text(verb.notes)]
+    if verb.options is not None:
+        docs = field_docs(verb.options)  # type: ignore[arg-type]  # mypy takes no class for hashable
+        lines += ["", "options", *_listed((f"{item.name}=", docs.get(item.name, "")) for item in fields(verb.options))]
     if verb.examples:
         lines += ["", "examples", *_examples(verb.examples)]
     if verb.flags:

@@ -7,9 +7,20 @@ from inspect import getdoc
 from typing import Any
 
 from hub.compose.compose import compose
+from hub.config.evaluate import EvaluateConfig
+from hub.config.generate import GenerateConfig
 from hub.config.option import bounds_words, field_docs, type_words
-from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
+from hub.config.schema import PARTS, AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
+from hub.tasks.verbs import FINISHED
 
+SECTIONS: dict[str, Any] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "launch": LaunchConfig,
+    "track": TrackConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+}
 HEAD = """# Options
 
 **Reference.** Every option with its values, default and meaning.
@@ -36,9 +47,11 @@ def page(algorithms: Sequence[str]) -> str:
         options = type(compose(f"algo={name}").algo)
         lines += [f"## algo={name}: its own options and defaults", "", getdoc(options) or "", ""]
         lines += _table("algo", options, AlgoConfig)
-    for part, cls in (("model", ModelConfig), ("data", DataConfig), ("launch", LaunchConfig), ("track", TrackConfig)):
+    for part, cls in SECTIONS.items():
         lines += [f"## {part}", "", getdoc(cls) or "", "", *_table(part, cls)]
-    lines += ["## The run", "", *_table("", RunConfig, leave_out=("algo", "model", "data", "launch", "track"))]
+    lines += ["## The run", "", *_table("", RunConfig, leave_out=PARTS)]
+    for name, verb in FINISHED.items():
+        lines += [f"## hub {name}: its own options", "", verb.summary, "", *_table("", verb.options)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -16,8 +16,10 @@ import hub
 from hub import api
 from hub.api import ALIASES, BY_ARGUMENT, TOP
 from hub.compose.compose import compose
+from hub.config.finished import FinishedVerb
 from hub.config.option import bounds_words, field_docs
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
+from hub.tasks.verbs import FINISHED
 
 WIDTH = 128
 COMMAND = "python -m hub.cli.signatures {names} > hub/__init__.pyi"
@@ -69,7 +71,10 @@ def stub(algorithms: Sequence[str]) -> str:
         "    summary: str | None = None,",
         ") -> None:",
         *_docstring(api.register.__doc__ or ""),
+        "",
     ]
+    for verb in FINISHED.values():
+        lines += [*_of_finished(verb), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -103,6 +108,44 @@ def _function(name: str, options: type[AlgoConfig]) -> Iterator[str]:
     yield from _docstring(_with_arguments(getattr(api, FUNCTIONS.get(name, name)).__doc__ or "", leading, keywords))
 
 
+def _of_finished(verb: FinishedVerb) -> Iterator[str]:
+    """Yield the lines of the call of a verb on finished models."""
+    keywords = {"run": Argument(f"{PATH} | None", " = None", "")}
+    if "model" in verb.sections:
+        keywords["model"] = Argument(f"{PATH} | None", " = None", "")
+    if "data" in verb.sections:
+        keywords["data"] = Argument("_Data | None", " = None", "")
+    of_ask = _sections(api.ask.__doc__ or "")[1]
+    keywords = {name: replace(one, meaning=of_ask[name]) for name, one in keywords.items()}
+    for part in (verb.options, *(cls for name, cls in (api.NESTED | api.PARTS).items() if name in verb.sections)):
+        keywords |= dict(_options_of(part, is_open=True))
+    yield f"def {verb.name}("
+    yield "    *,"
+    yield from (f"    {key}: {one.type}{one.default}," for key, one in keywords.items())
+    yield ") -> Any:"
+    rest = _sections(api.ask.__doc__ or "")[2]
+    yield from _docstring(
+        "\n".join([verb.summary, "", "Args:", *_wrapped({name: one.meaning for name, one in keywords.items()}), "", rest])
+    )
+
+
+def _options_of(part: Any, is_open: bool) -> Iterator[tuple[str, Argument]]:
+    """Yield the options of one section as keywords. Those of the config have the value that they have without being typed."""
+    docs = field_docs(part)
+    for item in fields(part):
+        if item.name not in (*BY_ARGUMENT, "run"):
+            yield item.name, _option(item, docs[item.name], is_open)
+
+
+def _option(item: Field[Any], doc: str, is_open: bool) -> Argument:
+    """One option as a keyword."""
+    default = item.default if item.default_factory is MISSING else item.default_factory()
+    meaning = re.sub(r"\bnull\b", "None", doc)
+    if bounds := bounds_words(item.metadata):
+        meaning += f" {bounds[0].upper()}{bounds[1:]}."
+    return Argument(_type(item, meaning, is_open), " = ..." if is_open else f" = {_quoted(default)}", meaning)
+
+
 def _leading(name: str) -> dict[str, Argument]:
     """The arguments of a call that are no options. The first one of a call for any algorithm may be positional."""
     may_miss = name in ("run", "show")
@@ -122,18 +165,16 @@ def _keywords(options: type[AlgoConfig], name: str) -> Iterator[tuple[str, Argum
         for item in fields(part):
             if item.name in BY_ARGUMENT or (part is RunConfig and item.name not in TOP):
                 continue
-            default = item.default if item.default_factory is MISSING else item.default_factory()
             if name == "verify" and item.name == "task":
                 continue
-            meaning = re.sub(r"\bnull\b", "None", docs[item.name])
-            if bounds := bounds_words(item.metadata):
-                meaning += f" {bounds[0].upper()}{bounds[1:]}."
             # A call for any algorithm has the defaults of the one that it gets.
-            is_open = name not in CALLS
-            option = Argument(_type(item, meaning, is_open), " = ..." if is_open else f" = {_quoted(default)}", meaning)
+            option = _option(item, docs[item.name], is_open=name not in CALLS)
             for alias in (other for other, full in ALIASES.items() if full == item.name):
                 yield alias, replace(option, meaning=f"same as `{item.name}`.")
             yield item.name, option
+    for section, cls in api.NESTED.items():
+        meaning = f"options of the section {section}: {', '.join(item.name for item in fields(cls))}."
+        yield section, Argument("dict[str, Any]", " = ...", meaning)
 
 
 def _type(item: Field[Any], meaning: str, is_open: bool) -> str:
@@ -168,9 +209,13 @@ def _with_arguments(doc: str, leading: Mapping[str, Argument], keywords: Mapping
     listed = {name: known[name] for name in leading} | {name: argument.meaning for name, argument in keywords.items()}
     if "options" in arguments:
         listed["options"] = OPEN
-    lines: list[str] = []
-    for name, meaning in listed.items():
-        lines += textwrap.wrap(
+    return "\n".join([summary, "", "Args:", *_wrapped(listed), "", rest if arguments else rest_of_run])
+
+
+def _wrapped(meanings: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines of a section of arguments."""
+    for name, meaning in meanings.items():
+        yield from textwrap.wrap(
             f"{name}: {meaning}",
             WIDTH - 4,
             initial_indent="    ",
@@ -178,7 +223,6 @@ def _with_arguments(doc: str, leading: Mapping[str, Argument], keywords: Mapping
             break_long_words=False,
             break_on_hyphens=False,
         )
-    return "\n".join([summary, "", "Args:", *lines, "", rest if arguments else rest_of_run])
 
 
 def _sections(doc: str) -> tuple[str, dict[str, str], str]:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hub.cli.flags import FLAGS, OF_CONFIG, Flags, Verb
+from hub.config.finished import FinishedVerb
 from hub.config.task import TASKS
 from hub.errors import ConfigError
 from hub.run import Result
+from hub.tasks.verbs import FINISHED
 
 DEFAULT_VERB = "train"
 
@@ -66,6 +68,19 @@ def _print_result(stream: TextIO, as_json: bool, result: Result) -> None:
 
 def _print_sweep(stream: TextIO, folder: Path, rows: list[dict[str, Any]], swept: list[str]) -> None:
     print_json({"folder": str(folder), "swept": swept, "runs": rows}, stream)
+
+
+def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
+    """Run a verb on a finished model, and print what it found."""
+    with _stdout_for_json(flags.json) as stdout:
+        from hub.launch.finished import ask
+
+        found = ask(verb, words, flags.config_dir)
+        if flags.json:
+            print_json(found.as_json() if found is not None else None, stdout)
+        elif found is not None:
+            print(repr(found), file=stdout, flush=True)
+    return 0
 
 
 def data(overrides: list[str], flags: Flags) -> int:
@@ -178,50 +193,62 @@ _OF_TASKS: dict[str, dict[str, Any]] = {
     "verify": {"examples": (("the layout of your own run", f"python -m hub verify {_TINY}"),)},
 }
 
-VERBS = {
-    task.name: Verb(partial(run_task, task.name), task.summary, **_OF_TASKS.get(task.name, {})) for task in TASKS.values()
-} | {
-    "data": Verb(
-        data,
-        "Inspect the data of a run: lengths, trained tokens, errors.",
-        examples=(("the data of a run", "python -m hub data model=tiny data.path=chats.jsonl"),),
-        notes="Only the options of data. and model. matter. The exit code is 1 if there are errors.",
-    ),
-    "show": Verb(
-        show,
-        "Show each option of a run: its value, its source, its meaning.",
-        words="[FILE.yaml] [group=choice] [option=value] [NAME ...]",
-        examples=(
-            ("all options", f"python -m hub show {_TINY}"),
-            ("those of one section", "python -m hub show algo=lora_sft algo."),
-            ("those with a word in their name", "python -m hub show algo=lora_sft lr batch"),
+VERBS = (
+    {task.name: Verb(partial(run_task, task.name), task.summary, **_OF_TASKS.get(task.name, {})) for task in TASKS.values()}
+    | {
+        verb.name: Verb(
+            partial(run_finished, verb),
+            verb.summary,
+            words="[run=latest] [group=choice] [option=value]",
+            examples=verb.examples,
+            notes=verb.notes,
+            options=verb.options,
+        )
+        for verb in FINISHED.values()
+    }
+    | {
+        "data": Verb(
+            data,
+            "Inspect the data of a run: lengths, trained tokens, errors.",
+            examples=(("the data of a run", "python -m hub data model=tiny data.path=chats.jsonl"),),
+            notes="Only the options of data. and model. matter. The exit code is 1 if there are errors.",
         ),
-        notes="NAME is the beginning or a part of an option's name. What would be refused is listed at the end.",
-    ),
-    "runs": Verb(
-        runs,
-        "List runs: what, when, status, loss, size. With --keep N remove old ones.",
-        words="[FOLDER]",
-        flags=("--json", "--keep", "--yes"),
-        examples=(
-            ("the runs in runs/", "python -m hub runs"),
-            ("what would go", "python -m hub runs --keep 5"),
-            ("remove it", "python -m hub runs --keep 5 --yes"),
+        "show": Verb(
+            show,
+            "Show each option of a run: its value, its source, its meaning.",
+            words="[FILE.yaml] [group=choice] [option=value] [NAME ...]",
+            examples=(
+                ("all options", f"python -m hub show {_TINY}"),
+                ("those of one section", "python -m hub show algo=lora_sft algo."),
+                ("those with a word in their name", "python -m hub show algo=lora_sft lr batch"),
+            ),
+            notes="NAME is the beginning or a part of an option's name. What would be refused is listed at the end.",
         ),
-        notes="The latest run, runs that may be running and runs whose model a kept run uses are never removed.",
-    ),
-    "plugins": Verb(plugins, "List the installed plugins, their distributions and hooks.", words="", flags=("--json",)),
-    "completion": Verb(
-        completion,
-        "Print a script that completes the command hub in bash, zsh or fish.",
-        words="bash|zsh|fish",
-        flags=("--config-dir",),
-        examples=(
-            ("bash", "hub completion bash > ~/.local/share/bash-completion/completions/hub"),
-            ("zsh, a folder of $fpath", "hub completion zsh > ~/.zfunc/_hub"),
-            ("fish", "hub completion fish > ~/.config/fish/completions/hub.fish"),
+        "runs": Verb(
+            runs,
+            "List runs: what, when, status, loss, size. With --keep N remove old ones.",
+            words="[FOLDER]",
+            flags=("--json", "--keep", "--yes"),
+            examples=(
+                ("the runs in runs/", "python -m hub runs"),
+                ("what would go", "python -m hub runs --keep 5"),
+                ("remove it", "python -m hub runs --keep 5 --yes"),
+            ),
+            notes="The latest run, runs that may be running and runs whose model a kept run uses are never removed.",
         ),
-        notes="It knows the plugins and presets that are installed now. Run it again when these change.",
-    ),
-    "help": Verb(show_help, "Show the help of a verb.", words="[VERB]", flags=()),
-}
+        "plugins": Verb(plugins, "List the installed plugins, their distributions and hooks.", words="", flags=("--json",)),
+        "completion": Verb(
+            completion,
+            "Print a script that completes the command hub in bash, zsh or fish.",
+            words="bash|zsh|fish",
+            flags=("--config-dir",),
+            examples=(
+                ("bash", "hub completion bash > ~/.local/share/bash-completion/completions/hub"),
+                ("zsh, a folder of $fpath", "hub completion zsh > ~/.zfunc/_hub"),
+                ("fish", "hub completion fish > ~/.config/fish/completions/hub.fish"),
+            ),
+            notes="It knows the plugins and presets that are installed now. Run it again when these change.",
+        ),
+        "help": Verb(show_help, "Show the help of a verb.", words="[VERB]", flags=()),
+    }
+)

@@ -6,7 +6,7 @@ dataclasses of the installed algorithms. YAML files are presets only.
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import cache
@@ -29,7 +29,7 @@ from hub.compose.overrides import CONFIG_NAME, FromFile, choices, combinations, 
 from hub.compose.overrides import check as check_overrides
 from hub.compose.presets import group_options, option_keys
 from hub.config.option import conf_dir
-from hub.config.schema import RunConfig
+from hub.config.schema import PARTS, RunConfig
 from hub.errors import ConfigError
 from hub.plugins.registry import data_format_names, registry
 
@@ -101,7 +101,11 @@ def groups(config_dir: str | None = None) -> dict[str, list[str]]:
 
 
 def compose(
-    *overrides: str, values: Mapping[str, Any] | None = None, config_dir: str | None = None, check: bool = False
+    *overrides: str,
+    values: Mapping[str, Any] | None = None,
+    config_dir: str | None = None,
+    check: bool = False,
+    parts: Collection[str] = PARTS,
 ) -> RunConfig:
     """Build a RunConfig from presets and overrides.
 
@@ -110,6 +114,7 @@ def compose(
         values: nested values that are set last, e.g. `{"data": {"path": "chats.jsonl"}}`. No quoting is needed here.
         config_dir: a further folder with config groups, searched first.
         check: also raise if options clash (`RunConfig.problems`).
+        parts: the sections that count. Problems of the others are not reported.
 
     Raises:
         ConfigError: with all problems.
@@ -121,7 +126,7 @@ def compose(
         except OmegaConfBaseException as error:
             raise ConfigError(checked.problems or library_message(error)) from None
     if checked.problems:
-        raise ConfigError(checked.problems + cfg.problems(checked.valid, data_format_names()))
+        raise ConfigError(checked.problems + cfg.problems(checked.valid & set(parts), data_format_names()))
     if check and (problems := cfg.problems(data_formats=data_format_names())):
         raise ConfigError(problems)
     return cfg

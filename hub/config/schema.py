@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 from hub.config import rules
 from hub.config.data import FORMATS
 from hub.config.data import DataConfig as DataConfig
+from hub.config.evaluate import EvaluateConfig
+from hub.config.generate import GenerateConfig
 from hub.config.option import AUTO, field_problems, leaves, option
 from hub.config.schedule import ScheduleOptions
 from hub.config.task import TASKS, Task
@@ -30,7 +32,7 @@ QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 """Values of `model.quantization`: how weights may be stored besides in full."""
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "swanlab", "clearml", "aim", "dvclive")
 """Values of `track.tool`: all that accelerate knows."""
-PARTS = ("algo", "model", "data", "launch", "track")
+PARTS = ("algo", "model", "data", "launch", "track", "generate", "evaluate")
 """The sections of a config. Each is a group of presets too."""
 _LONGEST_NAME = 255
 """Largest number of bytes in the name of a file or folder, on all common file systems."""
@@ -320,6 +322,12 @@ class RunConfig:
 
     track: TrackConfig = field(default_factory=TrackConfig)
     """Trackers."""
+
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """How answers are generated."""
+
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """What is measured besides the held-out loss."""
 
     output_dir: str = "runs"
     """Folder in which each run gets a run folder."""

@@ -69,7 +69,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     except ModelError as error:
         errors.append(error)
     try:
-        cfg = _absolute(cfg)
+        cfg = with_absolute_paths(cfg)
         num_rows = _check_data(cfg) if in_bounds["data"] else None
     except HubError as error:
         errors.append(error)
@@ -155,12 +155,12 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
     if problems := cfg.problems({"data", "model"}, data_format_names()):
         raise ConfigError(problems)
     _check_tiny_model(cfg)
-    cfg = _absolute(cfg)
-    _check_paths(cfg)
+    cfg = with_absolute_paths(cfg)
+    check_paths(cfg)
     return cfg
 
 
-def _absolute(cfg: RunConfig) -> RunConfig:
+def with_absolute_paths(cfg: RunConfig) -> RunConfig:
     """Make local paths absolute, since workers may run in another folder, and make a file of tiny data."""
 
     def full(path: Any, option: str = "") -> Any:
@@ -197,7 +197,7 @@ def _check_tiny_model(cfg: RunConfig) -> None:
         raise ModelError(f"model.path={cfg.model.path}: there is no tiny model of this family.{near}")
 
 
-def _check_paths(cfg: RunConfig) -> None:
+def check_paths(cfg: RunConfig) -> None:
     """Check that there is data at each path.
 
     Raises:
@@ -218,7 +218,7 @@ def _check_paths(cfg: RunConfig) -> None:
 
 def _check_data(cfg: RunConfig) -> int | None:
     """Check the first rows of all data. Returns the number of samples in a pass if no row is too long, None if not known."""
-    _check_paths(cfg)
+    check_paths(cfg)
     if any(format_problems(cfg.data, data_format_names())):
         return None
     if evaluation := eval_source_of(cfg.data):

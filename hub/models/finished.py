@@ -1,0 +1,193 @@
+"""A finished model: a run's, a whole one in a folder or on the model hub, or an adapter on its base.
+
+`hub/tasks/loading.py` loads it. Nothing here imports torch.
+"""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hub.config.finished import FinishedOptions
+from hub.config.schema import ModelConfig, RunConfig
+from hub.errors import ConfigError, ModelError
+from hub.run import Result
+
+LATEST = "latest"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """One finished model."""
+
+    name: str
+    """What tables call it: the name of the run or the value of `model.path`."""
+
+    base: ModelConfig
+    """The options of the base model of an adapter, or of the whole model."""
+
+    adapter: Path | None = None
+    """Folder of the adapter that lies on the base. None: the model is whole."""
+
+    run_path: Path | None = None
+    """Run folder, if a run made it."""
+
+    before: ModelConfig | None = None
+    """The options of the model that training began with. None: it is not known."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Local folder of what was trained: the adapter or the whole model. None: not a folder of this machine."""
+        path = self.adapter or Path(os.path.expanduser(self.base.path))
+        return path if path.is_dir() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a verb on finished models is asked: the argument of its function."""
+
+    options: FinishedOptions
+    """The options that are the verb's own."""
+
+    cfg: RunConfig
+    """The config. For a run it is that of the run, with what was typed."""
+
+    finished: Finished | None = None
+    """The model that was named. None: the verb needs none."""
+
+    from_run: frozenset[str] = frozenset()
+    """Options that the run has set and that were not typed, e.g. `data.path`."""
+
+    @property
+    def model(self) -> Finished:
+        """The model that was named, of a verb that needs one."""
+        assert self.finished is not None
+        return self.finished
+
+
+def run_folder(run: str, output_dir: str = "runs") -> Path:
+    """The folder of a run.
+
+    Args:
+        run: `latest`, a run folder, one of its checkpoints, or the name of a run in `output_dir`.
+        output_dir: where runs are.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    return _place(run, output_dir)[0]
+
+
+def finished_run(run: str, output_dir: str, cfg: RunConfig) -> Finished:
+    """The model that a run has made.
+
+    Args:
+        run: as of `run_folder`. A checkpoint stands for the model that it holds.
+        output_dir: where runs are.
+        cfg: the config of the run.
+
+    Raises:
+        ConfigError: the run has no model, or not yet.
+        ModelError: the base of its adapter is gone.
+    """
+    folder, place = _place(run, output_dir)
+    if place != folder:
+        model = place / "model"
+        if not model.is_dir():
+            raise ConfigError(f"run={run}: this checkpoint holds no model. Name another one, or the run folder {folder}")
+        return _of_folder(model, f"{folder.name}/{place.name}", folder, cfg.model)
+    model = folder / "model"
+    if not (folder / "result.json").is_file():
+        raise ConfigError(f"run={run}: {folder} is not finished: it has no result yet. {_instead(folder)}")
+    result = Result.read(folder / "result.json")
+    if result.status == "verified":
+        raise ConfigError(f"run={run}: {folder} verified and trained nothing, so it has no model. Name a run that trained")
+    if result.status != "completed":
+        raise ConfigError(f"run={run}: {folder} is {result.status} after {result.num_steps} steps. {_instead(folder)}")
+    if not any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        raise ConfigError(f"run={run}: {folder} is completed, but {model} holds no model. Was it moved? Type model.path=FOLDER")
+    return _of_folder(model, folder.name, folder, cfg.model)
+
+
+def adapter_folder(path: str) -> Path | None:
+    """The folder, if `model.path` is one of an adapter without a whole model."""
+    folder = Path(os.path.expanduser(path)) if path else None
+    if folder is None or not os.path.isfile(folder / ADAPTER_CONFIG) or os.path.isfile(folder / "config.json"):
+        return None
+    return folder.absolute()
+
+
+def finished_adapter(folder: Path, model: ModelConfig) -> Finished:
+    """An adapter in a folder, on the base that its config names.
+
+    Args:
+        folder: holds adapter_config.json.
+        model: options of the model: `trust_remote_code`, `dtype` and so on hold for the base.
+
+    Raises:
+        ModelError: its config can't be read, or its base is gone.
+    """
+    try:
+        values: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base, revision = values["base_model_name_or_path"], values.get("revision")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"model.path={folder}: {ADAPTER_CONFIG} can't be read. Copy or download the adapter again") from None
+    named = replace(model, path=str(base or ""), revision=revision)
+    return _with_base(Finished(name=folder.name, base=named, adapter=folder, before=named), folder)
+
+
+def finished_model(model: ModelConfig) -> Finished:
+    """A whole model, by its options."""
+    return Finished(name=model.path.rstrip("/"), base=model)
+
+
+def _of_folder(model: Path, name: str, folder: Path, before: ModelConfig) -> Finished:
+    if (model / ADAPTER_CONFIG).is_file():
+        return _with_base(Finished(name=name, base=before, adapter=model, run_path=folder, before=before), model)
+    # What was saved has all tokens already, and its weights are stored in full.
+    whole = replace(
+        ModelConfig(), path=str(model), dtype=before.dtype, trust_remote_code=before.trust_remote_code, family=before.family
+    )
+    return Finished(name=name, base=whole, run_path=folder, before=before)
+
+
+def _with_base(finished: Finished, folder: Path) -> Finished:
+    """Refuse a base that was a folder and is gone."""
+    path = finished.base.path
+    if not path:
+        raise ModelError(f"{folder}: {ADAPTER_CONFIG} names no base model. Write its id or folder as base_model_name_or_path")
+    if path.startswith(("/", "~", ".")) and not os.path.isdir(os.path.expanduser(path)):
+        raise ModelError(
+            f"{folder}: the base of this adapter, {path}, is gone. Put it back there, or write where it is now as "
+            f"base_model_name_or_path into {ADAPTER_CONFIG} and type model.path={folder}"
+        )
+    return finished
+
+
+def _place(run: str, output_dir: str) -> tuple[Path, Path]:
+    """The run folder, and the place that was named: that folder or one of its checkpoints."""
+    named = f"{output_dir}/{LATEST}" if run == LATEST else run
+    place = Path(os.path.realpath(os.path.expanduser(named)))
+    if not place.exists() and os.sep not in run:
+        place = Path(os.path.realpath(os.path.join(os.path.expanduser(output_dir), run)))
+    if (place / "state.json").is_file():
+        return place.parents[1], place
+    if (place / "run.yaml").is_file():
+        return place, place
+    if place.name == "model" and (place.parent / "run.yaml").is_file():
+        return place.parent, place.parent
+    if run == LATEST:
+        hint = f"there is no run in {output_dir}. Type output_dir=FOLDER with runs, run=RUN_FOLDER, or model.path=FOLDER"
+    else:
+        what = "is not a run folder" if place.exists() else "does not exist"
+        hint = f"{place} {what}. Type run=latest, a folder in {output_dir}, or model.path=FOLDER for a model without a run"
+    raise ConfigError(f"run={run}: {hint}")
+
+
+def _instead(folder: Path) -> str:
+    """What to type about a run without a model."""
+    saved = sorted(folder.glob("checkpoints/step-*/model"))
+    checkpoint = f", or ask its last checkpoint: run={saved[-1].parent}" if saved else ""
+    return f"To continue it type python -m hub resume={folder}{checkpoint}"
