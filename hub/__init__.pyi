@@ -76,6 +76,10 @@ def sft(
     lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
     lr_factor: float | None = None,
     lr_patience: int | None = None,
+    early_stopping_patience: int | None = None,
+    early_stopping_min_delta: float = 0.0,
+    keep_best: bool = False,
+    best_by: str = "loss",
     num_epochs: float = 2.0,
     max_steps: int | None = None,
     effective_batch_size: int | Literal["auto"] = "auto",
@@ -182,6 +186,14 @@ def sft(
             with greedy. Above 0 and below 1.
         lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
             nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
         num_epochs: Passes over the training data. A third pass mostly memorizes. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -321,6 +333,10 @@ def lora_sft(
     lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
     lr_factor: float | None = None,
     lr_patience: int | None = None,
+    early_stopping_patience: int | None = None,
+    early_stopping_min_delta: float = 0.0,
+    keep_best: bool = False,
+    best_by: str = "loss",
     num_epochs: float = 2.0,
     max_steps: int | None = None,
     effective_batch_size: int = 16,
@@ -438,6 +454,14 @@ def lora_sft(
             with greedy. Above 0 and below 1.
         lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
             nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
         num_epochs: Passes over the training data. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -592,6 +616,10 @@ def osft(
     lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
     lr_factor: float | None = None,
     lr_patience: int | None = None,
+    early_stopping_patience: int | None = None,
+    early_stopping_min_delta: float = 0.0,
+    keep_best: bool = False,
+    best_by: str = "loss",
     num_epochs: float = 2.0,
     max_steps: int | None = None,
     effective_batch_size: int = 16,
@@ -713,6 +741,14 @@ def osft(
             with greedy. Above 0 and below 1.
         lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
             nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
         num_epochs: Passes over the training data. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -881,6 +917,10 @@ def run(
     lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
     lr_factor: float | None = ...,
     lr_patience: int | None = ...,
+    early_stopping_patience: int | None = ...,
+    early_stopping_min_delta: float = ...,
+    keep_best: bool = ...,
+    best_by: str = ...,
     num_epochs: float = ...,
     max_steps: int | None = ...,
     effective_batch_size: int | str = ...,
@@ -987,6 +1027,14 @@ def run(
             with greedy. Above 0 and below 1.
         lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
             nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
         num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -1123,6 +1171,10 @@ def verify(
     lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
     lr_factor: float | None = ...,
     lr_patience: int | None = ...,
+    early_stopping_patience: int | None = ...,
+    early_stopping_min_delta: float = ...,
+    keep_best: bool = ...,
+    best_by: str = ...,
     num_epochs: float = ...,
     max_steps: int | None = ...,
     effective_batch_size: int | str = ...,
@@ -1224,6 +1276,14 @@ def verify(
             with greedy. Above 0 and below 1.
         lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
             nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
         num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -1359,6 +1419,10 @@ def show(
     lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
     lr_factor: float | None = ...,
     lr_patience: int | None = ...,
+    early_stopping_patience: int | None = ...,
+    early_stopping_min_delta: float = ...,
+    keep_best: bool = ...,
+    best_by: str = ...,
     num_epochs: float = ...,
     max_steps: int | None = ...,
     effective_batch_size: int | str = ...,
@@ -1461,6 +1525,14 @@ def show(
             with greedy. Above 0 and below 1.
         lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
             nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
         num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
@@ -1593,6 +1665,10 @@ def data(
     lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
     lr_factor: float | None = ...,
     lr_patience: int | None = ...,
+    early_stopping_patience: int | None = ...,
+    early_stopping_min_delta: float = ...,
+    keep_best: bool = ...,
+    best_by: str = ...,
     num_epochs: float = ...,
     max_steps: int | None = ...,
     effective_batch_size: int | str = ...,
@@ -1694,6 +1770,14 @@ def data(
             with greedy. Above 0 and below 1.
         lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
             nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
         num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.

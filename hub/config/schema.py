@@ -20,6 +20,7 @@ from hub.config.evaluate import EvaluateConfig
 from hub.config.generate import GenerateConfig
 from hub.config.option import AUTO, field_problems, leaves, option
 from hub.config.schedule import ScheduleOptions
+from hub.config.stopping import StoppingOptions
 from hub.config.task import TASKS, Task
 from hub.config.tokens import TokenOptions
 from hub.secrets import secret_in, without_secrets
@@ -43,7 +44,7 @@ _ELSEWHERE = re.compile(r"tiny:.*|\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 
 
 @dataclass(kw_only=True)
-class AlgoConfig(ScheduleOptions):
+class AlgoConfig(StoppingOptions, ScheduleOptions):
     """Options of every algorithm. An algorithm subclasses this, changes defaults and adds its own options."""
 
     num_epochs: float = option(1.0, gt=0)
@@ -127,12 +128,14 @@ class AlgoConfig(ScheduleOptions):
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
         """One line for each clash of options, beyond types and bounds. A subclass yields from this first."""
         yield from self.schedule_problems(self.max_steps, self.eval_every_steps)
+        has_evaluation_set = bool(cfg.data.eval_path or cfg.data.eval_fraction)
+        yield from self.stopping_problems(self.eval_every_steps, has_evaluation_set, cfg.evaluate.every_steps)
         if self.activation_offload == "all" and self.gradient_checkpointing == "none":
             yield (
                 "algo.activation_offload=all offloads the inputs of checkpointed layers, but algo.gradient_checkpointing=none "
                 "checkpoints none. Type algo.gradient_checkpointing=all"
             )
-        if self.eval_every_steps is not None and not (cfg.data.eval_path or cfg.data.eval_fraction):
+        if self.eval_every_steps is not None and not has_evaluation_set:
             yield (
                 f"algo.eval_every_steps={self.eval_every_steps} but there is no evaluation set. "
                 "Type data.eval_fraction=0.05 or data.eval_path=FILE"
