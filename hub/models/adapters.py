@@ -1,0 +1,233 @@
+"""LoRA adapters in folders of peft: read, scaled, averaged, written. Nothing is loaded as a model.
+
+An adapter adds s B A to a weight W, with s = alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732). What adapters have
+learnt is in these products: the average of several is sum_i w_i s_i B_i A_i. Averaging A and B apart would give something else,
+since (B_1 + B_2)(A_1 + A_2) has the mixed terms too. Laid side by side, A = [A_1; A_2; ...] and B = [w_1 s_1 B_1, w_2 s_2 B_2,
+...], they are one adapter with exactly the averaged product.
+"""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hub.errors import ConfigError, ModelError
+from hub.models.finished import ADAPTER_CONFIG
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
+
+
+class Product(NamedTuple):
+    """What an adapter adds to one weight: scaling * B A."""
+
+    a: torch.Tensor
+    """(r, in), as stored."""
+
+    b: torch.Tensor
+    """(out, r)."""
+
+    scaling: float
+
+    def dense(self) -> torch.Tensor:
+        """Scaling * B A, (out, in) float64."""
+        return self.scaling * (self.b.double() @ self.a.double())
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """A LoRA adapter as peft stores it."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+    @classmethod
+    def read(cls, folder: Path) -> "StoredAdapter":
+        """Read an adapter folder.
+
+        Raises:
+            ModelError: it can't be read, or holds no LoRA.
+        """
+        try:
+            config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(folder / WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"{folder}: this adapter can't be read ({error}). Copy or download it again") from None
+        if config.get("peft_type") != "LORA":
+            raise ModelError(f"{folder}: its adapter is {config.get('peft_type')}, and only LoRA can be scaled and averaged")
+        return cls(folder, config, tensors)
+
+    @property
+    def products(self) -> dict[str, Product]:
+        """What it adds to each weight, by the module's name in peft."""
+        sides: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            if found := _FACTOR.fullmatch(name):
+                sides.setdefault(found["module"], {})[found["side"]] = tensor
+        return {module: Product(side["A"], side["B"], self._scaling(module, len(side["A"]))) for module, side in sides.items()}
+
+    @property
+    def others(self) -> dict[str, torch.Tensor]:
+        """What it holds besides: whole modules, biases, rows of embeddings."""
+        return {name: tensor for name, tensor in self.tensors.items() if not _FACTOR.fullmatch(name)}
+
+    def _scaling(self, module: str, rank: int) -> float:
+        name = module.removeprefix(PREFIX)
+        alpha = _of_pattern(self.config.get("alpha_pattern") or {}, name, self.config["lora_alpha"])
+        return float(alpha / (rank**0.5 if self.config.get("use_rslora") else rank))
+
+    def write(self, folder: Path) -> None:
+        """Write the adapter to a folder, with the files that lie beside it: tokenizer, template, card.
+
+        The folder appears whole or not at all.
+        """
+        aside = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(self.folder, aside, ignore=shutil.ignore_patterns(WEIGHTS, ADAPTER_CONFIG))
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, aside / WEIGHTS, {"format": "pt"})
+        (aside / ADAPTER_CONFIG).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+
+
+def _of_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """The value for a module, as peft finds it: the first pattern that the end of its name matches."""
+    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
+
+
+def scaled(adapter: StoredAdapter, factor: float) -> StoredAdapter:
+    """An adapter that adds `factor` times as much: the weights are on the line from the base (0) over the trained ones (1).
+
+    Only alpha changes. For weights W + f s B A it is the interpolation of arXiv 2109.01903 (WiSE-FT).
+
+    Raises:
+        ConfigError: it also holds what is no product, which alpha does not scale.
+    """
+    refuse_others([adapter], "scaled")
+    config = dict(adapter.config)
+    config["lora_alpha"] = config["lora_alpha"] * factor
+    config["alpha_pattern"] = {name: alpha * factor for name, alpha in (config.get("alpha_pattern") or {}).items()}
+    return replace(adapter, config=config)
+
+
+def average(adapters: Sequence[StoredAdapter], weights: Sequence[float], rank: int | None = None) -> StoredAdapter:
+    """The weighted average of adapters, as one adapter.
+
+    Args:
+        adapters: on the same base. Where one has no adapter for a weight, it adds nothing there.
+        weights: of each. If they sum to less than 1, the rest is the base's.
+        rank: rank of the result: the best approximation of the average by a singular value decomposition. None: exactly the
+            average, whose rank is the sum of all ranks.
+
+    Raises:
+        ConfigError: they are of different bases, or hold what can't be averaged.
+    """
+    bases = {(adapter.config.get("base_model_name_or_path"), adapter.config.get("revision")) for adapter in adapters}
+    if len(bases) > 1:
+        named = " and ".join(sorted({str(base) for base, _ in bases}))
+        raise ConfigError(f"these adapters are on different bases ({named}), so they can't be averaged. Name runs on one base")
+    if abs(sum(weights) - 1) > 1e-6:
+        refuse_others(adapters, "averaged with the base")
+    first = adapters[0]
+    tensors: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
+    every = [adapter.products for adapter in adapters]
+    for module in sorted({module for products in every for module in products}):
+        parts = [(w, products[module]) for w, products in zip(weights, every, strict=True) if module in products and w != 0]
+        if not parts:
+            continue
+        a = torch.cat([part.a.double() for _, part in parts])
+        b = torch.cat([w * part.scaling * part.b.double() for w, part in parts], dim=1)
+        if rank is not None and len(a) > rank:
+            a, b = _of_rank(a, b, rank)
+        stored, ranks[module] = parts[0][1].a.dtype, len(a)
+        kinds = _names(first if module in every[0] else _having(adapters, every, module), module)
+        tensors[kinds["A"]], tensors[kinds["B"]] = a.to(stored), b.to(stored)
+    tensors |= _averaged_others(adapters, weights)
+    return StoredAdapter(first.folder, _config(adapters, ranks), tensors)
+
+
+def _having(adapters: Sequence[StoredAdapter], every: Sequence[dict[str, Product]], module: str) -> StoredAdapter:
+    return next(adapter for adapter, products in zip(adapters, every, strict=True) if module in products)
+
+
+def _names(adapter: StoredAdapter, module: str) -> dict[str, str]:
+    """The names of the two factors of a module: side -> name."""
+    found = {name: match for name in adapter.tensors if (match := _FACTOR.fullmatch(name)) and match["module"] == module}
+    return {match["side"]: name for name, match in found.items()}
+
+
+def _of_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the best approximation of B A of a rank (Eckart and Young), without forming the product."""
+    left, left_small = torch.linalg.qr(b)
+    right, right_small = torch.linalg.qr(a.mT)
+    u, values, v = torch.linalg.svd(left_small @ right_small.mT)
+    roots = values[:rank].sqrt()
+    return roots[:, None] * (v[:rank] @ right.mT), (left @ u[:, :rank]) * roots
+
+
+def _config(adapters: Sequence[StoredAdapter], ranks: dict[str, int]) -> dict[str, Any]:
+    """The config of an average whose products have the scaling 1."""
+    config = dict(adapters[0].config)
+    common = Counter(ranks.values()).most_common(1)[0][0]
+    pattern = {re.escape(module.removeprefix(PREFIX)): rank for module, rank in ranks.items() if rank != common}
+    named = [adapter.config.get("target_modules") or () for adapter in adapters]
+    targets = named[0] if any(isinstance(one, str) for one in named) else sorted({name for one in named for name in one})
+    config |= {"r": common, "lora_alpha": common, "rank_pattern": pattern, "alpha_pattern": pattern, "use_rslora": False}
+    return config | {"target_modules": targets, "init_lora_weights": True, "lora_dropout": 0.0}
+
+
+def _averaged_others(adapters: Sequence[StoredAdapter], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """The average of what is no product. All adapters must have it."""
+    names = {name for adapter in adapters for name in adapter.others}
+    if not names:
+        return {}
+    _refuse_dora(adapters)
+    for adapter in adapters:
+        for name in sorted(names):
+            if name not in adapter.tensors or adapter.tensors[name].shape != adapters[0].tensors[name].shape:
+                raise ConfigError(f"{adapter.folder} has no {name} as the others have, so they can't be averaged")
+    averaged = {}
+    for name in sorted(names):
+        total = sum(w * adapter.tensors[name].double() for w, adapter in zip(weights, adapters, strict=True))
+        assert isinstance(total, torch.Tensor)
+        averaged[name] = total.to(adapters[0].tensors[name].dtype)
+    return averaged
+
+
+def refuse_others(adapters: Sequence[StoredAdapter], what: str) -> None:
+    """Refuse adapters that hold more than products.
+
+    Args:
+        adapters: the adapters.
+        what: what is done to them, a participle for the message.
+
+    Raises:
+        ConfigError: there is such an adapter.
+    """
+    _refuse_dora(adapters)
+    for adapter in adapters:
+        if others := sorted(adapter.others):
+            raise ConfigError(
+                f"{adapter.folder} trained more than its products ({others[0].removeprefix(PREFIX)}, ...), so it can't be "
+                f"{what}: the base's share of that is not in the adapter. Merge it, and average the whole models"
+            )
+
+
+def _refuse_dora(adapters: Sequence[StoredAdapter]) -> None:
+    for adapter in adapters:
+        if adapter.config.get("use_dora"):
+            raise ConfigError(
+                f"{adapter.folder} was trained with algo.use_dora=true, and its magnitudes are no part of a product. Merge it, "
+                "and average the whole models"
+            )

@@ -1,0 +1,81 @@
+"""The weighted average of whole models, in float32, one tensor at a time.
+
+Averages of models that were trained from one start, "model soups": Wortsman et al. 2022, arXiv 2203.05482.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hub.errors import ConfigError, ModelError
+from hub.models.loading_report import stored_tensors, weight_files
+
+
+def average_models(folders: Sequence[Path], weights: Sequence[float], out: Path) -> None:
+    """Write the average of whole models. In memory there is one shard of the result, and one tensor of each model.
+
+    Args:
+        folders: of safetensors. The result has the files, the shards and the types of the first one.
+        weights: of each, with the sum 1.
+        out: folder of the result, which appears whole or not at all.
+
+    Raises:
+        ConfigError: the models have other tensors, or weights that are quantized.
+        ModelError: a file can't be read.
+    """
+    _check_alike(folders)
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    shards = weight_files(folders[0])
+    shutil.copytree(folders[0], aside, ignore=shutil.ignore_patterns(*(shard.name for shard in shards)))
+    with ExitStack() as stack:
+        where = [_readers(stack, folder) for folder in folders]
+        for shard in shards:
+            with safe_open(shard, framework="pt") as first:
+                metadata, names = first.metadata(), list(first.keys())
+            averaged = {name: _averaged([readers[name].get_tensor(name) for readers in where], weights) for name in names}
+            save_file(averaged, aside / shard.name, metadata or {"format": "pt"})
+    shutil.rmtree(out, ignore_errors=True)
+    aside.rename(out)
+
+
+def _readers(stack: ExitStack, folder: Path) -> dict[str, "safe_open"]:
+    """Tensor name -> the open file that has it."""
+    found: dict[str, safe_open] = {}
+    for file in weight_files(folder):
+        reader = stack.enter_context(safe_open(file, framework="pt"))
+        found |= dict.fromkeys(reader.keys(), reader)
+    return found
+
+
+def _averaged(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    first = tensors[0]
+    if not first.is_floating_point():
+        return first.contiguous()
+    total = torch.zeros(first.shape, dtype=torch.float32)
+    for weight, tensor in zip(weights, tensors, strict=True):
+        total.add_(tensor.float(), alpha=weight)
+    return total.to(first.dtype)
+
+
+def _check_alike(folders: Sequence[Path]) -> None:
+    first = stored_tensors(folders[0])
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "quantization_config" in config:
+            raise ConfigError(f"{folder} is quantized, so it can't be averaged. Name a folder with weights in full")
+        other = stored_tensors(folder)
+        if odd := sorted(first.keys() ^ other.keys()):
+            raise ConfigError(f"{folder} and {folders[0]} are different models ({odd[0]} is in one of them only)")
+        for name, tensor in first.items():
+            if other[name].shape != tensor.shape:
+                raise ModelError(
+                    f"{folder} and {folders[0]} are different models: {name} is {tuple(other[name].shape)} and "
+                    f"{tuple(tensor.shape)}"
+                )

@@ -1,0 +1,129 @@
+"""Adapters that are scaled and averaged, and whole models that are averaged: compared with the weights they stand for."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from hub.errors import ConfigError
+from hub.models.adapters import StoredAdapter, average, scaled
+from hub.models.averaging import average_models
+from hub.models.tiny import tiny_model_path
+
+BASE = tiny_model_path("llama")
+
+
+def make(folder, seed: int, **options):
+    """An adapter with random factors, saved by peft."""
+    torch.manual_seed(seed)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE), LoraConfig(task_type="CAUSAL_LM", **options))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def change(folder) -> dict[str, torch.Tensor]:
+    """What an adapter adds to each weight, by merging it with peft."""
+    before = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float64)
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float64), folder)
+    after = merged.merge_and_unload()
+    return {name: tensor - before.state_dict()[name] for name, tensor in after.state_dict().items()}
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def mixed(changes, weights):
+    return {name: sum(w * one[name] for w, one in zip(weights, changes, strict=True)) for name in changes[0]}
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two adapters of other ranks, scalings and layers."""
+    options = {
+        "r": 4,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj", "up_proj"],
+        "rank_pattern": {"layers.0.self_attn.q_proj": 2},
+    }
+    first = make(tmp_path / "first", 1, **options)
+    second = make(tmp_path / "second", 2, r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "down_proj"])
+    return [first, second]
+
+
+def test_an_average_is_that_of_the_products_and_not_of_the_factors(two, tmp_path):
+    changes = [change(folder) for folder in two]
+    average([StoredAdapter.read(folder) for folder in two], [0.3, 0.5]).write(tmp_path / "averaged")
+    expected = mixed(changes, [0.3, 0.5])
+    assert max(float(tensor.abs().max()) for tensor in expected.values()) > 0.1
+    assert difference(change(tmp_path / "averaged"), expected) < 1e-7
+
+
+def test_an_average_of_a_smaller_rank_is_the_best_one(two, tmp_path):
+    expected = mixed([change(folder) for folder in two], [0.5, 0.5])
+    average([StoredAdapter.read(folder) for folder in two], [0.5, 0.5], rank=3).write(tmp_path / "averaged")
+    found = change(tmp_path / "averaged")
+    for name, dense in expected.items():
+        if dense.ndim == 2 and float(dense.abs().max()) > 0:
+            u, values, v = torch.linalg.svd(dense)
+            best = (u[:, :3] * values[:3]) @ v[:3]
+            assert float((found[name] - best).abs().max()) < 1e-6
+
+
+def test_scaling_interpolates_between_the_base_and_the_trained_weights(two, tmp_path):
+    for folder in two:
+        scaled(StoredAdapter.read(folder), 0.25).write(tmp_path / "scaled")
+        assert difference(change(tmp_path / "scaled"), mixed([change(folder)], [0.25])) < 1e-7
+
+
+def test_what_is_no_product_is_averaged_as_it_is_or_refused(two, tmp_path):
+    whole = [make(tmp_path / f"with{n}", n, r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]) for n in (3, 4)]
+    read = [StoredAdapter.read(folder) for folder in whole]
+    average(read, [0.5, 0.5]).write(tmp_path / "averaged")
+    assert difference(change(tmp_path / "averaged"), mixed([change(folder) for folder in whole], [0.5, 0.5])) < 1e-6
+    for refused in (lambda: average(read, [0.25, 0.25]), lambda: scaled(read[0], 0.5)):
+        with pytest.raises(ConfigError, match=r"trained more than its products .*lm_head"):
+            refused()
+    dora = StoredAdapter.read(make(tmp_path / "dora", 5, r=2, target_modules=["q_proj"], use_dora=True))
+    with pytest.raises(ConfigError, match="use_dora"):
+        average([dora, dora], [0.5, 0.5])
+    other = StoredAdapter.read(two[0])
+    other.config["base_model_name_or_path"] = "elsewhere"
+    with pytest.raises(ConfigError, match="different bases"):
+        average([other, StoredAdapter.read(two[1])], [0.5, 0.5])
+
+
+def test_whole_models_are_averaged_in_float32_and_rounded_once(tmp_path):
+    folders = []
+    for seed in (0, 1, 2):
+        model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16)
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data += torch.randn_like(parameter) * 0.1
+        model.save_pretrained(tmp_path / str(seed), max_shard_size="100KB" if seed == 0 else "1GB")
+        folders.append(tmp_path / str(seed))
+    average_models(folders, [0.2, 0.3, 0.5], tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    each = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).state_dict() for folder in folders]
+    expected = {name: tensor.bfloat16() for name, tensor in mixed(each, [0.2, 0.3, 0.5]).items()}
+    assert loaded.dtype == torch.bfloat16
+    # Sums in float32 and float64 may round to neighbors in bfloat16.
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=2**-7, atol=1e-6)
+        assert float((tensor == expected[name]).double().mean()) > 0.99
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    assert len(load_file(tmp_path / "out" / next(iter(index["weight_map"].values())))) > 0
+
+
+def test_different_models_are_not_averaged(tmp_path):
+    AutoModelForCausalLM.from_pretrained(BASE).save_pretrained(tmp_path / "one")
+    with pytest.raises(ConfigError, match="different models"):
+        average_models([tmp_path / "one", tiny_model_path("qwen2")], [0.5, 0.5], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
