@@ -107,7 +107,7 @@ class _Fit:
                 error.outcome = self._reached()  # type: ignore[attr-defined]  # what is raised is often no HubError
             signal_number = error.signal_number if isinstance(error, Interrupted) else None
             self.tracking.end(stopped_by=signal_number, failed=True)
-            if isinstance(error, OSError) and (ended := ended_by_disk(error, self.done, self.run)):
+            if (ended := ended_by_disk(error, self.done, self.run)) is not None:
                 ended.outcome = error.outcome  # type: ignore[attr-defined]
                 raise ended from error
             raise

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from hub.config.option import leaves
 from hub.config.schema import RunConfig
-from hub.errors import ConfigError, DataError, LaunchError
+from hub.errors import ConfigError, DataError, HubError, LaunchError
 from hub.parallel.group import broadcast_text
 from hub.parallel.optimizer_state import group_numbers, restore_groups
 from hub.parallel.sharded_tensors import local_tensor
@@ -99,7 +100,7 @@ def ended_by_row(error: DataError, step: int, checkpoint: Path | None, run: Path
     )
 
 
-def ended_by_disk(error: OSError, step: int, run: Run) -> LaunchError | None:
+def ended_by_disk(error: BaseException, step: int, run: Run) -> LaunchError | None:
     """The error of a run that can't write into its folder any more, with what to type. None for errors of another kind.
 
     Args:
@@ -107,14 +108,18 @@ def ended_by_disk(error: OSError, step: int, run: Run) -> LaunchError | None:
         step: the last step.
         run: the run folder.
     """
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+    if isinstance(error, HubError):
+        return None
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        reason = error.strerror
+    elif os.strerror(errno.ENOSPC) in str(error):  # safetensors raises its own exception
+        reason = os.strerror(errno.ENOSPC)
+    else:
         return None
     again = "start again with more room, or with output_dir=FOLDER on another disk"
     if saved := checkpoints(run.checkpoints_path):
         again = f"to continue from {saved[-1]} make room and type python -m hub resume={run.path}"
-    return LaunchError(
-        f"output_dir={run.path.parent}: can't write there ({error.strerror}). The run ended after step {step}; {again}"
-    )
+    return LaunchError(f"output_dir={run.path.parent}: can't write there ({reason}). The run ended after step {step}; {again}")
 
 
 def _find(place: Path, run: Run) -> Path | str:
