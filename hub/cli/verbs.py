@@ -140,7 +140,7 @@ def runs(words: list[str], flags: Flags) -> int:
 
 
 def completion(words: list[str], flags: Flags) -> int:
-    """Print a script that completes the command `hub` in a shell."""
+    """Print a script that completes `hub` and `python -m hub` in a shell."""
     from hub.cli.completion import SHELLS, script
     from hub.errors import did_you_mean
 
@@ -213,13 +213,13 @@ VERBS = {
     "plugins": Verb(plugins, "List the installed plugins, their distributions and hooks.", words="", flags=("--json",)),
     "completion": Verb(
         completion,
-        "Print a script that completes the command hub in bash, zsh or fish.",
+        "Print a script that completes hub and python -m hub in bash, zsh or fish.",
         words="bash|zsh|fish",
         flags=("--config-dir",),
         examples=(
-            ("bash", "hub completion bash > ~/.local/share/bash-completion/completions/hub"),
-            ("zsh, a folder of $fpath", "hub completion zsh > ~/.zfunc/_hub"),
-            ("fish", "hub completion fish > ~/.config/fish/completions/hub.fish"),
+            ("bash, and in ~/.bashrc the line: . ~/.hub.bash", "python -m hub completion bash > ~/.hub.bash"),
+            ("zsh, and in ~/.zshrc, behind compinit, the line: . ~/.hub.zsh", "python -m hub completion zsh > ~/.hub.zsh"),
+            ("fish", "python -m hub completion fish > ~/.config/fish/conf.d/hub.fish"),
         ),
         notes="It knows the plugins and presets that are installed now. Run it again when these change.",
     ),
