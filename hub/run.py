@@ -140,6 +140,10 @@ class Result:
         return ax
 
 
+NUM_RECENT = 10
+"""Number of logged steps over which the reported training loss is averaged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a backend's train function returns; the worker makes a `Result` of it. Meanings as there."""
@@ -276,6 +280,21 @@ class Run:
         if self.is_main:
             with self.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(metrics), allow_nan=False) + "\n")
+
+    def reached(self) -> dict[str, Any]:
+        """What a run had reached by its files, as fields of `Result`: for a worker that left no result."""
+        lines, plan = read_metrics(self.metrics_file), self.plan()
+        losses = [line["loss"] for line in lines if "skipped" not in line][-NUM_RECENT:]
+        held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
+        before = next((line["eval_loss_before"] for line in lines if "eval_loss_before" in line), None)
+        return {
+            "num_steps": lines[-1]["step"] if lines else 0,
+            "effective_batch_size": plan.get("effective_batch_size"),
+            "train_loss": sum(losses) / len(losses) if losses else None,
+            "eval_loss_before": before,
+            "eval_loss": held_out[-1] if held_out else before,
+            "base_model_path": Path(plan["base_model_path"]) if "base_model_path" in plan else None,
+        }
 
     def plan(self) -> dict[str, Any]:
         """Read plan.json. Empty if there is none yet."""

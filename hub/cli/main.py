@@ -12,6 +12,7 @@ from hub.cli.verbs import DEFAULT_VERB, VERBS
 from hub.config.task import TASKS
 from hub.errors import ConfigError, HubError, did_you_mean
 from hub.secrets import without_secrets
+from hub.system.interrupt import EXIT_CODE, print_stopped
 from hub.version import VERSION
 
 
@@ -29,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"hub: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("hub: stopped", file=sys.stderr)
-        return 130
+        print_stopped()
+        return EXIT_CODE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

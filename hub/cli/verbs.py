@@ -155,7 +155,7 @@ def runs(words: list[str], flags: Flags) -> int:
 
 
 def completion(words: list[str], flags: Flags) -> int:
-    """Print a script that completes the command `hub` in a shell."""
+    """Print a script that completes `hub` and `python -m hub` in a shell."""
     from hub.cli.completion import SHELLS, script
     from hub.errors import did_you_mean
 
@@ -193,62 +193,66 @@ _OF_TASKS: dict[str, dict[str, Any]] = {
     "verify": {"examples": (("the layout of your own run", f"python -m hub verify {_TINY}"),)},
 }
 
-VERBS = (
-    {task.name: Verb(partial(run_task, task.name), task.summary, **_OF_TASKS.get(task.name, {})) for task in TASKS.values()}
-    | {
-        verb.name: Verb(
-            partial(run_finished, verb),
-            verb.summary,
-            words="[run=latest] [group=choice] [option=value]",
-            examples=verb.examples,
-            notes=verb.notes,
-            options=verb.options,
-        )
-        for verb in FINISHED.values()
-    }
-    | {
-        "data": Verb(
-            data,
-            "Inspect the data of a run: lengths, trained tokens, errors.",
-            examples=(("the data of a run", "python -m hub data model=tiny data.path=chats.jsonl"),),
-            notes="Only the options of data. and model. matter. The exit code is 1 if there are errors.",
+_ON_FINISHED_MODELS = {
+    verb.name: Verb(
+        partial(run_finished, verb),
+        verb.summary,
+        words="[run=latest] [group=choice] [option=value]",
+        examples=verb.examples,
+        notes=verb.notes,
+        options=verb.options,
+    )
+    for verb in FINISHED.values()
+}
+
+_TASKS = {
+    task.name: Verb(partial(run_task, task.name), task.summary, **_OF_TASKS.get(task.name, {})) for task in TASKS.values()
+}
+
+VERBS = {
+    **_TASKS,
+    **_ON_FINISHED_MODELS,
+    "data": Verb(
+        data,
+        "Inspect the data of a run: lengths, trained tokens, errors.",
+        examples=(("the data of a run", "python -m hub data model=tiny data.path=chats.jsonl"),),
+        notes="Only the options of data. and model. matter. The exit code is 1 if there are errors.",
+    ),
+    "show": Verb(
+        show,
+        "Show each option of a run: its value, its source, its meaning.",
+        words="[FILE.yaml] [group=choice] [option=value] [NAME ...]",
+        examples=(
+            ("all options", f"python -m hub show {_TINY}"),
+            ("those of one section", "python -m hub show algo=lora_sft algo."),
+            ("those with a word in their name", "python -m hub show algo=lora_sft lr batch"),
         ),
-        "show": Verb(
-            show,
-            "Show each option of a run: its value, its source, its meaning.",
-            words="[FILE.yaml] [group=choice] [option=value] [NAME ...]",
-            examples=(
-                ("all options", f"python -m hub show {_TINY}"),
-                ("those of one section", "python -m hub show algo=lora_sft algo."),
-                ("those with a word in their name", "python -m hub show algo=lora_sft lr batch"),
-            ),
-            notes="NAME is the beginning or a part of an option's name. What would be refused is listed at the end.",
+        notes="NAME is the beginning or a part of an option's name. What would be refused is listed at the end.",
+    ),
+    "runs": Verb(
+        runs,
+        "List runs: what, when, status, loss, size. With --keep N remove old ones.",
+        words="[FOLDER]",
+        flags=("--json", "--keep", "--yes"),
+        examples=(
+            ("the runs in runs/", "python -m hub runs"),
+            ("what would go", "python -m hub runs --keep 5"),
+            ("remove it", "python -m hub runs --keep 5 --yes"),
         ),
-        "runs": Verb(
-            runs,
-            "List runs: what, when, status, loss, size. With --keep N remove old ones.",
-            words="[FOLDER]",
-            flags=("--json", "--keep", "--yes"),
-            examples=(
-                ("the runs in runs/", "python -m hub runs"),
-                ("what would go", "python -m hub runs --keep 5"),
-                ("remove it", "python -m hub runs --keep 5 --yes"),
-            ),
-            notes="The latest run, runs that may be running and runs whose model a kept run uses are never removed.",
+        notes="The latest run, runs that may be running and runs whose model a kept run uses are never removed.",
+    ),
+    "plugins": Verb(plugins, "List the installed plugins, their distributions and hooks.", words="", flags=("--json",)),
+    "completion": Verb(
+        completion,
+        "Print a script that completes hub and python -m hub in bash, zsh or fish.",
+        words="bash|zsh|fish",
+        flags=("--config-dir",),
+        examples=(
+            ("bash, and in ~/.bashrc the line: . ~/.hub.bash", "python -m hub completion bash > ~/.hub.bash"),
+            ("zsh, and in ~/.zshrc, behind compinit, the line: . ~/.hub.zsh", "python -m hub completion zsh > ~/.hub.zsh"),
+            ("fish", "python -m hub completion fish > ~/.config/fish/conf.d/hub.fish"),
         ),
-        "plugins": Verb(plugins, "List the installed plugins, their distributions and hooks.", words="", flags=("--json",)),
-        "completion": Verb(
-            completion,
-            "Print a script that completes the command hub in bash, zsh or fish.",
-            words="bash|zsh|fish",
-            flags=("--config-dir",),
-            examples=(
-                ("bash", "hub completion bash > ~/.local/share/bash-completion/completions/hub"),
-                ("zsh, a folder of $fpath", "hub completion zsh > ~/.zfunc/_hub"),
-                ("fish", "hub completion fish > ~/.config/fish/completions/hub.fish"),
-            ),
-            notes="It knows the plugins and presets that are installed now. Run it again when these change.",
-        ),
-        "help": Verb(show_help, "Show the help of a verb.", words="[VERB]", flags=()),
-    }
-)
+        notes="It knows the plugins and presets that are installed now. Run it again when these change.",
+    ),
+    "help": Verb(show_help, "Show the help of a verb.", words="[VERB]", flags=()),
+}

@@ -215,6 +215,7 @@ def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float) -> 
                 run_path=run.path,
                 seconds=round(seconds, 3),
                 error=message,
+                **run.reached(),
             )
         )
     if signal_number in STOP_SIGNALS:

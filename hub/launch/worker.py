@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from signal import Signals
@@ -60,7 +61,8 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         error = _cause(caught, run) or caught
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         reached = getattr(caught, "outcome", None)
-        run.write_result(result(status, without_secrets(str(error)) or type(error).__name__, reached))
+        with suppress(OSError):  # a full disk may be why it failed, and the reason must not be lost
+            run.write_result(result(status, without_secrets(str(error)) or type(error).__name__, reached))
         if run.is_main:
             observe("hub_run_end", run=run, result=None, error=error)
         if error is caught:
@@ -194,7 +196,10 @@ def main(run_path: Path) -> int:
         failure = failure_of(rank, error)
         if failure.traceback is not None:
             print(failure.traceback, file=sys.stderr, flush=True)
-        run.write_failure(failure)
+        try:
+            run.write_failure(failure)
+        except OSError:
+            print(f"hub: {failure.message}", file=sys.stderr, flush=True)
         if isinstance(error, Interrupted) and not run.result_file.is_file():
             run.write_result(_not_begun(run, error))  # the launcher would do so too, if it has not been killed
         return failure.exit_code

@@ -111,6 +111,13 @@ class StoredTensors:
             if sum(region.size for region, _ in shards) != math.prod(self.shapes[name]):
                 raise ModelError(f"{checkpoint}: shards of {name} are missing in {part}/")
 
+    @classmethod
+    def none(cls) -> "StoredTensors":
+        """No tensors at all, as of an optimizer that has made no step."""
+        stored = cls.__new__(cls)
+        stored._shards, stored.shapes = {}, {}
+        return stored
+
     def _add(self, file: Path) -> None:
         """Open a file and note the regions of its tensors."""
         try:

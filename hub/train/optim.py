@@ -1,7 +1,7 @@
 """Optimizers by name, and the scheduler of the learning rate."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, TypedDict
 
@@ -79,6 +79,27 @@ def make_scheduler(cfg: AlgoConfig, optimizer: torch.optim.Optimizer, total: int
     return scheduler
 
 
+def restore_schedule(scheduler: LambdaLR, state: Mapping[str, Any]) -> None:
+    """Continue a schedule at the step of a checkpoint. Peak and shape are those of this run's options, never the checkpoint's.
+
+    Args:
+        scheduler: from `make_scheduler`.
+        state: its `state_dict` then.
+    """
+    scheduler.last_epoch = state["last_epoch"]
+    rate, then = scheduler.lr_lambdas[0], state["lr_lambdas"][0]  # the same for all groups
+    if isinstance(rate, Adaptive) and then is not None:
+        rate.restore(then)
+    _set_rates(scheduler)
+
+
+def _set_rates(scheduler: LambdaLR) -> None:
+    """Set the learning rates of the next step by the schedule, as `scheduler.step` does."""
+    rate = scheduler.lr_lambdas[0]
+    for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = base * rate(scheduler.last_epoch)
+
+
 def observe_loss(scheduler: LambdaLR, loss: float) -> float | None:
     """Tell a schedule that follows the held-out loss about an evaluation, and set the learning rate of the next step by it.
 
@@ -96,6 +117,5 @@ def observe_loss(scheduler: LambdaLR, loss: float) -> float | None:
     rate.observe(loss)
     if rate.scale == before:
         return None
-    for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
-        group["lr"] = base * rate(scheduler.last_epoch)
+    _set_rates(scheduler)
     return float(scheduler.optimizer.param_groups[0]["lr"])

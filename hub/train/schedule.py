@@ -25,7 +25,8 @@ cosine_warmup_with_min_lr are cosine with `min_lr_ratio`. reduce_lr_on_plateau a
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from hub.config.schedule import ADAPTIVE, FLAT, WITH_FLOOR
 from hub.config.schema import AlgoConfig
@@ -106,7 +107,7 @@ def rate_of_step(cfg: AlgoConfig, total: int) -> Callable[[int], float]:
 
 
 class Adaptive:
-    """A rate that the held-out loss changes. All attributes are numbers, so that a checkpoint can hold them.
+    """A rate that the held-out loss changes. All attributes are numbers or None, so that a checkpoint can hold them.
 
     After warmup the rate is constant. If more than `lr_patience` evaluations in a row were not better than the best so far, it
     is multiplied by `lr_factor`, down to `min_lr_ratio`. That is torch's ReduceLROnPlateau. greedy (arXiv 2512.14527) also
@@ -142,6 +143,11 @@ class Adaptive:
             self.scale, self.num_worse = max(self.scale * self.factor, self.floor), 0
         elif self.is_greedy and self.num_better > self.patience:
             self.scale, self.num_better = min(self.scale / self.factor, 1.0), 0
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what the losses did so far from the attributes at a checkpoint. The options stay those of this run."""
+        self.scale, self.best = max(state["scale"], self.floor), state["best"]
+        self.num_worse, self.num_better = state["num_worse"], state["num_better"]
 
 
 def _warmup(step: int, peak: int, start: float | None) -> float:

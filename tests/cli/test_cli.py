@@ -31,6 +31,37 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
+INTERRUPT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == os.environ["INTERRUPT_AT"]:
+            exec("os.kill(os.getpid(), signal.SIGINT)")  # as namedtuple runs code
+
+sys.meta_path.insert(0, Finder)
+"""
+"""Sends Ctrl-C's signal when a module is imported."""
+
+
+@pytest.mark.parametrize("place", ["omegaconf", "hub.cli.main", "hub.cli.help"])
+@pytest.mark.parametrize("command", ["-m", "hub"])
+def test_ctrl_c_while_python_imports_is_one_line(tmp_path, command, place):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT)
+    (tmp_path / "hub").write_text("import sys\nfrom hub.__main__ import run\nsys.exit(run())\n")  # as pip writes it
+    words = ["-m", "hub"] if command == "-m" else [str(tmp_path / "hub")]
+    path = os.pathsep.join([str(tmp_path), *(folder for folder in sys.path if folder)])
+    env = os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "INTERRUPT_AT": place}
+    done = subprocess.run(
+        [sys.executable, *words, "--help"], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "hub: stopped\n")
+    program = "try:\n    import hub\nexcept KeyboardInterrupt:\n    print('raised')"
+    if (command, place) == ("-m", "omegaconf"):  # a program that imports the hub gets its exception
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+        assert (done.stdout, done.stderr) == ("raised\n", "")
+
+
 def wait_for(what, seconds: float = 90.0):
     """Poll until `what()` is true, and return that."""
     end = time.monotonic() + seconds

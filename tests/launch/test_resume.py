@@ -1,5 +1,6 @@
 """A killed run that is resumed ends bit for bit as the one that was not killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from hub import ConfigError, compose
-from hub.errors import ModelError
+from hub.errors import Interrupted, ModelError
 from hub.launch.launcher import launch
 from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
@@ -105,7 +106,6 @@ def inline(tmp_path, *more: str):
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
     """A run that was stopped by a signal after its seventh step."""
-    from hub.errors import Interrupted
     from hub.train import loop
 
     seen = iter(range(1, 100))
@@ -131,11 +131,36 @@ def test_changed_options_are_refused_with_what_differs_unless_told_otherwise(tmp
     assert "algo.lora_alpha: 32.0 then, 8.0 now" in caught.value.problems
     assert "algo.seed: 42 then, 7 now" in caught.value.problems
     assert len(caught.value.problems) == 3
-    assert inline(tmp_path, "resume=latest", "algo.weight_decay=0.1", "resume_with_changes=true").num_steps == NUM_STEPS
+
+
+def test_options_that_changed_apply_and_are_said_once(tmp_path, stopped, capsys):
+    changes = ["algo.learning_rate=1e-4", "algo.weight_decay=0.5", "algo.adam_beta2=0.9", "algo.max_steps=9",
+               "algo.lr_scheduler=constant"]  # fmt: skip
+    result = inline(tmp_path, "resume=latest", *changes, "resume_with_changes=true")
+    assert [line["learning_rate"] for line in result.metrics[7:]] == [1e-4, 1e-4]
+    assert result.metrics[6]["learning_rate"] > 1e-3
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("options changed")]
+    assert said == [
+        "options changed since step 7: algo.learning_rate: 0.01 then, 0.0001 now; "
+        f"algo.lr_scheduler: cosine_with_restarts then, constant now; algo.max_steps: {NUM_STEPS} then, 9 now; "
+        "algo.weight_decay: 0.0 then, 0.5 now; algo.adam_beta2: 0.95 then, 0.9 now"
+    ]
+    # Another optimizer, and back: neither is given the state of the other.
+    for step, changed, group in ((8, "sgd", {}), (9, "adamw", {"betas": [0.9, 0.9], "weight_decay": 0.5})):
+        (stopped / "result.json").unlink()
+        more = [
+            "resume_with_changes=true",
+            "algo.save_every_steps=1",
+            f"algo.optimizer={changed}",
+            f"algo.max_steps={step + 1}",
+        ]
+        assert inline(tmp_path, "resume=latest", *changes, *more).num_steps == step + 1
+        numbers = json.loads((stopped / f"checkpoints/step-{step:08d}/optimizer.json").read_text())
+        assert numbers["groups"][0].items() >= {"lr": 1e-4, "initial_lr": 1e-4, **group}.items()
+    assert capsys.readouterr().out.count("the new optimizer begins without moments; weights and schedule continue") == 2
 
 
 def test_changed_data_is_refused(tmp_path, monkeypatch):
-    from hub.errors import Interrupted
     from hub.train import loop
 
     chats = write_chats(tmp_path / "chats.jsonl", num_rows=64)

@@ -11,13 +11,14 @@ from functools import partial
 import hub_sft.recipe
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hub import DivergedError, ModelError, compose
+from hub import ConfigError, DivergedError, HubError, ModelError, compose
 from hub.errors import Interrupted
 from hub.launch.launcher import launch
 from hub.models.structure import layers_of
-from hub.run import Run, read_metrics
+from hub.run import Result, Run, read_metrics
 from hub.system.signals import stop_request
 from hub.train import loop
 from hub.train.losses.causal_lm import causal_lm_loss, token_log_probabilities
@@ -140,7 +141,51 @@ def test_several_nan_in_a_row_end_the_run_with_the_last_good_weights_and_advice(
     folder = tmp_path / "latest" / "checkpoints"
     good, last = (load_file(folder / name / "trainable.safetensors") for name in ("step-00000003", "step-00000006"))
     assert all(torch.equal(good[name], last[name]) for name in good)
-    assert json.loads((tmp_path / "latest" / "result.json").read_text())["status"] == "failed"
+    result = Result.read(tmp_path / "latest" / "result.json")
+    losses = [line["loss"] for line in result.metrics[:3]]
+    assert (result.status, result.num_steps, result.model_path) == ("failed", 6, (folder / "step-00000006/model").resolve())
+    assert result.train_loss == pytest.approx(sum(losses) / 3)
+    assert result.eval_loss_before == result.eval_loss == result.metrics[0]["eval_loss_before"]
+
+
+WAYS = {
+    "a step": (loop, "train_step", RuntimeError("it broke"), "it broke", 3),
+    "an evaluation": (loop._Fit, "_measure", ModelError("no room"), "no room", 4),
+    "an observer": (loop._Fit, "_observe", ConfigError("enough"), "enough", 4),
+    "a full disk": (Run, "log", OSError(28, "No space left on device"), "make room and type python -m hub resume=", 4),
+    "a full disk for the model": (
+        loop, "full_weights", SafetensorError("I/O error: No space left on device (os error 28)"), "ended after step 8", 8
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_result_of_a_run_that_an_error_ends_has_the_steps_and_losses_that_happened(tmp_path, monkeypatch, way):
+    place, name, error, message, num_steps = WAYS[way]
+    real, count = getattr(place, name), iter(range(100))
+
+    def failing(*args, **named):
+        if args[1:2] not in ((), ("hub_log",)) and way == "an observer":
+            return real(*args, **named)
+        # Evaluated before training and after step 4, logged and observed after step 4.
+        if next(count) == {"a step": 3, "an evaluation": 1}.get(way, 0):
+            raise error
+        return real(*args, **named)
+
+    monkeypatch.setattr(place, name, failing)
+    with pytest.raises((HubError, RuntimeError), match=message) as caught:
+        train(tmp_path, "algo.log_every_steps=4", "algo.eval_every_steps=4", "algo.save_every_steps=3")
+    assert isinstance(caught.value, HubError) or way == "a step"
+    result = Result.read(tmp_path / "latest" / "result.json")
+    assert (result.status, result.num_steps) == ("failed", num_steps)
+    assert result.train_loss is not None
+    assert result.eval_loss_before is not None
+    if way != "a full disk":  # the last step is logged, though it was not its turn
+        assert result.metrics[-1]["step"] == num_steps
+        assert Run(result.run_path).reached() == {
+            name: pytest.approx(getattr(result, name))
+            for name in ("num_steps", "effective_batch_size", "train_loss", "eval_loss_before", "eval_loss")
+        } | {"base_model_path": result.base_model_path}
 
 
 def test_a_loss_spike_is_noticed_and_noise_is_not():

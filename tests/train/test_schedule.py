@@ -10,7 +10,7 @@ import torch
 
 from hub.config.schema import AlgoConfig
 from hub.errors import ConfigError
-from hub.train.optim import make_scheduler, observe_loss
+from hub.train.optim import make_scheduler, observe_loss, restore_schedule
 from hub.train.schedule import rate_of_step
 
 SCHEDULES = {
@@ -139,11 +139,24 @@ def followed(losses: list[float], **options: object) -> list[float]:
         assert found[-1] == optimizer.param_groups[0]["lr"] == (changed or before)
         assert (changed is not None) == (before != found[-1])
         resumed = make_scheduler(cfg, optimizer, 100)  # what a checkpoint holds is enough to go on
-        resumed.load_state_dict(json.loads(json.dumps(scheduler.state_dict(), allow_nan=False)))
+        restore_schedule(resumed, json.loads(json.dumps(scheduler.state_dict(), allow_nan=False)))
+        assert [group["lr"] for group in optimizer.param_groups] == [found[-1]] * 2
         scheduler = resumed
-        for group in optimizer.param_groups:
-            group["lr"] = found[-1]
     return found
+
+
+def test_a_resumed_plateau_has_the_losses_of_then_and_the_options_of_now():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5)
+    adaptive = {"lr_scheduler": "reduce_lr_on_plateau", "warmup_steps": 0, "lr_patience": 0}
+    before = make_scheduler(AlgoConfig(learning_rate=0.5, lr_factor=0.5, **adaptive), optimizer, 100)
+    for loss in (2.0, 2.0):
+        observe_loss(before, loss)
+    now = AlgoConfig(learning_rate=0.1, lr_factor=0.1, min_lr_ratio=0.02, **adaptive)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler = make_scheduler(now, optimizer, 100)
+    restore_schedule(scheduler, before.state_dict())
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5)
+    assert [observe_loss(scheduler, 2.0) for _ in range(3)] == [pytest.approx(0.1 * 0.05), pytest.approx(0.1 * 0.02), None]
 
 
 @pytest.mark.parametrize(("patience", "factor", "floor"), [(0, 0.5, 0.0), (1, 0.5, 0.2), (2, 0.1, 0.0)])

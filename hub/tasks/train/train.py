@@ -13,5 +13,9 @@ def train(setup: Setup, recipe: Recipe) -> Outcome:
         HubError: see `fit`.
     """
     outcome = fit(setup, recipe)
-    recipe.finish(outcome)
+    try:
+        recipe.finish(outcome)
+    except Exception as error:
+        error.outcome = outcome  # type: ignore[attr-defined]  # the model is trained and saved
+        raise
     return outcome

@@ -24,6 +24,7 @@ import torch
 
 from hub.errors import ModelError
 from hub.models.loading_report import difference
+from hub.parallel.optimizer_state import group_numbers
 from hub.parallel.session import Session
 from hub.parallel.sharded_tensors import StoredTensors
 from hub.train.checkpoints.rng import restore_random_state
@@ -86,11 +87,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    checkpoint: Path, session: Session, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    checkpoint: Path,
+    session: Session,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    with_optimizer: bool = True,
 ) -> dict[str, Any]:
     """Restore weights, optimizer and random generators from a checkpoint.
 
     The generators are restored only for the same number of ranks; otherwise dropout draws different numbers.
+
+    Args:
+        checkpoint: its folder.
+        session: processes, device and strategy.
+        model: receives the weights.
+        optimizer: receives its state and hyperparameters.
+        with_optimizer: whether the checkpoint's optimizer is of the same kind. If not, this one stays as it is.
 
     Returns:
         The checkpoint's state.json.
@@ -106,7 +118,10 @@ def load_checkpoint(
             f"{checkpoint} is of another model: {misfit.words()}. Type the options that the run began with, or start a new run"
         )
     numbers = json.loads((checkpoint / "optimizer.json").read_text(encoding="utf-8"))
-    session.strategy.load(model, optimizer, stored, StoredTensors(checkpoint, "optimizer"), numbers)
+    moments = StoredTensors(checkpoint, "optimizer")
+    if not with_optimizer:
+        moments, numbers = StoredTensors.none(), {"values": {}, "groups": group_numbers(optimizer)}
+    session.strategy.load(model, optimizer, stored, moments, numbers)
     file = checkpoint / f"random-rank{session.group.rank}.safetensors"
     if state["world"] == session.group.world and file.is_file():
         stored = StoredTensors(checkpoint, file.stem)

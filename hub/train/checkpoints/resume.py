@@ -1,28 +1,35 @@
 """Resume a stopped run, and check in advance that the disk has room for its checkpoints."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hub.errors import ConfigError, DataError
+from hub.config.option import leaves
+from hub.config.schema import RunConfig
+from hub.errors import ConfigError, DataError, HubError, LaunchError
 from hub.parallel.group import broadcast_text
+from hub.parallel.optimizer_state import group_numbers, restore_groups
 from hub.parallel.sharded_tensors import local_tensor
 from hub.run import Run, read_metrics
 from hub.system.memory import three_of_each
-from hub.train.checkpoints.checkpoint import damage, load_checkpoint, newest_valid, read_state
+from hub.train.checkpoints.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
 from hub.train.setup.setup import Setup
 
 
 def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: str, num_steps: int) -> dict[str, Any]:
     """Load the checkpoint that `resume` names: a checkpoint folder, or the newest valid one of a run folder.
 
+    The hyperparameters of the optimizer stay those of this run's options. An optimizer of another kind begins without state.
+
     Args:
         setup: config, run folder, processes.
         model: receives the weights.
-        optimizer: receives its state.
+        optimizer: receives its state. The learning rate of the next step is set by `restore_schedule`.
         data: fingerprint of the training samples.
         num_steps: number of steps as the run is configured now.
 
@@ -50,11 +57,29 @@ def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimize
                 f"resume={cfg.resume}: {' and '.join(changed)} changed since the run began. "
                 "Undo that, or type resume_with_changes=true"
             )
-    load_checkpoint(checkpoint, setup.session, model, optimizer)
+    changes = _changed_options(state.get("options", {}), options_of(cfg))
+    asked = group_numbers(optimizer)
+    load_checkpoint(checkpoint, setup.session, model, optimizer, with_optimizer="algo.optimizer" not in changes)
+    restore_groups(optimizer, asked)
     if run.is_main:
         _cut_metrics(run, state["step"])
     run.say(f"resuming after step {state['step']} from {checkpoint}")
+    if changes:
+        words = [f"{name}: {before} then, {now} now" for name, (before, now) in changes.items()]
+        run.say(f"options changed since step {state['step']}: {'; '.join(words)}")
+    if "algo.optimizer" in changes:
+        run.say("the new optimizer begins without moments; weights and schedule continue")
     return state
+
+
+def options_of(cfg: RunConfig) -> dict[str, str]:
+    """The options on which the result of a run depends, by full name, as texts: a checkpoint has them."""
+    return {name: str(value) for name, value, *_ in leaves(cfg) if name.partition(".")[0] in ("algo", "model", "data")}
+
+
+def _changed_options(before: dict[str, str], now: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Name of an option -> its values then and now. Options that only one of the two has are left out."""
+    return {name: (before[name], now[name]) for name in now if before.get(name, now[name]) != now[name]}
 
 
 def ended_by_row(error: DataError, step: int, checkpoint: Path | None, run: Path) -> str:
@@ -73,6 +98,28 @@ def ended_by_row(error: DataError, step: int, checkpoint: Path | None, run: Path
         f"{error}. The run ended after step {step}, and all of it is saved: {checkpoint}. To go on without such rows type "
         f"{command} data.on_bad_row=skip. Once the row is corrected, type {command} resume_with_changes=true"
     )
+
+
+def ended_by_disk(error: BaseException, step: int, run: Run) -> LaunchError | None:
+    """The error of a run that can't write into its folder any more, with what to type. None for errors of another kind.
+
+    Args:
+        error: what was raised.
+        step: the last step.
+        run: the run folder.
+    """
+    if isinstance(error, HubError):
+        return None
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        reason = error.strerror
+    elif os.strerror(errno.ENOSPC) in str(error):  # safetensors raises its own exception
+        reason = os.strerror(errno.ENOSPC)
+    else:
+        return None
+    again = "start again with more room, or with output_dir=FOLDER on another disk"
+    if saved := checkpoints(run.checkpoints_path):
+        again = f"to continue from {saved[-1]} make room and type python -m hub resume={run.path}"
+    return LaunchError(f"output_dir={run.path.parent}: can't write there ({reason}). The run ended after step {step}; {again}")
 
 
 def _find(place: Path, run: Run) -> Path | str:
