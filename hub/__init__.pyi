@@ -8,8 +8,16 @@ from os import PathLike
 from typing import Any, Literal
 
 from hub.api import Data as _Data
+from hub.compose.compose import compose
+from hub.config.data import DataSource
+from hub.config.option import option
+from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
+from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
+from hub.plugins.hookspecs import hookimpl
+from hub.plugins.offers import Algorithm, Backend, DataFormat
 from hub.recipe import Recipe, Setup
-from hub.system import interrupt as _interrupt
+from hub.reports import DataReport, Options
+from hub.run import Outcome, Result, Run
 
 __version__: str
 
