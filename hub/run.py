@@ -51,6 +51,14 @@ class Result:
 
     eval_loss_before: float | None = None
     eval_loss: float | None = None
+    """Held-out loss of the result: of the last step, or with `algo.keep_best` of the best evaluation."""
+
+    best_step: int | None = None
+    """With `algo.keep_best`: the step whose model is the result."""
+
+    ended_early: bool = False
+    """Whether early stopping ended training before its last step."""
+
     tokens_per_second: float | None = None
     """Of all processes together, without padding. Time for evaluation and saving is not counted."""
 
@@ -93,7 +101,7 @@ class Result:
             ("status", self.status),
             ("algorithm", f"{self.algo}, backend {self.backend}"),
             ("base model", self.model),
-            ("steps", f"{self.num_steps:,} of {self.effective_batch_size} samples" if self.num_steps else ""),
+            ("steps", self._steps()),
             ("training loss", f"{self.train_loss:.4f}" if self.train_loss is not None else ""),
             ("held-out loss", " -> ".join(losses)),
             ("tokens/s", f"{self.tokens_per_second:,.0f}" if self.tokens_per_second else ""),
@@ -105,6 +113,13 @@ class Result:
             ("run folder", str(self.run_path)),
         ]
         return [(name, value) for name, value in rows if value]
+
+    def _steps(self) -> str:
+        if not self.num_steps:
+            return ""
+        early = ", ended early" if self.ended_early else ""
+        best = f", the result is that of step {self.best_step:,}" if self.best_step else ""
+        return f"{self.num_steps:,} of {self.effective_batch_size} samples{early}{best}"
 
     def plot(self, ax: Any = None) -> Any:
         """Plot the training loss and the held-out loss over the steps. Needs matplotlib.
@@ -157,6 +172,8 @@ class Outcome:
     peak_memory_gb: float | None
     base_model_path: Path
     model_path: Path | None = None
+    best_step: int | None = None
+    ended_early: bool = False
     stopped_by: int | None = None
     """Number of the signal that ended training before its last step."""
 

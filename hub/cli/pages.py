@@ -78,7 +78,9 @@ def result_lines(result: Result) -> list[str]:
     if result.eval_loss_before is not None and result.eval_loss is not None:
         loss += f", held-out loss {result.eval_loss_before:.4f} -> {result.eval_loss:.4f}"
     speed = f", {result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
-    lines = [f"{result.status}: {result.num_steps} steps in {result.seconds:.0f} s, {loss}{speed}"]
+    early = ", ended early" if result.ended_early else ""
+    best = f", the model of step {result.best_step}" if result.best_step else ""
+    lines = [f"{result.status}: {result.num_steps} steps{early} in {result.seconds:.0f} s, {loss}{speed}{best}"]
     if result.model_path is not None:
         options = ", trust_remote_code=True" if _ran_its_code(result) else ""
         adapter = (result.model_path / "adapter_config.json").is_file()

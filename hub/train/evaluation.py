@@ -6,6 +6,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LambdaLR
 
 from hub.config.schema import AlgoConfig
+from hub.train.best import Best
 from hub.train.optim import observe_loss
 
 
@@ -31,39 +32,81 @@ class Evaluations:
         """The held-out loss before training."""
         self.last: float | None = None
         """The newest held-out loss."""
+        self.best = Best(algo.early_stopping_patience, algo.early_stopping_min_delta)
+        self.is_new_best = False
+        """Whether the newest regular evaluation is the best one so far."""
 
     def before_training(self) -> float | None:
         """Measure the loss of the model that is not trained yet."""
         self.before = self.last = self._measure()
+        if self.before is not None:
+            self.best.before_training(self.before)
         return self.before
 
-    def after_step(self, step: int, is_end: bool) -> float | None:
+    @property
+    def ends_training(self) -> bool:
+        """Whether the evaluations say that training ends here (`early_stopping_patience`)."""
+        return self.best.ends_training
+
+    def after_step(self, step: int, is_last: bool, is_stopped: bool) -> float | None:
         """Measure after a step if it is time, and act on the value.
 
         Args:
             step: number of the step.
-            is_end: whether it is the last one, of the run or before a signal stops it.
+            is_last: whether it is the last one of the run.
+            is_stopped: whether a signal stops the run after it.
 
         Returns:
             The held-out loss, if it was measured.
         """
         due = is_due(step, self._algo.eval_every_steps)
-        if not (due or is_end) or (loss := self._measure()) is None:
+        self.is_new_best = False
+        if not (due or is_last or is_stopped) or (loss := self._measure()) is None:
             return None
         self.last = loss
         # Not at a signal: a run that is stopped and resumed trains like one that is not.
-        if due:
+        if due or is_last:
             self._act(step, loss)
         return loss
 
     def _act(self, step: int, loss: float) -> None:
         """Do what a regular evaluation decides."""
+        if self._algo.watches_evaluations:
+            self.is_new_best = self.best.observe(step, loss)
         if changed := observe_loss(self._scheduler, loss):
             self._say(f"step {step}: learning rate {changed:.3g} from now on ({self._algo.lr_scheduler})")
 
-    def state(self) -> dict[str, float | None]:
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose model is the result. None: `algo.keep_best` is not set, or nothing was measured."""
+        return self.best.step if self._algo.keep_best else None
+
+    @property
+    def of_result(self) -> float | None:
+        """The held-out loss of the model that is the result."""
+        return self.last if self.kept_step is None else self.best.value
+
+    def keep_last(self) -> None:
+        """Forget the best evaluation: its model is lost."""
+        self.best.step = None
+
+    def why_ended(self, step: int, total: int) -> str:
+        """A line on early stopping, after the last step."""
+        return (
+            f"training ends after step {step} of {total}: {self.best.num_without} evaluations in a row were not better "
+            f"(algo.early_stopping_patience={self._algo.early_stopping_patience})"
+        )
+
+    def why_kept(self, step: int) -> str:
+        """A line on the model that is the result, if it is not the last one."""
+        last = "" if self.last is None else f" (after step {step}: {self.last:.4f})"
+        return f"the result is the model of step {self.best.step}, with the best held-out loss {self.best.value:.4f}{last}"
+
+    def state(self) -> dict[str, Any]:
         """What `restore` needs, as JSON."""
-        return {"eval_loss_before": self.before, "last_eval_loss": self.last}
+        return {"eval_loss_before": self.before, "last_eval_loss": self.last, "best": self.best.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.before, self.last = state["eval_loss_before"], state["last_eval_loss"]
+        if "best" in state:
+            self.best.restore(state["best"])

@@ -19,8 +19,9 @@ from hub.run import Outcome
 from hub.system.signals import stop_request
 from hub.train.announce import ParameterCounts, announce, announce_smaller
 from hub.train.batch import split as batches
+from hub.train.checkpoints.best_model import take_model_of
 from hub.train.checkpoints.rehearsal import rehearse_save
-from hub.train.checkpoints.resume import check_disk, ended_by_disk, ended_by_row, options_of, resume
+from hub.train.checkpoints.resume import check_disk, ended_by_disk, ended_by_row, options_of, resume, saves_while_training
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
 from hub.train.divergence import Divergence
@@ -88,7 +89,7 @@ class _Fit:
         flops = flops_per_token(self.cfg.model, setup.base_path, counts.trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
         announce(setup, model, counts, self.layout)
-        self._saves = self.algo.save_every_steps is not None or self.algo.save_every_epochs is not None
+        self._saves = saves_while_training(self.algo)
         folder, keep = self.run.checkpoints_path, self.algo.keep_checkpoints
         self.writer = CheckpointWriter(folder, self.session, model, self.optimizer, self._save_model, keep, self.run.say)
 
@@ -132,10 +133,12 @@ class _Fit:
         try:
             for step, units in self._steps():
                 stopping = self._step(step, units)
-                if stopping is not None and self.done < self.total:
+                if stopping is not None or self.is_complete:
                     break
-            if self.done < self.total:
-                checkpoint = self._checkpoint(wait=True)
+            if self.evaluations.ends_training and self.done < self.total:
+                self.log.say(self.evaluations.why_ended(self.done, self.total))
+            if not self.is_complete:
+                checkpoint = self._checkpoint(self.evaluations.last if self.evaluations.is_new_best else None, wait=True)
                 model_path = checkpoint / "model" if checkpoint else None
             self._report(self.writer.wait())
         finally:
@@ -147,17 +150,35 @@ class _Fit:
             for line in lines:
                 self.run.say(line)
             self._report(self.writer.close())
-        if self.done == self.total:
-            with self.reparametrization.exact():
-                weights = full_weights(self.model, whole=self.session.strategy.whole)
-            if self.run.is_main:
-                self._save_model(self.run.model_path, weights)
-            barrier()
+        if self.is_complete:
+            self._save_result()
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         return replace(self._reached(model_path, stopping), peak_memory_gb=round(memory, 3))
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.done == self.total or self.evaluations.ends_training
+
+    def _save_result(self) -> None:
+        """Write `model/`: the best model, if it is asked for and is not the last one, else the model as it is."""
+        best = self.evaluations.kept_step
+        if best is not None and best != self.done:
+            if take_model_of(best, self.run):  # all ranks agree
+                self.log.say(self.evaluations.why_kept(self.done))
+                return
+            self.log.say(f"algo.keep_best: the checkpoint of step {best} is gone, so the result is the last model")
+            self.evaluations.keep_last()
+        with self.reparametrization.exact():
+            weights = full_weights(self.model, whole=self.session.strategy.whole)
+        if self.run.is_main:
+            self._save_model(self.run.model_path, weights)
+        barrier()
+
     def _steps(self) -> Iterator[tuple[batches.Step, list[Unit]]]:
         """The steps to come. A row that can't be used, far in a stream, ends the run: with a checkpoint, as a signal does."""
+        if self.is_complete:  # a resumed run that was killed while it saved
+            return
         try:
             yield from self.source.steps(after=self.done)
         except DataError as error:
@@ -176,12 +197,14 @@ class _Fit:
             effective_batch_size=self.batch_size,
             train_loss=self.log.train_loss,
             eval_loss_before=self.evaluations.before,
-            eval_loss=self.evaluations.last,
+            eval_loss=self.evaluations.of_result if self.is_complete else self.evaluations.last,
+            best_step=self.evaluations.kept_step if self.is_complete else None,
+            ended_early=self.evaluations.ends_training and self.done < self.total,
             tokens_per_second=round(speed, 1) if speed else None,
             peak_memory_gb=round(peak_memory_gb(self.session.device), 3),
             base_model_path=self.setup.base_path,
             model_path=model_path,
-            stopped_by=stopping if self.done < self.total else None,
+            stopped_by=None if self.is_complete else stopping,
         )
 
     def _step(self, step: batches.Step, units: list[Unit]) -> int | None:
@@ -232,16 +255,18 @@ class _Fit:
             diverged.outcome = self._reached(checkpoint / "model" if checkpoint else None)
             raise diverged
         mix, last = self.source.mix, self.done == self.total
-        is_end = last or stopping is not None
-        if (measured := self.evaluations.after_step(self.done, is_end)) is not None:
+        if (measured := self.evaluations.after_step(self.done, last, stopping is not None)) is not None:
             metrics["eval_loss"] = measured
+        is_end = last or stopping is not None or self.evaluations.ends_training
         if is_end or "skipped" in metrics or is_due(self.done, self.algo.log_every_steps):
             self.log.step(metrics)
         every = self.algo.save_every_epochs
         self._report(self.writer.poll())
         ends_pass = mix.per_pass is not None and step.place + step.size >= mix.per_pass
         epoch_due = every is not None and ends_pass and (step.epoch + 1) % every == 0
-        if (epoch_due or is_due(self.done, self.algo.save_every_steps)) and not last and stopping is None:
+        keeps_this = self.algo.keep_best and self.evaluations.is_new_best
+        due = epoch_due or is_due(self.done, self.algo.save_every_steps)
+        if (keeps_this or due) and not last and stopping is None:
             self._checkpoint(metrics.get("eval_loss"))
         elif self._saves:
             self.writer.prepare()

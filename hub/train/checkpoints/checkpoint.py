@@ -14,6 +14,7 @@ number of processes can load a checkpoint of any other number, sharded or not.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -130,10 +131,10 @@ def load_checkpoint(
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep` and the one with the lowest evaluation loss."""
+    """Remove all checkpoints but the newest `keep` and the one with the lowest evaluation loss. NaN is never the lowest."""
     stored = checkpoints(folder)
     measured = [(read_state(path).get("eval_loss"), path) for path in stored]
-    best = min(((loss, path) for loss, path in measured if loss is not None), default=(None, None))[1]
+    best = min(((loss, path) for loss, path in measured if loss is not None and math.isfinite(loss)), default=(None, None))[1]
     for old in stored[:-keep]:
         if old != best:
             shutil.rmtree(old)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hub.config.option import leaves
-from hub.config.schema import RunConfig
+from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError, DataError, HubError, LaunchError
 from hub.parallel.group import broadcast_text
 from hub.parallel.optimizer_state import group_numbers, restore_groups
@@ -138,6 +138,11 @@ def _cut_metrics(run: Run, step: int) -> None:
     aside.replace(run.metrics_file)
 
 
+def saves_while_training(algo: AlgoConfig) -> bool:
+    """Whether there will be checkpoints before the end of training."""
+    return algo.save_every_steps is not None or algo.save_every_epochs is not None or algo.keep_best
+
+
 def check_disk(setup: Setup, model: torch.nn.Module) -> None:
     """Report the size of checkpoints, and refuse a run that the disk has no room for.
 
@@ -151,7 +156,7 @@ def check_disk(setup: Setup, model: torch.nn.Module) -> None:
     is_adapter = any(not p.requires_grad for p in model.parameters())
     saved_model = sum(p.numel() for p in trained) * (4 if is_adapter else setup.session.compute_dtype.itemsize)
     checkpoint = saved_model + three_of_each(trained)
-    saves = algo.save_every_steps is not None or algo.save_every_epochs is not None
+    saves = saves_while_training(algo)
     # A new one is written before the oldest is removed, and the best one is kept too.
     needed = saved_model + (checkpoint * (algo.keep_checkpoints + 2) if saves else 0)
     free = shutil.disk_usage(run.path).free
