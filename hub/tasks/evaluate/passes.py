@@ -200,15 +200,16 @@ class Scorer:
             logits = logits[batch.loss_positions]
         return log_probabilities(logits, batch.targets)
 
-    def choose_budget(self, longest: int) -> None:
+    def choose_budget(self) -> None:
         """Choose the token budget: on a GPU from the measured memory of two passes."""
         device = self.loaded.device
         if device.type != "cuda":
-            self.max_tokens = max(longest, CPU_TOKENS * (2 if self.shared else 1))
+            self.max_tokens = CPU_TOKENS * (2 if self.shared else 1)
             return
+        length = min(256, self.loaded.max_positions or 256)
         points = []
         for size in (MEASURED_TOKENS[0], *MEASURED_TOKENS):  # the first one lets libraries allocate their buffers
-            lengths = [min(256, longest)] * max(1, size // min(256, longest))
+            lengths = [length] * max(1, size // length)
             rows = [Row.of_sample(sample) for sample in random_samples(self._vocab_size, lengths, 0)]
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
@@ -221,7 +222,7 @@ class Scorer:
         free = min(torch.cuda.mem_get_info(device)[0], allowed_memory(device) - torch.cuda.memory_reserved(device))
         most = MAX_TOKENS if self.shared or patches_of(self.loaded.model).find(VarlenAttention) else MAX_MASK_TOKENS
         fitting = Line.through(points[1:]).tokens(free * FREE_MEMORY_FRACTION) if len(points) > 1 else MEASURED_TOKENS[0]
-        self.max_tokens = max(longest, min(most, fitting))
+        self.max_tokens = max(length, min(most, fitting))
 
 
 @contextmanager
@@ -257,7 +258,7 @@ def open_scorer(loaded: Loaded, longest: int, batch_size: int | str = AUTO) -> I
             packed = shared is not None or _can_pack(loaded, longest)
             head = _try_head(loaded, shared) if packed else None
             scorer = Scorer(loaded, packed, shared, head, None if batch_size == AUTO else int(batch_size))
-            scorer.choose_budget(longest)
+            scorer.choose_budget()
         yield scorer
 
 
