@@ -15,6 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hub.config.generate import GenerateConfig
 from hub.config.option import AUTO
+from hub.errors import ConfigError
 from hub.models.structure import base_of
 from hub.tasks.evaluate.answering import answers
 from hub.tasks.evaluate.passes import Row, Scores, open_scorer
@@ -139,10 +140,18 @@ class HubLM(TemplateLM):
         return [_total(scores) for scores in found]
 
     def _row(self, context: list[int], end: list[int]) -> Row:
-        """The last tokens that the model can hold. Tokens of the end that it can't are not asked for."""
-        tokens = [*context, *end][-(self.max_length + 1) :]
-        num_asked = min(len(end), len(tokens) - 1)
-        return Row.of_end(tokens[: len(tokens) - num_asked], tokens[len(tokens) - num_asked :])
+        """The last tokens that the model can hold.
+
+        Raises:
+            ConfigError: it can't hold what is asked for.
+        """
+        if len(end) > self.max_length:
+            raise ConfigError(
+                f"evaluate.tasks: a choice has {len(end):,} tokens, more than the {self.max_length:,} that the model can hold. "
+                "Leave the task out"
+            )
+        begin = context[max(0, len(context) + len(end) - self.max_length - 1) :]
+        return Row.of_end(begin, end)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         pairs, owners = [], []

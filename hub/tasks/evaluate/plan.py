@@ -68,7 +68,8 @@ def prepare_plan(
         sets.append(make_set(HELD_OUT, LEARNT, held_out, encoding, evaluate.limit, asks, units))
     if evaluate.retention != NONE:
         general = retention_config(cfg, evaluate.retention, encoding.max_positions)
-        sets.append(make_set(RETENTION, KEPT, general, encoding, evaluate.limit, False))
+        quiet = replace(encoding, say=lambda line: None)  # documents are always split
+        sets.append(make_set(RETENTION, KEPT, general, quiet, evaluate.limit, False))
     for run in evaluate.also:
         name, of_run = earlier_run(run, cfg)
         sets.append(make_set(name, KEPT, of_run, encoding, evaluate.limit, asks))
