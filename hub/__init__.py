@@ -4,19 +4,21 @@ from hub.system import interrupt as _interrupt
 
 with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
     from hub import data as data
-    from hub.api import lora_sft, osft, register, run, sft, show, verify
+    from hub.api import finished_calls, lora_sft, osft, register, run, sft, show, verify
     from hub.compose.compose import compose
     from hub.config.data import DataSource
     from hub.config.option import option
     from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
     from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
     from hub.plugins.hookspecs import hookimpl
-    from hub.plugins.offers import Algorithm, Backend, DataFormat
+    from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
     from hub.reports import DataReport, Options
     from hub.run import Outcome, Result, Run
     from hub.version import VERSION
 
 __version__ = VERSION
+
+evaluate = finished_calls["evaluate"]
 
 __all__ = [
     "AlgoConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "Interrupted",
     "LaunchConfig",
     "LaunchError",
+    "Metric",
     "ModelConfig",
     "ModelError",
     "Options",
@@ -44,6 +47,7 @@ __all__ = [
     "TrackConfig",
     "compose",
     "data",
+    "evaluate",
     "hookimpl",
     "lora_sft",
     "option",

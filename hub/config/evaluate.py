@@ -5,13 +5,19 @@ from dataclasses import dataclass, field
 from hub.config.option import AUTO, option
 
 
+METRICS = ("exact_match", "exact_match_normalized", "contains", "f1", "chrf", "rouge_l")
+"""The hub's own metrics of generated answers. Plugins add others."""
+
+NONE = "none"
+
+
 @dataclass(kw_only=True)
 class EvaluateConfig:
     """What is measured on a model, by `evaluate` and around `train`."""
 
     metrics: list[str] = field(default_factory=list)
-    """Metrics of generated answers, on rows that have one: exact_match, contains, f1, chrf, rouge_l, FILE.py:FUNCTION, or those
-    of plugins. Empty: the loss and the perplexity only."""
+    """Metrics of generated answers, on rows that have one: exact_match, exact_match_normalized, contains, f1, chrf, rouge_l,
+    FILE.py:FUNCTION, or those of plugins. Empty: the loss and the perplexity only."""
 
     tasks: list[str] = field(default_factory=list)
     """Tasks of lm-eval (EleutherAI's evaluation harness): names, or YAML files. Needs finetune-hub[eval]."""
@@ -19,13 +25,17 @@ class EvaluateConfig:
     num_fewshot: int | None = option(None, ge=0)
     """Solved examples in front of each question of a task. null: as the task has it."""
 
+    apply_chat_template: bool = False
+    """Whether prompts of tasks are messages, rendered by the chat template, with solved examples as turns. false: plain texts, as
+    lm-eval has it by default."""
+
     limit: int | None = option(None, ge=1)
     """Rows of each set and documents of each task that are measured, the first ones. null: all."""
 
     max_new_tokens: int = option(256, ge=1)
     """Most tokens of an answer that is generated for the metrics. Such answers are always the most likely ones (greedy)."""
 
-    retention: str = "none"
+    retention: str = NONE
     """General text on which to measure what training forgets: auto (text that ships with the hub), or the path of data. none:
     not measured."""
 

@@ -10,11 +10,12 @@ from typing import Any
 import pluggy
 
 from hub.config.data import FORMATS
+from hub.config.evaluate import METRICS
 from hub.config.option import AUTO
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.errors import PluginError, did_you_mean, one_line
 from hub.plugins import hookspecs
-from hub.plugins.offers import Algorithm, Backend, DataFormat
+from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
 
 HOOKS: dict[str, tuple[str, ...]] = {
     name: tuple(inspect.signature(spec).parameters)
@@ -31,7 +32,7 @@ RESERVED = {item.name for part in _CONFIGS for item in fields(part)} | {"name", 
 def explained(error: BaseException) -> str:
     """What a plugin raised, in one line. An unknown field of what it offers: with the fields that there are."""
     found = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    offers: dict[str, type[Any]] = {item.__name__: item for item in (Algorithm, Backend, DataFormat)}
+    offers: dict[str, type[Any]] = {item.__name__: item for item in (Algorithm, Backend, DataFormat, Metric)}
     if not isinstance(error, TypeError) or found is None or found[1] not in offers:
         return one_line(error)
     kind, name = found.groups()
@@ -148,6 +149,25 @@ def check_backend(backend: Backend, others: Collection[Backend]) -> None:
         raise PluginError(f"{name}: build={backend.build!r} is not allowed. Write it as 'package.module:function'")
     if not isinstance(backend.needs, tuple) or not all(isinstance(word, str) and word.isidentifier() for word in backend.needs):
         raise PluginError(f"{name}: needs={backend.needs!r} is not allowed. Write top-level modules as a tuple: ('peft',)")
+
+
+def check_metric(item: Metric, others: Collection[Metric]) -> None:
+    """Refuse a metric that clashes with another one, or whose function could not be imported later.
+
+    Raises:
+        PluginError: what is wrong.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", item.name):
+        raise PluginError(f"metric {item.name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores")
+    if item.name in METRICS or any(other.name == item.name for other in others):
+        raise PluginError(f"metric {item.name}: there is one of this name already; rename it")
+    named = isinstance(item.function, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", item.function)
+    if not named and not callable(item.function):
+        raise PluginError(
+            f"metric {item.name}: function={item.function!r:.60} is not allowed. Write it as 'package.module:function'"
+        )
+    if item.better not in ("higher", "lower"):
+        raise PluginError(f"metric {item.name}: better={item.better!r} is not allowed. Allowed: higher, lower")
 
 
 def check_data_format(item: DataFormat, others: Collection[DataFormat]) -> None:

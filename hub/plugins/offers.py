@@ -1,4 +1,4 @@
-"""Algorithm, Backend and DataFormat: what a plugin offers to the hub."""
+"""Algorithm, Backend, DataFormat and Metric: what a plugin offers to the hub."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -100,3 +100,25 @@ class DataFormat:
     roles: tuple[str, ...] = ()
     """Names of the samples of a row, for a format with several: `("chosen", "rejected")`. The row then counts as one in
     `effective_batch_size`. Empty: a row is one sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric of generated answers that a plugin adds to `evaluate.metrics`."""
+
+    name: str
+    """The value of `evaluate.metrics=`. Lower case letters, digits and underscores."""
+
+    function: str | Callable[..., float]
+    """`"package.module:function"`, imported when the metric is asked for; or the function itself. It returns a number for one
+    answer. Its arguments have the names of what they get: `answer` (a text), `reference` (the text of the row's own answer),
+    `row` (all fields of the row), or the name of a field of the row."""
+
+    better: str = "higher"
+    """`higher` or `lower`."""
+
+    unit: str = "fraction"
+    """What the number counts, for the table."""
+
+    summary: str = ""
+    """One line of description."""

@@ -28,11 +28,12 @@ from hub.plugins.checks import (
     check_data_format,
     check_hooks,
     check_list,
+    check_metric,
     explained,
     preset_names,
 )
 from hub.plugins.known import FIRST_PLUGIN, missing_algorithm, missing_backend
-from hub.plugins.offers import Algorithm, Backend, DataFormat
+from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
 from hub.run import ASKED_FOR
 from hub.system.environment import already_shown, without_repeats
 
@@ -88,6 +89,9 @@ class Registry:
     """Algorithm name -> name of the plugin that offers it."""
     data_formats: dict[str, DataFormat] = field(default_factory=dict)
     """Name -> data format."""
+
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    """Name -> metric of generated answers."""
 
     config_dirs: list[tuple[str, Path]] = field(default_factory=list)
     presets: dict[str, str] = field(default_factory=dict)
@@ -327,6 +331,9 @@ def register(into: Registry, plugin: Plugin, module: Any) -> None:
         formats = check_list("hub_data_formats", into._ask(module, "hub_data_formats") or (), DataFormat)
         for number, item in enumerate(formats):
             check_data_format(item, [*into.data_formats.values(), *formats[:number]])
+        metrics = check_list("hub_metrics", into._ask(module, "hub_metrics") or (), Metric)
+        for number, metric in enumerate(metrics):
+            check_metric(metric, [*into.metrics.values(), *metrics[:number]])
         for number, algorithm in enumerate(algorithms):
             others = [*into.algorithms.values(), *algorithms[:number]]
             check_algorithm(algorithm, others, into.owners, into.presets)
@@ -344,6 +351,7 @@ def register(into: Registry, plugin: Plugin, module: Any) -> None:
         into.algorithms[algorithm.name] = algorithm
         into.owners[algorithm.name] = plugin.name
     into.data_formats |= {item.name: item for item in formats}
+    into.metrics |= {metric.name: metric for metric in metrics}
     for backend in backends:
         into.backends.setdefault(backend.algorithm, {})[backend.name] = backend
     if directory is not None:

@@ -52,7 +52,7 @@ def _attend_by_torch() -> Callable[..., torch.Tensor]:
 
 
 @cache
-def _kernel(device: torch.device) -> Kernel:
+def torch_kernel(device: torch.device) -> Kernel:
     """Return torch's own kernel."""
     attend = _attend_by_torch()
     options = frozenset(inspect.signature(attend).parameters)
@@ -79,7 +79,7 @@ def _takes_fewer_keys(device: torch.device) -> bool:
     return all(torch.allclose(one, other, rtol=2e-2, atol=2e-2) for one, other in zip(shared, results(2), strict=True))
 
 
-def _varlen_attention(
+def varlen_attention(
     kernel: Kernel,
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -91,6 +91,8 @@ def _varlen_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     sliding_window: int | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    max_length_k: int | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
     """Compute causal attention within each sample of a packed row, or within each of several rows.
@@ -109,6 +111,8 @@ def _varlen_attention(
         cu_seq_lens_q: (n + 1,) int32, the starts of the one row's samples, and the end of the last. None: each row is a sample.
         max_length_q: upper bound of the samples' lengths.
         sliding_window: number of tokens that a token sees, itself included.
+        cu_seq_lens_k: the same of the keys, for samples with more keys than queries: these are the last ones. None: as many.
+        max_length_k: upper bound of the numbers of keys.
         others: further keywords of some models. Those that change the result are refused.
 
     Returns:
@@ -121,12 +125,14 @@ def _varlen_attention(
     if unknown or dropout or attention_mask is not None or getattr(module, "is_causal", True) is False:
         raise UnsuitedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
     # The trial of packing is not compiled. In a compiled layer its number would make each layer a version of its own.
-    if not torch.compiler.is_compiling() and not sliding_window and _needs_mask(module):
+    if not torch.compiler.is_compiling() and not sliding_window and needs_mask(module):
         raise UnsuitedError("variable-length attention without a window or chunks that only a mask has")
     rows, _, length, _ = query.shape
     if cu_seq_lens_q is None or max_length_q is None:
         cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
-        max_length_q = length
+        max_length_q, cu_seq_lens_k = length, None
+    if cu_seq_lens_k is None or max_length_k is None:
+        cu_seq_lens_k, max_length_k = cu_seq_lens_q, max_length_q
     wanted = value.dtype
     if wanted == torch.float32 and torch.is_autocast_enabled(query.device.type):
         wanted = torch.get_autocast_dtype(query.device.type)
@@ -148,11 +154,11 @@ def _varlen_attention(
     elif query.shape[1] != key.shape[1] and not kernel.fewer_keys:
         groups = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
     return kernel.attend(query, key, value, *lengths, **options).unflatten(0, (rows, length)), None
 
 
-def _needs_mask(module: torch.nn.Module) -> bool:
+def needs_mask(module: torch.nn.Module) -> bool:
     """Whether a layer that passes no window on sees fewer tokens than all earlier ones, by its mask alone.
 
     transformers makes such masks by `layer_types`, or for all layers by `sliding_window` in configs without (Phi-3.5-MoE), and
@@ -184,10 +190,10 @@ class VarlenAttention(Patch):
         self._base, self._name, self._kernel = base_of(model), name, kernel
 
     def apply(self, edits: Edits) -> None:
-        kernel = self._kernel or _kernel(next(self._base.parameters()).device)
+        kernel = self._kernel or torch_kernel(next(self._base.parameters()).device)
         # Without a mask registered under its name, transformers makes none, nor waits for the GPU to look for packed rows.
-        AttentionInterface.register(kernel.name, partial(_varlen_attention, kernel))
-        before = [(config, config._attn_implementation) for config in _configs(self._base)]
+        AttentionInterface.register(kernel.name, partial(varlen_attention, kernel))
+        before = [(config, config._attn_implementation) for config in configs_of(self._base)]
 
         def undo() -> None:
             # A config sets those below it too, so theirs come after it.
@@ -207,7 +213,7 @@ def uses_varlen(model: torch.nn.Module) -> bool:
     return patches_of(model).find(VarlenAttention) is not None
 
 
-def _configs(base: torch.nn.Module) -> list[PretrainedConfig]:
+def configs_of(base: torch.nn.Module) -> list[PretrainedConfig]:
     """Return the configs of a model's modules and the sub-configs of these: each once, one below another after it."""
     configs: dict[int, PretrainedConfig] = {}
 

@@ -63,7 +63,7 @@ def adapted(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="aot_eager"))
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", stand_in)
-    attention._kernel.cache_clear()
+    attention.torch_kernel.cache_clear()
 
     def make(dropout: float = 0.0):
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32, num_hidden_layers=3).train()
@@ -72,7 +72,7 @@ def adapted(monkeypatch):
         )
 
     yield make
-    attention._kernel.cache_clear()
+    attention.torch_kernel.cache_clear()
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_a_checkpointed_layer_saves_its_input_and_computes_again_only_what_the_b
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", stand_in)
     monkeypatch.setattr(compiled, "ATTENTION", ("hub_tests.",))
     monkeypatch.setattr(compiled, "LONG_ROWS", long)
-    attention._kernel.cache_clear()
+    attention.torch_kernel.cache_clear()
     model = frozen(quantized, kernel)
     patches = patches_of(model)
     patches.apply(CompiledLayers(layers_of(model)))
@@ -207,7 +207,7 @@ def test_a_checkpointed_layer_saves_its_input_and_computes_again_only_what_the_b
     patches.apply(Checkpointing(layers_of(model), offloading))
     patches.apply(attention.VarlenAttention(model))
     gradients(model, pack, [(30, 20), (40,)])
-    attention._kernel.cache_clear()
+    attention.torch_kernel.cache_clear()
     forward = ATTENTION_PRODUCTS + MLP_PRODUCTS * tiles
     assert products.forward == [forward]
     # Of a layer's products all but the MLP's last are needed again; if attention is saved, its output's alone, since the

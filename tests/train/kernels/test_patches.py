@@ -38,7 +38,7 @@ def model(monkeypatch, plain_unpacking):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="eager"))
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", lambda query, key, value, *bounds, **options: query * 0.5)
-    attention._kernel.cache_clear()
+    attention.torch_kernel.cache_clear()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.float32, num_hidden_layers=2).train()
     model.get_input_embeddings().requires_grad_(False)
@@ -50,7 +50,7 @@ def model(monkeypatch, plain_unpacking):
         setattr(mlp, name, part.to("cpu").requires_grad_(False))
     loss_and_gradient(model)
     yield model
-    attention._kernel.cache_clear()
+    attention.torch_kernel.cache_clear()
 
 
 def loss_and_gradient(model) -> list[torch.Tensor]:

@@ -208,7 +208,7 @@ def test_a_window_that_the_kernel_does_not_know_leaves_the_model_its_own_attenti
         raise AssertionError("called although the model has a window, wider than these samples")
 
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", without_windows)
-    attention._kernel.cache_clear()
+    attention.torch_kernel.cache_clear()
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("mistral"), dtype=torch.float32, sliding_window=4096).eval()
     try:
         with (
@@ -217,7 +217,7 @@ def test_a_window_that_the_kernel_does_not_know_leaves_the_model_its_own_attenti
         ):
             model(**model_inputs(model, pack(samples)))
     finally:
-        attention._kernel.cache_clear()
+        attention.torch_kernel.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "options"), [("llama4_text", {}), ("phimoe", {"sliding_window": 4096})])

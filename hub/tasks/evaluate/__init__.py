@@ -1,0 +1,1 @@
+"""The verb `evaluate`: measures finished models, and what training changed, with intervals."""

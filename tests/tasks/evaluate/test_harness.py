@@ -1,0 +1,128 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hub.config.evaluate import EvaluateConfig
+from hub.errors import ConfigError
+from hub.tasks.evaluate.harness import HubLM
+from hub.tasks.evaluate.harness_tasks import load_tasks, run_tasks
+from hub.tasks.loading import Loaded
+from hub.testing import tiny_model_path
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+
+QUESTIONS = [
+    {"question": f"Question {i}: where is the {thing}?\nAnswer:", "choices": ["in the sea", "home", "in the sky", "no"], "gold": i % 4}
+    for i, thing in enumerate(["fish", "moon", "cat", "end of it", "fish and the cat", "word"])
+]
+CHOICE = """
+task: choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: multiple_choice
+test_split: test
+fewshot_split: test
+num_fewshot: 2
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: gold
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+ROLLING = """
+task: rolling
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: question
+metric_list: [{{metric: word_perplexity}}]
+"""
+GENERATION = """
+task: generation
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: question
+doc_to_target: "{{{{choices[gold]}}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 8, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+def _loaded(family: str) -> Loaded:
+    folder = tiny_model_path(family)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return Loaded(family, model, AutoTokenizer.from_pretrained(folder), torch.device("cpu"), torch.float32, None, folder)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("tasks")
+    data = folder / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS), encoding="utf-8")
+    files = {}
+    for name, text in {"choices": CHOICE, "rolling": ROLLING, "generation": GENERATION}.items():
+        files[name] = str(folder / f"{name}.yaml")
+        Path(files[name]).write_text(text.format(file=data), encoding="utf-8")
+    return files
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_scores_are_those_of_the_hf_model_of_lm_eval(tasks, family):
+    loaded = _loaded(family)
+    cfg = EvaluateConfig(tasks=list(tasks.values()), seed=3)
+    found = {}
+    for name, lm in {"ours": HubLM(loaded), "theirs": HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=4)}.items():
+        figures = run_tasks(lm, load_tasks(cfg), cfg)
+        found[name] = {(one.task, one.metric): one for one in figures}
+    ours, theirs = found["ours"], found["theirs"]
+    assert set(ours) == set(theirs) == {
+        ("choices", "acc"), ("choices", "acc_norm"), ("rolling", "word_perplexity"), ("generation", "exact_match"),
+    }  # fmt: skip
+    for key, one in ours.items():
+        assert one.value == pytest.approx(theirs[key].value, rel=1e-5), key
+        assert (one.values is None) == (key[0] == "rolling")
+        if one.values is not None:
+            assert one.values.tolist() == theirs[key].values.tolist()
+            assert one.stderr == pytest.approx(theirs[key].stderr)
+
+
+def test_log_likelihoods_are_those_of_the_hf_model_of_lm_eval():
+    from lm_eval.api.instance import Instance
+
+    loaded = _loaded("llama")
+    longest = 64
+    texts = [(row["question"], f" {choice}") for row in QUESTIONS for choice in row["choices"]]
+    texts += [("", "in the sea"), ("the fish ", "is home"), ("the " * 200, "sea"), ("a", " b" * 20), ("<|im_start|>", "user")]
+    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(texts)]
+    theirs = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=3, max_length=longest)
+    ours = HubLM(loaded, batch_size=5)
+    ours._max_length = longest
+    wanted, found = theirs.loglikelihood(requests, disable_tqdm=True), ours.loglikelihood(requests)
+    assert ours.layout == "packed, shared beginnings once"
+    for pair, (value, greedy), (our_value, our_greedy) in zip(texts, wanted, found, strict=True):
+        assert our_value == pytest.approx(value, abs=1e-4), pair
+        assert our_greedy == greedy
+    with pytest.raises(ConfigError, match="a choice has .* tokens, more than the 64 that the model can hold"):
+        ours.loglikelihood([Instance("loglikelihood", {}, ("a", " b" * 100), 0)])
+    rolling = [Instance("loglikelihood_rolling", {}, (f"{question} " * 9,), 0) for question, _ in texts[:3]]
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-3)
+
+
+def test_a_task_that_does_not_exist_or_needs_the_network_is_one_line(tmp_path, monkeypatch):
+    file = tmp_path / "away.yaml"
+    file.write_text(CHOICE.format(file=tmp_path / "none.jsonl").replace("path: json", "path: someone/data"), encoding="utf-8")
+    monkeypatch.setattr("datasets.load_dataset", _offline)
+    with pytest.raises(ConfigError, match=r"away.yaml: its data is on the model hub, which can't be reached"):
+        load_tasks(EvaluateConfig(tasks=[str(file)]))
+
+
+def _offline(*args: object, **kwargs: object) -> None:
+    raise ConnectionError("Couldn't reach 'someone/data' on the Hub (OfflineModeIsEnabled)")
