@@ -18,7 +18,9 @@ with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
 
 __version__ = VERSION
 
+average = finished_calls["average"]
 evaluate = finished_calls["evaluate"]
+scale = finished_calls["scale"]
 
 __all__ = [
     "AlgoConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "TrackConfig",
+    "average",
     "compose",
     "data",
     "evaluate",
@@ -54,6 +57,7 @@ __all__ = [
     "osft",
     "register",
     "run",
+    "scale",
     "sft",
     "show",
     "verify",

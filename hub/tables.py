@@ -16,6 +16,23 @@ def as_text(rows: Rows) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
+def as_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with aligned columns: the first two to the left, the others to the right.
+
+    Args:
+        rows: the cells of each row, as many in each.
+    """
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
 def as_html(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     """A table for a notebook. All texts are escaped.
 

@@ -177,7 +177,7 @@ def _measured(asked: Asked, held_out: RunConfig | None, other: Finished | str | 
     cfg = asked.cfg
     tasks = harness_tasks.load_tasks(cfg.evaluate) if cfg.evaluate.tasks else None
     begin = time.monotonic()
-    loaded = _load(asked, asked.model)
+    loaded = load_measurable(asked, asked.model)
     plan = _plan(cfg, loaded, held_out, tasks)
     first = measure(loaded, plan, _Lines(loaded.name))
     models = [_description(asked.model, loaded)]
@@ -191,7 +191,7 @@ def _measured(asked: Asked, held_out: RunConfig | None, other: Finished | str | 
         tokenizer = loaded.tokenizer
         del loaded
         _free()
-        loaded = _load(asked, other)
+        loaded = load_measurable(asked, other)
         same = _same_tokens(tokenizer, loaded.tokenizer)
         second = measure(loaded, plan if same else _plan(cfg, loaded, held_out, tasks), _Lines(loaded.name))
         models.append(_description(other, loaded))
@@ -215,7 +215,7 @@ def _plan(cfg: RunConfig, loaded: "Loaded", held_out: RunConfig | None, tasks: d
     return prepare_plan(cfg, encoding, held_out, tasks=tasks)
 
 
-def _load(asked: Asked, finished: Finished) -> "Loaded":
+def load_measurable(asked: Asked, finished: Finished) -> "Loaded":
     """Load a model, as it was when training began if a run says so."""
     from hub.models.causality import check_causal
     from hub.models.structure import text_config

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hub.config.generate import GenerateConfig
 from hub.tasks.evaluate.answering import answers
-from hub.tasks.evaluate.passes import Row, Scores, open_scorer
+from hub.tasks.evaluate.passes import Row, Scorer, Scores, open_scorer
 from hub.tasks.evaluate.plan import EvaluationPlan
 from hub.tasks.evaluate.sets import OTHER, EvaluationSet
 from hub.tasks.evaluate.statistics import compare, ratio
@@ -247,3 +247,8 @@ def _tasks(loaded: Loaded, plan: EvaluationPlan, report: Report) -> tuple[list[F
         )
         for one in found
     ], lm.layout
+
+
+def loss_figures(scorer: Scorer, plan: EvaluationPlan) -> dict[str, Figure]:
+    """The loss of each set of a plan, by the set's name. For weights that change while the scorer stays open."""
+    return {one.name: _losses(one, scorer.scores([Row.of_sample(sample) for sample in one.samples]))[0] for one in plan.sets}

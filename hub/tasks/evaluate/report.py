@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hub.tables import as_html
+from hub.tables import as_columns, as_html
 
 VERSION = 1
 """Of evaluation.json."""
@@ -100,19 +100,6 @@ def table(rows: Sequence[dict[str, Any]], compared: bool) -> tuple[list[str], li
             ]
         )
     return head, cells
-
-
-def as_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with aligned columns: the first two to the left, the others to the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def number(value: float) -> str:

@@ -1,0 +1,91 @@
+"""`hub scale` and `hub average`: what they write has the losses that they say."""
+
+import json
+import shutil
+
+import pytest
+
+import hub
+from hub import ConfigError
+
+OPTIONS = {"model": "tiny", "data": "tiny", "dtype": "float32", "mode": "inline", "effective_batch_size": 8, "max_steps": 6}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two adapters, one of a rate that is too low, and a whole model."""
+    folder = tmp_path_factory.mktemp("runs")
+    common = OPTIONS | {"output_dir": folder}
+    hub.lora_sft(**common, run_name="good", learning_rate=1e-2, save_every_steps=2)
+    hub.lora_sft(**common, run_name="cold", learning_rate=1e-3, seed=3, lora_r=4)
+    hub.sft(**common, run_name="whole", learning_rate=5e-3)
+    return folder
+
+
+def held_out(folder, run) -> float:
+    """The held-out loss of a model in a folder, as `evaluate` has it, on the run's evaluation set."""
+    copy = folder.with_name(f"{folder.name}-run")
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model", "checkpoints", folder.name))
+    shutil.copytree(folder, copy / "model")
+    return hub.evaluate(run=copy, against="none", dtype="float32").value("loss", "held-out")
+
+
+def test_a_strength_that_is_written_has_the_loss_that_was_measured(runs):
+    found = hub.scale(run=runs / "cold", retention="auto", limit=8)
+    assert [point["alpha"] for point in found.curve] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
+    base = found.curve[0]["losses"]
+    for point in found.curve:
+        losses = point["losses"]
+        assert point["cost"] == pytest.approx(losses["held-out"] + max(0, losses["retention"] - base["retention"]))
+    best = min(found.curve, key=lambda point: point["cost"])
+    assert found.alpha == best["alpha"] == 1.5
+    assert found.gain["value"] == pytest.approx(best["losses"]["held-out"] - found.curve[4]["losses"]["held-out"], abs=1e-6)
+    assert found.gain["high"] < 0, "what was trained too little is better when it is scaled up"
+    whole = hub.scale(run=runs / "cold", alpha=found.alpha)
+    assert held_out(whole.path, runs / "cold") == pytest.approx(whole.curve[-1]["losses"]["held-out"], abs=1e-5)
+    assert json.loads((runs / "cold/plan.json").read_text())["scaled"]["alpha"] == found.alpha
+    assert f"{found.alpha:g} *" in repr(found)
+
+
+def test_a_run_and_its_base_are_averaged_half_and_half(runs):
+    halved = hub.scale(run=runs / "good", alpha=0.5)
+    found = hub.average(run=runs / "good")
+    assert [(model["name"], model["weight"]) for model in found.models] == [("base", 0.5), ("good", 0.5), ("average", None)]
+    assert found.models[-1]["losses"] == pytest.approx(halved.curve[1]["losses"], abs=1e-5)
+    whole = hub.average(run=runs / "whole", base=0.25)
+    assert [round(model["weight"] or 0, 3) for model in whole.models] == [0.25, 0.75, 0]
+    losses = [model["losses"]["held-out"] for model in whole.models]
+    assert held_out(whole.path, runs / "whole") == pytest.approx(losses[2], abs=1e-5)
+    assert losses[1] < losses[2] < losses[0]
+
+
+def test_a_greedy_soup_leaves_out_what_does_not_help(runs):
+    found = hub.average(runs=[str(runs / "cold"), str(runs / "good")], greedy=True)
+    assert [model["weight"] for model in found.models] == [0, 1, None]
+    assert found.models[-1]["losses"] == pytest.approx(found.models[1]["losses"], abs=1e-6)
+    assert "the same held-out loss as that of the best one, good" in repr(found)
+
+
+def test_the_last_models_of_a_run_are_its_result_and_its_checkpoints(runs):
+    found = hub.average(run=runs / "good", last=3, out=runs / "last")
+    assert [model["name"] for model in found.models[:-1]] == ["good", "good/step-00000004", "good/step-00000002"]
+    assert found.path == runs / "last"
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda runs: hub.scale(run=runs / "whole"), "whole is no adapter, so it has no strength"),
+        (lambda runs: hub.scale(run=runs / "good", alpha="much"), "Allowed: a number at least 0 or auto"),
+        (lambda runs: hub.scale(run=runs / "good", metrics=["f1"]), "is measured by hub evaluate"),
+        (lambda runs: hub.average(), "nothing is named"),
+        (lambda runs: hub.average(runs=[str(runs / "good"), str(runs / "whole")]), r"adapters \(good\) and whole models"),
+        (lambda runs: hub.average(run=runs / "good", last=9), "has its result and 2 other checkpoints. Type last=3"),
+        (lambda runs: hub.average(run=runs / "whole", rank=2), "is for adapters, and whole is a whole model"),
+        (lambda runs: hub.average(run=runs / "good", out=runs), "this is no model, and it would be replaced"),
+        (lambda runs: hub.average(run=runs / "good", greedy=True), "chooses among several models"),
+    ],
+)
+def test_what_can_not_be_scaled_or_averaged_is_one_line(runs, call, line):
+    with pytest.raises(ConfigError, match=line):
+        call(runs)
