@@ -161,23 +161,24 @@ def check(tokenizer, talk):
 
 def _renderings(tokenizer, messages, tools):
     """What transformers renders of the forms that a template may take, but for those that it refuses."""
-    for null, parts, texts in product((False, True), repeat=3):
+    for null, texts, parts in product(
+        (False, True), (False, True), ("", "user", "user assistant tool", "user assistant tool system")
+    ):
         try:
-            given = [_in_form(message, null, parts, texts) for message in messages]
-            (rendered,), _ = render_jinja_template(
-                [given], tools, None, tokenizer.chat_template, **tokenizer.special_tokens_map
-            )
+            given = [_in_form(message, null, texts, parts.split()) for message in messages]
+            names = tokenizer.special_tokens_map
+            (rendered,), _ = render_jinja_template([given], tools, None, tokenizer.chat_template, **names)
         except (TemplateError, TypeError, LookupError):
             continue
         yield rendered
 
 
-def _in_form(message, null, parts, texts):
-    """A message with no content beside its calls, with parts for a content, or with arguments of calls as texts."""
+def _in_form(message, null, texts, parts):
+    """A message without a content beside its calls, with arguments of calls as texts, or with parts in some roles."""
     message = copy.deepcopy(message)
     if null and not message["content"].strip() and "tool_calls" in message:
         message["content"] = None
-    elif parts:
+    elif message["role"] in parts:
         message["content"] = [{"type": "text", "text": message["content"]}]
     for call in message.get("tool_calls", []) if texts else []:
         call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)

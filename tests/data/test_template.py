@@ -536,6 +536,19 @@ def test_a_template_that_takes_contents_as_parts_only_is_given_parts():
     tags = "{% if message['role'] == 'assistant' %}{% generation %}PART{% endgeneration %}{% else %}PART{% endif %}"
     text = placed(read_template("smolvlm").replace(part, tags.replace("PART", part)), messages)
     assert re.findall("⟦.*?⟧", text) == ["⟦Who's 'x'?⟧", "⟦5⟧"]
+    # The parts of some roles only: not of the system (PerceptionLM), or of the user alone.
+    mixed = "{{ message['role'] }}: {% if message['role'] in ROLES %}{{ message['content'] | trim }}{% else %}LOOP{% endif %}"
+    mixed = mixed.replace(
+        "LOOP", "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    )
+    for roles in (["system"], ["system", "assistant"]):
+        text = placed(
+            "{% for message in messages %}" + mixed.replace("ROLES", str(roles)) + "{{ eos_token }}{% endfor %}", messages
+        )
+        assert (
+            re.sub("[⟦⟧]", "", text)
+            == "system: Be kind.</s>user: What?</s>assistant: Who's 'x'?</s>user: What?</s>assistant: 5</s>"
+        )
     # Parts that would be written as Python writes them are no form of a template.
     with pytest.raises(DataError, match=r"refuses this conversation\. It says: No text"):
         placed(PYTHON + "{% if messages[0].content is string %}{{ raise_exception('No text') }}{% endif %}", messages)

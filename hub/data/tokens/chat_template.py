@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hub.data.json_values import JsonObject
-from hub.data.tokens.forms import Form, readable
+from hub.data.tokens.forms import Form, reads_null, reads_parts
 from hub.data.tokens.marks import CLOSE_THOUGHTS, OPEN_THOUGHTS
 from hub.data.tokens.template_date import dated_template
 from hub.data.tokens.template_limits import RAISED
@@ -57,7 +57,7 @@ class ChatTemplate:
         self.is_tagged = bool(_GENERATION_TAG.search(text))
         """Whether it has `{% generation %}` tags around what is trained."""
 
-        self.reads = readable(text)
+        self.reads_parts, self.reads_null = reads_parts(text), reads_null(text)
         self.form: Form | None = None
         """The form in which it takes messages, as small conversations show. None: not tried yet."""
 

@@ -22,9 +22,9 @@ from hub.data.formats.messages import REASONING
 from hub.data.json_values import JsonObject
 from hub.data.tokens.chat_template import ChatTemplate, RefusedError, chat_template
 from hub.data.tokens.edges import agreement, end_of, last_end, without_space
-from hub.data.tokens.forms import PROBES, Form, forms
+from hub.data.tokens.forms import PLAIN, PROBES, Form, forms, joined
 from hub.data.tokens.marks import NAME, SCHEMA, Marked, Place, first_free, mark
-from hub.data.tokens.omissions import omissions
+from hub.data.tokens.omissions import KINDS, omissions
 from hub.data.tokens.refusals import explained
 from hub.errors import DataError
 
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NEXT_QUESTION: JsonObject = {"role": "user", "content": "What?"}
+
+
+_OTHERS = frozenset(("system", "user", "results"))
+"""What a template leaves out that takes it as a list of parts, perhaps: keys of `hub.data.tokens.omissions.KINDS`."""
 
 
 class Span(NamedTuple):
@@ -103,10 +107,10 @@ def _form_of(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> Fo
     choices = []
     for probe in PROBES:
         try:
-            choices.append(_first_row(tokenizer, template, probe, Form())[0].form)
+            choices.append(_first_row(tokenizer, template, probe, PLAIN)[0].form)
         except DataError:
             continue
-    return Form(*map(any, zip(*choices, strict=True)))
+    return joined(choices)
 
 
 def _read(
@@ -138,7 +142,7 @@ def _first_row(
     first: Form,
     max_characters: int | None = None,
 ) -> tuple["_Row", tuple[str, ...]]:
-    """Render a conversation in the first form in which the template leaves out no answer and no call.
+    """Render a conversation in the first form in which the template leaves out no answer, no call and no question.
 
     Args:
         tokenizer: the one of the template.
@@ -148,11 +152,12 @@ def _first_row(
         max_characters: longer renderings are refused.
 
     Returns:
-        The row, and what the template leaves out of it.
+        The row, and what the template leaves out of it. If it leaves out a question in any form, the form with the least.
     """
     failure: DataError | None = None
     spare: tuple[_Row, tuple[str, ...]] | None = None
-    for form in forms(conversation, template.reads, first):
+    least = (True, len(KINDS))
+    for form in forms(conversation, template.reads_parts, template.reads_null, first):
         try:
             full = template.render(tokenizer, form.of(conversation.messages), conversation.tools, conversation.where)
             if max_characters is not None and len(full) > max_characters:
@@ -166,9 +171,10 @@ def _first_row(
             if failure is None or (isinstance(failure, RefusedError) and not isinstance(error, RefusedError)):
                 failure = error
             continue
-        if not shows_python:
+        if not shows_python and not (template.reads_parts and not _OTHERS.isdisjoint(found[1])):
             return found
-        spare = found
+        if spare is None or (shows_python, len(found[1])) < least:
+            spare, least = found, (shows_python, len(found[1]))
     if spare is not None:
         return spare
     assert failure is not None
