@@ -88,6 +88,8 @@ PLAIN = Form()
 
 _SCHEMA: JsonObject = {"type": "object", "properties": {"x": {"type": "string", "description": "What."}}, "required": ["x"]}
 TOOL: JsonObject = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": _SCHEMA}}
+"""Some tool, for templates that ask for one."""
+
 _CALL: JsonObject = {"id": "call0f3a9", "type": "function", "function": {"name": "add", "arguments": {"x": "0f3a9c"}}}
 _QUESTION: JsonObject = {"role": "user", "content": "What?"}
 _ANSWER: JsonObject = {"role": "assistant", "content": "0f3a9c"}

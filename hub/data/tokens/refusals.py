@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hub.config.data import TEMPLATES
 from hub.data.formats.examples import Conversation
 from hub.data.json_values import JsonObject
+from hub.data.tokens.chat_template import RefusedError
 from hub.data.tokens.forms import TOOL
 from hub.data.tokens.omissions import LeftOutError, similar_template
 from hub.errors import DataError
@@ -23,7 +24,6 @@ _OF_JINJA = {
     "data.template=FILE.jinja",
 }
 """What a template may raise in the sandbox of transformers, and what to do."""
-
 
 _TEXT_BESIDE = (
     "It takes calls only in messages without a text of their own. Take that text out, or type data.template=FILE.jinja with a "
@@ -49,6 +49,8 @@ def explained(
         tokenizer: the one with the template.
         is_taken: whether it takes another conversation.
     """
+    if not isinstance(error, LeftOutError | RefusedError):
+        return error
     messages, said = conversation.messages, str(error).rstrip(".!")
     for change, advice in ((_without_text, _TEXT_BESIDE), (_with_one_call, _ONE_CALL)):
         changed = [change(message) if "tool_calls" in message else message for message in messages]
