@@ -577,10 +577,11 @@ def test_equal_questions_stay_equal_for_a_template_that_compares_them():
             "leaves out the tool calls of message 2 .*Take that text out",
         ),
         ("gpt_oss", [*chat("What?"), calling(None)], None, "one call a message"),
+        (GEMMA, [*chat("What?"), *chat("Why?", "4")], None, "alternate. It takes no two messages of one role .* Join them"),
     ],
 )
 def test_a_refusal_says_what_to_change_where_that_is_known(template, messages, tools, expected):
-    text = template + CHATML if "{" in template else read_template(template)
+    text = template if template == GEMMA else template + CHATML if "{" in template else read_template(template)
     if template == "gpt_oss":
         messages[1]["tool_calls"] += calling(None, 3)["tool_calls"]
     with pytest.raises(DataError, match=rf"^chats\.jsonl:3: the chat template .*{expected}.* data\.template=FILE\.jinja"):

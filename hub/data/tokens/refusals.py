@@ -61,6 +61,11 @@ def explained(
     for raised, advice in _OF_JINJA.items():
         if raised in said:
             return DataError(f"{said}. {advice}")
+    together = _together(messages)
+    if len(together) < len(messages) and is_taken(replace(conversation, messages=together)):
+        return DataError(
+            f"{said}. It takes no two messages of one role behind each other. Join them, or type data.template=FILE.jinja"
+        )
     similar = similar_template(tokenizer)
     of_system = messages[0]["role"] == "system" and similar in TEMPLATES
     if of_system and ("system role" in said.lower() or is_taken(replace(conversation, messages=messages[1:]))):
@@ -68,6 +73,19 @@ def explained(
     if conversation.tools is None and is_taken(replace(conversation, tools=[TOOL])):
         return DataError(f"{said}. It takes rows with tools only. Give the row tools, or type data.template=FILE.jinja")
     return error
+
+
+def _together(messages: list[JsonObject]) -> list[JsonObject]:
+    """The messages, those of the user or the assistant that follow each other as one."""
+    found: list[JsonObject] = []
+    for message in messages:
+        before = found[-1] if found else {}
+        is_same = message["role"] == before.get("role") and message["role"] != "tool"
+        if is_same and not ("tool_calls" in message or "tool_calls" in before):
+            found[-1] = before | {"content": f"{before['content']}\n\n{message['content']}"}
+        else:
+            found.append(message)
+    return found
 
 
 def _without_text(message: JsonObject) -> JsonObject:
