@@ -3,21 +3,22 @@
 python -m tests.data.fuzz FOLDER [ROWS]   runs over all templates of a folder, and prints a line for each
 """
 
+import copy
 import json
 import random
 import re
 import sys
 from collections import Counter
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
-from hub.data.tokens.marks import with_json_arguments
 from hub.data.tokens.template import encode, require_template
 from hub.errors import DataError
 
@@ -87,7 +88,9 @@ class Talk:
         if self.dice.random() < 0.4:
             self.messages.append({"role": "system", "content": self.text("system")})
         for _ in range(self.dice.randint(1, 4)):
-            self.messages.append({"role": "user", "content": self.text("user")})
+            asked = [message["content"] for message in self.messages if message["role"] == "user"]
+            again = self.dice.choice(asked) if asked and self.dice.random() < 0.1 else None
+            self.messages.append({"role": "user", "content": again or self.text("user")})
             if self.dice.random() < 0.06:
                 self.messages.append({"role": "user", "content": self.text("user")})
             for _ in range(self.dice.choice([0, 0, 1, 2]) if self.tools else 0):
@@ -136,8 +139,7 @@ def check(tokenizer, talk):
     conversation = conversation_of(talk)
     encoded = encode(tokenizer, conversation)
     text = tokenizer.decode(encoded.input_ids)
-    forms = conversation.messages, with_json_arguments(conversation.messages)
-    assert text in [_rendered(tokenizer, messages, conversation.tools) for messages in forms]
+    assert text in _renderings(tokenizer, conversation.messages, conversation.tools)
     again = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     assert again["input_ids"] == encoded.input_ids
     has_loss = [False] * len(text)
@@ -157,16 +159,34 @@ def check(tokenizer, talk):
     return wrong + _ends(tokenizer, talk, text, has_loss), text
 
 
-def _rendered(tokenizer, messages, tools):
-    """What transformers renders. None: the template refuses it."""
-    try:
-        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
-    except (TemplateError, TypeError):
-        return None
+def _renderings(tokenizer, messages, tools):
+    """What transformers renders of the forms that a template may take, but for those that it refuses."""
+    for null, texts, parts in product(
+        (False, True), (False, True), ("", "user", "user assistant tool", "user assistant tool system")
+    ):
+        try:
+            given = [_in_form(message, null, texts, parts.split()) for message in messages]
+            names = tokenizer.special_tokens_map
+            (rendered,), _ = render_jinja_template([given], tools, None, tokenizer.chat_template, **names)
+        except (TemplateError, TypeError, LookupError):
+            continue
+        yield rendered
+
+
+def _in_form(message, null, texts, parts):
+    """A message without a content beside its calls, with arguments of calls as texts, or with parts in some roles."""
+    message = copy.deepcopy(message)
+    if null and not message["content"].strip() and "tool_calls" in message:
+        message["content"] = None
+    elif message["role"] in parts:
+        message["content"] = [{"type": "text", "text": message["content"]}]
+    for call in message.get("tool_calls", []) if texts else []:
+        call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return message
 
 
 def _reported(kinds):
-    names = {"earlier_thoughts": "thoughts", "texts": "text"}
+    names = {"earlier_thoughts": "thoughts", "reasoning": "thoughts", "texts": "text"}
     return {names.get(kind, kind) for kind in kinds}
 
 
@@ -210,7 +230,7 @@ def run(text, rows, seed=0):
             num_trained += 1
             wrong += [f"row {number}: {each}" for each in found]
         except DataError as error:
-            refused[re.sub(r"message \d+", "message N", str(error).removeprefix("talk.jsonl:1: "))[:150]] += 1
+            refused[re.sub(r"message \d+", "message N", str(error).removeprefix("talk.jsonl:1: "))[:300]] += 1
     return num_trained, refused, wrong
 
 

@@ -33,7 +33,7 @@ def test_each_text_of_the_assistant_has_loss_up_to_its_end_and_no_other_text_has
     assert all(any(reason in line for reason in expected) for line in refused)
 
 
-@pytest.mark.parametrize("name", ["gpt_oss", "qwen3", "apertus"])
+@pytest.mark.parametrize("name", ["gpt_oss", "qwen3", "apertus", "mistral_v3", "deepseek_r1_distill"])
 def test_what_is_known_of_other_rows_changes_nothing(name, monkeypatch):
     text = OWN[name].read_text(encoding="utf-8")
     tokenizer = tokenizer_for(text)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from data.fuzz import tokenizer_for
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
@@ -14,7 +15,7 @@ from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
 from hub.data.tokens.byte_lengths import byte_lengths, mask_of
 from hub.data.tokens.omissions import omission_lines
-from hub.data.tokens.template import encode, fallback_line, load_template, require_template, template_report
+from hub.data.tokens.template import encode, fallback_line, load_template, render, require_template, template_report
 from hub.data.tokens.tokenize import tokenize
 from hub.errors import DataError
 
@@ -434,7 +435,32 @@ def read_template(name):
     return (Path(__file__).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
+PYTHON = """
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\n' + message.content | string }}
+{%- for call in message.tool_calls or [] if message.content is none or IS_TOLERANT %}
+{{- '<tool_call>' + call.function | tojson + '</tool_call>' }}
+{%- endfor %}
+{{- messages[0].text }}{{ '<|im_end|>\n' }}
+{%- endfor %}"""
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds."}}]
+
+
+def reasoning(content):
+    return {"role": "assistant", "content": content, "thinking": "Surely 4."}
+
+
+def placed(text, messages, tools=None):
+    """What is rendered, with what is trained in brackets."""
+    tokenizer = tokenizer_for(text)
+    conversation = convert(Row({"messages": messages, "tools": tools}, "chats.jsonl", 3), "messages")
+    rendered = render(tokenizer, conversation)
+    assert rendered == render(tokenizer, conversation), "what is known of the row changes nothing"
+    parts, position = [], 0
+    for begin, end in rendered.spans:
+        parts += [rendered.text[position:begin], "⟦", rendered.text[begin:end], "⟧"]
+        position = end
+    return "".join(parts) + rendered.text[position:]
 
 
 @pytest.mark.parametrize(
@@ -442,8 +468,10 @@ TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds."
     [
         ("deepseek_r1", chat("What?", f"{THOUGHT}4"), None, {"thoughts"}),
         ("deepseek_r1", chat("What?", "Only 2 + 2.\n</think>\n\n4"), None, {"thoughts"}),
-        ("llama31", [*chat("What?"), {"role": "assistant", "content": "4", "thinking": "Surely 4."}], None, {"thoughts"}),
+        ("llama31", [*chat("What?"), reasoning("4")], None, {"reasoning"}),
         ("qwen3", chat("What?", f"{THOUGHT}4", "Why?", f"{THOUGHT}5"), None, {"earlier_thoughts"}),
+        ("deepseek_r1", chat("What?", f"{THOUGHT}4", "Why?", "5"), None, {"thoughts"}),
+        ("llama31", [*chat("What?"), reasoning("4"), *chat("Why?"), reasoning("5")], None, {"reasoning"}),
         ("mistral_v3", chat("What?", "4", system="Be kind."), None, {"system"}),
         ("llama31", chat("What?", "4"), TOOLS, set()),
         ("cohere2", chat("What?", "4"), TOOLS, {"tools"}),
@@ -462,6 +490,8 @@ def test_what_the_template_leaves_out_is_named_by_kind_with_what_to_type(name, m
         re.search(r"^In 1 row the chat template leaves out .*\(chats\.jsonl:3\)\. .*(data\.template=|a row in)", line)
         for line in lines
     )
+    keeps_tags = [line for line in lines if "Write them into the content, as <think>...</think>, which it keeps." in line]
+    assert len(keeps_tags) == ("reasoning" in expected)
 
 
 def test_a_lost_call_or_an_empty_answer_is_refused_under_tags_as_well(tokenizer):
@@ -476,6 +506,86 @@ def test_a_lost_call_or_an_empty_answer_is_refused_under_tags_as_well(tokenizer)
     wide = TAGGED.replace("{%- generation %}{{", "{%- generation %}{{ messages[0].content + ")
     with pytest.raises(DataError, match=r"generation %\} tags of the chat template hold a text of user"):
         trained(tokenizer, wide, chat("What?", "4", "Why?", "5"))
+
+
+@pytest.mark.parametrize("content", [None, "", "\n\n"])
+def test_calls_that_are_written_only_where_the_content_is_null_are_rendered_and_trained(content):
+    two = calling(content) | {"tool_calls": [*calling(None)["tool_calls"], *calling(None, 3)["tool_calls"]]}
+    result = {"role": "tool", "content": "6"}
+    calls = [f'add\n```json\n{{"x": "a cat", "y": {number}}}\n```' for number in (2, 3)]
+    calls = "".join(f"<｜tool▁call▁begin｜>{call}<｜tool▁call▁end｜>" for call in calls)
+    messages = [*chat("What?"), two, result, *chat("", "None.", "Why?", "5")[1:]]
+    assert placed(read_template("deepseek_r1_distill"), messages) == (
+        f"<s><｜User｜>What?<｜Assistant｜>⟦<｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜><｜end▁of▁sentence｜>⟧"
+        "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>6<｜tool▁output▁end｜><｜tool▁outputs▁end｜>⟦None.<｜end▁of▁sentence｜>⟧"
+        "<｜User｜>Why?<｜Assistant｜>⟦5<｜end▁of▁sentence｜>⟧"
+    )
+    # A template that writes the calls beside an empty text is given the text, and none is made to write "None".
+    assert re.search(r"assistant\s+<tool_call>", placed(PYTHON.replace("IS_TOLERANT", "true"), messages[:2]))
+    with pytest.raises(DataError, match="leaves out the tool calls of message 2"):
+        placed(PYTHON.replace("IS_TOLERANT", "false"), messages[:2])
+
+
+def test_a_template_that_takes_contents_as_parts_only_is_given_parts():
+    messages = chat("What?", "Who's 'x'?", "What?", "5", system="Be kind.")
+    assert placed(read_template("smolvlm"), messages) == (
+        "<|im_start|>System: Be kind.<end_of_utterance>\nUser: What?<end_of_utterance>\n"
+        "Assistant:⟦ Who's 'x'?<end_of_utterance>⟧\nUser: What?<end_of_utterance>\nAssistant:⟦ 5<end_of_utterance>⟧\n"
+    )
+    part = "{{ part['text'] }}"
+    tags = "{% if message['role'] == 'assistant' %}{% generation %}PART{% endgeneration %}{% else %}PART{% endif %}"
+    text = placed(read_template("smolvlm").replace(part, tags.replace("PART", part)), messages)
+    assert re.findall("⟦.*?⟧", text) == ["⟦Who's 'x'?⟧", "⟦5⟧"]
+    # The parts of some roles only: not of the system (PerceptionLM), or of the user alone.
+    mixed = "{{ message['role'] }}: {% if message['role'] in ROLES %}{{ message['content'] | trim }}{% else %}LOOP{% endif %}"
+    mixed = mixed.replace(
+        "LOOP", "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    )
+    for roles in (["system"], ["system", "assistant"]):
+        text = placed(
+            "{% for message in messages %}" + mixed.replace("ROLES", str(roles)) + "{{ eos_token }}{% endfor %}", messages
+        )
+        assert (
+            re.sub("[⟦⟧]", "", text)
+            == "system: Be kind.</s>user: What?</s>assistant: Who's 'x'?</s>user: What?</s>assistant: 5</s>"
+        )
+    # Parts that would be written as Python writes them are no form of a template.
+    with pytest.raises(DataError, match=r"refuses this conversation\. It says: No text"):
+        placed(PYTHON + "{% if messages[0].content is string %}{{ raise_exception('No text') }}{% endif %}", messages)
+
+
+def test_equal_questions_stay_equal_for_a_template_that_compares_them():
+    tools = f"[AVAILABLE_TOOLS] {json.dumps(TOOLS)}[/AVAILABLE_TOOLS]"
+    assert placed(
+        read_template("mistral_v3"), chat("Go on.", "One.", "Go on.", "Two.", "Why?", "So.", "Go on.", "Three."), TOOLS
+    ) == (
+        f"<s>{tools}[INST] Go on.[/INST]⟦ One.</s>⟧{tools}[INST] Go on.[/INST]⟦ Two.</s>⟧[INST] Why?[/INST]⟦ So.</s>⟧"
+        f"{tools}[INST] Go on.[/INST]⟦ Three.</s>⟧"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "tools", "expected"),
+    [
+        ("{{ tools | map(attribute='function') | tojson }}", chat("What?", "4"), TOOLS, r"Put \| list before \| tojson in the"),
+        ("{% set _ = messages.append(1) %}", chat("What?", "4"), None, "lets no template change a list. Build a new one"),
+        ("{% for tool in tools %}{{ tool.function.name }}{% endfor %}", chat("What?", "4"), None, "takes rows with tools only"),
+        (
+            "deepseek_r1_distill",
+            [*chat("What?"), calling("So.")],
+            None,
+            "leaves out the tool calls of message 2 .*Take that text out",
+        ),
+        ("gpt_oss", [*chat("What?"), calling(None)], None, "one call a message"),
+        (GEMMA, [*chat("What?"), *chat("Why?", "4")], None, "alternate. It takes no two messages of one role .* Join them"),
+    ],
+)
+def test_a_refusal_says_what_to_change_where_that_is_known(template, messages, tools, expected):
+    text = template if template == GEMMA else template + CHATML if "{" in template else read_template(template)
+    if template == "gpt_oss":
+        messages[1]["tool_calls"] += calling(None, 3)["tool_calls"]
+    with pytest.raises(DataError, match=rf"^chats\.jsonl:3: the chat template .*{expected}.* data\.template=FILE\.jinja"):
+        placed(text, messages, tools)
 
 
 def test_a_template_that_takes_no_system_message_is_answered_with_one_that_does(tokenizer):

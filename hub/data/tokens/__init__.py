@@ -2,9 +2,12 @@
 
 encode           a row to its units, or to the reason why it gives none
 template         a conversation to tokens, and which of them are trained
+forms            the forms in which templates take messages
 turns            where the assistant's turns are in a rendered conversation
+edges            how far two renderings agree around a turn
 marks            marks around its texts, which show where each is rendered
 omissions        what the template leaves out, in words
+refusals         what to type where a template refuses a conversation
 chat_template    renders conversations, and has what is known of the template
 tokenize         texts to tokens, many at once
 special_tokens   the added and special tokens of a tokenizer

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hub.data.json_values import JsonObject
+from hub.data.tokens.forms import Form, reads_null, reads_parts
 from hub.data.tokens.marks import CLOSE_THOUGHTS, OPEN_THOUGHTS
 from hub.data.tokens.template_date import dated_template
 from hub.data.tokens.template_limits import RAISED
@@ -30,6 +31,10 @@ RenderWithSpans = Callable[..., tuple[list[str], list[list[tuple[int, int]]]]]
 """What `render_jinja_template` of transformers is: it declares a text, but returns texts and the spans of their turns."""
 
 
+class RefusedError(DataError):
+    """A template refuses a conversation."""
+
+
 class Compiled(NamedTuple):
     """A template of Jinja, and the names that it sees in each conversation."""
 
@@ -52,8 +57,9 @@ class ChatTemplate:
         self.is_tagged = bool(_GENERATION_TAG.search(text))
         """Whether it has `{% generation %}` tags around what is trained."""
 
-        self.json_arguments = False
-        """Whether it takes the arguments of calls as JSON texts, as the last conversation with calls showed."""
+        self.reads_parts, self.reads_null = reads_parts(text), reads_null(text)
+        self.form: Form | None = None
+        """The form in which it takes messages, as small conversations show. None: not tried yet."""
 
         literals = {(single or double).replace("\\n", "\n").strip() for single, double in _LITERAL.findall(text)}
         separators = {literal for literal in literals if _TAG_LIKE.fullmatch(literal)} | {OPEN_THOUGHTS, CLOSE_THOUGHTS}
@@ -84,13 +90,14 @@ class ChatTemplate:
 
         Args:
             tokenizer: the one of this template.
-            messages: checked ones.
+            messages: checked ones, in a form of `hub.data.tokens.forms`.
             tools: the tools of the row.
             where: the row, for messages.
             prompt: whether the generation prompt follows.
 
         Raises:
-            DataError: with the row, and the template's own message.
+            RefusedError: with the row, and the template's own message.
+            DataError: the template is no valid Jinja.
         """
         from jinja2 import TemplateError, TemplateSyntaxError
 
@@ -98,16 +105,41 @@ class ChatTemplate:
         if quick is not None and self._num_compared >= _NUM_COMPARED:
             return quick
         try:
-            # transformers declares the fields of messages as texts, but passes them to the template as they are.
-            render = cast(Callable[..., str], tokenizer.apply_chat_template)
-            text = str(render(messages, tools=tools, chat_template=self.text, tokenize=False, add_generation_prompt=prompt))
+            text = self._render_plain(tokenizer, messages, tools, prompt)
         except TemplateSyntaxError as error:
             raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
         except (TemplateError, *RAISED) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{where}: the chat template refuses this conversation. It says: {reason}") from None
+            raise RefusedError(f"{where}: the chat template refuses this conversation. It says: {reason}") from None
         self._num_compared = self._num_compared + 1 if quick == text else -_NEVER
         return text
+
+    def _render_plain(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        messages: list[JsonObject],
+        tools: list[JsonObject] | None,
+        prompt: bool,
+    ) -> str:
+        """Render as transformers does."""
+        if any(message["content"] is None for message in messages):  # apply_chat_template would drop the key
+            return self._render_by_function(tokenizer, messages, tools, add_generation_prompt=prompt)[0][0]
+        # transformers declares the fields of messages as texts, but passes them to the template as they are.
+        render = cast(Callable[..., str], tokenizer.apply_chat_template)
+        return str(render(messages, tools=tools, chat_template=self.text, tokenize=False, add_generation_prompt=prompt))
+
+    def _render_by_function(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        messages: list[JsonObject],
+        tools: list[JsonObject] | None,
+        **choices: bool,
+    ) -> tuple[list[str], list[list[tuple[int, int]]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        return cast(RenderWithSpans, render_jinja_template)(
+            conversations=[messages], tools=tools, chat_template=self.text, **choices, **tokenizer.special_tokens_map
+        )
 
     def _render_compiled(
         self,
@@ -152,16 +184,7 @@ class ChatTemplate:
         Transformers' own mask of tokens is not used: where a byte-level tokenizer leaves spaces out of its offsets, or
         a character takes several tokens, it loses turns or runs on into the next message.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        _, spans = cast(RenderWithSpans, render_jinja_template)(
-            conversations=[messages],
-            tools=tools,
-            chat_template=self.text,
-            return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
-        )
-        return spans[0]
+        return self._render_by_function(tokenizer, messages, tools, return_assistant_tokens_mask=True)[1][0]
 
 
 def _is_plain(value: object) -> bool:

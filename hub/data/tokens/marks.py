@@ -26,7 +26,8 @@ _ESCAPED = re.compile(r"\\ud8[4-6][0-9a-f]\\ud[c-f][0-9a-f]{2}")
 """A character of the first range in JSON that is ASCII only."""
 
 OPEN_THOUGHTS, CLOSE_THOUGHTS = "<think>", "</think>"
-SCHEMA, TEXT, THOUGHT, NAME, ARGUMENT = "schema", "text", "thought", "name", "argument"
+SCHEMA, TEXT, THOUGHT, REASON, NAME, ARGUMENT = "schema", "text", "thought", "reason", "name", "argument"
+"""What a text is. A thought stands in the content, a reason in a field of its own."""
 
 
 class Piece(NamedTuple):
@@ -64,6 +65,9 @@ class Marked:
     found: frozenset[str]
     """Separators in its contents."""
 
+    copies: dict[int, list[int]]
+    """Piece -> the pieces of equal messages that have its mark. They are rendered behind it, in order."""
+
     def read(self, rendered: str) -> tuple[str, list[Place]]:
         """The rendering without its marks, and where pieces are in it, in order. A piece may be there several times."""
         if "\\ud8" in rendered:  # JSON in ASCII writes a mark as two escapes
@@ -77,9 +81,17 @@ class Marked:
             if mark < _HALF:
                 opened, start = mark, position
             elif mark - _HALF == opened:
+                if self.copies:
+                    opened = self._copy(opened, places)
                 places.append(Place(start, position, opened))
                 opened = -1
         return "".join(parts[::2]), places
+
+    def _copy(self, piece: int, places: list[Place]) -> int:
+        """The first of the pieces with a mark that is in none of the places, or the last of these pieces."""
+        same: list[int] = [piece, *self.copies.get(piece, ())]
+        known = {place.piece for place in places}
+        return next((number for number in same if number not in known), same[-1])
 
 
 def first_free(text: str) -> int | None:
@@ -87,42 +99,28 @@ def first_free(text: str) -> int | None:
     return next((first for first, pattern in _PATTERNS.items() if not pattern.search(text)), None)
 
 
-def mark(conversation: Conversation, separators: re.Pattern[str], first: int, json_arguments: bool) -> Marked | None:
+def mark(conversation: Conversation, separators: re.Pattern[str], first: int, keep_equal: bool = False) -> Marked | None:
     """Mark the texts of a conversation.
 
     Args:
         conversation: its rendering has no character of the range of `first`.
         separators: what the template may look for in a content.
         first: from `first_free`.
-        json_arguments: whether the arguments of calls are written as JSON texts.
+        keep_equal: whether messages of others than the assistant that are equal stay so, since some templates find the last
+            question by comparing messages. Such messages share their marks.
 
     Returns:
         None where there are more texts than marks.
     """
     marker = _Marker(separators, first)
-    messages = [marker.message(place, message) for place, message in enumerate(conversation.messages)]
-    if json_arguments:
-        messages = with_json_arguments(messages)
+    messages: list[JsonObject] = []
+    for place, message in enumerate(conversation.messages):
+        equal = conversation.messages.index(message) if keep_equal and message["role"] != "assistant" else place
+        messages.append(marker.message(place, message) if equal == place else marker.repeated(place, equal, messages[equal]))
     tools = [marker.schema(place, tool) for place, tool in enumerate(conversation.tools or ())]
     if len(marker.pieces) > _HALF:
         return None
-    return Marked(messages, tools or None, marker.pieces, first, frozenset(marker.found))
-
-
-def with_json_arguments(messages: list[JsonObject]) -> list[JsonObject]:
-    """The same messages with the arguments of their calls as JSON texts."""
-    return [
-        message | {"tool_calls": [_json_arguments(call) for call in message["tool_calls"]]}  # type: ignore[attr-defined]
-        if "tool_calls" in message
-        else message
-        for message in messages
-    ]
-
-
-def _json_arguments(call: JsonObject) -> JsonObject:
-    function = call["function"]
-    assert isinstance(function, dict)
-    return call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+    return Marked(messages, tools or None, marker.pieces, first, frozenset(marker.found), marker.copies)
 
 
 class _Marker:
@@ -132,13 +130,22 @@ class _Marker:
         self.separators, self.first = separators, first
         self.pieces: list[Piece] = []
         self.found: set[str] = set()
+        self.copies: dict[int, list[int]] = {}
+
+    def repeated(self, place: int, equal: int, marked: JsonObject) -> JsonObject:
+        """A message with the marks of an earlier one that it is equal to."""
+        for number, piece in enumerate(list(self.pieces)):
+            if piece.message == equal and piece.kind != SCHEMA:
+                self.copies.setdefault(number, []).append(len(self.pieces))
+                self.pieces.append(piece._replace(message=place))
+        return marked
 
     def message(self, place: int, message: JsonObject) -> JsonObject:
         marked = dict(message)
         marked["content"] = self.content(place, str(message["content"]))
         thoughts = next((message[name] for name in REASONING if isinstance(message.get(name), str)), None)
         if isinstance(thoughts, str) and thoughts.strip():
-            once = self.around(thoughts, Piece(place, THOUGHT))
+            once = self.around(thoughts, Piece(place, REASON))
             marked |= {name: once for name in REASONING if message.get(name) == thoughts}
         if "tool_calls" in message:
             calls = message["tool_calls"]

@@ -14,23 +14,28 @@ header or the assistant's own words included.
 What stands around a turn is the same in most rows, so that these other renderings are rarely needed.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from hub.data.formats.examples import Conversation
 from hub.data.formats.messages import REASONING
 from hub.data.json_values import JsonObject
-from hub.data.tokens.chat_template import ChatTemplate, chat_template
-from hub.data.tokens.marks import NAME, SCHEMA, Marked, Place, first_free, mark, with_json_arguments
-from hub.data.tokens.omissions import omissions, refusal
-from hub.data.tokens.special_tokens import added_tokens, special_tokens
+from hub.data.tokens.chat_template import ChatTemplate, RefusedError, chat_template
+from hub.data.tokens.edges import agreement, end_of, last_end, without_space
+from hub.data.tokens.forms import PLAIN, PROBES, Form, forms, joined
+from hub.data.tokens.marks import NAME, SCHEMA, Marked, Place, first_free, mark
+from hub.data.tokens.omissions import KINDS, omissions
+from hub.data.tokens.refusals import explained
 from hub.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NEXT_QUESTION: JsonObject = {"role": "user", "content": "What?"}
+
+
+_OTHERS = frozenset(("system", "user", "results"))
+"""What a template leaves out that takes it as a list of parts, perhaps: keys of `hub.data.tokens.omissions.KINDS`."""
 
 
 class Span(NamedTuple):
@@ -80,17 +85,12 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
         TooLongError: it has more characters than `max_characters`.
     """
     template = chat_template(tokenizer, conversation.tools)
-    full, json_arguments = _render(tokenizer, template, conversation)
-    if max_characters is not None and len(full) > max_characters:
-        raise TooLongError(len(full))
-    try:
-        full.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
-    row = _Row(tokenizer, template, conversation, full, json_arguments)
-    omitted = omissions(conversation, row.marked.pieces, set(row.first), tokenizer)
+    if template.form is None:
+        template.form = _form_of(tokenizer, template)
+    row, omitted = _read(tokenizer, template, conversation, template.form, max_characters)
+    full = row.full
     if template.is_tagged:
-        messages = with_json_arguments(conversation.messages) if json_arguments else conversation.messages
+        messages = row.form.of(conversation.messages)
         found = row.of_tags(template.tagged_spans(tokenizer, messages, conversation.tools))
     else:
         answers = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
@@ -102,47 +102,83 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
     return Rendered(full, spans, omitted, row.behind_system() if conversation.unmask else None)
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, conversation: Conversation) -> tuple[str, bool]:
-    """Render a conversation, its arguments of calls as objects, or as JSON texts where the template takes only these.
+def _form_of(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> Form:
+    """The form in which a template takes small conversations. It is tried first, whatever other rows showed."""
+    choices = []
+    for probe in PROBES:
+        try:
+            choices.append(_first_row(tokenizer, template, probe, PLAIN)[0].form)
+        except DataError:
+            continue
+    return joined(choices)
+
+
+def _read(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: ChatTemplate,
+    conversation: Conversation,
+    first: Form,
+    max_characters: int | None,
+) -> tuple["_Row", tuple[str, ...]]:
+    """The same as `_first_row`, with what to type in its errors."""
+
+    def is_taken(other: Conversation) -> bool:
+        try:
+            _first_row(tokenizer, template, other, first)
+        except DataError:
+            return False
+        return True
+
+    try:
+        return _first_row(tokenizer, template, conversation, first, max_characters)
+    except DataError as error:
+        raise explained(error, conversation, tokenizer, is_taken) from None
+
+
+def _first_row(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: ChatTemplate,
+    conversation: Conversation,
+    first: Form,
+    max_characters: int | None = None,
+) -> tuple["_Row", tuple[str, ...]]:
+    """Render a conversation in the first form in which the template leaves out no answer, no call and no question.
+
+    Args:
+        tokenizer: the one of the template.
+        template: what renders.
+        conversation: what to render.
+        first: the form to try first.
+        max_characters: longer renderings are refused.
 
     Returns:
-        What is rendered, and whether arguments are JSON texts.
+        The row, and what the template leaves out of it. If it leaves out a question in any form, the form with the least.
     """
-    messages, tools, where = conversation.messages, conversation.tools, conversation.where
-    has_calls = any("tool_calls" in message for message in messages)
-    if not has_calls:
+    failure: DataError | None = None
+    spare: tuple[_Row, tuple[str, ...]] | None = None
+    least = (True, len(KINDS))
+    for form in forms(conversation, template.reads_parts, template.reads_null, first):
         try:
-            return template.render(tokenizer, messages, tools, where), False
+            full = template.render(tokenizer, form.of(conversation.messages), conversation.tools, conversation.where)
+            if max_characters is not None and len(full) > max_characters:
+                raise TooLongError(len(full))
+            shows_python = form.shows_python(full, conversation, template.text)
+            if shows_python and (spare or not form.is_plain):
+                continue
+            row = _Row(tokenizer, template, conversation, full, form)
+            found = row, omissions(conversation, row.marked.pieces, set(row.first), tokenizer, row.written_as_last)
         except DataError as error:
-            raise refusal(error, conversation, tokenizer, template) from None
-    texts = with_json_arguments(messages)
-    if template.json_arguments:
-        try:
-            return template.render(tokenizer, texts, tools, where), True
-        except DataError:
-            template.json_arguments = False
-    refused: DataError | None = None
-    try:
-        full = template.render(tokenizer, messages, tools, where)
-        if not _shows_python(full, messages):
-            return full, False
-    except DataError as error:
-        refused = error
-    try:
-        with_texts = template.render(tokenizer, texts, tools, where)
-    except DataError:
-        if refused is not None:
-            raise refusal(refused, conversation, tokenizer, template) from None
-        return full, False
-    template.json_arguments = True
-    return with_texts, True
-
-
-def _shows_python(rendered: str, messages: list[JsonObject]) -> bool:
-    """Whether arguments were rendered as Python writes an object, `{'x': None}`, and not as JSON."""
-    calls = [call for message in messages for call in message.get("tool_calls", ())]  # type: ignore[attr-defined]
-    arguments = [call["function"]["arguments"] for call in calls]
-    return any(value and str(value) in rendered for value in arguments)
+            if failure is None or (isinstance(failure, RefusedError) and not isinstance(error, RefusedError)):
+                failure = error
+            continue
+        if not shows_python and not (template.reads_parts and not _OTHERS.isdisjoint(found[1])):
+            return found
+        if spare is None or (shows_python, len(found[1])) < least:
+            spare, least = found, (shows_python, len(found[1]))
+    if spare is not None:
+        return spare
+    assert failure is not None
+    raise failure
 
 
 def _in_order(spans: list[Span], where: str) -> list[Span]:
@@ -156,19 +192,6 @@ def _in_order(spans: list[Span], where: str) -> list[Span]:
     return ordered
 
 
-def without_space(tokenizer: "PreTrainedTokenizerBase", text: str, begin: int, end: int) -> tuple[int, int]:
-    """A span without the whitespace behind its last special token: it is never generated.
-
-    Args:
-        tokenizer: says which tokens are special.
-        text: what was rendered.
-        begin: the first character of the span.
-        end: the character behind its last.
-    """
-    body = text[begin:end].rstrip()
-    return (begin, begin + len(body)) if _token_at_end(body, special_tokens(tokenizer)) else (begin, end)
-
-
 class _Row:
     """One conversation, its rendering, and where its texts are in it."""
 
@@ -178,30 +201,51 @@ class _Row:
         template: ChatTemplate,
         conversation: Conversation,
         full: str,
-        json_arguments: bool,
+        form: Form,
     ) -> None:
         self.tokenizer, self.template, self.conversation, self.full = tokenizer, template, conversation, full
-        self.where = conversation.where
-        marked = self._mark(json_arguments)
-        rendered = self._render(marked, marked.messages) if marked is not None else None
-        text, self.places = marked.read(rendered) if marked is not None and rendered is not None else ("", [])
-        if marked is None or text != full:
+        self.where, self.form = conversation.where, form
+        try:
+            full.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{self.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
+        marked = self._mark() or self._mark(keep_equal=True)
+        if marked is None:
             raise self._not_found(next(n for n, message in enumerate(conversation.messages) if message["role"] == "assistant"))
-        self.marked = marked
+        self.marked, self.places = marked
         self.first: dict[int, Place] = {}
         """Piece -> the first place where it is rendered."""
 
         for place in self.places:
             self.first.setdefault(place.piece, place)
 
-    def _mark(self, json_arguments: bool) -> Marked | None:
+    def _mark(self, keep_equal: bool = False) -> tuple[Marked, list[Place]] | None:
+        """Marks that change nothing, and where they are. None: there are none such."""
         first = first_free(self.full)
-        return mark(self.conversation, self.template.separators, first, json_arguments) if first is not None else None
+        marked = mark(self.conversation, self.template.separators, first, keep_equal) if first is not None else None
+        if marked is None or (keep_equal and not marked.copies):
+            return None
+        rendered = self._render(marked, marked.messages)
+        text, places = marked.read(rendered) if rendered is not None else ("", [])
+        return (marked, places) if text == self.full else None
+
+    def written_as_last(self, piece: int) -> bool:
+        """Whether the template writes a text if its message is the last one."""
+        index = self.marked.pieces[piece].message
+        key = self._surroundings(index), "as last", self.marked.pieces[piece].kind
+        known = self.template.known_edges(key)
+        if known is None:
+            alone = self._render(self.marked, self.marked.messages[: index + 1])
+            places = self.marked.read(alone)[1] if alone is not None else []
+            known = int(any(place.piece == piece for place in places)), 0
+            self.template.remember(key, known)
+        return bool(known[0])
 
     def _render(self, marked: Marked, messages: list[JsonObject], prompt: bool = False) -> str | None:
         """Render some of the marked messages. A template may refuse a part of a conversation although it takes the whole."""
         try:
-            return self.template.render(self.tokenizer, messages, marked.tools, self.where, prompt) if messages else None
+            given = self.form.of(messages)
+            return self.template.render(self.tokenizer, given, marked.tools, self.where, prompt) if messages else None
         except DataError:
             return None
 
@@ -297,7 +341,7 @@ class _Row:
         """What the edges of a turn may depend on besides the texts around it: neighbors, and what contents may ask for."""
         head = self.full[: self.places[0].start]
         around = [self._shape(number) for number in range(index - 2, index + 2)]
-        return head, self.marked.found, bool(self.marked.tools), *around
+        return head, self.marked.found, bool(self.marked.tools), self.form, *around
 
     def _shape(self, index: int) -> tuple[object, ...] | None:
         if not 0 <= index < len(self.conversation.messages):
@@ -310,19 +354,19 @@ class _Row:
     def _header(self, index: int, header: str, before: Place | None) -> int:
         """How much of the text before a turn is no part of the generation prompt."""
         prompt = self._behind(before.piece if before else None, self.marked.messages[:index], prompt=True)
-        return len(header) - self._agreement(header, prompt) if prompt is not None else 0
+        return len(header) - agreement(self.tokenizer, header, prompt) if prompt is not None else 0
 
     def _tail(self, index: int, last: int, tail: str) -> int:
         """How much of the text behind a turn ends it."""
         messages = self.marked.messages
         if index == len(messages) - 1:
-            return self._last_end(tail, self._behind(last, [*messages, _NEXT_QUESTION]))
+            return last_end(self.tokenizer, tail, self._behind(last, [*messages, _NEXT_QUESTION]))
         alone = self._behind(last, messages[: index + 1])
-        common = tail[: self._agreement(tail, alone)] if alone is not None else ""
+        common = tail[: agreement(self.tokenizer, tail, alone)] if alone is not None else ""
         stop = self.tokenizer.eos_token
         if not common.strip() and isinstance(stop, str) and tail.lstrip().startswith(stop):
             return tail.index(stop) + len(stop)  # it ends a turn with the next message only
-        return self._end(common)
+        return end_of(self.tokenizer, common)
 
     def _behind(self, piece: int | None, messages: list[JsonObject], prompt: bool = False) -> str | None:
         """What is rendered behind a piece, up to the next one. None for the piece: all before the first."""
@@ -335,65 +379,9 @@ class _Row:
             return None
         return text[begin : min((place.start for place in places if place.start >= begin), default=len(text))]
 
-    def _end(self, tail: str) -> int:
-        """The length of the end of a turn, of which `tail` is what every end has: up to the token that stops, or all of it."""
-        stop = self.tokenizer.eos_token
-        if isinstance(stop, str) and stop in tail:
-            return tail.index(stop) + len(stop)
-        return len(tail)
-
-    def _last_end(self, tail: str, followed: str | None) -> int:
-        """The length of the end of a last turn. Some templates close the conversation with a further token.
-
-        Args:
-            tail: what is rendered behind its texts.
-            followed: the same, when a question follows. None: the template refuses that.
-        """
-        stop, special = self.tokenizer.eos_token, special_tokens(self.tokenizer)
-        if followed is None:
-            common = tail if isinstance(stop, str) and stop in tail else ""
-        else:
-            common = tail[: self._agreement(tail, followed)]
-        if any(token in common for token in special):
-            return self._end(common)
-        stops = [(place, place + len(token)) for token in special if (place := tail.find(token)) >= 0]
-        return min(stops)[1] if stops else len(tail)
-
-    def _agreement(self, here: str, there: str) -> int:
-        """Number of equal characters at the start. An added token counts as a whole or not at all.
-
-        Whitespace behind a content may be stripped in one of the two only, and counts as equal then.
-        """
-        body, other = here.lstrip(), there.lstrip()
-        if body and other and (len(body) < len(here) or len(other) < len(there)) and not _common_prefix(here, there):
-            agreed = self._agreement(body, other)
-            return len(here) - len(body) + agreed if agreed else 0
-        agreed = _common_prefix(here, there)
-        added = added_tokens(self.tokenizer)
-        for begin in range(max(0, agreed - max(map(len, added), default=0)), agreed):
-            for text in (here, there):
-                if any(text[begin:stop] in added for stop in range(agreed + 1, min(len(text), begin + 64) + 1)):
-                    return begin
-        return agreed
-
     def _not_found(self, index: int) -> DataError:
         return DataError(
             f"{self.where}: message {index + 1} ({self.conversation.messages[index]['role']}) can't be found in what the chat "
             "template renders, so its loss can't be placed. Take the row out, or type data.template=FILE.jinja with a template "
             "that has {% generation %} tags"
         )
-
-
-def _common_prefix(first: str, second: str) -> int:
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _token_at_end(text: str, tokens: Iterable[str]) -> str | None:
-    return next((token for token in tokens if text.endswith(token)), None)
