@@ -198,7 +198,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     asked = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from hub.tasks.loading import device_here
+
+    device = device_here()
     on_gpu = device.type == "cuda"
     num_questions = asked.questions or ((100 if asked.quick else 2000) if on_gpu else (4 if asked.quick else 16))
     batches: tuple[int | str, ...] = tuple(int(word) if word.isdigit() else word for word in asked.batches)
