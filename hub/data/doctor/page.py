@@ -91,7 +91,7 @@ def _print_findings(console: Console, examined: Examined) -> None:
     console.print()
     for finding in examined.findings:
         count = f"{finding.count:,} " if finding.what[:1].islower() and finding.count != 1 else ""
-        advice = f". {finding.advice}" if finding.advice else ""
+        advice = f"{'' if finding.what.endswith('?') else '.'} {finding.advice}" if finding.advice else ""
         line = Text(f"{_LABELS[finding.level]:<7}", "bold red" if finding.level == "bad" else "yellow")
         console.print(line.append(f"{count}{finding.what}{advice}", "default"))
         for example in finding.examples:
