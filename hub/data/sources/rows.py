@@ -57,6 +57,8 @@ def write_rows(
 
 def _hint(row: Any) -> str:
     """What to give in place of a row that is no dictionary."""
+    if isinstance(row, str) and row.lstrip().startswith("{"):
+        return ", or the path of the file"
     if isinstance(row, str):
         return ': [{"text": text} for text in data]'
     is_chat = isinstance(row, list | tuple) and row and isinstance(row[0], Mapping) and "role" in row[0]
