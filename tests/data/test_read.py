@@ -330,6 +330,13 @@ def test_the_forms_of_json_and_csv_are_told_by_the_file(tmp_path, name, text, pl
         assert [row.value["a"] for row in rows] == ["1", "2"][: len(rows)]
 
 
+def test_line_ends_within_cells_stay_as_they_are(tmp_path):
+    cells = ["x\r\ny", "x\ny", "x\ry"]
+    for end in ("\r", "\n", "\r\n"):
+        (tmp_path / "a.csv").write_bytes(end.join(["a,b", *(f'1,"{cell}"' for cell in cells)]).encode())
+        assert [row.value["b"] for row in read_rows(str(tmp_path / "a.csv"))] == cells
+
+
 def test_columns_without_a_name_are_there_only_where_they_hold_something(tmp_path):
     (tmp_path / "a.csv").write_text(",instruction,output,,\n0,A?,B.,,\n1,C?,D.,,x\n")
     first, second = (row.value for row in read_rows(str(tmp_path / "a.csv")))

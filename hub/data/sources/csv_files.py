@@ -15,7 +15,7 @@ from hub.errors import DataError
 
 SEPARATORS = (",", ";", "\t", "|")
 _QUOTED = re.compile(r'"[^"]*"')
-_RETURN = re.compile(r"\r\n?")
+_BEHIND_RETURN = re.compile(r"(?<=\r)(?!\n)|(?<=\r\n)")
 _REASONS = {"new-line character": "a line end in a cell without quotes", "unexpected end": "a quote is not closed"}
 """What Python says of a broken row -> the same for a user."""
 
@@ -97,8 +97,8 @@ def _texts(file: Path, undecoded: list[DataError]) -> Iterator[str]:
             # Excel on a Mac may end lines with a carriage return alone.
             ends_with_return = "\r" in _QUOTED.sub("", line.text).removesuffix("\n").removesuffix("\r")
         if ends_with_return:
-            *whole, rest = _RETURN.split(rest + line.text)
-            yield from (text + "\r" for text in whole)
+            *whole, rest = _BEHIND_RETURN.split(rest + line.text)
+            yield from whole
         else:
             yield line.text
     if rest:
