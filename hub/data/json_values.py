@@ -56,6 +56,15 @@ DECODER = json.JSONDecoder(object_pairs_hook=unique_fields)
 """Reads JSON, but no object with a field twice."""
 
 
+def has_half_character(text: str) -> bool:
+    """Whether a text has half of a character (a lone surrogate), which is no Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def is_of_python(text: str) -> bool:
     """Whether a text seems to be a list or an object as Python prints it, which is no JSON: `[{'role': ...`."""
     return _OF_PYTHON.match(text) is not None

@@ -12,6 +12,7 @@ from hub.data.json_values import (
     WRITE_JSON,
     JsonObject,
     JsonValue,
+    has_half_character,
     is_of_python,
     json_if_text,
     kind_of,
@@ -296,6 +297,8 @@ def from_document(row: Row, column: str) -> Document:
     if not isinstance(text, str) or not text.strip():
         what = "is empty" if isinstance(text, str) else f"must be a text, not {kind_of(text)}"
         raise DataError(f"{row.where}: {column} {what}. Give a text, or take the row out")
+    if has_half_character(text):
+        raise DataError(f"{row.where}: {column} holds half a character (a lone surrogate, as \\ud83d). Take the row out")
     unused = tuple(name for name, value in row.value.items() if name != column and value is not None)
     return Document(text, row.where, unused=unused)
 

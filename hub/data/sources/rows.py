@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hub.data.json_values import LEFT_OUT, JsonValue, kind_of
+from hub.data.json_values import LEFT_OUT, JsonValue, has_half_character, kind_of
 from hub.data.sources.memory import to_json
 from hub.errors import ConfigError, can_not_write
 
@@ -76,11 +76,8 @@ def _line(row: Any, number: int, read: Collection[str]) -> str:
 
 def _dump(row: dict[str, Any]) -> str:
     line = json.dumps(row, ensure_ascii=False, default=to_json)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # half a character: the row is refused where it is read
-        line = json.dumps(row, default=to_json)
-    return line
+    # A row with half a character is refused where it is read, not here.
+    return json.dumps(row, default=to_json) if has_half_character(line) else line
 
 
 def _writable(row: Mapping[str, Any], number: int, read: Collection[str]) -> dict[str, Any]:
