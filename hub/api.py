@@ -383,21 +383,21 @@ def _owners(config: type[AlgoConfig]) -> dict[str, str]:
 
 def _in_memory(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `data` for a list of sources, or for rows."""
-    rows = rows_in_memory(data)
+    rows, read = rows_in_memory(data), _read_columns(options)
     first = list(islice(rows, 1))
-    is_source = first and (
-        isinstance(first[0], DataSource)
-        or (
-            isinstance(first[0], Mapping)
-            and "path" in first[0]
-            and not any(isinstance(v, list | dict) for v in first[0].values())
-        )
-    )
     every = chain(first, rows)
-    if is_source:
+    if first and isinstance(data, list | tuple) and _is_source(first[0], read):
         return {"mix": [_source(source) for source in every]}
     folder = Path(os.path.expanduser(fspath(options.get("output_dir", "runs")))) / "data"
-    return {"path": str(write_rows(every, folder, _read_columns(options)))}
+    return {"path": str(write_rows(every, folder, read, skip_bad=options.get("on_bad_row") == "skip"))}
+
+
+def _is_source(first: object, read: set[str]) -> bool:
+    """Whether the first item of a list is a source, not a row that has a path beside its text."""
+    if not isinstance(first, Mapping):
+        return isinstance(first, DataSource)
+    plain = not any(isinstance(value, list | dict) for name, value in first.items() if name != "columns")
+    return "path" in first and plain and not read.intersection(first)
 
 
 def _read_columns(options: Mapping[str, Any]) -> set[str]:

@@ -7,6 +7,11 @@ from pathlib import Path
 from hub.secrets import without_secrets
 
 
+def printable(text: str) -> str:
+    """The text with an escape for each half of a character (a lone surrogate), which no terminal and no file can take."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class HubError(Exception):
     """Base class of all errors that are shown without a traceback.
 
@@ -18,19 +23,22 @@ class HubError(Exception):
     """What a run had reached before it, a `hub.run.Outcome`. None: nothing, or it is not known."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(without_secrets(message))
+        super().__init__(printable(without_secrets(message)))
 
 
 class ConfigError(HubError):
     """One or more options are wrong. The message lists all problems."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [without_secrets(line) for line in ([problems] if isinstance(problems, str) else problems)]
+        self.problems = [printable(without_secrets(line)) for line in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
 
 
 class DataError(HubError):
-    """A data file or a row of it can't be used."""
+    """A data file or a row of it can't be used. It is one line, whatever the texts that it quotes are."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class ModelError(HubError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from hub.errors import ConfigError, LaunchError, can_not_write
+from hub.errors import ConfigError, LaunchError, can_not_write, printable
 from hub.system.files import write_json
 from hub.tables import as_html, as_text
 
@@ -290,7 +290,7 @@ class Run:
     def say(self, text: str) -> None:
         """Print a line for the user."""
         if self.is_main:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

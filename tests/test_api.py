@@ -203,7 +203,7 @@ def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path)
     assert first == second
     assert len(Path(first).read_text().splitlines()) == 20
     unwritable = [{"prompt": {1}, "completion": "x"}]
-    for wrong, said in (([], "no row"), ([1], "row 1 is int"), (unwritable, "row 1: prompt is a set and can't be")):
+    for wrong, said in (([], "no row"), ([1], "row 1 is a number"), (unwritable, "row 1: prompt is a set and can't be")):
         with pytest.raises(hub.ConfigError, match=said):
             hub.lora_sft(data=wrong, **options)
     renamed = [{"question": row["prompt"], "completion": row["completion"], "image": b"x"} for row in rows]
@@ -217,6 +217,8 @@ def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path)
     with pytest.raises(TypeError, match="an iterable of rows, not int"):
         hub.lora_sft(data=7, **options)
     assert not list(tmp_path.glob("data/.*"))
+    with_paths = hub.show(data=[{"path": "a.py", "text": "x = 1"}], output_dir=tmp_path)
+    assert Path(with_paths["data.path"]).read_text() == '{"path": "a.py", "text": "x = 1"}\n'
 
 
 def test_a_run_is_resumed_by_its_name_alone_and_by_its_own_call():

@@ -148,7 +148,7 @@ def test_a_path_without_data_names_its_option_what_is_allowed_and_what_to_type(h
     assert line.startswith(
         f"{option}=no.jsonl: there is no such file or folder. Did you mean now.jsonl? Allowed: a file (.jsonl,"
     )
-    assert line.endswith(f"a folder of such files, or ORG/NAME of the model hub. Type {typed}")
+    assert line.endswith(f"a folder or a pattern (*) of such files, or ORG/NAME of the model hub. Type {typed}")
     assert not (tmp_path / "runs").exists()
     if option != "algo.protect_data":
         assert hub("data", "model=tiny", *words.split()).problems == [line]

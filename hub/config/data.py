@@ -51,8 +51,8 @@ class DataConfig:
     """Training and evaluation data."""
 
     path: str = ""
-    """JSON, JSONL, CSV, TSV or text file (also as .gz, .bz2, .xz, .zst, .zip), parquet or Arrow file, a folder of them, or the
-    id of a dataset of the model hub."""
+    """JSON, JSONL, CSV, TSV or text file (also as .gz, .bz2, .xz, .zst, .zip), parquet or Arrow file, a folder or a pattern of
+    them (data/*.jsonl), or the id of a dataset of the model hub."""
 
     mix: list[DataSource] = field(default_factory=list)
     """Several sources instead of `path`: [{path: own.jsonl, weight: 0.8}, {path: general.jsonl, weight: 0.2}]. With weights, a

@@ -27,6 +27,11 @@ def file_kind(file: Path) -> str | None:
     return None
 
 
+def is_pattern(path: str) -> bool:
+    """Whether `path` may stand for several files, as in a shell: `data/*.jsonl`."""
+    return any(sign in path for sign in "*?[")
+
+
 def is_hub_id(path: str) -> bool:
     """Whether `path` is looked up on the model hub: it has the form `org/name`, and nothing local has that name."""
     local = Path(os.path.expanduser(path))

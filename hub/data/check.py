@@ -46,6 +46,9 @@ def check_rows(source: DataSource, data: DataConfig, limit: int = 20_000) -> Che
         except DataError:
             if data.on_bad_row == "error":
                 raise
+    # Other sources, and the evaluation set, may lack a column that they share with this one.
+    if source.path == data.path and (unseen := formats.unseen_columns()):
+        raise DataError(f"{source.path}: {unseen[0]}")
     if not num_rows:
         raise DataError(f"{source.path}: none of its rows can be used. Type data.on_bad_row=error to see why")
     return Checked(num_rows, True)

@@ -1,6 +1,8 @@
 """JSON values, of which rows are made: their types, and words for them in messages."""
 
 import json
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,6 +17,7 @@ JsonObject: TypeAlias = dict[str, JsonValue]
 
 _NAMES = {
     "str": "a text",
+    "tuple": "a list",
     "list": "a list",
     "dict": "an object",
     "int": "a number",
@@ -26,6 +29,48 @@ _NAMES = {
     "Decimal": "a decimal number",
 }
 """Name of a type in Python -> words."""
+
+
+LEFT_OUT = "left out"
+"""The one field of an object that stands for a value which JSON can't hold: its type, in words."""
+
+_OF_PYTHON = re.compile(r"[\[{(]+\s*(?:'|array\()")
+"""How `str` and CSV files of pandas write lists and objects."""
+
+
+def unique_fields(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
+    """The fields of a JSON object, for `object_pairs_hook`.
+
+    Raises:
+        ValueError: one is there twice, so that one of its values would be lost.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice} is twice in one object")
+    return fields
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=unique_fields)
+"""Reads JSON, but no object with a field twice."""
+
+
+def has_half_character(text: str) -> bool:
+    """Whether a text has half of a character (a lone surrogate), which is no Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def is_of_python(text: str) -> bool:
+    """Whether a text seems to be a list or an object as Python prints it, which is no JSON: `[{'role': ...`."""
+    return _OF_PYTHON.match(text) is not None
+
+
+WRITE_JSON = "This is how Python prints objects. Write the rows as JSONL, or the field with json.dumps"
 
 
 @dataclass(frozen=True)
@@ -49,9 +94,11 @@ def json_if_text(value: JsonValue, where: str, name: str) -> JsonValue:
     if not isinstance(value, str):
         return value
     try:
-        parsed: JsonValue = json.loads(value)
-    except (ValueError, RecursionError):
-        raise DataError(f"{where}: {name} is a text that is no JSON: {value[:80]}") from None
+        parsed: JsonValue = DECODER.decode(value)
+    except (ValueError, RecursionError) as error:
+        twice = f" ({error})" if str(error).startswith("the field ") else ""
+        advice = f". {WRITE_JSON}" if is_of_python(value) else ""
+        raise DataError(f"{where}: {name} is a text that is no JSON{twice}: {value[:80]}{advice}") from None
     return parsed
 
 
@@ -65,8 +112,12 @@ def kind_of(value: JsonValue) -> str:
     """The type of a value in words."""
     if value is None:
         return "null"
+    if isinstance(value, dict) and value.keys() == {LEFT_OUT}:
+        return str(value[LEFT_OUT])
     if isinstance(value, bool):
         return "true or false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN (a missing value)" if value != value else "infinite"
     if isinstance(value, Unreadable):
         return f"a value that Python can't hold ({value.reason})"
     name = type(value).__name__

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.config.option import AUTO, field_problems
+from hub.config.paths import is_pattern
 from hub.config.rules import format_problems
 from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.data.check import check_rows
@@ -167,6 +168,8 @@ def with_absolute_paths(cfg: RunConfig) -> RunConfig:
         if option and path and path.startswith(TINY):
             return str(tiny_data_path(path.removeprefix(TINY), option))
         local = Path(os.path.expanduser(path)) if path else None
+        if local is not None and option and is_pattern(path) and not os.path.exists(local):
+            return os.path.abspath(local)
         if local is None or not os.path.exists(local):
             return path
         # Without links, since runs/latest will point to the new run. A file keeps its name: the ending decides how it is read.

@@ -116,3 +116,28 @@ def test_a_line_of_fifty_megabytes_is_left_out_in_seconds(hub, tmp_path):
     assert said.code == 0
     assert "Left out: 1 rows longer than 64 tokens" in said.out
     assert "(a.jsonl:2)" in said.out
+
+
+def test_halves_of_characters_and_line_ends_in_what_is_quoted_spoil_no_message(hub, tmp_path):
+    rows = [
+        {"prompt": "x", "completion": "y", "\ud83d": 1},
+        {"prompt": "x", "\ud83d": 1},
+        {"prompt": [{"role": "\udc00"}], "completion": "y"},
+        {"prompt": "x\ud83d", "completion": "y", "two\nlines": 1},
+        {"completion": "y", "two\nlines": 1},
+    ]
+    write(tmp_path / "a.jsonl", *rows)
+    write(tmp_path / "b.jsonl", {"text": "a good text"}, {"text": "x\ud83d"}, {"text": ["\ud83d"]})
+    for name, num_good in (("a.jsonl", 1), ("b.jsonl", 1)):
+        for words in ((), ("--json",)):
+            said = hub("data", "model=tiny", f"data.path={name}", *words)
+            assert said.out.encode()
+        report = json.loads(said.out)
+        assert sum(source["num_rows"] for source in report["sources"]) == num_good
+        assert all("\n" not in bad["reason"] for bad in report["bad_rows"])
+        trained = hub(
+            "algo=sft", "model=tiny", f"data.path={name}", "data.on_bad_row=skip", "launch=inline", "algo.max_steps=1"
+        )
+        assert (trained.code, trained.err, bool(trained.out.encode())) == (0, "", True)
+    refused = hub("algo=sft", "model=tiny", "data.path=b.jsonl", "launch=inline")
+    assert refused.err.startswith("hub: b.jsonl:2: text holds half a character (a lone surrogate, as \\ud83d)")

@@ -50,3 +50,12 @@ def test_bad_rows_can_be_passed_over_but_not_all_of_them(tmp_path):
     file.write_text("{oops\n")
     with pytest.raises(DataError, match="none of its rows can be used"):
         check(file, on_bad_row="skip")
+
+
+def test_a_mapped_column_that_no_row_has_is_refused(tmp_path):
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps(ROW | {"functions": []}) + "\n")
+    source = DataSource(path=str(file), columns={"tools": "functions", "reasoning": "thougts"})
+    with pytest.raises(DataError, match=r"data\.columns\.reasoning=thougts: no row has a field thougts\. Take it out, or name"):
+        check_rows(source, DataConfig(path=str(file)))
+    assert check_rows(source, DataConfig(path="another.jsonl")) == Checked(1, True)

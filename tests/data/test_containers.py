@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Json, List
 
 from hub.config.data import DataConfig, DataSource
 from hub.data.formats.detect import read_fields
+from hub.data.formats.file_format import FileFormats
 from hub.data.sources.entries import Cursor
 from hub.data.sources.memory import rows_in_memory
 from hub.data.sources.read import rows_after
@@ -97,6 +98,11 @@ def csv_of_json_text(folder):
     return folder / "a.csv"
 
 
+def json_of_datasets(folder):
+    Dataset.from_list(ROWS).to_json(folder / "a.jsonl")
+    return folder / "a.jsonl"
+
+
 def in_memory(make):
     def written(folder):
         return write_rows(rows_in_memory(make(folder)), folder, read_fields())
@@ -114,6 +120,14 @@ class Foreign:
         return self._table.__arrow_c_stream__(requested_schema)
 
 
+class MapStyle:
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, number):
+        return ROWS[number]
+
+
 CONTAINERS = {
     "json": json_list,
     "parquet": parquet,
@@ -122,6 +136,9 @@ CONTAINERS = {
     "save_to_disk": saved,
     "DatasetDict.save_to_disk": saved_dict,
     "csv": csv_of_json_text,
+    "Dataset.to_json": json_of_datasets,
+    "Dataset.to_list": in_memory(lambda folder: Dataset.from_list(ROWS).to_list()),
+    "Dataset without iteration, as torch has": in_memory(lambda folder: MapStyle()),
     "list": in_memory(lambda folder: ROWS),
     "Dataset": in_memory(lambda folder: Dataset.from_list(ROWS)),
     "Dataset with numpy's format": in_memory(lambda folder: Dataset.from_list(ROWS).with_format("numpy")),
@@ -159,6 +176,59 @@ def test_the_same_rows_give_the_same_tokens_from_any_container(tmp_path, tokens,
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
     assert tokens(CONTAINERS[name](tmp_path / "one")) == tokens(jsonl(tmp_path / "other"))
+
+
+def test_other_forms_give_the_same_tokens_as_text_and_with_the_missing_values_of_pandas(tmp_path, tokens):
+    rows = [
+        {"prompt": [USER], "completion": [ANSWER], "system": "Be brief.", "tools": TOOLS},
+        {"prompt": "When?", "completion": "[{'role' is no list", "system": None, "tools": None},
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "loss_mask": None},
+        {"input_ids": [5, 6], "labels": None, "loss_mask": [0, 1]},
+        {"messages": [USER, ANSWER], "unmask": True},
+        {"messages": [USER, ANSWER], "unmask": None},
+        {"instruction": "Add.", "input": None, "output": "3"},
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+    ]
+    for number, pair in enumerate(zip(rows[::2], rows[1::2], strict=True)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pair))
+        with (folder / "b.csv").open("w", newline="") as stream:
+            table = csv.DictWriter(stream, list(pair[0]))
+            table.writeheader()
+            cells = [{name: json.dumps(v) if isinstance(v, list) else v for name, v in row.items()} for row in pair]
+            table.writerows(cells)
+        frame = pandas.DataFrame(list(pair)).to_dict("records")
+        assert tokens(folder / "a.jsonl") == tokens(folder / "b.csv") == tokens(write_rows(rows_in_memory(frame), folder))
+
+
+def test_a_row_that_can_not_be_written_is_refused_or_left_out_in_its_place(tmp_path):
+    good = {"prompt": "x", "completion": "y"}
+    half, deep = {"prompt": "\ud83d", "completion": "y"}, good | {"list": []}
+    for _ in range(3000):
+        deep["list"] = [deep["list"]]
+    rows = [None, {"prompt": b"x", "completion": "y"}, half, good | {(1, 2): 3}, deep, good]
+    file = write_rows(rows_in_memory(rows), tmp_path, read_fields(), skip_bad=True)
+    formats, bad = FileFormats(DataSource(path=str(file)), DataConfig()), []
+    for number, (entry, _) in enumerate(rows_after(str(file), Cursor()), 1):
+        try:
+            formats.example(entry)
+        except DataError as error:
+            bad.append((number, str(error).removeprefix(f"{file}:{number}: ").removeprefix(f"{file.name}:{number}: ")[:50]))
+    assert bad == [
+        (1, "a row must be a JSON object {...}, this is a text:"),
+        (2, "message 1 (user) has content that is binary data, "),
+    ]
+    for wrong, said in (
+        (
+            [[USER, ANSWER]],
+            r"row 1 is a list\. Give dictionaries, one for each row: \[{\"messages\": messages} for messages in data\]",
+        ),
+        (["a text"], r"row 1 is a text\. .*: \[{\"text\": text} for text in data\]"),
+        (pandas.Series(["a text"]), "row 1 is a text"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            write_rows(rows_in_memory(wrong), tmp_path, read_fields())
 
 
 def test_a_null_that_was_written_stays_where_it_can_be_told_from_one_of_arrow(tmp_path, tokens):

@@ -20,6 +20,12 @@ def chat(*contents, roles=("user", "assistant") * 5, **fields):
     return {"messages": [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]} | fields
 
 
+def call(**arguments):
+    calls = [{"type": "function", "function": {"name": "tide", "arguments": arguments}}]
+    messages = [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    return {"messages": messages, "tools": [{"name": "tide", "parameters": {"properties": {"day": {"type": "integer"}}}}]}
+
+
 GOOD = [chat(f"What is {number} + 1?", str(number + 1)) for number in range(40)]
 
 
@@ -89,6 +95,15 @@ def test_good_data_has_no_findings_and_is_counted(found):
         ([chat("a", "b", "c", roles=("user", "assistant", "assistant"))], {}, "look", "the assistant speaks twice", []),
         ([chat("a", "b", "c", roles=("user", "tool", "assistant"))], {}, "look", "a tool answers that was not called", []),
         ([chat("a", "b", topic=1)], {}, "look", "fields that nothing reads: topic", []),
+        ([call(day=None)], {"template": "chatml"}, "look", "an argument of a call is null", ["train.jsonl:1"]),
+        (
+            [call(day=3.0)],
+            {"template": "chatml"},
+            "look",
+            "an argument is a fraction such as 3.0, and its schema says integer",
+            ["train.jsonl:1"],
+        ),
+        ([], {"columns": {"tools": "functoins"}}, "bad", "data.columns.tools=functoins: no row has a field functoins", []),
     ],
 )
 def test_what_is_wrong_is_found_with_its_place(found, rows, options, level, words, examples):
@@ -150,6 +165,10 @@ def with_bos(tokenizer):
             ["documents with special tokens or markers of turns (<|im_end|>, <|im_start|>)", "Loss is on the questions, too"],
         ),
         ({"text": "<|start_header_id|>user<|end_header_id|>"}, "look", ["markers of turns (<|start_header_id|>)"]),
+        ({"prompt": "<|begin_of_text|><|start_header_id|>user", "completion": "Yes."}, "bad", ["turn (<|start_header_id|>)"]),
+        ({"prompt": "Below is an instruction.\n\n### Instruction:\nX", "completion": "Y"}, "bad", ["(### Instruction:)"]),
+        ({"prompt": "Is it?", "completion": "Yes.</s>"}, "bad", ["answer ends with a special token (</s>)"]),
+        ({"prompt": "Strike it.", "completion": "<s>It</s>"}, None, []),
         ({"text": "<|endoftext|>Ice is cold.<|im_end|>"}, None, []),
         ({"input_ids": [0, 0, 7]}, "look", ["rows whose input_ids begin with two tokens <|endoftext|>"]),
         ({"prompt": "Is 1 < 2 | 3 > 2?", "completion": "<b>Yes.</b>"}, None, []),

@@ -68,7 +68,7 @@ def test_tokens_are_taken_as_they_are(tokenizer, rows_file):
     assert encode(tokenizer, {"input_ids": [5, 6, 7]})[0].unit.loss_mask.all()
     with pytest.raises(DataError, match=r"input_ids has 9999, but the model's tokenizer has \d+ tokens"):
         encode(tokenizer, {"input_ids": [5, 9999]})
-    with pytest.raises(DataError, match="nothing in this row is trained: no label is a token"):
+    with pytest.raises(DataError, match="nothing in this row is trained: no token behind the first one has loss"):
         encode(tokenizer, {"input_ids": [5, 6], "labels": [5, -100]})
 
 

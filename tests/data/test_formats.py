@@ -12,6 +12,7 @@ from hub.errors import DataError
 USER = {"role": "user", "content": "What is 2 + 2?"}
 ANSWER = {"role": "assistant", "content": "4"}
 CALL = {"type": "function", "id": "c1", "function": {"name": "add", "arguments": {"a": 2}}}
+NAN = {"function": {"name": "add", "arguments": {"a": float("nan")}}}
 
 
 def row(value, line=7):
@@ -114,6 +115,17 @@ def test_fields_that_nothing_reads_are_told():
         ({"messages": [{"role": "asistant", "content": "x"}]}, "Did you mean assistant?"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "Allowed: system, user, assistant, tool"),
         ({"messages": [{"content": "x"}]}, "no role"),
+        ({"messages": [{"from": "human", "value": "x"}]}, "with from and value type data.columns.conversations=messages"),
+        ({"messages": [USER, ANSWER | {"role": "gpt"}]}, "Did you mean assistant?"),
+        ({"messages": [USER, ANSWER | {"thinking": "a", "reasoning": "b"}]}, "other thoughts in thinking than in reasoning"),
+        ({"messages": [{"role": "system", "content": "x"}, USER, ANSWER], "system": "y"}, "the field system and a message of"),
+        ({"messages": [USER, {"role": "assistant", "content": float("nan")}]}, "content that is NaN (a missing value)"),
+        ({"messages": [USER, {"tool_calls": [NAN]} | ANSWER]}, "tool_calls of message 2 has a number that is NaN or infinite"),
+        ({"messages": "[{'role': 'user', 'content': 'x'}]"}, "This is how Python prints objects. Write the rows as JSONL"),
+        ({"prompt": "[{'role': 'user', 'content': 'x'}]", "completion": "y"}, "prompt is a list of messages that is no JSON"),
+        ({"role": "user", "content": "x"}, 'This is a message: a row has a list of them, {"messages": [...]}'),
+        ({"questions": [{"a": 1}]}, "If questions has the rows, write a file with that list alone"),
+        ({"text": ["x"]}, "text must be a text, not a list"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "['user']"),
         ({"messages": [{"role": "user", "content": None}, ANSWER]}, "message 1 (user) has content that is null"),
         (
@@ -170,6 +182,21 @@ def test_bad_row_is_refused_with_its_place_and_what_is_wrong(value, expected):
     text = refusal(value)
     assert text.startswith("chats.jsonl:1: ")
     assert expected in text
+
+
+def test_a_system_message_may_be_beside_the_others():
+    system = {"role": "system", "content": "Be kind."}
+    for value, format in (
+        ({"messages": [USER, ANSWER]}, "messages"),
+        ({"prompt": USER["content"], "completion": "4"}, "prompt_completion"),
+        ({"prompt": USER["content"], "chosen": "4", "rejected": "5"}, "chosen"),
+        ({"prompt": "", "chosen": json.dumps([USER, ANSWER]), "rejected": ""}, "chosen"),
+    ):
+        conversation = convert(Row(value | {"system": "Be kind."}, "a.jsonl", 1), format)
+        assert conversation.messages == [system, USER, ANSWER]
+        assert conversation.unused == ()
+        assert conversation.completion in (None, 2)
+        assert convert(Row(value | {"system": ""}, "a.jsonl", 1), format).messages == [USER, ANSWER]
 
 
 def test_masks_beside_input_ids_say_what_is_trained():

@@ -84,8 +84,10 @@ def test_one_source_is_a_mix_of_one():
 
 
 def test_names_are_those_of_the_files_and_no_two_are_alike():
-    named = [DataSource(path=path) for path in ("x/a.jsonl", "y/a.jsonl", "org/chats")] + [DataSource(path="z", name="mine")]
-    assert source_names(named) == ("a", "a-2", "chats", "mine")
+    named = [DataSource(path=path) for path in ("x/a.jsonl", "y/a.jsonl", "org/chats", "in/**/*.jsonl")] + [
+        DataSource(path="z", name="mine")
+    ]
+    assert source_names(named) == ("a", "a-2", "chats", "in", "mine")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from hub.data.sources.entries import Cursor, Unread
-from hub.data.sources.files import is_hub_id
+from hub.data.sources.files import files_line, is_hub_id
 from hub.data.sources.folders import files_of
 from hub.data.sources.read import read_rows, rows_after
 from hub.errors import DataError
@@ -88,6 +88,16 @@ def test_parquet_gives_its_rows_and_a_damaged_one_is_one_line(tmp_path):
         ("a.jsonl", b'{"a": 1}\n{"a": "\x89PNG"}\n', ["a.jsonl:2", "byte 8", "0x89", "UTF-8"]),
         ("a.jsonl", b'{"a": 1}\n\0\0\n', ["a.jsonl:2", "binary"]),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), ["a.jsonl", "UTF-16"]),
+        ("a.jsonl", b'{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}\n', ["a.jsonl:2", "the field c is twice in one object"]),
+        ("a.jsonl", b"\x1f\x8b\x08\0", ["a.jsonl: the file is compressed with gzip. Let its name end in .gz"]),
+        ("a.csv", b"PK\x03\x04", ["a.csv: the file is a zip archive (let its name end in .zip) or a workbook of Excel"]),
+        ("a.csv", b'a,b\n"1,2\n3,4\n', ["a.csv:2", "a quote is not closed", "It takes up the lines 2 to 3"]),
+        ("a.csv", b"a\xe9,b\n1,2\n", ["a.csv:1", "byte 2 of the line (0xe9) is not UTF-8"]),
+        ("a.txt", b'{"a": 1}\n{"a": 2}\n', ["a.txt: its lines are JSON objects", ".jsonl"]),
+        ("a.json", b'{"train": [{"a": 1}], "test": [{"a": 1}]}', ["several lists of rows (train, test)"]),
+        ("a.json", b'{"a": ["x", "y"], "b": ["z", "w"]}', ["a list for each column in place of rows"]),
+        ("a.json", b'{"columns": ["a"], "index": [0], "data": [["x"]]}', ["a table, as DataFrame.to_json(orient='split')"]),
+        ("a.json", b'{"0": {"a": "x"}, "1": {"a": "y"}}', ["one object with the rows under 0, 1. Write the rows as a list"]),
         ("a.xlsx", b"PK", ["a.xlsx", ".xlsx", ".jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet"]),
     ],
 )
@@ -197,14 +207,16 @@ def test_a_bad_row_stands_in_its_place_and_the_others_can_be_read(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{oops\n\xff\n\0\n{"a": 5}\n')
     (tmp_path / "b.csv").write_text("a,b\n1,2\n1\n3,4\n")
     (tmp_path / "c.json").write_text('[{"a": 1}, 7, {"a": 2}]')
+    (tmp_path / "d.jsonl").write_text('{"a": "cut", \n{"a": 1}\n{"a": 2}\n')
+    (tmp_path / "e.csv").write_bytes(b'a,b\ncaf\xe9,1\n"x\n\0",1\n3,4\n')
     good, bad = [], []
     for entry, _ in rows_after(str(tmp_path), Cursor(), stream=False):
         try:
             good.append(entry.read().where)
         except DataError:
             bad.append(f"{entry.file.rsplit('/', 1)[1]}:{entry.line}")
-    assert good == ["a.jsonl:1", "a.jsonl:5", "b.csv:2", "b.csv:4", "c.json:1", "c.json:1"]
-    assert bad == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4", "b.csv:3", "c.json:1"]
+    assert good == ["a.jsonl:1", "a.jsonl:5", "b.csv:2", "b.csv:4", "c.json:1", "c.json:1", "d.jsonl:2", "d.jsonl:3", "e.csv:5"]
+    assert bad == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4", "b.csv:3", "c.json:1", "d.jsonl:1", "e.csv:2", "e.csv:3"]
 
 
 def files(folder, split="train"):
@@ -216,6 +228,7 @@ def files(folder, split="train"):
     ("names", "train", "test"),
     [
         ("train.jsonl test.jsonl README.md LICENSE", "train.jsonl", "test.jsonl"),
+        ("train/in/a.jsonl test/in/a.jsonl", "train/in/a.jsonl", "test/in/a.jsonl"),
         ("train-X.parquet test-X.parquet", "train-X.parquet", "test-X.parquet"),
         ("data/train-X.parquet data/test-X.parquet dataset_infos.json", "data/train-X.parquet", "data/test-X.parquet"),
         ("json-train.arrow json-test.arrow cache-9f1.arrow dataset_info.json", "json-train.arrow", "json-test.arrow"),
@@ -232,7 +245,7 @@ def files(folder, split="train"):
 def test_the_files_of_a_split_are_told_by_their_names(tmp_path, names, train, test):
     names, train, test = (text and text.replace("-X", "-00000-of-00001") for text in (names, train, test))
     for name in names.split():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     data = {name for name in names.split() if not name.endswith((".md", "LICENSE", "s.json", "o.json", ".txt", "1.arrow"))}
     for split, expected in (("train", train), ("test", test)):
@@ -240,8 +253,23 @@ def test_the_files_of_a_split_are_told_by_their_names(tmp_path, names, train, te
             with pytest.raises(DataError, match=r"of the split \w+\. It has the splits|several folders in it have data"):
                 files(tmp_path, split)
         else:
-            read, left_out = files(tmp_path, split)
+            read, left_out, _ = files(tmp_path, split)
             assert (read, set(left_out)) == (expected.split(), data - {*read})
+
+
+def test_a_pattern_stands_for_files_and_what_lies_beside_data_is_named(tmp_path):
+    for name in ("a1.jsonl", "a2.jsonl", "b.jsonl", "notes.txt", "dev.jsonl", "more/c.jsonl", "empty/x.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(ROW) + "\n")
+    assert [row.where for row in read_rows(f"{tmp_path}/a*.jsonl")] == ["a1.jsonl:1", "a2.jsonl:1"]
+    assert [row.where for row in read_rows(f"{tmp_path}/**/c.jsonl")] == ["c.jsonl:1"]
+    assert files_line(f"{tmp_path}/*/*.jsonl") == f"Files of {tmp_path}/*/*.jsonl: c.jsonl."
+    assert files_line(str(tmp_path)).endswith(
+        "Not read, as they are of other splits or of none: dev.jsonl. Not read, as they lie beside data files: notes.txt, more."
+    )
+    assert files(tmp_path, "dev")[0] == files(tmp_path, "validation")[0] == ["dev.jsonl"]
+    assert "no file matches this pattern" in message_of(tmp_path / "x*.jsonl")
+    assert "x.md matches this pattern and is no kind of data file" in message_of(tmp_path / "*" / "*")
 
 
 def test_a_saved_dataset_is_what_its_state_names(tmp_path):
@@ -288,13 +316,25 @@ def test_the_files_that_are_read_are_named_with_those_that_are_not(hub, tmp_path
         ("a.csv", "sep=;\na;b\n1;x\n", ["a.csv:3"]),
         ("a.csv", 'a, b\n1,x\n2,"y\ny"\n', ["a.csv:2", "a.csv:3"]),
         ("a.csv", "a,b,,\n1,x,,\n2,z,,,,\n", ["a.csv:2", "a.csv:3"]),
+        ("a.csv", 'a,b\r1,"x\ny"\r2,z\r', ["a.csv:2", "a.csv:3"]),
+        ("a.csv", "a\r1\r2", ["a.csv:2", "a.csv:3"]),
+        ("a.tsv", "a,b\n1,x\n", ["a.tsv:2"]),
+        ("a.jsonl", '{"a": [\n{"b": 1}\n]}\n', ["a.jsonl:1"]),
     ],
 )
 def test_the_forms_of_json_and_csv_are_told_by_the_file(tmp_path, name, text, places):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text.encode())
     rows = list(read_rows(str(tmp_path / name)))
     assert [row.where for row in rows] == places
-    assert [row.value["a"] for row in rows] == ["1", "2"][: len(rows)]
+    if "[\n" not in text or "data" in text:
+        assert [row.value["a"] for row in rows] == ["1", "2"][: len(rows)]
+
+
+def test_line_ends_within_cells_stay_as_they_are(tmp_path):
+    cells = ["x\r\ny", "x\ny", "x\ry"]
+    for end in ("\r", "\n", "\r\n"):
+        (tmp_path / "a.csv").write_bytes(end.join(["a,b", *(f'1,"{cell}"' for cell in cells)]).encode())
+        assert [row.value["b"] for row in read_rows(str(tmp_path / "a.csv"))] == cells
 
 
 def test_columns_without_a_name_are_there_only_where_they_hold_something(tmp_path):
@@ -311,11 +351,11 @@ def test_a_text_file_is_one_document_and_a_zip_is_the_file_in_it(tmp_path):
     assert "is read as a whole and can't be streamed" in message_of(
         tmp_path / "a.txt", lambda path: list(rows_after(path, Cursor()))
     )
-    for name, inner in (("b.zip", "b.jsonl"), ("b.jsonl.zip", "b.jsonl"), ("c.zip", "in/c.csv")):
+    for name, inner in (("b.zip", "b.jsonl"), ("b.jsonl.zip", "b.jsonl"), ("c.zip", "in/c.csv"), ("d.jsonl.zip", "c.csv")):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr(inner, "a\n1\n2\n" if "csv" in inner else '{"a": "1"}\n{"a": "2"}\n')
-            archive.writestr("__MACOSX/._b.jsonl", "x")
-            archive.writestr("README.md", "x")
+            for beside in ("__MACOSX/._b.jsonl", "README.md", "README.txt", "._b.jsonl", "dataset_info.json"):
+                archive.writestr(beside, "x")
         whole = list(rows_after(str(tmp_path / name), Cursor()))
         assert [row.read().value["a"] for row, _ in whole] == ["1", "2"]
         assert list(rows_after(str(tmp_path / name), whole[0][1])) == whole[1:]

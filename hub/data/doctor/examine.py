@@ -102,6 +102,8 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
     findings += of_rendered(rendered)
     findings += of_texts(all_scans)
     findings += of_duplicates(*_split(scans, evaluation_scans, cfg))
+    unseen = set.intersection(*(set(each.unseen_columns) for each in all_scans))
+    findings += [Finding("bad", line, 1) for line in sorted(unseen)]
     if any(each.has_more for each in all_scans):
         findings.append(Finding("look", f"only the first {MAX_ROWS:,} rows of a source are inspected", 1))
     reports: list[SourceReport] = [

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from hub.data.formats.examples import Conversation, Example
+from hub.data.formats.messages import arguments_of
+from hub.data.json_values import JsonObject
 
 BROKEN_TEXT = {
     "a character that could not be decoded (U+FFFD)": re.compile("\ufffd"),
@@ -39,6 +41,33 @@ def odd_order(example: Example) -> Iterable[str]:
         yield "a tool answers that was not called"
     if any(calls) and not example.tools:
         yield "a tool is called, but the row has no tools"
+    yield from _odd_arguments(example)
+
+
+def _odd_arguments(example: Conversation) -> Iterable[str]:
+    """What a library may have made of the arguments of calls: nulls, and fractions of whole numbers."""
+    types = {name: kind for tool in example.tools or () for name, kind in _types(tool).items()}
+    for message in example.messages:
+        for function, arguments in arguments_of(message):
+            for name, value in arguments.items():
+                kind = types.get(f"{function}.{name}", "")
+                if value is None and "null" not in kind:
+                    yield "an argument of a call is null. Libraries write null for an argument that is not there"
+                elif isinstance(value, float) and kind == "integer":
+                    yield (
+                        "an argument is a fraction such as 3.0, and its schema says integer. Pandas makes fractions of whole "
+                        "numbers: give the path of the file"
+                    )
+
+
+def _types(tool: JsonObject) -> dict[str, str]:
+    """`function.parameter` -> its type in the schema, or its types."""
+    function = tool.get("function", tool)
+    if not isinstance(function, dict) or not isinstance(parameters := function.get("parameters"), dict):
+        return {}
+    properties = parameters.get("properties")
+    known = properties.items() if isinstance(properties, dict) else ()
+    return {f"{function.get('name')}.{name}": str(schema.get("type")) for name, schema in known if isinstance(schema, dict)}
 
 
 def is_odd(character: str) -> bool:

@@ -13,6 +13,7 @@ from hub.data.doctor.examine import Examined
 from hub.data.doctor.oddities import is_odd
 from hub.data.samples.sample import Sample
 from hub.data.tokens.special_tokens import special_tokens
+from hub.errors import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ _STYLES = {"context": "dim", "trained": "green", "special": "cyan", "special tra
 def print_examined(examined: Examined, tokenizer: "PreTrainedTokenizerBase", as_json: bool) -> None:
     """Print the result as a page or as JSON."""
     if as_json:
-        print(json.dumps(examined.report(), indent=2, ensure_ascii=False))
+        print(printable(json.dumps(examined.report(), indent=2, ensure_ascii=False)))
         return
     _print_page(Console(width=None if Console().is_terminal else 160, highlight=False, soft_wrap=True), examined, tokenizer)
     sys.stdout.flush()
@@ -64,11 +65,16 @@ def _print_sources(console: Console, examined: Examined) -> None:
     for source in examined.sources:
         share = source["num_loss_tokens"] / max(1, source["num_tokens"])
         numbers = [source["num_rows"], source["num_samples"], source["num_tokens"]]
-        cells = [source["name"], ", ".join(source["formats"]), *(f"{number:,}" for number in numbers), f"{share:.0%}"]
+        cells = [
+            printable(source["name"]),
+            ", ".join(source["formats"]),
+            *(f"{number:,}" for number in numbers),
+            f"{share:.0%}",
+        ]
         table.add_row(*cells, f"{source['num_left_out']:,}", f"{source['num_bad_rows']:,}")
     console.print(table)
     for line in [*examined.files, examined.template]:
-        console.print(line, markup=False)
+        console.print(printable(line), markup=False)
 
 
 def _print_lengths(console: Console, examined: Examined) -> None:
@@ -91,11 +97,11 @@ def _print_findings(console: Console, examined: Examined) -> None:
     console.print()
     for finding in examined.findings:
         count = f"{finding.count:,} " if finding.what[:1].islower() and finding.count != 1 else ""
-        advice = f". {finding.advice}" if finding.advice else ""
+        advice = f"{'' if finding.what.endswith('?') else '.'} {finding.advice}" if finding.advice else ""
         line = Text(f"{_LABELS[finding.level]:<7}", "bold red" if finding.level == "bad" else "yellow")
         console.print(line.append(f"{count}{finding.what}{advice}", "default"))
         for example in finding.examples:
-            console.print(Text(f"       {example}", "dim"))
+            console.print(Text(printable(f"       {example}"), "dim"))
     if not examined.findings:
         console.print("no findings")
 
@@ -103,7 +109,7 @@ def _print_findings(console: Console, examined: Examined) -> None:
 def _shown(sample: Sample, tokenizer: "PreTrainedTokenizerBase", has_color: bool) -> Text:
     """A sample as the model sees it. Without colors, [[ and ]] mark what is trained."""
     special = set(special_tokens(tokenizer).values())
-    text = Text(f"{sample.where}{f' {sample.role}' if sample.role else ''}: ", "bold")
+    text = Text(printable(f"{sample.where}{f' {sample.role}' if sample.role else ''}: "), "bold")
     kinds = [
         f"special{' trained' if mask else ''}" if int(number) in special else "trained" if mask else "context"
         for number, mask in zip(sample.input_ids, sample.loss_mask, strict=True)

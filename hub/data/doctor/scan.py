@@ -11,6 +11,7 @@ from hub.config.data import DataSource
 from hub.config.schema import RunConfig
 from hub.data.doctor.oddities import BROKEN_TEXT, odd_order
 from hub.data.formats.examples import Conversation, Document, Example, ExampleGroup, RowExample
+from hub.data.formats.file_format import FileFormats
 from hub.data.samples.counts import Counts
 from hub.data.samples.sample import Item
 from hub.data.sources.entries import Cursor
@@ -55,6 +56,9 @@ class Scan:
     orders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """What is odd in the order of turns -> where."""
 
+    unseen_columns: list[str] = field(default_factory=list)
+    """What is wrong with each name of `data.columns` that no row has."""
+
     has_more: bool = False
     """Whether there are rows that were not inspected."""
 
@@ -79,7 +83,7 @@ def scan(
         HubError: the source can't be read at all.
     """
     data = replace(cfg.data, on_bad_row="skip", on_long="drop" if cfg.data.on_long == "error" else cfg.data.on_long)
-    encode = Encoder(tokenizer, data, source, limit)
+    encode, formats = Encoder(tokenizer, data, source, limit), FileFormats(source, data)
     rows: list[list[Item]] = []
     result = Scan()
     entries = rows_after(source.path, Cursor(), source.subset, source.split, stream=False)
@@ -87,10 +91,11 @@ def scan(
         items = encode(entry)
         rows.append(items)
         if not items[0].bad:
-            examples = _examples(encode.example(entry))
+            examples = _examples(formats.example(entry))
             _record(result, items, examples)
             rendered.add(result.rows[-1].where, examples)
     result.has_more = next(entries, None) is not None
+    result.unseen_columns = formats.unseen_columns()
     result.counts = Counts.of(rows, data.block_size)
     return result
 

@@ -1,20 +1,19 @@
 """`data.columns`: fields of rows and of messages under the names that the formats read."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hub.config.paths import file_kind
 from hub.data.formats.converters import OPTIONAL
 from hub.data.formats.messages import KNOWN_FIELDS
+from hub.data.formats.missing import MESSAGE_LISTS
 from hub.data.json_values import JsonObject, JsonValue, json_if_text, listed
 from hub.data.sources.entries import Row
 from hub.errors import DataError, did_you_mean
 
 MESSAGE_FIELDS = (*KNOWN_FIELDS, "from", "value")
 """Fields of a message that can be mapped."""
-
-_LISTS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
-"""Fields of a row that hold messages."""
 
 _MAY_LACK = {*OPTIONAL} - {"prompt"}
 """Fields that a row may lack."""
@@ -50,8 +49,34 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     value = {name: item for name, item in row.value.items() if name not in taken}
     value |= {name: row.value[column] for name, column in present.items()}
     if inner:
-        value |= {name: _messages(value[name], inner, row.where, name) for name in _LISTS if name in value}
+        value |= {name: _messages(value[name], inner, row.where, name) for name in MESSAGE_LISTS if name in value}
     return Row(value, row.file, row.line)
+
+
+def has_column(row: Row, name: str, column: str) -> bool:
+    """Whether a row has a column that is mapped, or one of its messages has it.
+
+    Args:
+        row: as it was read.
+        name: what a format reads.
+        column: its name in the file.
+    """
+    if name not in MESSAGE_FIELDS or column in row.value:
+        return column in row.value
+    return any(isinstance(turn, dict) and column in turn for value in row.value.values() for turn in _turns(value, row.where))
+
+
+def _turns(value: JsonValue, where: str) -> list[JsonValue]:
+    """The items of a list, which may be JSON text."""
+    if isinstance(value, str) and value.startswith("[{"):
+        with suppress(DataError):
+            value = json_if_text(value, where, "")
+    return value if isinstance(value, list) else []
+
+
+def unseen_column(option: str, columns: Mapping[str, str], name: str) -> str:
+    """What is wrong with a mapped column that no row has."""
+    return f"{option}.{name}={columns[name]}: no row has a field {columns[name]}. Take it out, or name another one"
 
 
 def column_problems(columns: Mapping[str, str], option: str, known: Collection[str]) -> Iterator[str]:

@@ -1,11 +1,23 @@
 """From the fields of a row to what is trained on, a function for each format. Every error is one line with its place."""
 
 import json
+import re
+from contextlib import suppress
 from typing import NoReturn
 
 from hub.data.formats.examples import Conversation, Document, Tokens
 from hub.data.formats.messages import KNOWN_FIELDS, called_functions, check_messages, message_list
-from hub.data.json_values import JsonObject, JsonValue, json_if_text, kind_of, listed
+from hub.data.json_values import (
+    DECODER,
+    WRITE_JSON,
+    JsonObject,
+    JsonValue,
+    has_half_character,
+    is_of_python,
+    json_if_text,
+    kind_of,
+    listed,
+)
 from hub.data.sources.entries import Row
 from hub.errors import DataError, did_you_mean
 
@@ -24,6 +36,9 @@ _SHAREGPT_ROLES = {
     "observation": "tool",
 }
 _HUMAN, _ANSWER = "\n\nHuman:", "\n\nAssistant:"
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content)['\"]\s*:")
+"""How a list of messages begins as text."""
+
 IGNORED_LABEL = -100
 LOSS_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "assistant_tokens_mask", "loss_mask")
 """Beside input_ids: 1 where a token has loss. Of several, a token must have 1 in each (as in TRL)."""
@@ -51,10 +66,28 @@ def _conversation(
     if tools:
         _check_calls(checked, tools, row.where)
     _check_json(checked, tools, row.where)
-    unmask = row.value.get("unmask") if "unmask" in optional else None
-    if unmask not in (None, False, True):
-        raise DataError(f"{row.where}: unmask is {kind_of(unmask)}. Allowed: true or false")
-    return Conversation(checked, tools, row.where, format, tuple(unused), without_loss, bool(unmask), completion)
+    unmask = _unmask(row) if "unmask" in optional else False
+    return Conversation(checked, tools, row.where, format, tuple(unused), without_loss, unmask, completion)
+
+
+def _unmask(row: Row) -> bool:
+    """The field unmask, which is text in a CSV file."""
+    value = row.value.get("unmask")
+    if isinstance(value, str):
+        value = {"": False, "true": True, "false": False}.get(value.strip().lower(), value)
+    if value not in (None, False, True):
+        raise DataError(f"{row.where}: unmask is {kind_of(value)}. Allowed: true or false")
+    return bool(value)
+
+
+def _with_system(messages: list[JsonObject], row: Row) -> list[JsonObject]:
+    """The messages behind the one in the field system."""
+    system = row.value.get("system")
+    if system in (None, ""):
+        return messages
+    if messages and messages[0].get("role") == "system":
+        raise DataError(f"{row.where}: the field system and a message of the role system are both there. Give one of them")
+    return [{"role": "system", "content": system}, *messages]
 
 
 def from_messages(row: Row, format: str) -> Conversation:
@@ -63,8 +96,8 @@ def from_messages(row: Row, format: str) -> Conversation:
     Raises:
         DataError: it can't be trained on.
     """
-    messages = message_list(row.value["messages"], row.where, "messages")
-    return _conversation(row, format, messages, BESIDE, ("messages",))
+    messages = _with_system(message_list(row.value["messages"], row.where, "messages"), row)
+    return _conversation(row, format, messages, BESIDE, ("messages", "system"))
 
 
 def from_sharegpt(row: Row, format: str) -> Conversation:
@@ -74,8 +107,6 @@ def from_sharegpt(row: Row, format: str) -> Conversation:
         DataError: it can't be trained on.
     """
     messages: list[JsonObject] = []
-    if row.value.get("system"):
-        messages.append({"role": "system", "content": row.value["system"]})
     for number, turn in enumerate(message_list(row.value["conversations"], row.where, "conversations"), 1):
         if "from" not in turn and "role" in turn:
             messages.append(turn | {"role": _SHAREGPT_ROLES.get(str(turn["role"]), turn["role"])})
@@ -91,7 +122,7 @@ def from_sharegpt(row: Row, format: str) -> Conversation:
         message = {key: item for key, item in turn.items() if key not in ("from", "value")}
         message |= {"role": _SHAREGPT_ROLES[speaker], "content": value}
         messages.append(message)
-    return _conversation(row, format, messages, BESIDE, ("conversations", "system"))
+    return _conversation(row, format, _with_system(messages, row), BESIDE, ("conversations", "system"))
 
 
 def from_alpaca(row: Row, format: str) -> Conversation:
@@ -101,9 +132,7 @@ def from_alpaca(row: Row, format: str) -> Conversation:
         DataError: it can't be trained on.
     """
     value = row.value
-    messages: list[JsonObject] = []
-    if value.get("system"):
-        messages.append({"role": "system", "content": value["system"]})
+    messages = _with_system([], row)
     history = json_if_text(value.get("history") or [], row.where, "history")
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
         raise DataError(f"{row.where}: history must be a list of pairs [instruction, answer]")
@@ -125,12 +154,23 @@ def from_prompt_completion(row: Row, format: str) -> Conversation:
     Raises:
         DataError: it can't be trained on.
     """
-    prompt = _as_messages(row.value["prompt"], "user", row.where, "prompt")
+    prompt = _with_system(_as_messages(row.value["prompt"], "user", row.where, "prompt"), row)
     completion = _as_messages(row.value["completion"], "assistant", row.where, "completion")
-    return _conversation(row, format, prompt + completion, ("tools",), ("prompt", "completion"), len(prompt))
+    return _conversation(row, format, prompt + completion, ("tools",), ("prompt", "completion", "system"), len(prompt))
 
 
 def _as_messages(value: JsonValue, role: str, where: str, name: str) -> list[JsonObject]:
+    """A text as one message, or a list of messages, which CSV has as JSON text.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if isinstance(value, str) and _MESSAGES.match(value):
+        if is_of_python(value):
+            raise DataError(f"{where}: {name} is a list of messages that is no JSON: {value[:80]}. {WRITE_JSON}")
+        with suppress(ValueError, RecursionError):
+            parsed = DECODER.decode(value)
+            value = parsed if all(isinstance(turn, dict) and "role" in turn for turn in parsed) else value
     return message_list(value, where, name) if isinstance(value, list) else [{"role": role, "content": value}]
 
 
@@ -152,17 +192,19 @@ def from_chosen(row: Row, format: str) -> Conversation:
     Raises:
         DataError: it can't be trained on.
     """
-    known = ("prompt", "chosen", "rejected")
+    known = ("prompt", "chosen", "rejected", "system")
     prompt, chosen = row.value.get("prompt"), row.value["chosen"]
-    if prompt is None and isinstance(chosen, str):
-        messages = _transcript(chosen, row.where)
+    prompt = None if prompt == "" else prompt  # an empty cell
+    answer = _as_messages(chosen, "assistant", row.where, "chosen")
+    if prompt is None and isinstance(chosen, str) and len(answer) == 1:
+        messages = _with_system(_transcript(chosen, row.where), row)
         return _conversation(row, format, messages, ("tools",), known, len(messages) - 1)
     before = [] if prompt is None else _as_messages(prompt, "user", row.where, "prompt")
-    answer = _as_messages(chosen, "assistant", row.where, "chosen")
     if len(answer) > 1 and before and answer[0].get("role") != "assistant":
         before = []  # the chosen conversation begins with the prompt
-    completion = len(before) if before else max(len(answer) - 1, 0)
-    return _conversation(row, format, before + answer, ("tools",), known, completion)
+    messages = _with_system(before + answer, row)
+    completion = len(messages) - len(answer) if before else max(len(messages) - 1, 0)
+    return _conversation(row, format, messages, ("tools",), known, completion)
 
 
 def _transcript(text: str, where: str) -> list[JsonObject]:
@@ -210,7 +252,8 @@ def from_tokens(row: Row, format: str) -> Tokens:
 
 def _mask(row: Row, name: str, size: int) -> list[bool] | None:
     """A mask of the tokens with loss. None: the row lacks it."""
-    values = json_if_text(row.value.get(name), row.where, name)
+    values = row.value.get(name)
+    values = None if values == "" else json_if_text(values, row.where, name)  # in CSV a cell may be empty
     if values is None:
         return None
     if not isinstance(values, list) or any(not isinstance(value, int) or value not in (0, 1) for value in values):
@@ -232,7 +275,8 @@ def _refuse_other_masks(row: Row) -> None:
 
 def _whole_numbers(row: Row, name: str) -> list[int] | None:
     """The numbers in a field, which may be JSON text. None: the row lacks the field, and may."""
-    value = json_if_text(row.value.get(name), row.where, name)
+    value = row.value.get(name)
+    value = None if value == "" else json_if_text(value, row.where, name)  # in CSV a cell may be empty
     if value is None and name != "input_ids":
         return None
     if not isinstance(value, list) or any(type(number) is not int for number in value):
@@ -253,6 +297,8 @@ def from_document(row: Row, column: str) -> Document:
     if not isinstance(text, str) or not text.strip():
         what = "is empty" if isinstance(text, str) else f"must be a text, not {kind_of(text)}"
         raise DataError(f"{row.where}: {column} {what}. Give a text, or take the row out")
+    if has_half_character(text):
+        raise DataError(f"{row.where}: {column} holds half a character (a lone surrogate, as \\ud83d). Take the row out")
     unused = tuple(name for name, value in row.value.items() if name != column and value is not None)
     return Document(text, row.where, unused=unused)
 
@@ -275,7 +321,13 @@ def _check_json(messages: list[JsonObject], tools: list[JsonObject] | None, wher
             named.append((f"tool_calls of message {number}", calls))
     for name, value in named:
         found: list[JsonValue] = []
-        json.dumps(value, default=found.append)
+        try:
+            json.dumps(value, default=found.append, allow_nan=False)
+        except ValueError:
+            raise DataError(
+                f"{where}: {name} has a number that is NaN or infinite, which JSON has not. Give null or a text, or "
+                "leave it out"
+            ) from None
         if found:
             raise DataError(
                 f"{where}: {name} has {kind_of(found[0])} ({str(found[0])[:80]}), which JSON has not. The library that wrote "

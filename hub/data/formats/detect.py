@@ -1,9 +1,9 @@
 """The formats of rows, each turned into what is trained on: a conversation, a document, or tokens.
 
-messages           {"messages": [{"role": "user", "content": "..."}, ...], "tools": [...], "unmask": false}
+messages           {"messages": [{"role": "user", "content": "..."}, ...], "system": "...", "tools": [...], "unmask": false}
 sharegpt           {"conversations": [{"from": "human", "value": "..."}, ...], "system": "...", "tools": [...]}
 alpaca             {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}
-prompt_completion  {"prompt": "...", "completion": "..."}, both texts, or both lists of messages
+prompt_completion  {"prompt": "...", "completion": "...", "system": "..."}: texts, or lists of messages
 tokens             {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
 preference         {"prompt": "...", "chosen": "...", "rejected": "..."}: recognized, but trained on only as `chosen`
 chosen             the same rows, of which the prompt and the chosen answer are a conversation. Only with data.format=chosen
@@ -14,8 +14,10 @@ A plugin adds others, also with several samples a row: see `hub_data_formats` in
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
+from hub.config.paths import file_kind
 from hub.data.formats import converters
 from hub.data.formats.examples import Example, ExampleGroup, RowExample, naming_role
 from hub.data.json_values import JsonObject, JsonValue, kind_of, listed
@@ -102,18 +104,36 @@ def _detect(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:
             return matches[0]
         if any(isinstance(row.value[name], str) for name in _DOCUMENT_FIELDS if name in names):
             return "document"
+        if names == {"text"}:
+            return "document"  # it says why its text is none
     raise DataError(_unknown(row, known))
 
 
 def _unknown(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:
     allowed = "; ".join(f"{name} has {listed(required)}" for name, required in known.items() if name not in _NOT_DETECTED)
     fields = {field for required in known.values() for field in required}
+    shape = _hint(row)
     near = next((hint for field in sorted(set(row.value) - fields) if (hint := did_you_mean(field, fields))), "")
     return (
         f"{row.where}: these fields are of no known format: {listed(row.value)}. Allowed: {allowed}; document has text or "
-        f"document.{near} For a column with texts type data.text_column=NAME, for other names of columns e.g. "
+        f"document.{near}{shape} For a column with texts type data.text_column=NAME, for other names of columns e.g. "
         f"data.columns.prompt=NAME data.columns.completion=NAME"
     )
+
+
+def _hint(row: Row) -> str:
+    """What a row may be that is in no format."""
+    if {"role", "content"} <= row.value.keys():
+        return ' This is a message: a row has a list of them, {"messages": [...]}.'
+    lists = [name for name, value in row.value.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if lists:
+        return (
+            f" If {lists[0]} has the rows, write a file with that list alone. If it has messages, type "
+            f"data.columns.messages={lists[0]}."
+        )
+    if row.line == 2 and file_kind(Path(row.file)) in (".csv", ".tsv"):
+        return " The first row of the file must name the columns."
+    return ""
 
 
 def _from_own(row: Row, format: str, text_column: str | None = None) -> Example:

@@ -6,9 +6,10 @@ from itertools import islice
 from hub.config.data import DataConfig, DataSource
 from hub.config.option import AUTO
 from hub.config.paths import is_hub_id
-from hub.data.formats.columns import renamed
+from hub.data.formats.columns import has_column, renamed, unseen_column
 from hub.data.formats.detect import convert, detect
 from hub.data.formats.examples import RowExample
+from hub.data.formats.missing import without_missing
 from hub.data.sources.entries import Cursor, Entry, Row
 from hub.data.sources.read import rows_after
 from hub.errors import DataError
@@ -27,6 +28,7 @@ class FileFormats:
         """
         self._source, self._data = source, data
         self._formats: dict[str, str | None] = {}
+        self._unseen = set(source.columns)
 
     def example(self, entry: Entry) -> RowExample:
         """What a row is before it becomes tokens.
@@ -34,8 +36,18 @@ class FileFormats:
         Raises:
             DataError: the row can't be used.
         """
-        row = renamed(entry.read(), self._source.columns)
+        row = self._read(entry)
         return convert(row, self._format(row), self._data.text_column)
+
+    def unseen_columns(self) -> list[str]:
+        """What is wrong with each name of `data.columns` that no row has had so far."""
+        return [unseen_column("data.columns", self._source.columns, name) for name in sorted(self._unseen)]
+
+    def _read(self, entry: Entry) -> Row:
+        row = entry.read()
+        if self._unseen:
+            self._unseen -= {name for name in self._unseen if has_column(row, name, self._source.columns[name])}
+        return without_missing(renamed(row, self._source.columns))
 
     def _format(self, row: Row) -> str:
         """The format of a row's file, whose first rows may be long past."""
@@ -54,7 +66,7 @@ class FileFormats:
         entries = rows_after(row.file, Cursor(), self._source.subset, self._source.split, stream=stream)
         for entry, _ in islice(entries, NUM_ROWS):
             try:
-                found[detect(renamed(entry.read(), self._source.columns))] += 1
+                found[detect(without_missing(renamed(entry.read(), self._source.columns)))] += 1
             except DataError:
                 continue
         return found.most_common(1)[0][0] if found else None

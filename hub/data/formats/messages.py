@@ -30,6 +30,8 @@ KNOWN_FIELDS = (
 """Fields of a message that are read. Only the chat template sees others."""
 
 _OF_LOSS = ("loss", "weight")
+_NAMES_ELSEWHERE = {"human": "user", **dict.fromkeys(("gpt", "bot", "chatbot", "ai", "model"), "assistant")}
+"""Names of roles in other formats."""
 
 
 def check_messages(messages: list[JsonObject], where: str) -> tuple[list[JsonObject], frozenset[int]]:
@@ -52,8 +54,7 @@ def check_messages(messages: list[JsonObject], where: str) -> tuple[list[JsonObj
         message = _in_today_form(message, number, where)
         role = message.get("role")
         if not isinstance(role, str) or role not in ROLES:
-            named = f"has the role {role!r}" if "role" in message else f"has no role; its fields: {listed(message)}"
-            raise DataError(f"{where}: message {number} {named}. Allowed: {', '.join(ROLES)}.{did_you_mean(str(role), ROLES)}")
+            raise DataError(f"{where}: message {number} {_wrong_role(message)}")
         if role == "system" and number > 1:
             raise DataError(
                 f"{where}: message {number} has the role {written}. Only the first may be one of the system or developer"
@@ -67,6 +68,17 @@ def check_messages(messages: list[JsonObject], where: str) -> tuple[list[JsonObj
     if not any(message["role"] == "assistant" for message in checked):
         raise DataError(f"{where}: no assistant turn, so there is nothing to train on. Add one, or take the row out")
     return checked, frozenset(without_loss)
+
+
+def _wrong_role(message: JsonObject) -> str:
+    role, allowed = message.get("role"), ", ".join(ROLES)
+    if "role" not in message:
+        other = ""
+        if {"from", "value"} <= message.keys():
+            other = " For messages with from and value type data.columns.conversations=messages"
+        return f"has no role; its fields: {listed(message)}. Allowed: {allowed}.{other}"
+    same = _NAMES_ELSEWHERE.get(str(role).lower())
+    return f"has the role {role!r}. Allowed: {allowed}.{f' Did you mean {same}?' if same else did_you_mean(str(role), ROLES)}"
 
 
 def _in_today_form(message: JsonObject, number: int, where: str) -> JsonObject:
@@ -85,9 +97,11 @@ def _in_today_form(message: JsonObject, number: int, where: str) -> JsonObject:
     thoughts = next((message[name] for name in REASONING if message.get(name) is not None), None)
     if thoughts is None:
         return message
+    names = [name for name in REASONING if message.get(name) is not None]
     if not isinstance(thoughts, str):
-        name = next(name for name in REASONING if message.get(name) is not None)
-        raise DataError(f"{where}: message {number} has {name} that is {kind_of(thoughts)}, not a text")
+        raise DataError(f"{where}: message {number} has {names[0]} that is {kind_of(thoughts)}, not a text")
+    if any(message[name] != thoughts for name in names):
+        raise DataError(f"{where}: message {number} has other thoughts in {' than in '.join(names)}. Give one of them")
     return {"thinking": thoughts} | message | {"reasoning_content": thoughts}
 
 
@@ -176,10 +190,20 @@ def message_list(value: JsonValue, where: str, name: str) -> list[JsonObject]:
 
 
 def _without_nulls(message: JsonObject) -> JsonObject:
-    return {key: item for key, item in message.items() if item is not None or key in ("role", "content")}
+    return {key: item for key, item in message.items() if not _is_missing(item) or key in ("role", "content")}
+
+
+def _is_missing(value: JsonValue) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def called_functions(message: JsonObject) -> list[str]:
     """The functions that a checked message calls, by their names."""
     calls = message.get("tool_calls")
     return [str(call["function"]["name"]) for call in calls] if isinstance(calls, list) else []
+
+
+def arguments_of(message: JsonObject) -> list[tuple[str, JsonObject]]:
+    """The functions that a checked message calls, by their names, each with its arguments."""
+    calls = message.get("tool_calls")
+    return [(str(call["function"]["name"]), call["function"]["arguments"]) for call in calls] if isinstance(calls, list) else []

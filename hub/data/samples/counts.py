@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from hub.data.samples.blocks import Blocks
 from hub.data.samples.reports import OmissionCounts, Omissions, Totals
 from hub.data.samples.sample import Item, Sample, Unit, longest_sample, mask_sum
+from hub.errors import printable
 
 MAX_LISTED = 1000
 _MAX_PRINTED = 3
@@ -69,7 +70,7 @@ class Counts:
                 self.cut.append(item)
             if item.format:
                 self.formats.add(item.format)
-                self.unused.update(item.unused)
+                self.unused.update(map(printable, item.unused))
             if item.unit is None:
                 self.left_out.append(item)
             elif blocks is not None and item.format == "document" and isinstance(item.unit, Sample):

@@ -99,7 +99,10 @@ def source_names(sources: Sequence[DataSource]) -> tuple[str, ...]:
     """A short name for each source: its own, or that of its file. No two are alike."""
     names: list[str] = []
     for source in sources:
-        name = wanted = source.name or Path(source.path).stem or source.path
+        # Of a pattern, the first part from the right that is more than signs: "in" of in/*.jsonl.
+        file = Path(source.path)
+        words = [word for part in (file.stem, *reversed(file.parent.parts)) if (word := part.strip("*?[]"))]
+        name = wanted = source.name or (words[0] if words else source.path)
         number = 1
         while name in names:
             number += 1

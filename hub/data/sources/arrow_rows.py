@@ -67,7 +67,7 @@ def _converter(kind: Any) -> Convert | None:
     from pyarrow import types  # type: ignore[import-untyped]
 
     if getattr(kind, "extension_name", None) == "arrow.json":
-        return json.loads
+        return _json
     if types.is_dictionary(kind):
         return _converter(kind.value_type)
     if types.is_map(kind):
@@ -83,6 +83,14 @@ def _converter(kind: Any) -> Convert | None:
             if value[name] is not None
         }
     return None
+
+
+def _json(text: str) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text)
+    except (ValueError, RecursionError):  # `datasets` stores a text that its lenient reader takes for JSON as it is: 007
+        return text
+    return value
 
 
 def _map_converter(kind: Any) -> Convert:

@@ -10,11 +10,14 @@ from typing import NamedTuple
 from hub.data.json_values import JsonObject
 from hub.data.sources.entries import Broken, Entry, Row
 from hub.data.sources.files import shorten
-from hub.data.sources.text_files import texts
+from hub.data.sources.text_files import lines
 from hub.errors import DataError
 
 SEPARATORS = (",", ";", "\t", "|")
 _QUOTED = re.compile(r'"[^"]*"')
+_BEHIND_RETURN = re.compile(r"(?<=\r)(?!\n)|(?<=\r\n)")
+_REASONS = {"new-line character": "a line end in a cell without quotes", "unexpected end": "a quote is not closed"}
+"""What Python says of a broken row -> the same for a user."""
 
 
 class _Begin(NamedTuple):
@@ -23,6 +26,8 @@ class _Begin(NamedTuple):
     """Lines before the names of the fields."""
 
     rest: Iterator[str]
+    undecoded: list[DataError]
+    """Why lines that were read just now are no text."""
 
 
 def read_csv(file: Path) -> Iterator[Entry]:
@@ -37,15 +42,22 @@ def read_csv(file: Path) -> Iterator[Entry]:
     names: list[str] = []
     line = begin.num_lines + 1
     while True:
-        error = ""
+        cells: list[str] = []
+        error = None
         try:
             cells = next(table)
         except StopIteration:
             return
         except csv.Error as wrong:
-            cells, error = [], f"broken CSV ({wrong})"
+            last = begin.num_lines + table.line_num
+            lost = f". It takes up the lines {line} to {last}: a quote is missing in it, perhaps" if last > line else ""
+            error = DataError(f"{file}:{line}: broken CSV ({_reason(str(wrong))}){lost}")
+        error = begin.undecoded[0] if begin.undecoded else error
+        begin.undecoded.clear()
+        if error and not names:
+            raise error
         if error:
-            yield Broken(DataError(f"{file}:{line}: {error}"), str(file), line)
+            yield Broken(error, str(file), line)
         elif any(cells) and not names:
             names = _names(cells, file, line)
         elif any(cells):
@@ -53,21 +65,44 @@ def read_csv(file: Path) -> Iterator[Entry]:
         line = begin.num_lines + table.line_num + 1
 
 
+def _reason(error: str) -> str:
+    return next((words for begin, words in _REASONS.items() if error.startswith(begin)), error)
+
+
 def _begin(file: Path) -> _Begin:
     """The separator of a file, from its first line."""
-    rest = (text for _, text in texts(file))
+    undecoded: list[DataError] = []
+    rest = _texts(file, undecoded)
     num_blank, first = 0, ""
     for first in rest:
         if first.strip():
             break
         num_blank += 1
     if given := re.fullmatch(r"sep=(.)\s*", first):  # for Excel
-        return _Begin(given[1], num_blank + 1, rest)
+        return _Begin(given[1], num_blank + 1, rest, undecoded)
     whole = chain([first], rest)
-    if "tsv" in (ending.lower().removeprefix(".") for ending in file.suffixes):
-        return _Begin("\t", num_blank, whole)
     unquoted = _QUOTED.sub("", first)
-    return _Begin(max(SEPARATORS, key=unquoted.count), num_blank, whole)
+    is_tsv = ".tsv" in (ending.lower() for ending in file.suffixes) and "\t" in unquoted
+    return _Begin("\t" if is_tsv else max(SEPARATORS, key=unquoted.count), num_blank, whole, undecoded)
+
+
+def _texts(file: Path, undecoded: list[DataError]) -> Iterator[str]:
+    """The lines of a file. The error of one that is no text is put into `undecoded`."""
+    ends_with_return = None
+    rest = ""
+    for line in lines(file):
+        if line.error:
+            undecoded.append(line.error)
+        if ends_with_return is None and line.text.strip():
+            # Excel on a Mac may end lines with a carriage return alone.
+            ends_with_return = "\r" in _QUOTED.sub("", line.text).removesuffix("\n").removesuffix("\r")
+        if ends_with_return:
+            *whole, rest = _BEHIND_RETURN.split(rest + line.text)
+            yield from whole
+        else:
+            yield line.text
+    if rest:
+        yield rest
 
 
 def _names(cells: list[str], file: Path, line: int) -> list[str]:

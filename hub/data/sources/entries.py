@@ -6,11 +6,9 @@ from functools import lru_cache
 from os.path import basename
 from pathlib import Path
 
-from hub.data.json_values import JsonObject, JsonValue, kind_of
+from hub.data.json_values import DECODER, JsonObject, JsonValue, kind_of
 from hub.data.sources.files import shorten
 from hub.errors import DataError
-
-_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ def parse_value(text: str, file: Path, first_line: int, start: int = 0) -> tuple
         DataError: there is no JSON value.
     """
     try:
-        return _DECODER.raw_decode(text, start)
+        return DECODER.raw_decode(text, start)
     except RecursionError:
         reason, position = "nested too deeply", start
     except json.JSONDecodeError as error:

@@ -1,18 +1,19 @@
 """What `data.path` stands for: files by their endings, compressed or not, or a dataset of the model hub."""
 
 import bz2
+import glob
 import gzip
 import io
 import lzma
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from hub.config.paths import COMPRESSED, SUFFIXES, file_kind, is_hub_id
+from hub.config.paths import COMPRESSED, SUFFIXES, file_kind, is_hub_id, is_pattern
 from hub.data.json_values import listed
-from hub.data.sources.folders import Files, files_of
+from hub.data.sources.folders import Files, data_among, files_of
 from hub.errors import DataError, did_you_mean
 
 
@@ -33,7 +34,8 @@ def _open_zip(file: Path, mode: str) -> IO[bytes]:
 
 def _zipped(archive: zipfile.ZipFile, file: Path) -> str:
     """The name of the one data file in an archive."""
-    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/") and file_kind(Path(name)) in _IN_ARCHIVES]
+    inside = {Path(name): name for name in archive.namelist() if not name.startswith("__MACOSX/")}
+    names = [inside[path] for path in data_among([path for path in inside if file_kind(path) in _IN_ARCHIVES])]
     if len(names) != 1:
         content = shorten(", ".join(archive.namelist())) or "nothing"
         raise DataError(
@@ -48,7 +50,8 @@ _OPENERS: dict[str, Callable[[Path, str], Any]] = dict(
     zip(COMPRESSED, (gzip.open, bz2.open, lzma.open, _open_zstd, _open_zip), strict=True)
 )
 ALLOWED = (
-    f"a file ({', '.join(SUFFIXES)}; texts also as {', '.join(_OPENERS)}), a folder of such files, or ORG/NAME of the model hub"
+    f"a file ({', '.join(SUFFIXES)}; texts also as {', '.join(_OPENERS)}), a folder or a pattern (*) of such files, or "
+    "ORG/NAME of the model hub"
 )
 """What a path of data may be, in words."""
 
@@ -78,7 +81,7 @@ def content_kind(file: Path) -> str | None:
         DataError: an archive can't be read, or has no file or several.
     """
     kind = file_kind(file)
-    if kind != ".zip":
+    if file.suffix.lower() != ".zip":
         return kind
     try:
         with zipfile.ZipFile(file) as archive:
@@ -91,7 +94,7 @@ def data_files(path: str, split: str = "train") -> list[Path]:
     """The local files that `path` stands for. Of a folder those of one split, by their names.
 
     Args:
-        path: a file or a folder.
+        path: a file, a folder, or a pattern for files.
         split: of the files in a folder.
 
     Raises:
@@ -101,21 +104,26 @@ def data_files(path: str, split: str = "train") -> list[Path]:
 
 
 def files_line(path: str, split: str = "train") -> str | None:
-    """The files that are read of a folder, and those that are not, by name. None: `path` is no folder.
+    """The files that are read of a folder or a pattern, and those that are not, by name. None: `path` is a file.
 
     Args:
         path: as for `data_files`.
         split: as for `data_files`.
     """
-    if is_hub_id(path) or not os.path.isdir(os.path.expanduser(path)):
+    local = os.path.expanduser(path)
+    if is_hub_id(path) or os.path.isfile(local):
         return None
-    files, left_out = _find(path, split)
-    folder = Path(os.path.expanduser(path))
-    line = f"Files of {path}: {listed(str(file.relative_to(folder)) for file in files)}."
+    files, left_out, beside = _find(path, split)
+    folder = Path(local) if os.path.isdir(local) else Path(os.path.commonpath([file.parent for file in files]))
+
+    def names(some: Sequence[Path]) -> str:
+        return listed(str(file.relative_to(folder)) for file in some)
+
+    line = f"Files of {path}: {names(files)}."
     if left_out:
-        line += (
-            f" Not read, as they are of other splits or of none: {listed(str(file.relative_to(folder)) for file in left_out)}."
-        )
+        line += f" Not read, as they are of other splits or of none: {names(left_out)}."
+    if beside:
+        line += f" Not read, as they lie beside data files: {names(beside)}."
     return line
 
 
@@ -124,16 +132,32 @@ def _find(path: str, split: str) -> Files:
     if os.path.isdir(local):  # unlike Path's, it takes a name that is too long for one that does not exist
         found = files_of(local, split)
         if found is None or not found.read:
-            inside = sorted(file.name for file in local.iterdir() if file.is_file() and not file.name.startswith("."))
+            children = [child for child in sorted(local.iterdir()) if not child.name.startswith(".")]
+            inside = [f"{child.name}/" if child.is_dir() else child.name for child in children]
             content = f"It holds: {shorten(', '.join(inside))}" if inside else "It is empty"
             raise DataError(f"{path}: no data file in this folder. {content}. Allowed: {ALLOWED}")
         return found
+    if not os.path.exists(local) and is_pattern(path):
+        return _matching(path, local)
     if not os.path.exists(local):
         raise DataError(f"{path}: there is no such file or folder.{_near_names(local)} Allowed: {ALLOWED}")
     if not file_kind(local):
         ending = "".join(local.suffixes[-2:]) or "a name without ending"
         raise DataError(f"{path}: {ending} is no kind of data file. Allowed: {ALLOWED}")
-    return Files([local], [])
+    return Files([local])
+
+
+def _matching(path: str, pattern: Path) -> Files:
+    """The data files that match a pattern, as a shell has it. `**` stands for any folders."""
+    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True)) if os.path.isfile(name)]
+    if not found:
+        raise DataError(f"{path}: no file matches this pattern.{_near_names(pattern)} Allowed: {ALLOWED}")
+    others = [file for file in found if not file_kind(file)]
+    if others:
+        raise DataError(
+            f"{path}: {others[0].name} matches this pattern and is no kind of data file. Allowed: {', '.join(SUFFIXES)}"
+        )
+    return Files(found)
 
 
 def path_problem(option: str, path: str, split: str = "train") -> str | None:

@@ -23,6 +23,9 @@ SPLITS = {
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """JSON files that describe the data beside them, and are none."""
 
+_DEPTH = 2
+"""How deep folders beside data files are searched for others."""
+
 _TEXTS = re.compile(r"(readme|license|licence|notice|requirements|changelog|citation)\b.*", re.IGNORECASE)
 _CACHE = re.compile(r"(cache|tmp)-?.*\.arrow")
 """What `Dataset.map` and others write beside a dataset."""
@@ -37,8 +40,11 @@ class Files(NamedTuple):
     """The data files of a folder."""
 
     read: list[Path]
-    left_out: list[Path]
+    left_out: Sequence[Path] = ()
     """Those of other splits, and those of none beside them."""
+
+    beside: Sequence[Path] = ()
+    """Folders with data and texts that lie beside data files, and don't count there."""
 
 
 def files_of(folder: Path, split: str) -> Files | None:
@@ -56,14 +62,18 @@ def files_of(folder: Path, split: str) -> Files | None:
     if (folder / "dataset_dict.json").is_file():
         return _of_saved_dict(folder, split)
     if (folder / "state.json").is_file() and (named := _named_by_state(folder)):
-        return Files(named, [])
+        _check_saved_split(folder, split)
+        return Files(named)
     files = _data_in(folder)
     if not files:
         return _of_inner_folders(folder, split)
     by_split: dict[str | None, list[Path]] = {}
     for file in files:
         by_split.setdefault(split_of(file.name), []).append(file)
-    return _choose(folder, by_split, split)
+    chosen = _choose(folder, by_split, split)
+    texts = [file for file in _files_in(folder) if file_kind(file) == ".txt" and not _TEXTS.fullmatch(file.name)]
+    inner = [child for child in _folders_in(folder) if _has_data(child, _DEPTH)]
+    return chosen._replace(beside=[path for path in (*texts, *inner) if path not in files])
 
 
 def split_of(name: str) -> str | None:
@@ -84,6 +94,8 @@ def _split_named(word: str) -> str:
 def _choose(folder: Path, by_split: dict[str | None, list[Path]], split: str) -> Files:
     every = [file for files in by_split.values() for file in files]
     chosen = by_split.get(split)
+    if chosen is None and split.lower() in (word for words in SPLITS.values() for word in words):
+        chosen = by_split.get(_split_named(split))
     if chosen is None and (split == "train" or (split == "test" and set(by_split) == {None})):
         chosen = by_split.get(None)
     if chosen is None:
@@ -105,7 +117,16 @@ def _of_saved_dict(folder: Path, split: str) -> Files:
             f"{folder}: this folder has the datasets {', '.join(splits) or 'none'}, and none is called {split}. Type "
             f"data.split=NAME (for data.eval_path: data.eval_split=NAME), or name one of its folders"
         )
-    return Files(_named_by_state(inner) or _data_in(inner), [])
+    return Files(_named_by_state(inner) or _data_in(inner))
+
+
+def _check_saved_split(folder: Path, split: str) -> None:
+    """Refuse a split that a saved dataset is not. Without `data.split` the split is train, or test for an evaluation set."""
+    if (
+        split not in ("train", "test")
+        and json.loads((folder / "state.json").read_text(encoding="utf-8")).get("_split") != split
+    ):
+        raise DataError(f"{folder}: this folder is one saved dataset without splits. Leave data.split={split} out")
 
 
 def _named_by_state(folder: Path) -> list[Path]:
@@ -127,9 +148,21 @@ def _named_by_state(folder: Path) -> list[Path]:
 
 def _data_in(folder: Path) -> list[Path]:
     """The data files directly in a folder, of all splits. Texts count where there is nothing else."""
-    inside = [child for child in sorted(folder.iterdir()) if child.is_file() and not child.name.startswith(".")]
-    files = [file for file in inside if file_kind(file) and file.name not in DESCRIPTIONS]
-    files = [file for file in files if not _CACHE.fullmatch(file.name)]
+    return data_among(_files_in(folder))
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [child for child in sorted(folder.iterdir()) if child.is_file() and not child.name.startswith(".")]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith((".", "_"))]
+
+
+def data_among(files: Sequence[Path]) -> list[Path]:
+    """Those of some files that are data, by their names. Texts count where there is nothing else."""
+    files = [file for file in files if not file.name.startswith(".") and file_kind(file)]
+    files = [file for file in files if file.name not in DESCRIPTIONS and not _CACHE.fullmatch(file.name)]
     texts = [file for file in files if file_kind(file) == ".txt"]
     tables = [file for file in files if file not in texts]
     return tables or [file for file in texts if not _TEXTS.fullmatch(file.name)]
@@ -137,16 +170,15 @@ def _data_in(folder: Path) -> list[Path]:
 
 def _of_inner_folders(folder: Path, split: str) -> Files | None:
     """The files in the one folder inside that has any, or in the folders of one split."""
-    inner = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith((".", "_"))]
-    having = [child for child in inner if _has_data(child)]
+    having = [child for child in _folders_in(folder) if _has_data(child)]
     if not having:
         return None
     by_split: dict[str | None, list[Path]] = {}
     for child in having:
         by_split.setdefault(split_of(child.name), []).append(child)
     if None not in by_split:
-        chosen, left_out = _choose(folder, by_split, split)
-        return Files(_everything_in(chosen), _everything_in(left_out))
+        chosen = _choose(folder, by_split, split)
+        return Files(_everything_in(chosen.read), _everything_in(chosen.left_out))
     if len(having) > 1:
         names = ", ".join(child.name for child in having)
         raise DataError(f"{folder}: several folders in it have data ({names}). Name one of them, or list them in data.mix")
@@ -154,10 +186,11 @@ def _of_inner_folders(folder: Path, split: str) -> Files | None:
 
 
 def _everything_in(folders: Sequence[Path]) -> list[Path]:
-    return [file for folder in folders for file in _data_in(folder)]
+    return [file for folder in folders for file in _data_in(folder) or _everything_in(_folders_in(folder))]
 
 
-def _has_data(folder: Path) -> bool:
-    return bool(_data_in(folder)) or any(
-        _has_data(child) for child in folder.iterdir() if child.is_dir() and not child.name.startswith((".", "_"))
-    )
+def _has_data(folder: Path, depth: int | None = None) -> bool:
+    """Whether a folder has a data file, in itself or in its folders down to a depth."""
+    if _data_in(folder):
+        return True
+    return depth != 0 and any(_has_data(child, None if depth is None else depth - 1) for child in _folders_in(folder))

@@ -5,15 +5,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hub.data.json_values import JsonObject, JsonValue
+from hub.data.json_values import JsonValue, listed
 from hub.data.sources.entries import Broken, Entry, as_row, parse_value
 from hub.data.sources.files import LONGEST_QUOTE, shorten
+from hub.data.sources.folders import SPLITS
 from hub.data.sources.text_files import lines, texts
 from hub.errors import DataError
 
 KEYS = ("data", "rows", "examples", "instances", "records", "items", "samples", "dataset", "train")
 """Keys under which a file may have its rows as a list."""
 
+_AS_ROWS = "Write it with to_json(orient='records', lines=True)"
 _LONG_LINE = 2**20
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -24,46 +26,49 @@ def is_whole(file: Path) -> bool:
     first = next(present, None)
     if first is None or first.error:
         return False
-    text = first.text.strip()
+    text, second = first.text.strip(), next(present, None)
     if text.startswith("[") and len(text) > _LONG_LINE:
         return True
     ends_json = ".json" in (ending.lower() for ending in file.suffixes)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        # It goes on in the next line, unless a text is cut in the middle.
-        return error.pos >= len(text) or (text.startswith("[") and ends_json)
+        if text.startswith("["):
+            return error.pos >= len(text) or ends_json
+        # It goes on in the next line, unless it is cut in the middle and the next line has a row of its own.
+        goes_on = text.endswith(("{", "[")) or not (second and _is_object(second.text))
+        return error.pos >= len(text) and goes_on
     except (ValueError, RecursionError):
         return text.startswith("[")
-    one_line = next(present, None) is None
+    one_line = second is None
     if isinstance(value, list):
         return one_line or (ends_json and any(isinstance(inner, dict) for inner in value))
-    return one_line and (_list_key(value) is not None or _is_of_columns(value))
+    return one_line and (_list_key(value) is not None or _shape(value) is not None)
 
 
 def read_whole(file: Path) -> Iterator[Entry]:
     """The rows of a JSON file that is a list, an object with a list under a key, or objects over several lines.
 
     Raises:
-        DataError: the file is broken between two rows, or has columns in place of rows.
+        DataError: the file is broken between two rows, or has columns or several lists in place of rows.
     """
     text = "".join(line for _, line in texts(file))
     start = _skip(text, 0)
     if text.startswith("[", start):
         yield from _list(text, file, start)
         return
+    is_first = True
     while start < len(text):
         line = 1 + text.count("\n", 0, start)
         value, end = parse_value(text, file, line, start)
         following = _skip(text, end)
-        if following == len(text) and (key := _list_key(value)) is not None:
-            yield from _list(text, file, _start_of_list(text, file, start, key))
-            return
-        if _is_of_columns(value):
-            raise DataError(
-                f"{file}:{line}: this file has columns in place of rows, as DataFrame.to_json writes it. Write it with "
-                "to_json(orient='records', lines=True)"
-            )
+        if is_first and following == len(text):
+            if (key := _list_key(value)) is not None:
+                yield from _list(text, file, _start_of_list(text, file, start, key))
+                return
+            if (shape := _shape(value)) is not None:
+                raise DataError(f"{file}:{line}: {shape}")
+        is_first = False
         yield _entry(value, file, line, text[start:end])
         start = following
 
@@ -128,9 +133,29 @@ def _start_of_list(text: str, file: Path, start: int, key: str) -> int:
         position = _skip(text, _skip(text, end) + 1)  # behind the comma
 
 
-def _is_of_columns(value: JsonValue) -> bool:
-    """Whether an object has a column under each key, with the numbers of the rows as keys."""
-    if not isinstance(value, dict) or not value:
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
         return False
-    columns: list[JsonObject] = [inner for inner in value.values() if isinstance(inner, dict)]
-    return len(columns) == len(value) and all(inner and all(key.isdigit() for key in inner) for inner in columns)
+
+
+def _shape(value: JsonValue) -> str | None:
+    """What the one object of a file has in place of rows, and what to do. None: it is a row itself, or nobody knows."""
+    if not isinstance(value, dict) or not value:
+        return None
+    inner = list(value.values())
+    if all(isinstance(item, list) and item and all(isinstance(each, dict) for each in item) for item in inner):
+        if len(value) > 1 and all(key in (*KEYS, *(word for words in SPLITS.values() for word in words)) for key in value):
+            return f"this file has several lists of rows ({listed(value)}). Write each into a file of its own"
+        return None
+    if all(isinstance(item, dict) and item and all(key.isdigit() for key in item) for item in inner):
+        return f"this file has columns in place of rows, as DataFrame.to_json writes it. {_AS_ROWS}"
+    if set(value) == {"columns", "index", "data"}:
+        return f"this file has a table, as DataFrame.to_json(orient='split') writes it. {_AS_ROWS}"
+    columns = [item for item in inner if isinstance(item, list) and item and all(isinstance(each, str | list) for each in item)]
+    if len(columns) == len(inner) and len(set(map(len, columns))) == 1:
+        return f"this file has a list for each column in place of rows. {_AS_ROWS}"
+    if all(isinstance(item, dict) and item for item in inner) and all(key.isdigit() for key in value):
+        return f"this file has one object with the rows under {listed(value)}. Write the rows as a list"
+    return None

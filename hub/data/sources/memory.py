@@ -18,7 +18,7 @@ class ArrowStream(Protocol):
 
 def is_in_memory(data: object) -> bool:
     """Whether `rows_in_memory` takes this."""
-    return isinstance(data, Iterable) or hasattr(data, "__arrow_c_stream__")
+    return isinstance(data, Iterable) or hasattr(data, "__arrow_c_stream__") or _is_map_style(data)
 
 
 def rows_in_memory(data: Any) -> Iterator[Any]:
@@ -39,13 +39,25 @@ def rows_in_memory(data: Any) -> Iterator[Any]:
     if hasattr(data, "__arrow_c_stream__"):
         import pyarrow  # type: ignore[import-untyped]
 
-        table = pyarrow.table(data)
+        try:
+            table = pyarrow.table(data)
+        except pyarrow.ArrowInvalid:  # a single column
+            if not isinstance(data, Iterable):
+                raise ConfigError("data is a column, not a table. Give a table with a column for each field") from None
+            return iter(data)
         return chain.from_iterable(map(rows_of_table, table.to_batches()))
+    if not isinstance(data, Iterable):
+        return (data[number] for number in range(len(data)))
     return iter(data)
 
 
+def _is_map_style(data: object) -> bool:
+    """Whether this is a dataset of torch, which may have rows by their numbers alone."""
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
 def to_json(value: Any) -> JsonValue:
-    """For `json.dumps(default=...)`: arrays and numbers of NumPy as lists and numbers.
+    """For `json.dumps(default=...)`: arrays and numbers of NumPy as lists and numbers, mappings as dictionaries.
 
     Raises:
         TypeError: JSON has nothing like this value.
@@ -53,6 +65,8 @@ def to_json(value: Any) -> JsonValue:
     if hasattr(value, "tolist") and hasattr(value, "dtype"):
         plain: JsonValue = value.tolist()
         return plain
+    if isinstance(value, Mapping):
+        return dict(value)
     raise TypeError(f"a value of type {type(value).__name__}")
 
 

@@ -8,18 +8,21 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hub.data.json_values import JsonValue, kind_of
+from hub.data.json_values import LEFT_OUT, JsonValue, has_half_character, kind_of
 from hub.data.sources.memory import to_json
 from hub.errors import ConfigError, can_not_write
 
 
-def write_rows(rows: Iterable[Mapping[str, JsonValue]], folder: Path, read: Collection[str] = ()) -> Path:
+def write_rows(
+    rows: Iterable[Mapping[str, JsonValue]], folder: Path, read: Collection[str] = (), skip_bad: bool = False
+) -> Path:
     """Write rows as JSONL, under a name made from their content, so that a run can be resumed with the same rows.
 
     Args:
         rows: dictionaries, as `rows_in_memory` gives them.
         folder: in the `output_dir`; made when missing.
         read: fields that a format may read. Of any other that JSON can't hold, such as an image, only the type is written.
+        skip_bad: whether rows that can't be used are left out later. Then they are written as far as JSON can hold them.
 
     Returns:
         The file.
@@ -38,9 +41,9 @@ def write_rows(rows: Iterable[Mapping[str, JsonValue]], folder: Path, read: Coll
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             for number, row in enumerate(rows, 1):
-                if not isinstance(row, Mapping):
-                    raise ConfigError(f"data: row {number} is {type(row).__name__}. Give dictionaries, one for each row")
-                line = _line(row, number, read)
+                if not isinstance(row, Mapping) and not skip_bad:
+                    raise ConfigError(f"data: row {number} is {kind_of(row)}. Give dictionaries, one for each row{_hint(row)}")
+                line = _line(row, number, () if skip_bad else read)
                 digest.update(line.encode())
                 stream.write(line + "\n")
         if not number:
@@ -52,11 +55,29 @@ def write_rows(rows: Iterable[Mapping[str, JsonValue]], folder: Path, read: Coll
     return file
 
 
-def _line(row: Mapping[str, Any], number: int, read: Collection[str]) -> str:
+def _hint(row: Any) -> str:
+    """What to give in place of a row that is no dictionary."""
+    if isinstance(row, str) and row.lstrip().startswith("{"):
+        return ", or the path of the file"
+    if isinstance(row, str):
+        return ': [{"text": text} for text in data]'
+    is_chat = isinstance(row, list | tuple) and row and isinstance(row[0], Mapping) and "role" in row[0]
+    return ': [{"messages": messages} for messages in data]' if is_chat else ""
+
+
+def _line(row: Any, number: int, read: Collection[str]) -> str:
+    if not isinstance(row, Mapping):
+        return json.dumps(kind_of(row))
     try:
-        return json.dumps(dict(row), ensure_ascii=False, default=to_json)
-    except (TypeError, ValueError):
-        return json.dumps(_writable(row, number, read), ensure_ascii=False, default=to_json)
+        return _dump(dict(row))
+    except (TypeError, ValueError, RecursionError):
+        return _dump(_writable(row, number, read))
+
+
+def _dump(row: dict[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False, default=to_json)
+    # A row with half a character is refused where it is read, not here.
+    return json.dumps(row, default=to_json) if has_half_character(line) else line
 
 
 def _writable(row: Mapping[str, Any], number: int, read: Collection[str]) -> dict[str, Any]:
@@ -68,12 +89,12 @@ def _writable(row: Mapping[str, Any], number: int, read: Collection[str]) -> dic
     written = {}
     for name, value in row.items():
         try:
-            json.dumps({name: value}, default=to_json)
-        except (TypeError, ValueError) as error:
+            json.dumps({str(name): value}, default=to_json)
+        except (TypeError, ValueError, RecursionError) as error:
             if name in read:
                 raise ConfigError(
                     f"data: row {number}: {name} is {kind_of(value)} and can't be written as JSON ({error})"
                 ) from None
-            value = {"left out": kind_of(value)}
-        written[name] = value
+            value = {LEFT_OUT: kind_of(value)}
+        written[str(name)] = value
     return written

@@ -1,9 +1,11 @@
 """Text files to entries: JSON lines, whole texts. The standard library alone is imported, so an error shows at once."""
 
+import json
 import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +13,28 @@ from hub.data.sources.entries import Broken, Entry, Row, Unread
 from hub.data.sources.files import open_file
 from hub.errors import DataError
 
+_NO_TEXT = {
+    b"\xff\xfe": "the text is UTF-16. Save it as UTF-8",
+    b"\xfe\xff": "the text is UTF-16. Save it as UTF-8",
+    b"\x1f\x8b": "the file is compressed with gzip. Let its name end in .gz",
+    b"BZh91AY&SY": "the file is compressed with bzip2. Let its name end in .bz2",
+    b"\xfd7zXZ": "the file is compressed with xz. Let its name end in .xz",
+    b"\x28\xb5\x2f\xfd": "the file is compressed with Zstandard. Let its name end in .zst",
+    b"PK\x03\x04": "the file is a zip archive (let its name end in .zip) or a workbook of Excel (save it as CSV)",
+    b"PAR1\x15": "the file is parquet. Let its name end in .parquet",
+}
+"""First bytes of a file -> why it is not read as text, and what to do."""
+
+_NUM_LOOKED_AT = 20
+
 
 class Line(NamedTuple):
     """A line of a text file."""
 
     number: int
     text: str
+    """With U+FFFD for what is no text."""
+
     end: int
     """Bytes up to its end, line end included."""
 
@@ -37,19 +55,19 @@ def lines(file: Path, offset: int = 0, line: int = 0) -> Iterator[Line]:
         line: lines before that.
 
     Raises:
-        DataError: the file can't be read, or it is UTF-16.
+        DataError: the file can't be read, or its first bytes are those of UTF-16 or of an archive.
     """
     try:
         with open_file(file, offset) as stream:
             for number, raw in enumerate(stream, line + 1):
                 offset += len(raw)
                 if number == 1:
-                    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                        raise DataError(f"{file}: the text is UTF-16. Save it as UTF-8")
+                    if form := next((words for magic, words in _NO_TEXT.items() if raw.startswith(magic)), None):
+                        raise DataError(f"{file}: {form}")
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 if b"\0" in raw:
                     error = DataError(f"{file}:{number}: a zero byte: this is a binary file, not text")
-                    yield Line(number, "", offset, error)
+                    yield Line(number, _legible(raw), offset, error)
                     continue
                 try:
                     yield Line(number, raw.decode(), offset)
@@ -58,9 +76,13 @@ def lines(file: Path, offset: int = 0, line: int = 0) -> Iterator[Line]:
                         f"{file}:{number}: byte {wrong.start + 1} of the line (0x{raw[wrong.start]:02x}) is not UTF-8: "
                         "a binary file, or text in another encoding. Save it as UTF-8"
                     )
-                    yield Line(number, "", offset, error)
+                    yield Line(number, _legible(raw), offset, error)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:  # no archive, or one cut short
         raise DataError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _legible(raw: bytes) -> str:
+    return raw.replace(b"\0", b"\xff").decode(errors="replace")
 
 
 def texts(file: Path) -> Iterator[tuple[int, str]]:
@@ -79,8 +101,21 @@ def read_text(file: Path) -> Iterator[Entry]:
     """A text file as one row with the field text.
 
     Raises:
-        DataError: it can't be read as text.
+        DataError: it can't be read as text, or has rows in JSON.
     """
     text = "".join(line for _, line in texts(file))
+    if _has_rows(text):
+        raise DataError(
+            f"{file}: its lines are JSON objects, and a text file is trained as one text. Let its name end in .jsonl"
+        )
     if text.strip():
         yield Row({"text": text}, str(file), 1)
+
+
+def _has_rows(text: str) -> bool:
+    """Whether each of the first lines is a JSON object."""
+    present = [line for line in islice(text.splitlines(), _NUM_LOOKED_AT) if line.strip()]
+    try:
+        return bool(present) and all(isinstance(json.loads(line), dict) for line in present)
+    except (ValueError, RecursionError):
+        return False

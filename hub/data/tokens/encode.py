@@ -249,7 +249,7 @@ class Encoder:
 
 def _why_nothing(example: Example) -> str:
     if isinstance(example, Tokens):
-        return "no label is a token. Take the row out"
+        return "no token behind the first one has loss. Take the row out"
     if isinstance(example, Document):
         return "it is a single token. Take the row out"
     if example.without_loss:

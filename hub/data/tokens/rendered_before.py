@@ -19,10 +19,14 @@ MIN_LENGTH = 3
 """Characters of a special token that counts. Some tokenizers pad with a single character that any text may have."""
 
 _MARKERS = re.compile(
-    r"\s*(<\|im_start\|>|<\|start_header_id\|>|<\|start\|>|<\|turn>|<start_of_turn>|\[INST\]|<\|(?:user|assistant|system)\|>"
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|Below is an instruction[^#]*)?\s*"
+    r"(<\|im_start\|>|<\|start_header_id\|>|<\|start\|>|<\|turn>|<start_of_turn>|\[INST\]|<\|(?:user|assistant|system)\|>"
     r"|<｜User｜>|###? (?:Instruction|Human|User):)"
 )
 """What the turns of well-known chat templates begin with. Public, in the models' tokenizer_config.json."""
+
+_ENDS = re.compile(r"(</s>|<\|(?:im_end|eot_id|endoftext|end|end_of_text)\|>|<end_of_turn>|<eos>|<｜end▁of▁sentence｜>)\s*$")
+"""What ends the turns of these templates."""
 
 
 class Kind(NamedTuple):
@@ -141,12 +145,16 @@ class RenderedBefore:
             yield from self._found_in(str(message["content"]), message["role"] == "assistant")
 
     def _found_in(self, text: str, is_answer: bool) -> Iterator[tuple[str, str]]:
-        matches = list(self._pattern.finditer(text))
+        matches, is_ended = list(self._pattern.finditer(text)), False
         begin, end = len(text) - len(text.lstrip()), len(text.rstrip())
         if not is_answer and (marker := _MARKERS.match(text)):
             yield "prompt", marker[1]
         for match in matches:
             if is_answer and match.end() == end:
+                is_ended = True
                 yield "answer", match[0]
             else:
                 yield "prompt" if not is_answer and match.start() == begin else "inside", match[0]
+        ending = _ENDS.search(text) if is_answer and not is_ended else None  # of another model, and trained as text
+        if ending and (ending[1] != "</s>" or "<s>" not in text):  # HTML has <s> for what is struck out
+            yield "answer", ending[1]
