@@ -1,5 +1,7 @@
 """The hub: fine-tune language models with algorithms that are plugins. See `python -m hub --help` and README.md."""
 
+from typing import NoReturn
+
 from hub import data as data
 from hub.api import lora_sft, osft, register, run, sft, show, verify
 from hub.compose.compose import compose
@@ -51,3 +53,13 @@ __all__ = [
     "show",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    """Raise the error for a name that is not here. That of an algorithm or a preset says how to train with it."""
+    hint = ""
+    if not name.startswith("_"):
+        from hub.compose.compose import groups
+
+        hint = f'. Type hub.run("{name}", ...)' if name in groups()["algo"] else ""
+    raise AttributeError(f"module 'hub' has no attribute {name!r}{hint}")

@@ -33,13 +33,18 @@ def in_empty_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"lora_rank": 8}, r"lora_sft has no option 'lora_rank'\. Did you mean .*lora_r"),
+        ({"lora_rank": 8}, r"lora_sft has no option 'lora_rank'\. Here it is lora_r"),
         (
             {"learning_rte": 1e-4, "epochs": 3},
             r"'learning_rte'\. Did you mean learning_rate.*'epochs'\. Did you mean num_epochs",
         ),
-        ({"path": "x"}, r"lora_sft has no option 'path'"),
-        ({"zzz": 1}, r"python -m hub show algo=lora_sft lists all"),
+        ({"path": "x"}, r"lora_sft has no option 'path'\. Here it is data, or model\."),
+        ({"lr": 1}, r"lora_sft has no option 'lr'\. Here it is learning_rate\."),
+        ({"algo.lora_r": 1}, r"lora_sft has no option 'algo.lora_r'\. Here it is lora_r\."),
+        ({"model_name": "x"}, r"lora_sft has no option 'model_name'\. Here it is model\."),
+        ({"master_weights": True}, r"lora_sft has no option 'master_weights'\. master_weights is an option of sft\."),
+        ({"zzz": 1}, r"hub.show\('lora_sft'\) lists all"),
+        ({"algo": "sft"}, r"lora_sft\(\) trains with this algorithm only\. For another one type run\('sft', ...\)"),
     ],
 )
 def test_an_unknown_keyword_is_a_type_error_with_the_nearest_names(options, text):

@@ -1,6 +1,7 @@
 """A killed run that is resumed ends bit for bit as the one that was not killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -152,8 +153,14 @@ def test_changed_data_is_refused(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
-    with pytest.raises(ConfigError, match="is not a run folder"):
-        inline(tmp_path, "resume=nowhere")
+    for path, meant in (
+        ("nowhere", f"latest, or a folder in {tmp_path}"),
+        (stopped.resolve().name, f"{tmp_path}/{stopped.resolve().name}"),
+        (f"{stopped}/checkpoints", str(stopped.resolve())),
+        (f"{stopped}/run.yaml", str(stopped.resolve())),
+    ):
+        with pytest.raises(ConfigError, match=rf"is not a run folder\. Type resume={re.escape(meant)}$"):
+            inline(tmp_path, f"resume={path}")
     (stopped / "checkpoints/step-00000007/trainable.safetensors").write_bytes(b"")
     assert inline(tmp_path, "resume=latest").num_steps == NUM_STEPS
     with pytest.raises(ConfigError, match="this run is complete"):
