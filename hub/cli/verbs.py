@@ -177,7 +177,7 @@ _OF_TASKS: dict[str, dict[str, Any]] = {
             ("continue the newest run", "python -m hub resume=latest"),
             ("a run for each value", "python -m hub --multirun exp.yaml algo.lora_r=8,16"),
         ),
-        "notes": "All visible GPUs are used. For two processes type launch.nproc_per_node=2, or torchrun --nproc-per-node=2 -m hub.",
+        "notes": "All visible GPUs are used. For two type launch.nproc_per_node=2, or torchrun --nproc-per-node=2 -m hub.",
     },
     "verify": {"examples": (("the layout of your own run", f"python -m hub verify {_TINY}"),)},
 }

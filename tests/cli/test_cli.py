@@ -168,8 +168,18 @@ def test_a_wrong_command_line_is_one_clear_line_and_exit_code_2(hub, words, text
         (["model=tiny,null"], ["model: null can't be one of several choices. Type model=tiny"]),
         (["data.path=a.jsonl,b.jsonl"], ["data.path=a.jsonl: there is no such", "data.path=b.jsonl: there is no such"]),
         (["output_dir=a,b"], ["output_dir can't be swept"]),
-        (["algo.lora_r=1,2", "hydra/launcher=nope"], ["In 'hydra/config': Could not find 'hydra/launcher/nope'"]),
-        (["algo.lora_r=interval(1,9)"], ["BasicSweeper does not support sweep type : INTERVAL_SWEEP"]),
+        (
+            ["algo.lora_r=1,2", "hydra/launcher=nope"],
+            ["hydra/launcher=nope: Hydra has no such launcher here. Installed: basic."],
+        ),
+        (
+            ["algo.lora_r=1,2", "hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"],
+            [
+                "hydra/launcher=submitit_slurm: Hydra has no such launcher here. Installed: basic. Type pip install hydra-subm",
+                "hydra/sweeper=optuna: Hydra has no such sweeper here. Installed: basic. Type pip install hydra-optuna-sweeper",
+            ],
+        ),
+        (["algo.lora_r=interval(1,9)"], ["algo.lora_r=interval(1,9): Hydra's own sweeper takes lists only. List the values"]),
     ],
 )
 def test_a_sweep_finds_a_failing_value_before_its_first_run(hub, tmp_path, swept, problems):
