@@ -32,6 +32,8 @@ TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "sw
 """Values of `track.tool`: all that accelerate knows."""
 PARTS = ("algo", "model", "data", "launch", "track")
 """The sections of a config. Each is a group of presets too."""
+RESERVED_NAMES = {"latest": "the link to the newest run", "data": "rows that a program had in memory"}
+"""Names in `output_dir` that no run can have."""
 _LONGEST_NAME = 255
 """Largest number of bytes in the name of a file or folder, on all common file systems."""
 FP8_NEEDS = "algo.precision=fp8 needs NVIDIA GPUs of Hopper's generation or later (H100, H200, B200)"
@@ -382,7 +384,9 @@ class RunConfig:
         if self.track.tool == "none" and self.track.project != TrackConfig.project:
             yield f"track.project={self.track.project}: no tracker is chosen. Type track=NAME, or leave it out"
         name = self.run_name
-        if name and (Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME):
+        if name in RESERVED_NAMES:
+            yield f"run_name={name}: the hub uses this name itself, for {RESERVED_NAMES[name]}. Type another run_name, or none"
+        elif name and (Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME):
             yield (
                 f"run_name={name!r} is not the name of a folder (of at most {_LONGEST_NAME} bytes). "
                 "Type run_name=WORD, and output_dir=FOLDER"

@@ -99,6 +99,14 @@ def test_the_reason_for_the_backend_stays_when_a_run_goes_on(tmp_path):
     assert open_run(again).plan()["backend_because"] == ASKED_FOR
 
 
+@pytest.fixture
+def tmp_path(tmp_path):
+    """A folder whose name a shell would split."""
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    return folder
+
+
 def inline(tmp_path, *more: str):
     return launch(compose("launch=inline", f"output_dir={tmp_path}", *OPTIONS, *more))
 
@@ -123,7 +131,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_at_which_it_stopped(stopped):
     assert result.num_steps == 7
     assert result.model_path == (stopped / "checkpoints/step-00000007/model").resolve()
     assert (result.model_path / "adapter_model.safetensors").is_file()
-    assert f"python -m hub resume={stopped.resolve()}" in result.error
+    assert f"python -m hub 'resume={stopped.resolve()}'" in result.error
 
 
 def test_changed_options_are_refused_with_what_differs_unless_told_otherwise(tmp_path, stopped):

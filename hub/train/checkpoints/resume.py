@@ -1,6 +1,7 @@
 """Resume a stopped run, and check in advance that the disk has room for its checkpoints."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def ended_by_row(error: DataError, step: int, checkpoint: Path | None, run: Path
     """
     if checkpoint is None:
         return f"{error}. The run ended after step {step}, and no checkpoint could be written"
-    command = f"python -m hub resume={run}"
+    command = f"python -m hub {shlex.quote(f'resume={run}')}"
     return (
         f"{error}. The run ended after step {step}, and all of it is saved: {checkpoint}. To go on without such rows type "
         f"{command} data.on_bad_row=skip. Once the row is corrected, type {command} resume_with_changes=true"
