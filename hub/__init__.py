@@ -8,8 +8,19 @@ from hub.compose.compose import compose
 from hub.config.data import DataSource
 from hub.config.option import option
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
-from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
+from hub.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    HubError,
+    Interrupted,
+    LaunchError,
+    ModelError,
+    PluginError,
+    did_you_mean,
+)
 from hub.plugins.hookspecs import hookimpl
+from hub.plugins.known import ALGORITHMS
 from hub.plugins.offers import Algorithm, Backend, DataFormat
 from hub.reports import DataReport, Options
 from hub.run import Outcome, Result, Run
@@ -56,10 +67,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> NoReturn:
-    """Raise the error for a name that is not here. That of an algorithm or a preset says how to train with it."""
-    hint = ""
-    if not name.startswith("_"):
-        from hub.compose.compose import groups
-
-        hint = f'. Type hub.run("{name}", ...)' if name in groups()["algo"] else ""
+    """Raise the error for a name that is not here, with what may have been meant."""
+    # Python asks for each submodule before it imports it, so nothing slow may happen here.
+    if name in ALGORITHMS:
+        hint = f'. Type hub.run("{name}", ...)'
+    else:
+        near = "" if name.startswith("_") else did_you_mean(name, __all__)
+        hint = f".{near}" if near else ""
     raise AttributeError(f"module 'hub' has no attribute {name!r}{hint}")
