@@ -8,19 +8,8 @@ from hub.compose.compose import compose
 from hub.config.data import DataSource
 from hub.config.option import option
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
-from hub.errors import (
-    ConfigError,
-    DataError,
-    DivergedError,
-    HubError,
-    Interrupted,
-    LaunchError,
-    ModelError,
-    PluginError,
-    did_you_mean,
-)
+from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
 from hub.plugins.hookspecs import hookimpl
-from hub.plugins.known import ALGORITHMS
 from hub.plugins.offers import Algorithm, Backend, DataFormat
 from hub.reports import DataReport, Options
 from hub.run import Outcome, Result, Run
@@ -68,6 +57,9 @@ __all__ = [
 
 def __getattr__(name: str) -> NoReturn:
     """Raise the error for a name that is not here, with what may have been meant."""
+    from hub.errors import did_you_mean
+    from hub.plugins.known import ALGORITHMS
+
     # Python asks for each submodule before it imports it, so nothing slow may happen here.
     if name in ALGORITHMS:
         hint = f'. Type hub.run("{name}", ...)'
