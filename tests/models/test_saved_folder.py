@@ -73,6 +73,7 @@ def test_no_path_of_this_machine_leaves_with_a_model(tmp_path, snapshot, algo, r
         if algo == "lora_sft":
             adapter = json.loads((folder / "adapter_config.json").read_text())
             assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("acme/tiny", revision or COMMIT)
+            assert adapter["target_modules"] == sorted(adapter["target_modules"])
             card = (folder / "README.md").read_text()
             assert "\nbase_model: acme/tiny\n" in f"\n{card}"
             assert "- base_model:adapter:acme/tiny\n" in card
