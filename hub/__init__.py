@@ -1,5 +1,7 @@
 """The hub: fine-tune language models with algorithms that are plugins. See `python -m hub --help` and README.md."""
 
+from typing import NoReturn
+
 from hub.system import interrupt as _interrupt
 
 with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
@@ -62,3 +64,17 @@ __all__ = [
     "show",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    """Raise the error for a name that is not here, with what may have been meant."""
+    from hub.errors import did_you_mean
+    from hub.plugins.known import ALGORITHMS
+
+    # Python asks for each submodule before it imports it, so nothing slow may happen here.
+    if name in ALGORITHMS:
+        hint = f'. Type hub.run("{name}", ...)'
+    else:
+        near = "" if name.startswith("_") else did_you_mean(name, __all__)
+        hint = f".{near}" if near else ""
+    raise AttributeError(f"module 'hub' has no attribute {name!r}{hint}")

@@ -13,7 +13,9 @@ from hub.config.data import DataSource
 from hub.config.option import option
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
+from hub.errors import did_you_mean
 from hub.plugins.hookspecs import hookimpl
+from hub.plugins.known import ALGORITHMS
 from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
 from hub.recipe import Recipe, Setup
 from hub.reports import DataReport, Options
@@ -164,9 +166,9 @@ def sft(
     Args:
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
         data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
-            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
-            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
-            of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+            a path, a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows,
+            which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
+            split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         learning_rate: Peak learning rate. 5e-6 changes a pretrained model without much forgetting. LoRA needs about 40 times as
             much. Above 0.
@@ -432,9 +434,9 @@ def lora_sft(
     Args:
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
         data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
-            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
-            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
-            of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+            a path, a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows,
+            which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
+            split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         learning_rate: Peak learning rate. Adapters start at zero and need at least ten times the learning rate of full
             fine-tuning. Above 0.
@@ -719,9 +721,9 @@ def osft(
     Args:
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
         data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
-            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
-            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
-            of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+            a path, a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows,
+            which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
+            split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         learning_rate: Peak learning rate. Only some directions of each matrix are trained, which needs a higher rate than full
             fine-tuning. Above 0.
@@ -1006,9 +1008,9 @@ def run(
             made known. Leave it, `model` and `data` out to resume a run with its own options: `run(resume="latest")`.
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
         data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
-            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
-            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split train
-            of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+            a path, a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows,
+            which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
+            split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         learning_rate: Peak learning rate, reached after warmup. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.

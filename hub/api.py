@@ -6,7 +6,7 @@ are separate processes: they do not use a notebook's memory, and `nproc=8` works
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, fields, make_dataclass
 from inspect import Parameter, Signature, signature
 from itertools import chain, islice
@@ -16,10 +16,12 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 import hub.data as data_package
+from hub.compose.options import ELSEWHERE
 from hub.config.data import DataSource
 from hub.config.evaluate import EvaluateConfig
 from hub.config.finished import FinishedVerb
 from hub.config.generate import GenerateConfig
+from hub.config.paths import file_kind, is_hub_id
 from hub.config.schema import PARTS as SECTIONS
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.data.sources.memory import ArrowStream, is_in_memory, rows_in_memory
@@ -40,21 +42,29 @@ Data = str | PathLike[str] | Iterable[Any] | ArrowStream
 
 TOP = tuple(item.name for item in fields(RunConfig) if item.name not in SECTIONS)
 ALIASES = {"nproc": "nproc_per_node"}
+OF_ARGUMENTS = {"model.path": "model", "data.path": "data", "data.mix": "data", "track.tool": "track", "track": "track"}
+"""Option that is an argument of its own -> that argument."""
 
 
 def sft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
     """Fine-tune all weights of a model. See `run` for the arguments. Needs the plugin hub-sft."""
-    return run("sft", model=model, data=data, **options)
+    return _train_with("sft", model, data, options)
 
 
 def lora_sft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
     """Fine-tune a low-rank adapter (LoRA, arXiv 2106.09685) on a model. See `run`. Needs the plugin hub-lora-sft."""
-    return run("lora_sft", model=model, data=data, **options)
+    return _train_with("lora_sft", model, data, options)
 
 
 def osft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
     """Fine-tune in low-importance singular directions (OSFT, arXiv 2504.07097). See `run`. Needs the plugin hub-osft."""
-    return run("osft", model=model, data=data, **options)
+    return _train_with("osft", model, data, options)
+
+
+def _train_with(algo: str, model: str | PathLike[str], data: Data, options: dict[str, Any]) -> Result:
+    if "algo" in options:
+        raise TypeError(f"{algo}() trains with this algorithm only. For another one type run({options['algo']!r}, ...)")
+    return run(algo, model=model, data=data, **options)
 
 
 def run(
@@ -72,9 +82,9 @@ def run(
             made known. Leave it, `model` and `data` out to resume a run with its own options: `run(resume="latest")`.
         model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
         data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
-            a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows, which are
-            written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the split
-            train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+            a path, a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows,
+            which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
+            split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
         options: every other option, with the names that `show` prints, without the part before the dot: those of the algorithm,
             of `data.`, `model.`, `launch.` and `track.`, and `output_dir`, `run_name`, `resume`.
@@ -383,6 +393,8 @@ def _owners(config: type[AlgoConfig]) -> dict[str, str]:
 
 def _in_memory(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `data` for a list of sources, or for rows."""
+    if isinstance(data, Mapping) and isinstance(data.get("path"), str | PathLike):
+        data = [data]
     rows, read = rows_in_memory(data), _read_columns(options)
     first = list(islice(rows, 1))
     every = chain(first, rows)
@@ -393,9 +405,11 @@ def _in_memory(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_source(first: object, read: set[str]) -> bool:
-    """Whether the first item of a list is a source, not a row that has a path beside its text."""
+    """Whether the first item of a list is a source: a path, or options with a path. A row may have a path beside its text."""
+    if isinstance(first, str):
+        return bool(file_kind(Path(first))) or os.path.exists(os.path.expanduser(first)) or is_hub_id(first)
     if not isinstance(first, Mapping):
-        return isinstance(first, DataSource)
+        return isinstance(first, DataSource | PathLike)
     plain = not any(isinstance(value, list | dict) for name, value in first.items() if name != "columns")
     return "path" in first and plain and not read.intersection(first)
 
@@ -409,7 +423,9 @@ def _read_columns(options: Mapping[str, Any]) -> set[str]:
     return read_fields() | named | {str(options.get("text_column"))}
 
 
-def _source(given: DataSource | Mapping[str, Any]) -> dict[str, Any]:
+def _source(given: DataSource | Mapping[str, Any] | str | PathLike[str]) -> dict[str, Any]:
+    if isinstance(given, str | PathLike):
+        return {"path": fspath(given)}
     values = asdict(given) if isinstance(given, DataSource) else dict(given)
     return {name: fspath(value) if isinstance(value, PathLike) else value for name, value in values.items()}
 
@@ -432,8 +448,24 @@ def _sort(algo: str | None, config: type[AlgoConfig], options: dict[str, Any]) -
         elif name in owners:
             sorted_values.setdefault(owners[name], {})[name] = value
         else:
-            near = did_you_mean(given, [*owners, "model", "data", "track"])
-            unknown.append(f"{algo or 'a run without algorithm'} has no option {given!r}.{near}")
+            unknown.append(f"{algo or 'a run without algorithm'} has no option {given!r}.{_hint(given, owners)}")
     if unknown:
-        raise TypeError(f"{' '.join(unknown)} python -m hub show algo={algo or 'NAME'} lists all")
+        raise TypeError(f"{' '.join(unknown)} hub.show({repr(algo) if algo else ''}) lists all")
     return sorted_values
+
+
+def _hint(given: str, owners: Collection[str]) -> str:
+    """A sentence on what an unknown keyword may stand for. Empty: nothing comes near."""
+    from hub.plugins.registry import registry
+
+    elsewhere = ELSEWHERE.get(given, given)
+    here = OF_ARGUMENTS.get(elsewhere, elsewhere.rpartition(".")[2])
+    if here == "path":
+        return " Here it is data, or model."
+    if here != given and here in (*owners, *OF_ARGUMENTS.values()):
+        return f" Here it is {here}."
+    algorithms = registry().algorithms.items()
+    having = [name for name, algorithm in algorithms if here in {item.name for item in fields(algorithm.config)}]
+    if having:
+        return f" {here} is an option of {' and '.join(sorted(having))}."
+    return did_you_mean(given, [*owners, "model", "data", "track"])

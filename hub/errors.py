@@ -85,8 +85,10 @@ class Interrupted(HubError):
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """A sentence with the nearest allowed words. Empty if none is near."""
-    near = get_close_matches(word, list(allowed), n=3, cutoff=0.6)
+    """A sentence with the nearest allowed words, whatever their case. Empty if none is near."""
+    by_lower = {name.lower(): name for name in allowed}
+    lower = word.lower()
+    near = [by_lower[name] for name in ([lower] if lower in by_lower else get_close_matches(lower, by_lower, n=3, cutoff=0.6))]
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 

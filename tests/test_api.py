@@ -33,18 +33,41 @@ def in_empty_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"lora_rank": 8}, r"lora_sft has no option 'lora_rank'\. Did you mean .*lora_r"),
+        ({"lora_rank": 8}, r"lora_sft has no option 'lora_rank'\. Here it is lora_r"),
         (
             {"learning_rte": 1e-4, "epochs": 3},
             r"'learning_rte'\. Did you mean learning_rate.*'epochs'\. Did you mean num_epochs",
         ),
-        ({"path": "x"}, r"lora_sft has no option 'path'"),
-        ({"zzz": 1}, r"python -m hub show algo=lora_sft lists all"),
+        ({"path": "x"}, r"lora_sft has no option 'path'\. Here it is data, or model\."),
+        ({"lr": 1}, r"lora_sft has no option 'lr'\. Here it is learning_rate\."),
+        ({"algo.lora_r": 1}, r"lora_sft has no option 'algo.lora_r'\. Here it is lora_r\."),
+        ({"model_name": "x"}, r"lora_sft has no option 'model_name'\. Here it is model\."),
+        ({"master_weights": True}, r"lora_sft has no option 'master_weights'\. master_weights is an option of sft\."),
+        ({"zzz": 1}, r"hub.show\('lora_sft'\) lists all"),
+        ({"algo": "sft"}, r"lora_sft\(\) trains with this algorithm only\. For another one type run\('sft', ...\)"),
     ],
 )
 def test_an_unknown_keyword_is_a_type_error_with_the_nearest_names(options, text):
     with pytest.raises(TypeError, match=text):
         hub.lora_sft(model="tiny", data="tiny", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("qlora_sft", r"'qlora_sft'\. Type hub\.run\(\"qlora_sft\", \.\.\.\)$"), ("lora", r"Did you mean lora_sft\?$")],
+)
+def test_a_name_that_is_not_there_has_a_hint(name, text):
+    with pytest.raises(AttributeError, match=text):
+        getattr(hub, name)
+
+
+def test_a_list_of_paths_and_a_single_source_are_sources(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    for data, index in ((["a.jsonl", "nowhere.jsonl"], 1), ({"path": "nowhere.jsonl"}, 0), ([Path("nowhere.jsonl")], 0)):
+        with pytest.raises(hub.DataError, match=rf"data\.mix\[{index}\]\.path=nowhere\.jsonl: there is no such file"):
+            hub.sft(model="tiny", data=data)
+    with pytest.raises(hub.ConfigError, match="data: row 1 is str"):
+        hub.sft(model="tiny", data=["Hello there."])
 
 
 def test_an_option_of_another_algorithm_is_unknown():
@@ -335,6 +358,10 @@ def test_an_algorithm_of_this_program_trains_here_and_can_be_changed():
         hub.run("one_layer", layer=0, **options)
     with pytest.raises(hub.PluginError, match=r"one_layer:build must return hub\.recipe\.Recipe, not 3"):
         hub.run("one_layer", **options)
-    for name, function, line in (("sft", build, "plugin sft has an algorithm"), ("x", 3, "build=3 is not a function")):
+    for name, function, line in (
+        ("sft", build, "plugin sft has an algorithm"),
+        ("x", 3, "build=3 is not a function"),
+        ("x", lambda: None, "build takes other arguments"),
+    ):
         with pytest.raises(hub.PluginError, match=line):
             hub.register(name, function)

@@ -99,6 +99,23 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("launch.rdzv_endpoint=nowhere.invalid:1234", "launch.rdzv_endpoint=nowhere.invalid:1234: the host"),
         ("launch.python=/no/python", "launch.python=/no/python: there is no such interpreter"),
         ("run_name=a/b", "run_name='a/b' is not the name of a folder"),
+        ("run_name=latest", "run_name=latest: the hub uses this name itself, for the link to the newest run. Type another"),
+        ("run_name=", "run_name= is empty. Type run_name=VALUE, or leave it out"),
+        ("resume=", "resume= is empty. Type resume=VALUE, or leave it out"),
+        ("data.eval_path= data.eval_fraction=0.1", "data.eval_path= is empty."),
+        ("output_dir=", "output_dir= is empty."),
+        ("algo.optimizer=", "algo.optimizer= is empty."),
+        ("resume_with_changes=true", "resume_with_changes=true is for a run that is resumed. Type resume=latest, or leave"),
+        ("track.project=x", "track.project=x: no tracker is chosen. Type track=NAME, or leave it out"),
+        ("data.eval_fraction=0 data.eval_split=x", "data.eval_split=x is a split of data.eval_path, which is not set."),
+        ("launch.strategy=ddp launch.cpu_offload=true", "launch.cpu_offload=true needs launch.strategy=fsdp or zero1"),
+        ("algo.optimizer=sgd algo.adam_beta1=0.5", "algo.adam_beta1=0.5 is for adamw, but algo.optimizer=sgd. Leave"),
+        ("model.new_token_init=mean", "model.new_token_init=mean: no tokens are added. Type model.add_tokens=[...] too"),
+        ("algo.warmup_start_ratio=0.5 algo.warmup_steps=0", "algo.warmup_start_ratio=0.5 is where warmup begins, but there"),
+        ("model.revision=main", "model.revision=main is for models of the model hub, and model.path=tiny:llama is none."),
+        ("model.path=tiny", "model.path=tiny: there is no such folder. For the preset of this name type model=tiny"),
+        ("data.path=tiny", "data.path=tiny: there is no such file or folder. For the preset of this name type data=tiny"),
+        ("data.path=s3://a/b.jsonl", "data.path=s3://a/b.jsonl: addresses are not read. Download it and name the file, or"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(hub, tmp_path, words, text):
@@ -189,11 +206,24 @@ def test_evaluation_data_is_checked_too(hub, tmp_path):
 def test_a_folder_without_config_json_is_no_model(hub, tmp_path):
     (tmp_path / "model").mkdir()
     said = hub("algo=sft", "model.path=model", "data=tiny")
-    assert said.problems == ["model.path=model: no config.json in this folder, so transformers finds no model in it."]
-    (tmp_path / "model/adapter_config.json").touch()
-    assert hub("algo=sft", "model.path=model", "data=tiny").problems[0].endswith("name its base model instead.")
-    (tmp_path / "file").touch()
-    assert hub("algo=sft", "model.path=file", "data=tiny").problems[0].startswith("model.path=file: there is no such folder")
+    nothing = "no config.json in this folder, so transformers finds no model in it."
+    assert said.problems == [f"model.path=model: {nothing} Type model.path=FOLDER of a model"]
+    adapter = tmp_path / "model/adapter_config.json"
+    for text, base in (("", "FOLDER_OR_HUB_ID"), ('{"base_model_name_or_path": "org/name"}', "org/name")):
+        adapter.write_text(text)
+        said = hub("algo=sft", "model.path=model", "data=tiny")
+        assert said.problems == [
+            f"model.path=model: {nothing} It holds a LoRA adapter: name its base model instead. Type model.path={base}"
+        ]
+    (tmp_path / "runs/a/model").mkdir(parents=True)
+    (tmp_path / "runs/a/model/config.json").touch()
+    said = hub("algo=sft", "model.path=runs/a", "data=tiny")
+    assert said.problems[0].endswith("It is the folder of a run. Type model.path=runs/a/model")
+    for path, folder in (("runs/a/model/config.json", "runs/a/model"), ("file", ".")):
+        (tmp_path / "file").touch()
+        assert hub("algo=sft", f"model.path={path}", "data=tiny").problems == [
+            f"model.path={path} is a file. Type the folder with config.json: model.path={folder}"
+        ]
 
 
 @pytest.mark.parametrize("place", ["file", "file/runs"])

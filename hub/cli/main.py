@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,11 +10,31 @@ from dataclasses import fields
 
 from hub.cli.flags import FLAGS, Flags, Verb
 from hub.cli.verbs import DEFAULT_VERB, VERBS
+from hub.compose.compose import groups
+from hub.compose.options import full_names
+from hub.compose.overrides import FromFile
 from hub.config.task import TASKS
 from hub.errors import ConfigError, HubError, did_you_mean
+from hub.plugins.registry import registry
 from hub.secrets import without_secrets
 from hub.system.interrupt import EXIT_CODE, print_stopped
 from hub.version import VERSION
+
+OTHER_VERBS = {
+    "check": "verify",
+    "config": "show",
+    "finetune": "train",
+    "fit": "train",
+    "inspect": "data",
+    "list": "--help",
+    "ls": "runs",
+    "models": "--help",
+    "options": "show",
+    "run": "train",
+    "test": "verify",
+    "tune": "train",
+}
+"""What other programs call a verb -> the verb or flag here."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +76,7 @@ def _run(arguments: list[str]) -> int:
         verb = words.pop(0)
         if verb not in VERBS:
             raise ConfigError(
-                f"{verb}: there is no such verb. Allowed: {', '.join(VERBS)}.{did_you_mean(verb, VERBS)} "
+                f"{verb}: there is no such verb. Allowed: {', '.join(VERBS)}.{_meant_by(verb)} "
                 "Options are written NAME=VALUE, a config file FILE.yaml"
             )
     if known.help:
@@ -65,7 +86,31 @@ def _run(arguments: list[str]) -> int:
     _check_flags(verb or DEFAULT_VERB, chosen, flags)
     if "--config" in chosen.flags:
         words = _with_file(verb, words, flags)
-    return chosen.run(words, flags)
+    try:
+        return chosen.run(words, flags)
+    except HubError as error:
+        error.args = ("\n".join(_with_place(str(error).splitlines(), words)),)
+        raise
+
+
+def _with_place(problems: list[str], words: list[str]) -> list[str]:
+    """Problems with the config file in front of those that begin with an option of it."""
+    files = {word.partition("=")[0]: word.file for word in words if isinstance(word, FromFile)}
+    names = [(line, re.match(r"[\w.]+(?==)", line)) for line in problems]
+    return [f"{files[name[0]]}: {line}" if name and name[0] in files else line for line, name in names]
+
+
+def _meant_by(word: str) -> str:
+    """A sentence on what a word that is no verb may stand for. Empty: nothing comes near."""
+    presets = groups()
+    group = next((name for name, choices in presets.items() if word in choices), None)
+    if group is not None:
+        return f" For the preset type {group}={word}."
+    if word in presets:
+        return f" For a preset type {word}=NAME."
+    if os.path.isfile(word):
+        return f" For data type data.path={word}."
+    return f" Did you mean {OTHER_VERBS[word]}?" if word in OTHER_VERBS else did_you_mean(word, VERBS)
 
 
 def _with_file(verb: str | None, words: list[str], flags: Flags) -> list[str]:
@@ -115,7 +160,18 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         flag = error.argument_name or ""
         raise ConfigError(f"{flag}: type {flag} {FLAGS[flag][0]}" if flag in FLAGS else str(error)) from None
-    if unknown := [word for word in words if word.startswith("-")]:
-        near = did_you_mean(unknown[0], FLAGS)
-        raise ConfigError(f"{unknown[0]}: there is no such flag. Allowed: {', '.join(FLAGS)}.{near}")
+    for number, word in enumerate(words):
+        if word.startswith("-"):
+            flag = f"{word}: there is no such flag"
+            near = did_you_mean(word, FLAGS)
+            raise ConfigError(_as_option(flag, *words[number : number + 2]) or f"{flag}. Allowed: {', '.join(FLAGS)}.{near}")
     return known, words
+
+
+def _as_option(flag: str, word: str, following: str = "") -> str | None:
+    """The error for an option that is written as a flag, as other trainers have it. None: there is no such option."""
+    name, equals, value = word.lstrip("-").partition("=")
+    found = full_names(name.replace("-", "_"), registry().algorithms)
+    if not equals:
+        value = "VALUE" if not following or following.startswith("-") or "=" in following else following
+    return f"{flag}. Options have no dashes. Type {' or '.join(f'{option}={value}' for option in found)}" if found else None

@@ -66,7 +66,7 @@ def list_runs(folder: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps([asdict(entry) for entry in entries], indent=2, default=str))
     elif not entries:
-        print(f"there is no run in {folder}. hub runs FOLDER looks elsewhere")
+        print(f"there is no run in the folder {folder}; for another type hub runs FOLDER")
     else:
         _print_table(entries)
         print(

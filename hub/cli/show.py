@@ -77,6 +77,9 @@ def select(options: Sequence[Option], words: Sequence[str], has_algorithm: bool)
         names = [o.name for o in options if o.name == word] or [o.name for o in options if o.name.startswith(word)]
         names = names or [option.name for option in options if word in option.name]
         if not names:
+            having = () if has_algorithm else _having(word.removeprefix("algo."))
+            if having:
+                raise ConfigError(f"show {word}: this is of an algorithm. Type algo={' or algo='.join(having)} as well")
             last = {option.name.rpartition(".")[2]: option.name for option in options}
             near = did_you_mean(word, [*last, *last.values()])
             hint = (
@@ -85,6 +88,12 @@ def select(options: Sequence[Option], words: Sequence[str], has_algorithm: bool)
             raise ConfigError(f"show {word}: no option has this in its name.{near} {hint}")
         wanted |= set(names)
     return [option for option in options if option.name in wanted]
+
+
+def _having(word: str) -> list[str]:
+    """The algorithms with an option whose name has a word in it."""
+    algorithms = registry().algorithms.items()
+    return sorted(name for name, algorithm in algorithms if any(word in item.name for item in fields(algorithm.config)))
 
 
 def problems_of(cfg: RunConfig) -> list[str]:

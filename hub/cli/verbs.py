@@ -112,10 +112,12 @@ def show(words: list[str], flags: Flags) -> int:
     from hub.cli.show import options_of, page, problems_of, select
     from hub.compose.compose import compose, origins
     from hub.config.schema import AlgoConfig
+    from hub.launch.preflight import refuse_resume
 
     names = [word for word in words if "=" not in word and word[:1] not in "~+"]
     overrides = [word for word in words if word not in names]
     cfg = compose(*overrides, config_dir=flags.config_dir)
+    refuse_resume(cfg, "shows options")
     options = options_of(cfg, origins(*overrides, config_dir=flags.config_dir))
     options = select(options, names, type(cfg.algo) is not AlgoConfig) if names else options
     if flags.json:
@@ -171,6 +173,8 @@ def show_help(words: list[str], flags: Flags) -> int:
     from hub.cli.help import usage, verb_help
     from hub.errors import did_you_mean
 
+    if len(words) > 1:
+        raise ConfigError(f"hub help takes one verb, but got {' '.join(words)}. Type hub help {words[0]}")
     if words and words[0] not in VERBS:
         raise ConfigError(f"{words[0]}: there is no such verb. Allowed: {', '.join(VERBS)}.{did_you_mean(words[0], VERBS)}")
     print(verb_help(words[0], VERBS[words[0]], FLAGS) if words else usage(VERBS, FLAGS))
@@ -188,7 +192,7 @@ _OF_TASKS: dict[str, dict[str, Any]] = {
             ("continue the newest run", "python -m hub resume=latest"),
             ("a run for each value", "python -m hub --multirun exp.yaml algo.lora_r=8,16"),
         ),
-        "notes": "All GPUs are used by default. launch.nproc_per_node=2 or torchrun --nproc-per-node=2 -m hub choose.",
+        "notes": "All visible GPUs are used. For two type launch.nproc_per_node=2, or torchrun --nproc-per-node=2 -m hub.",
     },
     "verify": {"examples": (("the layout of your own run", f"python -m hub verify {_TINY}"),)},
 }

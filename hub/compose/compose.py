@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from hub.compose.options import GROUPS, library_message
 from hub.compose.overrides import CONFIG_NAME, FromFile, choices, combinations, parse
@@ -85,6 +85,12 @@ def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
                     folder = Path(os.path.expanduser(config_dir)).absolute()
                     if not os.path.isdir(folder):
                         raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+                    if (folder / f"{CONFIG_NAME}.yaml").is_file():
+                        own = os.path.join(config_dir, f"{CONFIG_NAME}.yaml")
+                        raise ConfigError(
+                            f"--config-dir {config_dir}: {own} would replace the hub's own. If it holds options of a run, type "
+                            f"python -m hub {own}. Else give it another name"
+                        )
                     loader.get_search_path().prepend(provider="command-line", path=f"file://{folder}")
                     loader.repository.initialize_sources(loader.get_search_path())
                 yield loader
@@ -123,6 +129,8 @@ def compose(
         checked = check_overrides(loader, parse(overrides, loader), values or {}, registry())
         try:
             cfg = cast(RunConfig, OmegaConf.to_object(checked.node))
+        except InterpolationKeyError as error:
+            raise ConfigError([*checked.problems, f"{error.full_key}: {library_message(error)}"]) from None
         except OmegaConfBaseException as error:
             raise ConfigError(checked.problems or library_message(error)) from None
     if checked.problems:

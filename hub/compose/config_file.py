@@ -1,14 +1,15 @@
 """A config file of one's own, `python -m hub exp.yaml`: the options of a command line, written as YAML.
 
-A section is the name of a choice (`model: tiny`), the path of a model or of data (`data: chats.jsonl`), or a mapping of
-options, in which `name` is the choice. Options may also be written with their full names (`algo.num_epochs: 2`). A run's own
-run.yaml is such a file. What is typed wins over the file.
+A section is the name of a choice (`model: tiny`), the path of a model or of data (`data: chats.jsonl`), a list of sources of
+data, or a mapping of options, in which `name` is the choice. Options may also be written with their full names
+(`algo.num_epochs: 2`). A run's own run.yaml is such a file. What is typed wins over the file.
 """
 
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 from omegaconf._utils import get_yaml_loader
@@ -18,6 +19,7 @@ from hub.compose.compose import hydra_session
 from hub.compose.options import GROUPS
 from hub.compose.overrides import FromFile, parse, quoted
 from hub.compose.presets import group_options, option_keys, yaml_message
+from hub.config.option import leaves
 from hub.config.schema import PARTS, RunConfig
 from hub.errors import ConfigError
 from hub.plugins.registry import registry
@@ -37,7 +39,8 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
     Args:
         file: a path.
         typed: the overrides of the command line. A choice there (`model=tiny`) replaces that section of the file. A choice of
-            `algo` replaces only the options that its preset sets.
+            `algo` replaces only the options that its preset sets, and in a run.yaml, which has all options, those at the
+            defaults of its algorithm.
         config_dir: a further folder with config groups.
 
     Raises:
@@ -45,7 +48,8 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
     """
     reader = _Reader(file, _text(file))
     found = reader.overrides()
-    if all(item.name in reader.sections for item in fields(RunConfig)):
+    is_run = all(item.name in reader.sections for item in fields(RunConfig))
+    if is_run:
         found = {name: value for name, value in found.items() if name not in OF_ONE_RUN}
     with hydra_session(config_dir) as loader:
         words = parse(typed, loader)
@@ -60,6 +64,7 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
                 loaded = loader.repository.load_config(f"algo/{item.value()}")
                 is_preset = loaded is not None and not loaded.is_schema_source
                 replaced |= {f"algo.{key}" for key in option_keys(loaded.config)} if is_preset else set()
+                replaced |= _at_default(loader, found) if is_run else set()
     kept = {
         name: value
         for name, value in found.items()
@@ -68,6 +73,14 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
     if code := [f"{name}={kept[name]}" for name in RUN_CODE if kept.get(name, "null") not in ("null", "false")]:
         raise ConfigError(f"{file} has {' '.join(code)}, which runs code. If you trust the file, type that too")
     return [FromFile(f"{name}={value}", file) for name, value in kept.items()]
+
+
+def _at_default(loader: Any, found: dict[str, str]) -> set[str]:
+    """The options of a run's algorithm that are as it sets them itself, and the backend, which the run has chosen."""
+    algorithm = registry().algorithms.get(found.get("algo", ""))
+    defaults = {} if algorithm is None else {f"algo.{name}": default for name, _, default, _ in leaves(algorithm.config())}
+    values = {name: parse([f"{name}={found[name]}"], loader)[0].value() for name in defaults if name in found}
+    return {name for name, value in values.items() if value == defaults[name]} | {"algo.backend"}
 
 
 def _take_paths(loader: Any, found: dict[str, str]) -> None:
@@ -97,9 +110,15 @@ def _text(file: str) -> str:
         with open(path, encoding="utf-8") as stream:
             return stream.read()
     except FileNotFoundError:
-        raise ConfigError(f"{file}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: this file can't be read ({error})") from None
+        folder = os.path.dirname(path) or "."
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        others = {os.path.splitext(name)[0]: name for name in names if name.endswith(ENDINGS)}
+        near = get_close_matches(os.path.splitext(os.path.basename(path))[0], others, n=1)
+        raise ConfigError(f"{file}: there is no such file{f'. Did you mean {others[near[0]]}?' if near else ''}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: this file can't be read, as it is not UTF-8. Save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: this file can't be read ({error.strerror})") from None
 
 
 class _Reader:
@@ -143,12 +162,19 @@ class _Reader:
                 yield from self._defaults(value)
             elif isinstance(value, MappingNode) and value.value:
                 yield from self._leaves(value, f"{name}.")
+            elif name == "data" and isinstance(value, SequenceNode):
+                yield "data.mix", self._sources(value), value
             elif is_section and isinstance(value, ScalarNode) and self._is_null(value):
                 continue  # an empty section
             else:
                 part, _, last = name.rpartition(".")
                 name = part if part in PARTS and last == "name" else name
                 yield name, self._value(value, is_choice=name in GROUPS or not self._is_option(name)), value
+
+    def _sources(self, node: SequenceNode) -> str:
+        """The list of sources that stands for the section `data`: each a path, or options with a path."""
+        items = (self._value(item) if isinstance(item, MappingNode) else f"{{path:{self._value(item)}}}" for item in node.value)
+        return f"[{','.join(items)}]"
 
     def _defaults(self, node: Node) -> Iterator[tuple[str, str, Node]]:
         """Yield the choices of a defaults list, as experiments in a folder of presets have it."""

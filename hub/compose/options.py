@@ -18,27 +18,58 @@ GROUPS = (*PARTS, "experiment")
 
 
 ELSEWHERE = {
+    "adapter": "algo",
+    "algorithm": "algo",
+    "alpha": "algo.lora_alpha",
     "base_model": "model.path",
+    "batch_size": "algo.effective_batch_size",
+    "bf16": "model.dtype",
+    "chat_template": "data.template",
+    "cutoff_len": "data.max_seq_len",
+    "dataset": "data.path",
     "dataset_name": "data.path",
+    "dataset_path": "data.path",
     "datasets": "data.mix",
+    "dropout": "algo.lora_dropout",
     "eval_steps": "algo.eval_every_steps",
+    "file": "data.path",
+    "files": "data.path",
+    "finetuning_type": "algo",
+    "fp16": "model.dtype",
     "gradient_accumulation_steps": "algo.effective_batch_size",
     "logging_steps": "algo.log_every_steps",
     "lora_rank": "algo.lora_r",
+    "lr": "algo.learning_rate",
     "lr_scheduler_type": "algo.lr_scheduler",
     "max_length": "data.max_seq_len",
     "max_seq_length": "data.max_seq_len",
     "micro_batch_size": "algo.effective_batch_size",
+    "model_name": "model.path",
     "model_name_or_path": "model.path",
+    "model_path": "model.path",
+    "num_gpus": "launch.nproc_per_node",
     "num_train_epochs": "algo.num_epochs",
+    "nproc": "launch.nproc_per_node",
     "optim": "algo.optimizer",
+    "output": "output_dir",
+    "output_path": "output_dir",
     "per_device_train_batch_size": "algo.effective_batch_size",
-    "report_to": "track.tool",
+    "r": "algo.lora_r",
+    "rank": "algo.lora_r",
+    "report_to": "track",
+    "resume_from_checkpoint": "resume",
     "save_steps": "algo.save_every_steps",
     "save_total_limit": "algo.keep_checkpoints",
+    "scheduler": "algo.lr_scheduler",
     "sequence_len": "data.max_seq_len",
+    "steps": "algo.max_steps",
+    "torch_dtype": "model.dtype",
+    "train_file": "data.path",
+    "val_size": "data.eval_fraction",
+    "validation_file": "data.eval_path",
+    "wandb_project": "track.project",
 }
-"""Names of options in other trainers -> the option here, for a hint."""
+"""Names of options in other trainers -> the option or the group here, for a hint."""
 
 
 def library_message(error: Exception) -> str:
@@ -77,9 +108,9 @@ def set_option(node: DictConfig, name: str, value: Any, shown: str, algorithms: 
             raise OmegaConfBaseException("??? marks a missing value")
         OmegaConf.update(node, name, value, force_add=is_open or _is_open(place, last))
     except OmegaConfBaseException as error:
-        return (
-            f"{name}={shown} is not allowed. Allowed: {type_words(OmegaConf.get_type(place), last) or library_message(error)}"
-        )
+        several = ". Several sources are written data.mix=[{path: A}, {path: B}]" if name == "data.path" else ""
+        allowed = type_words(OmegaConf.get_type(place), last) or library_message(error)
+        return f"{name}={shown} is not allowed. Allowed: {allowed}{several if isinstance(value, list) else ''}"
     return None
 
 
@@ -113,23 +144,45 @@ def _own_names(options: Any) -> set[str]:
     return {item.name for item in fields(options)}
 
 
+def full_names(word: str, algorithms: Mapping[str, Algorithm]) -> list[str]:
+    """The options and groups that a word may stand for: its last part, or what other trainers call it.
+
+    Args:
+        word: `learning_rate`, `lr` or `algo.learning_rate`.
+        algorithms: the installed algorithms.
+    """
+    known = dict.fromkeys([*GROUPS, *_names(RunConfig, AlgoConfig)])
+    known |= {f"algo.{name}": None for algorithm in algorithms.values() for name in sorted(_own_names(algorithm.config))}
+    last = word.rpartition(".")[2]
+    exact = [name for name in known if word == name] or [name for name in known if last == name.rpartition(".")[2]]
+    return exact or [name for name in [ELSEWHERE.get(last)] if name in known]
+
+
 def _unknown(node: DictConfig, name: str, algorithms: Mapping[str, Algorithm]) -> str:
     """The error line for an option that does not exist."""
     own: Any = OmegaConf.get_type(node.algo)
     first, _, last = name.rpartition(".")
-    having = sorted(a for a, algorithm in algorithms.items() if last in _own_names(algorithm.config))
+    if last == "name" and first in PARTS:
+        return f"{name}: there is no such option. A choice is written {first}=NAME"
+    elsewhere = ELSEWHERE.get(last, "")
+    here = elsewhere.removeprefix("algo.") if elsewhere.startswith("algo.") else last
+    having = sorted(a for a, algorithm in algorithms.items() if here in _own_names(algorithm.config))
     if own is AlgoConfig and first == "algo" and (having or not algorithms):
         return f"{name}: choose the algorithm first. Type algo=NAME, one of: {', '.join(having) or 'none is installed'}"
-    if first in ("", "algo") and having and last not in _own_names(own) and own is not AlgoConfig:
-        return f"{name}: this algorithm has no such option; algo.{last} is of algo={' and algo='.join(having)}"
+    if first in ("", "algo") and having and here not in _own_names(own) and own is not AlgoConfig:
+        return (
+            f"{name}: this algorithm has no such option; algo.{here} is of algo={' and algo='.join(having)}. "
+            "Leave it out, or choose that"
+        )
     known = list(_names(RunConfig, own))
     if own is AlgoConfig:
         known += [f"algo.{item.name}" for algorithm in algorithms.values() for item in fields(algorithm.config)]
-    if (same := ELSEWHERE.get(last)) in known:
-        return f"{name}: there is no such option. Here it is {same}"
+    if elsewhere in (*known, *GROUPS):
+        return f"{name}: there is no such option. Here it is {elsewhere}"
     near = did_you_mean(name, [*GROUPS, *(word for word in known if "." not in word)]) if not first else ""
     near = near or _nearest(name, known)
-    return f"{name}: there is no such option.{near or ' python -m hub show algo=NAME lists all.'}"
+    chosen = next((algo for algo, algorithm in algorithms.items() if algorithm.config is own), "NAME")
+    return f"{name}: there is no such option.{near or f' python -m hub show algo={chosen} lists all.'}"
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
@@ -139,10 +192,12 @@ def _nearest(name: str, known: Collection[str]) -> str:
     by_last: dict[str, list[str]] = {}
     for option in dict.fromkeys(known):
         by_last.setdefault(option.rsplit(".", 1)[-1], []).append(option)
-    last = name.rsplit(".", 1)[-1]
+    part, _, last = name.lower().replace("-", "_").rpartition(".")
     words = [last] if last in by_last else get_close_matches(last, by_last, n=2, cutoff=0.6)
     options = [option for word in words for option in by_last[word]]
-    same_part = [option for option in options if option.split(".")[0] == name.split(".")[0]]
+    same_part = [option for option in options if option.split(".")[0] == part]
+    if part in PARTS and not same_part:  # an option of another section only if the word is almost the same
+        options = [option for word in get_close_matches(last, words, cutoff=0.85) for option in by_last[word]]
     return f" Did you mean {' or '.join((same_part or options)[:3])}?" if options else ""
 
 

@@ -64,7 +64,7 @@ def parse(texts: Sequence[str], loader: Any = None) -> list[Override]:
             parsed += parser.parse_overrides([text])
         except HydraException as error:
             if not equals:
-                problems.append(f"can't read {text!r}: options are written NAME=VALUE, and a verb comes first")
+                problems.append(f"can't read {text!r}: options are written NAME=VALUE without spaces, and a verb comes first")
                 continue
             # File names may have characters that the grammar reserves: parentheses, accents, apostrophes.
             try:
@@ -196,6 +196,8 @@ def _form_problem(loader: Any, item: Override) -> str | None:
         return f"{item.get_key_element()}: a choice can't be put elsewhere. Type {name}={value}"
     if item.is_sweep_override():
         forms = f"; a list is written {name}=[{value}], a text '{name}={quoted(value)}'" if "." in name else ""
+        if name == "data.path":
+            forms = f"; to train on all of them type data.mix=[{','.join(f'{{path:{part}}}' for part in value.split(','))}]"
         return f"{name}={value} has several values. Add --multirun for a run with each{forms}"
     return None
 

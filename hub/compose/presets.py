@@ -1,6 +1,7 @@
 """Preset files: what they set, and why some of them do not compose. Hydra's own messages name its classes, not the mistake."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
@@ -44,11 +45,22 @@ def names_no_algorithm(preset: str, algorithms: Mapping[str, Algorithm]) -> str:
     )
 
 
+YAML_MISTAKES = (
+    (r"character '\\t'", "YAML takes no tabs here. Type spaces"),
+    (r"mapping values are not allowed|expected <block end>", "the indentation is wrong, or a text with a colon lacks quotes"),
+    (r"could not find expected ':'", "write NAME: VALUE, with a space behind the colon, in this line or the one before"),
+    (r"unexpected end of stream", "a quote or a bracket is not closed"),
+    (r"another document", "--- begins a second document. One file holds the options of one run"),
+)
+"""What PyYAML says (a regular expression) -> what to do about it."""
+
+
 def yaml_message(error: YAMLError) -> str:
     """What is wrong with a YAML text, in one line with its place."""
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"line {mark.line + 1}: this is not YAML ({what})" if mark else f"this is not YAML ({what})"
+    advice = next((text for pattern, text in YAML_MISTAKES if re.search(pattern, what)), f"this is not YAML ({what})")
+    return f"line {mark.line + 1}: {advice}" if mark else advice
 
 
 def preset_problems(loader: Any, chosen: Sequence[tuple[str, Any]], algorithms: Mapping[str, Algorithm]) -> list[str]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from hub.config.option import AUTO, option
 
-
 METRICS = ("exact_match", "exact_match_normalized", "contains", "f1", "chrf", "rouge_l")
 """The hub's own metrics of generated answers. Plugins add others."""
 

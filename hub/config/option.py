@@ -48,6 +48,10 @@ def field_problems(part: Any, prefix: str) -> Iterator[str]:
         name = f"{prefix}.{item.name}" if prefix else item.name
         if value is None and item.default is None:
             continue
+        if value == "" and item.default not in ("", MISSING):
+            # A shell variable that is not set leaves nothing behind the equals sign. That must not choose a default in silence.
+            yield f"{name}= is empty. Type {name}=VALUE, or leave it out"
+            continue
         if choices := rules.get("choices"):
             if value not in choices:
                 near = did_you_mean(str(value), choices)
@@ -77,7 +81,7 @@ def type_words(cls: Any, name: str) -> str:
         "bool": "true or false",
         "str": "a text",
         "None": "null",
-        "dict[str, str]": "names with a text for each",
+        "dict[str, str]": "names with a text for each, like {A: B}",
         "Any": "see there",
         "list[str]": 'a list like ["A","B"]',
     }

@@ -29,6 +29,8 @@ def data_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator[s
         yield f"data.path={data.path} and data.mix are both set. Set one of them: data.path='' or data.mix=[]"
     if data.eval_path and data.eval_fraction:
         yield "data.eval_path and data.eval_fraction are both set. Set one of them."
+    if data.eval_split != DataConfig.eval_split and not data.eval_path:
+        yield f"data.eval_split={data.eval_split} is a split of data.eval_path, which is not set. Type data.eval_path=DATA"
     if data.template and data.template not in TEMPLATES and not os.path.isfile(os.path.expanduser(data.template)):
         near = did_you_mean(data.template, TEMPLATES)
         yield f"data.template={data.template}: there is no such file. Allowed: FILE.jinja, or {', '.join(TEMPLATES)}.{near}"

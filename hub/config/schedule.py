@@ -100,6 +100,11 @@ class ScheduleOptions:
                     f"algo.{other}={shown} needs algo.lr_scheduler={' or '.join(schedules)}, but it is {name}. "
                     f"Type that, or leave {other} out"
                 )
+        if self.warmup_start_ratio is not None and 0 in (self.warmup_steps, self.warmup_ratio):
+            yield (
+                f"algo.warmup_start_ratio={self.warmup_start_ratio:g} is where warmup begins, but there is none. "
+                "Type algo.warmup_steps=N, or leave warmup_start_ratio out"
+            )
         if max_steps is not None:
             yield from self._length_problems(max_steps)
         if self.min_lr_ratio and name in FLAT:

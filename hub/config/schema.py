@@ -6,7 +6,6 @@ docs/options.md print the docstrings under the fields.
 """
 
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ from hub.config.data import FORMATS
 from hub.config.data import DataConfig as DataConfig
 from hub.config.evaluate import EvaluateConfig
 from hub.config.generate import GenerateConfig
+from hub.config.model_rules import path_problems
 from hub.config.option import AUTO, field_problems, leaves, option
 from hub.config.schedule import ScheduleOptions
 from hub.config.stopping import StoppingOptions
@@ -35,12 +35,12 @@ TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "sw
 """Values of `track.tool`: all that accelerate knows."""
 PARTS = ("algo", "model", "data", "launch", "track", "generate", "evaluate")
 """The sections of a config. Each is a group of presets too."""
+RESERVED_NAMES = {"latest": "the link to the newest run", "data": "rows that a program had in memory"}
+"""Names in `output_dir` that no run can have."""
 _LONGEST_NAME = 255
 """Largest number of bytes in the name of a file or folder, on all common file systems."""
 FP8_NEEDS = "algo.precision=fp8 needs NVIDIA GPUs of Hopper's generation or later (H100, H200, B200)"
 FP8_HINT = "Type algo.precision=auto"
-_ELSEWHERE = re.compile(r"tiny:.*|\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
-"""A `model.path` that need not be a folder: a tiny model, or an id of the model hub."""
 
 
 @dataclass(kw_only=True)
@@ -130,6 +130,9 @@ class AlgoConfig(StoppingOptions, ScheduleOptions):
         yield from self.schedule_problems(self.max_steps, self.eval_every_steps)
         has_evaluation_set = bool(cfg.data.eval_path or cfg.data.eval_fraction)
         yield from self.stopping_problems(self.eval_every_steps, has_evaluation_set, cfg.evaluate.every_steps)
+        for name in ("adam_beta1", "adam_beta2", "adam_epsilon") if self.optimizer in ("adafactor", "sgd") else ():
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                yield f"algo.{name}={value:g} is for adamw, but algo.optimizer={self.optimizer}. Leave {name} out"
         if self.activation_offload == "all" and self.gradient_checkpointing == "none":
             yield (
                 "algo.activation_offload=all offloads the inputs of checkpointed layers, but algo.gradient_checkpointing=none "
@@ -201,17 +204,7 @@ class ModelConfig(TokenOptions):
 
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
         yield from self.token_problems()
-        if not self.path:
-            yield "No model is chosen. Type model=NAME (python -m hub --help lists them) or model.path=FOLDER_OR_HUB_ID"
-            return
-        folder = os.path.expanduser(self.path)  # os.path: Path's own raise errors for names that are too long
-        is_local = os.path.exists(folder) or not _ELSEWHERE.fullmatch(self.path)
-        if is_local and not os.path.isdir(folder):
-            yield f"model.path={self.path}: there is no such folder. Type an existing folder or an id of the model hub"
-        elif is_local and not os.path.isfile(os.path.join(folder, "config.json")):
-            is_adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
-            hint = " It holds a LoRA adapter: name its base model instead." if is_adapter else ""
-            yield f"model.path={self.path}: no config.json in this folder, so transformers finds no model in it.{hint}"
+        yield from path_problems(self.path, self.revision)
 
 
 @dataclass(kw_only=True)
@@ -272,6 +265,8 @@ class LaunchConfig:
         if self.strategy in ZERO and cfg.chosen_task.compares_gradients:
             status = cfg.chosen_task.status
             yield f"launch.strategy={self.strategy} can't be {status}: DeepSpeed hides the gradients. Type launch.strategy=ddp"
+        if self.cpu_offload and self.strategy not in (AUTO, "fsdp", *ZERO):
+            yield f"launch.cpu_offload=true needs launch.strategy=fsdp or {' or '.join(ZERO)}, but it is {self.strategy}"
         if self.node_rank >= self.nnodes:
             yield f"launch.node_rank={self.node_rank} must be below launch.nnodes={self.nnodes}"
         if self.nnodes > 1 and not self.rdzv_endpoint:
@@ -395,8 +390,14 @@ class RunConfig:
                 )
 
     def _name_problems(self) -> Iterator[str]:
+        if self.resume_with_changes and not self.resume:
+            yield "resume_with_changes=true is for a run that is resumed. Type resume=latest, or leave it out"
+        if self.track.tool == "none" and self.track.project != TrackConfig.project:
+            yield f"track.project={self.track.project}: no tracker is chosen. Type track=NAME, or leave it out"
         name = self.run_name
-        if name is not None and (not name or Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME):
+        if name in RESERVED_NAMES:
+            yield f"run_name={name}: the hub uses this name itself, for {RESERVED_NAMES[name]}. Type another run_name, or none"
+        elif name and (Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME):
             yield (
                 f"run_name={name!r} is not the name of a folder (of at most {_LONGEST_NAME} bytes). "
                 "Type run_name=WORD, and output_dir=FOLDER"

@@ -37,7 +37,9 @@ class TokenOptions:
         return self.has_new_tokens or self.pad_vocab_to_multiple_of is not None
 
     def token_problems(self) -> Iterator[str]:
-        """One line for each token that can't be added."""
+        """One line for each token that can't be added, and for options of new tokens without any."""
+        if self.new_token_init != TokenOptions.new_token_init and not self.has_new_tokens:
+            yield f"model.new_token_init={self.new_token_init}: no tokens are added. Type model.add_tokens=[...] too"
         seen: set[str] = set()
         for name in ("add_tokens", "add_special_tokens"):
             for token in getattr(self, name):

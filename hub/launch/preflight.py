@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from hub.config.option import AUTO, field_problems
+from hub.config.option import AUTO, conf_dir, field_problems
 from hub.config.paths import is_pattern
 from hub.config.rules import format_problems
 from hub.config.schema import PARTS, AlgoConfig, RunConfig
@@ -153,12 +153,28 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
     Raises:
         HubError: an option of these, or a path, is wrong.
     """
+    refuse_resume(cfg, "inspects data")
     if problems := cfg.problems({"data", "model"}, data_format_names()):
         raise ConfigError(problems)
     _check_tiny_model(cfg)
     cfg = with_absolute_paths(cfg)
     check_paths(cfg)
     return cfg
+
+
+def refuse_resume(cfg: RunConfig, does: str) -> None:
+    """Refuse `resume`, for what reads options only.
+
+    Args:
+        cfg: the config.
+        does: what is done instead of a run.
+
+    Raises:
+        ConfigError: `resume` is set.
+    """
+    if cfg.resume:
+        run = os.path.join(cfg.output_dir, "latest") if cfg.resume == "latest" else cfg.resume
+        raise ConfigError(f"resume={cfg.resume}: this {does}, and resumes no run. For the options of a run type {run}/run.yaml")
 
 
 def with_absolute_paths(cfg: RunConfig) -> RunConfig:
@@ -215,8 +231,23 @@ def check_paths(cfg: RunConfig) -> None:
         wrong += column_problems(source.columns, f"data.mix[{number}].columns", known)
     if wrong:
         raise DataError("\n".join(wrong))
-    if missing := [problem for option, path, split in named if path and (problem := path_problem(option, path, split))]:
+    missing = [
+        problem
+        for option, path, split in named
+        if path and (problem := _other_place(option, path) or path_problem(option, path, split))
+    ]
+    if missing:
         raise DataError("\n".join(missing))
+
+
+def _other_place(option: str, path: str) -> str | None:
+    """The error for the name of a preset or an address in place of a path. None: it is neither."""
+    if "://" in path:
+        return f"{option}={path}: addresses are not read. Download it and name the file, or type ORG/NAME of the model hub"
+    is_preset = path.isidentifier() and not os.path.exists(path) and os.path.isfile(conf_dir() / "data" / f"{path}.yaml")
+    if option == "data.path" and is_preset:
+        return f"{option}={path}: there is no such file or folder. For the preset of this name type data={path}"
+    return None
 
 
 def _check_data(cfg: RunConfig) -> int | None:

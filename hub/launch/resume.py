@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from hub.compose import runfile
@@ -117,9 +118,19 @@ def _folders(cfg: RunConfig) -> tuple[Path, Path]:
         if cfg.resume == "latest":
             hint = f"there is no run in {cfg.output_dir} yet. Type output_dir=FOLDER with runs, or resume=RUN_FOLDER"
         else:
-            hint = f"{folder} is not a run folder. Type resume=latest, or a folder in {cfg.output_dir}"
+            hint = f"{folder} is not a run folder. Type resume={_meant(cfg, folder)}"
         raise ConfigError(f"resume={cfg.resume}: {hint}")
     return folder, place
+
+
+def _meant(cfg: RunConfig, folder: Path) -> str:
+    """The run that was probably meant: one that the path lies in, or one in `output_dir` of this or a similar name."""
+    for parent in folder.parents[:3]:
+        if os.path.isfile(parent / "run.yaml"):
+            return str(parent)
+    runs = sorted(file.parent.name for file in Path(os.path.expanduser(cfg.output_dir)).glob("*/run.yaml"))
+    near = get_close_matches(folder.name, runs, n=1)
+    return f"{cfg.output_dir}/{near[0]}" if near else f"latest, or a folder in {cfg.output_dir}"
 
 
 def _check_same(cfg: RunConfig, run: Run) -> None:

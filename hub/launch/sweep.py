@@ -7,7 +7,7 @@ processes. All values are checked before the first run starts. A run that fails 
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from hub.compose.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
 from hub.compose.options import library_message
 from hub.compose.overrides import CONFIG_NAME, choices, combinations, parse, quoted
-from hub.compose.presets import COMPOSE_ERRORS
+from hub.compose.presets import COMPOSE_ERRORS, group_options
 from hub.config.option import conf_dir
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted
@@ -33,6 +33,11 @@ from hub.run import Run
 OF_SWEEP = ("output_dir", "run_name", "resume")
 """Options that apply to the whole sweep, so they can't be swept."""
 
+HYDRA_PLUGINS = {
+    "hydra/launcher": ("joblib", "ray", "rq", "submitit"),
+    "hydra/sweeper": ("ax", "nevergrad", "optuna"),
+}
+"""Config group of Hydra -> the plugins that its project publishes as hydra-NAME-launcher and hydra-NAME-sweeper."""
 NO_LOGGING = "hydra/job_logging=none"
 CALLS = ("callbacks", "hydra_logging", "job_logging")
 """Sections of Hydra's own config in which a preset could name any function to call."""
@@ -58,7 +63,7 @@ def sweep(
     """
     with hydra_session(config_dir) as loader:
         parsed = parse(overrides, loader)
-        swept = _check_form(parsed)
+        swept = _check_form(loader, parsed)
         of_hydra = [str(item.input_line) for item in parsed if item.is_hydra_override()]
         options = [item for item in parsed if not item.is_hydra_override()]
         arguments = [*choices(loader, options), *_set_options(loader, options)]
@@ -90,7 +95,7 @@ def sweep(
     except COMPOSE_ERRORS as error:
         with suppress(OSError):
             folder.rmdir()
-        raise ConfigError(library_message(error)) from None
+        raise ConfigError(_sweeper_problem(library_message(error), options)) from None
     finally:
         sys.argv = before
         del os.environ["HYDRA_FULL_ERROR"]
@@ -132,7 +137,7 @@ def job(config_dir: str | None, stopped: list[Interrupted], node: DictConfig) ->
     return float("nan") if loss is None else loss
 
 
-def _check_form(parsed: list[Override]) -> list[str]:
+def _check_form(loader: Any, parsed: list[Override]) -> list[str]:
     """The names of the swept options.
 
     Raises:
@@ -142,6 +147,7 @@ def _check_form(parsed: list[Override]) -> list[str]:
     problems = [
         f"{item.key_or_group} can't be swept: it applies to the whole sweep" for item in swept if item.key_or_group in OF_SWEEP
     ]
+    problems += _plugin_problems(loader, parsed)
     if any(item.key_or_group == "resume" for item in parsed):
         problems.append("resume continues a single run. Leave it or --multirun out")
     problems += [
@@ -160,6 +166,25 @@ def _check_form(parsed: list[Override]) -> list[str]:
     if problems:
         raise ConfigError(problems)
     return [item.key_or_group for item in swept]
+
+
+def _plugin_problems(loader: Any, parsed: list[Override]) -> Iterator[str]:
+    """One line for each launcher or sweeper of Hydra that is not installed."""
+    chosen = {item.key_or_group: str(item.value()) for item in parsed if item.key_or_group in HYDRA_PLUGINS}
+    for group, name in chosen.items():
+        kind, installed = group.rpartition("/")[2], group_options(loader, group)
+        if name not in installed:
+            first = name.partition("_")[0]  # submitit_slurm is of hydra-submitit-launcher
+            package = f" Type pip install hydra-{first}-{kind}" if first in HYDRA_PLUGINS[group] else ""
+            yield f"{group}={name}: Hydra has no such {kind} here. Installed: {', '.join(installed)}.{package}"
+
+
+def _sweeper_problem(message: str, parsed: list[Override]) -> str:
+    """What Hydra's sweeper said, in our words if it takes no ranges."""
+    names = [f"{item.key_or_group}={item.get_value_string()}" for item in parsed if item.is_interval_sweep()]
+    if not names or "does not support sweep type" not in message:
+        return message
+    return f"{' '.join(names)}: Hydra's own sweeper takes lists only. List the values, or type hydra/sweeper=optuna"
 
 
 def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[str]) -> None:

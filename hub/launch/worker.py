@@ -7,6 +7,7 @@ The backend's training module is the first heavy import of the process, so that 
 import inspect
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -70,7 +71,8 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         raise error from None
     if outcome.stopped_by is not None:
         signal_name = Signals(outcome.stopped_by).name
-        message = f"stopped by {signal_name} after step {outcome.num_steps}. To continue, type python -m hub resume={run.path}"
+        command = f"python -m hub {shlex.quote(f'resume={run.path}')}"
+        message = f"stopped by {signal_name} after step {outcome.num_steps}. To continue, type {command}"
         final = result("interrupted", error=message, outcome=outcome)
     else:
         final = result(cfg.chosen_task.status, outcome=outcome)

@@ -85,6 +85,7 @@ def complete_folder(folder: Path, base: Path, cfg: ModelConfig, tokenizer: PreTr
     copy_processor(base, folder)
     _write_added_tokens(folder, tokenizer)
     _clean_tokenizer_config(folder / "tokenizer_config.json")
+    _sort_targets(folder / "adapter_config.json")
     if not is_local(cfg):
         _name_base(folder, base, cfg)
 
@@ -105,6 +106,14 @@ def _clean_tokenizer_config(file: Path) -> None:
         values = json.loads(file.read_text(encoding="utf-8"))
         if any(key in values for key in OF_THIS_MACHINE):
             _write(file, {key: value for key, value in values.items() if key not in OF_THIS_MACHINE})
+
+
+def _sort_targets(file: Path) -> None:
+    """Sort the names of the layers with an adapter: peft writes a set, whose order differs from run to run."""
+    if file.is_file():
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(names := values.get("target_modules"), list):
+            _write(file, values | {"target_modules": sorted(names)})
 
 
 def _name_base(folder: Path, base: Path, cfg: ModelConfig) -> None:

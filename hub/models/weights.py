@@ -37,6 +37,9 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 class _UnreachableError(Exception):
     """The model hub is unreachable and its cache has no complete copy. The message is the reason."""
 
+    copy: str = "no copy in the model hub's cache"
+    """What its cache has."""
+
 
 def local_weights(model: ModelConfig, say: Callable[[str], None]) -> Path:
     """Local folder with config, safetensors weights and tokenizer of a model, downloaded or created if needed.
@@ -81,7 +84,7 @@ def _local(model: ModelConfig, say: Callable[[str], None], weights: bool) -> Pat
         return _from_hub(model, say, weights)
     except _UnreachableError as reason:
         tried = (
-            f"model.path={model.path}: there is no such folder here, no copy in the model hub's cache, "
+            f"model.path={model.path}: there is no such folder here, {reason.copy}, "
             f"and the model hub can't be reached ({reason})"
         )
     if model.gguf_package is None:
@@ -170,7 +173,7 @@ def _why_no_weights(folder: Path) -> str:
         )
     other = [name for name in names if name.endswith((".safetensors", ".gguf"))]
     hint = f" (only {other[0]}, which is another format)" if other else ""
-    return f"it has neither model.safetensors nor model.safetensors.index.json{hint}"
+    return f"it has neither model.safetensors nor model.safetensors.index.json{hint}. Copy or download the weights again"
 
 
 def _from_hub(model: ModelConfig, say: Callable[[str], None], weights: bool) -> Path:
@@ -226,7 +229,9 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None], weights: bool) -> 
     except ModelError as error:
         if obstacle is None:
             raise
-        raise _UnreachableError(f"{obstacle}; the copy in its cache can't be used: {error}") from error
+        unreachable = _UnreachableError(obstacle)
+        unreachable.copy = f"the copy in the model hub's cache can't be used ({str(error).removeprefix(f'{asked}: ')})"
+        raise unreachable from error
     if obstacle is not None:
         say(
             f"{model.path}: the model hub can't be reached ({obstacle}); using the copy in its cache, commit {folder.name[:12]}"
@@ -239,6 +244,8 @@ def _hub_obstacle() -> str | None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
     answers: list[str | None] = []
 
     def ask() -> None:

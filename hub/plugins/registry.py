@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -241,13 +242,19 @@ def register_here(algorithm: Algorithm, build: Callable[[Any], Any]) -> None:
         build: the function of the setup that returns its recipe.
 
     Raises:
-        PluginError: its name is taken, its options can't be composed, or `build` is not a function.
+        PluginError: its name is taken, its options can't be composed, or `build` is not a function of the setup.
     """
     into, name = registry(), algorithm.name
     if not callable(build):
         raise PluginError(
             f"algorithm {name}: build={build!r:.60} is not a function. Write def build(setup), and register(..., build)"
         )
+    try:
+        signature(build).bind(None)
+    except TypeError:
+        raise PluginError(f"algorithm {name}: build takes other arguments than the setup. Write def build(setup)") from None
+    except ValueError:
+        pass  # a function of an extension module, which has no signature
     others = [other for other in into.algorithms.values() if other.name != name or into.owners[name] != HERE]
     check_algorithm(algorithm, others, into.owners, into.presets)
     into.algorithms[name], into.owners[name] = algorithm, HERE

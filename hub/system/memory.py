@@ -12,7 +12,9 @@ GIB = 2**30
 
 def allowed_memory(device: torch.device) -> float:
     """Bytes of a GPU's memory that this process may use."""
-    return float(torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device.index))
+    return float(
+        torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device.index)
+    )
 
 
 def three_of_each(trained: Iterable[torch.Tensor]) -> int:

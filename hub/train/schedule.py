@@ -151,8 +151,8 @@ class Adaptive:
 
 
 def _warmup(step: int, peak: int, start: float | None) -> float:
-    """The rate of a step before the one with the peak."""
-    return step / peak if start is None else start + (1 - start) * (step - 1) / (peak - 1)
+    """The rate of a step before the one with the peak. torch also asks for that of step 0, which no step has."""
+    return step / peak if start is None else start + (1 - start) * max(step - 1, 0) / max(peak - 1, 1)
 
 
 def _cosine(part: float) -> float:

@@ -150,7 +150,25 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
             ["--halp"],
             "--halp: there is no such flag. Allowed: --config, --config-dir, --multirun, --json, --keep, --yes, ",
         ),
+        (
+            ["algo=sft", "--learning-rate=1"],
+            "--learning-rate=1: there is no such flag. Options have no dashes. Type algo.learning_rate=1",
+        ),
+        (["--lora_r", "8"], "--lora_r: there is no such flag. Options have no dashes. Type algo.lora_r=8"),
+        (["--bf16", "model=tiny"], "--bf16: there is no such flag. Options have no dashes. Type model.dtype=VALUE"),
+        (["lora_sft"], f"lora_sft: there is no such verb. Allowed: {', '.join(VERBS)}. For the preset type algo=lora_sft."),
+        (["model"], f"model: there is no such verb. Allowed: {', '.join(VERBS)}. For a preset type model=NAME."),
+        (["run", "algo=sft"], f"run: there is no such verb. Allowed: {', '.join(VERBS)}. Did you mean train?"),
         (["help", "sho"], "sho: there is no such verb."),
+        (["help", "show", "data"], "hub help takes one verb, but got show data. Type hub help show"),
+        (
+            ["show", "resume=latest"],
+            "resume=latest: this shows options, and resumes no run. For the options of a run type runs/latest/run.yaml",
+        ),
+        (
+            ["data", "resume=a/b"],
+            "resume=a/b: this inspects data, and resumes no run. For the options of a run type a/b/run.yaml",
+        ),
         (
             ["plugins", "--config-dir", "x"],
             "--config-dir works with train and verify and data and show and completion only, not",
@@ -158,7 +176,7 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
         (["data", "--keep", "3"], "--keep works with runs only, not with data"),
         (["--config-dir"], "--config-dir: type --config-dir DIR"),
         (["--config-dir", "nowhere", "algo=sft"], "--config-dir nowhere: there is no such folder"),
-        (["algo=sft", "show"], "can't read 'show': options are written NAME=VALUE, and a verb comes first"),
+        (["algo=sft", "show"], "can't read 'show': options are written NAME=VALUE without spaces, and a verb comes first"),
         (["show", "--multirun"], "--multirun works with train only, not with show"),
         (["--multirun", *TINY], "--multirun but no option has several values. Type e.g. algo.learning_rate=1e-4,2e-4"),
     ],
@@ -181,8 +199,18 @@ def test_a_wrong_command_line_is_one_clear_line_and_exit_code_2(hub, words, text
         (["model=tiny,null"], ["model: null can't be one of several choices. Type model=tiny"]),
         (["data.path=a.jsonl,b.jsonl"], ["data.path=a.jsonl: there is no such", "data.path=b.jsonl: there is no such"]),
         (["output_dir=a,b"], ["output_dir can't be swept"]),
-        (["algo.lora_r=1,2", "hydra/launcher=nope"], ["In 'hydra/config': Could not find 'hydra/launcher/nope'"]),
-        (["algo.lora_r=interval(1,9)"], ["BasicSweeper does not support sweep type : INTERVAL_SWEEP"]),
+        (
+            ["algo.lora_r=1,2", "hydra/launcher=nope"],
+            ["hydra/launcher=nope: Hydra has no such launcher here. Installed: basic."],
+        ),
+        (
+            ["algo.lora_r=1,2", "hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"],
+            [
+                "hydra/launcher=submitit_slurm: Hydra has no such launcher here. Installed: basic. Type pip install hydra-subm",
+                "hydra/sweeper=optuna: Hydra has no such sweeper here. Installed: basic. Type pip install hydra-optuna-sweeper",
+            ],
+        ),
+        (["algo.lora_r=interval(1,9)"], ["algo.lora_r=interval(1,9): Hydra's own sweeper takes lists only. List the values"]),
     ],
 )
 def test_a_sweep_finds_a_failing_value_before_its_first_run(hub, tmp_path, swept, problems):

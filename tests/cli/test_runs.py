@@ -132,5 +132,5 @@ def test_a_wrong_word_is_one_line(hub, words, line):
 
 
 def test_a_folder_without_runs(hub):
-    assert hub("runs").out == "there is no run in runs. hub runs FOLDER looks elsewhere\n"
+    assert hub("runs").out == "there is no run in the folder runs; for another type hub runs FOLDER\n"
     assert names(hub) == []

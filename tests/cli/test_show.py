@@ -59,7 +59,8 @@ def test_show_takes_parts_of_names(hub):
         "show lora_rank: no option has this in its name. Did you mean lora_r or node_rank or lora_alpha? "
         "Type e.g. show algo. for a section"
     ]
-    assert hub("show", "lora_r").problems[0].endswith("For options of an algorithm type algo=NAME as well")
+    assert hub("show", "algo.lora_r").problems == ["show algo.lora_r: this is of an algorithm. Type algo=lora_sft as well"]
+    assert hub("show", "zzz").problems[0].endswith("For options of an algorithm type algo=NAME as well")
 
 
 def test_show_as_json_has_values_of_their_types_and_the_problems(hub):

@@ -73,6 +73,8 @@ def test_a_path_may_stand_for_a_section(file):
     cfg = file("model: org/name\ndata: chats.jsonl\n")
     assert (cfg.model.path, cfg.data.path) == ("org/name", "chats.jsonl")
     assert file("model: tiny:qwen3\ndata: tiny\n").model.path == "tiny:qwen3"
+    mix = file("data:\n- a b.jsonl\n- {path: c.jsonl, weight: 2}\n").data.mix
+    assert [(source.path, source.weight) for source in mix] == [("a b.jsonl", None), ("c.jsonl", 2.0)]
 
 
 def test_what_is_typed_wins_and_a_typed_choice_replaces_its_section(file):
@@ -100,6 +102,12 @@ def test_a_runs_own_run_yaml_is_the_same_config_as_a_new_run(file):
     assert file(runfile.to_text(cfg), "task=train", name="run.yaml").task == "train"
 
 
+def test_a_run_again_with_another_algorithm_keeps_what_was_set_and_not_its_defaults(file):
+    text = runfile.to_text(compose("algo=sft", "algo.seed=7", "algo.backend=native", "algo.max_grad_norm=0.5", "model=tiny"))
+    again = file(text, "algo=lora_sft", name="run.yaml").algo
+    assert again == compose("algo=lora_sft", "algo.seed=7", "algo.max_grad_norm=0.5").algo
+
+
 def test_an_experiment_of_a_folder_of_presets_runs_by_its_path(file):
     text = "# @package _global_\ndefaults:\n  - override /algo: lora_sft\n  - /model: tiny\n  - _self_\nalgo:\n  lora_r: 4\n"
     cfg = file(text)
@@ -118,6 +126,11 @@ def test_a_group_of_ones_own_can_be_chosen_in_a_file(file, tmp_path):
         ("", ["exp.yaml: write NAME: VALUE on each line, e.g. algo: lora_sft"]),
         ("- a\n", ["exp.yaml: write NAME: VALUE on each line, e.g. algo: lora_sft"]),
         ("algo: lora_sft\nmodel: [a\n", ["exp.yaml: line 3: this is not YAML (expected ',' or ']', but got '<stream end>')"]),
+        ("data:\n\tpath: x\n", ["exp.yaml: line 2: YAML takes no tabs here. Type spaces"]),
+        ("algo: sft\nmodel:tiny\ndata: x\n", ["exp.yaml: line 3: write NAME: VALUE, with a space behind the colon, in"]),
+        ("algo: sft\n model: x\n", ["exp.yaml: line 2: the indentation is wrong, or a text with a colon lacks quotes"]),
+        ("algo: 'sft\n", ["exp.yaml: line 2: a quote or a bracket is not closed"]),
+        ("algo: sft\n---\nalgo: sft\n", ["exp.yaml: line 2: --- begins a second document."]),
         ("algo: {seed: 1,\n seed: 2}\n", ["exp.yaml: line 1: seed is set twice"]),
         ("algo.seed: 1\nalgo: {seed: 2}\n", ["exp.yaml: line 2: algo.seed is set twice"]),
         ("algo: sft\nlearning_rate: 1\n", [
@@ -155,6 +168,14 @@ def test_the_command_line_takes_one_file_in_any_place_and_says_what_a_folder_is(
     for words in (["show", "exp.yaml", "lora_r"], ["show", "lora_r", "--config", "exp.yaml"]):
         assert "algo.lora_r = 4   # exp.yaml" in hub(*words).out
     assert hub("exp.yaml", "algo.lora_r=0").problems[0].startswith("algo.lora_r=0 is not allowed")
+    (tmp_path / "far.yaml").write_text("algo: lora_sft\nmodel: tiny\ndata: no.jsonl\n")
+    assert hub("far.yaml").problems[0].startswith("far.yaml: data.path=no.jsonl: there is no such file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.yaml").touch()
+    assert hub("--config-dir", "mine", "algo=sft").problems == [
+        "--config-dir mine: mine/config.yaml would replace the hub's own. If it holds options of a run, type "
+        "python -m hub mine/config.yaml. Else give it another name"
+    ]
     assert hub("--config", "exp.yaml", "exp.yaml").problems == [
         "a command line takes one config file, but has exp.yaml and exp.yaml"
     ]
@@ -165,3 +186,4 @@ def test_the_command_line_takes_one_file_in_any_place_and_says_what_a_folder_is(
     (tmp_path / "runs/a/run.yaml").touch()
     assert hub("runs/a").problems == ["runs/a is a run folder. Type runs/a/run.yaml to run it again, or resume=runs/a"]
     assert hub("nowhere.yaml").problems == ["nowhere.yaml: there is no such file"]
+    assert hub("ex.yaml").problems == ["ex.yaml: there is no such file. Did you mean exp.yaml?"]

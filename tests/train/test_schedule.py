@@ -118,6 +118,8 @@ def test_warmup_stable_decay_takes_a_tenth_of_the_run_and_is_a_plain_decay_if_it
 def test_warmup_may_start_above_its_first_part():
     found = rates(10, lr_scheduler="constant", warmup_steps=4, warmup_start_ratio=0.4)
     assert found == pytest.approx([0.4, 0.6, 0.8, *[1.0] * 7])
+    for scheduler in ("constant", "greedy"):  # a run too short for warmup
+        assert rates(4, lr_scheduler=scheduler, warmup_start_ratio=0.4) == [1.0] * 4
     names = ("cosine_with_min_lr", "cosine_warmup_with_min_lr", "cosine")
     assert len({tuple(rates(10, lr_scheduler=name, min_lr_ratio=0.1)) for name in names}) == 1
 

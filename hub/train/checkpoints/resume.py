@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def ended_by_row(error: DataError, step: int, checkpoint: Path | None, run: Path
     """
     if checkpoint is None:
         return f"{error}. The run ended after step {step}, and no checkpoint could be written"
-    command = f"python -m hub resume={run}"
+    command = f"python -m hub {shlex.quote(f'resume={run}')}"
     return (
         f"{error}. The run ended after step {step}, and all of it is saved: {checkpoint}. To go on without such rows type "
         f"{command} data.on_bad_row=skip. Once the row is corrected, type {command} resume_with_changes=true"

@@ -67,6 +67,11 @@ def target_names(asked: str | list[str], model: PreTrainedModel, left_out: Mappi
     matched: set[str] = set()
     for word in asked:
         named = [name for name in every if name == word or name.endswith(f".{word}")]
+        if not named and any(f".{name}".endswith(f".{word}") for name, _ in model.named_modules()):
+            raise ConfigError(
+                f"algo.target_modules: {word} gets no adapter, only linear layers below the output layer do. {allowed}. "
+                f"To train it as a whole type algo.modules_to_save=[{word}]"
+            )
         if not named:
             raise ConfigError(f"algo.target_modules: no linear layer is called {word}. {allowed}." + did_you_mean(word, known))
         if not set(named) - left_out.keys():

@@ -112,5 +112,11 @@ def test_a_name_takes_the_layers_of_that_name_that_can_have_an_adapter():
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"))
     left_out = {"model.layers.0.self_attn.q_proj": SHARED}
     assert target_names(["q_proj"], model, left_out) == ["model.layers.1.self_attn.q_proj"]
+    with pytest.raises(
+        ConfigError, match=r"lm_head gets no adapter, .*To train it as a whole type algo.modules_to_save=\[lm_head\]"
+    ):
+        target_names(["lm_head"], model)
+    with pytest.raises(ConfigError, match=r"no linear layer is called lm_hed\. Allowed: down_proj"):
+        target_names(["lm_hed"], model)
     with pytest.raises(ConfigError, match=r"layers\.0\.self_attn\.q_proj can't get an adapter"):
         target_names(["layers.0.self_attn.q_proj", "k_proj"], model, left_out)
