@@ -286,7 +286,8 @@ def sft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
 
     Returns:
@@ -551,7 +552,8 @@ def lora_sft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
 
     Returns:
@@ -833,7 +835,8 @@ def osft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
 
     Returns:
@@ -1068,7 +1071,8 @@ def run(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         options: options of the algorithm that are not listed here.
 
@@ -1299,7 +1303,8 @@ def verify(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1530,7 +1535,8 @@ def show(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         options: options of the algorithm that are not listed here.
 
@@ -1757,7 +1763,8 @@ def data(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         options: options of the algorithm that are not listed here.
 
