@@ -306,7 +306,8 @@ def sft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
@@ -589,7 +590,8 @@ def lora_sft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
@@ -889,7 +891,8 @@ def osft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
@@ -1142,7 +1145,8 @@ def run(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
@@ -1391,7 +1395,8 @@ def verify(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
         evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
@@ -1640,7 +1645,8 @@ def show(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
@@ -1885,7 +1891,8 @@ def data(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
-        resume_with_changes: Resume even if options or data differ from those of the original run.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.

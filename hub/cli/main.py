@@ -17,7 +17,6 @@ from hub.config.task import TASKS
 from hub.errors import ConfigError, HubError, did_you_mean
 from hub.plugins.registry import registry
 from hub.secrets import without_secrets
-from hub.system.interrupt import EXIT_CODE, print_stopped
 from hub.version import VERSION
 
 OTHER_VERBS = {
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        The exit code: 0, 2 for a user error, 1 for a failure, 128 + N for signal N.
+        The exit code: 0, 2 for a user error, 1 for a failure, 128 + N for signal N that stopped a run.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -50,9 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"hub: {line}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print_stopped()
-        return EXIT_CODE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -114,6 +114,10 @@ class AlgoConfig(StoppingOptions, ScheduleOptions):
     """Values of `model.quantization` that the algorithm can train on. All others are refused before anything starts. For an
     algorithm that trains adapters on frozen weights: `("bnb-4bit", "bnb-8bit")`."""
 
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ()
+    """Options that decide what the trained numbers mean, such as the directions in which they are coordinates. They can't be
+    changed when a run is resumed, not even with `resume_with_changes`."""
+
     backend: str = AUTO
     """Backend that runs the algorithm. auto: the available one of the highest priority."""
 
@@ -337,7 +341,7 @@ class RunConfig:
     """latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config."""
 
     resume_with_changes: bool = False
-    """Resume even if options or data differ from those of the original run."""
+    """Resume even if options or data differ from those of the original run. Changed options are logged, and apply."""
 
     task: str = option("train", choices=tuple(TASKS))
     """What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md."""

@@ -92,7 +92,9 @@ def ignored_settings(folder: Path, trust_remote_code: bool) -> list[str]:
     lines = []
     named = [file for file in ("config.json", "tokenizer_config.json") if read_json(folder / file, "").get(CODE)]
     if named and not trust_remote_code:
-        lines.append(f"{' and '.join(named)} of the model name Python code ({CODE}): it is not run")
+        lines.append(
+            f"{' and '.join(named)} of the model name Python code ({CODE}): it is not run, and the saved model does not name it"
+        )
     if asked := sorted(set(_implementations(config))):
         lines.append(f"config.json of the model asks for the kernels {', '.join(asked)}: the hub chooses them itself")
     return lines

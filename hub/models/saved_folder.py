@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hub.config.schema import ModelConfig
+from hub.models.model_code import complete_code
 from hub.models.multimodal import copy_processor
 
 BESIDE_WEIGHTS = (
@@ -83,6 +84,7 @@ def complete_folder(folder: Path, base: Path, cfg: ModelConfig, tokenizer: PreTr
             if file.is_file() and not (folder / file.name).exists():
                 shutil.copyfile(file, folder / file.name)
     copy_processor(base, folder)
+    complete_code(folder, base, cfg.trust_remote_code)
     _write_added_tokens(folder, tokenizer)
     _clean_tokenizer_config(folder / "tokenizer_config.json")
     _sort_targets(folder / "adapter_config.json")

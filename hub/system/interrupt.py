@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 EXIT_CODE = 128 + signal.SIGINT
 
@@ -40,11 +41,17 @@ def one_line_on_interrupt(applies: bool = True) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    print_stopped()
+def end_interrupted() -> NoReturn:
+    """End a command that Ctrl-C has stopped, with its line.
+
+    Not by `sys.exit`: where Ctrl-C came within code that a library runs from a text, as namedtuple does, CPython would end by
+    the signal in spite of it (`unhandled_keyboard_interrupt` in pythonrun.c).
+    """
+    with suppress(OSError, ValueError):  # nobody reads it any more
+        sys.stdout.flush()
+    print("hub: stopped", file=sys.stderr, flush=True)
     os._exit(EXIT_CODE)
 
 
-def print_stopped() -> None:
-    """Print the line of a command that Ctrl-C has stopped."""
-    print("hub: stopped", file=sys.stderr, flush=True)
+def _end(number: int, frame: FrameType | None) -> None:
+    end_interrupted()

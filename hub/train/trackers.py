@@ -75,6 +75,12 @@ def _trackio_place(handle: Any, run: Run, project: str) -> tuple[str, str]:
     return handle.name, f'run {handle.name}. To view it type trackio show --project "{project}"'
 
 
+def _trackio_end(handle: Any, end: End) -> None:
+    import trackio  # type: ignore[import-not-found,unused-ignore]
+
+    trackio.finish()  # accelerate ends the run alone: trackio would end it again when Python ends, and print that
+
+
 def _comet(run: Run, project: str, earlier: str | None) -> Options:
     from comet_ml import ExperimentConfig  # type: ignore[import-not-found,unused-ignore]
 
@@ -137,7 +143,9 @@ def _clearml(run: Run, project: str, earlier: str | None) -> Options:
 
 def _clearml_place(handle: Any, run: Run, project: str) -> tuple[str, str]:
     if handle.is_offline():
-        return handle.id, f"stored in {handle.get_offline_mode_folder()}"
+        folder = handle.get_offline_mode_folder()
+        upload = f"""python -c "from clearml import Task; Task.import_offline_session('{folder}.zip')\""""
+        return handle.id, f"stored in {folder}. To upload it type {upload}"
     return handle.id, handle.get_output_log_web_page()
 
 
@@ -161,7 +169,11 @@ def _swanlab(run: Run, project: str, earlier: str | None) -> Options:
 
 
 def _swanlab_place(handle: Any, run: Run, project: str) -> tuple[str, str]:
-    return handle.id, _url(handle) or f"stored in {run.path / 'swanlog'}"
+    folder = Path(os.environ.get("SWANLAB_LOG_DIR") or os.environ.get("SWANLAB_LOGDIR") or run.path / "swanlog")
+    todo = f"view it type swanlab watch {folder}"
+    if os.environ.get("SWANLAB_MODE") == "offline":
+        todo = f"upload it type swanlab sync {folder}/run-*"
+    return handle.id, _url(handle) or f"stored in {folder}. To {todo}"
 
 
 def _swanlab_end(handle: Any, end: End) -> None:
@@ -198,6 +210,7 @@ TOOLS = {
         remedy="Check TRACKIO_DIR, TRACKIO_SPACE_ID and TRACKIO_SERVER_URL, or type track=none",
         options=_trackio,
         place=_trackio_place,
+        end=_trackio_end,
     ),
     "comet_ml": Tool(
         remedy="Type comet login, set COMET_API_KEY, or set COMET_START_ONLINE=0 to upload later; or type track=none",

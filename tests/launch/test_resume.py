@@ -169,6 +169,16 @@ def test_options_that_changed_apply_and_are_said_once(tmp_path, stopped, capsys)
     assert capsys.readouterr().out.count("the new optimizer begins without moments; weights and schedule continue") == 2
 
 
+def test_what_decides_the_meaning_of_the_trained_numbers_can_not_change(tmp_path, stopped, monkeypatch):
+    kind = type(compose(*OPTIONS).algo)
+    assert kind.fixed_on_resume == ("init",)
+    monkeypatch.setattr(kind, "fixed_on_resume", ("lora_alpha",))
+    with pytest.raises(
+        ConfigError, match=r"algo.lora_alpha: 32.0 then, 8.0 now. The numbers in .*/step-00000007 mean something"
+    ):
+        inline(tmp_path, "resume=latest", "algo.lora_alpha=8", "resume_with_changes=true")
+
+
 def test_changed_data_is_refused(tmp_path, monkeypatch):
     from hub.train import loop
 

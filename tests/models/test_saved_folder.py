@@ -2,11 +2,16 @@
 
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
-from transformers import AutoTokenizer
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 from hub import compose
 from hub.cli.pages import result_lines
@@ -15,6 +20,70 @@ from hub.errors import ModelError
 from hub.launch.launcher import launch
 from hub.models.weights import local_weights
 from hub.testing import tiny_model
+
+CODE = {
+    "configuration_x.py": """
+from transformers import LlamaConfig
+
+class XConfig(LlamaConfig):
+    model_type = "of_its_own"
+""",
+    "mixing_x.py": """
+import torch
+
+class Mix(torch.nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.proj = torch.nn.Linear(size, size, bias=False)
+
+    def forward(self, hidden):
+        return hidden + self.proj(hidden)
+""",
+    "modeling_x.py": """
+from transformers import LlamaForCausalLM, LlamaModel
+from .configuration_x import XConfig
+from .mixing_x import Mix
+
+class XModel(LlamaModel):
+    config_class = XConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.mix = Mix(config.hidden_size)
+        self.post_init()
+
+    def forward(self, *args, **options):
+        out = super().forward(*args, **options)
+        out.last_hidden_state = self.mix(out.last_hidden_state)
+        return out
+
+class XForCausalLM(LlamaForCausalLM):
+    config_class = XConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = XModel(config)
+        self.post_init()
+""",
+    "tokenization_x.py": """
+from transformers import PreTrainedTokenizerFast
+
+class XTokenizer(PreTrainedTokenizerFast):
+    pass
+""",
+    "processing_x.py": "from . import constants_x\n",
+    "constants_x.py": "SIZE = 1\n",
+    "train_it.py": "",
+}
+"""The code of a model of its own: file -> text. The last is no part of it."""
+
+MAPS = {
+    "config.json": {"AutoConfig": "configuration_x.XConfig", "AutoModelForCausalLM": "modeling_x.XForCausalLM",
+                    "AutoModel": "modeling_x.XModel", "AutoModelForSequenceClassification": "acme/other--modeling_y.Y"},
+    "tokenizer_config.json": {"AutoTokenizer": [None, "tokenization_x.XTokenizer"]},
+    "preprocessor_config.json": {"AutoProcessor": "processing_x.XProcessor"},
+}  # fmt: skip
+"""File -> the code that it names."""
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OF_BASE = {"tokenizer.model": "pieces", "vocab.json": "{}", "LICENSE.txt": "terms", "preprocessor_config.json": "{}"}
@@ -101,3 +170,76 @@ def test_an_adapter_of_a_made_base_names_it_as_the_user_did_and_the_last_line_lo
     base = f"transformers.AutoModelForCausalLM.from_pretrained('{result.base_model_path}')"
     assert result_lines(result)[-1] == f"load it: peft.PeftModel.from_pretrained({base}, '{result.model_path}')"
     assert str(result.base_model_path) not in texts_of(result.model_path)
+
+
+def with_code(folder: Path, model_type: str) -> Path:
+    """A tiny model whose files name code."""
+    tiny_model(folder)
+    for name, text in CODE.items():
+        (folder / name).write_text(text)
+    for name, named in MAPS.items():
+        values = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        (folder / name).write_text(json.dumps(values | {"auto_map": named}))
+    config = json.loads((folder / "config.json").read_text())
+    if model_type != config["model_type"]:
+        kept = {"model_type": model_type, "architectures": ["XForCausalLM"]}
+        (folder / "config.json").write_text(json.dumps(config | kept))
+        made = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder, trust_remote_code=True), trust_remote_code=True
+        )
+        save_file(
+            {name: value.clone() for name, value in made.state_dict().items()}, folder / "model.safetensors", {"format": "pt"}
+        )
+    return folder
+
+
+@pytest.fixture
+def no_code_loaded(tmp_path, monkeypatch):
+    """No code of a model is imported yet, and transformers copies such code into a folder of this test."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+            del sys.modules[name]
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("no_code_loaded")
+@pytest.mark.parametrize("algo", ["sft", "osft", "lora_sft"])
+def test_a_model_with_code_of_its_own_loads_from_any_place(tmp_path, algo):
+    base = with_code(tmp_path / "base", "of_its_own")
+    result = train(tmp_path / "runs", f"algo={algo}", f"model.path={base}", "model.trust_remote_code=true")
+    away = shutil.copytree(result.model_path, tmp_path / "elsewhere/away")
+    code = {file.name: file.read_text() for file in away.glob("*.py")}
+    used = {"tokenization_x.py", "processing_x.py", "constants_x.py"}
+    if algo == "lora_sft":
+        named = json.loads((away / "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert named == str(base)
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(named, trust_remote_code=True), away)
+        merged = adapted.merge_and_unload()
+        away = tmp_path / "elsewhere/merged"
+        merged.save_pretrained(away)
+        stored = merged.state_dict()
+    else:
+        used |= {"configuration_x.py", "modeling_x.py", "mixing_x.py"}
+        assert json.loads((away / "config.json").read_text())["auto_map"].items() >= MAPS["config.json"].items()
+        assert type(AutoTokenizer.from_pretrained(away, trust_remote_code=True)).__name__ == "XTokenizer"
+        stored = load_file(away / "model.safetensors")
+    assert code == {name: CODE[name] for name in used}
+    shutil.rmtree(base)
+    model = AutoModelForCausalLM.from_pretrained(away, trust_remote_code=True)
+    assert type(model).__name__ == "XForCausalLM"
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+
+
+def test_code_that_is_not_used_is_neither_copied_nor_named(tmp_path):
+    base = with_code(tmp_path / "base", "llama")
+    result = train(tmp_path, "algo=sft", f"model.path={base}")
+    assert not list(result.model_path.glob("*.py"))
+    assert "auto_map" not in texts_of(result.model_path)
+    for kind in (AutoModelForCausalLM, AutoTokenizer):  # a server may be started with that option
+        assert kind.from_pretrained(result.model_path, trust_remote_code=True)

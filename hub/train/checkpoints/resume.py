@@ -38,7 +38,7 @@ def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimize
         The checkpoint's state.
 
     Raises:
-        ConfigError: there is no valid checkpoint, or the run's data or length has changed.
+        ConfigError: there is no valid checkpoint, or something changed that may not.
     """
     cfg, run = setup.cfg, setup.run
     checkpoint = Path(broadcast_text(str(_find(Path(str(cfg.resume)), run)) if run.is_main else ""))
@@ -59,6 +59,11 @@ def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimize
                 "Undo that, or type resume_with_changes=true"
             )
     changes = _changed_options(state.get("options", {}), options_of(cfg))
+    if fixed := [_words(name, change) for name, change in changes.items() if name in fixed_names(cfg)]:
+        raise ConfigError(
+            f"resume={cfg.resume}: {'; '.join(fixed)}. The numbers in {checkpoint} mean something else under that. Undo it, or "
+            "start a new run without resume"
+        )
     asked = group_numbers(optimizer)
     load_checkpoint(checkpoint, setup.session, model, optimizer, with_optimizer="algo.optimizer" not in changes)
     restore_groups(optimizer, asked)
@@ -66,8 +71,8 @@ def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimize
         _cut_metrics(run, state["step"])
     run.say(f"resuming after step {state['step']} from {checkpoint}")
     if changes:
-        words = [f"{name}: {before} then, {now} now" for name, (before, now) in changes.items()]
-        run.say(f"options changed since step {state['step']}: {'; '.join(words)}")
+        words = "; ".join(_words(name, change) for name, change in changes.items())
+        run.say(f"options changed since step {state['step']}: {words}")
     if "algo.optimizer" in changes:
         run.say("the new optimizer begins without moments; weights and schedule continue")
     return state
@@ -76,6 +81,15 @@ def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimize
 def options_of(cfg: RunConfig) -> dict[str, str]:
     """The options on which the result of a run depends, by full name, as texts: a checkpoint has them."""
     return {name: str(value) for name, value, *_ in leaves(cfg) if name.partition(".")[0] in ("algo", "model", "data")}
+
+
+def fixed_names(cfg: RunConfig) -> set[str]:
+    """The full names of the algorithm's options that a resumed run can't change."""
+    return {f"algo.{name}" for name in type(cfg.algo).fixed_on_resume}
+
+
+def _words(name: str, change: tuple[str, str]) -> str:
+    return f"{name}: {change[0]} then, {change[1]} now"
 
 
 def _changed_options(before: dict[str, str], now: dict[str, str]) -> dict[str, tuple[str, str]]:

@@ -22,6 +22,7 @@ class LoraSftConfig(AlgoConfig):
     """LoRA (arXiv 2106.09685): W + (alpha / r) B A, where only A (r x in) and B (out x r) are trained."""
 
     quantized_bases: ClassVar[tuple[str, ...]] = QUANTIZATIONS
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("init",)
 
     learning_rate: float = option(2e-4, gt=0)
     """Peak learning rate. Adapters start at zero and need at least ten times the learning rate of full fine-tuning."""

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from hub import AlgoConfig, RunConfig, option
 from hub.data.sources.files import path_problem
@@ -21,6 +21,19 @@ DEFAULT_RATIO_PULLED = 1.0
 @dataclass(kw_only=True)
 class OsftConfig(AlgoConfig):
     """Orthogonal subspace fine-tuning (arXiv 2504.07097): full-rank updates within low-importance singular directions."""
+
+    fixed_on_resume: ClassVar[tuple[str, ...]] = (
+        "unfreeze_rank_ratio",
+        "subspace",
+        "rank_policy",
+        "min_keep",
+        "max_keep",
+        "constraint",
+        "parametrization",
+        "protect_data",
+        "protect_samples",
+        "protect_from",
+    )
 
     learning_rate: float = option(5e-5, gt=0)
     """Peak learning rate. Only some directions of each matrix are trained, which needs a higher rate than full fine-tuning."""
