@@ -1,7 +1,9 @@
 """The verbs on finished models. Each is a folder here whose `verb.py` imports neither torch nor transformers."""
 
 from hub.config.finished import FinishedVerb
+from hub.tasks.chat.verb import VERB as CHAT
+from hub.tasks.generate.verb import VERB as GENERATE
 
-_VERBS: tuple[FinishedVerb, ...] = ()
+_VERBS: tuple[FinishedVerb, ...] = (CHAT, GENERATE)
 
 FINISHED = {verb.name: verb for verb in _VERBS}

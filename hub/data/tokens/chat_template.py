@@ -2,7 +2,7 @@
 
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hub.data.json_values import JsonObject
@@ -79,6 +79,7 @@ class ChatTemplate:
         tools: list[JsonObject] | None,
         where: str,
         prompt: bool = False,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
         """Render messages.
 
@@ -88,25 +89,28 @@ class ChatTemplate:
             tools: the tools of the row.
             where: the row, for messages.
             prompt: whether the generation prompt follows.
+            variables: what the template sees besides, such as `enable_thinking`.
 
         Raises:
             DataError: with the row, and the template's own message.
         """
         from jinja2 import TemplateError, TemplateSyntaxError
 
-        quick = self._render_compiled(tokenizer, messages, tools, prompt)
+        quick = None if variables else self._render_compiled(tokenizer, messages, tools, prompt)
         if quick is not None and self._num_compared >= _NUM_COMPARED:
             return quick
         try:
             # transformers declares the fields of messages as texts, but passes them to the template as they are.
             render = cast(Callable[..., str], tokenizer.apply_chat_template)
-            text = str(render(messages, tools=tools, chat_template=self.text, tokenize=False, add_generation_prompt=prompt))
+            more = {"tools": tools, "chat_template": self.text, "add_generation_prompt": prompt, **(variables or {})}
+            text = str(render(messages, tokenize=False, **more))
         except TemplateSyntaxError as error:
             raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
         except (TemplateError, *RAISED) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{where}: the chat template refuses this conversation. It says: {reason}") from None
-        self._num_compared = self._num_compared + 1 if quick == text else -_NEVER
+        if not variables:
+            self._num_compared = self._num_compared + 1 if quick == text else -_NEVER
         return text
 
     def _render_compiled(

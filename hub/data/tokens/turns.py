@@ -23,7 +23,8 @@ from hub.data.formats.messages import REASONING
 from hub.data.json_values import JsonObject
 from hub.data.tokens.chat_template import ChatTemplate, chat_template
 from hub.data.tokens.marks import NAME, SCHEMA, Marked, Place, first_free, mark, with_json_arguments
-from hub.data.tokens.omissions import omissions, refusal
+from hub.data.tokens.omissions import omissions
+from hub.data.tokens.rendering import render_messages
 from hub.data.tokens.special_tokens import added_tokens, special_tokens
 from hub.errors import DataError
 
@@ -80,7 +81,7 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
         TooLongError: it has more characters than `max_characters`.
     """
     template = chat_template(tokenizer, conversation.tools)
-    full, json_arguments = _render(tokenizer, template, conversation)
+    full, json_arguments = render_messages(tokenizer, template, conversation)
     if max_characters is not None and len(full) > max_characters:
         raise TooLongError(len(full))
     try:
@@ -100,49 +101,6 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
         if place + 1 == len(spans) or spans[place + 1].begin > end:
             spans[place] = Span(*without_space(tokenizer, full, begin, end), owners)
     return Rendered(full, spans, omitted, row.behind_system() if conversation.unmask else None)
-
-
-def _render(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, conversation: Conversation) -> tuple[str, bool]:
-    """Render a conversation, its arguments of calls as objects, or as JSON texts where the template takes only these.
-
-    Returns:
-        What is rendered, and whether arguments are JSON texts.
-    """
-    messages, tools, where = conversation.messages, conversation.tools, conversation.where
-    has_calls = any("tool_calls" in message for message in messages)
-    if not has_calls:
-        try:
-            return template.render(tokenizer, messages, tools, where), False
-        except DataError as error:
-            raise refusal(error, conversation, tokenizer, template) from None
-    texts = with_json_arguments(messages)
-    if template.json_arguments:
-        try:
-            return template.render(tokenizer, texts, tools, where), True
-        except DataError:
-            template.json_arguments = False
-    refused: DataError | None = None
-    try:
-        full = template.render(tokenizer, messages, tools, where)
-        if not _shows_python(full, messages):
-            return full, False
-    except DataError as error:
-        refused = error
-    try:
-        with_texts = template.render(tokenizer, texts, tools, where)
-    except DataError:
-        if refused is not None:
-            raise refusal(refused, conversation, tokenizer, template) from None
-        return full, False
-    template.json_arguments = True
-    return with_texts, True
-
-
-def _shows_python(rendered: str, messages: list[JsonObject]) -> bool:
-    """Whether arguments were rendered as Python writes an object, `{'x': None}`, and not as JSON."""
-    calls = [call for message in messages for call in message.get("tool_calls", ())]  # type: ignore[attr-defined]
-    arguments = [call["function"]["arguments"] for call in calls]
-    return any(value and str(value) in rendered for value in arguments)
 
 
 def _in_order(spans: list[Span], where: str) -> list[Span]:

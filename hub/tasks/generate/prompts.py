@@ -1,0 +1,116 @@
+"""Prompts as token ids, rendered as in training."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hub.data.formats.examples import Conversation
+from hub.data.json_values import JsonObject
+from hub.data.tokens.chat_template import chat_template
+from hub.data.tokens.rendering import render_messages
+from hub.data.tokens.special_tokens import without_second_bos
+from hub.data.tokens.template_limits import check_sandbox, limits
+from hub.data.tokens.tokenize import tokenize
+from hub.errors import ConfigError, DataError
+from hub.tasks.generate.answer_shape import answer_shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SWITCH = re.compile(r"\benable_thinking\b")
+_OTHER_SWITCH = re.compile(r"\b(?:if|elif|and|or|not)\s+\(*thinking\b(?!\s*\.)")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked."""
+
+    ids: list[int]
+    text: str
+    """What the ids are of, with special tokens."""
+
+
+class Prompter:
+    """Renders prompts with the chat template of a tokenizer.
+
+    A prompt has the tokens that a training sample of the same conversation has before its answer. Where the generation prompt
+    of a template differs from that, a model that was trained with it gets what it was trained on (`lines` reports it), and any
+    other model what its template writes.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", thinking: str = "auto", trained: bool = False) -> None:
+        """Args:
+        tokenizer: with or without a chat template.
+        thinking: as `generate.thinking`.
+        trained: whether the model was fine-tuned with this template.
+
+        Raises:
+            ConfigError: the template has no switch for thoughts, and one is asked for.
+        """
+        self.tokenizer = tokenizer
+        self.lines: list[str] = []
+        """Remarks for the user."""
+
+        self._variables = _variables(tokenizer, thinking)
+        self._cut = self._add = ""
+        if trained and thinking == "auto" and tokenizer.chat_template:
+            shape = answer_shape(tokenizer)
+            self._cut, self._add = shape.only_prompt.rstrip(), shape.only_training
+            if self._cut:
+                self.lines.append(
+                    f"the chat template ends prompts with {shape.only_prompt!r}, which no training sample has. The model is "
+                    "asked as it was trained, without it. generate.thinking=on keeps it"
+                )
+
+    def of_messages(self, messages: list[JsonObject], tools: list[JsonObject] | None, where: str) -> Prompt:
+        """The prompt for the next answer in a conversation.
+
+        Args:
+            messages: checked ones. The last one is not the assistant's.
+            tools: JSON schemas of functions.
+            where: the row, for messages.
+
+        Raises:
+            DataError: the model has no chat template, and this is more than a single question; or the template refuses it.
+        """
+        if not self.tokenizer.chat_template:
+            if len(messages) == 1 and messages[0]["role"] == "user" and not tools:
+                return self.of_text(str(messages[0]["content"]))
+            raise DataError(
+                f"{where}: the model has no chat template (a base model?), and this is a conversation. "
+                "Type data.template=plain or chatml, or give a single text"
+            )
+        check_sandbox()
+        template = chat_template(self.tokenizer, tools)
+        with limits(where):
+            text, _ = render_messages(
+                self.tokenizer, template, Conversation(messages, tools, where), prompt=True, variables=self._variables
+            )
+        body = text.rstrip()
+        if self._cut and body.endswith(self._cut):
+            text = body.removesuffix(self._cut)
+        text += self._add
+        ((ids, _),) = tokenize(self.tokenizer, [text], [[]])
+        return Prompt(ids.tolist(), text)
+
+    def of_text(self, text: str) -> Prompt:
+        """A text that the model continues, with what the tokenizer puts before a text and nothing behind it."""
+        ids = without_second_bos(self.tokenizer, list(self.tokenizer(text)["input_ids"]))
+        end = self.tokenizer.eos_token_id
+        while len(ids) > 1 and end is not None and ids[-1] == end and not text.endswith(str(self.tokenizer.eos_token)):
+            ids.pop()
+        return Prompt(ids, text)
+
+
+def _variables(tokenizer: "PreTrainedTokenizerBase", thinking: str) -> Mapping[str, object]:
+    """What the template sees for `generate.thinking`."""
+    if thinking == "auto":
+        return {}
+    text = chat_template(tokenizer, None).text if tokenizer.chat_template else ""
+    names = ["enable_thinking"] if _SWITCH.search(text) else ["thinking"] if _OTHER_SWITCH.search(text) else []
+    if not names and not (thinking == "on" and text and answer_shape(tokenizer).only_prompt):
+        raise ConfigError(
+            f"generate.thinking={thinking}: the chat template has no switch for thoughts (enable_thinking). Leave it out"
+        )
+    return dict.fromkeys(names, thinking == "on")
