@@ -1,7 +1,7 @@
 """The hub: fine-tune language models with algorithms that are plugins. See `python -m hub --help` and README.md."""
 
 from hub import data as data
-from hub.api import lora_sft, osft, register, run, sft, show, verify
+from hub.api import finished_calls, lora_sft, osft, register, run, sft, show, verify
 from hub.compose.compose import compose
 from hub.config.data import DataSource
 from hub.config.option import option
@@ -14,6 +14,10 @@ from hub.run import Outcome, Result, Run
 from hub.version import VERSION
 
 __version__ = VERSION
+
+chat = finished_calls["chat"]
+generate = finished_calls["generate"]
+serve = finished_calls["serve"]
 
 __all__ = [
     "AlgoConfig",
@@ -39,14 +43,17 @@ __all__ = [
     "Run",
     "RunConfig",
     "TrackConfig",
+    "chat",
     "compose",
     "data",
+    "generate",
     "hookimpl",
     "lora_sft",
     "option",
     "osft",
     "register",
     "run",
+    "serve",
     "sft",
     "show",
     "verify",

@@ -3,7 +3,8 @@
 from hub.config.finished import FinishedVerb
 from hub.tasks.chat.verb import VERB as CHAT
 from hub.tasks.generate.verb import VERB as GENERATE
+from hub.tasks.serve.verb import VERB as SERVE
 
-_VERBS: tuple[FinishedVerb, ...] = (CHAT, GENERATE)
+_VERBS: tuple[FinishedVerb, ...] = (CHAT, GENERATE, SERVE)
 
 FINISHED = {verb.name: verb for verb in _VERBS}

@@ -135,6 +135,8 @@ class _Chat:
             self.said.turns.pop()
             self.screen.remark(f"{error}. The question was taken back" if isinstance(error, DataError) else str(error))
             return
+        if not text.strip():
+            self.screen.remark("(no answer: the question was taken back)")
         self.said.answer(text, thoughts)
 
     def _one(self, loaded: "Loaded", ids: list[int], show: bool) -> tuple[str, str]:

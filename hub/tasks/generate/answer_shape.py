@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WHERE = "the chat template"
 _PROBE = "zq7"
 _QUESTION: JsonObject = {"role": "user", "content": "Hi"}
-_ANSWER: JsonObject = {"role": "assistant", "content": _PROBE}
+ANSWER: JsonObject = {"role": "assistant", "content": _PROBE}
 _CALL: JsonObject = {
     "role": "assistant",
     "content": "",
@@ -52,9 +52,6 @@ class AnswerShape:
     only_prompt: str = ""
     """The end of the template's generation prompt that no training sample has, such as an opened block of thoughts."""
 
-    only_training: str = ""
-    """What training samples have behind the generation prompt and before the first trained token."""
-
 
 _shapes: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, AnswerShape]]" = weakref.WeakKeyDictionary()
 
@@ -73,7 +70,7 @@ def answer_shape(tokenizer: "PreTrainedTokenizerBase") -> AnswerShape:
 
 def _read(tokenizer: "PreTrainedTokenizerBase", ends: frozenset[int]) -> AnswerShape:
     special = special_tokens(tokenizer)
-    rendered = _rendered(tokenizer, [_QUESTION, _ANSWER], None)
+    rendered = _rendered(tokenizer, [_QUESTION, ANSWER], None)
     if rendered is None or not rendered.spans:
         return AnswerShape(stop_ids=ends)
     begin, end = rendered.spans[-1]
@@ -88,8 +85,7 @@ def _read(tokenizer: "PreTrainedTokenizerBase", ends: frozenset[int]) -> AnswerS
         begin_call, end_call = called.spans[-1]
         if token := _last_token(called.text[begin_call:end_call], special):
             stop_ids.add(special[token])
-    only_prompt, only_training = _difference(tokenizer, rendered.text[:begin])
-    return AnswerShape(header, frozenset(stop_ids), tuple(stop_texts), only_prompt, only_training)
+    return AnswerShape(header, frozenset(stop_ids), tuple(stop_texts), _only_prompt(tokenizer, rendered.text[:begin]))
 
 
 def _rendered(
@@ -106,16 +102,14 @@ def _last_token(text: str, special: dict[str, int]) -> str | None:
     return next((token for token in special if text.endswith(token)), None)
 
 
-def _difference(tokenizer: "PreTrainedTokenizerBase", trained: str) -> tuple[str, str]:
-    """What only the generation prompt has, and what only the training sample has before its first trained token."""
+def _only_prompt(tokenizer: "PreTrainedTokenizerBase", trained: str) -> str:
+    """What the generation prompt has beyond the text that a training sample has before its first token with loss."""
     try:
         with limits(WHERE):
             prompt = chat_template(tokenizer, None).render(tokenizer, [_QUESTION], None, WHERE, prompt=True)
     except DataError:
-        return "", ""
-    if prompt.startswith(trained):
-        return prompt[len(trained) :], ""
-    return "", trained[len(prompt) :] if trained.startswith(prompt) else ""
+        return ""
+    return prompt[len(trained) :] if prompt.startswith(trained) else ""
 
 
 def split_thoughts(text: str, header: str, opened: bool) -> tuple[str, str]:

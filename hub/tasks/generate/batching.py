@@ -103,10 +103,8 @@ def _logits(model: torch.nn.Module, prompts: Sequence[list[int]]) -> torch.Tenso
     given = generator.generate(
         input_ids=input_ids,
         attention_mask=mask,
-        generation_config=plain_config(max_new_tokens=2, min_new_tokens=2),
+        generation_config=plain_config(max_new_tokens=2, min_new_tokens=2, output_logits=True, return_dict_in_generate=True),
         prefix_allowed_tokens_fn=lambda row, ids: [1],
-        output_logits=True,
-        return_dict_in_generate=True,
     )
     return torch.stack([step.float().cpu() for step in given.logits], dim=1)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -278,13 +278,7 @@ def shape_of(loaded: Loaded) -> AnswerShape:
     shape = answer_shape(loaded.tokenizer)
     configured = getattr(base_of(loaded.model).generation_config, "eos_token_id", None)
     more = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    return AnswerShape(
-        shape.header,
-        shape.stop_ids | {int(number) for number in more},
-        shape.stop_texts,
-        shape.only_prompt,
-        shape.only_training,
-    )
+    return replace(shape, stop_ids=shape.stop_ids | {int(number) for number in more})
 
 
 def answer_of(loaded: Loaded, prompt: list[int], ids: list[int], reason: str, stop: Sequence[str] = ()) -> Answer:

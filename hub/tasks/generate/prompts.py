@@ -10,10 +10,11 @@ from hub.data.json_values import JsonObject
 from hub.data.tokens.chat_template import chat_template
 from hub.data.tokens.rendering import render_messages
 from hub.data.tokens.special_tokens import without_second_bos
+from hub.data.tokens.template import render
 from hub.data.tokens.template_limits import check_sandbox, limits
 from hub.data.tokens.tokenize import tokenize
 from hub.errors import ConfigError, DataError
-from hub.tasks.generate.answer_shape import answer_shape
+from hub.tasks.generate.answer_shape import ANSWER, answer_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,9 +35,10 @@ class Prompt:
 class Prompter:
     """Renders prompts with the chat template of a tokenizer.
 
-    A prompt has the tokens that a training sample of the same conversation has before its answer. Where the generation prompt
-    of a template differs from that, a model that was trained with it gets what it was trained on (`lines` reports it), and any
-    other model what its template writes.
+    A model that was trained with the template gets the tokens that a training sample of the same conversation has before the
+    first token with loss of its last answer. Most often these are what the template writes with its generation prompt. Some
+    templates differ: they open a block of thoughts, keep thoughts until an answer follows, or show the system message in a last
+    question only. Any other model gets what its template writes, and so does a switch for thoughts that the user sets.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", thinking: str = "auto", trained: bool = False) -> None:
@@ -52,16 +54,16 @@ class Prompter:
         self.lines: list[str] = []
         """Remarks for the user."""
 
-        self._variables = _variables(tokenizer, thinking)
-        self._cut = self._add = ""
-        if trained and thinking == "auto" and tokenizer.chat_template:
-            shape = answer_shape(tokenizer)
-            self._cut, self._add = shape.only_prompt.rstrip(), shape.only_training
-            if self._cut:
-                self.lines.append(
-                    f"the chat template ends prompts with {shape.only_prompt!r}, which no training sample has. The model is "
-                    "asked as it was trained, without it. generate.thinking=on keeps it"
-                )
+        self.omitted: set[str] = set()
+        """What the template left out of conversations: keys of `hub.data.tokens.omissions.KINDS`."""
+
+        self.variables = _variables(tokenizer, thinking)
+        self._trained = trained and thinking == "auto" and bool(tokenizer.chat_template)
+        if self._trained and (opened := answer_shape(tokenizer).only_prompt):
+            self.lines.append(
+                f"the chat template ends prompts with {opened!r}, which no training sample has. The model is asked as it was "
+                "trained, without it. generate.thinking=on keeps it"
+            )
 
     def of_messages(self, messages: list[JsonObject], tools: list[JsonObject] | None, where: str) -> Prompt:
         """The prompt for the next answer in a conversation.
@@ -82,17 +84,25 @@ class Prompter:
                 "Type data.template=plain or chatml, or give a single text"
             )
         check_sandbox()
-        template = chat_template(self.tokenizer, tools)
-        with limits(where):
-            text, _ = render_messages(
-                self.tokenizer, template, Conversation(messages, tools, where), prompt=True, variables=self._variables
-            )
-        body = text.rstrip()
-        if self._cut and body.endswith(self._cut):
-            text = body.removesuffix(self._cut)
-        text += self._add
+        text = self._of_training(messages, tools, where) if self._trained else None
+        if text is None:
+            template = chat_template(self.tokenizer, tools)
+            with limits(where):
+                text, _ = render_messages(
+                    self.tokenizer, template, Conversation(messages, tools, where), prompt=True, variables=self.variables
+                )
         ((ids, _),) = tokenize(self.tokenizer, [text], [[]])
         return Prompt(ids.tolist(), text)
+
+    def _of_training(self, messages: list[JsonObject], tools: list[JsonObject] | None, where: str) -> str | None:
+        """What a training sample has before its answer. None: the template refuses the conversation with an answer."""
+        try:
+            with limits(where):
+                rendered = render(self.tokenizer, Conversation([*messages, ANSWER], tools, where), "last")
+        except DataError:
+            return None
+        self.omitted |= set(rendered.omitted)
+        return rendered.text[: rendered.spans[-1][0]] if rendered.spans else None
 
     def of_text(self, text: str) -> Prompt:
         """A text that the model continues, with what the tokenizer puts before a text and nothing behind it."""
