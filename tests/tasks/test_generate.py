@@ -16,6 +16,7 @@ from hub.config.generate import GenerateConfig
 from hub.config.schema import ModelConfig
 from hub.data.tokens.template import encode
 from hub.errors import ConfigError, DataError, HubError, ModelError
+from hub.launch.finished import asked_for
 from hub.launch.launcher import launch
 from hub.models import load
 from hub.models.structure import max_positions
@@ -28,7 +29,9 @@ from hub.tasks.generate.batching import EQUAL, PADDED, SINGLE, batching_of
 from hub.tasks.generate.prompts import Prompter
 from hub.tasks.generate.rows import questions
 from hub.tasks.generate.sampling import RepetitionPenalty, processors
-from hub.tasks.loading import Loaded
+from hub.tasks.loading import Loaded, load_finished
+from hub.tasks.serve.folder import make_folder
+from hub.tasks.serve.verb import VERB as SERVE
 from hub.testing import tokenizer as tiny_tokenizer
 
 GREEDY = GenerateConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=6)
@@ -318,15 +321,20 @@ def test_mistakes_of_generate_are_one_line_each(hub, tmp_path):
         "generate", "model=tiny", "data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "generate.max_new_tokens=2"
     )
     assert (said.code, "1 rows without an answer. The first: p.jsonl:2: the prompt has" in said.out) == (0, True)
-    assert "answers of another model or other settings" in line("data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "generate.top_k=3")
+    assert "answers of another model or other settings" in line(
+        "data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "generate.top_k=3"
+    )
     write(tmp_path / "a.jsonl", [{"question": 1}])
-    assert "is not a file of answers (line 1)" in line("data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "generate.top_k=3")
+    assert "is not a file of answers (line 1)" in line(
+        "data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "generate.top_k=3"
+    )
 
 
 def test_a_run_is_asked_from_python_and_compared_with_its_base(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, algo in (("adapter", ["algo=lora_sft", "algo.init=default"]), ("whole", ["algo=sft"])):
         words = [*algo, "model=tiny", "data=tiny", "algo.max_steps=2", "algo.learning_rate=0.01", "launch=inline"]
+        words += ["model.dtype=float32"]
         launch(hub_package.compose(*words, f"run_name={name}", "algo.warmup_ratio=0"))
         few = {"max_new_tokens": 4, "temperature": 0}
         both = hub_package.generate(run=f"runs/{name}", data=[{"prompt": "Hi"}, {"prompt": "Ho ho"}], compare=True, **few)
@@ -336,6 +344,17 @@ def test_a_run_is_asked_from_python_and_compared_with_its_base(tmp_path, monkeyp
         alone = hub_package.generate(run=f"runs/{name}", prompt="Hi", generate={"max_new_tokens": 4}, temperature=0)
         assert repr(alone) == both[0]["answer"]
         assert "<td" in both._repr_html_()
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    asked = asked_for(SERVE, ["run=runs/adapter"])
+    make_folder(asked, "transformers", folder, print)
+    tuned, merged = (
+        load_finished(one, one.model, print) for one in (asked, asked_for(SERVE, ["model.path=merged", "model.dtype=float32"]))
+    )
+    ids = torch.arange(20, 60)[None]
+    change = (tuned.model(ids).logits - merged.model(ids).logits).abs().max()
+    with tuned.without_adapter():
+        assert change < 1e-4 < (tuned.model(ids).logits - merged.model(ids).logits).abs().max()
     monkeypatch.setattr(
         "sys.stdin", io.StringIO("Hi\n/compare\nHi\n/nope\n/undo\n/save c.jsonl\n/system x\n/help\n/reset\n/quit\nNo\n")
     )

@@ -24,7 +24,7 @@ from hub.tasks.serve.engines import HOST, Served, choose, command, curl
 from hub.tasks.serve.folder import make_folder, model_name
 from hub.tasks.serve.verb import ServeOptions
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 5.0
 """Time that an engine has to end after a signal."""
 
 _SET_DEATH_SIGNAL = 1
