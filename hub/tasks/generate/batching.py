@@ -18,6 +18,9 @@ from hub.models.structure import max_positions, text_config
 PADDED, EQUAL, SINGLE = "padded", "equal", "single"
 """Prompts of any lengths together; prompts of one length together; one prompt at a time."""
 
+_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError)
+"""What a model raises in a trial that it can't run."""
+
 FLOAT32_LIMIT = 1e-4
 """Largest difference that passes as rounding in float32, as a fraction of the spread of the logits."""
 
@@ -29,10 +32,36 @@ MOST_LIMIT = 0.2
 
 NOISE_FACTOR = 4.0
 LENGTHS = (13, 5)
+_FIRST = 1
+"""The first token of all answers of a trial."""
+
 NUM_TRIES = 3
 """Tries in half precision: a token that rounding sends to another expert changes by more than rounding."""
 
 _known: "weakref.WeakKeyDictionary[torch.nn.Module, str]" = weakref.WeakKeyDictionary()
+_cached: "weakref.WeakKeyDictionary[torch.nn.Module, bool]" = weakref.WeakKeyDictionary()
+
+
+def has_cache(model: torch.nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a model's cache gives the logits of the whole text. Measured once for each model, by two passes over a prompt.
+
+    Args:
+        model: in evaluation mode, without gradients. The caller sets autocast.
+        dtype: of the arithmetic.
+    """
+    if model not in _cached:
+        prompt = _random_prompts(model, 0, [LENGTHS[0]])[0]
+        try:
+            steps = _logits(model, [prompt])[0]
+            ids = torch.tensor([[*prompt, _FIRST]], device=next(model.parameters()).device)
+            whole: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -2:].float().cpu()
+            change = (steps - whole).square().mean(dim=-1).sqrt() / whole.std(dim=-1).clamp_min(1e-6)
+            _cached[model] = bool(change.max() <= (MOST_LIMIT if dtype in HALF_LIMIT else FLOAT32_LIMIT))
+        except _ERRORS as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            _cached[model] = False
+    return _cached[model]
 
 
 def batching_of(model: torch.nn.Module, dtype: torch.dtype) -> str:
@@ -57,20 +86,21 @@ def _measure(model: torch.nn.Module, dtype: torch.dtype) -> str:
 
 
 def _try(model: torch.nn.Module, dtype: torch.dtype, seed: int) -> str:
-    vocabulary = int(getattr(text_config(model), "vocab_size", 0)) or 100
-    room = max_positions(text_config(model)) or 100
-    random = torch.Generator().manual_seed(seed)
-    lengths = [min(length, max(2, room // 4)) for length in LENGTHS]
-    long, short, other = (torch.randint(vocabulary, (length,), generator=random).tolist() for length in (*lengths, lengths[1]))
-    try:
-        alone = [_logits(model, [prompt])[0] for prompt in (long, short)]
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
-        return SINGLE
+    long, short, other = _random_prompts(model, seed, (*LENGTHS, LENGTHS[1]))
+    alone = [_logits(model, [prompt])[0] for prompt in (long, short)]
     equal = _difference(model, [short, other], [(0, alone[1])])
     if equal > _limit(dtype, 0.0):
         return SINGLE
     padded = _difference(model, [long, short], [(0, alone[0]), (1, alone[1])])
     return PADDED if padded <= _limit(dtype, equal) else EQUAL
+
+
+def _random_prompts(model: torch.nn.Module, seed: int, lengths: Sequence[int]) -> list[list[int]]:
+    vocabulary = int(getattr(text_config(model), "vocab_size", 0)) or 100
+    room = max_positions(text_config(model)) or 100
+    random = torch.Generator().manual_seed(seed)
+    sizes = [min(length, max(2, room // 4)) for length in lengths]
+    return [torch.randint(vocabulary, (size,), generator=random).tolist() for size in sizes]
 
 
 def _limit(dtype: torch.dtype, rounding: float) -> float:
@@ -83,7 +113,7 @@ def _difference(model: torch.nn.Module, prompts: Sequence[list[int]], alone: Seq
     """Root mean square of the change of logits over their spread, the greatest of some rows and steps. Infinite: it fails."""
     try:
         together = _logits(model, prompts)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+    except _ERRORS as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return float("inf")
@@ -104,7 +134,7 @@ def _logits(model: torch.nn.Module, prompts: Sequence[list[int]]) -> torch.Tenso
         input_ids=input_ids,
         attention_mask=mask,
         generation_config=plain_config(max_new_tokens=2, min_new_tokens=2, output_logits=True, return_dict_in_generate=True),
-        prefix_allowed_tokens_fn=lambda row, ids: [1],
+        prefix_allowed_tokens_fn=lambda row, ids: [_FIRST],
     )
     return torch.stack([step.float().cpu() for step in given.logits], dim=1)
 

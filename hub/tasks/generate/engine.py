@@ -14,7 +14,7 @@ from hub.errors import ModelError
 from hub.models.structure import base_of, text_config
 from hub.system.memory import allowed_memory, free_host_memory
 from hub.tasks.generate.answer_shape import AnswerShape, answer_shape, opens_thoughts, split_thoughts
-from hub.tasks.generate.batching import PADDED, SINGLE, batching_of, padded, plain_config
+from hub.tasks.generate.batching import PADDED, SINGLE, batching_of, has_cache, padded, plain_config
 from hub.tasks.generate.sampling import processors
 from hub.tasks.loading import Loaded
 
@@ -130,7 +130,8 @@ def generated(
     keys = keys if keys is not None else [str(number) for number in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     with _generating(loaded):
-        kind = batching_of(loaded.model, loaded.dtype) if len(prompts) > 1 else SINGLE
+        several = len(prompts) > 1 and has_cache(loaded.model, loaded.dtype)
+        kind = batching_of(loaded.model, loaded.dtype) if several else SINGLE
         bound = MOST_TOGETHER[loaded.device.type if loaded.device.type in MOST_TOGETHER else "cpu"]
         most = 1 if kind == SINGLE else bound if settings.batch_size == AUTO else int(settings.batch_size)
         while order:
@@ -261,7 +262,12 @@ def _batch(
     given = model.generate(
         input_ids=input_ids,
         attention_mask=mask,
-        generation_config=plain_config(max_new_tokens=max(bounds), pad_token_id=int(pad), eos_token_id=sorted(shape.stop_ids)),
+        generation_config=plain_config(
+            max_new_tokens=max(bounds),
+            pad_token_id=int(pad),
+            eos_token_id=sorted(shape.stop_ids),
+            use_cache=has_cache(loaded.model, loaded.dtype),
+        ),
         logits_processor=processors(settings, keys, mask.sum(dim=1), shape.stop_ids),
         stopping_criteria=StoppingCriteriaList([done]),
         streamer=stream,
