@@ -21,8 +21,11 @@ with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
 __version__ = VERSION
 
 average = finished_calls["average"]
+chat = finished_calls["chat"]
 evaluate = finished_calls["evaluate"]
+generate = finished_calls["generate"]
 scale = finished_calls["scale"]
+serve = finished_calls["serve"]
 
 __all__ = [
     "AlgoConfig",
@@ -50,9 +53,11 @@ __all__ = [
     "RunConfig",
     "TrackConfig",
     "average",
+    "chat",
     "compose",
     "data",
     "evaluate",
+    "generate",
     "hookimpl",
     "lora_sft",
     "option",
@@ -60,6 +65,7 @@ __all__ = [
     "register",
     "run",
     "scale",
+    "serve",
     "sft",
     "show",
     "verify",

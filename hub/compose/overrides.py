@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, StringNode
 
@@ -80,6 +80,19 @@ def quoted(value: str) -> str:
     """Quote a text for Hydra's grammar."""
     escaped = re.sub(r'(\\*)"', lambda match: match[1] * 2 + '\\"', value)
     return '"' + re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped) + '"'
+
+
+def text_as_typed(shown: str) -> str | None:
+    """The value of a text option as it was typed: a question may have commas, brackets and quotes. Quotes around it all go."""
+    if shown == "null":
+        return None
+    if shown[:1] in ("'", '"') and shown[-1:] == shown[:1] and len(shown) > 1:
+        try:
+            value = parse([f"text={shown}"])[0]._value
+        except ConfigError:
+            return shown
+        return value.text if isinstance(value, QuotedString) else shown
+    return shown
 
 
 def choices(loader: Any, parsed: Sequence[Override]) -> list[str]:

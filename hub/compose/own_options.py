@@ -1,16 +1,18 @@
 """The options that are a verb's own: typed without a section, `run=latest`, and taken out before presets are composed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hub.compose.overrides import parse
+from hub.compose.options import GROUPS, is_no_bool
+from hub.compose.overrides import parse, text_as_typed
 from hub.config.finished import FinishedOptions
 from hub.config.option import field_problems, type_words
-from hub.errors import ConfigError
+from hub.config.schema import RunConfig
+from hub.errors import ConfigError, did_you_mean
 
 Own = TypeVar("Own", bound=FinishedOptions)
 
@@ -29,13 +31,22 @@ def own_options(cls: type[Own], words: Sequence[str], values: Mapping[str, Any] 
     Raises:
         ConfigError: a value does not fit, with all problems.
     """
-    names = {item.name for item in fields(cls)}
+    names = {item.name: item.type for item in fields(cls)}
     mine = [word for word in words if word.partition("=")[0] in names]
-    node, problems = OmegaConf.structured(cls), []
-    given = {item.key_or_group: (item.value(), item.get_value_element_as_str()) for item in parse(mine)}
+    node, problems = OmegaConf.structured(cls), list(_misspelled(names, [word for word in words if word not in mine]))
+    given: dict[str, tuple[Any, str]] = {}
+    for word in mine:
+        name, _, shown = word.partition("=")
+        if names[name] in (str, str | None):
+            given[name] = (text_as_typed(shown), shown)
+        else:
+            is_list = get_origin(names[name]) is list and shown[:1] != "["
+            given[name] = (parse([f"{name}=[{shown}]" if is_list else word])[0].value(), shown)
     given |= {name: (value, str(value)) for name, value in (values or {}).items()}
     for name, (value, shown) in given.items():
         try:
+            if is_no_bool(cls, name, value):
+                raise OmegaConfBaseException
             OmegaConf.update(node, name, value)
         except OmegaConfBaseException:
             problems.append(f"{name}={shown} is not allowed. Allowed: {type_words(cls, name)}")
@@ -46,3 +57,12 @@ def own_options(cls: type[Own], words: Sequence[str], values: Mapping[str, Any] 
     if problems:
         raise ConfigError(problems)
     return options, [word for word in words if word not in mine]
+
+
+def _misspelled(names: Mapping[str, Any], words: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each word without a section that is nearly an option of the verb, and none of the config."""
+    top = [*GROUPS, *(item.name for item in fields(RunConfig))]
+    for word in words:
+        name = word.partition("=")[0].lstrip("+~")
+        if "." not in name and name not in top and did_you_mean(name, names):
+            yield f"{name}: there is no such option.{did_you_mean(name, [*names, *top])}"

@@ -2,9 +2,19 @@
 
 from hub.config.finished import FinishedVerb
 from hub.tasks.average.verb import VERB as AVERAGE
+from hub.tasks.chat.verb import VERB as CHAT
 from hub.tasks.evaluate.verb import VERB as EVALUATE
+from hub.tasks.generate.verb import VERB as GENERATE
 from hub.tasks.scale.verb import VERB as SCALE
+from hub.tasks.serve.verb import VERB as SERVE
 
-_VERBS: tuple[FinishedVerb, ...] = (EVALUATE, SCALE, AVERAGE)
+_VERBS: tuple[FinishedVerb, ...] = (
+    CHAT,
+    GENERATE,
+    SERVE,
+    EVALUATE,
+    SCALE,
+    AVERAGE,
+)
 
 FINISHED = {verb.name: verb for verb in _VERBS}

@@ -2,7 +2,7 @@
 
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hub.data.json_values import JsonObject
@@ -85,6 +85,7 @@ class ChatTemplate:
         tools: list[JsonObject] | None,
         where: str,
         prompt: bool = False,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
         """Render messages.
 
@@ -94,6 +95,7 @@ class ChatTemplate:
             tools: the tools of the row.
             where: the row, for messages.
             prompt: whether the generation prompt follows.
+            variables: what the template sees besides, such as `enable_thinking`.
 
         Raises:
             RefusedError: with the row, and the template's own message.
@@ -101,17 +103,18 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError, TemplateSyntaxError
 
-        quick = self._render_compiled(tokenizer, messages, tools, prompt)
+        quick = None if variables else self._render_compiled(tokenizer, messages, tools, prompt)
         if quick is not None and self._num_compared >= _NUM_COMPARED:
             return quick
         try:
-            text = self._render_plain(tokenizer, messages, tools, prompt)
+            text = self._render_plain(tokenizer, messages, tools, prompt, variables or {})
         except TemplateSyntaxError as error:
             raise DataError(f"the chat template can't be read (its line {error.lineno}: {error.message})") from None
         except (TemplateError, *RAISED) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RefusedError(f"{where}: the chat template refuses this conversation. It says: {reason}") from None
-        self._num_compared = self._num_compared + 1 if quick == text else -_NEVER
+        if not variables:
+            self._num_compared = self._num_compared + 1 if quick == text else -_NEVER
         return text
 
     def _render_plain(
@@ -120,20 +123,22 @@ class ChatTemplate:
         messages: list[JsonObject],
         tools: list[JsonObject] | None,
         prompt: bool,
+        variables: Mapping[str, object],
     ) -> str:
         """Render as transformers does."""
         if any(message["content"] is None for message in messages):  # apply_chat_template would drop the key
-            return self._render_by_function(tokenizer, messages, tools, add_generation_prompt=prompt)[0][0]
+            return self._render_by_function(tokenizer, messages, tools, add_generation_prompt=prompt, **variables)[0][0]
         # transformers declares the fields of messages as texts, but passes them to the template as they are.
         render = cast(Callable[..., str], tokenizer.apply_chat_template)
-        return str(render(messages, tools=tools, chat_template=self.text, tokenize=False, add_generation_prompt=prompt))
+        more = {"tools": tools, "chat_template": self.text, "add_generation_prompt": prompt, **variables}
+        return str(render(messages, tokenize=False, **more))
 
     def _render_by_function(
         self,
         tokenizer: "PreTrainedTokenizerBase",
         messages: list[JsonObject],
         tools: list[JsonObject] | None,
-        **choices: bool,
+        **choices: object,
     ) -> tuple[list[str], list[list[tuple[int, int]]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 

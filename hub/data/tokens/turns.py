@@ -85,9 +85,7 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
         TooLongError: it has more characters than `max_characters`.
     """
     template = chat_template(tokenizer, conversation.tools)
-    if template.form is None:
-        template.form = _form_of(tokenizer, template)
-    row, omitted = _read(tokenizer, template, conversation, template.form, max_characters)
+    row, omitted = _read(tokenizer, template, conversation, form_of(tokenizer, template), max_characters)
     full = row.full
     if template.is_tagged:
         messages = row.form.of(conversation.messages)
@@ -102,15 +100,18 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
     return Rendered(full, spans, omitted, row.behind_system() if conversation.unmask else None)
 
 
-def _form_of(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> Form:
+def form_of(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> Form:
     """The form in which a template takes small conversations. It is tried first, whatever other rows showed."""
+    if template.form is not None:
+        return template.form
     choices = []
     for probe in PROBES:
         try:
             choices.append(_first_row(tokenizer, template, probe, PLAIN)[0].form)
         except DataError:
             continue
-    return joined(choices)
+    template.form = joined(choices)
+    return template.form
 
 
 def _read(

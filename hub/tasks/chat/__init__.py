@@ -1,0 +1,1 @@
+"""`python -m hub chat`: a conversation with a finished model in the terminal."""

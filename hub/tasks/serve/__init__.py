@@ -1,0 +1,1 @@
+"""`python -m hub serve`: an OpenAI-compatible server for a finished model, by the engine that is installed."""
