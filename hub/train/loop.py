@@ -37,6 +37,7 @@ from hub.train.setup.samples import length_lines, mix_lines
 from hub.train.setup.setup import Setup
 from hub.train.step import StepOutcome, evaluate, train_step
 from hub.train.tracker import Tracking
+from hub.train.watch import Watch
 
 MOST_SKIPPED_IN_A_ROW = 3
 """Consecutive steps with NaN or infinity after which the run ends. Each of them is skipped."""
@@ -88,6 +89,7 @@ class _Fit:
         self.logged_before = False
         self.eval_loss: float | None = None
         self.meter, self.spikes = Meter(), SpikeMeter()
+        self.watch = Watch(self.run, self.algo)
         self.recent: deque[float] = deque(maxlen=NUM_RECENT)
         self.num_trained, self.num_parameters = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
         check_disk(setup, model)
@@ -336,6 +338,8 @@ class _Fit:
         self.progress.step(self.done, metrics)
         if "eval_loss" in metrics:
             self.progress.say(f"held-out loss {metrics['eval_loss']:.4f} after step {self.done}")
+            if self.done < self.total:
+                self.watch.look(self.done, self.progress.say)
         self.tracking.log(self.done, metrics)
         self._observe("hub_log", run=self.run, step=self.done, metrics=metrics)
 
