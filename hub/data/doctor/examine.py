@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hub.config.schema import RunConfig
 from hub.data.doctor.findings import Finding, of_duplicates, of_omissions, of_rendered, of_rows, of_texts
-from hub.data.doctor.lengths import Lengths, lengths_of
+from hub.data.samples.histogram import Lengths, lengths_of
 from hub.data.doctor.scan import MAX_ROWS, Scan, ScannedRow, scan
 from hub.data.json_values import JsonObject
 from hub.data.samples.counts import Counts
