@@ -1,7 +1,7 @@
 """The hub: fine-tune language models with algorithms that are plugins. See `python -m hub --help` and README.md."""
 
 from hub import data as data
-from hub.api import lora_sft, osft, register, run, sft, show, verify
+from hub.api import finished_calls, lora_sft, osft, register, run, sft, show, verify
 from hub.compose.compose import compose
 from hub.config.data import DataSource
 from hub.config.option import option
@@ -14,6 +14,8 @@ from hub.run import Outcome, Result, Run
 from hub.version import VERSION
 
 __version__ = VERSION
+
+report = finished_calls["report"]
 
 __all__ = [
     "AlgoConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "option",
     "osft",
     "register",
+    "report",
     "run",
     "sft",
     "show",

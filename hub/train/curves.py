@@ -97,11 +97,20 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
     before = [number(line, "eval_loss_before") for line in kept if "eval_loss_before" in line][:1]
     held_out = [(0.0, value) for value in before] + [(number(line, "step"), number(line, "eval_loss")) for line in kept]
     measured = np.array([pair for pair in held_out if math.isfinite(pair[1])], dtype=np.float64).reshape(-1, 2)
-    columns = [
-        np.array([number(line, name) for line in good], dtype=np.float64)
-        for name in ("step", "loss", "grad_norm", "learning_rate", "epoch")
-    ]
-    return Curves(*columns, measured[:, 0], measured[:, 1], len(kept) - len(good))
+    return Curves(
+        steps=_column(good, "step"),
+        losses=_column(good, "loss"),
+        norms=_column(good, "grad_norm"),
+        rates=_column(good, "learning_rate"),
+        epochs=_column(good, "epoch"),
+        held_out_steps=measured[:, 0],
+        held_out=measured[:, 1],
+        num_skipped=len(kept) - len(good),
+    )
+
+
+def _column(lines: Iterable[Mapping[str, Any]], name: str) -> Numbers:
+    return np.array([number(line, name) for line in lines], dtype=np.float64)
 
 
 def current_lines(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -33,9 +33,11 @@ def figure(chart: Chart) -> Html:
         "svg", frame, tag("g", *axes, class_="axes"), inner, tag("g", class_="pointer"), viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img", aria_label=_in_words(chart), class_="chart",
     )  # fmt: skip
+    alone = len(chart.series) == 1 and chart.series[0].label.lower() == chart.title.lower()
     keys = [
         tag("span", tag("i", class_=f"key {one.style} c{one.color % NUM_COLORS}"), one.label, class_="legend-item")
         for one in chart.series
+        if not alone
     ]
     unit = [tag("span", f" {chart.unit}", class_="unit")] if chart.unit else []
     caption = tag("figcaption", tag("strong", chart.title), *unit, tag("div", *keys, class_="legend"))
@@ -69,15 +71,16 @@ def short(value: float) -> str:
         return "0"
     size = abs(value)
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= limit:
+        if limit <= size < 1e12:
             return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
-    if size < 1e-3:
+    if size < 1e-3 or size >= 1e12:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.4g}"
 
 
 def _x_axis(start: float, end: float) -> Iterator[Html]:
+    yield tag("text", "step", x=LEFT - 12, y=HEIGHT - 7, text_anchor="end")
     for value in ticks(start, end):
         x = round(LEFT + (value - start) / (end - start) * (WIDTH - LEFT - RIGHT), 1)
         yield tag("line", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="grid")
@@ -97,10 +100,10 @@ def _curve(one: Series, x_from: float, x_to: float, y_from: float, y_to: float) 
     ys = SIZE * (1 - (one.values - y_from) / (y_to - y_from))
     points = [f"{x:.4g} {y:.4g}" for x, y in zip(xs, ys, strict=True)]
     color = f"c{one.color % NUM_COLORS}"
-    curve = tag("path", d="M" + "L".join(points), class_=f"curve {one.style} {color}")
+    curve = tag("path", d=Html("M" + "L".join(points)), class_=f"curve {one.style} {color}")
     if one.style != "dots":
         return curve
-    dots = tag("path", d="".join(f"M{point}h0" for point in points), class_=f"dot {color}")
+    dots = tag("path", d=Html("".join(f"M{point}h0" for point in points)), class_=f"dot {color}")
     return joined([curve, dots])
 
 

@@ -69,12 +69,18 @@ def section(identifier: str, title: str, *content: Any) -> Html:
     return tag("section", tag("h2", title), *content, id=identifier)
 
 
-def table(values: Table, caption: str = "") -> Html:
-    """A table that scrolls sideways by itself where it is too wide."""
+def table(values: Table, caption: str = "", stacks: bool = True) -> Html:
+    """A table. On a narrow screen its rows become lists, or it scrolls sideways by itself.
+
+    Args:
+        values: head and rows.
+        caption: its title.
+        stacks: whether rows become lists. False: where columns are to be compared.
+    """
     head = tag("tr", *(tag("th", name, scope="col", class_=_class(place, values)) for place, name in enumerate(values.head)))
-    rows = [tag("tr", *(tag("td", cell, class_=_class(at, values)) for at, cell in enumerate(row))) for row in values.rows]
+    rows = [tag("tr", *(_cell(cell, at, values) for at, cell in enumerate(row))) for row in values.rows]
     title = [tag("caption", caption)] if caption else []
-    inner = tag("table", *title, tag("thead", head), tag("tbody", *rows))
+    inner = tag("table", *title, tag("thead", head), tag("tbody", *rows), class_="stacks" if stacks else "wide")
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption or "table")
 
 
@@ -96,6 +102,10 @@ def code(value: Any) -> Html:
 def commands(pairs: Iterable[tuple[str, str]]) -> Html:
     """Commands, each with what it does."""
     return tag("dl", *(joined([tag("dt", what), tag("dd", code(command))]) for what, command in pairs), class_="commands")
+
+
+def _cell(cell: Any, place: int, values: Table) -> Html:
+    return tag("td", cell, class_=_class(place, values), data_label=values.head[place] or None)
 
 
 def _class(place: int, values: Table) -> str | None:

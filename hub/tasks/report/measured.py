@@ -1,6 +1,6 @@
 """What was measured: the table of learned, kept and lost of evaluation.json, and answers before and after."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from hub.tasks.report.markup import Html, Table, code, note, plain, section, table, tag
@@ -13,14 +13,21 @@ _BEFORE = ("base_answer", "before")
 _AFTER = ("answer", "after")
 
 
-def changes(record: Record) -> Html:
-    """What was learned, kept and lost, with intervals."""
+def changes(record: Record, verbs: Collection[str]) -> Html:
+    """What was learned, kept and lost, with intervals.
+
+    Args:
+        record: the run.
+        verbs: the verbs on finished models that there are.
+    """
     title, rows = "Learned, kept, lost", [row for row in record.evaluation.get("rows") or [] if isinstance(row, dict)]
     if not rows:
-        command = code(f"python -m hub evaluate run={record.path}")
-        return section("measured", title, note("Nothing was measured besides the held-out loss. Type ", command))
+        command = [" Type ", code(f"python -m hub evaluate run={record.path}")]
+        can_measure = "evaluate" in verbs and record.status == "completed"
+        words = "Nothing was measured besides the held-out loss."
+        return section("measured", title, note(words, *(command if can_measure else [])))
     models = [str(as_mapping(model).get("name", "")) for model in record.evaluation.get("models") or []]
-    head = ("", "measured", "rows", *(models or ["value"]), "difference (95 % interval)", "p")
+    head = ("", "measured", "difference (95 % interval)", *(models or ["value"]), "rows", "p")
     cells = [_cells(row, len(models) or 1) for row in rows]
     legend = note(
         "↑ and ↓ say which way is better. A verdict stands where the interval of the difference leaves 0 out. ± is one "
@@ -38,7 +45,7 @@ def _cells(row: Mapping[str, Any], num_models: int) -> list[Any]:
     name = f"{row.get('set', '')}: {row.get('metric', '')}{unit}{arrow}"
     p = difference.get("p")
     shown_p = f"{p:.2g}" if isinstance(p, int | float) else ""
-    return [_verdict(row), name, plain(row.get("n", "")), *values, _interval(difference), shown_p]
+    return [_verdict(row), name, _interval(difference), *values, plain(row.get("n", "")), shown_p]
 
 
 def _verdict(row: Mapping[str, Any]) -> Html:
@@ -71,14 +78,20 @@ def _interval(difference: Mapping[str, Any]) -> str:
     return f"{value:+.3g} ({low:+.3g} to {high:+.3g})"
 
 
-def answers(record: Record) -> Html:
-    """Answers before and after training, side by side."""
+def answers(record: Record, verbs: Collection[str]) -> Html:
+    """Answers before and after training, side by side.
+
+    Args:
+        record: the run.
+        verbs: the verbs on finished models that there are.
+    """
     found = [one for one in _answers(record) if one["after"] or one["before"]]
     title = "Answers before and after"
     if not found:
         out = record.path / "answers.jsonl"
-        command = f"python -m hub generate run={record.path} data.path=prompts.jsonl compare=true out={out}"
-        return section("answers", title, note("There are none yet. Type ", code(command)))
+        command = code(f"python -m hub generate run={record.path} data.path=prompts.jsonl compare=true out={out}")
+        can_ask = "generate" in verbs and record.status == "completed"
+        return section("answers", title, note("There are none.", *([" Type ", command] if can_ask else [])))
     blocks = []
     for one in found[:MOST_ANSWERS]:
         sides = [

@@ -21,9 +21,10 @@
   const short = (value) => {
     const size = Math.abs(value);
     if (size < 1e-300) return "0";
+    if (size < 1e-3 || size >= 1e12) return value.toExponential(1).replace(/\.0e/, "e").replace("e+", "e");
     for (const [limit, unit] of [[1e9, "G"], [1e6, "M"]]) if (size >= limit) return +(value / limit).toPrecision(3) + unit;
     if (size >= 1e4) return +(value / 1e3).toPrecision(3) + "k";
-    return size < 1e-3 ? value.toExponential(1).replace(/\.0e/, "e") : String(+value.toPrecision(4));
+    return String(+value.toPrecision(4));
   };
 
   const nearest = (xs, x) => {
@@ -139,6 +140,7 @@
       this.plot.setAttribute("viewBox", `${x} ${y} ${width} ${height}`);
       this.draw_axes(bottom, top);
       this.back.hidden = whole;
+      this.box.classList.toggle("zoomed", !whole);
     }
 
     draw_axes(bottom, top) {
@@ -147,6 +149,7 @@
         element.textContent = content;
         parts.push(element);
       };
+      text("step", { x: LEFT - 12, y: TOP + HEIGHT + 15, "text-anchor": "end" });
       for (const value of ticks(this.from, this.to, 5)) {
         const x = this.x(value);
         parts.push(make(this.svg, "line", { x1: x, x2: x, y1: TOP, y2: TOP + HEIGHT, class: "grid" }));

@@ -34,9 +34,9 @@ def run_page(
     body = [
         sections.outcome(record),
         sections.diagnosis(record, verbs),
-        measured.changes(record),
+        measured.changes(record, verbs),
         _curves(charts),
-        measured.answers(record),
+        measured.answers(record, verbs),
         data_section.data(record),
         data_section.samples(*shown),
         sections.asked(record),

@@ -46,7 +46,8 @@ def write_png(charts: Sequence[Chart], title: str, file: Path) -> None:
         axes.set_xlabel("step")
         axes.set_ylabel(chart.unit)
         if chart.from_zero:
-            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+            highest = max(float(one.values.max()) for one in chart.series)
+            axes.set_ylim(min(0.0, *(float(one.values.min()) for one in chart.series)), 1.05 * highest or 1.0)
         if len(chart.series) > 1:
             axes.legend(fontsize="small")
     try:

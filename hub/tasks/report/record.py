@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,8 @@ def _read_options(record: Record) -> None:
     except (OSError, UnicodeDecodeError) as error:
         record.problems.append(f"{file}: {first_line(error)}")
     if record.cfg is not None:
-        for name, value, default, meaning in leaves(record.cfg):
-            record.options[name] = value
+        for name, given, default, meaning in leaves(record.cfg):
+            record.options[name] = value = _plain_value(given)
             if value != default and name not in _SAME_FOR_ALL:
                 record.asked.append(Asked(name, value, default, meaning))
         return
@@ -127,6 +127,15 @@ def _read_options(record: Record) -> None:
         for name, value in record.options.items()
         if value not in (None, [], {}, "", False) and name not in _SAME_FOR_ALL
     ]
+
+
+def _plain_value(value: Any) -> Any:
+    """A value of an option without dataclasses: of each what differs from its defaults."""
+    if isinstance(value, list):
+        return [_plain_value(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain_value(given) for name, given, default, _ in leaves(value) if given != default}
+    return value
 
 
 def _plain_options(file: Path) -> dict[str, Any]:

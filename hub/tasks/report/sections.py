@@ -84,7 +84,7 @@ def diagnosis(record: Record, verbs: Collection[str]) -> Html:
 
 
 def _finding(finding: Finding, record: Record, verbs: Collection[str]) -> Html:
-    parts = [tag("h3", finding.title), tag("p", f"{finding.evidence}.")]
+    parts = [tag("h3", finding.title), tag("p", f"{finding.evidence[:1].upper()}{finding.evidence[1:]}.")]
     if finding.changes:
         changes = [tag("li", code(f"{change.option}={change.value}"), f" {change.why}") for change in finding.changes]
         parts += [tag("p", "What to try in the next run, one at a time:"), tag("ul", *changes)]
@@ -98,7 +98,7 @@ def _finding(finding: Finding, record: Record, verbs: Collection[str]) -> Html:
 
 def asked(record: Record) -> Html:
     """The options that are not at their defaults."""
-    rows = [[code(one.name), one.value, one.default, one.meaning] for one in record.asked]
+    rows = [[code(one.name), _shown(one.value), _shown(one.default), one.meaning] for one in record.asked]
     if not rows:
         return section("asked", "What was asked", note("All options are at their defaults."))
     known = record.cfg is not None
@@ -128,7 +128,7 @@ def decided(record: Record) -> Html:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else plain(value)
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else plain(value)
 
 
 def go_on(record: Record, verbs: Collection[str]) -> Html:
@@ -180,7 +180,7 @@ def results_table(records: Iterable[Record]) -> Html:
     rows += [[name, *(values.get(name, "-") for values in figures)] for name in names]
     errors = [str(record.result.get("error") or "") for record in records]
     rows += [["error", *errors]] if any(errors) else []
-    shown = table(Table(("", *(record.name for record in records)), rows))
+    shown = table(Table(("", *(record.name for record in records)), rows), stacks=False)
     return section("results", "What came", shown)
 
 
@@ -195,7 +195,8 @@ def options_table(records: Iterable[Record]) -> Html:
             rows.append([code(name), *values])
     if not rows:
         return section("options", "Options that differ", note("None: the runs have the same options."))
-    return section("options", "Options that differ", table(Table(("option", *(record.name for record in records)), rows)))
+    shown = table(Table(("option", *(record.name for record in records)), rows), stacks=False)
+    return section("options", "Options that differ", shown)
 
 
 def left_out(data: Mapping[str, Any]) -> Html:

@@ -24,7 +24,7 @@ class ReportOptions(FinishedOptions):
     """A picture of the curves to write besides, a .png file. Needs matplotlib. null: none."""
 
     samples: int = option(3, ge=0, le=50)
-    """Training rows to show with their loss mask. They are encoded anew, which takes some seconds. 0: none."""
+    """Rows of the data to show with their loss mask. They are encoded anew, which takes some seconds. 0: none."""
 
     def problems(self) -> Iterator[str]:
         if self.run is not None and self.runs:
