@@ -68,13 +68,12 @@ class Browser:
             self.complaints.append(json.dumps(values))
         return message
 
-    def open(self, file: Path, width: int, dark: bool = False, scripts: bool = True) -> None:
+    def open(self, file: Path, width: int, dark: bool = False) -> None:
         """Show a file in a window of this width."""
         self.requests, self.complaints, self._events = [], [], []
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.call("Page.navigate", url=file.absolute().as_uri())
         while "Page.loadEventFired" not in self._events:
             self._read()

@@ -137,7 +137,7 @@
       const scale = (value, start, end) => SIZE * (value - start) / (end - start);
       const x = scale(this.from, first, last), y = SIZE - scale(top, low, high);
       const width = Math.max(1e-3, scale(this.to, first, last) - x), height = Math.max(1e-3, SIZE * (top - bottom) / (high - low));
-      this.plot.setAttribute("viewBox", `${x} ${y} ${width} ${height}`);
+      this.plot.setAttribute("viewBox", whole ? `0 0 ${SIZE} ${SIZE}` : `${x} ${y} ${width} ${height}`);
       this.draw_axes(bottom, top);
       this.back.hidden = whole;
       this.box.classList.toggle("zoomed", !whole);
