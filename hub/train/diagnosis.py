@@ -52,7 +52,9 @@ def diagnose(
     if found := run.rate_too_high():
         return [found]
     found_ones = [one for one in (run.overfitting(), run.memorized()) if one]
-    return found_ones or [one for one in (run.rate_too_low() or run.batch_too_small() or run.underfitting(),) if one]
+    if found_ones or (num_steps is not None and curves.steps[-1] < num_steps):
+        return found_ones  # of a run that has not ended nobody can say that it learned too little
+    return [one for one in (run.rate_too_low() or run.batch_too_small() or run.underfitting(),) if one]
 
 
 @dataclass(frozen=True)
@@ -200,14 +202,14 @@ class _Run:
             first, last = float(curves.held_out[0]), float(curves.held_out[-1])
             if float(np.abs(curves.held_out - first).max()) > 0.005 * first or abs(fall) > max(0.01 * start.mean, 3 * error):
                 return None
-            evidence = f"the held-out loss is {last:.4g} after {self.options.total:.0f} steps, and was {first:.4g} before them"
+            evidence = f"the held-out loss is {last:.4g} after {curves.steps[-1]:.0f} steps, and was {first:.4g} before them"
         else:
             half = len(curves.losses) // 2
             first_half, second_half = curves.level(0, half), curves.level(half, len(curves.losses))
             fall, error = first_half.mean - second_half.mean, math.hypot(first_half.error, second_half.error)
             if error > 0.005 * start.mean or abs(fall) > max(0.002 * start.mean, 1.5 * error):
                 return None
-            evidence = f"the training loss is {end} after {self.options.total:.0f} steps, and was {start} in the first ones"
+            evidence = f"the training loss is {end} after {curves.steps[-1]:.0f} steps, and was {start} in the first ones"
         advice = "If the model knew this data already, all is well"
         return Finding("rate_too_low", evidence, tuple([*self.options.rate(10), *self.options.longer()]), advice)
 

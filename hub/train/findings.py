@@ -12,8 +12,6 @@ TITLES = {
     "rate_too_low": "nothing is learned",
     "batch_too_small": "the batch is too small",
 }
-EARLY = ("rate_too_high", "overfitting", "memorized")
-"""What is worth a line while the run goes on. The others can only be told at its end."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from hub.config.schema import AlgoConfig
 from hub.run import Run, read_metrics
 from hub.train.diagnosis import diagnose
-from hub.train.findings import EARLY, Finding
+from hub.train.findings import Finding
 
 _GROWTH = 1.2
 """The run must have grown by this factor before its curves are read again, so that reading them takes no time in all."""
@@ -51,7 +51,7 @@ class Watch:
             return
         self._last = step
         for finding in diagnose_run(self._run, self._algo):
-            if finding.kind in EARLY and finding.kind not in self._said:
+            if finding.kind not in self._said:
                 self._said.add(finding.kind)
                 say(f"step {step}: {finding.line()}")
 

@@ -139,6 +139,15 @@ def test_a_finding_names_the_options_of_the_algorithm_and_the_verbs_that_there_a
     assert json.loads(json.dumps(found.as_json()))["changes"][0]["option"] == "algo.num_epochs"
 
 
+def test_of_a_run_that_has_not_ended_nobody_says_that_it_learned_too_little():
+    shape, noise, held_out = FAULTS["underfitting"]
+    lines = made(0, shape, noise, 200, held_out)
+    assert [one.kind for one in diagnose(lines, ALGO, num_steps=200)] == ["underfitting"]
+    assert not diagnose(lines, ALGO, num_steps=400)
+    shape, noise, held_out = FAULTS["overfitting"]
+    assert diagnose(made(0, shape, noise, 200, held_out, epochs=3), ALGO, num_steps=400)[0].kind == "overfitting"
+
+
 def test_growing_gradients_that_are_clipped_and_do_not_help_are_a_rate_too_high():
     lines = made(0, lambda x: 1.5 + 0.2 * x, 0.01, 200)
     for line in lines:
