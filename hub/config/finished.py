@@ -43,6 +43,9 @@ class FinishedVerb:
     needs_model: bool = True
     """Whether one finished model must be named. False: the options of its own say what is worked on."""
 
+    reads_run: bool = False
+    """Whether it reads the folder of the run itself, in any state, and needs neither its options nor its model."""
+
     examples: tuple[tuple[str, str], ...] = ()
     """(What it does, command), for its help."""
 

@@ -16,10 +16,11 @@ from hub.config.schema import RunConfig
 from hub.data.formats.examples import ExampleGroup
 from hub.data.samples.counts import Counts
 from hub.data.samples.duplicates import find_duplicates
+from hub.data.samples.histogram import lengths_of
 from hub.data.samples.length import advice_on_long_rows, length_limit
 from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.samples.reports import DataReport, MixReport
-from hub.data.samples.sample import Item, Sample, Unit, longest_sample
+from hub.data.samples.sample import Item, Sample, Unit, longest_sample, samples_of
 from hub.data.sources.entries import Cursor
 from hub.data.sources.files import files_line
 from hub.data.sources.read import rows_after
@@ -140,6 +141,7 @@ def prepare(
         "max_seq_len": limit,
         "train": train.totals(),
         "evaluation": evaluation.totals(),
+        "lengths": lengths_of([len(sample) for sample in samples_of(train.units)], limit),
         **both.omissions(),
         "template": template,
         "num_samples_repeated": len(duplicates.repeated),

@@ -16,6 +16,7 @@ from hub.errors import ConfigError
 from hub.launch.preflight import check_paths, with_absolute_paths
 from hub.models.finished import Asked, Finished, adapter_folder, finished_adapter, finished_model, finished_run, run_folder
 from hub.plugins.registry import data_format_names
+from hub.tasks.verbs import FINISHED
 
 OF_THE_RUN = ("generate", "evaluate")
 """Sections of a run that hold for questions about its model, beside `model` and `data`."""
@@ -60,7 +61,7 @@ def asked_for(
     if options.run is not None and (both := typed & {"model", "model.path"}):
         raise ConfigError(f"run={options.run} and {both.pop()} name two models. Leave one of them out")
     from_run: frozenset[str] = frozenset()
-    if options.run is not None:
+    if options.run is not None and not verb.reads_run:
         folder = run_folder(options.run, output_dir)
         of_file = [
             item
@@ -72,11 +73,11 @@ def asked_for(
     cfg = compose(*rest, values=values, config_dir=config_dir, parts=())
     finished = _finished(verb, options.run, output_dir, cfg)
     cfg = _checked(verb, cfg, finished, from_run)
-    return Asked(options=options, cfg=cfg, finished=finished, from_run=from_run)
+    return Asked(options=options, cfg=cfg, finished=finished, from_run=from_run, verbs=frozenset(FINISHED))
 
 
 def _finished(verb: FinishedVerb, run: str | None, output_dir: str, cfg: RunConfig) -> Finished | None:
-    if run is not None:
+    if run is not None and not verb.reads_run:
         return finished_run(run, output_dir, cfg)
     if not cfg.model.path:
         if not verb.needs_model:
@@ -115,9 +116,9 @@ def _check_sections(verb: FinishedVerb, typed: set[str]) -> None:
         part = name.split(".")[0]
         if (part in PARTS and part not in allowed) or name in ("resume", "resume_with_changes", "run_name", "task"):
             sections = ", ".join(f"{section}." for section in verb.sections)
+            taken = f"options of {sections} and its own" if sections else "its own options"
             raise ConfigError(
-                f"{name}: hub {verb.name} does not read it. It takes options of {sections} and its own. Type python -m hub "
-                f"{verb.name} --help"
+                f"{name}: hub {verb.name} does not read it. It takes {taken}. Type python -m hub {verb.name} --help"
             )
 
 

@@ -60,6 +60,9 @@ class Asked:
     from_run: frozenset[str] = frozenset()
     """Options that the run has set and that were not typed, e.g. `data.path`."""
 
+    verbs: frozenset[str] = frozenset()
+    """Names of all verbs on finished models, for advice on what to do next."""
+
     @property
     def model(self) -> Finished:
         """The model that was named, of a verb that needs one."""

@@ -5,6 +5,7 @@ from hub.tasks.average.verb import VERB as AVERAGE
 from hub.tasks.chat.verb import VERB as CHAT
 from hub.tasks.evaluate.verb import VERB as EVALUATE
 from hub.tasks.generate.verb import VERB as GENERATE
+from hub.tasks.report.verb import VERB as REPORT
 from hub.tasks.scale.verb import VERB as SCALE
 from hub.tasks.serve.verb import VERB as SERVE
 
@@ -13,6 +14,7 @@ _VERBS: tuple[FinishedVerb, ...] = (
     GENERATE,
     SERVE,
     EVALUATE,
+    REPORT,
     SCALE,
     AVERAGE,
 )

@@ -36,6 +36,7 @@ from hub.train.setup.setup import Setup
 from hub.train.step import evaluate, train_step
 from hub.train.step_log import StepLog
 from hub.train.tracker import Tracking
+from hub.train.watch import Watch
 
 
 def fit(setup: Setup, recipe: Recipe) -> Outcome:
@@ -81,6 +82,7 @@ class _Fit:
         self.log = StepLog(self.run, self.tracking, self._observe, self.total)
         self.evaluations = Evaluations(self.algo, self._measure, self.scheduler, self.log.say)
         self.divergence = Divergence(self.log.say)
+        self.watch = Watch(self.run, self.algo)
         check_disk(setup, model)
         self.engine = self.session.strategy.start(model, self.optimizer)
         rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
@@ -260,6 +262,8 @@ class _Fit:
         is_end = last or stopping is not None or self.evaluations.ends_training
         if is_end or "skipped" in metrics or is_due(self.done, self.algo.log_every_steps):
             self.log.step(metrics)
+            if "eval_loss" in metrics and not is_end:
+                self.watch.look(self.done, self.log.say)
         every = self.algo.save_every_epochs
         self._report(self.writer.poll())
         ends_pass = mix.per_pass is not None and step.place + step.size >= mix.per_pass

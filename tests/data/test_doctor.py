@@ -8,8 +8,8 @@ import pytest
 from hub.config.data import DataConfig
 from hub.config.schema import AlgoConfig, ModelConfig, RunConfig
 from hub.data.doctor.examine import examine
-from hub.data.doctor.lengths import lengths_of
 from hub.data.doctor.near_duplicates import near_duplicates
+from hub.data.samples.histogram import lengths_of
 from hub.models.tiny import CHATML
 from hub.testing import write_chats
 

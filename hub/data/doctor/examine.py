@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from hub.config.schema import RunConfig
 from hub.data.doctor.findings import Finding, of_duplicates, of_omissions, of_rendered, of_rows, of_texts
-from hub.data.doctor.lengths import Lengths, lengths_of
 from hub.data.doctor.scan import MAX_ROWS, Scan, ScannedRow, scan
 from hub.data.json_values import JsonObject
 from hub.data.samples.counts import Counts
+from hub.data.samples.histogram import Lengths, lengths_of
 from hub.data.samples.length import length_limit
 from hub.data.samples.mix import eval_source_of, num_held_out, source_names, sources_of
 from hub.data.samples.reports import Omissions, SourceReport

@@ -3,6 +3,7 @@
 from typing import TypedDict
 
 from hub.data.json_values import JsonObject
+from hub.data.samples.histogram import Lengths
 
 
 class Totals(TypedDict):
@@ -65,6 +66,9 @@ class DataReport(Omissions):
     max_seq_len: int | None
     train: Totals
     evaluation: Totals
+    lengths: Lengths
+    """Tokens of the samples to train on. Of a stream: of its first rows."""
+
     template: str
     num_samples_repeated: int
     num_held_out_samples_in_training_data: int

@@ -1,13 +1,17 @@
 """The task `train`: runs the training loop, to the end of the run or to the signal that stops it."""
 
+from dataclasses import replace
+
 from hub.run import Outcome
+from hub.tasks.verbs import FINISHED
 from hub.train.loop import fit
 from hub.train.recipe import Recipe
 from hub.train.setup.setup import Setup
+from hub.train.watch import say_diagnosis
 
 
 def train(setup: Setup, recipe: Recipe) -> Outcome:
-    """Train to the end of the run.
+    """Train to the end of the run, and say what its curves show.
 
     Raises:
         HubError: see `fit`.
@@ -18,4 +22,4 @@ def train(setup: Setup, recipe: Recipe) -> Outcome:
     except Exception as error:
         error.outcome = outcome  # type: ignore[attr-defined]  # the model is trained and saved
         raise
-    return outcome
+    return replace(outcome, diagnosis=say_diagnosis(setup.run, setup.cfg.algo, FINISHED))

@@ -1,4 +1,4 @@
-"""Tokens per row: percentiles, a histogram, a recommended `data.max_seq_len`."""
+"""Tokens per row or sample: percentiles, a histogram, a recommended `data.max_seq_len`."""
 
 from collections.abc import Sequence
 from typing import TypedDict

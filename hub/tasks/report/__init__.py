@@ -1,0 +1,1 @@
+"""`python -m hub report`: one HTML file on a run, or on several beside each other. It makes no request to anywhere."""
