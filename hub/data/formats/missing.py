@@ -38,8 +38,13 @@ def without_missing(row: Row) -> Row:
 
 def _is_of_table(turns: JsonValue) -> bool:
     """Whether messages have the nulls of a table."""
-    messages = [turn for turn in _items(turns) if isinstance(turn, dict)]
-    if not any(None in message.values() for message in messages):
+    if not isinstance(turns, list):
+        return False
+    messages = [turn for turn in turns if isinstance(turn, dict)]
+    for message in messages:
+        if None in message.values():
+            break
+    else:
         return False
     return len({frozenset(message) for message in messages}) == 1 and any(
         message.get("role", message.get("from")) not in ("assistant", "gpt") and name in message and message[name] is None
