@@ -32,9 +32,7 @@ def render_prompt(
     for form in forms(conversation, template.reads_parts, template.reads_null, form_of(tokenizer, template)):
         messages = form.of(conversation.messages)
         try:
-            text = template.render(
-                tokenizer, messages, conversation.tools, conversation.where, prompt=True, variables=variables
-            )
+            text = template.render(tokenizer, messages, conversation.tools, where, prompt=True, variables=variables)
         except DataError as error:
             failure = failure or error
             continue
