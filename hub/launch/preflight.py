@@ -27,6 +27,7 @@ from hub.models.storage import storage_problems, with_storage
 from hub.models.tiny import FAMILIES, tiny_data_path
 from hub.plugins.registry import ResolvedRun, data_format_names, resolve
 from hub.system.gpus import has_no_gpu, num_visible_gpus
+from hub.tasks.evaluate.checks import problems_in_training
 from hub.train.batch.split import auto_batch_size, num_steps
 from hub.train.schedule import schedule_problems
 
@@ -51,6 +52,8 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     except HubError as error:
         errors.append(error)
     errors += [ConfigError(line) for line in cfg.problems(data_formats=data_format_names())]
+    if cfg.chosen_task.takes_steps:
+        errors += [ConfigError(line) for line in problems_in_training(cfg)]
     in_bounds = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
     resolved = None
     if type(cfg.algo) is not AlgoConfig:

@@ -6,8 +6,13 @@ from typing import Any
 from torch.optim.lr_scheduler import LambdaLR
 
 from hub.config.schema import AlgoConfig
+from hub.errors import ConfigError
 from hub.train.best import Best
+from hub.train.measuring import Measured, chosen
 from hub.train.optim import observe_loss
+
+LOSS = "loss"
+"""The value of `algo.best_by` that stands for the held-out loss."""
 
 
 def is_due(step: int, every: int | None) -> bool:
@@ -35,11 +40,14 @@ class Evaluations:
         self.best = Best(algo.early_stopping_patience, algo.early_stopping_min_delta)
         self.is_new_best = False
         """Whether the newest regular evaluation is the best one so far."""
+        self.score: float | None = None
+        """What the newest step was worth, by `algo.best_by`: lower is better. None: it was not measured."""
+        self._last_step = 0
 
     def before_training(self) -> float | None:
         """Measure the loss of the model that is not trained yet."""
         self.before = self.last = self._measure()
-        if self.before is not None:
+        if self.before is not None and self._algo.best_by == LOSS:
             self.best.before_training(self.before)
         return self.before
 
@@ -60,10 +68,11 @@ class Evaluations:
             The held-out loss, if it was measured.
         """
         due = is_due(step, self._algo.eval_every_steps)
-        self.is_new_best = False
+        self.is_new_best, self.score = False, None
         if not (due or is_last or is_stopped) or (loss := self._measure()) is None:
             return None
-        self.last = loss
+        self.last, self._last_step = loss, step
+        self.score = loss if self._algo.best_by == LOSS else None
         # Not at a signal: a run that is stopped and resumed trains like one that is not.
         if due or is_last:
             self._act(step, loss)
@@ -71,10 +80,31 @@ class Evaluations:
 
     def _act(self, step: int, loss: float) -> None:
         """Do what a regular evaluation decides."""
-        if self._algo.watches_evaluations:
+        if self._algo.watches_evaluations and self._algo.best_by == LOSS:
             self.is_new_best = self.best.observe(step, loss)
         if changed := observe_loss(self._scheduler, loss):
             self._say(f"step {step}: learning rate {changed:.3g} from now on ({self._algo.lr_scheduler})")
+
+    def before_measured(self, figures: Mapping[str, Measured]) -> None:
+        """Take what was measured on the model that is not trained yet.
+
+        Raises:
+            ConfigError: `algo.best_by` is not among it.
+        """
+        name = self._algo.best_by
+        if name == LOSS or not self._algo.watches_evaluations:
+            return
+        if (figure := chosen(figures, name)) is None:
+            raise ConfigError(f"algo.best_by={name} is not measured. Measured are: {', '.join(figures)}")
+        self.best.before_training(figure.cost)
+
+    def measured(self, step: int, figures: Mapping[str, Measured]) -> None:
+        """Act on what was measured after a step."""
+        if self._algo.best_by == LOSS or (figure := chosen(figures, self._algo.best_by)) is None:
+            return
+        self.score = figure.cost
+        if self._algo.watches_evaluations:
+            self.is_new_best = self.best.observe(step, figure.cost)
 
     @property
     def kept_step(self) -> int | None:
@@ -83,8 +113,10 @@ class Evaluations:
 
     @property
     def of_result(self) -> float | None:
-        """The held-out loss of the model that is the result."""
-        return self.last if self.kept_step is None else self.best.value
+        """The held-out loss of the model that is the result. None: it was not measured."""
+        if self.kept_step is None or self.kept_step == self._last_step:
+            return self.last
+        return self.best.value if self._algo.best_by == LOSS else None
 
     def keep_last(self) -> None:
         """Forget the best evaluation: its model is lost."""
@@ -99,6 +131,8 @@ class Evaluations:
 
     def why_kept(self, step: int) -> str:
         """A line on the model that is the result, if it is not the last one."""
+        if self._algo.best_by != LOSS:
+            return f"the result is the model of step {self.best.step}, with the best {self._algo.best_by}"
         last = "" if self.last is None else f" (after step {step}: {self.last:.4f})"
         return f"the result is the model of step {self.best.step}, with the best held-out loss {self.best.value:.4f}{last}"
 

@@ -20,6 +20,7 @@ from hub.system.signals import stop_request
 from hub.train.announce import ParameterCounts, announce, announce_smaller
 from hub.train.batch import split as batches
 from hub.train.checkpoints.best_model import take_model_of
+from hub.train.checkpoints.checkpoint import checkpoint_name, load_checkpoint
 from hub.train.checkpoints.rehearsal import rehearse_save
 from hub.train.checkpoints.resume import check_disk, ended_by_disk, ended_by_row, options_of, resume, saves_while_training
 from hub.train.checkpoints.save import Saved
@@ -29,6 +30,7 @@ from hub.train.evaluation import Evaluations, is_due
 from hub.train.kernels.compiled import num_compiled
 from hub.train.layout.flops import flops_per_token, peak_flops
 from hub.train.layout.layout import Layout, choose_layout
+from hub.train.measuring import Measurements, values_of
 from hub.train.meters import Meter, counts_of, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups, restore_schedule
 from hub.train.recipe import Recipe, check_units
@@ -39,12 +41,13 @@ from hub.train.tracker import Tracking
 from hub.train.watch import Watch
 
 
-def fit(setup: Setup, recipe: Recipe) -> Outcome:
+def fit(setup: Setup, recipe: Recipe, measurements: Measurements | None = None) -> Outcome:
     """Train a model to the end of the run, or to the signal that stops it.
 
     Args:
         setup: config, run folder, processes, tokenizer, data.
         recipe: model, objective, how to save.
+        measurements: what is measured besides the held-out loss. None: nothing.
 
     Returns:
         The outcome of the run. Equal on all ranks.
@@ -54,13 +57,14 @@ def fit(setup: Setup, recipe: Recipe) -> Outcome:
         DivergedError: several steps in a row gave NaN or infinity.
     """
     check_units(setup, recipe.objective)
-    return _Fit(setup, recipe).run_to_end()
+    return _Fit(setup, recipe, measurements).run_to_end()
 
 
 class _Fit:
     """The state of one training run in one process."""
 
-    def __init__(self, setup: Setup, recipe: Recipe) -> None:
+    def __init__(self, setup: Setup, recipe: Recipe, measurements: Measurements | None) -> None:
+        self.measurements = measurements
         self.setup, self.recipe, self.model = setup, recipe, recipe.model
         self.criterion, model = recipe.criterion, recipe.model
         self.cfg, self.run, self.session, self.data = setup.cfg, setup.run, setup.session, setup.data
@@ -126,6 +130,10 @@ class _Fit:
             before = self.evaluations.before_training()
             if before is not None:
                 self.log.before_training(before, len(self.data.evaluation))
+            if self.measurements is not None:
+                figures = self.measurements.measure(0, self.engine)
+                self.evaluations.before_measured(figures)
+                self.log.measured_before(values_of(figures))
         stop_request.in_loop = True
         # Objects made so far live to the end. Frozen, they cost Python's collector no time while the GPU waits.
         gc.collect()
@@ -140,7 +148,7 @@ class _Fit:
             if self.evaluations.ends_training and self.done < self.total:
                 self.log.say(self.evaluations.why_ended(self.done, self.total))
             if not self.is_complete:
-                checkpoint = self._checkpoint(self.evaluations.last if self.evaluations.is_new_best else None, wait=True)
+                checkpoint = self._checkpoint(self.evaluations.score, wait=True)
                 model_path = checkpoint / "model" if checkpoint else None
             self._report(self.writer.wait())
         finally:
@@ -168,6 +176,10 @@ class _Fit:
         if best is not None and best != self.done:
             if take_model_of(best, self.run):  # all ranks agree
                 self.log.say(self.evaluations.why_kept(self.done))
+                if self.measurements is not None and not self.measurements.has(best):
+                    load_checkpoint(self.run.checkpoints_path / checkpoint_name(best), self.session, self.model, self.optimizer)
+                    self.reparametrization.loaded()
+                    self.measurements.measure(best, self.engine)
                 return
             self.log.say(f"algo.keep_best: the checkpoint of step {best} is gone, so the result is the last model")
             self.evaluations.keep_last()
@@ -259,6 +271,9 @@ class _Fit:
         mix, last = self.source.mix, self.done == self.total
         if (measured := self.evaluations.after_step(self.done, last, stopping is not None)) is not None:
             metrics["eval_loss"] = measured
+        ends = last or self.evaluations.ends_training
+        if self.measurements is not None and (ends or is_due(self.done, self.cfg.evaluate.every_steps)):
+            metrics |= self._measure_more()
         is_end = last or stopping is not None or self.evaluations.ends_training
         if is_end or "skipped" in metrics or is_due(self.done, self.algo.log_every_steps):
             self.log.step(metrics)
@@ -271,7 +286,7 @@ class _Fit:
         keeps_this = self.algo.keep_best and self.evaluations.is_new_best
         due = epoch_due or is_due(self.done, self.algo.save_every_steps)
         if (keeps_this or due) and not last and stopping is None:
-            self._checkpoint(metrics.get("eval_loss"))
+            self._checkpoint(self.evaluations.score)
         elif self._saves:
             self.writer.prepare()
         return stopping
@@ -289,7 +304,14 @@ class _Fit:
         self._keep(layout)
         return loss
 
-    def _checkpoint(self, eval_loss: float | None = None, wait: bool = False) -> Path | None:
+    def _measure_more(self) -> dict[str, float]:
+        """Measure what is measured besides the held-out loss, and act on it."""
+        assert self.measurements is not None
+        figures = self.measurements.measure(self.done, self.engine)
+        self.evaluations.measured(self.done, figures)
+        return values_of(figures)
+
+    def _checkpoint(self, score: float | None = None, wait: bool = False) -> Path | None:
         """Start writing a checkpoint, once the previous one is written. A failure is logged, and training continues without it.
 
         Returns:
@@ -303,7 +325,7 @@ class _Fit:
             "supply": self.source.state(),
             "options": options_of(self.cfg),
             "scheduler": self.scheduler.state_dict(),
-            "eval_loss": eval_loss,
+            "score": score,
             "max_tokens": self.layout.max_tokens,
             **self.evaluations.state(),
             **self.divergence.state(),

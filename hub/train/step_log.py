@@ -49,6 +49,10 @@ class StepLog:
         self.say(f"held-out loss before training {loss:.4f} ({num_samples} samples)")
         self._tracking.log(0, {"eval_loss": loss})
 
+    def measured_before(self, values: dict[str, float]) -> None:
+        """Log what was measured before training, in the tracker. evaluation.json has it too."""
+        self._tracking.log(0, values)
+
     def hold(self, metrics: dict[str, float]) -> None:
         """Take the metrics of a step that may stay unlogged. If the run fails after it, `fail` writes them."""
         self._held = metrics

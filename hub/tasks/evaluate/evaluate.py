@@ -27,7 +27,7 @@ from hub.models.finished import (
     run_folder,
 )
 from hub.system.files import write_json
-from hub.tasks.evaluate import harness_tasks, metrics
+from hub.tasks.evaluate import checks, harness_tasks
 from hub.tasks.evaluate.report import Evaluation
 from hub.tasks.evaluate.verb import EvaluateOptions
 
@@ -91,7 +91,7 @@ def held_out_config(asked: Asked) -> RunConfig | None:
 def _check(asked: Asked, held_out: RunConfig | None) -> None:
     """Refuse what can't be measured. Nothing slow is imported."""
     wanted = asked.cfg.evaluate
-    problems = [*metrics.problems(wanted.metrics), *harness_tasks.problems(wanted.tasks)]
+    problems = list(checks.problems(asked.cfg))
     nothing = wanted.retention == NONE and not wanted.also and not wanted.tasks
     if held_out is None and (nothing or (wanted.metrics and not wanted.also)):
         whose = "this run has no evaluation set" if asked.options.run is not None else "no rows are named"
@@ -100,21 +100,10 @@ def _check(asked: Asked, held_out: RunConfig | None) -> None:
         )
     if held_out is not None and held_out.data.streaming:
         held_out.data.streaming = False
-    if wanted.retention not in (NONE, AUTO) and not _exists(wanted.retention):
-        problems.append(f"evaluate.retention={wanted.retention}: there is no such file. Type auto, none, or a file with texts")
     if wanted.every_steps is not None and "evaluate.every_steps" not in asked.from_run:
         problems.append("evaluate.every_steps is for hub train. Leave it out")
-    for run in wanted.also:
-        try:
-            run_folder(run, asked.cfg.output_dir)
-        except ConfigError as error:
-            problems.append(str(error).replace("run=", "evaluate.also=", 1))
     if problems:
         raise ConfigError(problems)
-
-
-def _exists(path: str) -> bool:
-    return os.path.exists(os.path.expanduser(path)) or path.startswith("tiny:") or "://" in path
 
 
 def _compared_with(asked: Asked) -> Finished | str | None:

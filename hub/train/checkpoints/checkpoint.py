@@ -131,9 +131,9 @@ def load_checkpoint(
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep` and the one with the lowest evaluation loss. NaN is never the lowest."""
+    """Remove all checkpoints but the newest `keep` and the one with the lowest `score`. NaN is never the lowest."""
     stored = checkpoints(folder)
-    measured = [(read_state(path).get("eval_loss"), path) for path in stored]
+    measured = [(read_state(path).get("score"), path) for path in stored]
     best = min(((loss, path) for loss, path in measured if loss is not None and math.isfinite(loss)), default=(None, None))[1]
     for old in stored[:-keep]:
         if old != best:

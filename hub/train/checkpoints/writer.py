@@ -66,7 +66,7 @@ class CheckpointWriter:
 
         Args:
             step: number of the last finished step.
-            state: everything else that a resume needs, as JSON. `eval_loss`, if present, decides which checkpoint is best.
+            state: everything else that a resume needs, as JSON. `score`, if present, decides which checkpoint is best.
             wait: whether to wait until it is written.
 
         Returns:
