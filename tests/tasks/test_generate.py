@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from hub.tasks.generate.batching import EQUAL, PADDED, SINGLE, batching_of, has_
 from hub.tasks.generate.prompts import Prompter
 from hub.tasks.generate.rows import questions
 from hub.tasks.generate.sampling import RepetitionPenalty, processors
-from hub.tasks.loading import Loaded, load_finished
+from hub.tasks.loading import Loaded
 from hub.tasks.serve.folder import make_folder
 from hub.tasks.serve.verb import VERB as SERVE
 from hub.testing import tokenizer as tiny_tokenizer
@@ -63,7 +64,7 @@ def differs(name: str, conversation) -> bool:
 def test_a_prompt_has_the_tokens_of_training_before_the_answer(name):
     tokenizer = tokenizer_for(FILES[name].read_text(encoding="utf-8"))
     prompter, compared = Prompter(tokenizer, trained=True), 0
-    for number in range(16):
+    for number in range(6):
         conversation = conversation_of(Talk(f"{name}/{number}"))
         try:
             encoded = encode(tokenizer, conversation, "last")
@@ -74,7 +75,7 @@ def test_a_prompt_has_the_tokens_of_training_before_the_answer(name):
         prompt = prompter.of_messages(conversation.messages[:-1], conversation.tools, conversation.where)
         assert prompt.ids == encoded.input_ids[: encoded.loss_mask.index(True)], conversation.where
         compared += 1
-    assert compared >= 4
+    assert compared >= 2
 
 
 def test_thoughts_are_switched_and_a_block_that_training_lacks_is_left_out():
@@ -341,29 +342,26 @@ def test_mistakes_of_generate_are_one_line_each(hub, tmp_path):
 
 def test_a_run_is_asked_from_python_and_compared_with_its_base(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, algo in (("adapter", ["algo=lora_sft", "algo.init=default"]), ("whole", ["algo=sft"])):
-        words = [*algo, "model=tiny", "data=tiny", "algo.max_steps=2", "algo.learning_rate=0.01", "launch=inline"]
-        words += ["model.dtype=float32"]
-        launch(hub_package.compose(*words, f"run_name={name}", "algo.warmup_ratio=0"))
-        few = {"max_new_tokens": 4, "temperature": 0}
-        both = hub_package.generate(run=f"runs/{name}", data=[{"prompt": "Hi"}, {"prompt": "Ho ho"}], compare=True, **few)
-        base = hub_package.generate(model="tiny", data=[{"prompt": "Hi"}, {"prompt": "Ho ho"}], generate="factual", **few)
-        assert [row["base_answer"] for row in both] == [row["answer"] for row in base], name
-        assert [row["answer"] for row in both] != [row["base_answer"] for row in both], name
-        alone = hub_package.generate(run=f"runs/{name}", prompt="Hi", generate={"max_new_tokens": 4}, temperature=0)
-        assert repr(alone) == both[0]["answer"]
-        assert "<td" in both._repr_html_()
-    folder = tmp_path / "merged"
+    words = ["algo=lora_sft", "model=tiny", "data=tiny", "algo.max_steps=2", "algo.learning_rate=0.01", "algo.warmup_ratio=0"]
+    launch(hub_package.compose(*words, "launch=inline", "run_name=adapter", "model.dtype=float32"))
+    few = {"max_new_tokens": 4, "temperature": 0}
+    rows = [{"prompt": "Hi"}, {"prompt": "Ho ho"}]
+    both = hub_package.generate(run="runs/adapter", data=rows, compare=True, **few)
+    base = hub_package.generate(model="tiny", data=rows, generate="factual", dtype="float32", **few)
+    assert [row["base_answer"] for row in both] == [row["answer"] for row in base]
+    assert [row["answer"] for row in both] != [row["base_answer"] for row in both]
+    alone = hub_package.generate(run="latest", prompt="Hi", generate={"max_new_tokens": 4}, temperature=0)
+    assert repr(alone) == both[0]["answer"]
+    assert "<td" in both._repr_html_()
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'promt'\. Did you mean prompt"):
+        hub_package.generate(run="latest", promt="Hi")
+    # A run whose model is whole: here the adapter, merged as for a server.
+    shutil.copytree("runs/adapter", "runs/whole", ignore=shutil.ignore_patterns("model", "checkpoints"))
+    folder = tmp_path / "runs" / "whole" / "model"
     folder.mkdir()
-    asked = asked_for(SERVE, ["run=runs/adapter"])
-    make_folder(asked, "transformers", folder, print)
-    tuned, merged = (
-        load_finished(one, one.model, print) for one in (asked, asked_for(SERVE, ["model.path=merged", "model.dtype=float32"]))
-    )
-    ids = torch.arange(20, 60)[None]
-    change = (tuned.model(ids).logits - merged.model(ids).logits).abs().max()
-    with tuned.without_adapter():
-        assert change < 1e-4 < (tuned.model(ids).logits - merged.model(ids).logits).abs().max()
+    make_folder(asked_for(SERVE, ["run=runs/adapter"]), "transformers", folder, print)
+    whole = hub_package.generate(run="runs/whole", data=rows, compare=True, **few)
+    assert [(row["answer"], row["base_answer"]) for row in whole] == [(row["answer"], row["base_answer"]) for row in both]
     monkeypatch.setattr(
         "sys.stdin", io.StringIO("Hi\n/compare\nHi\n/nope\n/undo\n/save c.jsonl\n/system x\n/help\n/reset\n/quit\nNo\n")
     )

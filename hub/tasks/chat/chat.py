@@ -75,6 +75,7 @@ class _Chat:
         self.compares = options.compare
         self._before: Loaded | None = None
         self._num_asked = 0
+        self._omitted: set[str] = set()
         self._commands: dict[str, Callable[[str], None]] = {
             "reset": lambda _: self._reset(),
             "undo": lambda _: self._undo(),
@@ -130,6 +131,7 @@ class _Chat:
                     f"The oldest {self.said.left_out} messages no longer fit into {self.loaded.max_positions:,} tokens and are "
                     "left out"
                 )
+            self._say_omissions()
             text, thoughts = self._both(ids) if self.compares else self._one(self.loaded, ids, show=True)
         except HubError as error:
             self.said.turns.pop()
@@ -138,6 +140,15 @@ class _Chat:
         if not text.strip():
             self.screen.remark("(no answer: the question was taken back)")
         self.said.answer(text, thoughts)
+
+    def _say_omissions(self) -> None:
+        """Say once what the chat template leaves out of the conversation."""
+        from hub.data.tokens.omissions import omission_lines
+
+        new = {kind: where[:1] for kind, where in self.prompter.omitted.items() if kind not in self._omitted}
+        for line in omission_lines(new, self.loaded.tokenizer):
+            self.screen.remark(line)
+        self._omitted |= new.keys()
 
     def _one(self, loaded: "Loaded", ids: list[int], show: bool) -> tuple[str, str]:
         """Generate one answer. Returns its text and its thoughts, as far as Ctrl-C let them come."""

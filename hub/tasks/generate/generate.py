@@ -164,6 +164,7 @@ def _answer(
     counts: _Counts,
 ) -> None:
     """Generate one field of rows."""
+    from hub.data.tokens.omissions import omission_lines
     from hub.tasks.generate.engine import generated
 
     ids: list[list[int]] = []
@@ -181,6 +182,9 @@ def _answer(
         if rows:
             raise ModelError(counts.left_out[-1])
         return
+    for line in omission_lines(prompter.omitted, loaded.tokenizer):
+        say(line)
+    prompter.omitted.clear()
     settings = asked.cfg.generate
     keys = [str(row.number) for row in chosen]
     begun = time.monotonic()

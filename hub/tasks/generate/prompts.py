@@ -54,8 +54,8 @@ class Prompter:
         self.lines: list[str] = []
         """Remarks for the user."""
 
-        self.omitted: set[str] = set()
-        """What the template left out of conversations: keys of `hub.data.tokens.omissions.KINDS`."""
+        self.omitted: dict[str, list[str]] = {}
+        """What the template left out, as in training -> the conversations, for `hub.data.tokens.omissions.omission_lines`."""
 
         self.variables = _variables(tokenizer, thinking)
         self._trained = trained and thinking == "auto" and bool(tokenizer.chat_template)
@@ -98,7 +98,8 @@ class Prompter:
                 rendered = render(self.tokenizer, Conversation([*messages, ANSWER], tools, where), "last")
         except DataError:
             return None
-        self.omitted |= set(rendered.omitted)
+        for kind in rendered.omitted:
+            self.omitted.setdefault(kind, []).append(where)
         return rendered.text[: rendered.spans[-1][0]] if rendered.spans else None
 
     def of_text(self, text: str) -> Prompt:
