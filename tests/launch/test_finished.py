@@ -10,14 +10,14 @@ import pytest
 
 from hub import ConfigError, HubError, compose
 from hub.compose.own_options import own_options
+from hub.compose.runfile import to_text
 from hub.config.finished import FinishedOptions, FinishedVerb
 from hub.config.option import option
+from hub.config.schema import RunConfig
 from hub.launch.finished import asked_for
-from hub.launch.launcher import launch
-from hub.models.finished import Asked
+from hub.models.finished import Asked, finished_run
+from hub.run import Result, Run
 from hub.testing import tiny_model_path
-
-HOME = Path.home()
 
 
 @dataclass(kw_only=True)
@@ -40,21 +40,27 @@ class Own(FinishedOptions):
 VERB = FinishedVerb(name="ask", summary="Ask.", options=Own, function="x:y", sections=("model", "data", "generate"))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `runs` with one finished run of an adapter, which wrote a checkpoint."""
-    folder = tmp_path_factory.mktemp("made") / "runs"
-    base = shutil.copytree(tiny_model_path("llama"), folder.parent / "base")
-    words = ["algo=lora_sft", f"model.path={base}", "data=tiny", "algo.max_steps=2", "algo.save_every_steps=1", "run_name=one"]
-    launch(compose(*words, "launch=inline", f"output_dir={folder}", "generate.temperature=0.2"))
-    return folder
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base model."""
+    return shutil.copytree(tiny_model_path("llama"), tmp_path / "base")
 
 
 @pytest.fixture
-def asked(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asked]:
-    """Asks in a copy of the folder of `runs`."""
-    shutil.copytree(runs, tmp_path / "runs", symlinks=True)
+def asked(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asked]:
+    """Asks in a folder with the finished run `one` of an adapter, which wrote a checkpoint, as such a run leaves it."""
     monkeypatch.chdir(tmp_path)
+    run = Run.create("runs", "one")
+    words = ["algo=lora_sft", f"model.path={base}", "data=tiny", "run_name=one", "generate.temperature=0.2"]
+    run.config_file.write_text(to_text(compose(*words)))
+    run.write_result(
+        Result(status="completed", algo="lora_sft", backend="native", model=str(base), run_path=run.path, num_steps=2)
+    )
+    checkpoint = run.checkpoints_path / "step-00000001"
+    for folder in (run.model_path, checkpoint / "model"):
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (checkpoint / "state.json").write_text("{}")
     return lambda *words: asked_for(VERB, words)
 
 
@@ -66,6 +72,14 @@ def line(asked: Callable[..., Asked], *words: str) -> str:
     return str(caught.value)
 
 
+def of_run(run: str) -> str:
+    """The one line of a run in `runs` without a model."""
+    with pytest.raises(HubError) as caught:
+        finished_run(run, "runs", RunConfig())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 def status(folder: Path, value: str) -> None:
     """Write another status into the result of a run."""
     file = folder / "result.json"
@@ -73,7 +87,7 @@ def status(folder: Path, value: str) -> None:
 
 
 def test_a_run_is_named_in_many_ways(asked, tmp_path: Path):
-    for name in ("latest", "one", "runs/one", "runs/one/model", str(tmp_path / "runs" / "one")):
+    for name in ("latest", "one", "runs/one/model"):
         found = asked(f"run={name}")
         assert (found.model.name, found.model.adapter) == ("one", tmp_path / "runs/one/model"), name
         assert found.model.before is not None
@@ -97,34 +111,34 @@ def test_every_mistake_about_the_model_is_one_line(asked, tmp_path: Path):
     assert "no model is named. Type run=latest" in line(asked)
     assert "name two models" in line(asked, "run=latest", "model=tiny")
     assert "does not exist. Type run=latest" in line(asked, "run=two")
-    assert "is not a run folder" in line(asked, "run=runs")
+    assert "is not a run folder" in of_run("runs")
     assert "there is no run in nowhere" in line(asked, "run=latest", "output_dir=nowhere")
     assert "algo.lora_r: hub ask does not read it" in line(asked, "run=latest", "algo.lora_r=8")
     status(one, "interrupted")
-    assert f"is interrupted after 2 steps. To continue it type python -m hub resume={one}" in line(asked, "run=one")
-    assert f"run={one}/checkpoints/step-00000001" in line(asked, "run=one")
+    assert f"is interrupted after 2 steps. To continue it type python -m hub resume={one}" in of_run("one")
+    assert f"run={one}/checkpoints/step-00000001" in of_run("one")
     status(one, "failed")
-    assert "is failed after 2 steps" in line(asked, "run=one")
+    assert "is failed after 2 steps" in of_run("one")
     status(one, "verified")
-    assert "verified and trained nothing" in line(asked, "run=one")
+    assert "verified and trained nothing" in of_run("one")
     (one / "result.json").unlink()
-    assert "is not finished: it has no result yet" in line(asked, "run=one")
+    assert "is not finished: it has no result yet" in of_run("one")
 
 
-def test_a_model_that_is_gone_is_one_line(asked, runs: Path, tmp_path: Path):
+def test_a_model_that_is_gone_is_one_line(asked, base: Path, tmp_path: Path):
     one = tmp_path / "runs" / "one"
-    (runs.parent / "base").rename(runs.parent / "moved")
+    base.rename(tmp_path / "moved")
     try:
         assert "the base of this adapter" in line(asked, "run=one")
         assert "is gone" in line(asked, "model.path=runs/one/model")
     finally:
-        (runs.parent / "moved").rename(runs.parent / "base")
+        (tmp_path / "moved").rename(base)
     shutil.rmtree(one / "checkpoints" / "step-00000001" / "model")
-    assert "this checkpoint holds no model" in line(asked, "run=runs/one/checkpoints/step-00000001")
+    assert "this checkpoint holds no model" in of_run("runs/one/checkpoints/step-00000001")
     (one / "model" / "adapter_config.json").write_text("{")
     assert "adapter_config.json can't be read" in line(asked, "model.path=runs/one/model")
     (one / "model").rename(one / "elsewhere")
-    assert "holds no model. Was it moved?" in line(asked, "run=one")
+    assert "holds no model. Was it moved?" in of_run("one")
 
 
 def test_own_options_are_read_as_typed():

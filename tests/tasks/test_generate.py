@@ -97,7 +97,7 @@ def test_thoughts_are_switched_and_a_block_that_training_lacks_is_left_out():
 
 def test_an_answer_ends_where_training_taught_it_and_has_no_header():
     shapes = {}
-    for name in ("gpt_oss", "qwen3", "glm4", "phi4", "hub_plain"):
+    for name in ("gpt_oss", "qwen3", "glm4", "hub_gemma", "hub_plain"):
         tokenizer = tokenizer_for(FILES[name].read_text(encoding="utf-8"))
         shape = answer_shape(tokenizer)
         shapes[name] = shape.header, {str(tokenizer.convert_ids_to_tokens(number)) for number in shape.stop_ids}
@@ -105,7 +105,7 @@ def test_an_answer_ends_where_training_taught_it_and_has_no_header():
         "gpt_oss": ("<|channel|>final<|message|>", {"<|return|>", "<|call|>"}),
         "qwen3": ("<think>\n\n</think>\n\n", {"<|im_end|>"}),
         "glm4": ("\n<think></think>\n", {"<|endoftext|>"}),
-        "phi4": ("", {"<|endoftext|>", "<|end|>"}),
+        "hub_gemma": ("", {"</s>", "<end_of_turn>"}),
         "hub_plain": (" ", {"</s>"}),
     }
     without_token = tiny_tokenizer()

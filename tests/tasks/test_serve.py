@@ -23,6 +23,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
     def log_message(self, *args): pass
+signal.signal(signal.SIGINT, lambda *_: (open({seen!r} + ".signal", "w"), os._exit(0)))
 if {fails}: sys.exit(3)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Answer).serve_forever()
 """
@@ -77,6 +78,7 @@ def test_the_engine_gets_the_model_and_the_signal(hub, stub, tmp_path, monkeypat
     assert "Assistant:" in files["chat_template.jinja"]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(names)
     assert not Path(words[2]).exists()
+    assert seen.with_name("seen.json.signal").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 
