@@ -67,7 +67,7 @@ def asked_for(
             for item in file_overrides(str(folder / "run.yaml"), rest, config_dir)
             if item.partition("=")[0].split(".")[0] in ("algo", "model", "data", *OF_THE_RUN)
         ]
-        from_run = frozenset(item.partition("=")[0] for item in of_file)
+        from_run = frozenset(item.partition("=")[0] for item in of_file) - typed
         rest = [*of_file, *rest]
     cfg = compose(*rest, values=values, config_dir=config_dir, parts=())
     finished = _finished(verb, options.run, output_dir, cfg)
