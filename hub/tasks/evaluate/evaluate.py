@@ -16,7 +16,16 @@ from hub.config.evaluate import NONE
 from hub.config.option import AUTO
 from hub.config.schema import DataConfig, ModelConfig, RunConfig
 from hub.errors import ConfigError, HubError, Interrupted, can_not_write
-from hub.models.finished import LATEST, Asked, Finished, adapter_folder, finished_adapter, finished_model, finished_run, run_folder
+from hub.models.finished import (
+    LATEST,
+    Asked,
+    Finished,
+    adapter_folder,
+    finished_adapter,
+    finished_model,
+    finished_run,
+    run_folder,
+)
 from hub.system.files import write_json
 from hub.tasks.evaluate import harness_tasks, metrics
 from hub.tasks.evaluate.report import Evaluation
@@ -86,7 +95,9 @@ def _check(asked: Asked, held_out: RunConfig | None) -> None:
     nothing = wanted.retention == NONE and not wanted.also and not wanted.tasks
     if held_out is None and (nothing or (wanted.metrics and not wanted.also)):
         whose = "this run has no evaluation set" if asked.options.run is not None else "no rows are named"
-        problems.append(f"{whose}, so there is nothing to measure. Type data.path=FILE, evaluate.retention=auto or evaluate.tasks=[NAME]")
+        problems.append(
+            f"{whose}, so there is nothing to measure. Type data.path=FILE, evaluate.retention=auto or evaluate.tasks=[NAME]"
+        )
     if held_out is not None and held_out.data.streaming:
         held_out.data.streaming = False
     if wanted.retention not in (NONE, AUTO) and not _exists(wanted.retention):
@@ -137,8 +148,8 @@ def _named(against: str, cfg: RunConfig) -> Finished:
         return finished_run(against, cfg.output_dir, read(folder / "run.yaml"))
     if against in groups()["model"] and not place.exists():
         return finished_model(compose(f"model={against}").model)
-    if folder := adapter_folder(against):
-        return finished_adapter(folder, ModelConfig())
+    if (adapter := adapter_folder(against)) is not None:
+        return finished_adapter(adapter, ModelConfig())
     looks_local = against.startswith(("/", ".", "~")) or "/" not in against
     if looks_local and not place.exists() and not against.startswith(("tiny:", "pypi:")):
         raise ConfigError(f"against={against}: there is no such run, folder or preset. Type base, none, a run or a folder")

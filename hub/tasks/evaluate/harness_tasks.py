@@ -144,7 +144,9 @@ def task_versions(loaded: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(task: str, found: dict[str, Any], better: dict[str, Any], n: int, samples: list[dict[str, Any]]) -> list[TaskFigure]:
+def _figures(
+    task: str, found: dict[str, Any], better: dict[str, Any], n: int, samples: list[dict[str, Any]]
+) -> list[TaskFigure]:
     keys = [key for key in found if "," in key and not key.partition(",")[0].endswith("_stderr")]
     filters = {key.partition(",")[2] for key in keys}
     figures = []
@@ -195,9 +197,7 @@ def _no_data(task: str, error: Exception) -> str:
     )
     if network:
         return (
-            f"evaluate.tasks={task}: its data is on the model hub, which can't be reached ({name}). Connect this machine once, or "
-            "type a YAML file of a task with local data"
+            f"evaluate.tasks={task}: its data is on the model hub, which can't be reached ({name}). Connect this machine "
+            "once, or type a YAML file of a task with local data"
         )
     return f"evaluate.tasks={task}: it can't be loaded ({name}: {text})"
-
-

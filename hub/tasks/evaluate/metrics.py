@@ -59,7 +59,9 @@ class LoadedMetric:
         except Exception as error:
             raise ConfigError(f"evaluate.metrics={self.name}: its function failed: {one_line(error)}") from None
         if not isinstance(number, int | float) or not isfinite(number):
-            raise ConfigError(f"evaluate.metrics={self.name}: its function must return a finite number, but returned {number!r:.60}")
+            raise ConfigError(
+                f"evaluate.metrics={self.name}: its function must return a finite number, but returned {number!r:.60}"
+            )
         return float(number)
 
 
@@ -78,7 +80,9 @@ def problems(names: Iterable[str]) -> list[str]:
                 f"{did_you_mean(name, known)}"
             )
         elif name in NEEDS and find_spec(NEEDS[name]) is None:
-            lines.append(f"evaluate.metrics={name} needs {NEEDS[name]}, which is not installed. Type pip install finetune-hub[eval]")
+            lines.append(
+                f"evaluate.metrics={name} needs {NEEDS[name]}, which is not installed. Type pip install finetune-hub[eval]"
+            )
     return lines
 
 
@@ -113,7 +117,9 @@ def _load(name: str) -> LoadedMetric:
 
 def _checked(name: str, function: Any, better: str, unit: str) -> LoadedMetric:
     if not callable(function):
-        raise ConfigError(f"evaluate.metrics={name}: it is no function. Name a function with arguments such as answer, reference")
+        raise ConfigError(
+            f"evaluate.metrics={name}: it is no function. Name a function with arguments such as answer, reference"
+        )
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters.values()
     return LoadedMetric(name, function, tuple(p.name for p in parameters if p.kind in kinds), better, unit)
@@ -123,7 +129,8 @@ def _from_file(name: str) -> Any:
     path, _, attribute = name.rpartition(":")
     file = Path(path).expanduser()
     spec = spec_from_file_location(f"hub_metric_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -133,7 +140,8 @@ def _from_file(name: str) -> Any:
     if not hasattr(module, attribute):
         listed = ", ".join(functions) or "none"
         raise ConfigError(
-            f"evaluate.metrics={name}: {file} has no function {attribute}. It has: {listed}.{did_you_mean(attribute, functions)}"
+            f"evaluate.metrics={name}: {file} has no function {attribute}. It has: {listed}."
+            + did_you_mean(attribute, functions)
         )
     return getattr(module, attribute)
 

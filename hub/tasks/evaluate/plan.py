@@ -124,7 +124,8 @@ def _settings(
         "date": cfg.data.date,
         "generation": "greedy",
         "sets": {
-            one.name: {"rows": one.num_rows, "samples": len(one.samples), "sha256": fingerprint(one.samples)[:16]} for one in sets
+            one.name: {"rows": one.num_rows, "samples": len(one.samples), "sha256": fingerprint(one.samples)[:16]}
+            for one in sets
         },
         "task_versions": task_versions(tasks) if tasks else {},
         "versions": {name: found for name in PACKAGES if (found := _version(name))},

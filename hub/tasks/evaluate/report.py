@@ -83,7 +83,9 @@ def table(rows: Sequence[dict[str, Any]], compared: bool) -> tuple[list[str], li
     """
     if not compared:
         head = ["set", "metric", "value", "± error", "rows"]
-        return head, [[*_names(row), number(row["values"][0]["value"]), _error(row["values"][0]), f"{row['n']:,}"] for row in rows]
+        return head, [
+            [*_names(row), number(row["values"][0]["value"]), _error(row["values"][0]), f"{row['n']:,}"] for row in rows
+        ]
     head = ["set", "metric", "before", "after", "difference", "p"]
     cells = []
     for row in rows:
@@ -105,7 +107,10 @@ def as_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return lines
 
@@ -114,7 +119,13 @@ def number(value: float) -> str:
     """A figure with four significant digits or so."""
     if abs(value) >= 1e6:
         return f"{value:.2e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.{2 if abs(value) >= 10 else 3}f}"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 1000
+        else f"{value:.1f}"
+        if abs(value) >= 100
+        else f"{value:.{2 if abs(value) >= 10 else 3}f}"
+    )
 
 
 def _names(row: dict[str, Any]) -> list[str]:

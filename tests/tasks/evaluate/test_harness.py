@@ -17,7 +17,11 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 QUESTIONS = [
-    {"question": f"Question {i}: where is the {thing}?\nAnswer:", "choices": ["in the sea", "home", "in the sky", "no"], "gold": i % 4}
+    {
+        "question": f"Question {i}: where is the {thing}?\nAnswer:",
+        "choices": ["in the sea", "home", "in the sky", "no"],
+        "gold": i % 4,
+    }
     for i, thing in enumerate(["fish", "moon", "cat", "end of it", "fish and the cat", "word"])
 ]
 CHOICE = """
@@ -78,7 +82,10 @@ def test_scores_are_those_of_the_hf_model_of_lm_eval(tasks):
     loaded = _loaded("llama")
     cfg = EvaluateConfig(tasks=list(tasks.values()), seed=3)
     found = {}
-    for name, lm in {"ours": HubLM(loaded), "theirs": HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=4)}.items():
+    for name, lm in {
+        "ours": HubLM(loaded),
+        "theirs": HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=4),
+    }.items():
         figures = run_tasks(lm, load_tasks(cfg), cfg)
         found[name] = {(one.task, one.metric): one for one in figures}
     ours, theirs = found["ours"], found["theirs"]
@@ -109,10 +116,12 @@ def test_log_likelihoods_are_those_of_the_hf_model_of_lm_eval():
     for pair, (value, greedy), (our_value, our_greedy) in zip(texts, wanted, found, strict=True):
         assert our_value == pytest.approx(value, abs=1e-4), pair
         assert our_greedy == greedy
-    with pytest.raises(ConfigError, match="a choice has .* tokens, more than the 64 that the model can hold"):
+    with pytest.raises(ConfigError, match=r"a choice has .* tokens, more than the 64 that the model can hold"):
         ours.loglikelihood([Instance("loglikelihood", {}, ("a", " b" * 100), 0)])
     rolling = [Instance("loglikelihood_rolling", {}, (f"{question} " * 9,), 0) for question, _ in texts[:3]]
-    assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-3)
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(
+        theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-3
+    )
 
 
 def test_a_task_that_does_not_exist_or_needs_the_network_is_one_line(tmp_path, monkeypatch):

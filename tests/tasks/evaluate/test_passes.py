@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zoo.zoo import zoo_model
 
 from hub.models.patches import patches_of
-from hub.tasks.evaluate.passes import Row, open_scorer
+from hub.tasks.evaluate.passes import Row
 from hub.tasks.evaluate.shared_prefixes import order_of, share
+from hub.tasks.evaluate.ways import open_scorer
 from hub.tasks.loading import Loaded
 
 SHARED, PACKED, PADDED = "packed, shared beginnings once", "packed", "padded"
