@@ -8,7 +8,9 @@ import pytest
 
 import hub
 from hub.cli.main import VERBS
+from hub.compose.own_options import own_options
 from hub.plugins.registry import registry
+from hub.tasks.verbs import FINISHED
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,6 +73,10 @@ def test_a_command_line_composes(command):
     if words[0] in VERBS:
         words.pop(0)
     words = [word for word in words if not word.endswith((".yaml", "algo."))]  # a file, and a word of show
+    if verb := FINISHED.get(command.split()[0]):
+        options, words = own_options(verb.options, words)
+        assert options.run or hub.compose(*words).model.path or not verb.needs_model
+        return
     if "--multirun" in words:
         from hub.compose.compose import sweep_combinations
 

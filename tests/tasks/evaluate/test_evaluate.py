@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -91,19 +90,6 @@ def test_what_can_not_be_measured_is_one_line(hub, runs, tmp_path):
         problems = [text for text in said.err.splitlines() if text.startswith("hub: ")]
         assert len(problems) == 1, said.err
         assert line in problems[0], problems
-
-
-def test_code_that_a_run_names_is_not_run(hub, runs, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(runs / "adapter", copy)
-    (tmp_path / "mine.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
-    text = (copy / "run.yaml").read_text(encoding="utf-8")
-    for option, value in (("metrics", "mine.py:f"), ("tasks", "mine.yaml")):
-        (tmp_path / value.partition(":")[0]).touch()
-        (copy / "run.yaml").write_text(text.replace(f"  {option}: []", f"  {option}:\n  - {value}"), encoding="utf-8")
-        said = hub("evaluate", f"run={copy}")
-        assert said.code == 2
-        assert f"evaluate.{option}={value}: the config of the run names a file with code" in said.err
 
 
 def test_a_stopped_evaluation_writes_nothing(hub, runs, monkeypatch):
