@@ -138,7 +138,9 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def compare(loaded: Any, name: str, num_questions: int, batches: tuple[int | str, ...], per_token: float) -> list[dict[str, Any]]:
+def compare(
+    loaded: Any, name: str, num_questions: int, batches: tuple[int | str, ...], per_token: float
+) -> list[dict[str, Any]]:
     """Run one workload by all contenders, and print a line for each as it comes."""
     pairs = requests(WORKLOADS[name], num_questions, per_token)
     rows: list[dict[str, Any]] = []

@@ -12,17 +12,10 @@ from hub.compose.compose import compose
 from hub.config.data import DataSource
 from hub.config.option import option
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
-from hub.errors import (
-    ConfigError,
-    DataError,
-    DivergedError,
-    HubError,
-    Interrupted,
-    LaunchError,
-    ModelError,
-    PluginError,
-)
+from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
+from hub.errors import did_you_mean
 from hub.plugins.hookspecs import hookimpl
+from hub.plugins.known import ALGORITHMS
 from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
 from hub.recipe import Recipe, Setup
 from hub.reports import DataReport, Options
@@ -2400,8 +2393,8 @@ def evaluate(
             rouge_l, FILE.py:FUNCTION, or those of plugins. Empty: the loss and the perplexity only.
         tasks: Tasks of lm-eval (EleutherAI's evaluation harness): names, or YAML files. Needs finetune-hub[eval].
         num_fewshot: Solved examples in front of each question of a task. None: as the task has it. At least 0.
-        apply_chat_template: Whether prompts of tasks are messages, rendered by the chat template, with solved examples as
-            turns. false: plain texts, as lm-eval has it by default.
+        apply_chat_template: Whether prompts of tasks are messages for the chat template, with solved examples as turns. false:
+            plain texts, which is lm-eval's own default.
         limit: Rows of each set and documents of each task that are measured, the first ones. None: all. At least 1.
         max_new_tokens: Most tokens of an answer that is generated for the metrics. Such answers are always the most likely ones
             (greedy). At least 1.
@@ -2561,8 +2554,8 @@ def scale(
             rouge_l, FILE.py:FUNCTION, or those of plugins. Empty: the loss and the perplexity only.
         tasks: Tasks of lm-eval (EleutherAI's evaluation harness): names, or YAML files. Needs finetune-hub[eval].
         num_fewshot: Solved examples in front of each question of a task. None: as the task has it. At least 0.
-        apply_chat_template: Whether prompts of tasks are messages, rendered by the chat template, with solved examples as
-            turns. false: plain texts, as lm-eval has it by default.
+        apply_chat_template: Whether prompts of tasks are messages for the chat template, with solved examples as turns. false:
+            plain texts, which is lm-eval's own default.
         limit: Rows of each set and documents of each task that are measured, the first ones. None: all. At least 1.
         max_new_tokens: Most tokens of an answer that is generated for the metrics. Such answers are always the most likely ones
             (greedy). At least 1.
@@ -2704,8 +2697,8 @@ def average(
             rouge_l, FILE.py:FUNCTION, or those of plugins. Empty: the loss and the perplexity only.
         tasks: Tasks of lm-eval (EleutherAI's evaluation harness): names, or YAML files. Needs finetune-hub[eval].
         num_fewshot: Solved examples in front of each question of a task. None: as the task has it. At least 0.
-        apply_chat_template: Whether prompts of tasks are messages, rendered by the chat template, with solved examples as
-            turns. false: plain texts, as lm-eval has it by default.
+        apply_chat_template: Whether prompts of tasks are messages for the chat template, with solved examples as turns. false:
+            plain texts, which is lm-eval's own default.
         limit: Rows of each set and documents of each task that are measured, the first ones. None: all. At least 1.
         max_new_tokens: Most tokens of an answer that is generated for the metrics. Such answers are always the most likely ones
             (greedy). At least 1.

@@ -76,6 +76,10 @@ def test_a_command_line_composes(command):
         assert hub.compose(*rest)
         return
     words = [word for word in words if not word.endswith((".yaml", "algo."))]  # a file, and a word of show
+    if verb := FINISHED.get(command.split()[0]):
+        options, words = own_options(verb.options, words)
+        assert options.run or hub.compose(*words).model.path or not verb.needs_model
+        return
     if "--multirun" in words:
         from hub.compose.compose import sweep_combinations
 

@@ -25,8 +25,8 @@ class EvaluateConfig:
     """Solved examples in front of each question of a task. null: as the task has it."""
 
     apply_chat_template: bool = False
-    """Whether prompts of tasks are messages, rendered by the chat template, with solved examples as turns. false: plain texts, as
-    lm-eval has it by default."""
+    """Whether prompts of tasks are messages for the chat template, with solved examples as turns. false: plain texts, which is
+    lm-eval's own default."""
 
     limit: int | None = option(None, ge=1)
     """Rows of each set and documents of each task that are measured, the first ones. null: all."""

@@ -26,7 +26,7 @@ OBSERVER = """
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from hub import AlgoConfig, Algorithm, Backend, DataFormat, hookimpl
+from hub import AlgoConfig, Algorithm, Backend, DataFormat, Metric, hookimpl
 
 @dataclass(kw_only=True)
 class Options(AlgoConfig):
@@ -50,6 +50,11 @@ def hub_backends():
 def hub_data_formats():
     write(hook="hub_data_formats")
     return [DataFormat(name="faq", fields=("question", "answer"), convert=dict)]
+
+@hookimpl
+def hub_metrics():
+    write(hook="hub_metrics")
+    return [Metric(name="length", function=f"{__name__}.train:length")]
 
 @hookimpl
 def hub_config_dir():
@@ -119,7 +124,7 @@ def completed(observed):
     return observed("completed", *words)
 
 
-FIRST = ("hub_algorithms", "hub_backends", "hub_data_formats", "hub_config_dir")
+FIRST = ("hub_algorithms", "hub_backends", "hub_data_formats", "hub_metrics", "hub_config_dir")
 """Hooks that are called while plugins are loaded."""
 
 

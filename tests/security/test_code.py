@@ -1,6 +1,7 @@
 """What the project's own code never does, and what a config can't make it do."""
 
 import ast
+import json
 import re
 import tomllib
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from packaging.version import Version
 from hub import compose
 from hub.compose import runfile
 from hub.errors import ConfigError
+from hub.testing import tiny_model_path
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [file for part in ("hub", "plugins", "examples") for file in (ROOT / part).rglob("*.py")
@@ -160,3 +162,18 @@ def test_the_page_on_security_names_tests_that_there_are():
     tests = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_*.py"))
     assert len(named) > 20
     assert named <= set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("option", "value"), [("metrics", "mine.py:f"), ("tasks", "mine.yaml")])
+def test_code_that_a_run_names_is_not_run(hub, tmp_path, option, value):
+    (tmp_path / value.partition(":")[0]).write_text("raise SystemExit", encoding="utf-8")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    text = runfile.to_text(compose(*TINY, f"evaluate.{option}=[{value}]"))
+    (folder / "run.yaml").write_text(text, encoding="utf-8")
+    done = {"status": "completed", "algo": "sft", "backend": "native", "model": "tiny", "run_path": str(folder)}
+    (folder / "result.json").write_text(json.dumps(done), encoding="utf-8")
+    (folder / "model").symlink_to(tiny_model_path("llama"))
+    said = hub("evaluate", f"run={folder}")
+    assert (said.code, len(said.problems)) == (2, 1)
+    assert f"evaluate.{option}={value}: the config of the run names a file with code" in said.problems[0]

@@ -12,8 +12,8 @@ from hub.models.finished import Asked, Finished
 from hub.tasks.evaluate.evaluate import load_measurable
 from hub.tasks.evaluate.losses import Losses, plan_of_losses
 from hub.tasks.evaluate.measure import loss_figures
-from hub.tasks.evaluate.passes import open_scorer
 from hub.tasks.evaluate.plan import EvaluationPlan
+from hub.tasks.evaluate.ways import open_scorer
 from hub.tasks.loading import Loaded
 
 

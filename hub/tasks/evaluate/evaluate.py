@@ -27,7 +27,7 @@ from hub.models.finished import (
     run_folder,
 )
 from hub.system.files import write_json
-from hub.tasks.evaluate import checks, harness_tasks
+from hub.tasks.evaluate import checks, harness_tasks, metrics
 from hub.tasks.evaluate.report import Evaluation
 from hub.tasks.evaluate.verb import EvaluateOptions
 
@@ -91,7 +91,7 @@ def held_out_config(asked: Asked) -> RunConfig | None:
 def _check(asked: Asked, held_out: RunConfig | None) -> None:
     """Refuse what can't be measured. Nothing slow is imported."""
     wanted = asked.cfg.evaluate
-    problems = list(checks.problems(asked.cfg))
+    problems = [*checks.problems(asked.cfg), *_code_of_the_run(asked)]
     nothing = wanted.retention == NONE and not wanted.also and not wanted.tasks
     if held_out is None and (nothing or (wanted.metrics and not wanted.also)):
         whose = "this run has no evaluation set" if asked.options.run is not None else "no rows are named"
@@ -104,6 +104,20 @@ def _check(asked: Asked, held_out: RunConfig | None) -> None:
         problems.append("evaluate.every_steps is for hub train. Leave it out")
     if problems:
         raise ConfigError(problems)
+
+
+def _code_of_the_run(asked: Asked) -> list[str]:
+    """One line for each option of the run that names code. Code is run only if its user has typed its name."""
+    from_run = {".".join(name.split(".")[:2]) for name in asked.from_run}
+    named = {"metrics": metrics.is_function, "tasks": harness_tasks.is_file_name}
+    return [
+        f"evaluate.{option}={value}: the config of the run names a file with code, which is run only if you type it. Type "
+        f"evaluate.{option}=[{value}] if you trust it, else evaluate.{option}=[]"
+        for option, is_code in named.items()
+        if f"evaluate.{option}" in from_run
+        for value in getattr(asked.cfg.evaluate, option)
+        if is_code(value)
+    ]
 
 
 def _compared_with(asked: Asked) -> Finished | str | None:
@@ -137,8 +151,8 @@ def _named(against: str, cfg: RunConfig) -> Finished:
         return finished_run(against, cfg.output_dir, read(folder / "run.yaml"))
     if against in groups()["model"] and not place.exists():
         return finished_model(compose(f"model={against}").model)
-    if folder := adapter_folder(against):
-        return finished_adapter(folder, ModelConfig())
+    if (adapter := adapter_folder(against)) is not None:
+        return finished_adapter(adapter, ModelConfig())
     looks_local = against.startswith(("/", ".", "~")) or "/" not in against
     if looks_local and not place.exists() and not against.startswith(("tiny:", "pypi:")):
         raise ConfigError(f"against={against}: there is no such run, folder or preset. Type base, none, a run or a folder")

@@ -18,7 +18,8 @@ from hub.config.option import AUTO
 from hub.errors import ConfigError
 from hub.models.structure import base_of
 from hub.tasks.evaluate.answering import answers
-from hub.tasks.evaluate.passes import Row, Scores, open_scorer
+from hub.tasks.evaluate.passes import Row, Scores
+from hub.tasks.evaluate.ways import open_scorer, own_attention
 from hub.tasks.loading import Loaded
 
 MAX_GEN_TOKS = 256
@@ -33,6 +34,8 @@ Pair = tuple[list[int], list[int]]
 
 class HubLM(TemplateLM):
     """The model as lm-eval sees it."""
+
+    tokenizer: Any
 
     def __init__(self, loaded: Loaded, batch_size: int | str = AUTO, report: Report = lambda what, done, total: None) -> None:
         """Args:
@@ -200,9 +203,9 @@ class HubLM(TemplateLM):
             stop=[text for text in until if text],
             batch_size=self._batch_size,
         )
-        made = answers(
-            self.loaded, prompts, generate, lambda done: self._report("answers", num_before + done, num_before + len(prompts))
-        )
+        total = num_before + len(prompts)
+        with own_attention(self.loaded):
+            made = answers(self.loaded, prompts, generate, lambda done: self._report("answers", num_before + done, total))
         return [str(postprocess_generated_text(answer.text, stop=until, think_end_token=None)) for answer in made]
 
 

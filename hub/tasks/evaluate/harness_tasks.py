@@ -57,7 +57,7 @@ def problems(tasks: Sequence[str]) -> list[str]:
         return []
     if tuple(int(part) for part in found.split(".")[:3] if part.isdigit()) < OLDEST:
         return [f"evaluate.tasks needs lm-eval {'.'.join(map(str, OLDEST))} or newer, but {found} is installed. {install}"]
-    files = [task for task in tasks if _is_file_name(task)]
+    files = [task for task in tasks if is_file_name(task)]
     return [f"evaluate.tasks={file}: there is no such file" for file in files if not Path(file).expanduser().is_file()]
 
 
@@ -74,9 +74,9 @@ def load_tasks(cfg: EvaluateConfig) -> dict[str, Any]:
         logging.getLogger(library).setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
 
-    names = [str(Path(task).expanduser()) if _is_file_name(task) else task for task in cfg.tasks]
-    manager = TaskManager(include_defaults=not all(map(_is_file_name, names)))
-    unknown = [name for name in names if not _is_file_name(name) and name not in manager.all_tasks]
+    names = [str(Path(task).expanduser()) if is_file_name(task) else task for task in cfg.tasks]
+    manager = TaskManager(include_defaults=not all(map(is_file_name, names)))
+    unknown = [name for name in names if not is_file_name(name) and name not in manager.all_tasks]
     if unknown:
         raise ConfigError(
             [
@@ -186,7 +186,8 @@ def _set_few_shot(task: Any, cfg: EvaluateConfig) -> None:
     task.set_fewshot_seed(seed=cfg.seed)
 
 
-def _is_file_name(task: str) -> bool:
+def is_file_name(task: str) -> bool:
+    """Whether it is a YAML file, which may name functions beside it."""
     return task.endswith((".yaml", ".yml"))
 
 
@@ -197,7 +198,7 @@ def _no_data(task: str, error: Exception) -> str:
     )
     if network:
         return (
-            f"evaluate.tasks={task}: its data is on the model hub, which can't be reached ({name}). Connect this machine once, or "
-            "type a YAML file of a task with local data"
+            f"evaluate.tasks={task}: its data is on the model hub, which can't be reached ({name}). Connect this machine "
+            "once, or type a YAML file of a task with local data"
         )
     return f"evaluate.tasks={task}: it can't be loaded ({name}: {text})"

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from hub.config.generate import GenerateConfig
 from hub.tasks.evaluate.answering import answers
-from hub.tasks.evaluate.passes import Row, Scorer, Scores, open_scorer
+from hub.tasks.evaluate.passes import Row, Scorer, Scores
 from hub.tasks.evaluate.plan import EvaluationPlan
 from hub.tasks.evaluate.sets import OTHER, EvaluationSet
 from hub.tasks.evaluate.statistics import compare, ratio
+from hub.tasks.evaluate.ways import open_scorer, own_attention
 from hub.tasks.loading import Loaded
 
 Floats = npt.NDArray[np.float64]
@@ -63,8 +64,8 @@ class Measurement:
 def measure(loaded: Loaded, plan: EvaluationPlan, report: Report = lambda what, done, total: None) -> Measurement:
     """Measure a model.
 
-    The model may be one that is being trained: then it is in evaluation mode meanwhile, and what the hub has patched in it stays
-    as it is. What it needs of `loaded`: a causal language model of transformers or peft on `device`; `dtype`, the type of its
+    The model may be one that is being trained: it is in evaluation mode meanwhile, and afterwards as it was, with the hub's
+    patches. What it needs of `loaded`: a causal language model of transformers or peft on `device`; `dtype`, the type of its
     arithmetic (weights of another type run under autocast); `tokenizer` and `max_positions`. Whether adapters are on is the
     caller's: `with loaded.without_adapter(): measure(...)` measures the base. All processes of a group must call it, with the
     same plan; each measures everything. The random generators are not used, but for tasks that sample.
@@ -195,7 +196,8 @@ def _metrics(loaded: Loaded, plan: EvaluationPlan, one: EvaluationSet, report: R
         seed=plan.cfg.seed,
     )
     prompts = [list(question.prompt) for question in questions]
-    made = answers(loaded, prompts, generate, lambda done: report(f"{one.name}, answers", done, len(prompts)))
+    with own_attention(loaded):
+        made = answers(loaded, prompts, generate, lambda done: report(f"{one.name}, answers", done, len(prompts)))
     texts = [answer.text.strip() for answer in made]
     figures = []
     for metric in plan.metrics:

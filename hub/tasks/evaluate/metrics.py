@@ -70,7 +70,7 @@ def problems(names: Iterable[str]) -> list[str]:
     known = [*METRICS, *registry().metrics]
     lines = []
     for name in names:
-        if _is_function(name):
+        if is_function(name):
             file = Path(name.rpartition(":")[0]).expanduser()
             if not file.is_file():
                 lines.append(f"evaluate.metrics={name}: there is no file {file}. Type FILE.py:FUNCTION with a file that exists")
@@ -95,14 +95,15 @@ def load_metrics(names: Sequence[str]) -> list[LoadedMetric]:
     return [_load(name) for name in names]
 
 
-def _is_function(name: str) -> bool:
+def is_function(name: str) -> bool:
+    """Whether it is a function in a file: `FILE.py:FUNCTION`."""
     return name.rpartition(":")[0].endswith(".py")
 
 
 def _load(name: str) -> LoadedMetric:
     if name in _OWN:
         return LoadedMetric(name, _OWN[name], ("answer", "reference"))
-    if _is_function(name):
+    if is_function(name):
         return _checked(name, _from_file(name), "higher", "value")
     metric = registry().metrics[name]
     function = metric.function
@@ -129,7 +130,8 @@ def _from_file(name: str) -> Any:
     path, _, attribute = name.rpartition(":")
     file = Path(path).expanduser()
     spec = spec_from_file_location(f"hub_metric_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -139,7 +141,8 @@ def _from_file(name: str) -> Any:
     if not hasattr(module, attribute):
         listed = ", ".join(functions) or "none"
         raise ConfigError(
-            f"evaluate.metrics={name}: {file} has no function {attribute}. It has: {listed}.{did_you_mean(attribute, functions)}"
+            f"evaluate.metrics={name}: {file} has no function {attribute}. It has: {listed}."
+            + did_you_mean(attribute, functions)
         )
     return getattr(module, attribute)
 

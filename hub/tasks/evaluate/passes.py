@@ -1,17 +1,11 @@
 """Passes of a model over many rows of tokens: the log-probability of chosen tokens, in micro-batches that fit.
 
-Each way is tried on the model itself, as in training, before it is used:
-
-1. rows that share beginnings, packed, each shared token once (shared_prefixes.py);
-2. packed rows, if packed samples do not see each other: with variable-length attention on a GPU, or the model's own;
-3. padded rows.
-
-The output layer makes logits of a few positions at a time (scoring_head.py), if nothing follows it. Figures do not depend on
-the way or on the micro-batches beyond rounding.
+`ways.py` chooses between rows that share beginnings, packed rows and padded ones. Figures do not depend on the way or on the
+micro-batches beyond rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -19,22 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hub.config.option import AUTO
 from hub.data.samples.sample import Sample
 from hub.errors import ModelError
-from hub.models.patches import Patch, patches_of
-from hub.models.structure import base_of, text_config
-from hub.parallel.group import max_over_ranks
+from hub.models.patches import patches_of
+from hub.models.structure import text_config
 from hub.system.memory import allowed_memory
 from hub.tasks.evaluate.scoring_head import ScoringHead, log_probabilities
 from hub.tasks.evaluate.shared_prefixes import Ids, Shared, SharedPrefixes, num_shared, order_of, share
 from hub.tasks.loading import Loaded
 from hub.train.batch.collate import MicroBatch, pack, pad
 from hub.train.kernels.attention import VarlenAttention
-from hub.train.kernels.compiled import CompiledLayers
-from hub.train.kernels.rope import rope_by_length, use_own_rope
-from hub.train.layout.isolation import LEAST_LIMIT, LEAST_SPREAD, MOST_LIMIT, NOISE_FACTOR, Trial, random_samples
-from hub.train.layout.isolation import log_probabilities as of_plain_logits
+from hub.train.layout.isolation import random_samples
 from hub.train.layout.memory_budget import CPU_TOKENS, FREE_MEMORY_FRACTION, MAX_MASK_TOKENS, MAX_TOKENS, Line
 from hub.train.losses.causal_lm import model_inputs, takes_positions
 
@@ -44,9 +33,6 @@ Progress = Callable[[int], None]
 
 MEASURED_TOKENS = (1024, 2048)
 """Of the passes on a GPU whose memory gives the token budget."""
-
-SMALL_EFFECT = 1e-4
-"""Largest effect of sharing that passes as rounding in float32, as a fraction of the spread of log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +160,9 @@ class Scorer:
         if self.shared is not None:
             shared = share([row.input_ids for row in rows])
             batch = _batch_of(shared, rows, targets)
-            context = self.shared.reading(shared, self.loaded.device)
+            context: AbstractContextManager[None] = self.shared.reading(shared, self.loaded.device)
         else:
-            batch = _collate(rows, self.packed, targets)
+            batch = collate(rows, self.packed, targets)
             context = nullcontext()
         batch = batch.to(self.loaded.device)
         with context, self._in_dtype():
@@ -187,7 +173,7 @@ class Scorer:
 
     def _values(self, batch: MicroBatch) -> torch.Tensor:
         model = self.loaded.model
-        inputs = model_inputs(model, batch) if self.shared is None else _plain_inputs(batch)
+        inputs = model_inputs(model, batch) if self.shared is None else plain_inputs(batch)
         selects = batch.packed and takes_positions(model)
         if selects:
             inputs["logits_to_keep"] = batch.loss_positions
@@ -225,133 +211,7 @@ class Scorer:
         self.max_tokens = max(length, min(most, fitting))
 
 
-@contextmanager
-def open_scorer(loaded: Loaded, longest: int, batch_size: int | str = AUTO) -> Iterator[Scorer]:
-    """Prepare a model for passes over rows. Afterwards it is as it was before, in training mode if it was.
-
-    All processes of a group must call it.
-
-    Args:
-        loaded: the model.
-        longest: tokens of the longest row.
-        batch_size: most rows of a micro-batch. auto: as many as fit.
-
-    Raises:
-        ModelError: its rope depends on the length of a text, and can't be computed for each row.
-    """
-    model, patches = loaded.model, patches_of(loaded.model)
-    was_training = model.training
-    model.eval()
-    with ExitStack() as stack:
-        stack.callback(model.train, was_training)
-        before = set(map(id, patches.applied))
-
-        def undo() -> None:
-            patches = patches_of(model)  # a model without patches has no owner yet
-            for patch in reversed([one for one in patches.applied if id(one) not in before]):
-                patches.undo(patch)
-
-        stack.callback(undo)
-        with torch.no_grad():
-            use_own_rope(patches, model, longest)
-            shared = _try_shared(loaded)
-            packed = shared is not None or _can_pack(loaded, longest)
-            head = _try_head(loaded, shared) if packed else None
-            scorer = Scorer(loaded, packed, shared, head, None if batch_size == AUTO else int(batch_size))
-            scorer.choose_budget()
-        yield scorer
-
-
-def _try_shared(loaded: Loaded) -> SharedPrefixes | None:
-    """Turn on attention over shared beginnings, if each row then has what it has alone."""
-    model, patches = loaded.model, patches_of(loaded.model)
-    if rope_by_length(model) or patches.find(CompiledLayers) is not None:
-        return None
-    first, second, third, *others = random_samples(text_config(model).vocab_size, (23, 9, 17, 31, 5), 0)
-    ids = [first.input_ids, *(np.concatenate([first.input_ids, more.input_ids]) for more in (second, third))]
-    ids += [sample.input_ids for sample in others]
-    samples = [Sample(row, np.ones(len(row), bool), "") for row in ids]
-    patch: Patch | None = None
-    worst = float("inf")
-    try:
-        alone = [_alone(loaded, sample) for sample in samples]
-        patch = patches.apply(SharedPrefixes(model))
-        scorer = Scorer(loaded, True, patch, None, None)
-        together = scorer.scores([Row.of_sample(sample) for sample in samples])
-        worst = _worst(alone, [scores.log_probabilities for scores in together], ids, loaded.dtype)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # whatever a model raises, it is not for this way
-        worst = float("inf")
-    # On every rank the same decision.
-    if max_over_ranks(worst) <= 1 and isinstance(patch, SharedPrefixes):
-        return patch
-    if patch is not None:
-        patches.undo(patch)
-    return None
-
-
-def _worst(alone: list[Floats], together: list[Floats], ids: list[Ids], dtype: torch.dtype) -> float:
-    """The largest effect of sharing over what passes as rounding."""
-    spread = max(float(np.concatenate(alone).std()), LEAST_SPREAD)
-    effects = [float(np.sqrt(np.square(a - b).mean())) / spread for a, b in zip(alone, together, strict=True)]
-    if dtype not in LEAST_LIMIT:
-        return max(effects) / SMALL_EFFECT
-    # What a row has that stands first, and shares nothing, differs by rounding only.
-    rounding = effects[order_of(ids)[0]]
-    return max(effects) / min(MOST_LIMIT, max(LEAST_LIMIT[dtype], NOISE_FACTOR * rounding))
-
-
-def _alone(loaded: Loaded, sample: Sample) -> Floats:
-    ids = torch.from_numpy(sample.input_ids.astype(np.int64))[None].to(loaded.device)
-    with torch.autocast(loaded.device.type, loaded.dtype, enabled=loaded.dtype != torch.float32):
-        logits = loaded.model(input_ids=ids, use_cache=False).logits[0]
-    values: Floats = of_plain_logits(logits, sample).cpu().numpy()
-    return values
-
-
-def _can_pack(loaded: Loaded, longest: int) -> bool:
-    """Whether packed samples do not see each other, with variable-length attention where it works."""
-    model, patches, device, dtype = loaded.model, patches_of(loaded.model), loaded.device, loaded.dtype
-    trial = Trial(model, text_config(model).vocab_size, device, dtype, most_tokens=max(longest, MAX_MASK_TOKENS))
-    own = str(getattr(base_of(model).config, "_attn_implementation", None))
-    half = device.type == "cuda" and dtype in LEAST_LIMIT
-    if half and own != "eager" and patches.find(VarlenAttention) is None:
-        patch = VarlenAttention(model)
-        with patches.temporarily(patch):
-            packed, _ = trial.can_pack()
-        if packed:
-            patches.apply(patch)
-            return True
-    return trial.can_pack()[0]
-
-
-def _try_head(loaded: Loaded, shared: SharedPrefixes | None) -> ScoringHead | None:
-    model, patches = loaded.model, patches_of(loaded.model)
-    vocab_size = text_config(model).vocab_size
-    if not takes_positions(model) or base_of(model).get_output_embeddings() is None:
-        return None
-    (sample,) = random_samples(vocab_size, (8,), 0)
-    row = Row(sample.input_ids, np.array([2, 4, 6]), sample.input_ids[[3, 5, 7]])
-    patch = patches.apply(ScoringHead(model, vocab_size))
-
-    def logits() -> torch.Tensor:
-        # Without a head of its own the scorer asks for logits, which are those of the patch.
-        batch = _collate([row], True, torch.zeros(3, dtype=torch.int64)).to(loaded.device)
-        inputs = model_inputs(model, batch) if shared is None else _plain_inputs(batch)
-        inputs["logits_to_keep"] = batch.loss_positions
-        context = shared.reading(share([row.input_ids]), loaded.device) if shared else nullcontext()
-        with context, torch.autocast(loaded.device.type, loaded.dtype, enabled=loaded.dtype != torch.float32):
-            found: torch.Tensor = model(**inputs).logits
-        return found
-
-    if patch.is_last(logits):
-        return patch
-    patches.undo(patch)
-    return None
-
-
-def _collate(rows: Sequence[Row], packed: bool, targets: torch.Tensor) -> MicroBatch:
+def collate(rows: Sequence[Row], packed: bool, targets: torch.Tensor) -> MicroBatch:
     """A micro-batch of rows without anything shared."""
     samples = [Sample(row.input_ids, np.zeros(len(row.input_ids), bool), "") for row in rows]
     batch = pack(samples) if packed else pad(samples, 0)
@@ -379,7 +239,8 @@ def _with_places(batch: MicroBatch, places: npt.NDArray[np.int64], targets: torc
     return replace(batch, loss_positions=torch.from_numpy(places), targets=targets)
 
 
-def _plain_inputs(batch: MicroBatch) -> dict[str, object]:
+def plain_inputs(batch: MicroBatch) -> dict[str, object]:
+    """Return the keyword arguments of the model's forward for rows that share beginnings: its attention knows the rest."""
     return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
 
 

@@ -93,10 +93,14 @@ class _Bounds:
         used = [(places, new) for places, new in zip(shared.places, shared.num_new, strict=True) if new]
         num_queries, num_keys = tuple(new for _, new in used), tuple(len(places) for places, _ in used)
 
-        def starts(lengths: tuple[int, ...]) -> torch.Tensor:
-            return torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32).to(device, non_blocking=True)
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            # From memory that is not pinned, a copy would wait until the GPU has finished all its earlier work.
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        keys = torch.from_numpy(np.concatenate([places for places, _ in used])).to(device, non_blocking=True)
+        def starts(lengths: tuple[int, ...]) -> torch.Tensor:
+            return moved(torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32))
+
+        keys = moved(torch.from_numpy(np.concatenate([places for places, _ in used])))
         return cls(keys, starts(num_queries), starts(num_keys), num_queries, num_keys)
 
 

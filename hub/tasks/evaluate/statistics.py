@@ -98,7 +98,7 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     total, few = gained + lost, min(gained, lost)
     tail = sum(math.comb(total, k) for k in range(few + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return float(min(1.0, 2 * tail / 2**total))
 
 
 def _bootstrap(sums: Floats, counts: Floats, value: float, seed: int) -> float:
@@ -140,7 +140,7 @@ def student_quantile(degrees: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return sum(term / degrees**power for power, term in enumerate(terms))
+    return float(sum(term / degrees**power for power, term in enumerate(terms)))
 
 
 def _error(residuals: Floats, counts: Floats) -> float | None:

@@ -130,7 +130,7 @@ def _curve(asked: Asked, options: ScaleOptions, held_out: Any) -> "dict[float, L
     """The losses at each strength. 0 and 1 are always among them."""
     from hub.tasks.evaluate.losses import plan_of_losses
     from hub.tasks.evaluate.measure import loss_figures
-    from hub.tasks.evaluate.passes import open_scorer
+    from hub.tasks.evaluate.ways import open_scorer
     from hub.tasks.loading import load_finished
 
     loaded = load_finished(asked, asked.model, _say)

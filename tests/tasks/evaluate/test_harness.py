@@ -78,9 +78,8 @@ def tasks(tmp_path_factory) -> dict[str, str]:
     return files
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_scores_are_those_of_the_hf_model_of_lm_eval(tasks, family):
-    loaded = _loaded(family)
+def test_scores_are_those_of_the_hf_model_of_lm_eval(tasks):
+    loaded = _loaded("llama")
     cfg = EvaluateConfig(tasks=list(tasks.values()), seed=3)
     found = {}
     for name, lm in {
@@ -117,7 +116,7 @@ def test_log_likelihoods_are_those_of_the_hf_model_of_lm_eval():
     for pair, (value, greedy), (our_value, our_greedy) in zip(texts, wanted, found, strict=True):
         assert our_value == pytest.approx(value, abs=1e-4), pair
         assert our_greedy == greedy
-    with pytest.raises(ConfigError, match="a choice has .* tokens, more than the 64 that the model can hold"):
+    with pytest.raises(ConfigError, match=r"a choice has .* tokens, more than the 64 that the model can hold"):
         ours.loglikelihood([Instance("loglikelihood", {}, ("a", " b" * 100), 0)])
     rolling = [Instance("loglikelihood_rolling", {}, (f"{question} " * 9,), 0) for question, _ in texts[:3]]
     assert ours.loglikelihood_rolling(rolling) == pytest.approx(
