@@ -17,7 +17,7 @@ from hub.config.generate import GenerateConfig
 from hub.config.option import AUTO
 from hub.errors import ConfigError
 from hub.models.structure import base_of
-from hub.tasks.evaluate.answering import answers
+from hub.tasks.evaluate.harness_answers import answers
 from hub.tasks.evaluate.passes import Row, Scores
 from hub.tasks.evaluate.ways import open_scorer, own_attention
 from hub.tasks.loading import Loaded

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hub.config.generate import GenerateConfig
-from hub.tasks.evaluate.answering import answers
 from hub.tasks.evaluate.passes import Row, Scorer, Scores
 from hub.tasks.evaluate.plan import EvaluationPlan
 from hub.tasks.evaluate.sets import OTHER, EvaluationSet
 from hub.tasks.evaluate.statistics import compare, ratio
 from hub.tasks.evaluate.ways import open_scorer, own_attention
+from hub.tasks.generate.engine import generated
 from hub.tasks.loading import Loaded
 
 Floats = npt.NDArray[np.float64]
@@ -196,9 +196,14 @@ def _metrics(loaded: Loaded, plan: EvaluationPlan, one: EvaluationSet, report: R
         seed=plan.cfg.seed,
     )
     prompts = [list(question.prompt) for question in questions]
+    texts = [""] * len(prompts)
+    num_done = 0
     with own_attention(loaded):
-        made = answers(loaded, prompts, generate, lambda done: report(f"{one.name}, answers", done, len(prompts)))
-    texts = [answer.text.strip() for answer in made]
+        for batch in generated(loaded, prompts, generate):
+            for number, answer in batch.items():
+                texts[number] = answer.text.strip()
+            num_done += len(batch)
+            report(f"{one.name}, answers", num_done, len(prompts))
     figures = []
     for metric in plan.metrics:
         pairs = zip(texts, questions, strict=True)

@@ -1,4 +1,4 @@
-"""Answers for the metrics: greedy, in batches that are padded on the left."""
+"""Answers for tasks of lm-eval, as its own hf model generates them: greedy, ended by the config's tokens and stop texts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
