@@ -71,7 +71,7 @@ def test_the_best_model_may_be_chosen_by_any_figure(tmp_path):
     assert result.best_step == best < 4, "this run does not get worse"
     after = by_name(json.loads((result.run_path / "evaluation.json").read_text())["rows"])["retention", "loss"]["values"][0]
     assert after["value"] == pytest.approx(values[best], abs=1e-5)
-    with pytest.raises(ConfigError, match="algo.best_by=bleu"):
+    with pytest.raises(ConfigError, match=r"algo\.best_by=bleu"):
         train(tmp_path / "no", *options[:-1], "algo.best_by=bleu")
 
 
