@@ -37,7 +37,7 @@ from hub.system.cache import cache_dir, make_once
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RECIPE = 6
+RECIPE = 7
 """Raised when the same rows would give other tokens, or when an entry is written in another form."""
 
 SMALL_BYTES = 4 * 2**20

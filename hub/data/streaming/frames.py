@@ -7,7 +7,7 @@ where they were read.
 
 import json
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,11 @@ from hub.data.streaming.windows import Window, window_from
 from hub.errors import DataError, HubError
 
 _Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+_UnitHead = tuple[Sequence[tuple[int, str, str]], tuple[str, str] | None]
+"""Length, role and place of each sample, and place and format of a group."""
+
 _ITEMS = b'{"items"'
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 Read = Callable[[int], bytes | memoryview]
 """Gives so many bytes, fewer at the end."""
 
@@ -30,11 +34,11 @@ def to_bytes(content: Window | list[Item] | HubError) -> bytes:
     if isinstance(content, Window):
         head = {"window": content.state()}
     elif isinstance(content, list):
-        head = {"items": [item._asdict() | {"unit": _unit_head(item.unit)} for item in content]}
+        head = {"items": [(_unit_head(item.unit), *item[:2], *item[3:]) for item in content]}
         arrays = [_arrays(item.unit) for item in content]
     else:
         head = {"error": str(content)}
-    text = json.dumps(head).encode()
+    text = _to_json(head).encode()
     text += b" " * (-len(text) % 4)
     body = b"".join(arrays)
     return len(text).to_bytes(4, "little") + len(body).to_bytes(4, "little") + text + body
@@ -109,12 +113,12 @@ def _content(head: bytes | memoryview, take: Callable[[int], _Arrays]) -> Window
     return [_item(item, take) for item in values["items"]]
 
 
-def _unit_head(unit: Unit | None) -> dict[str, object] | None:
+def _unit_head(unit: Unit | None) -> _UnitHead | None:
     """All of a unit but its arrays."""
     if unit is None:
         return None
-    samples = [[len(sample), sample.role, sample.where] for sample in unit.samples]
-    return {"samples": samples, "group": [unit.where, unit.format] if isinstance(unit, Group) else None}
+    samples = [(len(sample.input_ids), sample.role, sample.where) for sample in unit.samples]
+    return samples, (unit.where, unit.format) if isinstance(unit, Group) else None
 
 
 def _arrays(unit: Unit | None) -> bytes:
@@ -125,18 +129,15 @@ def _arrays(unit: Unit | None) -> bytes:
     return content
 
 
-def _item(values: dict[str, Any], take: Callable[[int], _Arrays]) -> Item:
-    head = values["unit"]
+def _item(values: list[Any], take: Callable[[int], _Arrays]) -> Item:
+    head, where, num_tokens, reason, bad, omitted, num_cut, format, unused, longest = values
     unit = _unit(head, take) if head is not None else None
-    return Item(**{**values, "unit": unit, "unused": tuple(values["unused"]), "omitted": tuple(values["omitted"])})
+    return Item(where, num_tokens, unit, reason, bad, tuple(omitted), num_cut, format, tuple(unused), longest)
 
 
-def _unit(head: dict[str, Any], take: Callable[[int], _Arrays]) -> Unit:
-    samples = tuple(Sample(*take(count), where, role) for count, role, where in head["samples"])
-    if head["group"] is None:
-        return samples[0]
-    where, format = head["group"]
-    return Group(samples, where, format)
+def _unit(head: _UnitHead, take: Callable[[int], _Arrays]) -> Unit:
+    samples = tuple(Sample(*take(count), where, role) for count, role, where in head[0])
+    return Group(samples, *head[1]) if head[1] is not None else samples[0]
 
 
 def _read_arrays(read: Read, count: int) -> _Arrays:

@@ -6,6 +6,7 @@ offsets, which takes as long as the tokens themselves.
 
 import weakref
 from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,30 +32,48 @@ def byte_lengths(tokenizer: "PreTrainedTokenizerBase") -> Lengths | None:
     return known[1]
 
 
-def encode_fast(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[npt.NDArray[np.int32]] | None:
-    """The tokens of texts, without offsets and special tokens. None where the tokenizer is set to cut or pad texts."""
+def encode_fast(
+    tokenizer: "PreTrainedTokenizerBase", lengths: Lengths, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]] | None] | None:
+    """The tokens of texts, without offsets and special tokens, and which of them have a character in a span.
+
+    Args:
+        tokenizer: any with `byte_lengths`.
+        lengths: these.
+        texts: what to encode. All are encoded at once, and the arrays are views of the same two.
+        spans: of each text: the first character of each span, and the one behind its last.
+
+    Returns:
+        None where the tokenizer is set to cut or pad texts. None for a text whose bytes are not those of its tokens.
+    """
     core: Tokenizer = tokenizer.backend_tokenizer
     if core.truncation is not None or core.padding is not None or core.encode_special_tokens:
         return None
-    return [np.array(encoding.ids, np.int32) for encoding in core.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-
-def mask_of(
-    lengths: Lengths, ids: npt.NDArray[np.int32], text: str, spans: Sequence[tuple[int, int]]
-) -> npt.NDArray[np.bool_] | None:
-    """Which tokens have a character in one of the spans. None where the tokens' bytes are not those of the text."""
+    rows = [encoding.ids for encoding in core.encode_batch_fast(list(texts), add_special_tokens=False)]
+    stops = [0, *accumulate(map(len, rows))]
+    ids = np.fromiter(chain.from_iterable(rows), np.int32, stops[-1])
     ends = lengths[ids].cumsum()
-    is_ascii = text.isascii()
-    if not len(ids) or ends[-1] != (len(text) if is_ascii else len(text.encode())):
-        return None
+    bases = np.concatenate(([0], ends))[stops].tolist()
+    edges: list[int] = []
+    is_lossless = []
+    for number, (text, some) in enumerate(zip(texts, spans, strict=True)):
+        base, is_ascii = bases[number], text.isascii()
+        num_bytes = len(text) if is_ascii else len(text.encode())
+        is_lossless.append(bool(rows[number]) and bases[number + 1] - base == num_bytes)
+        if is_lossless[-1]:
+            for begin, end in some:
+                if not is_ascii:
+                    begin, end = (len(text[:edge].encode()) for edge in (begin, end))
+                if end > begin:
+                    edges += base + begin, base + end - 1
     mask = np.zeros(len(ids), np.bool_)
-    for begin, end in spans:
-        if not is_ascii:
-            begin, end = (len(text[:edge].encode()) for edge in (begin, end))
-        if end > begin:
-            first, last = ends.searchsorted((begin, end - 1), "right")
-            mask[first : last + 1] = True
-    return mask
+    tokens = ends.searchsorted(edges, "right").tolist()
+    for first, last in zip(tokens[::2], tokens[1::2], strict=True):
+        mask[first : last + 1] = True
+    return [
+        (ids[start:stop], mask[start:stop]) if is_whole else None
+        for (start, stop), is_whole in zip(pairwise(stops), is_lossless, strict=True)
+    ]
 
 
 def _compute(tokenizer: "PreTrainedTokenizerBase") -> Lengths | None:

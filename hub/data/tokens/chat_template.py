@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hub.data.json_values import JsonObject
+from hub.data.tokens.forms import Forms
 from hub.data.tokens.marks import CLOSE_THOUGHTS, OPEN_THOUGHTS
 from hub.data.tokens.template_date import dated_template
 from hub.data.tokens.template_limits import RAISED
@@ -58,6 +59,7 @@ class ChatTemplate:
         literals = {(single or double).replace("\\n", "\n").strip() for single, double in _LITERAL.findall(text)}
         separators = {literal for literal in literals if _TAG_LIKE.fullmatch(literal)} | {OPEN_THOUGHTS, CLOSE_THOUGHTS}
         self.separators = re.compile("|".join(map(re.escape, sorted(separators, key=len, reverse=True))))
+        self.forms = Forms()
         self._edges: dict[object, Edges] = {}
         self._compiled: Compiled | None = None
         self._num_compared = 0

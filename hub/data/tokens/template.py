@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hub.config.data import TEMPLATES
 from hub.data.formats.examples import Conversation
+from hub.data.tokens.edges import without_space
 from hub.data.tokens.special_tokens import special_tokens
 from hub.data.tokens.template_limits import RAISED, check_sandbox, limits
 from hub.data.tokens.tokenize import Spans, tokenize
-from hub.data.tokens.turns import Rendered, find_turns, without_space
+from hub.data.tokens.turns import Rendered, find_turns
 from hub.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,32 +14,24 @@ header or the assistant's own words included.
 What stands around a turn is the same in most rows, so that these other renderings are rarely needed.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hub.data.formats.examples import Conversation
 from hub.data.formats.messages import REASONING
 from hub.data.json_values import JsonObject
 from hub.data.tokens.chat_template import ChatTemplate, chat_template
+from hub.data.tokens.edges import agreement, end_of, ends_with, last_end, without_space
+from hub.data.tokens.forms import Seen, Span, outline
 from hub.data.tokens.marks import NAME, SCHEMA, Marked, Place, first_free, mark, with_json_arguments
 from hub.data.tokens.omissions import omissions, refusal
-from hub.data.tokens.special_tokens import added_tokens, special_tokens
+from hub.data.tokens.special_tokens import special_tokens
 from hub.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NEXT_QUESTION: JsonObject = {"role": "user", "content": "What?"}
-
-
-class Span(NamedTuple):
-    """Characters of the assistant's in a rendered conversation."""
-
-    begin: int
-    end: int
-    messages: tuple[int, ...]
-    """Places of the messages that it has texts of. One, but for templates whose own tags say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +79,10 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
         full.encode()
     except UnicodeEncodeError:
         raise DataError(f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
+    given = outline(conversation, template.separators) if not template.is_tagged else None
+    seen = template.forms.find(given, full) if given is not None else None
+    if seen is not None:
+        return _as_seen(tokenizer, full, seen)
     row = _Row(tokenizer, template, conversation, full, json_arguments)
     omitted = omissions(conversation, row.marked.pieces, set(row.first), tokenizer)
     if template.is_tagged:
@@ -95,11 +91,27 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
     else:
         answers = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         found = [span for place in answers for span in row.spans(place)]
-    spans = _in_order(found, conversation.where)
-    for place, (begin, end, owners) in enumerate(spans):
-        if place + 1 == len(spans) or spans[place + 1].begin > end:
-            spans[place] = Span(*without_space(tokenizer, full, begin, end), owners)
-    return Rendered(full, spans, omitted, row.behind_system() if conversation.unmask else None)
+    spans, turns = _in_order(found, conversation.where), []
+    for place, span in enumerate(spans):
+        stands_alone = place + 1 == len(spans) or spans[place + 1].begin > span.end
+        spans[place] = Span(*without_space(tokenizer, full, span.begin, span.end), span.messages) if stands_alone else span
+        tail = full[max([span.begin, *(each.end for each in row.places if each.end <= span.end)]) : span.end]
+        is_open = stands_alone and bool(tail) and not ends_with(tail.rstrip(), special_tokens(tokenizer))
+        turns.append((span if is_open else spans[place], is_open))
+    behind = row.behind_system() if conversation.unmask else None
+    if given is not None:
+        template.forms.remember(given, full, row.places, turns, omitted, behind)
+    return Rendered(full, spans, omitted, behind)
+
+
+def _as_seen(tokenizer: "PreTrainedTokenizerBase", full: str, seen: Seen) -> Rendered:
+    """What `find_turns` gives of a conversation whose form is known."""
+    spans = [
+        Span(*without_space(tokenizer, full, span.begin, span.end), span.messages) if is_open else span
+        for span, is_open in seen.turns()
+    ]
+    behind = seen.form.behind_system
+    return Rendered(full, spans, seen.form.omitted, seen.position(behind) if behind is not None else None)
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, conversation: Conversation) -> tuple[str, bool]:
@@ -154,19 +166,6 @@ def _in_order(spans: list[Span], where: str) -> list[Span]:
             raise DataError(f"{where}: the chat template mixes two assistant turns, so their loss can't be placed")
         ordered.append(Span(max(begin, reached), end, owners))
     return ordered
-
-
-def without_space(tokenizer: "PreTrainedTokenizerBase", text: str, begin: int, end: int) -> tuple[int, int]:
-    """A span without the whitespace behind its last special token: it is never generated.
-
-    Args:
-        tokenizer: says which tokens are special.
-        text: what was rendered.
-        begin: the first character of the span.
-        end: the character behind its last.
-    """
-    body = text[begin:end].rstrip()
-    return (begin, begin + len(body)) if _token_at_end(body, special_tokens(tokenizer)) else (begin, end)
 
 
 class _Row:
@@ -310,19 +309,19 @@ class _Row:
     def _header(self, index: int, header: str, before: Place | None) -> int:
         """How much of the text before a turn is no part of the generation prompt."""
         prompt = self._behind(before.piece if before else None, self.marked.messages[:index], prompt=True)
-        return len(header) - self._agreement(header, prompt) if prompt is not None else 0
+        return len(header) - agreement(self.tokenizer, header, prompt) if prompt is not None else 0
 
     def _tail(self, index: int, last: int, tail: str) -> int:
         """How much of the text behind a turn ends it."""
         messages = self.marked.messages
         if index == len(messages) - 1:
-            return self._last_end(tail, self._behind(last, [*messages, _NEXT_QUESTION]))
+            return last_end(self.tokenizer, tail, self._behind(last, [*messages, _NEXT_QUESTION]))
         alone = self._behind(last, messages[: index + 1])
-        common = tail[: self._agreement(tail, alone)] if alone is not None else ""
+        common = tail[: agreement(self.tokenizer, tail, alone)] if alone is not None else ""
         stop = self.tokenizer.eos_token
         if not common.strip() and isinstance(stop, str) and tail.lstrip().startswith(stop):
             return tail.index(stop) + len(stop)  # it ends a turn with the next message only
-        return self._end(common)
+        return end_of(self.tokenizer, common)
 
     def _behind(self, piece: int | None, messages: list[JsonObject], prompt: bool = False) -> str | None:
         """What is rendered behind a piece, up to the next one. None for the piece: all before the first."""
@@ -335,65 +334,9 @@ class _Row:
             return None
         return text[begin : min((place.start for place in places if place.start >= begin), default=len(text))]
 
-    def _end(self, tail: str) -> int:
-        """The length of the end of a turn, of which `tail` is what every end has: up to the token that stops, or all of it."""
-        stop = self.tokenizer.eos_token
-        if isinstance(stop, str) and stop in tail:
-            return tail.index(stop) + len(stop)
-        return len(tail)
-
-    def _last_end(self, tail: str, followed: str | None) -> int:
-        """The length of the end of a last turn. Some templates close the conversation with a further token.
-
-        Args:
-            tail: what is rendered behind its texts.
-            followed: the same, when a question follows. None: the template refuses that.
-        """
-        stop, special = self.tokenizer.eos_token, special_tokens(self.tokenizer)
-        if followed is None:
-            common = tail if isinstance(stop, str) and stop in tail else ""
-        else:
-            common = tail[: self._agreement(tail, followed)]
-        if any(token in common for token in special):
-            return self._end(common)
-        stops = [(place, place + len(token)) for token in special if (place := tail.find(token)) >= 0]
-        return min(stops)[1] if stops else len(tail)
-
-    def _agreement(self, here: str, there: str) -> int:
-        """Number of equal characters at the start. An added token counts as a whole or not at all.
-
-        Whitespace behind a content may be stripped in one of the two only, and counts as equal then.
-        """
-        body, other = here.lstrip(), there.lstrip()
-        if body and other and (len(body) < len(here) or len(other) < len(there)) and not _common_prefix(here, there):
-            agreed = self._agreement(body, other)
-            return len(here) - len(body) + agreed if agreed else 0
-        agreed = _common_prefix(here, there)
-        added = added_tokens(self.tokenizer)
-        for begin in range(max(0, agreed - max(map(len, added), default=0)), agreed):
-            for text in (here, there):
-                if any(text[begin:stop] in added for stop in range(agreed + 1, min(len(text), begin + 64) + 1)):
-                    return begin
-        return agreed
-
     def _not_found(self, index: int) -> DataError:
         return DataError(
             f"{self.where}: message {index + 1} ({self.conversation.messages[index]['role']}) can't be found in what the chat "
             "template renders, so its loss can't be placed. Take the row out, or type data.template=FILE.jinja with a template "
             "that has {% generation %} tags"
         )
-
-
-def _common_prefix(first: str, second: str) -> int:
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _token_at_end(text: str, tokens: Iterable[str]) -> str | None:
-    return next((token for token in tokens if text.endswith(token)), None)
