@@ -49,7 +49,7 @@ def test_rows_become_samples_and_the_report_counts_them(tmp_path, tokenizer):
     assert prepared.report["formats"] == ["prompt_completion"]
     assert prepared.report["fields_not_used"] == ["topic"]
     assert "</s> included" in prepared.report["template"]
-    assert prepared.evaluation == []
+    assert not prepared.evaluation
     assert any("2 samples" in line and "50%" in line for line in prepared.lines)
     json.dumps(prepared.report)
 

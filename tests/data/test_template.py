@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from hub.config.data import TEMPLATES
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
-from hub.data.tokens.byte_lengths import byte_lengths, mask_of
+from hub.data.tokens.byte_lengths import byte_lengths, encode_fast
 from hub.data.tokens.omissions import omission_lines
 from hub.data.tokens.template import encode, fallback_line, load_template, require_template, template_report
 from hub.data.tokens.tokenize import tokenize
@@ -505,18 +505,30 @@ def test_marks_are_moved_where_a_text_has_their_characters():
 
 def test_masks_from_the_lengths_of_tokens_are_those_from_offsets():
     tokenizer, dice = TOKENIZERS["full offsets"], random.Random(1)
-    assert byte_lengths(tokenizer) is not None
+    lengths = byte_lengths(tokenizer)
+    assert lengths is not None
     assert byte_lengths(TOKENIZERS["metaspace"]) is None
-    num_whole = 0
-    for _ in range(200):
-        text = "".join(dice.choices([*"ab é世🙂\n ", "<|im_end|>", " cat", "<s>"], k=dice.randint(1, 30)))
-        edges = sorted(dice.sample(range(len(text) + 1), k=2))
-        ((ids, mask),) = tokenize(tokenizer, [text], [[(edges[0], edges[1])]])
+    texts = ["".join(dice.choices([*"ab é世🙂\n ", "<|im_end|>", " cat", "<s>"], k=dice.randint(0, 30))) for _ in range(200)]
+    edges = [sorted(dice.choices(range(len(text) + 1), k=4)) for text in texts]
+    spans = [[(a, b), (c, d)] for a, b, c, d in edges]
+    found = encode_fast(tokenizer, lengths, texts, spans)
+    for text, given, some in zip(texts, found, spans, strict=True):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        assert ids.tolist() == encoded["input_ids"]
-        expected = [start < edges[1] and end > edges[0] for start, end in encoded["offset_mapping"]]
-        assert mask.tolist() == expected
-        num_whole += mask_of(byte_lengths(tokenizer), ids, text, []) is not None
-    assert num_whole == 200
-    # A tokenizer that changes a text says so by the number of bytes.
-    assert mask_of(byte_lengths(tokenizer), ids, text + "x", []) is None
+        if not text:
+            assert given is None
+            continue
+        assert given[0].tolist() == encoded["input_ids"]
+        # A span without characters marks none; the rule from offsets is for others.
+        real = [(begin, end) for begin, end in some if end > begin]
+        expected = [any(start < end and stop > begin for begin, end in real) for start, stop in encoded["offset_mapping"]]
+        assert given[1].tolist() == expected
+
+
+def test_a_tokenizer_that_changes_a_text_says_so_by_the_number_of_bytes():
+    tokenizer = byte_level(False)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    texts = ["What?", "\ufb01x", "It is 4."]
+    found = encode_fast(tokenizer, byte_lengths(tokenizer), texts, [[(0, 1)]] * 3)
+    assert [given is None for given in found] == [False, True, False]
+    (_, _), (ids, mask), (_, _) = tokenize(tokenizer, texts, [[(0, 1)]] * 3)
+    assert tokenizer.decode(ids[mask]) == "fi"

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hub.data.samples.sample import Group, Item, Sample, Unit
+from hub.data.samples.units import MappedFile, MappedSample
 from hub.data.streaming.windows import Window, window_from
 from hub.errors import DataError, HubError
 
-_Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+_Make = Callable[[int, str, str], Sample]
+"""Makes the next sample from its length, role and place."""
+
 _UnitHead = tuple[Sequence[tuple[int, str, str]], tuple[str, str] | None]
 """Length, role and place of each sample, and place and format of a group."""
 
@@ -59,7 +61,7 @@ def from_bytes(read: Read) -> Window | list[Item] | None:
     sizes = read(8)
     if len(sizes) < 8:
         return None
-    return _content(read(int.from_bytes(sizes[:4], "little")), lambda count: _read_arrays(read, count))
+    return _content(read(int.from_bytes(sizes[:4], "little")), _maker(read))
 
 
 def raw_items(read: Read) -> bytes | Window | None:
@@ -77,40 +79,45 @@ def raw_items(read: Read) -> bytes | Window | None:
     head = bytes(read(int.from_bytes(sizes[:4], "little")))
     if head.startswith(_ITEMS):
         return sizes + head + bytes(read(int.from_bytes(sizes[4:], "little")))
-    content = _content(head, lambda count: _read_arrays(read, count))
+    content = _content(head, _maker(read))
     assert isinstance(content, Window)
     return content
 
 
-def mapped_items(data: mmap.mmap) -> Iterator[list[Item]]:
-    """The items of each frame of a mapped file. All arrays are views of the same two, so that a sample takes little memory.
+def mapped_items(data: mmap.mmap, file: MappedFile) -> Iterator[list[Item]]:
+    """The items of each frame of a mapped file. Their arrays are views of it.
 
     Args:
         data: frames with items only.
+        file: the same as arrays.
     """
-    ids, masks = np.frombuffer(data, np.int32), np.frombuffer(data, np.bool_)
     place = 0
 
-    def take(count: int) -> _Arrays:
+    def make(count: int, role: str, where: str) -> Sample:
         nonlocal place
         begin, place = place, place + 4 * count + count + -count % 4
-        return ids[begin // 4 : begin // 4 + count], masks[begin + 4 * count : begin + 5 * count]
+        return MappedSample(*file.arrays(begin, count), where, role, file, begin)
 
     while place < len(data):
         begin = place + 8
         place = begin + int.from_bytes(data[place : place + 4], "little")
-        items = _content(data[begin:place], take)
+        items = _content(data[begin:place], make)
         assert isinstance(items, list)
         yield items
 
 
-def _content(head: bytes | memoryview, take: Callable[[int], _Arrays]) -> Window | list[Item]:
+def mapped_file(data: mmap.mmap) -> MappedFile:
+    """A file of frames, for `mapped_items`."""
+    return MappedFile(np.frombuffer(data, np.int32), np.frombuffer(data, np.bool_))
+
+
+def _content(head: bytes | memoryview, make: _Make) -> Window | list[Item]:
     values = json.loads(bytes(head))
     if "error" in values:
         raise DataError(values["error"])
     if "window" in values:
         return window_from(values["window"])
-    return [_item(item, take) for item in values["items"]]
+    return [_item(item, make) for item in values["items"]]
 
 
 def _unit_head(unit: Unit | None) -> _UnitHead | None:
@@ -129,21 +136,25 @@ def _arrays(unit: Unit | None) -> bytes:
     return content
 
 
-def _item(values: list[Any], take: Callable[[int], _Arrays]) -> Item:
+def _item(values: list[Any], make: _Make) -> Item:
     head, where, num_tokens, reason, bad, omitted, num_cut, format, unused, longest = values
-    unit = _unit(head, take) if head is not None else None
+    unit = _unit(head, make) if head is not None else None
     return Item(where, num_tokens, unit, reason, bad, tuple(omitted), num_cut, format, tuple(unused), longest)
 
 
-def _unit(head: _UnitHead, take: Callable[[int], _Arrays]) -> Unit:
-    samples = tuple(Sample(*take(count), where, role) for count, role, where in head[0])
+def _unit(head: _UnitHead, make: _Make) -> Unit:
+    samples = tuple(make(*sample) for sample in head[0])
     return Group(samples, *head[1]) if head[1] is not None else samples[0]
 
 
-def _read_arrays(read: Read, count: int) -> _Arrays:
-    """Token ids and loss mask of one sample."""
-    ids = np.frombuffer(read(4 * count), np.int32)
-    return ids, np.frombuffer(read(count + -count % 4), np.bool_)[:count]
+def _maker(read: Read) -> _Make:
+    """Makes samples of what is read."""
+
+    def make(count: int, role: str, where: str) -> Sample:
+        ids = np.frombuffer(read(4 * count), np.int32)
+        return Sample(ids, np.frombuffer(read(count + -count % 4), np.bool_)[:count], where, role)
+
+    return make
 
 
 def reader(data: bytes | memoryview) -> Callable[[int], bytes | memoryview]:
