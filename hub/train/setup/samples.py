@@ -173,14 +173,14 @@ class StreamedSource:
             return [], {}
         lines, streams = [], []
         for name, feed in zip(self.mix.names, self._feeds, strict=True):
-            lines.append(f"stream {name}: {', '.join(_words(feed))}")
+            lines.append(f"stream {name}: {', '.join(words_of(feed))}")
             listed = {"left_out": feed.left_out, "bad_rows": feed.bad_rows, "texts_omitted": feed.texts_omitted}
             omitted = {"num_texts_omitted": feed.num_texts_omitted}
             streams.append({"name": name, "num_passes": feed.num_passes, **feed.counts, **omitted, **listed})
         return lines, {"stream": streams}
 
 
-def _words(feed: SampleStream) -> list[str]:
+def words_of(feed: SampleStream) -> list[str]:
     """What became of the rows of a stream so far, by kind."""
     counts = feed.counts
     words = [f"{counts['num_rows']:,} rows read", f"{counts['num_tokens']:,} tokens trained on"]
