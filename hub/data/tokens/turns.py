@@ -79,15 +79,18 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
         full.encode()
     except UnicodeEncodeError:
         raise DataError(f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
-    given = outline(conversation, template.separators) if not template.is_tagged else None
+    tagged: list[tuple[int, int]] | None = None
+    if template.is_tagged:
+        messages = with_json_arguments(conversation.messages) if json_arguments else conversation.messages
+        tagged = template.tagged_spans(tokenizer, messages, conversation.tools)
+    given = outline(conversation, template.separators)
     seen = template.forms.find(given, full) if given is not None else None
-    if seen is not None:
+    if seen is not None and (tagged is None or tagged == [span[:2] for span, _ in seen.turns()]):
         return _as_seen(tokenizer, full, seen)
     row = _Row(tokenizer, template, conversation, full, json_arguments)
     omitted = omissions(conversation, row.marked.pieces, set(row.first), tokenizer)
-    if template.is_tagged:
-        messages = with_json_arguments(conversation.messages) if json_arguments else conversation.messages
-        found = row.of_tags(template.tagged_spans(tokenizer, messages, conversation.tools))
+    if tagged is not None:
+        found = row.of_tags(tagged)
     else:
         answers = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         found = [span for place in answers for span in row.spans(place)]
@@ -96,7 +99,8 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
         stands_alone = place + 1 == len(spans) or spans[place + 1].begin > span.end
         spans[place] = Span(*without_space(tokenizer, full, span.begin, span.end), span.messages) if stands_alone else span
         tail = full[max([span.begin, *(each.end for each in row.places if each.end <= span.end)]) : span.end]
-        is_open = stands_alone and bool(tail) and not ends_with(tail.rstrip(), special_tokens(tokenizer))
+        ends_itself = not tail or ends_with(tail.rstrip(), special_tokens(tokenizer))
+        is_open = stands_alone and (tagged is not None or not ends_itself)  # as they are, to be compared with the tags
         turns.append((span if is_open else spans[place], is_open))
     behind = row.behind_system() if conversation.unmask else None
     if given is not None:
