@@ -4,9 +4,12 @@ encode           a row to its units, or to the reason why it gives none
 template         a conversation to tokens, and which of them are trained
 turns            where the assistant's turns are in a rendered conversation
 marks            marks around its texts, which show where each is rendered
+forms            conversations of one form, of which only the first is marked
+edges            where a turn ends
 omissions        what the template leaves out, in words
 chat_template    renders conversations, and has what is known of the template
 tokenize         texts to tokens, many at once
+spelling         the bytes of tokens, which tell where they are in a text
 special_tokens   the added and special tokens of a tokenizer
 rendered_before  texts that hold special tokens: rendered before, perhaps
 template_date    the date that a chat template writes
