@@ -1,5 +1,6 @@
 """Compare data preparation with the tokenizer alone, and measure how full and how balanced micro-batches are. On a CPU.
 
+python -m benchmarks.data                                  # rows of three shapes, made from a seed
 python -m benchmarks.data chats.jsonl
 python -m benchmarks.data chats.jsonl tools.jsonl --model smollm2_135m --template chatml
 
@@ -9,7 +10,9 @@ until they are enough to measure.
 """
 
 import argparse
+import json
 import os
+import random
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,10 +20,28 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.stream import write_rows
 from hub import compose
+from hub.data.tokens.template import TEMPLATES_FOLDER
+from hub.testing import write_chats
 
 ENOUGH_BYTES = 8 * 2**20
 """Minimum size of the measured file. Less is prepared in one process, in too short a time to measure."""
+
+
+def write_shapes(folder: Path) -> list[Path]:
+    """Write chats of one question and answer, chats of several short turns, and chats of one to five longer ones."""
+    short, turns, long = (folder / f"{name}.jsonl" for name in ("short", "turns", "long"))
+    write_rows(short, 20_000)
+    write_chats(turns, 8_000)
+    dice = random.Random(0)
+    words = [word for line in TEMPLATES_FOLDER.parent.glob("*.py") for word in line.read_text(encoding="utf-8").split()]
+    with long.open("w", encoding="utf-8") as stream:
+        for _ in range(3_000):
+            roles = ["user", "assistant"] * dice.randint(1, 5)
+            messages = [{"role": role, "content": " ".join(dice.choices(words, k=25))} for role in roles]
+            stream.write(json.dumps({"messages": messages}) + "\n")
+    return [short, turns, long]
 
 
 def speeds(cfg: Any, tokenizer: Any, base_path: Path, pairs: int) -> tuple[float, float, float, float]:
@@ -103,7 +124,7 @@ def packing(samples: Any, batch_size: int, bound: int, world: int) -> tuple[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="JSONL files whose rows have messages")
+    parser.add_argument("files", nargs="*", type=Path, help="JSONL files whose rows have messages. None: three are made")
     parser.add_argument("--model", default="tiny", help="model whose tokenizer is used")
     parser.add_argument("--template", default="chatml")
     parser.add_argument("--pairs", type=int, default=3, help="how often both are measured, one after the other")
@@ -118,8 +139,8 @@ def main() -> None:
         base_path = local_weights(model, print)
         os.environ["HUB_CACHE"] = folder  # an empty cache
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as in the processes of preparation
-        for file in asked.files:
-            large = Path(folder) / file.name
+        for file in asked.files or write_shapes(Path(folder)):
+            large = Path(folder) / f"large-{file.name}"
             text = file.read_text(encoding="utf-8").rstrip("\n") + "\n"
             large.write_text(text * (1 + ENOUGH_BYTES // len(text)), encoding="utf-8")
             options = ["algo=sft", f"model={asked.model}", f"data.template={asked.template}"]

@@ -3,10 +3,11 @@
 Every rank does the same and gets the same: the result depends on the config and the files alone.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -19,8 +20,8 @@ from hub.data.samples.duplicates import find_duplicates
 from hub.data.samples.histogram import lengths_of
 from hub.data.samples.length import advice_on_long_rows, length_limit
 from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
-from hub.data.samples.reports import DataReport, MixReport
-from hub.data.samples.sample import Item, Sample, Unit, longest_sample, samples_of
+from hub.data.samples.reports import DataReport, MixReport, Totals
+from hub.data.samples.sample import Item, Sample, Unit, longest_sample
 from hub.data.sources.entries import Cursor
 from hub.data.sources.files import files_line
 from hub.data.sources.read import rows_after
@@ -49,10 +50,10 @@ _NOT_RENDERED = {"document", "tokens"}
 class Prepared:
     """The units of a run, and what became of the data."""
 
-    train: list[Unit]
+    train: Sequence[Unit]
     """The sources of `mix` one after the other. Of a stream: its first units, as a preview."""
 
-    evaluation: list[Unit]
+    evaluation: Sequence[Unit]
     """The evaluation set. Empty when none was asked for."""
 
     mix: Mix
@@ -70,7 +71,7 @@ class Prepared:
     @property
     def longest(self) -> int:
         """Tokens of the longest sample that is in memory."""
-        return longest_sample([*self.train, *self.evaluation])
+        return longest_sample(chain(self.train, self.evaluation))
 
 
 @dataclass
@@ -123,7 +124,8 @@ def prepare(
     duplicates = find_duplicates(train.units, evaluation.units)
     every = [*encoded.sources, *filter(None, [eval_source_of(cfg.data)])]
     files = [line for source in every if (line := files_line(source.path, source.split))]
-    lines = [_summary(cfg, train, evaluation), *files]
+    totals, held_out = train.totals(), evaluation.totals()
+    lines = [_summary(cfg, train, totals, held_out, evaluation.formats), *files]
     required = max((item.required_length for item in both.left_out), default=0)
     lines += both.lines(limit, advice_on_long_rows(cfg.data.max_seq_len, required, max_positions))
     lines += omission_lines(both.omitted, tokenizer)
@@ -139,9 +141,9 @@ def prepare(
         "formats": sorted(both.formats),
         "fields_not_used": sorted(both.unused),
         "max_seq_len": limit,
-        "train": train.totals(),
-        "evaluation": evaluation.totals(),
-        "lengths": lengths_of([len(sample) for sample in samples_of(train.units)], limit),
+        "train": totals,
+        "evaluation": held_out,
+        "lengths": lengths_of(array("i", (len(sample) for unit in train.units for sample in unit.samples)), limit),
         **both.omissions(),
         "template": template,
         "num_samples_repeated": len(duplicates.repeated),
@@ -260,7 +262,7 @@ def _source_reports(mix: Mix, encoded: _Encoded) -> list[MixReport]:
 
 def _hold_out(rows: Iterable[list[Item]], fraction: float, seed: int, path: str) -> set[int]:
     """The numbers of the rows of the evaluation set. Bad rows are none of it."""
-    good = [number for number, items in enumerate(rows) if not items[0].bad]
+    good = array("q", (number for number, items in enumerate(rows) if not items[0].bad))
     if len(good) < 2:
         raise DataError(
             f"{path}: one row only, so there is none to spare for evaluation. Type data.eval_fraction=0, or give more rows"
@@ -268,10 +270,9 @@ def _hold_out(rows: Iterable[list[Item]], fraction: float, seed: int, path: str)
     return {good[place] for place in Random(seed).sample(range(len(good)), num_held_out(len(good), fraction))}
 
 
-def _summary(cfg: RunConfig, train: Counts, evaluation: Counts) -> str:
-    totals, held_out = train.totals(), evaluation.totals()
+def _summary(cfg: RunConfig, train: Counts, totals: Totals, held_out: Totals, formats_held_out: set[str]) -> str:
     share = totals["num_loss_tokens"] / totals["num_tokens"]
-    formats = ", ".join(sorted(train.formats | evaluation.formats))
+    formats = ", ".join(sorted(train.formats | formats_held_out))
     begin = "a stream, of which the first " if cfg.data.streaming else ""
     verb = " are" if cfg.data.streaming else ","
     what = f"{totals['num_samples']:,} samples"

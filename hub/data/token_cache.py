@@ -25,7 +25,7 @@ from hub.data.samples.sample import Item
 from hub.data.sources.entries import Cursor
 from hub.data.sources.files import data_files
 from hub.data.sources.read import rows_after
-from hub.data.streaming.frames import mapped_items
+from hub.data.streaming.frames import mapped_file, mapped_items
 from hub.data.streaming.workers import Processes, num_cores
 from hub.data.tokens.encode import Encoder
 from hub.data.tokens.template_date import writes_date
@@ -37,7 +37,7 @@ from hub.system.cache import cache_dir, make_once
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RECIPE = 7
+RECIPE = 8
 """Raised when the same rows would give other tokens, or when an entry is written in another form."""
 
 SMALL_BYTES = 4 * 2**20
@@ -135,10 +135,11 @@ class _Stored(Iterable[list[Item]]):
         """
         with file.open("rb") as stream:
             self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = mapped_file(self._data)
 
     def __iter__(self) -> Iterator[list[Item]]:
         """The items of each row."""
-        return mapped_items(self._data)
+        return mapped_items(self._data, self._file)
 
 
 def _num_bytes(source: DataSource) -> int:

@@ -3,14 +3,16 @@
 Authors of algorithms import it from `hub.recipe`.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hub.data.samples.roles import check_roles, check_single
+from hub.data.samples.roles import check_roles, singles
 from hub.errors import PluginError
 from hub.parallel.reparametrization import Reparametrization
 from hub.run import Outcome
@@ -78,8 +80,8 @@ def check_units(setup: Setup, objective: Objective) -> None:
     Raises:
         DataError: a row has other samples than the objective needs.
     """
-    units = [*setup.data.train, *setup.data.evaluation]
+    units = chain(setup.data.train, setup.data.evaluation)
     if objective.roles == SINGLE:
-        check_single(units, setup.algorithm)
+        deque(singles(units, setup.algorithm), maxlen=0)
     elif objective.roles is not None:
         check_roles(units, objective.roles, setup.algorithm)

@@ -1,12 +1,16 @@
 """Loss is on the assistant's texts and on nothing else, in random conversations under templates of many families."""
 
+import re
 from pathlib import Path
 
 import pytest
 from data.fuzz import Talk, check, conversation_of, tokenizer_for
 
 from hub.config.data import TEMPLATES
+from hub.data.formats.detect import convert
+from hub.data.sources.read import Row
 from hub.data.tokens import chat_template
+from hub.data.tokens.row_forms import RowForms
 from hub.data.tokens.template import TEMPLATES_FOLDER, encode
 from hub.errors import DataError
 
@@ -46,3 +50,52 @@ def test_what_is_known_of_other_rows_changes_nothing(name, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(chat_template.ChatTemplate, "known_edges", lambda self, key: None)
             assert encode(tokenizer, conversation) == warm
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt_oss", "tagged", "hub_chatml", "hub_vicuna"])
+def test_a_conversation_of_a_known_form_is_encoded_as_if_it_were_the_first_one(name, monkeypatch):
+    tokenizer = tokenizer_for(FILES[name].read_text(encoding="utf-8"))
+    found, find = [], RowForms.find
+
+    def counted(self, given, full):
+        found.append(find(self, given, full))
+        return found[-1]
+
+    for number in range(ROWS):
+        talk = Talk(f"form/{number}")
+        first, second = conversation_of(talk), conversation_of(talk)
+        for message in second.messages:
+            message["content"] = re.sub(r"([a-z]+)(\d{3})q", lambda word: word[2] + "é" * len(word[1]), message["content"])
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(RowForms, "find", lambda *given: None)
+                expected = encode(tokenizer, second)
+                encode(tokenizer, first)
+        except DataError:
+            continue
+        with monkeypatch.context() as patch:
+            patch.setattr(RowForms, "find", counted)
+            assert encode(tokenizer, second) == expected
+    assert sum(seen is not None for seen in found) > 5
+
+
+def test_a_template_that_looks_into_a_text_is_followed_though_the_form_is_known():
+    text = (
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content[:20] }}"
+        "{{ '!' if 'loud' in message.content }}<|end|>{% endfor %}{{ '<|assistant|>' if add_generation_prompt }}"
+    )
+    tokenizer = tokenizer_for("{#- eos: <|end|> end: <|end|> -#}" + text)
+
+    def trained(answer):
+        messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": answer}]
+        encoded = encode(tokenizer, convert(Row({"messages": messages}, "talk.jsonl", 1), "messages"))
+        return tokenizer.decode([token for token, flag in zip(encoded.input_ids, encoded.loss_mask, strict=True) if flag])
+
+    rare = chr(0x20000)  # what marks are made of
+    for answer in ("Four.", "Five.", f"Six{rare}."):
+        assert trained(answer) == f"{answer}<|end|>"
+    with pytest.raises(DataError, match="can't be found"):
+        trained(rare + chr(0x100000))  # no marks are left
+    assert trained("loud") == "loud!<|end|>"
+    with pytest.raises(DataError, match="can't be found"):
+        trained("Twenty-one characters")

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from hub.config.data import DataSource
 from hub.config.schema import AlgoConfig, DataConfig, ModelConfig, RunConfig
 from hub.data.prepare import prepare
+from hub.data.samples import duplicates
+from hub.data.samples.sample import Sample
 from hub.errors import ConfigError, DataError
 
 TEMPLATE = """
@@ -49,7 +51,7 @@ def test_rows_become_samples_and_the_report_counts_them(tmp_path, tokenizer):
     assert prepared.report["formats"] == ["prompt_completion"]
     assert prepared.report["fields_not_used"] == ["topic"]
     assert "</s> included" in prepared.report["template"]
-    assert prepared.evaluation == []
+    assert not prepared.evaluation
     assert any("2 samples" in line and "50%" in line for line in prepared.lines)
     json.dumps(prepared.report)
 
@@ -166,3 +168,17 @@ def test_a_base_model_gets_a_template_and_is_told_so(tmp_path, tokenizer):
     said = "The tokenizer has no chat template (a base model?): data.template=plain"
     assert any(line.startswith(said) for line in prepared.lines)
     assert prepared.lines[-1].endswith("</s> included.")
+
+
+def test_copies_are_found_by_their_whole_hash(monkeypatch):
+    def hashed(number):
+        return bytes([1] * 14) + {1: b"\1\0", 2: b"\0\1", 3: b"\0\0"}[number]
+
+    monkeypatch.setattr(duplicates, "unit_digest", lambda unit: hashed(len(unit)))
+    units = [
+        Sample(np.zeros(size, np.int32), np.ones(size, np.bool_), f"{place}") for place, size in enumerate([3, 1, 3, 1, 3])
+    ]
+    other = Sample(np.zeros(2, np.int32), np.ones(2, np.bool_), "other")
+    assert duplicates.find_duplicates(units, [other, units[0]]) == (["2", "3", "4"], ["0"])
+    assert duplicates.find_duplicates(units[:2], [other]) == ([], [])
+    assert duplicates.find_duplicates([], [other]) == ([], [])

@@ -1,6 +1,8 @@
 """Streams: the order of rows, where a resumed one continues, and the memory."""
 
+import copy
 import json
+import re
 from itertools import islice
 
 import numpy as np
@@ -18,6 +20,7 @@ from hub.data.tokens.encode import Encoder
 from hub.errors import DataError
 from hub.plugins.registry import registry
 from hub.testing import tiny_model_path, write_chats
+from hub.train.setup.samples import words_of
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
@@ -103,6 +106,30 @@ def test_rows_that_are_too_long_are_counted_as_they_come(chats, tokenizer):
     assert num_left_out > 5
     assert found.left_out[0]["reason"] == "longer than 60 tokens"
     assert found.counts["num_tokens"] == sum(map(len, samples))
+
+
+def test_what_is_left_out_is_counted_by_kind_and_goes_on_with_the_state(tmp_path, tokenizer):
+    rows = [[("system", "Be kind."), ("user", f"q{n}"), ("assistant", "a" * (300 if n == 2 else 3))] for n in range(6)]
+    rows[4] = [("user", "q"), ("assistant", " ")]
+    lines = [{"messages": [{"role": role, "content": text} for role, text in row]} for row in rows]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    silent = copy.deepcopy(tokenizer)
+    silent.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.role + m.content + '<|im_end|>' }}{% endfor %}"
+    found = stream_of(file, silent, limit=100, on_bad_row="skip")
+    found.take(4)
+    again = stream_of(file, silent, limit=100, on_bad_row="skip")
+    again.restore(json.loads(json.dumps(found.state())))
+    again.take(4)
+    places = {f"chats.jsonl:{n}" for n in (1, 2, 3, 4, 6)}
+    assert set(again.texts_omitted) == {"system"}
+    assert set(again.texts_omitted["system"]) == places
+    assert again.num_texts_omitted == {"system": again.counts["num_rows_with_texts_omitted"]}
+    assert {row["where"] for row in again.left_out} == {"chats.jsonl:3"}
+    assert {row["where"] for row in again.bad_rows} == {"chats.jsonl:5"}
+    line = ", ".join(words_of(again))
+    assert re.search(r"\d too long rows left out \(chats.jsonl:3: longer than 100 tokens; ...\), \d bad rows", line)
+    assert re.search(r"in \d+ rows the chat template left out the system message \(chats.jsonl:\d, ", line)
 
 
 def test_a_stream_of_which_nothing_is_left_ends_with_a_line(chats, tokenizer):

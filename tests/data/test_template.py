@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from data.fuzz import tokenizer_for
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from hub.config.data import TEMPLATES
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
-from hub.data.tokens.byte_lengths import byte_lengths, mask_of
 from hub.data.tokens.omissions import omission_lines
+from hub.data.tokens.spelling import encode_fast, spelling
 from hub.data.tokens.template import encode, fallback_line, load_template, render, require_template, template_report
 from hub.data.tokens.tokenize import tokenize
 from hub.errors import DataError
@@ -613,20 +613,31 @@ def test_marks_are_moved_where_a_text_has_their_characters():
     assert [each.strip("�") for each in trained(TOKENIZERS["full offsets"], CHATML, chat(rare, rare))] == [f"{rare}<|im_end|>"]
 
 
-def test_masks_from_the_lengths_of_tokens_are_those_from_offsets():
-    tokenizer, dice = TOKENIZERS["full offsets"], random.Random(1)
-    assert byte_lengths(tokenizer) is not None
-    assert byte_lengths(TOKENIZERS["metaspace"]) is None
-    num_whole = 0
-    for _ in range(200):
-        text = "".join(dice.choices([*"ab é世🙂\n ", "<|im_end|>", " cat", "<s>"], k=dice.randint(1, 30)))
-        edges = sorted(dice.sample(range(len(text) + 1), k=2))
-        ((ids, mask),) = tokenize(tokenizer, [text], [[(edges[0], edges[1])]])
+@pytest.mark.parametrize("name", ["full offsets", "metaspace"])
+def test_masks_from_the_bytes_of_tokens_are_those_from_offsets(name):
+    tokenizer, dice, num_told = TOKENIZERS[name], random.Random(1), 0
+    letters = [*"abü世🙂\n  ", "<|im_end|>", " cat", "<s>", "\u2581", "é" if name == "full offsets" else "e"]
+    texts = ["".join(dice.choices(letters, k=dice.randint(0, 30))) for _ in range(200)]
+    edges = [sorted([dice.choice([0, *range(len(text) + 1)]), *dice.choices(range(len(text) + 1), k=3)]) for text in texts]
+    spans = [[(a, b), (c, d)] for a, b, c, d in edges]
+    for text, given, some in zip(texts, encode_fast(tokenizer, spelling(tokenizer), texts, spans), spans, strict=True):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        assert ids.tolist() == encoded["input_ids"]
-        expected = [start < edges[1] and end > edges[0] for start, end in encoded["offset_mapping"]]
-        assert mask.tolist() == expected
-        num_whole += mask_of(byte_lengths(tokenizer), ids, text, []) is not None
-    assert num_whole == 200
-    # A tokenizer that changes a text says so by the number of bytes.
-    assert mask_of(byte_lengths(tokenizer), ids, text + "x", []) is None
+        if given is None:
+            assert not text or (name == "metaspace" and "\u2581" in text)
+            continue
+        num_told += 1
+        assert given[0].tolist() == encoded["input_ids"]
+        real = [(begin, end) for begin, end in some if end > begin]
+        expected = [any(start < end and stop > begin for begin, end in real) for start, stop in encoded["offset_mapping"]]
+        assert given[1].tolist() == expected
+    assert num_told > 60
+
+
+def test_a_tokenizer_that_changes_a_text_says_so_by_the_number_of_bytes():
+    tokenizer = byte_level(False)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    texts = ["What?", "\ufb01x", "It is 4."]
+    found = encode_fast(tokenizer, spelling(tokenizer), texts, [[(0, 1)]] * 3)
+    assert [given is None for given in found] == [False, True, False]
+    (_, _), (ids, mask), (_, _) = tokenize(tokenizer, texts, [[(0, 1)]] * 3)
+    assert tokenizer.decode(ids[mask]) == "fi"

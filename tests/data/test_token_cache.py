@@ -10,7 +10,10 @@ import pytest
 from hub.config.data import DataConfig
 from hub.config.schema import ModelConfig, RunConfig
 from hub.data import token_cache
+from hub.data.samples.counts import Counts
 from hub.data.samples.mix import sources_of
+from hub.data.samples.sample import Group, Sample
+from hub.data.samples.units import Units
 from hub.data.token_cache import encoded_rows, key_of
 from hub.errors import DataError
 from hub.plugins.registry import registry
@@ -47,6 +50,26 @@ def rows_of(tmp_path, monkeypatch, tokenizer, request):
         return list(rows), said
 
     return encode
+
+
+def test_units_of_the_cache_are_those_in_memory_and_stay_on_disk(rows_of, tmp_path):
+    options = {"on_long": "split", "on_bad_row": "skip"}
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        file.write("{oops\n")
+    expected = [item.unit for items in rows_of(beside=False, **options)[0] for item in items if item.unit]
+    kept = Counts.of(rows_of(**options)[0], None).units
+    odd = Sample(np.arange(3, dtype=np.int32), np.ones(3, np.bool_), "no file")
+    both = Units([*kept, odd, Group((odd, odd), "a:1"), *kept])
+    assert any("part 2" in unit.where for unit in kept)
+    for found in (kept, both[: len(kept)], [both[place] for place in range(-len(kept), 0)], list(both)[-len(kept) :]):
+        for unit, other in zip(found, expected, strict=True):
+            assert (unit.where, unit.role, len(unit)) == (other.where, "", len(other))
+            assert np.array_equal(unit.input_ids, other.input_ids)
+            assert np.array_equal(unit.loss_mask, other.loss_mask)
+    assert both[len(kept)] is odd
+    assert (kept.num_tokens, kept.longest) == (sum(map(len, expected)), max(map(len, expected)))
+    assert (both.num_samples, both.num_tokens) == (2 * kept.num_samples + 3, 2 * kept.num_tokens + 9)
+    assert kept[0] is not kept[0], "it is made anew each time"
 
 
 @pytest.mark.parametrize("rows_of", [2], indirect=True)

@@ -473,7 +473,7 @@ def test_an_algorithm_for_single_samples_refuses_groups_in_one_line(tokenizer, p
     )
     check_roles(units, ROLES, "dpo")
     plain = prepare(config(pairs, format="chosen"), tokenizer, None).train
-    assert check_single(plain, "sft") == plain
+    assert check_single(plain, "sft") == list(plain)
     with pytest.raises(DataError) as caught:
         check_roles([*units, *plain], ROLES, "dpo")
     assert str(caught.value) == (

@@ -32,6 +32,7 @@ KNOWN_FIELDS = (
 _OF_LOSS = ("loss", "weight")
 _NAMES_ELSEWHERE = {"human": "user", **dict.fromkeys(("gpt", "bot", "chatbot", "ai", "model"), "assistant")}
 """Names of roles in other formats."""
+_PLAIN_FIELDS = ("role", "content")
 
 
 def check_messages(messages: list[JsonObject], where: str) -> tuple[list[JsonObject], frozenset[int]]:
@@ -50,6 +51,9 @@ def check_messages(messages: list[JsonObject], where: str) -> tuple[list[JsonObj
     checked: list[JsonObject] = []
     without_loss = set()
     for number, message in enumerate(messages, 1):
+        if _is_plain(message, number):
+            checked.append(message)
+            continue
         written = message.get("role")
         message = _in_today_form(message, number, where)
         role = message.get("role")
@@ -68,6 +72,14 @@ def check_messages(messages: list[JsonObject], where: str) -> tuple[list[JsonObj
     if not any(message["role"] == "assistant" for message in checked):
         raise DataError(f"{where}: no assistant turn, so there is nothing to train on. Add one, or take the row out")
     return checked, frozenset(without_loss)
+
+
+def _is_plain(message: JsonObject, number: int) -> bool:
+    """Whether a message has a role and a text, nothing else, and nothing to complain about, as most have."""
+    role, content = message.get("role"), message.get("content")
+    if len(message) > len(_PLAIN_FIELDS) or type(role) is not str or type(content) is not str:
+        return False
+    return role in ROLES and (role != "system" or number == 1) and content != "" and not content.isspace()
 
 
 def _wrong_role(message: JsonObject) -> str:

@@ -1,6 +1,7 @@
 """Samples and units: rows of tokens with a loss mask, alone or in groups that are drawn together.
 
 sample      samples, groups, and what a row gives
+units       units in their order, those of the token cache on disk
 roles       refuses units that an algorithm can't train on
 blocks      documents joined to samples of one length
 counts      what became of the rows of a source

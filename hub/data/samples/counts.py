@@ -1,11 +1,12 @@
 """The units of one source, or of the evaluation set, with counts of all that became of its rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hub.data.samples.blocks import Blocks
 from hub.data.samples.reports import OmissionCounts, Omissions, Totals
-from hub.data.samples.sample import Item, Sample, Unit, longest_sample, mask_sum
+from hub.data.samples.sample import Item, Sample, mask_sum
+from hub.data.samples.units import Units
 from hub.errors import printable
 
 MAX_LISTED = 1000
@@ -16,7 +17,7 @@ _MAX_PRINTED = 3
 class Counts:
     """What became of some rows."""
 
-    units: list[Unit] = field(default_factory=list)
+    units: Units = field(default_factory=Units)
     num_rows: int = 0
     """Rows that can be used, those that are too long included."""
 
@@ -54,7 +55,7 @@ class Counts:
         for items in rows:
             counts._add(items, blocks)
         if blocks is not None:
-            counts.units += blocks.rest()
+            counts.units.extend(blocks.rest())
         return counts
 
     def _add(self, items: Sequence[Item], blocks: Blocks | None) -> None:
@@ -75,16 +76,16 @@ class Counts:
                 self.left_out.append(item)
             elif blocks is not None and item.format == "document" and isinstance(item.unit, Sample):
                 self.num_joined += 1
-                self.units += blocks.add(item.unit)
+                self.units.extend(blocks.add(item.unit))
             else:
                 self.units.append(item.unit)
 
     @classmethod
     def merge(cls, several: "Sequence[Counts]") -> "Counts":
         """The counts of several sources as one."""
-        merged = cls()
+        filled = [counts.units for counts in several if counts.units]
+        merged = cls(filled[0] if len(filled) == 1 else Units(unit for units in filled for unit in units))
         for counts in several:
-            merged.units += counts.units
             merged.num_rows += counts.num_rows
             merged.left_out += counts.left_out
             merged.bad += counts.bad
@@ -97,11 +98,12 @@ class Counts:
             merged.num_joined += counts.num_joined
         return merged
 
-    def whole_samples(self) -> list[Sample]:
+    def whole_samples(self) -> Iterator[Sample]:
         """The samples of all rows that are neither cut nor split."""
         cut = {item.where for item in self.cut}
-        whole = [unit for unit in self.units if unit.where not in cut and " part " not in unit.where]
-        return [sample for unit in whole for sample in unit.samples]
+        for unit in self.units:
+            if unit.where not in cut and " part " not in unit.where:
+                yield from unit.samples
 
     def loss_line(self) -> str:
         """Which tokens have loss, where none of the rows is a conversation."""
@@ -114,10 +116,10 @@ class Counts:
         return {
             "num_rows": self.num_rows,
             "num_units": len(self.units),
-            "num_samples": sum(len(unit.samples) for unit in self.units),
-            "num_tokens": sum(map(len, self.units)),
+            "num_samples": self.units.num_samples,
+            "num_tokens": self.units.num_tokens,
             "num_loss_tokens": sum(map(mask_sum, self.units)),
-            "longest": longest_sample(self.units),
+            "longest": self.units.longest,
         }
 
     def omission_counts(self) -> OmissionCounts:

@@ -3,10 +3,16 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from hub.data.samples.sample import Unit, unit_digest
 
 MAX_DUPLICATES = 0.01
 """Share of duplicates in the training data above which a run reports them before training."""
+
+
+_DIGEST = np.dtype("S16")
 
 
 class Duplicates(NamedTuple):
@@ -41,12 +47,31 @@ class Duplicates(NamedTuple):
 
 
 def find_duplicates(train: Sequence[Unit], evaluation: Sequence[Unit]) -> Duplicates:
-    """The units that have the same tokens as another one. Of a unit with several samples all must be the same."""
-    seen: set[bytes] = set()
-    repeated = []
+    """The units that have the same tokens as another one. Of a unit with several samples all must be the same.
+
+    Their hashes are packed and sorted: memory has 16 bytes of each, and only while they are compared.
+    """
+    digests = bytearray()
     for unit in train:
-        digest = unit_digest(unit)
+        digests += unit_digest(unit)
+    packed = np.frombuffer(digests, _DIGEST)
+    packed.sort()
+    copied = set(packed[1:][packed[1:] == packed[:-1]].tolist())
+    repeated, seen = [], set()
+    for unit in train if copied else ():
+        digest = _stripped(unit_digest(unit))
         if digest in seen:
             repeated.append(unit.where)
-        seen.add(digest)
-    return Duplicates(repeated, [unit.where for unit in evaluation if unit_digest(unit) in seen])
+        elif digest in copied:
+            seen.add(digest)
+    return Duplicates(repeated, [unit.where for unit in evaluation if _has(packed, unit_digest(unit))])
+
+
+def _stripped(digest: bytes) -> bytes:
+    """A hash as NumPy gives it: without zeros at its end."""
+    return digest.rstrip(b"\0")
+
+
+def _has(packed: npt.NDArray[np.bytes_], digest: bytes) -> bool:
+    place = int(packed.searchsorted(np.array(digest, _DIGEST)))
+    return place < len(packed) and packed[place] == _stripped(digest)

@@ -1,6 +1,6 @@
 """Refuses units that an algorithm can't train on: with several samples, or without the roles that it needs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from hub.data.samples.sample import Group, Sample, Unit
 from hub.errors import DataError
@@ -20,15 +20,18 @@ def check_single(units: Sequence[Unit], algorithm: str) -> list[Sample]:
     Raises:
         DataError: one of them has several samples.
     """
-    samples: list[Sample] = []
+    return list(singles(units, algorithm))
+
+
+def singles(units: Iterable[Unit], algorithm: str) -> Iterator[Sample]:
+    """The same one by one, for units that do not fit into memory."""
     for unit in units:
         if isinstance(unit, Group):
             raise DataError(_several(unit, algorithm))
-        samples.append(unit)
-    return samples
+        yield unit
 
 
-def check_roles(units: Sequence[Unit], roles: tuple[str, ...], algorithm: str) -> None:
+def check_roles(units: Iterable[Unit], roles: tuple[str, ...], algorithm: str) -> None:
     """Refuse rows that lack a sample which an algorithm needs.
 
     Args:

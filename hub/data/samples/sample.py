@@ -1,7 +1,7 @@
 """Samples and units: what is trained on, and what counts as one in `effective_batch_size`."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,7 +90,7 @@ class Item(NamedTuple):
         return self.longest or self.num_tokens
 
 
-def samples_of(units: Sequence[Unit]) -> list[Sample]:
+def samples_of(units: Iterable[Unit]) -> list[Sample]:
     """The samples of all units, in their order."""
     return [sample for unit in units for sample in unit.samples]
 
@@ -100,7 +100,7 @@ def mask_sum(unit: Unit) -> int:
     return sum(int(sample.loss_mask.sum()) for sample in unit.samples)
 
 
-def longest_sample(units: Sequence[Unit]) -> int:
+def longest_sample(units: Iterable[Unit]) -> int:
     """Tokens of the longest sample. 0: there is none."""
     return max((len(sample) for unit in units for sample in unit.samples), default=0)
 
@@ -115,7 +115,7 @@ def unit_digest(unit: Unit) -> bytes:
     return digest.digest()
 
 
-def fingerprint(units: Sequence[Unit]) -> str:
+def fingerprint(units: Iterable[Unit]) -> str:
     """A hash of tokens and masks in order. A run is resumed only on the data that it began with."""
     digest = hashlib.sha256()
     for unit in units:

@@ -27,7 +27,7 @@ class Row:
     @property
     def where(self) -> str:
         """File and line for messages, as `chats.jsonl:17`."""
-        return f"{basename(self.file)}:{self.line}"
+        return f"{name_of(self.file)}:{self.line}"
 
     def read(self) -> "Row":
         """The row itself: it is parsed already."""
@@ -68,6 +68,9 @@ class Broken:
 
 _path = lru_cache(maxsize=64)(Path)
 """A path of a text: made once, since many rows come from one file."""
+
+name_of = lru_cache(maxsize=64)(basename)
+"""The name of a file without its folder."""
 
 Entry = Row | Unread | Broken
 """What is read in the place of a row. So a broken row can be left out where the user asks for that."""

@@ -33,6 +33,9 @@ class StreamState(StreamPosition):
     num_given: int
     counts: dict[str, int]
     left_out: list[JsonObject]
+    bad_rows: list[JsonObject]
+    num_texts_omitted: dict[str, int]
+    texts_omitted: dict[str, list[str]]
 
 
 class SampleStream:
@@ -71,7 +74,16 @@ class SampleStream:
             "num_rows_with_texts_omitted": 0,
         }
         self.left_out: list[JsonObject] = []
-        """The first rows that were left out."""
+        """The first rows that are too long."""
+
+        self.bad_rows: list[JsonObject] = []
+        """The first rows that can't be used."""
+
+        self.num_texts_omitted: dict[str, int] = {}
+        """What the chat template leaves out -> number of rows. The keys are those of `hub.data.tokens.omissions.KINDS`."""
+
+        self.texts_omitted: dict[str, list[str]] = {}
+        """The same -> the first of these rows."""
 
     @property
     def num_passes(self) -> int:
@@ -103,7 +115,15 @@ class SampleStream:
         # A row with units left is read again, and the units that it has given are skipped.
         position = self._before_row if self._ready and self._before_row is not None else self._position()
         num_given = self._num_given if self._ready else 0
-        return {**position, "num_given": num_given, "counts": dict(self.counts), "left_out": list(self.left_out)}
+        return {
+            **position,
+            "num_given": num_given,
+            "counts": dict(self.counts),
+            "left_out": list(self.left_out),
+            "bad_rows": list(self.bad_rows),
+            "num_texts_omitted": dict(self.num_texts_omitted),
+            "texts_omitted": {kind: list(where) for kind, where in self.texts_omitted.items()},
+        }
 
     def restore(self, state: StreamState) -> None:
         """Continue from a `state`. Nothing has been taken yet."""
@@ -117,6 +137,10 @@ class SampleStream:
                 self._ready.popleft()
             self._num_given = state["num_given"]
         self.counts, self.left_out = self.counts | state["counts"], list(state["left_out"])
+        # A checkpoint of an earlier release has none of these.
+        self.bad_rows = list(state.get("bad_rows", ()))
+        self.num_texts_omitted = dict(state.get("num_texts_omitted", {}))
+        self.texts_omitted = {kind: list(where) for kind, where in state.get("texts_omitted", {}).items()}
 
     def start(self) -> None:
         """Start the processes now. Otherwise they start when the first unit is taken."""
@@ -135,18 +159,20 @@ class SampleStream:
         first = items[0]
         if first.bad:
             self.counts["num_bad_rows"] += 1
-            self._list(first)
+            if len(self.bad_rows) < MAX_LISTED:
+                self.bad_rows.append({"where": first.where, "reason": first.reason})
             return
         self.counts["num_rows"] += 1
         self.counts["num_rows_split"] += len(items) > 1
         for item in items:
-            self.counts["num_rows_with_texts_omitted"] += bool(item.omitted)
+            self._count_omitted(item)
             self.counts["num_rows_cut"] += item.num_cut > 0
             self.counts["num_tokens_cut"] += item.num_cut
             if item.unit is None:
                 self.counts["num_left_out"] += 1
                 self.counts["num_tokens_left_out"] += item.num_tokens
-                self._list(item)
+                if len(self.left_out) < MAX_LISTED:
+                    self.left_out.append({"where": item.where, "num_tokens": item.num_tokens, "reason": item.reason})
                 continue
             self._num_this_turn += 1
             if self._blocks is not None and item.format == "document" and isinstance(item.unit, Sample):
@@ -154,9 +180,13 @@ class SampleStream:
             else:
                 self._ready.append(item.unit)
 
-    def _list(self, item: Item) -> None:
-        if len(self.left_out) < MAX_LISTED:
-            self.left_out.append({"where": item.where, "num_tokens": item.num_tokens, "reason": item.reason})
+    def _count_omitted(self, item: Item) -> None:
+        self.counts["num_rows_with_texts_omitted"] += bool(item.omitted)
+        for kind in item.omitted:
+            self.num_texts_omitted[kind] = self.num_texts_omitted.get(kind, 0) + 1
+            listed = self.texts_omitted.setdefault(kind, [])
+            if len(listed) < MAX_LISTED and not self.num_passes:
+                listed.append(item.where)
 
     def _next(self) -> list[Item]:
         """The items of the next row."""
@@ -179,7 +209,8 @@ class SampleStream:
     def _end_pass(self) -> None:
         """Refuse a source of which a whole pass gave nothing."""
         if not self._num_this_turn:
-            first = f" The first: {self.left_out[0]['reason']}" if self.left_out else ""
+            unusable = [*self.bad_rows, *self.left_out]
+            first = f" The first: {unusable[0]['reason']}" if unusable else ""
             raise DataError(f"{self._path}: no row is left to train on: all of a whole pass are too long or bad.{first}")
         self._num_this_turn = 0
 

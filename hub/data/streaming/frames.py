@@ -7,18 +7,24 @@ where they were read.
 
 import json
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hub.data.samples.sample import Group, Item, Sample, Unit
+from hub.data.samples.units import MappedFile, MappedSample
 from hub.data.streaming.windows import Window, window_from
 from hub.errors import DataError, HubError
 
-_Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+_Make = Callable[[int, str, str], Sample]
+"""Makes the next sample from its length, role and place."""
+
+_UnitHead = tuple[Sequence[tuple[int, str, str]], tuple[str, str] | None]
+"""Length, role and place of each sample, and place and format of a group."""
+
 _ITEMS = b'{"items"'
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 Read = Callable[[int], bytes | memoryview]
 """Gives so many bytes, fewer at the end."""
 
@@ -30,11 +36,11 @@ def to_bytes(content: Window | list[Item] | HubError) -> bytes:
     if isinstance(content, Window):
         head = {"window": content.state()}
     elif isinstance(content, list):
-        head = {"items": [item._asdict() | {"unit": _unit_head(item.unit)} for item in content]}
+        head = {"items": [(_unit_head(item.unit), *item[:2], *item[3:]) for item in content]}
         arrays = [_arrays(item.unit) for item in content]
     else:
         head = {"error": str(content)}
-    text = json.dumps(head).encode()
+    text = _to_json(head).encode()
     text += b" " * (-len(text) % 4)
     body = b"".join(arrays)
     return len(text).to_bytes(4, "little") + len(body).to_bytes(4, "little") + text + body
@@ -55,7 +61,7 @@ def from_bytes(read: Read) -> Window | list[Item] | None:
     sizes = read(8)
     if len(sizes) < 8:
         return None
-    return _content(read(int.from_bytes(sizes[:4], "little")), lambda count: _read_arrays(read, count))
+    return _content(read(int.from_bytes(sizes[:4], "little")), _maker(read))
 
 
 def raw_items(read: Read) -> bytes | Window | None:
@@ -73,48 +79,53 @@ def raw_items(read: Read) -> bytes | Window | None:
     head = bytes(read(int.from_bytes(sizes[:4], "little")))
     if head.startswith(_ITEMS):
         return sizes + head + bytes(read(int.from_bytes(sizes[4:], "little")))
-    content = _content(head, lambda count: _read_arrays(read, count))
+    content = _content(head, _maker(read))
     assert isinstance(content, Window)
     return content
 
 
-def mapped_items(data: mmap.mmap) -> Iterator[list[Item]]:
-    """The items of each frame of a mapped file. All arrays are views of the same two, so that a sample takes little memory.
+def mapped_items(data: mmap.mmap, file: MappedFile) -> Iterator[list[Item]]:
+    """The items of each frame of a mapped file. Their arrays are views of it.
 
     Args:
         data: frames with items only.
+        file: the same as arrays.
     """
-    ids, masks = np.frombuffer(data, np.int32), np.frombuffer(data, np.bool_)
     place = 0
 
-    def take(count: int) -> _Arrays:
+    def make(count: int, role: str, where: str) -> Sample:
         nonlocal place
         begin, place = place, place + 4 * count + count + -count % 4
-        return ids[begin // 4 : begin // 4 + count], masks[begin + 4 * count : begin + 5 * count]
+        return MappedSample(*file.arrays(begin, count), where, role, file, begin)
 
     while place < len(data):
         begin = place + 8
         place = begin + int.from_bytes(data[place : place + 4], "little")
-        items = _content(data[begin:place], take)
+        items = _content(data[begin:place], make)
         assert isinstance(items, list)
         yield items
 
 
-def _content(head: bytes | memoryview, take: Callable[[int], _Arrays]) -> Window | list[Item]:
+def mapped_file(data: mmap.mmap) -> MappedFile:
+    """A file of frames, for `mapped_items`."""
+    return MappedFile(np.frombuffer(data, np.int32), np.frombuffer(data, np.bool_))
+
+
+def _content(head: bytes | memoryview, make: _Make) -> Window | list[Item]:
     values = json.loads(bytes(head))
     if "error" in values:
         raise DataError(values["error"])
     if "window" in values:
         return window_from(values["window"])
-    return [_item(item, take) for item in values["items"]]
+    return [_item(item, make) for item in values["items"]]
 
 
-def _unit_head(unit: Unit | None) -> dict[str, object] | None:
+def _unit_head(unit: Unit | None) -> _UnitHead | None:
     """All of a unit but its arrays."""
     if unit is None:
         return None
-    samples = [[len(sample), sample.role, sample.where] for sample in unit.samples]
-    return {"samples": samples, "group": [unit.where, unit.format] if isinstance(unit, Group) else None}
+    samples = [(len(sample.input_ids), sample.role, sample.where) for sample in unit.samples]
+    return samples, (unit.where, unit.format) if isinstance(unit, Group) else None
 
 
 def _arrays(unit: Unit | None) -> bytes:
@@ -125,24 +136,25 @@ def _arrays(unit: Unit | None) -> bytes:
     return content
 
 
-def _item(values: dict[str, Any], take: Callable[[int], _Arrays]) -> Item:
-    head = values["unit"]
-    unit = _unit(head, take) if head is not None else None
-    return Item(**{**values, "unit": unit, "unused": tuple(values["unused"]), "omitted": tuple(values["omitted"])})
+def _item(values: list[Any], make: _Make) -> Item:
+    head, where, num_tokens, reason, bad, omitted, num_cut, format, unused, longest = values
+    unit = _unit(head, make) if head is not None else None
+    return Item(where, num_tokens, unit, reason, bad, tuple(omitted), num_cut, format, tuple(unused), longest)
 
 
-def _unit(head: dict[str, Any], take: Callable[[int], _Arrays]) -> Unit:
-    samples = tuple(Sample(*take(count), where, role) for count, role, where in head["samples"])
-    if head["group"] is None:
-        return samples[0]
-    where, format = head["group"]
-    return Group(samples, where, format)
+def _unit(head: _UnitHead, make: _Make) -> Unit:
+    samples = tuple(make(*sample) for sample in head[0])
+    return Group(samples, *head[1]) if head[1] is not None else samples[0]
 
 
-def _read_arrays(read: Read, count: int) -> _Arrays:
-    """Token ids and loss mask of one sample."""
-    ids = np.frombuffer(read(4 * count), np.int32)
-    return ids, np.frombuffer(read(count + -count % 4), np.bool_)[:count]
+def _maker(read: Read) -> _Make:
+    """Makes samples of what is read."""
+
+    def make(count: int, role: str, where: str) -> Sample:
+        ids = np.frombuffer(read(4 * count), np.int32)
+        return Sample(ids, np.frombuffer(read(count + -count % 4), np.bool_)[:count], where, role)
+
+    return make
 
 
 def reader(data: bytes | memoryview) -> Callable[[int], bytes | memoryview]:

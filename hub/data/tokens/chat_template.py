@@ -2,12 +2,14 @@
 
 import re
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hub.data.json_values import JsonObject
 from hub.data.tokens.forms import Form, reads_null, reads_parts
 from hub.data.tokens.marks import CLOSE_THOUGHTS, OPEN_THOUGHTS
+from hub.data.tokens.row_forms import RowForms
 from hub.data.tokens.template_date import dated_template
 from hub.data.tokens.template_limits import RAISED
 from hub.errors import DataError
@@ -64,6 +66,9 @@ class ChatTemplate:
         literals = {(single or double).replace("\\n", "\n").strip() for single, double in _LITERAL.findall(text)}
         separators = {literal for literal in literals if _TAG_LIKE.fullmatch(literal)} | {OPEN_THOUGHTS, CLOSE_THOUGHTS}
         self.separators = re.compile("|".join(map(re.escape, sorted(separators, key=len, reverse=True))))
+        self.row_forms: defaultdict[Form, RowForms] = defaultdict(RowForms)
+        """What it renders of rows of one form, if it is given their messages in the form of the key."""
+
         self._edges: dict[object, Edges] = {}
         self._compiled: Compiled | None = None
         self._num_compared = 0

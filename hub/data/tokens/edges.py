@@ -19,7 +19,7 @@ def without_space(tokenizer: "PreTrainedTokenizerBase", text: str, begin: int, e
         end: the character behind its last.
     """
     body = text[begin:end].rstrip()
-    return (begin, begin + len(body)) if _token_at_end(body, special_tokens(tokenizer)) else (begin, end)
+    return (begin, begin + len(body)) if ends_with(body, special_tokens(tokenizer)) else (begin, end)
 
 
 def end_of(tokenizer: "PreTrainedTokenizerBase", tail: str) -> int:
@@ -78,5 +78,6 @@ def _common_prefix(first: str, second: str) -> int:
     return low
 
 
-def _token_at_end(text: str, tokens: Iterable[str]) -> str | None:
-    return next((token for token in tokens if text.endswith(token)), None)
+def ends_with(text: str, tokens: Iterable[str]) -> bool:
+    """Whether a text ends with one of some tokens."""
+    return text.endswith(tuple(filter(None, tokens)))

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from os.path import basename
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +22,7 @@ from hub.data.formats.examples import (
 from hub.data.formats.file_format import FileFormats
 from hub.data.samples.cut import cut, cut_group, has_loss
 from hub.data.samples.sample import Item, Sample
-from hub.data.sources.entries import Entry
+from hub.data.sources.entries import Entry, name_of
 from hub.data.tokens.template import render, require_template
 from hub.data.tokens.template_limits import TemplateLimitError, limits
 from hub.data.tokens.tokenize import Spans, tokenize, tokenize_documents
@@ -145,7 +144,7 @@ class Encoder:
             entry: the row.
             limited: whether to bound the time and memory of each of its texts.
         """
-        draft = _Draft(f"{basename(entry.file)}:{entry.line}")
+        draft = _Draft(f"{name_of(entry.file)}:{entry.line}")
         try:
             draft.example = example = self.example(entry)
             if isinstance(example, ExampleGroup):

@@ -22,8 +22,12 @@ _RANGES = (0x20000, 0x100000)
 
 _PATTERNS = {first: re.compile(f"([{chr(first)}-{chr(first + 2 * _HALF - 1)}])") for first in _RANGES}
 
+_ESCAPE = "\\ud8"
 _ESCAPED = re.compile(r"\\ud8[4-6][0-9a-f]\\ud[c-f][0-9a-f]{2}")
 """A character of the first range in JSON that is ASCII only."""
+
+NUM_PLAIN = 2
+"""Fields of a message that has a role and a content only."""
 
 OPEN_THOUGHTS, CLOSE_THOUGHTS = "<think>", "</think>"
 SCHEMA, TEXT, THOUGHT, REASON, NAME, ARGUMENT = "schema", "text", "thought", "reason", "name", "argument"
@@ -70,7 +74,7 @@ class Marked:
 
     def read(self, rendered: str) -> tuple[str, list[Place]]:
         """The rendering without its marks, and where pieces are in it, in order. A piece may be there several times."""
-        if "\\ud8" in rendered:  # JSON in ASCII writes a mark as two escapes
+        if _ESCAPE in rendered:  # JSON in ASCII writes a mark as two escapes
             rendered = _ESCAPED.sub(lambda match: str(json.loads(f'"{match.group()}"')), rendered)
         parts = _PATTERNS[self.first].split(rendered)
         places: list[Place] = []
@@ -99,6 +103,11 @@ def first_free(text: str) -> int | None:
     return next((first for first, pattern in _PATTERNS.items() if not pattern.search(text)), None)
 
 
+def is_markable(text: str) -> bool:
+    """Whether marks in a rendering can be told from the rest of it."""
+    return (text.isascii() or first_free(text) is not None) and _ESCAPE not in text
+
+
 def mark(conversation: Conversation, separators: re.Pattern[str], first: int, keep_equal: bool = False) -> Marked | None:
     """Mark the texts of a conversation.
 
@@ -112,7 +121,7 @@ def mark(conversation: Conversation, separators: re.Pattern[str], first: int, ke
     Returns:
         None where there are more texts than marks.
     """
-    marker = _Marker(separators, first)
+    marker = Marker(separators, first)
     messages: list[JsonObject] = []
     for place, message in enumerate(conversation.messages):
         equal = conversation.messages.index(message) if keep_equal and message["role"] != "assistant" else place
@@ -123,7 +132,7 @@ def mark(conversation: Conversation, separators: re.Pattern[str], first: int, ke
     return Marked(messages, tools or None, marker.pieces, first, frozenset(marker.found), marker.copies)
 
 
-class _Marker:
+class Marker:
     """Marks texts and counts them."""
 
     def __init__(self, separators: re.Pattern[str], first: int) -> None:
@@ -143,6 +152,8 @@ class _Marker:
     def message(self, place: int, message: JsonObject) -> JsonObject:
         marked = dict(message)
         marked["content"] = self.content(place, str(message["content"]))
+        if len(message) == NUM_PLAIN:
+            return marked
         thoughts = next((message[name] for name in REASONING if isinstance(message.get(name), str)), None)
         if isinstance(thoughts, str) and thoughts.strip():
             once = self.around(thoughts, Piece(place, REASON))
@@ -159,26 +170,30 @@ class _Marker:
             return self.around(text, Piece(place, TEXT))
         self.found.update(separator.group() for separator in separators)
         kinds = _kinds([separator.group() for separator in separators])
-        parts, position = [], 0
+        parts, position, num_before = [], 0, len(self.pieces)
         for number, kind in enumerate(kinds):
             separator = separators[number] if number < len(separators) else None
             parts.append(self.around(text[position : separator.start() if separator else None], Piece(place, kind)))
             if separator:
                 parts.append(separator.group())
                 position = separator.end()
-        joined = "".join(parts)
-        return joined if len(joined) > len(text) else self.around(text, Piece(place, TEXT))
+        return "".join(parts) if len(self.pieces) > num_before else self.around(text, Piece(place, TEXT))
 
     def around(self, text: str, piece: Piece) -> str:
         """Mark one text, inside the whitespace around it."""
         body = text.strip()
         if not body:
             return text
-        number = len(self.pieces)
         self.pieces.append(piece)
+        if len(body) == len(text):
+            return self.in_place_of(body)
         begin = text.find(body)
-        before, behind = chr(self.first + number % _HALF), chr(self.first + _HALF + number % _HALF)
-        return f"{text[:begin]}{before}{body}{behind}{text[begin + len(body) :]}"
+        return f"{text[:begin]}{self.in_place_of(body)}{text[begin + len(body) :]}"
+
+    def in_place_of(self, body: str) -> str:
+        """What stands in the place of the last piece."""
+        number = (len(self.pieces) - 1) % _HALF
+        return f"{chr(self.first + number)}{body}{chr(self.first + _HALF + number)}"
 
     def call(self, place: int, number: int, call: JsonObject) -> JsonObject:
         function = call["function"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hub.data.tokens.byte_lengths import byte_lengths, encode_fast, mask_of
 from hub.data.tokens.special_tokens import without_second_bos
+from hub.data.tokens.spelling import encode_fast, spelling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,12 +35,9 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], spans: 
         return []
     if not tokenizer.is_fast:
         return [_in_parts(tokenizer, text, some) for text, some in zip(texts, spans, strict=True)]
-    found: list[Tokenized | None] = [None] * len(texts)
-    lengths = byte_lengths(tokenizer)
-    if lengths is not None and (rows := encode_fast(tokenizer, texts)) is not None:
-        for place, (ids, text, some) in enumerate(zip(rows, texts, spans, strict=True)):
-            mask = mask_of(lengths, ids, text, some)
-            found[place] = (ids, mask) if mask is not None else None
+    spelled = spelling(tokenizer)
+    encoded = encode_fast(tokenizer, spelled, texts, spans) if spelled is not None and spelled.is_useful else None
+    found: list[Tokenized | None] = encoded if encoded is not None else [None] * len(texts)
     missing = [place for place, given in enumerate(found) if given is None]
     others = _with_offsets(tokenizer, [texts[place] for place in missing], [spans[place] for place in missing])
     for place, given in zip(missing, others, strict=True):

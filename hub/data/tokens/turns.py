@@ -18,33 +18,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from hub.data.formats.examples import Conversation
-from hub.data.formats.messages import REASONING
-from hub.data.json_values import JsonObject
 from hub.data.tokens.chat_template import ChatTemplate, RefusedError, chat_template
-from hub.data.tokens.edges import agreement, end_of, last_end, without_space
+from hub.data.tokens.edges import ends_with, without_space
 from hub.data.tokens.forms import PLAIN, PROBES, Form, forms, joined
-from hub.data.tokens.marks import NAME, SCHEMA, Marked, Place, first_free, mark
+from hub.data.tokens.marked_row import MarkedRow
 from hub.data.tokens.omissions import KINDS, omissions
 from hub.data.tokens.refusals import explained
+from hub.data.tokens.row_forms import Outline, Seen, Span, outline
+from hub.data.tokens.special_tokens import special_tokens
 from hub.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NEXT_QUESTION: JsonObject = {"role": "user", "content": "What?"}
-
-
 _OTHERS = frozenset(("system", "user", "results"))
 """What a template leaves out that takes it as a list of parts, perhaps: keys of `hub.data.tokens.omissions.KINDS`."""
-
-
-class Span(NamedTuple):
-    """Characters of the assistant's in a rendered conversation."""
-
-    begin: int
-    end: int
-    messages: tuple[int, ...]
-    """Places of the messages that it has texts of. One, but for templates whose own tags say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +73,52 @@ def find_turns(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
         TooLongError: it has more characters than `max_characters`.
     """
     template = chat_template(tokenizer, conversation.tools)
-    row, omitted = _read(tokenizer, template, conversation, form_of(tokenizer, template), max_characters)
-    full = row.full
-    if template.is_tagged:
-        messages = row.form.of(conversation.messages)
-        found = row.of_tags(template.tagged_spans(tokenizer, messages, conversation.tools))
+    given = outline(conversation, template.separators)
+    taken = _read(tokenizer, template, conversation, given, max_characters)
+    tagged = _tagged(tokenizer, template, conversation, taken.form)
+    if isinstance(taken.found, Seen):
+        if tagged is None or tagged == [span[:2] for span, _ in taken.found.turns()]:
+            return _as_seen(tokenizer, taken.full, taken.found)
+        taken = _read(tokenizer, template, conversation, None, max_characters)
+        tagged = _tagged(tokenizer, template, conversation, taken.form)
+    row, full = taken.found, taken.full
+    assert isinstance(row, MarkedRow)
+    if tagged is not None:
+        found = row.of_tags(tagged)
     else:
         answers = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         found = [span for place in answers for span in row.spans(place)]
-    spans = _in_order(found, conversation.where)
-    for place, (begin, end, owners) in enumerate(spans):
-        if place + 1 == len(spans) or spans[place + 1].begin > end:
-            spans[place] = Span(*without_space(tokenizer, full, begin, end), owners)
-    return Rendered(full, spans, omitted, row.behind_system() if conversation.unmask else None)
+    spans, turns = _in_order(found, conversation.where), []
+    for place, span in enumerate(spans):
+        stands_alone = place + 1 == len(spans) or spans[place + 1].begin > span.end
+        spans[place] = Span(*without_space(tokenizer, full, span.begin, span.end), span.messages) if stands_alone else span
+        tail = full[max([span.begin, *(each.end for each in row.places if each.end <= span.end)]) : span.end]
+        ends_itself = not tail or ends_with(tail.rstrip(), special_tokens(tokenizer))
+        is_open = stands_alone and (tagged is not None or not ends_itself)  # as they are, to be compared with the tags
+        turns.append((span if is_open else spans[place], is_open))
+    behind = row.behind_system() if conversation.unmask else None
+    if given is not None:
+        template.row_forms[taken.form].remember(given, full, row.places, turns, taken.omitted, behind)
+    return Rendered(full, spans, taken.omitted, behind)
+
+
+def _tagged(
+    tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, conversation: Conversation, form: Form
+) -> list[tuple[int, int]] | None:
+    """The characters within the template's own tags. None: it has none."""
+    if not template.is_tagged:
+        return None
+    return template.tagged_spans(tokenizer, form.of(conversation.messages), conversation.tools)
+
+
+def _as_seen(tokenizer: "PreTrainedTokenizerBase", full: str, seen: Seen) -> Rendered:
+    """What `find_turns` gives of a row whose form is known."""
+    spans = [
+        Span(*without_space(tokenizer, full, span.begin, span.end), span.messages) if is_open else span
+        for span, is_open in seen.turns()
+    ]
+    behind = seen.row_form.behind_system
+    return Rendered(full, spans, seen.row_form.omitted, seen.position(behind) if behind is not None else None)
 
 
 def form_of(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> Form:
@@ -107,42 +128,58 @@ def form_of(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> For
     choices = []
     for probe in PROBES:
         try:
-            choices.append(_first_row(tokenizer, template, probe, PLAIN)[0].form)
+            choices.append(_first_taken(tokenizer, template, probe, PLAIN).form)
         except DataError:
             continue
     template.form = joined(choices)
     return template.form
 
 
+class _Taken(NamedTuple):
+    """A conversation in a form in which its template takes it."""
+
+    full: str
+    """What is rendered."""
+
+    form: Form
+    found: Seen | MarkedRow
+    """Where its texts are, from another row of its form or from its own marks."""
+
+    omitted: tuple[str, ...]
+    """What the template leaves out."""
+
+
 def _read(
     tokenizer: "PreTrainedTokenizerBase",
     template: ChatTemplate,
     conversation: Conversation,
-    first: Form,
+    given: Outline | None,
     max_characters: int | None,
-) -> tuple["_Row", tuple[str, ...]]:
-    """The same as `_first_row`, with what to type in its errors."""
+) -> _Taken:
+    """The same as `_first_taken`, with what to type in its errors."""
+    first = form_of(tokenizer, template)
 
     def is_taken(other: Conversation) -> bool:
         try:
-            _first_row(tokenizer, template, other, first)
+            _first_taken(tokenizer, template, other, first)
         except DataError:
             return False
         return True
 
     try:
-        return _first_row(tokenizer, template, conversation, first, max_characters)
+        return _first_taken(tokenizer, template, conversation, first, given, max_characters)
     except DataError as error:
         raise explained(error, conversation, tokenizer, is_taken) from None
 
 
-def _first_row(
+def _first_taken(
     tokenizer: "PreTrainedTokenizerBase",
     template: ChatTemplate,
     conversation: Conversation,
     first: Form,
+    given: Outline | None = None,
     max_characters: int | None = None,
-) -> tuple["_Row", tuple[str, ...]]:
+) -> _Taken:
     """Render a conversation in the first form in which the template leaves out no answer, no call and no question.
 
     Args:
@@ -150,13 +187,14 @@ def _first_row(
         template: what renders.
         conversation: what to render.
         first: the form to try first.
+        given: its outline, to look for other rows of its form. None: its own marks are read.
         max_characters: longer renderings are refused.
 
     Returns:
-        The row, and what the template leaves out of it. If it leaves out a question in any form, the form with the least.
+        If the template leaves out a question in any form, the form with the least.
     """
     failure: DataError | None = None
-    spare: tuple[_Row, tuple[str, ...]] | None = None
+    spare: _Taken | None = None
     least = (True, len(KINDS))
     for form in forms(conversation, template.reads_parts, template.reads_null, first):
         try:
@@ -166,20 +204,40 @@ def _first_row(
             shows_python = form.shows_python(full, conversation, template.text)
             if shows_python and (spare or not form.is_plain):
                 continue
-            row = _Row(tokenizer, template, conversation, full, form)
-            found = row, omissions(conversation, row.marked.pieces, set(row.first), tokenizer, row.written_as_last)
+            taken = _taken(tokenizer, template, conversation, full, form, given)
         except DataError as error:
             if failure is None or (isinstance(failure, RefusedError) and not isinstance(error, RefusedError)):
                 failure = error
             continue
-        if not shows_python and not (template.reads_parts and not _OTHERS.isdisjoint(found[1])):
-            return found
-        if spare is None or (shows_python, len(found[1])) < least:
-            spare, least = found, (shows_python, len(found[1]))
+        if not shows_python and not (template.reads_parts and not _OTHERS.isdisjoint(taken.omitted)):
+            return taken
+        if spare is None or (shows_python, len(taken.omitted)) < least:
+            spare, least = taken, (shows_python, len(taken.omitted))
     if spare is not None:
         return spare
     assert failure is not None
     raise failure
+
+
+def _taken(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: ChatTemplate,
+    conversation: Conversation,
+    full: str,
+    form: Form,
+    given: Outline | None,
+) -> _Taken:
+    """Find the texts of a conversation, and what the template leaves out."""
+    try:
+        full.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{conversation.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
+    seen = template.row_forms[form].find(given, full) if given is not None else None
+    if seen is not None:
+        return _Taken(full, form, seen, seen.row_form.omitted)
+    row = MarkedRow(tokenizer, template, conversation, full, form)
+    omitted = omissions(conversation, row.marked.pieces, set(row.first), tokenizer, row.written_as_last)
+    return _Taken(full, form, row, omitted)
 
 
 def _in_order(spans: list[Span], where: str) -> list[Span]:
@@ -191,198 +249,3 @@ def _in_order(spans: list[Span], where: str) -> list[Span]:
             raise DataError(f"{where}: the chat template mixes two assistant turns, so their loss can't be placed")
         ordered.append(Span(max(begin, reached), end, owners))
     return ordered
-
-
-class _Row:
-    """One conversation, its rendering, and where its texts are in it."""
-
-    def __init__(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        template: ChatTemplate,
-        conversation: Conversation,
-        full: str,
-        form: Form,
-    ) -> None:
-        self.tokenizer, self.template, self.conversation, self.full = tokenizer, template, conversation, full
-        self.where, self.form = conversation.where, form
-        try:
-            full.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{self.where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
-        marked = self._mark() or self._mark(keep_equal=True)
-        if marked is None:
-            raise self._not_found(next(n for n, message in enumerate(conversation.messages) if message["role"] == "assistant"))
-        self.marked, self.places = marked
-        self.first: dict[int, Place] = {}
-        """Piece -> the first place where it is rendered."""
-
-        for place in self.places:
-            self.first.setdefault(place.piece, place)
-
-    def _mark(self, keep_equal: bool = False) -> tuple[Marked, list[Place]] | None:
-        """Marks that change nothing, and where they are. None: there are none such."""
-        first = first_free(self.full)
-        marked = mark(self.conversation, self.template.separators, first, keep_equal) if first is not None else None
-        if marked is None or (keep_equal and not marked.copies):
-            return None
-        rendered = self._render(marked, marked.messages)
-        text, places = marked.read(rendered) if rendered is not None else ("", [])
-        return (marked, places) if text == self.full else None
-
-    def written_as_last(self, piece: int) -> bool:
-        """Whether the template writes a text if its message is the last one."""
-        index = self.marked.pieces[piece].message
-        key = self._surroundings(index), "as last", self.marked.pieces[piece].kind
-        known = self.template.known_edges(key)
-        if known is None:
-            alone = self._render(self.marked, self.marked.messages[: index + 1])
-            places = self.marked.read(alone)[1] if alone is not None else []
-            known = int(any(place.piece == piece for place in places)), 0
-            self.template.remember(key, known)
-        return bool(known[0])
-
-    def _render(self, marked: Marked, messages: list[JsonObject], prompt: bool = False) -> str | None:
-        """Render some of the marked messages. A template may refuse a part of a conversation although it takes the whole."""
-        try:
-            given = self.form.of(messages)
-            return self.template.render(self.tokenizer, given, marked.tools, self.where, prompt) if messages else None
-        except DataError:
-            return None
-
-    def behind_system(self) -> int:
-        """The first character of the first message that is not the system's."""
-        messages = self.conversation.messages
-        for place in self.places:
-            piece = self.marked.pieces[place.piece]
-            if piece.kind != SCHEMA and messages[piece.message]["role"] != "system":
-                return place.start
-        raise self._not_found(0)
-
-    def of_tags(self, tagged: list[tuple[int, int]]) -> list[Span]:
-        """The spans that the template's tags mark, with their messages.
-
-        Raises:
-            DataError: one has a text of another's in it.
-        """
-        spans = []
-        owners: tuple[int, ...] = ()
-        for begin, end in tagged:
-            pieces = [self.marked.pieces[place.piece] for place in self.places if place.start < end and place.end > begin]
-            for piece in pieces:
-                role = "tools" if piece.kind == SCHEMA else self.conversation.messages[piece.message]["role"]
-                if role != "assistant":
-                    raise DataError(
-                        f"{self.where}: the {{% generation %}} tags of the chat template hold a text of {role}. They must hold "
-                        "the assistant's only. Type data.template=FILE.jinja"
-                    )
-            owners = tuple(sorted({piece.message for piece in pieces})) or owners
-            spans.append(Span(begin, end, owners))
-        return spans
-
-    def spans(self, index: int) -> list[Span]:
-        """The characters that the model must generate for message `index`, one of the assistant's.
-
-        They are in one piece, but where a template writes the results of calls before a text that stands beside the calls.
-        """
-        spans = []
-        for number, (begin, end, last) in enumerate(self._runs(index)):
-            before = max((place for place in self.places if place.end <= begin), key=lambda place: place.end, default=None)
-            behind = min((place.start for place in self.places if place.start >= end), default=len(self.full))
-            header = self.full[before.end if before else 0 : begin]
-            tail = self.full[end:behind]
-            key = self._surroundings(index), number, header, tail
-            edges = self.template.known_edges(key)
-            if edges is None:
-                edges = self._header(index, header, before) if number == 0 else 0, self._tail(index, last, tail)
-                self.template.remember(key, edges)
-            spans.append(Span(begin - edges[0], end + edges[1], (index,)))
-        return spans
-
-    def _runs(self, index: int) -> list[tuple[int, int, int]]:
-        """Where the texts of a message are, without a text of another's between them: begin, end, and the last piece."""
-        runs: list[tuple[int, int, int]] = []
-        previous: Place | None = None
-        repeats = self._repeats(index)
-        for place in self.places:
-            piece = self.marked.pieces[place.piece]
-            if piece.message == index and piece.kind != SCHEMA:
-                is_first = self.first[place.piece] is place
-                goes_on = bool(runs) and previous is not None and previous.end == runs[-1][1]
-                if is_first or (repeats > 0 and goes_on):
-                    repeats -= not is_first
-                    begin = runs.pop()[0] if goes_on else place.start
-                    runs.append((begin, place.end, place.piece))
-                elif piece.kind != NAME:  # a function's name may be repeated where its result follows
-                    raise self._not_found(index)
-            previous = place
-        return runs
-
-    def _repeats(self, index: int) -> int:
-        """How many of the repetitions of texts of a message are its own: those that are there when it is the last one."""
-        pieces = self.marked.pieces
-
-        def count(places: list[Place]) -> int:
-            own = [place.piece for place in places if pieces[place.piece].kind != SCHEMA]
-            own = [piece for piece in own if pieces[piece].message == index]
-            return len(own) - len(set(own))
-
-        in_full = count(self.places)
-        if not in_full or index == len(self.marked.messages) - 1:
-            return in_full
-        key = self._surroundings(index), "repeats", in_full
-        known = self.template.known_edges(key)
-        if known is None:
-            alone = self._render(self.marked, self.marked.messages[: index + 1])
-            known = count(self.marked.read(alone)[1]) if alone is not None else 0, 0
-            self.template.remember(key, known)
-        return known[0]
-
-    def _surroundings(self, index: int) -> tuple[object, ...]:
-        """What the edges of a turn may depend on besides the texts around it: neighbors, and what contents may ask for."""
-        head = self.full[: self.places[0].start]
-        around = [self._shape(number) for number in range(index - 2, index + 2)]
-        return head, self.marked.found, bool(self.marked.tools), self.form, *around
-
-    def _shape(self, index: int) -> tuple[object, ...] | None:
-        if not 0 <= index < len(self.conversation.messages):
-            return None
-        message = self.conversation.messages[index]
-        calls = message.get("tool_calls", ())
-        assert isinstance(calls, list | tuple)
-        return message["role"], len(calls), bool(message["content"]), any(name in message for name in REASONING)
-
-    def _header(self, index: int, header: str, before: Place | None) -> int:
-        """How much of the text before a turn is no part of the generation prompt."""
-        prompt = self._behind(before.piece if before else None, self.marked.messages[:index], prompt=True)
-        return len(header) - agreement(self.tokenizer, header, prompt) if prompt is not None else 0
-
-    def _tail(self, index: int, last: int, tail: str) -> int:
-        """How much of the text behind a turn ends it."""
-        messages = self.marked.messages
-        if index == len(messages) - 1:
-            return last_end(self.tokenizer, tail, self._behind(last, [*messages, _NEXT_QUESTION]))
-        alone = self._behind(last, messages[: index + 1])
-        common = tail[: agreement(self.tokenizer, tail, alone)] if alone is not None else ""
-        stop = self.tokenizer.eos_token
-        if not common.strip() and isinstance(stop, str) and tail.lstrip().startswith(stop):
-            return tail.index(stop) + len(stop)  # it ends a turn with the next message only
-        return end_of(self.tokenizer, common)
-
-    def _behind(self, piece: int | None, messages: list[JsonObject], prompt: bool = False) -> str | None:
-        """What is rendered behind a piece, up to the next one. None for the piece: all before the first."""
-        rendered = self._render(self.marked, messages, prompt)
-        if rendered is None:
-            return None
-        text, places = self.marked.read(rendered)
-        begin = 0 if piece is None else next((place.end for place in reversed(places) if place.piece == piece), None)
-        if begin is None:
-            return None
-        return text[begin : min((place.start for place in places if place.start >= begin), default=len(text))]
-
-    def _not_found(self, index: int) -> DataError:
-        return DataError(
-            f"{self.where}: message {index + 1} ({self.conversation.messages[index]['role']}) can't be found in what the chat "
-            "template renders, so its loss can't be placed. Take the row out, or type data.template=FILE.jinja with a template "
-            "that has {% generation %} tags"
-        )

@@ -140,7 +140,7 @@ def retention_config(cfg: RunConfig, path: str, max_positions: int | None) -> Ru
     return replace(cfg, data=data)
 
 
-def _units(cfg: RunConfig, encoding: Encoding) -> list[Unit]:
+def _units(cfg: RunConfig, encoding: Encoding) -> Sequence[Unit]:
     if cfg.data.eval_fraction and not cfg.data.eval_path:
         prepared = prepare(cfg, encoding.tokenizer, encoding.max_positions, encoding.base_path, encoding.say)
         return prepared.evaluation

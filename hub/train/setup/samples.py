@@ -16,9 +16,13 @@ from hub.data.streaming.feed import SampleStream, StreamState
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.windows import content_hash
 from hub.data.streaming.workers import Processes, num_cores
+from hub.data.tokens.omissions import KINDS
 from hub.errors import ConfigError, HubError
 from hub.parallel.group import Group, broadcast_bytes
 from hub.train.batch import split as batches
+
+MAX_PLACES = 3
+"""Rows that a line names."""
 
 MOST_PROCESSES = 8
 """Maximum number of processes that tokenize a stream. Each gives some hundred thousand tokens a second."""
@@ -169,19 +173,30 @@ class StreamedSource:
             return [], {}
         lines, streams = [], []
         for name, feed in zip(self.mix.names, self._feeds, strict=True):
-            counts = feed.counts
-            text = f"stream {name}: {counts['num_rows']:,} rows read, {counts['num_tokens']:,} tokens trained on"
-            if feed.left_out:
-                number = counts["num_left_out"] + counts["num_bad_rows"]
-                where, reason = feed.left_out[0]["where"], str(feed.left_out[0]["reason"])
-                text += f", {number:,} rows left out ({where}: {reason.removeprefix(f'{where}: ')}; ...)"
-            if counts["num_rows_cut"]:
-                text += f", {counts['num_rows_cut']:,} rows cut by {counts['num_tokens_cut']:,} tokens"
-            if counts["num_rows_with_texts_omitted"]:
-                text += f", in {counts['num_rows_with_texts_omitted']:,} the chat template left out texts"
-            lines.append(text)
-            streams.append({"name": name, "num_passes": feed.num_passes, **counts, "left_out": feed.left_out})
+            lines.append(f"stream {name}: {', '.join(words_of(feed))}")
+            listed = {"left_out": feed.left_out, "bad_rows": feed.bad_rows, "texts_omitted": feed.texts_omitted}
+            omitted = {"num_texts_omitted": feed.num_texts_omitted}
+            streams.append({"name": name, "num_passes": feed.num_passes, **feed.counts, **omitted, **listed})
         return lines, {"stream": streams}
+
+
+def words_of(feed: SampleStream) -> list[str]:
+    """What became of the rows of a stream so far, by kind."""
+    counts = feed.counts
+    words = [f"{counts['num_rows']:,} rows read", f"{counts['num_tokens']:,} tokens trained on"]
+    for number, kind, rows in (
+        (counts["num_left_out"], "too long", feed.left_out),
+        (counts["num_bad_rows"], "bad", feed.bad_rows),
+    ):
+        if number:
+            first = [f"{row['where']}: {str(row['reason']).removeprefix(str(row['where']) + ': ')}" for row in rows[:1]]
+            words.append(f"{number:,} {kind} rows left out ({'; '.join([*first, '...'])})")
+    if counts["num_rows_cut"]:
+        words.append(f"{counts['num_rows_cut']:,} rows cut by {counts['num_tokens_cut']:,} tokens")
+    for kind, number in feed.num_texts_omitted.items():
+        places = ", ".join([*feed.texts_omitted.get(kind, ())[:MAX_PLACES], "..."])
+        words.append(f"in {number:,} rows the chat template left out {KINDS[kind]} ({places})")
+    return words
 
 
 def make_sample_source(cfg: RunConfig, data: Prepared, group: Group, base_path: Path) -> SampleSource:
