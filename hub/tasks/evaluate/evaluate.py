@@ -75,7 +75,8 @@ def held_out_config(asked: Asked) -> RunConfig | None:
 
     Data that is typed is measured whole. Otherwise it is the evaluation set of the run, with the seed of the run.
     """
-    cfg, data = asked.cfg, asked.cfg.data
+    data = replace(asked.cfg.data, streaming=False)  # the rows that are measured are read as a whole
+    cfg = replace(asked.cfg, data=data)
     typed = {name for name in ("path", "mix", "eval_path") if getattr(data, name)} - {
         name.removeprefix("data.").partition(".")[0] for name in asked.from_run if name.startswith("data.")
     }
@@ -98,8 +99,6 @@ def _check(asked: Asked, held_out: RunConfig | None) -> None:
         problems.append(
             f"{whose}, so there is nothing to measure. Type data.path=FILE, evaluate.retention=auto or evaluate.tasks=[NAME]"
         )
-    if held_out is not None and held_out.data.streaming:
-        held_out.data.streaming = False
     if wanted.retention not in (NONE, AUTO) and not _exists(wanted.retention):
         problems.append(f"evaluate.retention={wanted.retention}: there is no such file. Type auto, none, or a file with texts")
     if wanted.every_steps is not None and "evaluate.every_steps" not in asked.from_run:

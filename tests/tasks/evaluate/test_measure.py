@@ -27,7 +27,9 @@ def test_a_model_in_training_is_measured_and_is_as_before(tmp_path):
     units = prepare(cfg, tokenizer, None).evaluation
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False, lora_dropout=0.5))
+    model = get_peft_model(
+        base, LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False, lora_dropout=0.5)
+    )
     model.train()
     head = patches_of(model).apply(FusedHead(base.lm_head))
     loaded = Loaded("in training", model, tokenizer, torch.device("cpu"), torch.bfloat16, None, folder, has_adapter=True)
