@@ -74,8 +74,7 @@ def _batch(loaded: Loaded, prompts: Sequence[Sequence[int]], generate: GenerateC
         ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
         mask[row, longest - len(prompt) :] = 1
     options: dict[str, Any] = {"stop_strings": generate.stop, "tokenizer": tokenizer} if generate.stop else {}
-    autocast = loaded.dtype != torch.float32 and any(p.dtype != loaded.dtype for p in model.parameters())
-    with torch.autocast(loaded.device.type, loaded.dtype, enabled=autocast):
+    with loaded.autocast():
         generated = model.generate(
             input_ids=ids.to(loaded.device),
             attention_mask=mask.to(loaded.device),

@@ -199,7 +199,7 @@ def _measured(asked: Asked, held_out: RunConfig | None, other: Finished | str | 
         name = "base"
         with loaded.without_adapter():
             second = measure(loaded, plan, _Lines(name))
-        models.append({**_description(asked.model, loaded), "name": name, "adapter": None})
+        models.append({**_description(asked.model, loaded), "name": name, "path": asked.model.base.path, "adapter": None})
     elif isinstance(other, Finished):
         tokenizer = loaded.tokenizer
         del loaded
@@ -212,7 +212,7 @@ def _measured(asked: Asked, held_out: RunConfig | None, other: Finished | str | 
         **plan.settings,
         "layouts": first.layouts,
         "device": str(loaded.device.type),
-        "against": models[1]["path"] if second is not None else None,
+        "against": models[1]["name"] if second is not None else None,
         "data": _data_of(held_out.data) if held_out is not None else None,
     }
     rows = result_rows(first, second, cfg.evaluate.seed)

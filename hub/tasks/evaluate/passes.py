@@ -82,8 +82,6 @@ class Scorer:
         self.loaded, self.packed, self.shared, self.head = loaded, packed, shared, head
         self._most_rows = most_rows
         self._vocab_size = text_config(loaded.model).vocab_size
-        mixed = any(p.dtype != loaded.dtype for p in loaded.model.parameters() if p.is_floating_point())
-        self._autocast = loaded.dtype != torch.float32 and mixed
         self.max_tokens = CPU_TOKENS
 
     @property
@@ -165,11 +163,8 @@ class Scorer:
             batch = collate(rows, self.packed, targets)
             context = nullcontext()
         batch = batch.to(self.loaded.device)
-        with context, self._in_dtype():
+        with context, self.loaded.autocast():
             return self._values(batch)
-
-    def _in_dtype(self) -> torch.autocast:
-        return torch.autocast(self.loaded.device.type, self.loaded.dtype, enabled=self._autocast)
 
     def _values(self, batch: MicroBatch) -> torch.Tensor:
         model = self.loaded.model
