@@ -32,7 +32,7 @@ def answers(
         loaded: the model.
         prompts: token ids of each.
         generate: `max_new_tokens`, `stop` and `batch_size` are read.
-        progress: called with the number of answers that are done.
+        progress: called with the number of new answers, after each batch.
 
     Returns:
         An answer for each prompt, in order.
@@ -56,7 +56,7 @@ def answers(
         for i, text in zip(chosen, texts, strict=True):
             found[i] = Answer(text)
         pending = pending[size:]
-        progress(len(prompts) - len(pending))
+        progress(len(chosen))
     return [answer for answer in found if answer is not None]
 
 

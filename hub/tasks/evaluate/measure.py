@@ -1,6 +1,6 @@
 """Measures a model by a plan: losses, metrics of answers, tasks. Works on finished models and on one that is being trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp
 from typing import Any
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hub.config.generate import GenerateConfig
 from hub.tasks.evaluate.answering import answers
-from hub.tasks.evaluate.passes import Row, Scores
+from hub.tasks.evaluate.passes import Report, Row, Scores, adding
 from hub.tasks.evaluate.plan import EvaluationPlan
 from hub.tasks.evaluate.sets import OTHER, EvaluationSet
 from hub.tasks.evaluate.statistics import compare, ratio
@@ -18,8 +18,6 @@ from hub.tasks.evaluate.ways import open_scorer, own_attention
 from hub.tasks.loading import Loaded
 
 Floats = npt.NDArray[np.float64]
-Report = Callable[[str, int, int], None]
-"""Called with a set or task, how many of its rows are done, of how many."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ def _metrics(loaded: Loaded, plan: EvaluationPlan, one: EvaluationSet, report: R
     )
     prompts = [list(question.prompt) for question in questions]
     with own_attention(loaded):
-        made = answers(loaded, prompts, generate, lambda done: report(f"{one.name}, answers", done, len(prompts)))
+        made = answers(loaded, prompts, generate, adding(report, f"{one.name}, answers", len(prompts)))
     texts = [answer.text.strip() for answer in made]
     figures = []
     for metric in plan.metrics:

@@ -31,6 +31,9 @@ Floats = npt.NDArray[np.float64]
 Progress = Callable[[int], None]
 """Called with the number of rows that are done."""
 
+Report = Callable[[str, int, int], None]
+"""Called with what is done, how many of it, of how many."""
+
 MEASURED_TOKENS = (1024, 2048)
 """Of the passes on a GPU whose memory gives the token budget."""
 
@@ -71,6 +74,24 @@ class Scores:
 
     greedy: npt.NDArray[np.bool_]
     """(n,) whether the target is the most likely token."""
+
+
+def adding(report: Report, what: str, total: int, done: int = 0) -> Callable[[int], None]:
+    """A function of the number of things that were done just now, which reports how many that makes.
+
+    Args:
+        report: is called.
+        what: is done.
+        total: of all.
+        done: before.
+    """
+
+    def add(new: int) -> None:
+        nonlocal done
+        done += new
+        report(what, done, total)
+
+    return add
 
 
 class Scorer:
