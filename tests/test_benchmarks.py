@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import step_profile
+from benchmarks import evaluation, step_profile
 from benchmarks.context import Fit, search
 from benchmarks.peers import Step, Task, peers
 from benchmarks.runner import Row, Start, run, speed
@@ -168,3 +168,13 @@ def test_the_parents_side_of_a_peer_needs_nothing_but_the_standard_library():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_requests_of_an_evaluation_share_what_those_of_the_task_share():
+    for name, workload in evaluation.WORKLOADS.items():
+        pairs = evaluation.requests(workload, 3, 1.0)
+        assert pairs == evaluation.requests(workload, 3, 1.0)
+        contexts = [context for context, _ in pairs]
+        assert [contexts.count(context) for context in dict.fromkeys(contexts)] == [evaluation.CHOICES] * 3
+        begin = workload.few_shot // 2
+        assert (len({context[:begin] for context in contexts}) == 1) == (begin == 0 or "shot" in name)

@@ -44,6 +44,12 @@ class Loaded:
 
     has_adapter: bool = False
 
+    def autocast(self) -> torch.autocast:
+        """A context with arithmetic in `dtype`. It does nothing if all weights have that type."""
+        floating = (weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
+        enabled = self.dtype != torch.float32 and any(dtype != self.dtype for dtype in floating)
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+
     def without_adapter(self) -> AbstractContextManager[Any]:
         """A context in which the model is the base of its adapter. Nothing changes for a whole model."""
         if not self.has_adapter:

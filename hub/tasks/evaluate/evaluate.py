@@ -75,7 +75,8 @@ def held_out_config(asked: Asked) -> RunConfig | None:
 
     Data that is typed is measured whole. Otherwise it is the evaluation set of the run, with the seed of the run.
     """
-    cfg, data = asked.cfg, asked.cfg.data
+    data = replace(asked.cfg.data, streaming=False)  # the rows that are measured are read as a whole
+    cfg = replace(asked.cfg, data=data)
     typed = {name for name in ("path", "mix", "eval_path") if getattr(data, name)} - {
         name.removeprefix("data.").partition(".")[0] for name in asked.from_run if name.startswith("data.")
     }
@@ -98,8 +99,6 @@ def _check(asked: Asked, held_out: RunConfig | None) -> None:
         problems.append(
             f"{whose}, so there is nothing to measure. Type data.path=FILE, evaluate.retention=auto or evaluate.tasks=[NAME]"
         )
-    if held_out is not None and held_out.data.streaming:
-        held_out.data.streaming = False
     if wanted.every_steps is not None and "evaluate.every_steps" not in asked.from_run:
         problems.append("evaluate.every_steps is for hub train. Leave it out")
     if problems:
@@ -189,7 +188,7 @@ def _measured(asked: Asked, held_out: RunConfig | None, other: Finished | str | 
         name = "base"
         with loaded.without_adapter():
             second = measure(loaded, plan, _Lines(name))
-        models.append({**_description(asked.model, loaded), "name": name, "adapter": None})
+        models.append({**_description(asked.model, loaded), "name": name, "path": asked.model.base.path, "adapter": None})
     elif isinstance(other, Finished):
         tokenizer = loaded.tokenizer
         del loaded
@@ -202,7 +201,7 @@ def _measured(asked: Asked, held_out: RunConfig | None, other: Finished | str | 
         **plan.settings,
         "layouts": first.layouts,
         "device": str(loaded.device.type),
-        "against": models[1]["path"] if second is not None else None,
+        "against": models[1]["name"] if second is not None else None,
         "data": _data_of(held_out.data) if held_out is not None else None,
     }
     rows = result_rows(first, second, cfg.evaluate.seed)

@@ -5,7 +5,7 @@ Texts become tokens as lm-eval's own `hf` model makes them (lm_eval/models/huggi
 when a task is asked for.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -18,15 +18,12 @@ from hub.config.option import AUTO
 from hub.errors import ConfigError
 from hub.models.structure import base_of
 from hub.tasks.evaluate.harness_answers import answers
-from hub.tasks.evaluate.passes import Row, Scores
+from hub.tasks.evaluate.passes import Report, Row, Scores, adding
 from hub.tasks.evaluate.ways import open_scorer, own_attention
 from hub.tasks.loading import Loaded
 
 MAX_GEN_TOKS = 256
 """Tokens of an answer, if the task does not say: as lm-eval's hf model has it."""
-
-Report = Callable[[str, int, int], None]
-"""Called with what is done, how many of it, of how many."""
 
 Pair = tuple[list[int], list[int]]
 """Tokens of a context and of what follows it."""
@@ -203,9 +200,9 @@ class HubLM(TemplateLM):
             stop=[text for text in until if text],
             batch_size=self._batch_size,
         )
-        total = num_before + len(prompts)
         with own_attention(self.loaded):
-            made = answers(self.loaded, prompts, generate, lambda done: self._report("answers", num_before + done, total))
+            count = adding(self._report, "answers", num_before + len(prompts), num_before)
+            made = answers(self.loaded, prompts, generate, count)
         return [str(postprocess_generated_text(answer.text, stop=until, think_end_token=None)) for answer in made]
 
 

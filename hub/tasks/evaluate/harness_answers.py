@@ -32,7 +32,7 @@ def answers(
         loaded: the model.
         prompts: token ids of each.
         generate: `max_new_tokens`, `stop` and `batch_size` are read.
-        progress: called with the number of answers that are done.
+        progress: called with the number of new answers, after each batch.
 
     Returns:
         An answer for each prompt, in order.
@@ -56,7 +56,7 @@ def answers(
         for i, text in zip(chosen, texts, strict=True):
             found[i] = Answer(text)
         pending = pending[size:]
-        progress(len(prompts) - len(pending))
+        progress(len(chosen))
     return [answer for answer in found if answer is not None]
 
 
@@ -74,8 +74,7 @@ def _batch(loaded: Loaded, prompts: Sequence[Sequence[int]], generate: GenerateC
         ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
         mask[row, longest - len(prompt) :] = 1
     options: dict[str, Any] = {"stop_strings": generate.stop, "tokenizer": tokenizer} if generate.stop else {}
-    autocast = loaded.dtype != torch.float32 and any(p.dtype != loaded.dtype for p in model.parameters())
-    with torch.autocast(loaded.device.type, loaded.dtype, enabled=autocast):
+    with loaded.autocast():
         generated = model.generate(
             input_ids=ids.to(loaded.device),
             attention_mask=mask.to(loaded.device),

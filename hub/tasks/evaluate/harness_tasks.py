@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hub.config.evaluate import EvaluateConfig
-from hub.errors import ConfigError, did_you_mean, first_line
+from hub.errors import ConfigError, HubError, did_you_mean, first_line
+from hub.system.cache import cache_dir, make_once
+from hub.system.files import write_json
 
 OLDEST = (0, 4, 13)
 """Version of lm-eval whose model interface harness.py implements."""
+
+NAMES = "tasks.json"
 
 NUM_RESAMPLES = 1000
 """Of lm-eval's own bootstrap, for figures that are no means."""
@@ -58,7 +63,8 @@ def problems(tasks: Sequence[str]) -> list[str]:
     if tuple(int(part) for part in found.split(".")[:3] if part.isdigit()) < OLDEST:
         return [f"evaluate.tasks needs lm-eval {'.'.join(map(str, OLDEST))} or newer, but {found} is installed. {install}"]
     files = [task for task in tasks if is_file_name(task)]
-    return [f"evaluate.tasks={file}: there is no such file" for file in files if not Path(file).expanduser().is_file()]
+    lines = [f"evaluate.tasks={file}: there is no such file" for file in files if not Path(file).expanduser().is_file()]
+    return [*lines, *_unknown(tasks, _known_names())]
 
 
 def load_tasks(cfg: EvaluateConfig) -> dict[str, Any]:
@@ -76,15 +82,11 @@ def load_tasks(cfg: EvaluateConfig) -> dict[str, Any]:
 
     names = [str(Path(task).expanduser()) if is_file_name(task) else task for task in cfg.tasks]
     manager = TaskManager(include_defaults=not all(map(is_file_name, names)))
-    unknown = [name for name in names if not is_file_name(name) and name not in manager.all_tasks]
-    if unknown:
-        raise ConfigError(
-            [
-                f"evaluate.tasks={name}: lm-eval has no such task.{did_you_mean(name, manager.all_tasks)} Type a name that "
-                "lm-eval lists (lm-eval ls tasks), or FILE.yaml"
-                for name in unknown
-            ]
-        )
+    if lines := _unknown(names, manager.all_tasks):
+        raise ConfigError(lines)
+    if manager.all_tasks:
+        with contextlib.suppress(HubError):  # without a cache they are looked for again
+            make_once(_names_folder(), lambda folder: write_json(folder / NAMES, manager.all_tasks))
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for asked, name in zip(cfg.tasks, names, strict=True):
         try:
@@ -142,6 +144,29 @@ def task_versions(loaded: dict[str, Any]) -> dict[str, Any]:
         name: {"version": getattr(task, "VERSION", None), "num_fewshot": task.get_config("num_fewshot")}
         for name, task in loaded["tasks"].items()
     }
+
+
+def _names_folder() -> Path:
+    """Where the names of all tasks are: lm-eval takes many seconds to find them."""
+    return cache_dir() / "lm_eval" / version("lm_eval")
+
+
+def _known_names() -> list[str]:
+    """The names of all tasks, as an earlier evaluation found them. Empty: not known yet."""
+    file = _names_folder() / NAMES
+    names: list[str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return names
+
+
+def _unknown(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
+    """One line for each name of a task that does not exist. None if the names are not known."""
+    names = set(known)
+    return [
+        f"evaluate.tasks={name}: lm-eval has no such task.{did_you_mean(name, known)} Type a name that lm-eval lists "
+        "(lm-eval ls tasks), or FILE.yaml"
+        for name in tasks
+        if known and not is_file_name(name) and name not in names
+    ]
 
 
 def _figures(

@@ -1,6 +1,6 @@
 """Measures a model by a plan: losses, metrics of answers, tasks. Works on finished models and on one that is being trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp
 from typing import Any
@@ -9,17 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from hub.config.generate import GenerateConfig
-from hub.tasks.evaluate.passes import Row, Scorer, Scores
+from hub.tasks.evaluate.passes import Report, Row, Scorer, Scores, adding
 from hub.tasks.evaluate.plan import EvaluationPlan
 from hub.tasks.evaluate.sets import OTHER, EvaluationSet
 from hub.tasks.evaluate.statistics import compare, ratio
 from hub.tasks.evaluate.ways import open_scorer, own_attention
-from hub.tasks.generate.engine import generated
+from hub.tasks.generate.engine import answers
 from hub.tasks.loading import Loaded
 
 Floats = npt.NDArray[np.float64]
-Report = Callable[[str, int, int], None]
-"""Called with a set or task, how many of its rows are done, of how many."""
 
 
 @dataclass(frozen=True)
@@ -196,14 +194,9 @@ def _metrics(loaded: Loaded, plan: EvaluationPlan, one: EvaluationSet, report: R
         seed=plan.cfg.seed,
     )
     prompts = [list(question.prompt) for question in questions]
-    texts = [""] * len(prompts)
-    num_done = 0
     with own_attention(loaded):
-        for batch in generated(loaded, prompts, generate):
-            for number, answer in batch.items():
-                texts[number] = answer.text.strip()
-            num_done += len(batch)
-            report(f"{one.name}, answers", num_done, len(prompts))
+        made = answers(loaded, prompts, generate, adding(report, f"{one.name}, answers", len(prompts)))
+    texts = [answer.text.strip() for answer in made]
     figures = []
     for metric in plan.metrics:
         pairs = zip(texts, questions, strict=True)

@@ -31,6 +31,9 @@ Floats = npt.NDArray[np.float64]
 Progress = Callable[[int], None]
 """Called with the number of rows that are done."""
 
+Report = Callable[[str, int, int], None]
+"""Called with what is done, how many of it, of how many."""
+
 MEASURED_TOKENS = (1024, 2048)
 """Of the passes on a GPU whose memory gives the token budget."""
 
@@ -73,6 +76,24 @@ class Scores:
     """(n,) whether the target is the most likely token."""
 
 
+def adding(report: Report, what: str, total: int, done: int = 0) -> Callable[[int], None]:
+    """A function of the number of things that were done just now, which reports how many that makes.
+
+    Args:
+        report: is called.
+        what: is done.
+        total: of all.
+        done: before.
+    """
+
+    def add(new: int) -> None:
+        nonlocal done
+        done += new
+        report(what, done, total)
+
+    return add
+
+
 class Scorer:
     """Runs a model over rows. `open_scorer` makes it."""
 
@@ -82,8 +103,6 @@ class Scorer:
         self.loaded, self.packed, self.shared, self.head = loaded, packed, shared, head
         self._most_rows = most_rows
         self._vocab_size = text_config(loaded.model).vocab_size
-        mixed = any(p.dtype != loaded.dtype for p in loaded.model.parameters() if p.is_floating_point())
-        self._autocast = loaded.dtype != torch.float32 and mixed
         self.max_tokens = CPU_TOKENS
 
     @property
@@ -165,11 +184,8 @@ class Scorer:
             batch = collate(rows, self.packed, targets)
             context = nullcontext()
         batch = batch.to(self.loaded.device)
-        with context, self._in_dtype():
+        with context, self.loaded.autocast():
             return self._values(batch)
-
-    def _in_dtype(self) -> torch.autocast:
-        return torch.autocast(self.loaded.device.type, self.loaded.dtype, enabled=self._autocast)
 
     def _values(self, batch: MicroBatch) -> torch.Tensor:
         model = self.loaded.model

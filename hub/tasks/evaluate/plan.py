@@ -18,7 +18,7 @@ from hub.tasks.evaluate.sets import KEPT, LEARNT, Encoding, EvaluationSet, make_
 
 HELD_OUT = "held-out"
 RETENTION = "retention"
-PACKAGES = ("torch", "transformers", "lm_eval", "sacrebleu", "rouge_score")
+PACKAGES = ("finetune-hub", "torch", "transformers", "lm_eval", "sacrebleu", "rouge_score")
 """Whose versions may change a figure."""
 
 

@@ -132,7 +132,7 @@ def _worst(alone: list[Floats], together: list[Floats], ids: list[Ids], dtype: t
 
 def _alone(loaded: Loaded, sample: Sample) -> Floats:
     ids = torch.from_numpy(sample.input_ids.astype(np.int64))[None].to(loaded.device)
-    with torch.autocast(loaded.device.type, loaded.dtype, enabled=loaded.dtype != torch.float32):
+    with loaded.autocast():
         logits = loaded.model(input_ids=ids, use_cache=False).logits[0]
     values: Floats = of_plain_logits(logits, sample).cpu().numpy()
     return values
@@ -169,7 +169,7 @@ def _try_head(loaded: Loaded, shared: SharedPrefixes | None) -> ScoringHead | No
         inputs = model_inputs(model, batch) if shared is None else plain_inputs(batch)
         inputs["logits_to_keep"] = batch.loss_positions
         context = shared.reading(share([row.input_ids]), loaded.device) if shared else nullcontext()
-        with context, torch.autocast(loaded.device.type, loaded.dtype, enabled=loaded.dtype != torch.float32):
+        with context, loaded.autocast():
             found: torch.Tensor = model(**inputs).logits
         return found
 

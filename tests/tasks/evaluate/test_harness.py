@@ -1,5 +1,6 @@
 import json
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hub.config.evaluate import EvaluateConfig
 from hub.errors import ConfigError
 from hub.tasks.evaluate.harness import HubLM
-from hub.tasks.evaluate.harness_tasks import load_tasks, run_tasks
+from hub.tasks.evaluate.harness_tasks import load_tasks, problems, run_tasks
 from hub.tasks.loading import Loaded
 from hub.testing import tiny_model_path
 
@@ -130,6 +131,16 @@ def test_a_task_that_does_not_exist_or_needs_the_network_is_one_line(tmp_path, m
     monkeypatch.setattr("datasets.load_dataset", _offline)
     with pytest.raises(ConfigError, match=r"away.yaml: its data is on the model hub, which can't be reached"):
         load_tasks(EvaluateConfig(tasks=[str(file)]))
+
+
+def test_a_name_is_checked_without_lm_eval_once_all_names_are_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("HUB_CACHE", str(tmp_path))
+    assert problems(["helaswag"]) == []
+    folder = tmp_path / "lm_eval" / version("lm_eval")
+    folder.mkdir(parents=True)
+    (folder / "tasks.json").write_text('["hellaswag", "mmlu"]', encoding="utf-8")
+    (line,) = problems(["helaswag", "mmlu"])
+    assert line.startswith("evaluate.tasks=helaswag: lm-eval has no such task. Did you mean hellaswag?")
 
 
 def _offline(*args: object, **kwargs: object) -> None:

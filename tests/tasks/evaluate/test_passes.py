@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from zoo.zoo import zoo_model
+from zoo.zoo import TEXT, zoo_model
 
 from hub.models.patches import patches_of
 from hub.tasks.evaluate.passes import Row
@@ -55,6 +55,21 @@ def test_each_row_has_what_it_has_alone(name, layout, has_head):
         np.testing.assert_allclose(scores.log_probabilities, wanted, atol=2e-5)
         np.testing.assert_allclose(other.log_probabilities, wanted, atol=2e-5)
         np.testing.assert_array_equal(scores.greedy, logits.argmax(-1)[row.places].numpy() == row.targets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEXT)
+def test_each_row_of_every_architecture_has_what_it_has_alone(name):
+    loaded = _loaded(name)
+    rows = _rows(loaded.model.config.get_text_config().vocab_size)
+    with open_scorer(loaded, 45) as scorer:
+        found = scorer.scores(rows)
+    loaded.model.eval()
+    for row, scores in zip(rows, found, strict=True):
+        with torch.no_grad():
+            logits = loaded.model(torch.from_numpy(row.input_ids.astype(np.int64))[None], use_cache=False).logits[0].float()
+        wanted = torch.log_softmax(logits, -1)[row.places, row.targets]
+        np.testing.assert_allclose(scores.log_probabilities, wanted, atol=1e-5)
 
 
 def test_a_shared_beginning_is_read_once():
