@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,5 +143,7 @@ def _answers(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
             return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code != 503  # it answers, and has no such page
     except OSError:
         return False
