@@ -21,6 +21,7 @@ from hub.config.option import AUTO
 from hub.errors import ConfigError, Interrupted, LaunchError
 from hub.models.finished import Asked
 from hub.system.signals import STOP_SIGNALS
+from hub.tasks.generate.data_options import OF_PROMPTS, check_data_options
 from hub.tasks.serve.engines import HOST, Served, choose, command, curl
 from hub.tasks.serve.folder import make_folder, model_name
 from hub.tasks.serve.verb import ServeOptions
@@ -48,6 +49,7 @@ def serve(asked: Asked) -> None:
     """
     options = asked.options
     assert isinstance(options, ServeOptions)
+    check_data_options(asked, OF_PROMPTS)
     engine = choose(options.engine)
     if asked.cfg.generate.stop or asked.cfg.generate.batch_size != AUTO:
         raise ConfigError("generate.stop and generate.batch_size are not for a server. Send stop with each request")
