@@ -2003,7 +2003,8 @@ def chat(
         thinking: Whether the chat template asks for a thinking block (`enable_thinking`). auto: as the template has it by
             default.
         batch_size: Answers that are generated together. auto: as many as fit into memory. At least 1.
-        seed: Seed of the sampling. The same seed, batch size and machine give the same answers. At least 0.
+        seed: Seed of the sampling. Each answer has draws of its own, so but for rounding it does not depend on the batch size.
+            At least 0.
         subset: Config of a dataset of the model hub. None: its only one.
         split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
         eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
@@ -2140,7 +2141,8 @@ def generate(
         thinking: Whether the chat template asks for a thinking block (`enable_thinking`). auto: as the template has it by
             default.
         batch_size: Answers that are generated together. auto: as many as fit into memory. At least 1.
-        seed: Seed of the sampling. The same seed, batch size and machine give the same answers. At least 0.
+        seed: Seed of the sampling. Each answer has draws of its own, so but for rounding it does not depend on the batch size.
+            At least 0.
         subset: Config of a dataset of the model hub. None: its only one.
         split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
         eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
@@ -2271,7 +2273,8 @@ def serve(
         thinking: Whether the chat template asks for a thinking block (`enable_thinking`). auto: as the template has it by
             default.
         batch_size: Answers that are generated together. auto: as many as fit into memory. At least 1.
-        seed: Seed of the sampling. The same seed, batch size and machine give the same answers. At least 0.
+        seed: Seed of the sampling. Each answer has draws of its own, so but for rounding it does not depend on the batch size.
+            At least 0.
         subset: Config of a dataset of the model hub. None: its only one.
         split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
         eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.

@@ -134,7 +134,7 @@ def _check_flags(name: str, verb: Verb, flags: Flags) -> None:
     for item in fields(Flags):
         flag = f"--{item.name.replace('_', '-')}"
         if getattr(flags, item.name) not in (None, False) and flag not in verb.flags:
-            having = " and ".join(other for other, its in VERBS.items() if flag in its.flags)
+            having = ", ".join(other for other, its in VERBS.items() if flag in its.flags)
             raise ConfigError(f"{flag} works with {having} only, not with {name}")
 
 

@@ -37,4 +37,4 @@ class GenerateConfig:
     """Answers that are generated together. auto: as many as fit into memory."""
 
     seed: int = option(0, ge=0)
-    """Seed of the sampling. The same seed, batch size and machine give the same answers."""
+    """Seed of the sampling. Each answer has draws of its own, so but for rounding it does not depend on the batch size."""

@@ -88,7 +88,7 @@ def quiet_libraries() -> None:
     """Turn off the progress bars and warnings of transformers and torch, which would hide the hub's own lines."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that it can do without
     warnings.filterwarnings("ignore", module="transformers")
     warnings.filterwarnings("ignore", module="torch")
     if not torch.cuda.is_available():

@@ -171,7 +171,7 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
         ),
         (
             ["plugins", "--config-dir", "x"],
-            "--config-dir works with train and verify and ",
+            "--config-dir works with train, verify, ",
         ),
         (["data", "--keep", "3"], "--keep works with runs only, not with data"),
         (["--config-dir"], "--config-dir: type --config-dir DIR"),

@@ -325,6 +325,7 @@ def test_mistakes_of_generate_are_one_line_each(hub, tmp_path):
     assert "p.jsonl:2: the prompt has" in line("data.path=p.jsonl")
     assert "Type out=NAME.jsonl" in line("data.path=p.jsonl", "out=a.csv")
     assert "is the file of the prompts" in line("data.path=p.jsonl", "out=./p.jsonl")
+    assert line("prompt=a", "data.loss_on=last") == "data.loss_on is about training and changes no answer. Leave it out"
     assert "overwrite=true is for out=" in line("prompt=a", "overwrite=true")
     assert "it is not known what tiny:llama was before training" in line("prompt=a", "compare=true")
     said = hub(

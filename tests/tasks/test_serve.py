@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,7 +123,12 @@ def test_an_adapter_is_given_to_an_engine_that_takes_it(tmp_path, monkeypatch):
     assert "--served-model-name one-base" in words
     words = " ".join(command("transformers", served))
     assert "transformers.cli.transformers serve one --host 127.0.0.1 --port 8000 --default-seed 3 --dtype bfloat16" in words
-    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    package = tmp_path / "transformers"
+    (package / "cli").mkdir(parents=True)
+    earlier = "force_model: Annotated[\n            str | None,\n            typer.Option(help='')] = None,"
+    (package / "cli" / "serve.py").write_text(earlier)
+    monkeypatch.setattr(engines, "find_spec", lambda name: SimpleNamespace(origin=str(package / "__init__.py")))
+    assert " serve --force-model one --host" in " ".join(command("transformers", served))
     monkeypatch.setattr(engines, "vllm", lambda: None)
     assert engines.choose("auto") == "transformers"
     with pytest.raises(LaunchError):

@@ -13,6 +13,7 @@ from hub.models.finished import Asked
 from hub.tasks.chat.screen import Screen
 from hub.tasks.chat.verb import ChatOptions
 from hub.tasks.generate.before import base_of_adapter, check_before, load_before
+from hub.tasks.generate.data_options import OF_PROMPTS, check_data_options
 
 if TYPE_CHECKING:
     from hub.tasks.generate.prompts import Prompter
@@ -40,8 +41,9 @@ def chat(asked: Asked) -> None:
     """
     options = asked.options
     assert isinstance(options, ChatOptions)
-    if not asked.from_run and asked.cfg.data.path:
+    if asked.cfg.data.path and "data.path" not in asked.from_run:
         raise ConfigError("data.path: hub chat asks what you type. Type hub generate data.path=FILE out=answers.jsonl")
+    check_data_options(asked, OF_PROMPTS)
     if options.compare:
         check_before(asked)
     screen = Screen()

@@ -190,11 +190,14 @@ def one_answer(
 def rows_in_memory(loaded: Loaded, num_tokens: int) -> int:
     """How many rows of so many tokens have room for their keys and values. At least 1."""
     config = text_config(loaded.model)
-    heads = getattr(config, "num_attention_heads", None) or 1
-    size = getattr(config, "hidden_size", None) or 1024
-    width = (getattr(config, "num_key_value_heads", None) or heads) * (getattr(config, "head_dim", None) or size // heads)
-    layers = getattr(config, "num_hidden_layers", None) or 32
-    each = num_tokens * layers * 2 * width * loaded.dtype.itemsize + 8 * (getattr(config, "vocab_size", None) or 0)
+
+    def number(name: str, default: int) -> int:
+        value = getattr(config, name, None)
+        return value if isinstance(value, int) and value > 0 else default  # some families have a list, one for each layer
+
+    heads = number("num_attention_heads", 1)
+    width = number("num_key_value_heads", heads) * number("head_dim", max(1, number("hidden_size", 1024) // heads))
+    each = num_tokens * number("num_hidden_layers", 32) * 2 * width * loaded.dtype.itemsize + 8 * number("vocab_size", 1)
     free = float(free_host_memory())
     if loaded.device.type == "cuda":
         free = min(

@@ -5,15 +5,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hub.config.data import DataConfig
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, Interrupted, ModelError
 from hub.models.finished import Asked
 from hub.tasks.generate.answers_file import AnswersFile, fingerprint, refuse_own_data
 from hub.tasks.generate.before import base_of_adapter, check_before, load_before
+from hub.tasks.generate.data_options import READ, check_data_options, data_asked
 from hub.tasks.generate.result import Answers
 from hub.tasks.generate.rows import Question, check_first, questions, with_system
 from hub.tasks.generate.verb import GenerateOptions
@@ -21,9 +21,6 @@ from hub.tasks.generate.verb import GenerateOptions
 if TYPE_CHECKING:
     from hub.tasks.generate.prompts import Prompter
     from hub.tasks.loading import Loaded
-
-OF_A_RUN = ("template", "date")
-"""Options of `data` that hold for questions to the model of a run. The others are about its training data."""
 
 _OF_ANSWER = ("answer", "thoughts", "finish_reason", "num_tokens")
 _FIELDS = {"answer": _OF_ANSWER, "base_answer": tuple(f"base_{name}" for name in _OF_ANSWER)}
@@ -45,6 +42,7 @@ def generate(asked: Asked) -> Answers:
     """
     options = asked.options
     assert isinstance(options, GenerateOptions)
+    check_data_options(asked, READ)
     data, of_run = data_asked(asked)
     if (options.prompt is None) == (not data.path):
         raise ConfigError(_which(options.prompt is not None))
@@ -85,20 +83,6 @@ class _Counts:
         self.answers = self.tokens = 0
         self.seconds = 0.0
         self.left_out = left_out
-
-
-def data_asked(asked: Asked) -> tuple[DataConfig, DataConfig | None]:
-    """The data options for questions, without those of the run that made the model, and those of that run."""
-    data = asked.cfg.data
-    if not asked.from_run:
-        return data, None
-    plain = DataConfig()
-    kept = {
-        item.name: getattr(data, item.name)
-        for item in fields(DataConfig)
-        if item.name in OF_A_RUN or not any(name.split(".")[:2] == ["data", item.name] for name in asked.from_run)
-    }
-    return replace(plain, **kept), data
 
 
 def _which(both: bool) -> str:

@@ -1,9 +1,9 @@
 """Which token comes next: penalty, temperature, top-k, top-p, min-p, and a draw that depends on the seed and the row alone.
 
 The draw is the Gumbel-max trick (Gumbel 1954; Maddison et al., arXiv 1411.0030): the largest of `logit + g` with independent
-standard Gumbel noise `g` is a sample of the softmax. Each row has a random generator of its own. So an answer depends neither
-on the other rows of its batch nor on the answers before it, and a call of `generate` that continues gives the answers of one
-that was not stopped.
+standard Gumbel noise `g` is a sample of the softmax. Each row has a random generator of its own. So, but for rounding,
+an answer depends neither on the other rows of its batch nor on the answers before it, and a call of `generate` that continues
+gives the answers of one that was not stopped.
 """
 
 import hashlib

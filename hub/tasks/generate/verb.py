@@ -44,10 +44,7 @@ VERB = FinishedVerb(
     examples=(
         ("one question", 'python -m hub generate run=latest prompt="What is a cell?"'),
         ("a file of prompts", "python -m hub generate run=latest data.path=prompts.jsonl out=answers.jsonl"),
-        (
-            "before and after training",
-            "python -m hub generate run=latest data.path=prompts.jsonl out=answers.jsonl compare=true",
-        ),
+        ("before and after training", 'python -m hub generate run=latest compare=true prompt="What is a cell?"'),
         ("always the most likely words", 'python -m hub generate model=smollm2_135m generate.temperature=0 prompt="Hi"'),
     ),
     notes="Rows may have any format of training data. The last answer of a conversation is not shown to the model; it is "

@@ -1,6 +1,7 @@
 """The programs that serve: which are installed, and how each is started."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -71,6 +72,14 @@ def vllm() -> str | None:
     return str(beside) if beside.is_file() else shutil.which("vllm")
 
 
+def takes_model_as_argument() -> bool:
+    """Whether `transformers serve` takes the model as its argument. Earlier releases have an option for it."""
+    found = find_spec("transformers")
+    file = Path(found.origin).parent / "cli" / "serve.py" if found is not None and found.origin else None
+    text = file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
+    return re.search(r"force_model: Annotated\[[^\]]*?typer\.Option", text) is None
+
+
 def takes_adapter(engine: str, config: Mapping[str, Any]) -> bool:
     """Whether an engine lays an adapter on its base by itself. If not, it is merged.
 
@@ -94,17 +103,9 @@ def command(engine: str, served: Served) -> list[str]:
     """The command line of a server. It runs in the folder above that of the model."""
     name = served.folder.name
     if engine == "transformers":
-        words = [
-            sys.executable,
-            "-m",
-            "transformers.cli.transformers",
-            "serve",
-            name,
-            "--host",
-            HOST,
-            "--port",
-            str(served.port),
-        ]
+        model = [name] if takes_model_as_argument() else ["--force-model", name]
+        words = [sys.executable, "-m", "transformers.cli.transformers", "serve", *model]
+        words += ["--host", HOST, "--port", str(served.port)]
         if served.settings.seed:
             words += ["--default-seed", str(served.settings.seed)]
         if served.dtype != AUTO:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from hub.config.option import AUTO
 from hub.errors import ConfigError, Interrupted, LaunchError
 from hub.models.finished import Asked
 from hub.system.signals import STOP_SIGNALS
+from hub.tasks.generate.data_options import OF_PROMPTS, check_data_options
 from hub.tasks.serve.engines import HOST, Served, choose, command, curl
 from hub.tasks.serve.folder import make_folder, model_name
 from hub.tasks.serve.verb import ServeOptions
@@ -47,6 +49,7 @@ def serve(asked: Asked) -> None:
     """
     options = asked.options
     assert isinstance(options, ServeOptions)
+    check_data_options(asked, OF_PROMPTS)
     engine = choose(options.engine)
     if asked.cfg.generate.stop or asked.cfg.generate.batch_size != AUTO:
         raise ConfigError("generate.stop and generate.batch_size are not for a server. Send stop with each request")
@@ -142,5 +145,7 @@ def _answers(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
             return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code != 503  # it answers, and has no such page
     except OSError:
         return False
