@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from hub.train.curves import SIGMA_OF_MAD, Curves, Numbers, read_curves
+from hub.train.curves import SIGMA_OF_MAD, Curves, Level, Numbers, read_curves
 from hub.train.findings import Change, Finding
 from hub.train.remedies import Remedies
 
@@ -239,9 +240,10 @@ class _Run:
         curves, start, end = self.curves, self.curves.start, self.curves.end
         if len(curves.losses) < FEWEST_STEPS or end.mean < 0.7 * start.mean:
             return None
-        fall, error = self._fall_of_last_third()
+        first, last = self._falls()
         total, has_held_out = start.mean - end.mean, len(curves.held_out) >= 2
-        if not (fall > 4 * error and fall > 0.2 * total and total > 0.01 * start.mean):
+        is_falling = last.mean > max(4 * last.error, 0.2 * total) and total > 0.01 * start.mean
+        if not is_falling or last.mean - last.error < 0.6 * (first.mean + first.error):
             return None
         lowest = float(curves.held_out.min(initial=math.inf)) + 2 * curves.held_out_noise
         if has_held_out and not 0.7 * curves.held_out[0] <= curves.held_out[-1] <= lowest:
@@ -254,7 +256,7 @@ class _Run:
         held_out = f" (held-out: from {curves.held_out[0]:.4g} to {curves.held_out[-1]:.4g})" if has_held_out else ""
         evidence = (
             f"the training loss came down from {start} to {end} only{held_out}, and was still falling: the last third of the "
-            f"learning (by the sum of learning rates) brought {min(fall / total, 1):.0%} of that"
+            f"learning (by the sum of learning rates) brought {min(last.mean / total, 1):.0%} of that"
         )
         changes = [*self.options.rate(3), *self.options.longer(), *self.options.more_capacity(), self.options.batch(0.25)]
         return Finding("underfitting", evidence, tuple(filter(None, changes)))
@@ -267,18 +269,22 @@ class _Run:
         way = np.cumsum(np.nan_to_num(self.curves.rates))
         return way / way[-1] if way[-1] > 0 else way[:0]
 
-    def _fall_of_last_third(self) -> tuple[float, float]:
-        """By how much the training loss falls over the last third of `_way`, and the standard error of that.
+    def _falls(self) -> tuple[Level, Level]:
+        """By how much the training loss falls over the first and over the last third of `_way`, each with its standard error.
 
-        Only the last pass over the data counts: from one pass to the next the loss also falls because rows are known.
+        Of the last third only the last pass over the data counts: from one pass to the next the loss also falls because rows
+        are known.
         """
         curves, way = self.curves, self._way()
         if not len(way):
-            return 0.0, math.inf
+            return Level(0.0, math.inf), Level(0.0, math.inf)
         in_last_pass = ~(curves.epochs <= np.ceil(curves.epochs[-1]) - 1)  # where the passes are not known: all
-        chosen = (way > 2 / 3) & in_last_pass
-        x, y = way[chosen], curves.losses[chosen]
+        return self._fall(way, way <= 1 / 3), self._fall(way, (way > 2 / 3) & in_last_pass)
+
+    def _fall(self, way: Numbers, chosen: npt.NDArray[np.bool_]) -> Level:
+        """The fall over a third of the way, by the slope over the steps that are chosen."""
+        x, y = way[chosen], self.curves.losses[chosen]
         if len(x) < 8:
-            return 0.0, math.inf
+            return Level(0.0, math.inf)
         slope, _ = np.polyfit(x, y, 1)
-        return -float(slope) / 3, curves.noise / (3 * float(x.std()) * math.sqrt(len(x)) + NEVER_BELOW)
+        return Level(-float(slope) / 3, self.curves.noise / (3 * float(x.std()) * math.sqrt(len(x)) + NEVER_BELOW))

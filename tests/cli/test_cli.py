@@ -122,7 +122,7 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
         (["help", "sho"], "sho: there is no such verb."),
         (
             ["plugins", "--config-dir", "x"],
-            "--config-dir works with train and verify and data and show and completion only, not",
+            "--config-dir works with train and verify and report and data and show and completion only, not",
         ),
         (["data", "--keep", "3"], "--keep works with runs only, not with data"),
         (["--config-dir"], "--config-dir: type --config-dir DIR"),

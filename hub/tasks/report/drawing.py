@@ -22,7 +22,7 @@ def figure(chart: Chart) -> Html:
     """A chart with its title, its legend and its data for page.js."""
     x_from, x_to, y_from, y_to = bounds(chart)
     axes = [*_x_axis(x_from, x_to), *_y_axis(y_from, y_to)]
-    curves = [_curve(one, x_from, x_to, y_from, y_to) for one in chart.series]
+    curves = [tag("g", _curve(one, x_from, x_to, y_from, y_to), class_="series") for one in chart.series]
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     inner = tag(
         "svg", *curves, class_="plot", x=LEFT, y=TOP, width=width, height=height, viewBox=f"0 0 {SIZE} {SIZE}",
@@ -35,7 +35,13 @@ def figure(chart: Chart) -> Html:
     )  # fmt: skip
     alone = len(chart.series) == 1 and chart.series[0].label.lower() == chart.title.lower()
     keys = [
-        tag("span", tag("i", class_=f"key {one.style} c{one.color % NUM_COLORS}"), one.label, class_="legend-item")
+        tag(
+            "button",
+            tag("i", class_=f"key {one.style} c{one.color % NUM_COLORS}"),
+            one.label,
+            type="button",
+            class_="legend-item",
+        )
         for one in chart.series
         if not alone
     ]
