@@ -266,6 +266,9 @@ def test_the_page_fits_narrow_and_wide_windows_and_zooms(trained, hub, tmp_path)
         assert browser.value(plots) != whole
         browser.key("Escape")
         assert browser.value(plots) == whole
+        browser.value("document.querySelectorAll('.legend-item')[0].click()")  # hides a curve; the axis fits the other
+        assert browser.value("getComputedStyle(document.querySelector('.series')).display") == "none"
+        assert browser.value(plots)[0] != whole[0]
         assert not browser.complaints
     finally:
         browser.close()
