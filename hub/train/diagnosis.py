@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from hub.train.curves import SIGMA_OF_MAD, Curves, Level, Numbers, read_curves
@@ -251,7 +250,7 @@ class _Run:
         if len(curves.held_out) >= 4:
             half = curves.steps[int(np.searchsorted(self._way(), 0.5))]
             place = int(np.searchsorted(curves.held_out_steps, half, side="right")) - 1
-            if curves.held_out[place] - curves.held_out[-1] < 0.3 * (curves.held_out[0] - curves.held_out[-1]):
+            if curves.held_out[place] - curves.held_out[-1] < 0.4 * (curves.held_out[0] - curves.held_out[-1]):
                 return None
         held_out = f" (held-out: from {curves.held_out[0]:.4g} to {curves.held_out[-1]:.4g})" if has_held_out else ""
         evidence = (
@@ -276,15 +275,14 @@ class _Run:
         are known.
         """
         curves, way = self.curves, self._way()
-        if not len(way):
-            return Level(0.0, math.inf), Level(0.0, math.inf)
         in_last_pass = ~(curves.epochs <= np.ceil(curves.epochs[-1]) - 1)  # where the passes are not known: all
-        return self._fall(way, way <= 1 / 3), self._fall(way, (way > 2 / 3) & in_last_pass)
-
-    def _fall(self, way: Numbers, chosen: npt.NDArray[np.bool_]) -> Level:
-        """The fall over a third of the way, by the slope over the steps that are chosen."""
-        x, y = way[chosen], self.curves.losses[chosen]
-        if len(x) < 8:
-            return Level(0.0, math.inf)
+        chosen = (way > 2 / 3) & in_last_pass if len(way) else np.zeros(0, dtype=np.bool_)
+        if chosen.sum() < 8 or way[chosen][-1] - way[chosen][0] < 0.2:
+            return Level(0.0, math.inf), Level(0.0, math.inf)
+        x, y, third = way[chosen], curves.losses[chosen], int(np.searchsorted(way, 1 / 3))
         slope, _ = np.polyfit(x, y, 1)
-        return Level(-float(slope) / 3, self.curves.noise / (3 * float(x.std()) * math.sqrt(len(x)) + NEVER_BELOW))
+        last = Level(-float(slope) / 3, curves.noise / (3 * float(x.std()) * math.sqrt(len(x)) + NEVER_BELOW))
+        width = max(2, curves.window // 2)
+        before, after = curves.losses[:3], curves.losses[max(0, third - width) : third + width + 1]
+        error = curves.noise * math.sqrt(1 / len(before) + 1 / len(after))
+        return Level(float(before.mean() - after.mean()), error), last

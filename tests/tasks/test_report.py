@@ -48,6 +48,7 @@ def trained(tmp_path_factory):
         measured("learnt", "lower", -0.3, interval),
         measured("kept", "lower", 0.3, interval | {"low": 0.1, "high": 0.5}),
         measured("kept", "higher", 0.0, interval | {"low": -0.1, "high": 0.1}),
+        measured("learnt", "higher", 0.3, interval | {"low": 0.1, "high": 0.5}),
     ]
     models = [{"name": EVIL}, {"name": "before"}]
     (run / "evaluation.json").write_text(json.dumps({"version": 1, "models": models, "settings": {}, "rows": rows}))
@@ -91,6 +92,8 @@ def test_the_report_has_all_of_a_run_and_lets_no_text_out_of_its_place(trained, 
         "learned", "lost", "kept", "-0.3 (-0.5 to -0.1)", "before", "right", f"python -m hub {trained}/run.yaml",
     ):  # fmt: skip
         assert part in text, part
+    verdicts = page[page.index('id="measured"') : page.index('id="curves"')]
+    assert re.findall(r'class="badge \w+">([\w ]+)<', verdicts) == ["learned", "lost", "kept", "learned"]
     # Texts of users stay text, and secrets stay out, however the tokens part them.
     assert EVIL in text
     assert page.count("<script") == page.count("</script>") == 1 + page.count('<script type="application/json"')
