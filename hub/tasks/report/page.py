@@ -15,7 +15,7 @@ from hub.tasks.report.series import Chart
 from hub.version import VERSION
 
 _HERE = Path(__file__).parent
-_HOW = "Drag across a chart to zoom, double-click to go back. With the keyboard: arrows, + and -, Escape."
+_HOW = "Drag across a chart to zoom, double-click to go back, click a name to hide its curve. Keys: arrows, + and -, Escape."
 
 
 def run_page(
