@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,9 +18,16 @@ SIZE = 1000
 NUM_COLORS = 8
 
 
-def figure(chart: Chart) -> Html:
+def figures(charts: Sequence[Chart]) -> list[Html]:
+    """Charts that share the axis of the steps."""
+    steps = np.concatenate([one.steps for chart in charts for one in chart.series])
+    x_from, x_to = float(steps.min()), float(steps.max())
+    return [_figure(chart, x_from, x_to if x_to > x_from else x_from + 1) for chart in charts]
+
+
+def _figure(chart: Chart, x_from: float, x_to: float) -> Html:
     """A chart with its title, its legend and its data for page.js."""
-    x_from, x_to, y_from, y_to = bounds(chart)
+    y_from, y_to = _bounds(chart)
     axes = [*_x_axis(x_from, x_to), *_y_axis(y_from, y_to)]
     curves = [tag("g", _curve(one, x_from, x_to, y_from, y_to), class_="series") for one in chart.series]
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
@@ -51,16 +58,14 @@ def figure(chart: Chart) -> Html:
     return tag("figure", caption, picture, values, _data(chart, (x_from, x_to, y_from, y_to)), class_="chart-box")
 
 
-def bounds(chart: Chart) -> tuple[float, float, float, float]:
-    """The ends of the axes: of the steps, and of the values with a small margin."""
-    steps = np.concatenate([one.steps for one in chart.series])
+def _bounds(chart: Chart) -> tuple[float, float]:
+    """The ends of the axis of the values, with a small margin."""
     values = np.concatenate([one.values for one in chart.series])
-    x_from, x_to = float(steps.min()), float(steps.max())
     y_from, y_to = float(values.min()), float(values.max())
     if chart.from_zero:
         y_from = min(0.0, y_from)
     margin = 0.05 * (y_to - y_from) or 0.05 * abs(y_to) or 1.0
-    return x_from, (x_to if x_to > x_from else x_from + 1), (y_from if y_from == 0 else y_from - margin), y_to + margin
+    return (y_from if y_from == 0 else y_from - margin), y_to + margin
 
 
 def ticks(start: float, end: float, count: int = 5) -> list[float]:

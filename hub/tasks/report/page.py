@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from hub.tasks.report import data_section, measured, sections
-from hub.tasks.report.drawing import figure
+from hub.tasks.report.drawing import figures
 from hub.tasks.report.markup import Html, joined, note, section, tag, text
 from hub.tasks.report.record import Record
 from hub.tasks.report.samples import Shown
@@ -58,7 +58,7 @@ def _curves(charts: Sequence[Chart]) -> Html:
     if not charts:
         return section("curves", "Curves", note("No step was logged."))
     hint = tag("p", _HOW, class_="note hint", hidden=True)
-    return section("curves", "Curves", hint, tag("div", *map(figure, charts), class_="charts"))
+    return section("curves", "Curves", hint, tag("div", *figures(charts), class_="charts"))
 
 
 def _page(title: str, header: Sequence[Html], body: Sequence[Html]) -> Iterator[str]:
