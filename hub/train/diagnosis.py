@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from hub.train.curves import SIGMA_OF_MAD, Curves, Numbers, read_curves
+from hub.train.curves import SIGMA_OF_MAD, Curves, Level, Numbers, read_curves
 from hub.train.findings import Change, Finding
 from hub.train.remedies import Remedies
 
@@ -239,9 +239,10 @@ class _Run:
         curves, start, end = self.curves, self.curves.start, self.curves.end
         if len(curves.losses) < FEWEST_STEPS or end.mean < 0.7 * start.mean:
             return None
-        fall, error = self._fall_of_last_third()
+        first, last = self._falls()
         total, has_held_out = start.mean - end.mean, len(curves.held_out) >= 2
-        if not (fall > 4 * error and fall > 0.2 * total and total > 0.01 * start.mean):
+        is_falling = last.mean > max(4 * last.error, 0.2 * total) and total > 0.01 * start.mean
+        if not is_falling or last.mean - last.error < 0.6 * (first.mean + first.error):
             return None
         lowest = float(curves.held_out.min(initial=math.inf)) + 2 * curves.held_out_noise
         if has_held_out and not 0.7 * curves.held_out[0] <= curves.held_out[-1] <= lowest:
@@ -249,12 +250,12 @@ class _Run:
         if len(curves.held_out) >= 4:
             half = curves.steps[int(np.searchsorted(self._way(), 0.5))]
             place = int(np.searchsorted(curves.held_out_steps, half, side="right")) - 1
-            if curves.held_out[place] - curves.held_out[-1] < 0.3 * (curves.held_out[0] - curves.held_out[-1]):
+            if curves.held_out[place] - curves.held_out[-1] < 0.4 * (curves.held_out[0] - curves.held_out[-1]):
                 return None
         held_out = f" (held-out: from {curves.held_out[0]:.4g} to {curves.held_out[-1]:.4g})" if has_held_out else ""
         evidence = (
             f"the training loss came down from {start} to {end} only{held_out}, and was still falling: the last third of the "
-            f"learning (by the sum of learning rates) brought {min(fall / total, 1):.0%} of that"
+            f"learning (by the sum of learning rates) brought {min(last.mean / total, 1):.0%} of that"
         )
         changes = [*self.options.rate(3), *self.options.longer(), *self.options.more_capacity(), self.options.batch(0.25)]
         return Finding("underfitting", evidence, tuple(filter(None, changes)))
@@ -267,18 +268,21 @@ class _Run:
         way = np.cumsum(np.nan_to_num(self.curves.rates))
         return way / way[-1] if way[-1] > 0 else way[:0]
 
-    def _fall_of_last_third(self) -> tuple[float, float]:
-        """By how much the training loss falls over the last third of `_way`, and the standard error of that.
+    def _falls(self) -> tuple[Level, Level]:
+        """By how much the training loss falls over the first and over the last third of `_way`, each with its standard error.
 
-        Only the last pass over the data counts: from one pass to the next the loss also falls because rows are known.
+        Of the last third only the last pass over the data counts: from one pass to the next the loss also falls because rows
+        are known.
         """
         curves, way = self.curves, self._way()
-        if not len(way):
-            return 0.0, math.inf
         in_last_pass = ~(curves.epochs <= np.ceil(curves.epochs[-1]) - 1)  # where the passes are not known: all
-        chosen = (way > 2 / 3) & in_last_pass
-        x, y = way[chosen], curves.losses[chosen]
-        if len(x) < 8:
-            return 0.0, math.inf
+        chosen = (way > 2 / 3) & in_last_pass if len(way) else np.zeros(0, dtype=np.bool_)
+        if chosen.sum() < 8 or way[chosen][-1] - way[chosen][0] < 0.2:
+            return Level(0.0, math.inf), Level(0.0, math.inf)
+        x, y, third = way[chosen], curves.losses[chosen], int(np.searchsorted(way, 1 / 3))
         slope, _ = np.polyfit(x, y, 1)
-        return -float(slope) / 3, curves.noise / (3 * float(x.std()) * math.sqrt(len(x)) + NEVER_BELOW)
+        last = Level(-float(slope) / 3, curves.noise / (3 * float(x.std()) * math.sqrt(len(x)) + NEVER_BELOW))
+        width = max(2, curves.window // 2)
+        before, after = curves.losses[:3], curves.losses[max(0, third - width) : third + width + 1]
+        error = curves.noise * math.sqrt(1 / len(before) + 1 / len(after))
+        return Level(float(before.mean() - after.mean()), error), last

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from shlex import quote
 from typing import Any
 
 TITLES = {
@@ -63,7 +64,7 @@ class Finding:
             parts.append(f"Try {', or '.join(map(str, self.changes))}.")
         if self.advice:
             parts.append(f"{self.advice}.")
-        if commands := [f"python -m hub {verb} run={run}" for verb in self.afterwards if verb in verbs]:
+        if commands := [f"python -m hub {verb} {quote(f'run={run}')}" for verb in self.afterwards if verb in verbs]:
             parts.append(f"For this model: {', '.join(commands)}.")
         return " ".join(parts)
 

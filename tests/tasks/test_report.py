@@ -48,9 +48,12 @@ def trained(tmp_path_factory):
         measured("learnt", "lower", -0.3, interval),
         measured("kept", "lower", 0.3, interval | {"low": 0.1, "high": 0.5}),
         measured("kept", "higher", 0.0, interval | {"low": -0.1, "high": 0.1}),
+        measured("learnt", "higher", 0.3, interval | {"low": 0.1, "high": 0.5}),
     ]
     models = [{"name": EVIL}, {"name": "before"}]
-    (run / "evaluation.json").write_text(json.dumps({"version": 1, "models": models, "settings": {}, "rows": rows}))
+    steps = [{"step": step, "rows": rows[:2]} for step in (2, 4)]
+    whole = {"version": 1, "models": models, "settings": {}, "rows": rows, "steps": steps}
+    (run / "evaluation.json").write_text(json.dumps(whole))
     answer = {"row": 1, "prompt": f"ask {EVIL}", "answer": f"after {SECRET}", "base_answer": "before", "reference": "right"}
     (run / "answers.jsonl").write_text(json.dumps(answer) + "\n")
     return run
@@ -91,6 +94,9 @@ def test_the_report_has_all_of_a_run_and_lets_no_text_out_of_its_place(trained, 
         "learned", "lost", "kept", "-0.3 (-0.5 to -0.1)", "before", "right", f"python -m hub {trained}/run.yaml",
     ):  # fmt: skip
         assert part in text, part
+    verdicts = page[page.index('id="measured"') : page.index('id="curves"')]
+    assert re.findall(r'class="badge \w+">([\w ]+)<', verdicts) == ["learned", "lost", "kept", "learned"]
+    assert f"Losses measured meanwhile nats per token set learnt {EVIL}: loss" in text
     # Texts of users stay text, and secrets stay out, however the tokens part them.
     assert EVIL in text
     assert page.count("<script") == page.count("</script>") == 1 + page.count('<script type="application/json"')
@@ -266,6 +272,9 @@ def test_the_page_fits_narrow_and_wide_windows_and_zooms(trained, hub, tmp_path)
         assert browser.value(plots) != whole
         browser.key("Escape")
         assert browser.value(plots) == whole
+        browser.value("document.querySelectorAll('.legend-item')[0].click()")  # hides a curve; the axis fits the other
+        assert browser.value("getComputedStyle(document.querySelector('.series')).display") == "none"
+        assert browser.value(plots)[0] != whole[0]
         assert not browser.complaints
     finally:
         browser.close()

@@ -29,7 +29,11 @@ def made(seed: int, shape, noise: float, num_steps: int, held_out=None, every: i
     for step in range(1, num_steps + 1):
         done = step / num_steps
         scatter = draw.lognormvariate(0, noise) - 1 if tail else draw.gauss(0, noise)
-        line = {"step": step, "loss": max(0.0, shape(done) * (1 + scatter)), "learning_rate": 1e-4 * (1.02 - done)}
+        line = {
+            "step": step,
+            "loss": max(0.0, shape(done - 1 / num_steps) * (1 + scatter)),
+            "learning_rate": 1e-4 * (1.02 - done),
+        }
         line |= {"grad_norm": draw.lognormvariate(0, 0.5), "epoch": epochs * done}
         if held_out is not None and (step % every == 0 or step == num_steps):
             line["eval_loss"] = held_out(done) * (1 + draw.gauss(0, 0.002))
@@ -57,6 +61,7 @@ HEALTHY = {
                                       lambda x: 1.4 - 0.2 * x**0.3),
     "held out of another kind": (lambda x: 0.9 - 0.2 * x**0.3, 0.05, 200, lambda x: 3.1 - 0.4 * x**0.3),
     "a task that is solved": (lambda x: 0.01 + 2 * 2.7 ** (-12 * x), 0.2, 200, lambda x: 0.02 + 2 * 2.7 ** (-12 * x)),
+    "a slow power law": (lambda x: 2.0 - 0.5 * x**0.3, 0.01, 300, None),
     "short": (lambda x: 2.0 - 0.4 * x**0.4, 0.1, 12, lambda x: 2.0 - 0.4 * x**0.4),
 }  # fmt: skip
 
@@ -64,12 +69,12 @@ HEALTHY = {
 @pytest.mark.parametrize("name", HEALTHY)
 def test_nothing_is_found_on_healthy_runs(name):
     shape, noise, num_steps, held_out = HEALTHY[name]
-    for seed in range(12):
-        for tail, scale, size in ((False, 1.0, 16), (True, 1.0, 16), (True, 4.0, 1)):  # the last: batches of one row
-            for every in (20, num_steps):
-                lines = made(seed, shape, noise * scale, num_steps, held_out, every, epochs=3, tail=tail)
-                found = said(lines, batch_size=size)
-                assert not found, (seed, tail, scale, every, [one.line() for one in found])
+    kinds = ((False, 1.0, 16), (True, 1.0, 16), (True, 4.0, 1))  # the last: batches of one row
+    for seed, epochs in [(seed, epochs) for seed in range(6) for epochs in ((3,) if "passes" in name else (1, 3))]:
+        for (tail, scale, size), every in [(kind, every) for kind in kinds for every in (20, num_steps)]:
+            lines = made(seed, shape, noise * scale, num_steps, held_out, every, epochs, tail)
+            found = said(lines, batch_size=size)
+            assert not found, (seed, epochs, tail, scale, every, [one.line() for one in found])
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_real_healthy_runs_are_left_alone(name):
 FAULTS = {
     "overfitting": (lambda x: 2.0 - 0.7 * x, 0.03, lambda x: 2.0 - 1.0 * min(x, 0.4) + 0.5 * max(0, x - 0.4)),
     "memorized": (lambda x: 0.02 + 2.2 * 2.7 ** (-7 * x), 0.05, lambda x: 1.5 + 0.8 * 2.7 ** (-9 * x)),
-    "underfitting": (lambda x: 3.0 - 0.4 * (1 - (1 - x) ** 2), 0.02, lambda x: 3.0 - 0.4 * (1 - (1 - x) ** 2)),
+    "underfitting": (lambda x: 3.0 - 0.4 * (1 - (1 - x) ** 2), 0.01, lambda x: 3.0 - 0.4 * (1 - (1 - x) ** 2)),
     "rate_too_low": (lambda x: 2.0 - 0.001 * x, 0.02, lambda x: 2.0 - 0.001 * x),
     "rate_too_high": (lambda x: 2.0 - 3 * x if x < 0.3 else 1.1 + 0.8 * (x > 0.5), 0.05, None),
     "a rate too high, with jumps": (lambda x: 1.5 - 0.3 * x + 1.5 * (int(100 * x) % 33 in (30, 31)), 0.03, None),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,11 +18,18 @@ SIZE = 1000
 NUM_COLORS = 8
 
 
-def figure(chart: Chart) -> Html:
+def figures(charts: Sequence[Chart]) -> list[Html]:
+    """Charts that share the axis of the steps."""
+    steps = np.concatenate([one.steps for chart in charts for one in chart.series])
+    x_from, x_to = float(steps.min()), float(steps.max())
+    return [_figure(chart, x_from, x_to if x_to > x_from else x_from + 1) for chart in charts]
+
+
+def _figure(chart: Chart, x_from: float, x_to: float) -> Html:
     """A chart with its title, its legend and its data for page.js."""
-    x_from, x_to, y_from, y_to = bounds(chart)
+    y_from, y_to = _bounds(chart)
     axes = [*_x_axis(x_from, x_to), *_y_axis(y_from, y_to)]
-    curves = [_curve(one, x_from, x_to, y_from, y_to) for one in chart.series]
+    curves = [tag("g", _curve(one, x_from, x_to, y_from, y_to), class_="series") for one in chart.series]
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     inner = tag(
         "svg", *curves, class_="plot", x=LEFT, y=TOP, width=width, height=height, viewBox=f"0 0 {SIZE} {SIZE}",
@@ -35,7 +42,13 @@ def figure(chart: Chart) -> Html:
     )  # fmt: skip
     alone = len(chart.series) == 1 and chart.series[0].label.lower() == chart.title.lower()
     keys = [
-        tag("span", tag("i", class_=f"key {one.style} c{one.color % NUM_COLORS}"), one.label, class_="legend-item")
+        tag(
+            "button",
+            tag("i", class_=f"key {one.style} c{one.color % NUM_COLORS}"),
+            one.label,
+            type="button",
+            class_="legend-item",
+        )
         for one in chart.series
         if not alone
     ]
@@ -45,16 +58,14 @@ def figure(chart: Chart) -> Html:
     return tag("figure", caption, picture, values, _data(chart, (x_from, x_to, y_from, y_to)), class_="chart-box")
 
 
-def bounds(chart: Chart) -> tuple[float, float, float, float]:
-    """The ends of the axes: of the steps, and of the values with a small margin."""
-    steps = np.concatenate([one.steps for one in chart.series])
+def _bounds(chart: Chart) -> tuple[float, float]:
+    """The ends of the axis of the values, with a small margin."""
     values = np.concatenate([one.values for one in chart.series])
-    x_from, x_to = float(steps.min()), float(steps.max())
     y_from, y_to = float(values.min()), float(values.max())
     if chart.from_zero:
         y_from = min(0.0, y_from)
     margin = 0.05 * (y_to - y_from) or 0.05 * abs(y_to) or 1.0
-    return x_from, (x_to if x_to > x_from else x_from + 1), (y_from if y_from == 0 else y_from - margin), y_to + margin
+    return (y_from if y_from == 0 else y_from - margin), y_to + margin
 
 
 def ticks(start: float, end: float, count: int = 5) -> list[float]:

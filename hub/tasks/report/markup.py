@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from shlex import quote
 from typing import Any
 
 from hub.secrets import without_secrets
@@ -46,6 +47,11 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value)
+
+
+def typed(name: str, value: Any) -> str:
+    """An option as one types it in a shell."""
+    return quote(f"{name}={value}")
 
 
 def joined(parts: Iterable[str]) -> Html:

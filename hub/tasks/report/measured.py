@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from hub.tasks.report.markup import Html, Table, code, note, plain, section, table, tag
+from hub.tasks.report.markup import Html, Table, code, note, plain, section, table, tag, typed
 from hub.tasks.report.record import Record, as_mapping
 
 MOST_ANSWERS = 20
@@ -22,7 +22,7 @@ def changes(record: Record, verbs: Collection[str]) -> Html:
     """
     title, rows = "Learned, kept, lost", [row for row in record.evaluation.get("rows") or [] if isinstance(row, dict)]
     if not rows:
-        command = [" Type ", code(f"python -m hub evaluate run={record.path}")]
+        command = [" Type ", code(f"python -m hub evaluate {typed('run', record.path)}")]
         can_measure = "evaluate" in verbs and record.status == "completed"
         words = "Nothing was measured besides the held-out loss."
         return section("measured", title, note(words, *(command if can_measure else [])))
@@ -89,7 +89,9 @@ def answers(record: Record, verbs: Collection[str]) -> Html:
     title = "Answers before and after"
     if not found:
         out = record.path / "answers.jsonl"
-        command = code(f"python -m hub generate run={record.path} data.path=prompts.jsonl compare=true out={out}")
+        command = code(
+            f"python -m hub generate {typed('run', record.path)} data.path=prompts.jsonl compare=true {typed('out', out)}"
+        )
         can_ask = "generate" in verbs and record.status == "completed"
         return section("answers", title, note("There are none.", *([" Type ", command] if can_ask else [])))
     blocks = []

@@ -50,6 +50,11 @@
       this.back.addEventListener("click", () => zoom(null));
       box.append(this.back);
       this.svg.setAttribute("tabindex", "0");
+      this.hidden = this.series.map(() => false);
+      box.querySelectorAll(".legend-item").forEach((button, place) => {
+        button.setAttribute("aria-pressed", "true");
+        button.addEventListener("click", () => this.toggle(button, place));
+      });
       this.listen();
     }
 
@@ -75,14 +80,25 @@
       return this.from + Math.min(1, Math.max(0, (x - LEFT) / WIDTH)) * (this.to - this.from);
     }
 
+    // Show or hide a curve. The axis fits those that are shown.
+    toggle(button, place) {
+      this.hidden[place] = !this.hidden[place];
+      button.setAttribute("aria-pressed", String(!this.hidden[place]));
+      this.box.querySelectorAll(".series")[place].classList.toggle("hidden", this.hidden[place]);
+      this.show([this.from, this.to]);
+    }
+
+    seen() { return this.series.filter((_, place) => !this.hidden[place]); }
+
     x(step) { return LEFT + (step - this.from) / (this.to - this.from) * WIDTH; }
 
     move(step) {
       this.at = step;
-      const parts = this.series.map(({ label, x, y }) => {
+      const parts = this.seen().map(({ label, x, y }) => {
         const inside = nearest(x, step);
         return { label, step: x[inside], value: y[inside] };
       });
+      if (!parts.length) return this.leave();
       const close = parts.reduce((a, b) => Math.abs(b.step - step) < Math.abs(a.step - step) ? b : a);
       const line = make(this.svg, "line", { x1: this.x(close.step), x2: this.x(close.step), y1: TOP, y2: TOP + HEIGHT });
       this.pointer.replaceChildren(line);
@@ -124,8 +140,9 @@
       if (!(this.to > this.from)) [this.from, this.to] = [first, last];
       let [bottom, top] = [low, high];
       const whole = this.from === first && this.to === last;
-      if (!whole) {
-        const seen = this.series.flatMap(({ x, y }) => y.filter((_, place) => x[place] >= this.from && x[place] <= this.to));
+      const all = whole && !this.hidden.includes(true);
+      if (!all) {
+        const seen = this.seen().flatMap(({ x, y }) => y.filter((_, place) => x[place] >= this.from && x[place] <= this.to));
         if (seen.length > 1) {
           bottom = seen.reduce((a, b) => Math.min(a, b));
           top = seen.reduce((a, b) => Math.max(a, b));
@@ -137,10 +154,10 @@
       const scale = (value, start, end) => SIZE * (value - start) / (end - start);
       const x = scale(this.from, first, last), y = SIZE - scale(top, low, high);
       const width = Math.max(1e-3, scale(this.to, first, last) - x), height = Math.max(1e-3, SIZE * (top - bottom) / (high - low));
-      this.plot.setAttribute("viewBox", whole ? `0 0 ${SIZE} ${SIZE}` : `${x} ${y} ${width} ${height}`);
+      this.plot.setAttribute("viewBox", all ? `0 0 ${SIZE} ${SIZE}` : `${x} ${y} ${width} ${height}`);
       this.draw_axes(bottom, top);
       this.back.hidden = whole;
-      this.box.classList.toggle("zoomed", !whole);
+      this.box.classList.toggle("zoomed", !all);
     }
 
     draw_axes(bottom, top) {

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from hub.tasks.report import data_section, measured, sections
-from hub.tasks.report.drawing import figure
+from hub.tasks.report.drawing import figures
 from hub.tasks.report.markup import Html, joined, note, section, tag, text
 from hub.tasks.report.record import Record
 from hub.tasks.report.samples import Shown
@@ -15,7 +15,7 @@ from hub.tasks.report.series import Chart
 from hub.version import VERSION
 
 _HERE = Path(__file__).parent
-_HOW = "Drag across a chart to zoom, double-click to go back. With the keyboard: arrows, + and -, Escape."
+_HOW = "Drag across a chart to zoom, double-click to go back, click a name to hide its curve. Keys: arrows, + and -, Escape."
 
 
 def run_page(
@@ -58,7 +58,7 @@ def _curves(charts: Sequence[Chart]) -> Html:
     if not charts:
         return section("curves", "Curves", note("No step was logged."))
     hint = tag("p", _HOW, class_="note hint", hidden=True)
-    return section("curves", "Curves", hint, tag("div", *map(figure, charts), class_="charts"))
+    return section("curves", "Curves", hint, tag("div", *figures(charts), class_="charts"))
 
 
 def _page(title: str, header: Sequence[Html], body: Sequence[Html]) -> Iterator[str]:

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from shlex import quote
 from typing import Any
 
-from hub.tasks.report.markup import Html, Table, code, commands, folded, joined, note, plain, section, table, tag
+from hub.tasks.report.markup import Html, Table, code, commands, folded, joined, note, plain, section, table, tag, typed
 from hub.tasks.report.record import NOT_FINISHED, Record, as_mapping, last_step
 from hub.train.diagnosis import FEWEST_STEPS
 from hub.train.findings import Finding
@@ -91,7 +92,7 @@ def _finding(finding: Finding, record: Record, verbs: Collection[str]) -> Html:
     if finding.advice:
         parts.append(note(f"{finding.advice}."))
     if record.status == "completed":
-        named = [f"python -m hub {verb} run={record.path}" for verb in finding.afterwards if verb in verbs]
+        named = [f"python -m hub {verb} {typed('run', record.path)}" for verb in finding.afterwards if verb in verbs]
         parts += [tag("p", "For this model: ", code(command)) for command in named]
     return tag("div", *parts, class_="finding")
 
@@ -161,13 +162,13 @@ def _next(record: Record, verbs: Collection[str]) -> Iterable[tuple[str, str]]:
         ):
             if verb in verbs:
                 more = " data.path=prompts.jsonl out=answers.jsonl" if verb == "generate" else ""
-                yield what, f"python -m hub {verb} run={run}{more}"
+                yield what, f"python -m hub {verb} {typed('run', run)}{more}"
     elif record.status != "verified":
-        yield "continue it from its last checkpoint", f"python -m hub resume={run}"
+        yield "continue it from its last checkpoint", f"python -m hub {typed('resume', run)}"
     changes = [f" {change.option}={change.value}" for finding in record.findings()[:1] for change in finding.changes[:1]]
     again = "run it again with the first change above" if changes else "run it again"
-    yield again, f"python -m hub {run / 'run.yaml'}{''.join(changes)}"
-    yield "make this page again", f"python -m hub report run={run}"
+    yield again, f"python -m hub {quote(str(run / 'run.yaml'))}{''.join(changes)}"
+    yield "make this page again", f"python -m hub report {typed('run', run)}"
 
 
 def results_table(records: Iterable[Record]) -> Html:

@@ -1,12 +1,13 @@
 """The curves of a report: which there are, and few enough points of each."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from hub.tasks.report.record import Record
+from hub.tasks.report.record import Record, as_mapping
 from hub.train.curves import Numbers, number
 
 MOST_POINTS = 1200
@@ -48,7 +49,30 @@ def charts_of(record: Record) -> list[Chart]:
     ]
     for title, unit, name, zero in _REST:
         charts.append(Chart(title, unit, [Series(title.lower(), *_column(record, name))], zero))
+    charts[2:2] = _measured(record)
     return [chart for chart in map(_with_points, charts) if chart.series]
+
+
+def _measured(record: Record) -> list[Chart]:
+    """What was measured in between (`evaluate.every_steps`): losses in one chart, scores in another."""
+    points: dict[tuple[bool, str], list[tuple[float, float]]] = {}
+    for entry in record.evaluation.get("steps") or []:
+        step = number(as_mapping(entry), "step")
+        for row in as_mapping(entry).get("rows") or []:
+            one = as_mapping(row)
+            value = number(as_mapping((one.get("values") or [None])[0]), "value")
+            if math.isfinite(step) and math.isfinite(value):
+                name = f"{one.get('set', '')}: {one.get('metric', '')}"
+                points.setdefault((one.get("kind") == "loss", name), []).append((step, value))
+    charts = []
+    for is_loss, title, unit in (
+        (True, "Losses measured meanwhile", "nats per token"),
+        (False, "Scores measured meanwhile", ""),
+    ):
+        named = [(name, np.array(sorted(found))) for (kind, name), found in points.items() if kind == is_loss]
+        curves = [Series(name, found[:, 0], found[:, 1], "dots", place) for place, (name, found) in enumerate(named)]
+        charts.append(Chart(title, unit, curves))
+    return charts
 
 
 def compared(records: Sequence[Record]) -> list[Chart]:
