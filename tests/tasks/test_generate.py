@@ -183,6 +183,8 @@ def test_answers_stop_at_tokens_at_texts_and_at_the_context(llama):
     narrow = Loaded(**vars(llama) | {"max_positions": 12})
     mixed = engine.answers(narrow, [prompt, prompt[:8]], GREEDY)
     assert [len(answer.token_ids) for answer in mixed] == [2, 4]
+    with pytest.raises(ModelError, match="prompt 1 has 12 tokens"):
+        engine.answers(narrow, [prompt, [*prompt, 1, 2]], GREEDY)
 
 
 def test_draws_follow_the_distribution_and_depend_on_seed_and_row_alone(llama):
@@ -238,7 +240,7 @@ def test_a_batch_that_does_not_fit_is_halved(llama, monkeypatch):
 
 
 ROWS = [
-    {"prompt": "What?", "id": "a"},
+    {"prompt": "What?", "id": "a", "completion": ""},
     {"prompt": "What?", "completion": "That."},
     {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]},
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},

@@ -125,9 +125,15 @@ def generated(
         keys: one text for each prompt: equal keys, prompts and seeds give equal answers. None: the numbers of the prompts.
 
     Raises:
-        ModelError: one prompt alone does not fit into memory, or the model can't generate.
+        ModelError: a prompt is empty or too long for the model, or does not fit into memory.
     """
     keys = keys if keys is not None else [str(number) for number in range(len(prompts))]
+    for number, prompt in enumerate(prompts):
+        if not prompt or (loaded.max_positions is not None and len(prompt) >= loaded.max_positions):
+            raise ModelError(
+                f"{loaded.name}: prompt {number} has {len(prompt)} tokens. Allowed: at least 1, and fewer than the "
+                f"{loaded.max_positions} that the model can hold"
+            )
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     with _generating(loaded):
         several = len(prompts) > 1 and has_cache(loaded.model, loaded.dtype)

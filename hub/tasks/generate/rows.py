@@ -138,10 +138,10 @@ def _example(row: Row, data: DataConfig, of_run: DataConfig | None) -> RowExampl
 def _completed(row: Row) -> Row:
     """The row with an answer, if it ends with a question."""
     value = dict(row.value)
-    if isinstance(value.get("prompt"), str | list) and value.get("completion") is None and value.get("chosen") is None:
+    if isinstance(value.get("prompt"), str | list) and not (value.get("completion") or value.get("chosen")):
         value["completion"] = _ANSWER
         value.pop("chosen", None)
-    elif value.get("instruction") is not None and value.get("output") is None:
+    elif value.get("instruction") is not None and not value.get("output"):
         value["output"] = _ANSWER
     for name, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
         turns = json_if_text(value.get(name), row.where, name) if value.get(name) is not None else None
