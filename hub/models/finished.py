@@ -187,8 +187,8 @@ def _place(run: str, output_dir: str, needs_model: bool = True) -> tuple[Path, P
         hint = f"there is no run in {output_dir}. Type output_dir=FOLDER with runs{or_model}"
     else:
         what = "is not a run folder" if place.exists() else "does not exist"
-        or_model = ", or model.path=FOLDER for a model without a run" if needs_model else ""
-        hint = f"{place} {what}. Type run=latest, or a run folder in {output_dir}{or_model}"
+        instead = f"a folder in {output_dir}, or model.path=FOLDER for a model without a run"
+        hint = f"{place} {what}. Type run=latest, {instead if needs_model else f'or a run folder in {output_dir}'}"
     raise ConfigError(f"run={run}: {hint}")
 
 
