@@ -40,6 +40,8 @@ COMMANDS = {{
     "runs": 0,
     "completion bash": 0,
     "data --help": 0,
+    "report --help": 0,
+    "report": 2,
     "shw": 2,
     "modle=tiny": 2,
     "algo=lora_sft model=tinny": 2,

@@ -70,17 +70,18 @@ class Asked:
         return self.finished
 
 
-def run_folder(run: str, output_dir: str = "runs") -> Path:
+def run_folder(run: str, output_dir: str = "runs", needs_model: bool = True) -> Path:
     """The folder of a run.
 
     Args:
         run: `latest`, a run folder, one of its checkpoints, or the name of a run in `output_dir`.
         output_dir: where runs are.
+        needs_model: whether a model without a run would do as well, for the message.
 
     Raises:
         ConfigError: there is no such run.
     """
-    return _place(run, output_dir)[0]
+    return _place(run, output_dir, needs_model)[0]
 
 
 def finished_run(run: str, output_dir: str, cfg: RunConfig) -> Finished:
@@ -169,7 +170,7 @@ def _with_base(finished: Finished, folder: Path) -> Finished:
     return finished
 
 
-def _place(run: str, output_dir: str) -> tuple[Path, Path]:
+def _place(run: str, output_dir: str, needs_model: bool = True) -> tuple[Path, Path]:
     """The run folder, and the place that was named: that folder or one of its checkpoints."""
     named = f"{output_dir}/{LATEST}" if run == LATEST else run
     place = Path(os.path.realpath(os.path.expanduser(named)))
@@ -182,10 +183,12 @@ def _place(run: str, output_dir: str) -> tuple[Path, Path]:
     if place.name == "model" and (place.parent / "run.yaml").is_file():
         return place.parent, place.parent
     if run == LATEST:
-        hint = f"there is no run in {output_dir}. Type output_dir=FOLDER with runs, run=RUN_FOLDER, or model.path=FOLDER"
+        or_model = ", run=RUN_FOLDER, or model.path=FOLDER" if needs_model else ", or run=RUN_FOLDER"
+        hint = f"there is no run in {output_dir}. Type output_dir=FOLDER with runs{or_model}"
     else:
         what = "is not a run folder" if place.exists() else "does not exist"
-        hint = f"{place} {what}. Type run=latest, a folder in {output_dir}, or model.path=FOLDER for a model without a run"
+        instead = f"a folder in {output_dir}, or model.path=FOLDER for a model without a run"
+        hint = f"{place} {what}. Type run=latest, {instead if needs_model else f'or a run folder in {output_dir}'}"
     raise ConfigError(f"run={run}: {hint}")
 
 

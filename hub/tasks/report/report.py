@@ -85,10 +85,10 @@ def report(asked: Asked) -> Report:
 def _folders(options: ReportOptions, output_dir: str) -> list[Path]:
     """The run folders that were named, each once. A sweep stands for its runs."""
     if options.run is not None:
-        return [run_folder(options.run, output_dir)]
+        return [run_folder(options.run, output_dir, needs_model=False)]
     found: list[Path] = []
     for name in options.runs:
-        found += _jobs(name, output_dir) or [run_folder(name, output_dir)]
+        found += _jobs(name, output_dir) or [run_folder(name, output_dir, needs_model=False)]
     different = list(dict.fromkeys(found))
     if len(different) < 2:
         raise ConfigError(
