@@ -19,6 +19,7 @@ from hub.compose.compose import hydra_session
 from hub.compose.options import GROUPS
 from hub.compose.overrides import FromFile, parse, quoted
 from hub.compose.presets import group_options, option_keys, yaml_message
+from hub.config.evaluate import CODE
 from hub.config.option import leaves
 from hub.config.schema import PARTS, RunConfig
 from hub.errors import ConfigError
@@ -33,7 +34,7 @@ _NUMBER = re.compile(r"[+-]?\d[\d_]*(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
 _KEY = re.compile(r"[\w-]+")
 
 
-def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = None) -> list[FromFile]:
+def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = None, measures: bool = True) -> list[FromFile]:
     """The options of a config file as overrides, without those that the command line replaces.
 
     Args:
@@ -42,6 +43,7 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
             `algo` replaces only the options that its preset sets, and in a run.yaml, which has all options, those at the
             defaults of its algorithm.
         config_dir: a further folder with config groups.
+        measures: whether what `evaluate.` names will be measured, so that code which it names would run.
 
     Raises:
         ConfigError: with all mistakes in the form of the file.
@@ -70,7 +72,11 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
         for name, value in found.items()
         if name not in replaced and (name.split(".")[0] not in names or name.split(".")[0] == "algo")
     }
-    if code := [f"{name}={kept[name]}" for name in RUN_CODE if kept.get(name, "null") not in ("null", "false")]:
+    code = [f"{name}={kept[name]}" for name in RUN_CODE if kept.get(name, "null") not in ("null", "false")]
+    if measures:
+        named = {f"evaluate.{name}": marks for name, marks in CODE.items()}
+        code += [f"{name}={kept[name]}" for name in named if any(mark in kept.get(name, "") for mark in named[name])]
+    if code:
         raise ConfigError(f"{file} has {' '.join(code)}, which runs code. If you trust the file, type that too")
     return [FromFile(f"{name}={value}", file) for name, value in kept.items()]
 

@@ -9,6 +9,9 @@ METRICS = ("exact_match", "exact_match_normalized", "contains", "f1", "chrf", "r
 
 NONE = "none"
 
+CODE = {"metrics": (".py:",), "tasks": (".yaml", ".yml")}
+"""Option -> what a value holds that names a file whose code runs."""
+
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
@@ -49,3 +52,13 @@ class EvaluateConfig:
 
     seed: int = option(0, ge=0)
     """Seed of the bootstrap intervals, and of the few-shot examples of tasks."""
+
+    @property
+    def code(self) -> list[str]:
+        """Options that name files whose code runs, each as it is typed."""
+        return [
+            f"evaluate.{name}=[{value}]"
+            for name, marks in CODE.items()
+            for value in getattr(self, name)
+            if any(mark in value for mark in marks)
+        ]

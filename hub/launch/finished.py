@@ -65,7 +65,7 @@ def asked_for(
         folder = run_folder(options.run, output_dir)
         of_file = [
             item
-            for item in file_overrides(str(folder / "run.yaml"), rest, config_dir)
+            for item in file_overrides(str(folder / "run.yaml"), rest, config_dir, measures=False)
             if item.partition("=")[0].split(".")[0] in ("algo", "model", "data", *OF_THE_RUN)
         ]
         from_run = frozenset(item.partition("=")[0] for item in of_file) - typed

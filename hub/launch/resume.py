@@ -56,10 +56,11 @@ def config_to_run(cfg: RunConfig) -> RunConfig:
     if type(cfg.algo) is not AlgoConfig:
         date = before.data.date if cfg.data.date == AUTO else cfg.data.date
         return replace(cfg, data=replace(cfg.data, date=date))
-    # Both options run code, and a run folder may come from anywhere.
+    # These options run code, and a run folder may come from anywhere.
     untrusted = ["model.trust_remote_code=true"] if before.model.trust_remote_code and not cfg.model.trust_remote_code else []
     if before.launch.python and before.launch.python != cfg.launch.python:
         untrusted.append(f"launch.python={before.launch.python}")
+    untrusted += [option for option in before.evaluate.code if option not in cfg.evaluate.code]
     if untrusted:
         raise ConfigError(
             f"resume={cfg.resume}: that run had {' '.join(untrusted)}, which runs code and is not taken from its folder. "
@@ -69,6 +70,7 @@ def config_to_run(cfg: RunConfig) -> RunConfig:
         before = replace(before, data=replace(before.data, on_bad_row=cfg.data.on_bad_row))
     typed = {name: value for name, value, default, _ in leaves(cfg) if value != default}
     allowed = RESUME_OPTIONS | ({"model.trust_remote_code"} if before.model.trust_remote_code else set())
+    allowed |= {option.partition("=")[0] for option in before.evaluate.code}
     dropped = [name for name in typed if name not in allowed and not name.startswith("launch.")]
     if dropped:
         raise ConfigError(

@@ -143,6 +143,8 @@ def test_a_group_of_ones_own_can_be_chosen_in_a_file(file, tmp_path):
         ("algo: sft\noptim: x\n", ["exp.yaml: optim: there is no such option. Here it is algo.optimizer"]),
         ("model.path: !!python/name:os.system\n", ["exp.yaml: line 1: tag:yaml.org,2002:python/name:os.system is not allowed"]),
         ("model: {_target_: os.system}\n", ["exp.yaml: model._target_: there is no such option."]),
+        ("algo: sft\nevaluate.metrics: [own.py:f]\n", [
+            "exp.yaml has evaluate.metrics=[\"own.py:f\"], which runs code. If you trust the file, type that too"]),
         ("model.trust_remote_code: true\n", [
             "exp.yaml has model.trust_remote_code=true, which runs code. If you trust the file, type that too"]),
         ("algo: [a, b]\n", ["exp.yaml: algo=[\"a\",\"b\"]: name one preset."]),

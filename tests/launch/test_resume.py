@@ -164,7 +164,8 @@ def test_options_that_changed_apply_and_are_said_once(tmp_path, stopped, capsys)
     for step, changed in ((10, "sgd"), (11, "adamw")):
         (stopped / "result.json").unlink()
         more = [f"algo.optimizer={changed}", f"algo.max_steps={step + 1}", "algo.save_every_steps=1"]
-        assert inline(tmp_path, "resume=latest", *changes, *more, "resume_with_changes=true").num_steps == step + 1
+        kept = [option for option in changes if changed == "adamw" or "adam_" not in option]
+        assert inline(tmp_path, "resume=latest", *kept, *more, "resume_with_changes=true").num_steps == step + 1
         assert group(step)["lr"] == 1e-4
     assert group(11).items() >= now.items()
     assert capsys.readouterr().out.count("the new optimizer begins without moments; weights and schedule continue") == 2
