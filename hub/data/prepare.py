@@ -143,7 +143,7 @@ def prepare(
         "max_seq_len": limit,
         "train": totals,
         "evaluation": held_out,
-        "lengths": lengths_of(array("i", (len(sample) for unit in train.units for sample in unit.samples)), limit),
+        "lengths": lengths_of(train.units.sample_lengths(), limit),
         **both.omissions(),
         "template": template,
         "num_samples_repeated": len(duplicates.repeated),

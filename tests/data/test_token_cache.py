@@ -69,6 +69,8 @@ def test_units_of_the_cache_are_those_in_memory_and_stay_on_disk(rows_of, tmp_pa
     assert both[len(kept)] is odd
     assert (kept.num_tokens, kept.longest) == (sum(map(len, expected)), max(map(len, expected)))
     assert (both.num_samples, both.num_tokens) == (2 * kept.num_samples + 3, 2 * kept.num_tokens + 9)
+    for units in (kept, both):
+        assert list(units.sample_lengths()) == [len(sample) for unit in units for sample in unit.samples]
     assert kept[0] is not kept[0], "it is made anew each time"
 
 

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -85,6 +86,14 @@ class Units(Sequence[Unit]):
         """Add units."""
         for unit in units:
             self.append(unit)
+
+    def sample_lengths(self) -> "array[int]":
+        """Tokens of each sample, in order."""
+        if not self._objects:
+            return self._sizes[:]
+        rows = enumerate(zip(self._sizes, self._origins, strict=True))
+        sizes = ((size,) if origin != _OBJECT else map(len, self._objects[number].samples) for number, (size, origin) in rows)
+        return array("i", chain.from_iterable(sizes))
 
     def _add(self, begin: int, size: int, line: int, origin: int) -> None:
         self._begins.append(begin)
