@@ -35,7 +35,7 @@ demo: $(VENV)/.weights ## fine-tune SmolLM2-135M on real data, a few minutes on 
 test: $(VENV)/.installed ## the everyday tests, two at a time; ARGS="-k packing" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
-test-slow: $(VENV)/.installed ## the tests that compile, and those of notebooks
+test-slow: $(VENV)/.installed ## what is left out of the everyday tests: compiling, notebooks, some with processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) -m slow $(ARGS)
 
 # The tiny architectures of tests/zoo by three algorithms, as a table; ALGO=lora_sft ARCH=mamba,jamba for some of them.

@@ -66,7 +66,7 @@ def test_a_list_of_paths_and_a_single_source_are_sources(tmp_path):
     for data, index in ((["a.jsonl", "nowhere.jsonl"], 1), ({"path": "nowhere.jsonl"}, 0), ([Path("nowhere.jsonl")], 0)):
         with pytest.raises(hub.DataError, match=rf"data\.mix\[{index}\]\.path=nowhere\.jsonl: there is no such file"):
             hub.sft(model="tiny", data=data)
-    with pytest.raises(hub.ConfigError, match="data: row 1 is str"):
+    with pytest.raises(hub.ConfigError, match="data: row 1 is a text"):
         hub.sft(model="tiny", data=["Hello there."])
 
 

@@ -62,6 +62,7 @@ def occurs(expected: str, output: str) -> bool:
     return any(re.search(pattern.replace(r"\ .*", ".*"), " ".join(line.split())) for line in output.splitlines())
 
 
+@pytest.mark.slow
 def test_an_author_who_follows_the_page_has_a_working_plugin(tmp_path):
     num_files = num_commands = 0
     for language, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):

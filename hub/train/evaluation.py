@@ -72,9 +72,9 @@ class Evaluations:
         if not (due or is_last or is_stopped) or (loss := self._measure()) is None:
             return None
         self.last, self._last_step = loss, step
-        self.score = loss if self._algo.best_by == LOSS else None
         # Not at a signal: a run that is stopped and resumed trains like one that is not.
         if due or is_last:
+            self.score = loss if self._algo.best_by == LOSS else None
             self._act(step, loss)
         return loss
 

@@ -222,6 +222,7 @@ def test_a_sweep_finds_a_failing_value_before_its_first_run(hub, tmp_path, swept
     assert not list(tmp_path.glob("runs/sweep*"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm_python_here")
 def test_a_run_that_fails_in_a_sweep_is_told_and_does_not_stop_the_others(tmp_path):
     process = start(tmp_path, "--multirun", *TINY, "algo.max_steps=1", "run_name=try", "algo.target_modules=[nope],[q_proj]")
@@ -238,7 +239,7 @@ def test_a_run_that_fails_in_a_sweep_is_told_and_does_not_stop_the_others(tmp_pa
     assert (tmp_path / "runs/latest").resolve() == tmp_path / "runs/try"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sigterm_ends_all_processes_saves_the_model_and_the_run_folder_says_so(tmp_path, processes):
     process = start(tmp_path, *LONG, f"launch.nproc_per_node={processes}")
     folder = wait_for(lambda: run_folder(tmp_path))

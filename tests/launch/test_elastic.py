@@ -54,6 +54,7 @@ def deaf(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_what_has_not_ended_when_its_time_is_over_is_killed_and_that_is_said(deaf):
     process, folder = deaf(grace_seconds=1.5)
     begun = time.monotonic()
@@ -65,6 +66,7 @@ def test_what_has_not_ended_when_its_time_is_over_is_killed_and_that_is_said(dea
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(deaf):
     process, folder = deaf(grace_seconds=300)
     process.send_signal(signal.SIGINT)

@@ -75,7 +75,7 @@ def same(one: Result, other: Result) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if torch.cuda.is_available() else ["float32"])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path, warm_python, processes, dtype):
     if 0 < torch.cuda.device_count() < processes:
         pytest.skip(f"needs {processes} GPUs")

@@ -52,7 +52,7 @@ def lines(result: Result, *names: str) -> list[tuple]:
     return [tuple(value for name, value in line.items() if name.startswith(names)) for line in result.metrics]
 
 
-@pytest.mark.parametrize("options", ["mix", "stream", "mix of streams"], indirect=True)
+@pytest.mark.parametrize("options", ["mix", pytest.param("stream", marks=pytest.mark.slow), "mix of streams"], indirect=True)
 def test_a_resumed_run_ends_bit_for_bit_as_the_one_that_was_not_stopped(tmp_path, monkeypatch, options):
     whole = run(tmp_path / "whole", "launch=inline", *options)
     stopped(tmp_path / "stopped", monkeypatch, *options)

@@ -109,9 +109,9 @@ def examine(name: str, algo: str, folder: Path, *overrides: str) -> Examined:
     found = Examined(name, algo)
     start: dict[str, torch.Tensor] = {}
 
-    def fit(setup: Any, recipe: Any) -> Outcome:
+    def fit(setup: Any, recipe: Any, measurements: Any) -> Outcome:
         start.update({n: p.detach().clone() for n, p in recipe.model.named_parameters() if p.requires_grad})
-        return original(setup, recipe)
+        return original(setup, recipe, measurements)
 
     original, path = train.fit, zoo_model(name)
     try:

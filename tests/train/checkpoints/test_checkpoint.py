@@ -102,7 +102,7 @@ def test_only_the_newest_and_the_best_stay(tmp_path):
     model, optimizer = make()
     step(model, optimizer)
     for number, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 2.5)):
-        save(tmp_path, number, model, optimizer, eval_loss=loss)
+        save(tmp_path, number, model, optimizer, score=loss)
     assert [path.name[-1] for path in checkpoints(tmp_path)] == ["2", "4", "5"]
 
 
@@ -132,7 +132,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, name, 
     assert name == "manifest.json" or name in said[0]
 
 
-@pytest.mark.parametrize("beside", [True, False], ids=["beside training", "while training waits"])
+@pytest.mark.parametrize(
+    "beside", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["beside training", "while training waits"]
+)
 def test_a_process_that_dies_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, beside):
     """A child process is ended at its n-th file operation while it writes step 2, for every n until it gets through."""
     model, optimizer = make()
