@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar, cast, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -53,6 +53,8 @@ def own_options(cls: type[Own], words: Sequence[str], values: Mapping[str, Any] 
         try:
             if is_no_bool(cls, name, value):
                 raise OmegaConfBaseException
+            if type(value) is int and float in get_args(names[name]) and int not in get_args(names[name]):
+                value = float(value)  # a union takes no other number
             OmegaConf.update(node, name, value)
         except OmegaConfBaseException:
             problems.append(f"{name}={shown} is not allowed. Allowed: {type_words(cls, name)}")
