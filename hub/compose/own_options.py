@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar, cast, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,16 +37,24 @@ def own_options(cls: type[Own], words: Sequence[str], values: Mapping[str, Any] 
     given: dict[str, tuple[Any, str]] = {}
     for word in mine:
         name, _, shown = word.partition("=")
-        if names[name] in (str, str | None):
+        if not shown and get_origin(names[name]) is list:
+            problems.append(f"{name}= is empty. Type {name}=VALUE, or leave it out")
+        elif names[name] in (str, str | None):
             given[name] = (text_as_typed(shown), shown)
+        elif get_origin(names[name]) is list:
+            try:
+                given[name] = (_listed(name, shown, names[name] == list[str]), shown)
+            except OmegaConfBaseException:
+                problems.append(f"{name}={shown} is not allowed. Allowed: {type_words(cls, name)}")
         else:
-            is_list = get_origin(names[name]) is list and shown[:1] != "["
-            given[name] = (parse([f"{name}=[{shown}]" if is_list else word])[0].value(), shown)
+            given[name] = (parse([word])[0].value(), shown)
     given |= {name: (value, str(value)) for name, value in (values or {}).items()}
     for name, (value, shown) in given.items():
         try:
             if is_no_bool(cls, name, value):
                 raise OmegaConfBaseException
+            if type(value) is int and float in get_args(names[name]) and int not in get_args(names[name]):
+                value = float(value)  # a union takes no other number
             OmegaConf.update(node, name, value)
         except OmegaConfBaseException:
             problems.append(f"{name}={shown} is not allowed. Allowed: {type_words(cls, name)}")
@@ -57,6 +65,19 @@ def own_options(cls: type[Own], words: Sequence[str], values: Mapping[str, Any] 
     if problems:
         raise ConfigError(problems)
     return options, [word for word in words if word not in mine]
+
+
+def _listed(name: str, shown: str, of_texts: bool) -> Any:
+    """The value of a list that was typed as `a,b` or `[a,b]`. Texts are as typed: `1e3` may be the name of a run."""
+    inner = shown[1:-1] if shown[:1] == "[" and shown[-1:] == "]" else shown
+    if of_texts and not set(inner) & set("'\"[]"):
+        values: Any = [part.strip() for part in inner.split(",")]
+    else:
+        values = parse([f"{name}=[{inner}]"])[0].value()
+    is_odd = not isinstance(values, list) or any(isinstance(value, list | dict) or value == "" for value in values)
+    if is_odd and shown not in ("", "[]"):
+        raise OmegaConfBaseException
+    return [] if is_odd else values
 
 
 def _misspelled(names: Mapping[str, Any], words: Sequence[str]) -> Iterator[str]:

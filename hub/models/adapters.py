@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hub.errors import ConfigError, ModelError
+from hub.models.averaging import appears_whole
 from hub.models.finished import ADAPTER_CONFIG
 
 WEIGHTS = "adapter_model.safetensors"
@@ -89,15 +90,13 @@ class StoredAdapter:
     def write(self, folder: Path) -> None:
         """Write the adapter to a folder, with the files that lie beside it: tokenizer, template, card.
 
-        The folder appears whole or not at all.
+        Raises:
+            ConfigError: it can't be written, and nothing of it stays.
         """
-        aside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(self.folder, aside, ignore=shutil.ignore_patterns(WEIGHTS, ADAPTER_CONFIG))
-        save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, aside / WEIGHTS, {"format": "pt"})
-        (aside / ADAPTER_CONFIG).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        with appears_whole(folder) as aside:
+            shutil.copytree(self.folder, aside, ignore=shutil.ignore_patterns(WEIGHTS, ADAPTER_CONFIG))
+            save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, aside / WEIGHTS, {"format": "pt"})
+            (aside / ADAPTER_CONFIG).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _of_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
@@ -132,12 +131,7 @@ def average(adapters: Sequence[StoredAdapter], weights: Sequence[float], rank: i
     Raises:
         ConfigError: they are of different bases, or hold what can't be averaged.
     """
-    bases = {(adapter.config.get("base_model_name_or_path"), adapter.config.get("revision")) for adapter in adapters}
-    if len(bases) > 1:
-        named = " and ".join(sorted({str(base) for base, _ in bases}))
-        raise ConfigError(f"these adapters are on different bases ({named}), so they can't be averaged. Name runs on one base")
-    if abs(sum(weights) - 1) > 1e-6:
-        refuse_others(adapters, "averaged with the base")
+    check_alike(adapters, weights)
     first = adapters[0]
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
@@ -187,16 +181,25 @@ def _config(adapters: Sequence[StoredAdapter], ranks: dict[str, int]) -> dict[st
     return config | {"target_modules": targets, "init_lora_weights": True, "lora_dropout": 0.0}
 
 
-def _averaged_others(adapters: Sequence[StoredAdapter], weights: Sequence[float]) -> dict[str, torch.Tensor]:
-    """The average of what is no product. All adapters must have it."""
-    names = {name for adapter in adapters for name in adapter.others}
-    if not names:
-        return {}
+def check_alike(adapters: Sequence[StoredAdapter], weights: Sequence[float]) -> None:
+    """Refuse adapters that can't be averaged. Takes the arguments of `average` and raises its errors."""
+    bases = {(adapter.config.get("base_model_name_or_path"), adapter.config.get("revision")) for adapter in adapters}
+    if len(bases) > 1:
+        named = " and ".join(sorted({str(base) for base, _ in bases}))
+        raise ConfigError(f"these adapters are on different bases ({named}), so they can't be averaged. Name runs on one base")
+    if abs(sum(weights) - 1) > 1e-6:
+        refuse_others(adapters, "averaged with the base")
     _refuse_dora(adapters)
+    names = {name for adapter in adapters for name in adapter.others}
     for adapter in adapters:
         for name in sorted(names):
             if name not in adapter.tensors or adapter.tensors[name].shape != adapters[0].tensors[name].shape:
                 raise ConfigError(f"{adapter.folder} has no {name} as the others have, so they can't be averaged")
+
+
+def _averaged_others(adapters: Sequence[StoredAdapter], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """The average of what is no product. All adapters have it."""
+    names = {name for adapter in adapters for name in adapter.others}
     averaged = {}
     for name in sorted(names):
         total = sum(w * adapter.tensors[name].double() for w, adapter in zip(weights, adapters, strict=True))
@@ -220,7 +223,8 @@ def refuse_others(adapters: Sequence[StoredAdapter], what: str) -> None:
         if others := sorted(adapter.others):
             raise ConfigError(
                 f"{adapter.folder} trained more than its products ({others[0].removeprefix(PREFIX)}, ...), so it can't be "
-                f"{what}: the base's share of that is not in the adapter. Merge it, and average the whole models"
+                f"{what}: the base's share of that is not in the adapter. Merge it (peft's "
+                f"merge_and_unload), and average the whole models"
             )
 
 
@@ -228,6 +232,6 @@ def _refuse_dora(adapters: Sequence[StoredAdapter]) -> None:
     for adapter in adapters:
         if adapter.config.get("use_dora"):
             raise ConfigError(
-                f"{adapter.folder} was trained with algo.use_dora=true, and its magnitudes are no part of a product. Merge it, "
-                "and average the whole models"
+                f"{adapter.folder} was trained with algo.use_dora=true, and its magnitudes are no part of a product. Merge it "
+                "(peft's merge_and_unload), and average the whole models"
             )

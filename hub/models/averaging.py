@@ -5,15 +5,15 @@ Averages of models that were trained from one start, "model soups": Wortsman et 
 
 import json
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hub.errors import ConfigError, ModelError
+from hub.errors import ConfigError, ModelError, first_line
 from hub.models.loading_report import stored_tensors, weight_files
 
 
@@ -29,20 +29,36 @@ def average_models(folders: Sequence[Path], weights: Sequence[float], out: Path)
         ConfigError: the models have other tensors, or weights that are quantized.
         ModelError: a file can't be read.
     """
-    _check_alike(folders)
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    check_alike(folders)
     shards = weight_files(folders[0])
-    shutil.copytree(folders[0], aside, ignore=shutil.ignore_patterns(*(shard.name for shard in shards)))
-    with ExitStack() as stack:
+    with appears_whole(out) as aside, ExitStack() as stack:
+        shutil.copytree(folders[0], aside, ignore=shutil.ignore_patterns(*(shard.name for shard in shards)))
         where = [_readers(stack, folder) for folder in folders]
         for shard in shards:
             with safe_open(shard, framework="pt") as first:
                 metadata, names = first.metadata(), list(first.keys())
             averaged = {name: _averaged([readers[name].get_tensor(name) for readers in where], weights) for name in names}
             save_file(averaged, aside / shard.name, metadata or {"format": "pt"})
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+
+
+@contextmanager
+def appears_whole(folder: Path) -> Iterator[Path]:
+    """A folder that is written aside and appears, in place of an older one, whole or not at all.
+
+    Raises:
+        ConfigError: it can't be written, such as on a full disk. Nothing of it stays.
+    """
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        yield aside
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ConfigError(f"{folder.parent}: can't write there ({reason}). Free space, or type out=FOLDER elsewhere") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _readers(stack: ExitStack, folder: Path) -> dict[str, "safe_open"]:
@@ -64,7 +80,13 @@ def _averaged(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torc
     return total.to(first.dtype)
 
 
-def _check_alike(folders: Sequence[Path]) -> None:
+def check_alike(folders: Sequence[Path]) -> None:
+    """Refuse whole models that can't be averaged, by the headers of their files.
+
+    Raises:
+        ConfigError: they have other tensors, or weights that are quantized.
+        ModelError: tensors of other shapes.
+    """
     first = stored_tensors(folders[0])
     for folder in folders:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

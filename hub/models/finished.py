@@ -5,6 +5,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,31 @@ def finished_adapter(folder: Path, model: ModelConfig) -> Finished:
 def finished_model(model: ModelConfig) -> Finished:
     """A whole model, by its options."""
     return Finished(name=model.path.rstrip("/"), base=model)
+
+
+def output_folder(out: str | None, default: Path, models: Sequence[Path]) -> Path:
+    """The folder for a model that is made of others. Only what was written to the default folder is replaced.
+
+    Args:
+        out: as typed. None: the default folder.
+        default: the verb's own folder.
+        models: folders of the models that it is made of.
+
+    Raises:
+        ConfigError: something would be lost, or it can't be written.
+    """
+    place = default.absolute() if out is None else Path(os.path.expanduser(out)).absolute()
+    name = f"out={out}" if out is not None else str(place)
+    if out is not None and os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
+        raise ConfigError(f"{name}: it exists, and would be replaced. Type out=FOLDER, a new one")
+    if any(os.path.realpath(place) == os.path.realpath(model) for model in models):
+        raise ConfigError(f"{name} is one of the models, and would be replaced. Type out=FOLDER, a new one")
+    if place.exists() and not any((place / file).is_file() for file in ("config.json", ADAPTER_CONFIG)) and out is None:
+        raise ConfigError(f"{name}: this is no model, and it would be replaced. Type out=FOLDER, a new one")
+    parent = next(folder for folder in place.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"{name}: can't write to {parent}. Type out=FOLDER in a writable folder")
+    return place
 
 
 def _of_folder(model: Path, name: str, folder: Path, before: ModelConfig) -> Finished:

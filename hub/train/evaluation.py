@@ -43,6 +43,7 @@ class Evaluations:
         self.score: float | None = None
         """What the newest step was worth, by `algo.best_by`: lower is better. None: it was not measured."""
         self._last_step = 0
+        self._loss_of_best: float | None = None
 
     def before_training(self) -> float | None:
         """Measure the loss of the model that is not trained yet."""
@@ -105,6 +106,8 @@ class Evaluations:
         self.score = figure.cost
         if self._algo.watches_evaluations:
             self.is_new_best = self.best.observe(step, figure.cost)
+            if self.is_new_best:
+                self._loss_of_best = self.last if self._last_step == step else None
 
     @property
     def kept_step(self) -> int | None:
@@ -116,7 +119,7 @@ class Evaluations:
         """The held-out loss of the model that is the result. None: it was not measured."""
         if self.kept_step is None or self.kept_step == self._last_step:
             return self.last
-        return self.best.value if self._algo.best_by == LOSS else None
+        return self.best.value if self._algo.best_by == LOSS else self._loss_of_best
 
     def keep_last(self) -> None:
         """Forget the best evaluation: its model is lost."""
@@ -138,9 +141,11 @@ class Evaluations:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as JSON."""
-        return {"eval_loss_before": self.before, "last_eval_loss": self.last, "best": self.best.state()}
+        losses = {"eval_loss_before": self.before, "last_eval_loss": self.last, "eval_loss_of_best": self._loss_of_best}
+        return {**losses, "best": self.best.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.before, self.last = state["eval_loss_before"], state["last_eval_loss"]
         if "best" in state:
             self.best.restore(state["best"])
+        self._loss_of_best = state.get("eval_loss_of_best")

@@ -183,6 +183,8 @@ class _Fit:
                 return
             self.log.say(f"algo.keep_best: the checkpoint of step {best} is gone, so the result is the last model")
             self.evaluations.keep_last()
+        if self.measurements is not None and not self.measurements.has(self.done):  # it was killed while it saved
+            self._measure_more()
         with self.reparametrization.exact():
             weights = full_weights(self.model, whole=self.session.strategy.whole)
         if self.run.is_main:

@@ -150,10 +150,21 @@ def test_own_options_are_read_as_typed():
     assert own_options(Own, ['prompt="it\'s \\"so\\""'])[0].prompt == 'it\'s "so"'
     assert own_options(Own, ["prompt=null"])[0].prompt is None
     assert own_options(Own, ["loud=1", "parts=[a]"])[0].loud
+    for typed, texts in {
+        "1e3,2026": ["1e3", "2026"],
+        "[a=b/(c), d]": ["a=b/(c)", "d"],
+        "'a,b',c": ["a,b", "c"],
+        "[]": [],
+    }.items():
+        assert own_options(Own, [f"parts={typed}"])[0].parts == texts
     for word, said in {
         "loud=3": "loud=3 is not allowed. Allowed: true or false",
         "port=0": "port=0 is not allowed. Allowed: a number at least 1",
         "port=x": "port=x is not allowed. Allowed: a whole number",
+        "parts=": "parts= is empty",
+        "parts=[a": r"parts=\[a is not allowed. Allowed: a list like",
+        "parts=[[a]]": "is not allowed. Allowed: a list like",
+        "parts=a,,b": "is not allowed. Allowed: a list like",
         "promt=x": "promt: there is no such option. Did you mean prompt",
         "rum=latest": "rum: there is no such option. Did you mean run",
     }.items():

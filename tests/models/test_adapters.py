@@ -1,14 +1,17 @@
 """Adapters that are scaled and averaged, and whole models that are averaged: compared with the weights they stand for."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hub.errors import ConfigError
+from hub.models import adapters
 from hub.models.adapters import StoredAdapter, average, scaled
 from hub.models.averaging import average_models
 from hub.models.tiny import tiny_model_path
@@ -97,6 +100,15 @@ def test_what_is_no_product_is_averaged_as_it_is_or_refused(two, tmp_path):
     other.config["base_model_name_or_path"] = "elsewhere"
     with pytest.raises(ConfigError, match="different bases"):
         average([other, StoredAdapter.read(two[1])], [0.5, 0.5])
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(two, tmp_path, monkeypatch):
+    adapter = StoredAdapter.read(two[0])
+    for error in (OSError(28, "No space left on device"), SafetensorError("Error while serializing: StorageFull")):
+        monkeypatch.setattr(adapters, "save_file", Mock(side_effect=error))
+        with pytest.raises(ConfigError, match=r"can't write there \((No space|Error)"):
+            adapter.write(tmp_path / "out")
+    assert {file.name for file in tmp_path.iterdir()} == {"first", "second"}
 
 
 def test_whole_models_are_averaged_in_float32_and_rounded_once(tmp_path):

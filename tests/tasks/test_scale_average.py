@@ -72,6 +72,23 @@ def test_the_last_models_of_a_run_are_its_result_and_its_checkpoints(runs):
     assert found.path == runs / "last"
 
 
+def test_folders_are_averaged_too_and_none_is_lost(runs):
+    copy = shutil.copytree(runs / "whole/model", runs / "copy")
+    found = hub.average(runs=[copy, runs / "whole"], weights=[2, 1], out=runs / "mixed")
+    assert [model["weight"] for model in found.models[:2]] == pytest.approx([2 / 3, 1 / 3])
+    assert found.models[2]["losses"] == pytest.approx(found.models[0]["losses"], abs=1e-6)
+    half = hub.scale(run=runs / "good", alpha=0.5).path
+    with pytest.raises(ConfigError, match="scaled is one of the models"):
+        hub.scale(model=half, alpha=2)
+    again = hub.scale(model=half, alpha=2, out=runs / "again")
+    assert json.loads((again.path / "adapter_config.json").read_text())["lora_alpha"] == 32
+    values = json.loads((half / "tokenizer.json").read_text())
+    values["added_tokens"][0]["content"] = "<other>"
+    (half / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="have different tokens"):
+        hub.average(runs=[half, runs / "good"])
+
+
 @pytest.mark.parametrize(
     ("call", "line"),
     [
@@ -82,7 +99,12 @@ def test_the_last_models_of_a_run_are_its_result_and_its_checkpoints(runs):
         (lambda runs: hub.average(runs=[str(runs / "good"), str(runs / "whole")]), r"adapters \(good\) and whole models"),
         (lambda runs: hub.average(run=runs / "good", last=9), "has its result and 2 other checkpoints. Type last=3"),
         (lambda runs: hub.average(run=runs / "whole", rank=2), "is for adapters, and whole is a whole model"),
-        (lambda runs: hub.average(run=runs / "good", out=runs), "this is no model, and it would be replaced"),
+        (lambda runs: hub.average(run=runs / "good", out=runs), "it exists, and would be replaced"),
+        (lambda runs: hub.average(run=runs / "good", out=runs / "good/model"), "it exists, and would be replaced"),
+        (lambda runs: hub.average(run=runs / "good/checkpoints/step-00000002", last=2), "good/step-00000002 is one of them"),
+        (lambda runs: hub.average(runs=[runs / "good", runs / "cold"], max_seq_len=9), r"data\.max_seq_len=9 is for data that"),
+        (lambda runs: hub.average(runs=[runs / "no", runs / "cold"]), "^runs=.*no does not exist"),
+        (lambda runs: hub.average(runs=[runs / "copy"]), "the model that training began with is not known"),
         (lambda runs: hub.average(run=runs / "good", greedy=True), "chooses among several models"),
     ],
 )

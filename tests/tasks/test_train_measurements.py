@@ -49,7 +49,7 @@ def test_the_figures_are_those_of_evaluate_and_training_does_not_notice(tmp_path
 
 
 def test_a_resumed_run_compares_with_what_was_measured_before_training(tmp_path, monkeypatch):
-    options = [*MEASURED[:1], MEASURED[3]]
+    options = [*MEASURED[:1], MEASURED[3], "evaluate.every_steps=1"]
     expected = train(tmp_path / "undisturbed", *options)
     steps = iter(range(1, 9))
     with monkeypatch.context() as patch:
@@ -58,21 +58,27 @@ def test_a_resumed_run_compares_with_what_was_measured_before_training(tmp_path,
             train(tmp_path, *options)
     assert not (tmp_path / "it/evaluation.json").exists()
     found = launch(compose(f"resume={tmp_path / 'it'}"))
-    rows = [json.loads((run.run_path / "evaluation.json").read_text())["rows"] for run in (found, expected)]
-    assert rows[0] == rows[1]
-    assert all(row["difference"] is not None for row in rows[0])
+    resumed, undisturbed = (json.loads((run.run_path / "evaluation.json").read_text()) for run in (found, expected))
+    assert resumed["rows"] == undisturbed["rows"]
+    assert all(row["difference"] is not None for row in resumed["rows"])
+    assert resumed["steps"] == undisturbed["steps"]
+    assert [one["step"] for one in resumed["steps"]] == [1, 2, 3, 4]
 
 
 def test_the_best_model_may_be_chosen_by_any_figure(tmp_path):
-    options = [*MEASURED[:1], MEASURED[3], "evaluate.every_steps=1", "algo.keep_best=true", "algo.best_by=retention/loss"]
+    options = [*MEASURED[:1], MEASURED[3], "evaluate.every_steps=1", "algo.keep_best=true", "algo.best_by=retention/loss",
+               "algo.eval_every_steps=1"]  # fmt: skip
     result = train(tmp_path, *options, "algo.learning_rate=20.0", "algo.lr_scheduler=constant")
     values = {line["step"]: line["retention/loss"] for line in result.metrics}
     best = min(values, key=values.get)
     assert result.best_step == best < 4, "this run does not get worse"
-    after = by_name(json.loads((result.run_path / "evaluation.json").read_text())["rows"])["retention", "loss"]["values"][0]
+    assert result.eval_loss == result.metrics[best - 1]["eval_loss"]
+    written = json.loads((result.run_path / "evaluation.json").read_text())
+    assert [one["step"] for one in written["steps"]] == [1, 2, 3, 4]
+    after = by_name(written["rows"])["retention", "loss"]["values"][0]
     assert after["value"] == pytest.approx(values[best], abs=1e-5)
     with pytest.raises(ConfigError, match=r"algo\.best_by=bleu"):
-        train(tmp_path / "no", *options[:-1], "algo.best_by=bleu")
+        train(tmp_path / "no", *options, "algo.best_by=bleu")
 
 
 @pytest.mark.parametrize(

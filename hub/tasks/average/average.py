@@ -1,5 +1,6 @@
 """The verb `average`: one model from several, measured on held-out rows beside those that it is made of."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -8,9 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub.compose import runfile
+from hub.config.option import leaves
 from hub.config.schema import RunConfig
-from hub.errors import ConfigError
-from hub.models.finished import ADAPTER_CONFIG, Asked, Finished, adapter_folder, finished_adapter, finished_run, run_folder
+from hub.errors import ConfigError, HubError
+from hub.models.finished import (
+    Asked,
+    Finished,
+    adapter_folder,
+    finished_adapter,
+    finished_model,
+    finished_run,
+    output_folder,
+    run_folder,
+)
 from hub.run import Result
 from hub.tables import as_columns, as_html
 from hub.tasks.average.verb import AverageOptions
@@ -68,15 +79,14 @@ def average(asked: Asked) -> Averaged:
     options = asked.options
     assert isinstance(options, AverageOptions)
     asked, models = _models(asked, options)
-    _check(models, options)
     share = options.base if options.base is not None else (HALF if len(models) == 1 else 0.0)
+    _check(models, options, share)
     weights = options.weights or [1.0] * len(models)
     weights = [weight / sum(weights) * (1 - share) for weight in weights]
     first = models[0]
-    out = Path(os.path.expanduser(options.out)) if options.out else (first.run_path or _folder(first).parent) / "averaged"
-    if out.exists() and not any((out / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        raise ConfigError(f"out={out}: this is no model, and it would be replaced. Type out=FOLDER, a new one")
-    return _average(asked, options, models, weights, out.absolute())
+    folders = [_folder(model) for model in models]
+    out = output_folder(options.out, (first.run_path or folders[0].parent) / "averaged", folders)
+    return _average(asked, options, models, weights, out)
 
 
 def _models(asked: Asked, options: AverageOptions) -> tuple[Asked, list[Finished]]:
@@ -96,12 +106,21 @@ def _models(asked: Asked, options: AverageOptions) -> tuple[Asked, list[Finished
     for run in options.runs:
         if folder := adapter_folder(run):
             found.append(finished_adapter(folder, asked.cfg.model))
-            continue
-        folder = run_folder(run, asked.cfg.output_dir)
-        cfg = runfile.read(folder / "run.yaml")
-        config = config or cfg
-        found.append(finished_run(run, asked.cfg.output_dir, cfg))
+        elif _is_whole_model(Path(os.path.expanduser(run))):
+            found.append(finished_model(replace(asked.cfg.model, path=os.path.abspath(os.path.expanduser(run)))))
+        else:
+            try:
+                cfg = runfile.read(run_folder(run, asked.cfg.output_dir) / "run.yaml")
+                found.append(finished_run(run, asked.cfg.output_dir, cfg))
+            except HubError as error:
+                raise type(error)(str(error).replace(f"run={run}", f"runs={run}", 1)) from None
+            config = config or cfg
     return _with_data_of(asked, found[0], config), found
+
+
+def _is_whole_model(place: Path) -> bool:
+    """Whether a place is a folder with a model that is not the one of a run folder."""
+    return (place / "config.json").is_file() and not (place.name == "model" and (place.parent / "run.yaml").is_file())
 
 
 def _with_data_of(asked: Asked, first: Finished, run: RunConfig | None) -> Asked:
@@ -109,6 +128,11 @@ def _with_data_of(asked: Asked, first: Finished, run: RunConfig | None) -> Asked
     cfg = replace(asked.cfg, model=first.base)
     if run is None or cfg.data.path or cfg.data.mix or cfg.data.eval_path:
         return replace(asked, cfg=cfg, finished=first)
+    for name, value, default, _ in leaves(cfg.data, "data."):
+        if value != default and name != "data.date":  # that of the day, if none is typed
+            raise ConfigError(
+                f"{name}={value} is for data that you name, and the rows are those of {first.name}. Type data.path=FILE too"
+            )
     names = frozenset({"data.path", "data.mix", "data.eval_path", "data.eval_fraction"})
     return replace(asked, cfg=replace(cfg, data=run.data, algo=run.algo), finished=first, from_run=names)
 
@@ -116,6 +140,10 @@ def _with_data_of(asked: Asked, first: Finished, run: RunConfig | None) -> Asked
 def _last(model: Finished, number: int, cfg: RunConfig) -> list[Finished]:
     """The last models of a run, the newest first: its result and its checkpoints."""
     assert model.run_path is not None
+    if model.folder != model.run_path / "model":
+        raise ConfigError(
+            f"last={number} takes the last models of a run, and {model.name} is one of them. Type run={model.run_path}"
+        )
     result = Result.read(model.run_path / "result.json")
     own = f"step-{result.best_step or result.num_steps:08d}"
     states = sorted((model.run_path / "checkpoints").glob("step-*/state.json"), reverse=True)
@@ -131,7 +159,8 @@ def _last(model: Finished, number: int, cfg: RunConfig) -> list[Finished]:
     return found[:number]
 
 
-def _check(models: Sequence[Finished], options: AverageOptions) -> None:
+def _check(models: Sequence[Finished], options: AverageOptions, share: float) -> None:
+    """Refuse models that do not fit together, or not with the options. `share` is the base's weight."""
     kinds = {model.adapter is None for model in models}
     if len(kinds) > 1:
         adapters = ", ".join(model.name for model in models if model.adapter is not None)
@@ -145,6 +174,23 @@ def _check(models: Sequence[Finished], options: AverageOptions) -> None:
     for model in models:
         if model.adapter is None and model.folder is None:
             raise ConfigError(f"{model.name} is not in a folder of this machine. Name a run or a folder")
+    if share and models[0].adapter is None and models[0].before is None:
+        raise ConfigError(
+            f"{models[0].name}: the model that training began with is not known. Name a run, or several models: runs=A,B"
+        )
+    first, *others = [(model, _tokens(_folder(model))) for model in models]
+    for model, tokens in others:
+        if tokens and first[1] and tokens != first[1]:
+            raise ConfigError(f"{first[0].name} and {model.name} have different tokens, so they can't be averaged")
+
+
+def _tokens(folder: Path) -> Any:
+    """The tokens of a model with their ids. None: its folder does not say."""
+    try:
+        values = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        return values["model"].get("vocab"), [(token["id"], token["content"]) for token in values.get("added_tokens", [])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _folder(model: Finished) -> Path:
@@ -157,6 +203,7 @@ def _average(asked: Asked, options: AverageOptions, models: list[Finished], weig
     from hub.tasks.average.measured import Meter
     from hub.tasks.evaluate.losses import cost, gain, gain_line, measures_something, rows_to_choose_by
 
+    _refuse_unlike(models, weights)
     held_out = rows_to_choose_by(asked)
     measurable = measures_something(asked, held_out)
     if options.greedy and not measurable:
@@ -197,6 +244,17 @@ def _average(asked: Asked, options: AverageOptions, models: list[Finished], weig
     ]
     rows.append({"name": "average", "weight": None, "losses": _values(averaged)})
     return Averaged(rows, None if found is None else vars(found), out, [note for note in notes if note])
+
+
+def _refuse_unlike(models: Sequence[Finished], weights: Sequence[float]) -> None:
+    """Refuse models that can't be averaged, before they are measured."""
+    from hub.models import adapters, averaging
+
+    folders = [_folder(model) for model in models]
+    if models[0].adapter is not None:
+        adapters.check_alike([adapters.StoredAdapter.read(folder) for folder in folders], weights)
+    else:
+        averaging.check_alike(folders)
 
 
 def _values(losses: "Losses | None") -> dict[str, float]:

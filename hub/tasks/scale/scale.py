@@ -4,7 +4,6 @@ An adapter of strength a computes W + a s B A: the line from the base weights (a
 WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903) found points that are better at both old and new tasks.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub.config.option import AUTO
 from hub.errors import ConfigError
-from hub.models.finished import Asked
+from hub.models.finished import Asked, output_folder
 from hub.run import Run
 from hub.tables import as_columns, as_html
 from hub.tasks.scale.verb import ScaleOptions
@@ -79,10 +78,8 @@ def scale(asked: Asked) -> Scaled:
         raise ConfigError(
             f"{finished.name} is no adapter, so it has no strength. To mix a whole model with its base type hub average run=RUN"
         )
-    out = Path(os.path.expanduser(options.out)) if options.out else (finished.run_path or finished.adapter.parent) / "scaled"
-    if out.exists() and not (out / "adapter_config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"out={out}: this is no adapter, and it would be replaced. Type out=FOLDER, a new one")
-    return _scale(asked, options, finished.adapter, out.absolute())
+    default = (finished.run_path or finished.adapter.parent) / "scaled"
+    return _scale(asked, options, finished.adapter, output_folder(options.out, default, [finished.adapter]))
 
 
 def _scale(asked: Asked, options: ScaleOptions, folder: Path, out: Path) -> Scaled:

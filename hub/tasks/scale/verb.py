@@ -29,7 +29,7 @@ class ScaleOptions(FinishedOptions):
         if self.alpha != AUTO:
             if isinstance(self.alpha, str):
                 yield f"alpha={self.alpha} is not allowed. Allowed: a number at least 0 or auto"
-            else:
+            elif math.isfinite(self.alpha):  # else the type's own line says it
                 numbers.append(("alpha", self.alpha))
         for name, value in numbers:
             if not (math.isfinite(value) and value >= 0):

@@ -1,6 +1,6 @@
 """What training learnt, kept and lost: the same measurements before the first step, after the last one, and in between.
 
-The figures of before are in the run folder, so that a resumed run compares with them.
+The figures are in the run folder, so that a resumed run has them.
 """
 
 import json
@@ -28,6 +28,7 @@ from hub.train.measuring import Measured
 from hub.train.setup.setup import Setup
 
 BEFORE_FILE = "evaluation_before.json"
+STEPS_FILE = "evaluation_steps.json"
 FILE = "evaluation.json"
 NUM_EXAMPLES = 12
 """Answers before and after that evaluation.json holds."""
@@ -60,7 +61,7 @@ class TrainMeasurements:
         encoding = Encoding(setup.tokenizer, self._positions, setup.base_path, setup.run.say)
         self._plan = prepare_plan(cfg, encoding, cfg if held_out else None, held_out)
         self._at: dict[int, Measurement] = {}
-        self._rows: list[dict[str, Any]] = []
+        self._rows = _stored_rows(setup.run.path / STEPS_FILE)
         self._before: Measurement | None = None
         self._seconds = 0.0
 
@@ -88,7 +89,9 @@ class TrainMeasurements:
             if setup.run.is_main:
                 write_json(setup.run.path / BEFORE_FILE, _as_json(found))
         else:
-            self._rows.append({"step": step, "rows": result_rows(found, None, self._plan.cfg.seed)})
+            self._rows[step] = result_rows(found, None, self._plan.cfg.seed)
+            if setup.run.is_main:
+                write_json(setup.run.path / STEPS_FILE, self._steps(max(self._rows)))
         self._seconds += time.monotonic() - started
         shown = [one for one in found.figures if one.metric != "perplexity"]
         when = "before training" if step == 0 else f"after step {step}"
@@ -116,10 +119,14 @@ class TrainMeasurements:
         settings = {**self._plan.settings, "layouts": after.layouts, "device": setup.session.device.type}
         rows = result_rows(after, before, self._plan.cfg.seed)
         found = Evaluation(models[: 1 if before is None else 2], settings, rows, self._seconds)
-        values = found.as_json() | {"steps": self._rows, "examples": self._examples(before, after)}
+        values = found.as_json() | {"steps": self._steps(outcome.num_steps), "examples": self._examples(before, after)}
         write_json(setup.run.path / FILE, values)
         found.written = setup.run.path / FILE
         return found
+
+    def _steps(self, last: int) -> list[dict[str, Any]]:
+        """What was measured up to a step, each step once. A run that was resumed has what was measured before."""
+        return [{"step": step, "rows": self._rows[step]} for step in sorted(self._rows) if step <= last]
 
     def _examples(self, before: Measurement | None, after: Measurement) -> list[dict[str, Any]]:
         """Some answers before and after, side by side."""
@@ -165,6 +172,13 @@ def _as_json(found: Measurement) -> dict[str, Any]:
         values["sums"] = None if one.sums is None else one.sums.tolist()
         values["counts"] = None if one.counts is None else one.counts.tolist()
     return {"figures": figures, "layouts": found.layouts, "answers": found.answers}
+
+
+def _stored_rows(file: Path) -> dict[int, list[dict[str, Any]]]:
+    """Step -> what was measured after it, of a run that is resumed. Empty: there is no such file."""
+    if not file.is_file():
+        return {}
+    return {one["step"]: one["rows"] for one in json.loads(file.read_text(encoding="utf-8"))}
 
 
 def _of_json(file: Path) -> Measurement | None:
