@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from hub.config.evaluate import EvaluateConfig
 from hub.errors import ConfigError, HubError, did_you_mean, first_line
 from hub.system.cache import cache_dir, make_once
 from hub.system.files import write_json
+
+if TYPE_CHECKING:
+    from hub.tasks.evaluate.statistics import Floats
 
 OLDEST = (0, 4, 13)
 """Version of lm-eval whose model interface harness.py implements."""
@@ -26,8 +26,6 @@ NAMES = "tasks.json"
 
 NUM_RESAMPLES = 1000
 """Of lm-eval's own bootstrap, for figures that are no means."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class TaskFigure:
     keys: tuple[int, ...]
     """Numbers of the documents."""
 
-    values: Floats | None
+    values: "Floats | None"
     """(n,) of each document. None: the figure is no mean of numbers."""
 
 
@@ -112,6 +110,7 @@ def run_tasks(lm: Any, loaded: dict[str, Any], cfg: EvaluateConfig) -> list[Task
     Raises:
         ConfigError: a task can't be run.
     """
+    import numpy as np
     from lm_eval.evaluator import evaluate
 
     np.random.seed(cfg.seed)
@@ -172,6 +171,8 @@ def _unknown(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
 def _figures(
     task: str, found: dict[str, Any], better: dict[str, Any], n: int, samples: list[dict[str, Any]]
 ) -> list[TaskFigure]:
+    import numpy as np
+
     keys = [key for key in found if "," in key and not key.partition(",")[0].endswith("_stderr")]
     filters = {key.partition(",")[2] for key in keys}
     figures = []

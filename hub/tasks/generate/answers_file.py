@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -95,10 +96,11 @@ class AnswersFile:
 
     def _read(self, path: Path) -> None:
         try:
-            lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            # Not splitlines: an answer may have other characters that Python takes for ends of lines, such as U+2028.
+            lines = path.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
         except OSError as error:
             raise ConfigError(f"out={path}: can't be read ({first_line(error)}). {_INSTEAD}") from None
-        for place, line in enumerate(lines, 1):
+        for place, line in enumerate(lines if lines != [""] else [], 1):
             try:
                 record = json.loads(line)
                 number, settings = record["row"], record["settings"]
@@ -115,8 +117,14 @@ def refuse_own_data(out: str | None, data: str) -> None:
     """Refuse to write answers over the prompts.
 
     Raises:
-        DataError: `out` is the data.
+        DataError: `out` is the data, or would be read as data by the next call.
     """
-    files = [os.path.expanduser(path) for path in (out or "", data)]
-    if all(map(os.path.exists, files)) and os.path.samefile(*files):
+    if out is None:
+        return
+    file, source = (Path(os.path.realpath(os.path.expanduser(path))) for path in (out, data))
+    if file == source:
         raise DataError(f"out={out} is the file of the prompts. Type another name")
+    if source.is_dir() and file.is_relative_to(source):
+        raise DataError(f"out={out} is in the folder of the prompts, whose files are all read. Type out=FILE.jsonl elsewhere")
+    if not source.exists() and fnmatch(str(file), str(source)):
+        raise DataError(f"out={out} is one of the files that data.path={data} reads. Type another name")
