@@ -59,7 +59,7 @@ def asked(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     checkpoint = run.checkpoints_path / "step-00000001"
     for folder in (run.model_path, checkpoint / "model"):
         folder.mkdir(parents=True)
-        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "peft_type": "LORA"}))
         (folder / "adapter_model.safetensors").touch()
     (checkpoint / "state.json").write_text("{}")
     return lambda *words: asked_for(VERB, words)

@@ -314,6 +314,8 @@ def test_an_answer_may_have_what_python_takes_for_an_end_of_a_line(tmp_path):
     path, text = str(tmp_path / "a.jsonl"), "a\u2028b\x85c\x1cd\re"
     with AnswersFile(path, "x", overwrite=False) as file:
         file.add([{"row": 1, "prompt": text, "answer": text}])
+        with pytest.raises(ConfigError, match="another process is writing"), AnswersFile(path, "x", overwrite=True):
+            pass
     assert AnswersFile(path, "x", overwrite=False).records[1]["answer"] == text
 
 

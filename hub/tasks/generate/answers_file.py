@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
@@ -71,9 +72,11 @@ class AnswersFile:
 
     def __enter__(self) -> Self:
         if self.path is not None:
+            self._refuse_another_writer(self.path)
             try:
                 self._write()  # without a last line that was cut off
                 self._stream = self.path.open("a", encoding="utf-8", errors="surrogateescape")
+                _locked(self._stream)
             except OSError as error:
                 raise ConfigError(f"out={self.path}: can't write there ({error.strerror}). Type out=FILE.jsonl") from None
         return self
@@ -83,6 +86,11 @@ class AnswersFile:
         if self._stream is not None:
             self._stream.close()
             self._write()
+
+    def _refuse_another_writer(self, path: Path) -> None:
+        with suppress(OSError), path.open(encoding="utf-8") as stream:
+            if not _locked(stream):
+                raise ConfigError(f"out={path}: another process is writing answers to it. Wait for it, or type out=OTHER.jsonl")
 
     def _write(self) -> None:
         assert self.path is not None
@@ -111,6 +119,18 @@ class AnswersFile:
             if settings != self._settings:
                 raise ConfigError(f"out={path} has answers of another model or other settings. {_INSTEAD}")
             self.records[number] = self.records.get(number, {}) | record
+
+
+def _locked(stream: TextIO) -> bool:
+    """Lock a file until it is closed. Returns whether no other process has locked it."""
+    with suppress(ImportError, OSError):  # not all systems and file systems have locks
+        from fcntl import LOCK_EX, LOCK_NB, flock
+
+        try:
+            flock(stream, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def refuse_own_data(out: str | None, data: str) -> None:
