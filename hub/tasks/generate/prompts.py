@@ -86,6 +86,8 @@ class Prompter:
         check_sandbox()
         text = self._of_training(messages, tools, where) if self._trained else None
         if text is None:
+            if tools or len(messages) > 1:
+                self._of_training(messages, tools, where)  # for what the template leaves out
             with limits(where):
                 text = render_prompt(self.tokenizer, Conversation(messages, tools, where), self.variables)
         _check_characters(text, where)
