@@ -101,6 +101,18 @@ def _check(asked: Asked, held_out: RunConfig | None) -> None:
         )
     if wanted.every_steps is not None and "evaluate.every_steps" not in asked.from_run:
         problems.append("evaluate.every_steps is for hub train. Leave it out")
+    sections = {".".join(name.split(".")[:2]) for name in asked.from_run}
+    if asked.cfg.data.eval_fraction and sections & {"data.path", "data.mix"} and "data.eval_fraction" not in sections:
+        problems.append(
+            "data.eval_fraction: rows that this run was trained on would be measured as held-out. Leave it out, or type "
+            "data.path=FILE"
+        )
+    of_tasks = {"num_fewshot": wanted.num_fewshot is not None, "apply_chat_template": wanted.apply_chat_template}
+    problems += [
+        f"evaluate.{name} is for tasks of lm-eval. Leave it out, or type evaluate.tasks=[NAME]"
+        for name, is_set in of_tasks.items()
+        if is_set and not wanted.tasks and f"evaluate.{name}" not in asked.from_run
+    ]
     if problems:
         raise ConfigError(problems)
 

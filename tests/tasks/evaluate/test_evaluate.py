@@ -76,6 +76,8 @@ def test_what_can_not_be_measured_is_one_line(hub, runs, tmp_path):
         model: "no rows are named, so there is nothing to measure. Type data.path=FILE, evaluate.retention=auto or",
         f"{run} evaluate.metrics=[exact_mach]": "evaluate.metrics=exact_mach: there is no such metric.",
         f"{run} evaluate.tasks=[none.yaml]": "evaluate.tasks=none.yaml: there is no such file",
+        f"{run} data.eval_fraction=0.5": "data.eval_fraction: rows that this run was trained on would be measured",
+        f"{run} evaluate.num_fewshot=2": "evaluate.num_fewshot is for tasks of lm-eval. Leave it out, or type evaluate.tasks=",
         f"{run} evaluate.retention=none.txt": "evaluate.retention=none.txt: there is no such file.",
         f"{run} evaluate.also=[none]": "evaluate.also=none:",
         f"{run} against=none_such": "against=none_such: there is no such run, folder or preset. Type base, none, a run or a",
