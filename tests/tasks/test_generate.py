@@ -358,7 +358,7 @@ def test_mistakes_of_generate_are_one_line_each(hub, tmp_path):
     )
     write(tmp_path / "a.jsonl", [{"question": 1}])
     assert "is not a file of answers (line 1)" in line(
-        "data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "generate.top_k=3"
+        "data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "overwrite=true"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from hub.errors import ConfigError, DataError, first_line
+from hub.errors import ConfigError, DataError
 
 Record = dict[str, Any]
 _INSTEAD = "Type out=OTHER.jsonl, or overwrite=true to begin anew"
@@ -38,8 +38,8 @@ class AnswersFile:
         self.records: dict[int, Record] = {}
         self._settings = settings
         self._stream: TextIO | None = None
-        if self.path is not None and self.path.exists() and not overwrite:
-            self._read(self.path)
+        if self.path is not None and self.path.exists():
+            self._read(self.path, only_first=overwrite)
 
     def done(self, number: int, asked: Mapping[str, Any], field: str) -> bool:
         """Whether a row has an answer already.
@@ -102,12 +102,13 @@ class AnswersFile:
             os.fsync(stream.fileno())
         aside.replace(self.path)
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, only_first: bool) -> None:
+        """Read the answers. With `only_first` only check that it is a file of answers, which may be overwritten."""
         try:
             # Not splitlines: an answer may have other characters that Python takes for ends of lines, such as U+2028.
             lines = path.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
         except OSError as error:
-            raise ConfigError(f"out={path}: can't be read ({first_line(error)}). {_INSTEAD}") from None
+            raise ConfigError(f"out={path}: can't be read ({error.strerror}). Type out=OTHER.jsonl") from None
         for place, line in enumerate(lines if lines != [""] else [], 1):
             try:
                 record = json.loads(line)
@@ -115,7 +116,10 @@ class AnswersFile:
             except (ValueError, KeyError, TypeError):
                 if place == len(lines) and self.records:
                     break  # the process was killed while it wrote this line
-                raise ConfigError(f"out={path} is not a file of answers (line {place}). {_INSTEAD}") from None
+                instead = _INSTEAD if place > 1 else "Type out=OTHER.jsonl"
+                raise ConfigError(f"out={path} is not a file of answers (line {place}). {instead}") from None
+            if only_first:
+                return
             if settings != self._settings:
                 raise ConfigError(f"out={path} has answers of another model or other settings. {_INSTEAD}")
             self.records[number] = self.records.get(number, {}) | record
