@@ -1,9 +1,17 @@
 """Tables as plain text and as HTML, for what shows itself in a terminal and in a notebook."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 
 Rows = Sequence[tuple[str, str]]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def for_terminal(text: str) -> str:
+    """The text without control characters but tabs and ends of lines: in a terminal they change more than this text."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def as_text(rows: Rows) -> str:

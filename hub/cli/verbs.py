@@ -18,6 +18,7 @@ from hub.config.finished import FinishedVerb
 from hub.config.task import TASKS
 from hub.errors import ConfigError
 from hub.run import Result
+from hub.tables import for_terminal
 from hub.tasks.verbs import FINISHED
 
 DEFAULT_VERB = "train"
@@ -79,7 +80,8 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
         if flags.json:
             print_json(found.as_json() if found is not None else None, stdout)
         elif found is not None:
-            print(repr(found), file=stdout, flush=True)
+            text = repr(found)
+            print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
     return 0
 
 

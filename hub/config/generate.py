@@ -1,5 +1,6 @@
 """Options of generation: how answers are sampled. The presets `generate=factual|balanced|creative` set them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hub.config.option import AUTO, option
@@ -38,3 +39,8 @@ class GenerateConfig:
 
     seed: int = option(0, ge=0)
     """Seed of the sampling. Each answer has draws of its own, so but for rounding it does not depend on the batch size."""
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that bounds and types do not exclude."""
+        if "" in self.stop:
+            yield "generate.stop has an empty text, at which each answer would end. Leave it out"

@@ -96,6 +96,8 @@ def _checked(verb: FinishedVerb, cfg: RunConfig, finished: Finished | None, from
     problems: list[str] = []
     for part in verb.sections:
         problems += field_problems(getattr(cfg, part), part)
+    if "generate" in verb.sections:
+        problems += cfg.generate.problems()
     if finished is not None:
         problems += finished.base.problems(cfg)
         cfg = replace(cfg, model=finished.base)

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from hub.errors import ConfigError, ModelError
 from hub.models.averaging import appears_whole
 from hub.models.finished import ADAPTER_CONFIG
+from hub.models.finished import ADAPTER_WEIGHTS as WEIGHTS
 
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 

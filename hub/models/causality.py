@@ -48,7 +48,7 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         kind = str(dtype).removeprefix("torch.")
         raise ModelError(
-            f"model.path: {type(base_of(model)).__name__} can't be trained in {kind}: it fails in a pass over "
+            f"model.path: {type(base_of(model)).__name__} can't compute in {kind}: it fails in a pass over "
             f"{NUM_TOKENS} tokens ({type(error).__name__}: {first_line(error)}). Type another model.dtype or model.path"
         ) from error
     finally:

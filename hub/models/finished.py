@@ -17,6 +17,7 @@ from hub.run import Result
 
 LATEST = "latest"
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +107,15 @@ def finished_run(run: str, output_dir: str, cfg: RunConfig) -> Finished:
     model = folder / "model"
     if not (folder / "result.json").is_file():
         raise ConfigError(f"run={run}: {folder} is not finished: it has no result yet. {_instead(folder)}")
-    result = Result.read(folder / "result.json")
+    try:
+        result = Result.read(folder / "result.json")
+    except (OSError, ValueError, TypeError):
+        raise ConfigError(f"run={run}: {folder}/result.json can't be read. Type model.path={model} for its model") from None
     if result.status == "verified":
         raise ConfigError(f"run={run}: {folder} verified and trained nothing, so it has no model. Name a run that trained")
     if result.status != "completed":
-        raise ConfigError(f"run={run}: {folder} is {result.status} after {result.num_steps} steps. {_instead(folder)}")
+        reached = f"has the status {result.status}, after {result.num_steps} steps"
+        raise ConfigError(f"run={run}: {folder} {reached}. {_instead(folder)}")
     if not any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise ConfigError(f"run={run}: {folder} is completed, but {model} holds no model. Was it moved? Type model.path=FOLDER")
     return _of_folder(model, folder.name, folder, cfg.model)
@@ -134,12 +139,8 @@ def finished_adapter(folder: Path, model: ModelConfig) -> Finished:
     Raises:
         ModelError: its config can't be read, or its base is gone.
     """
-    try:
-        values: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base, revision = values["base_model_name_or_path"], values.get("revision")
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ModelError(f"model.path={folder}: {ADAPTER_CONFIG} can't be read. Copy or download the adapter again") from None
-    named = replace(model, path=str(base or ""), revision=revision)
+    values = _adapter_values(folder)
+    named = replace(model, path=str(values["base_model_name_or_path"] or ""), revision=values.get("revision"))
     return _with_base(Finished(name=folder.name, base=named, adapter=folder, before=named), folder)
 
 
@@ -175,12 +176,28 @@ def output_folder(out: str | None, default: Path, models: Sequence[Path]) -> Pat
 
 def _of_folder(model: Path, name: str, folder: Path, before: ModelConfig) -> Finished:
     if (model / ADAPTER_CONFIG).is_file():
+        _adapter_values(model)
         return _with_base(Finished(name=name, base=before, adapter=model, run_path=folder, before=before), model)
     # What was saved has all tokens already, and its weights are stored in full.
     whole = replace(
         ModelConfig(), path=str(model), dtype=before.dtype, trust_remote_code=before.trust_remote_code, family=before.family
     )
     return Finished(name=name, base=whole, run_path=folder, before=before)
+
+
+def _adapter_values(folder: Path) -> dict[str, Any]:
+    """The config of an adapter, whose weights are there too."""
+    again = "Copy or download the adapter again"
+    try:
+        values: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        values["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{folder}: {ADAPTER_CONFIG} can't be read. {again}") from None
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        why = ", and adapter_model.bin is a pickle, which can run any code, so the hub never loads it" if pickled else ""
+        raise ModelError(f"{folder}: {ADAPTER_WEIGHTS} is missing{why}. {again}")
+    return values
 
 
 def _with_base(finished: Finished, folder: Path) -> Finished:
@@ -200,7 +217,7 @@ def _place(run: str, output_dir: str, needs_model: bool = True) -> tuple[Path, P
     """The run folder, and the place that was named: that folder or one of its checkpoints."""
     named = f"{output_dir}/{LATEST}" if run == LATEST else run
     place = Path(os.path.realpath(os.path.expanduser(named)))
-    if not place.exists() and os.sep not in run:
+    if not place.exists() and not os.path.isabs(named):
         place = Path(os.path.realpath(os.path.join(os.path.expanduser(output_dir), run)))
     if (place / "state.json").is_file():
         return place.parents[1], place

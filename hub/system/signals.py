@@ -140,5 +140,7 @@ def end_process(exit_code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
+    if exit_code == 128 + signal.SIGINT:  # a second Ctrl-C would show a traceback of what ends
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(exit_code))
     gc.freeze()  # else Python goes through all that torch and transformers have made before it ends: over a second
     sys.exit(exit_code)

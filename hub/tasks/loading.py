@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -16,7 +17,7 @@ from hub.data.tokens.template_date import set_date
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import LaunchError, ModelError, first_line
 from hub.models import load
-from hub.models.finished import Asked, Finished
+from hub.models.finished import ADAPTER_WEIGHTS, Asked, Finished
 from hub.models.structure import max_positions
 from hub.models.tokens import resize_embeddings, vocabulary_of
 from hub.models.weights import local_weights
@@ -114,6 +115,8 @@ def _with_adapter(model: Any, folder: Path) -> Any:
         raise LaunchError(f"{folder} is an adapter, which needs peft. Type pip install peft") from None
     try:
         return PeftModel.from_pretrained(model, str(folder))
+    except SafetensorError as error:
+        raise ModelError(f"{folder}: {ADAPTER_WEIGHTS} is broken ({error}). Copy or download the adapter again") from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{folder}: this adapter can't be put on {model.config.name_or_path}: {first_line(error)}") from None
 

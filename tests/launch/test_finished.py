@@ -59,7 +59,8 @@ def asked(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     checkpoint = run.checkpoints_path / "step-00000001"
     for folder in (run.model_path, checkpoint / "model"):
         folder.mkdir(parents=True)
-        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "peft_type": "LORA"}))
+        (folder / "adapter_model.safetensors").touch()
     (checkpoint / "state.json").write_text("{}")
     return lambda *words: asked_for(VERB, words)
 
@@ -98,6 +99,7 @@ def test_a_run_is_named_in_many_ways(asked, tmp_path: Path):
     assert asked("run=one", "output_dir=runs", "generate.top_k=5").cfg.generate.top_k == 5
     checkpoint = asked("run=runs/one/checkpoints/step-00000001")
     assert checkpoint.model.name == "one/step-00000001"
+    assert asked("run=one/checkpoints/step-00000001").model == checkpoint.model
     assert checkpoint.model.adapter is not None
     adapter = asked("model.path=runs/one/model")
     assert adapter.model.adapter == tmp_path / "runs/one/model"
@@ -115,12 +117,14 @@ def test_every_mistake_about_the_model_is_one_line(asked, tmp_path: Path):
     assert "there is no run in nowhere" in line(asked, "run=latest", "output_dir=nowhere")
     assert "algo.lora_r: hub ask does not read it" in line(asked, "run=latest", "algo.lora_r=8")
     status(one, "interrupted")
-    assert f"is interrupted after 2 steps. To continue it type python -m hub resume={one}" in of_run("one")
+    assert f"has the status interrupted, after 2 steps. To continue it type python -m hub resume={one}" in of_run("one")
     assert f"run={one}/checkpoints/step-00000001" in of_run("one")
     status(one, "failed")
-    assert "is failed after 2 steps" in of_run("one")
+    assert "has the status failed, after 2 steps" in of_run("one")
     status(one, "verified")
     assert "verified and trained nothing" in of_run("one")
+    (one / "result.json").write_text("{")
+    assert "result.json can't be read. Type model.path=" in of_run("one")
     (one / "result.json").unlink()
     assert "is not finished: it has no result yet" in of_run("one")
 
@@ -135,8 +139,16 @@ def test_a_model_that_is_gone_is_one_line(asked, base: Path, tmp_path: Path):
         (tmp_path / "moved").rename(base)
     shutil.rmtree(one / "checkpoints" / "step-00000001" / "model")
     assert "this checkpoint holds no model" in of_run("runs/one/checkpoints/step-00000001")
+    from hub.tasks import loading
+
+    weights = one / "model" / "adapter_model.safetensors"
+    with pytest.raises(HubError, match=r"adapter_model\.safetensors is broken"):
+        loading.load_finished(given := asked("run=one"), given.model, print)
+    weights.rename(weights.with_name("adapter_model.bin"))
+    assert "is missing, and adapter_model.bin is a pickle" in of_run("one")
     (one / "model" / "adapter_config.json").write_text("{")
     assert "adapter_config.json can't be read" in line(asked, "model.path=runs/one/model")
+    assert "adapter_config.json can't be read" in of_run("one")
     (one / "model").rename(one / "elsewhere")
     assert "holds no model. Was it moved?" in of_run("one")
 

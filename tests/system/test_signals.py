@@ -56,3 +56,12 @@ def test_a_process_whose_parent_was_killed_while_it_imported_ends():
         parent.wait()
     env = os.environ | {STARTED_BY: str(parent.pid)}
     assert subprocess.run([sys.executable, "-c", OUTLIVES_ITS_PARENT], env=env, timeout=30).returncode == -signal.SIGTERM
+
+
+def test_a_second_interrupt_ends_a_stopped_command_without_a_traceback():
+    script = (
+        "import atexit, os, signal\nfrom hub.system.signals import end_process\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\nend_process(130)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -22,6 +22,7 @@ from hub.launch.launcher import launch
 from hub.models import load
 from hub.models.structure import max_positions
 from hub.tasks.chat.conversation import Conversation
+from hub.tasks.chat.screen import Screen
 from hub.tasks.chat.stream import TextStream
 from hub.tasks.generate import engine, generate
 from hub.tasks.generate.answer_shape import answer_shape, split_thoughts
@@ -246,6 +247,7 @@ ROWS = [
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
     {"instruction": "Add.", "input": "1 2", "output": "3"},
     {"instruction": "Add."},
+    {"instruction": "Add.", "output": ""},
     {"conversations": [{"from": "human", "value": "Who?"}]},
     {"prompt": "Which?", "chosen": "This.", "rejected": "That."},
     {"text": "Once upon"},
@@ -268,12 +270,13 @@ def test_rows_of_every_format_are_asked_without_their_answer(tmp_path):
         {"prompt": "Hi"},
         {"prompt": "Add.\n\n1 2"},
         {"prompt": "Add."},
+        {"prompt": "Add."},
         {"prompt": "Who?"},
         {"prompt": "Which?"},
         {"prompt": "Once upon"},
         {"input_ids": [5, 6]},
     ]
-    assert [question.reference for question in found] == [None, "That.", None, "Ho", "3", None, None, "This.", None, None]
+    assert [question.reference for question in found] == [None, "That.", None, "Ho", "3", None, None, None, "This.", None, None]
     of_run = DataConfig(columns={"prompt": "question", "completion": "reply"})
     data = DataConfig(path=write(tmp_path / "row.jsonl", [{"question": "Q", "reply": "A"}, {"prompt": "P"}]))
     assert [question.shown() for question in questions(data, of_run, [])] == [{"prompt": "Q"}, {"prompt": "P"}]
@@ -309,6 +312,15 @@ def test_a_stopped_file_is_continued_to_the_same_answers(hub, tmp_path, monkeypa
         assert "has all answers already" in hub("generate", *words).err
 
 
+def test_an_answer_may_have_what_python_takes_for_an_end_of_a_line(tmp_path):
+    path, text = str(tmp_path / "a.jsonl"), "a\u2028b\x85c\x1cd\re"
+    with AnswersFile(path, "x", overwrite=False) as file:
+        file.add([{"row": 1, "prompt": text, "answer": text}])
+        with pytest.raises(ConfigError, match="another process is writing"), AnswersFile(path, "x", overwrite=True):
+            pass
+    assert AnswersFile(path, "x", overwrite=False).records[1]["answer"] == text
+
+
 def test_mistakes_of_generate_are_one_line_each(hub, tmp_path):
     def line(*words):
         said = hub("generate", "model=tiny", "generate.max_new_tokens=2", *words)
@@ -328,18 +340,27 @@ def test_mistakes_of_generate_are_one_line_each(hub, tmp_path):
     assert "Type out=NAME.jsonl" in line("data.path=p.jsonl", "out=a.csv")
     assert "is the file of the prompts" in line("data.path=p.jsonl", "out=./p.jsonl")
     assert line("prompt=a", "data.loss_on=last") == "data.loss_on is about training and changes no answer. Leave it out"
+    write(tmp_path / "odd.jsonl", [{"prompt": "Hi"}, {"input_ids": [5, 99999]}])
+    assert "odd.jsonl:2: input_ids has 99999, but the model's tokenizer has" in line("data.path=odd.jsonl")
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "a \\ud83d"}\n{"prompt": null}\n')
+    assert "odd.jsonl:2: prompt is null. Give a text or messages" in line("data.path=odd.jsonl")
+    skipped = line("data.path=odd.jsonl", "data.on_bad_row=skip")
+    assert "odd.jsonl:1: the text holds half a character" in skipped
+    assert "out=./a.jsonl is in the folder of the prompts" in line("data.path=.", "out=./a.jsonl")
+    assert "out=a.jsonl is one of the files that data.path=" in line("data.path=*.jsonl", "out=a.jsonl")
+    assert "generate.stop has an empty text" in line("prompt=a", 'generate.stop=[""]')
     assert "overwrite=true is for out=" in line("prompt=a", "overwrite=true")
     assert "it is not known what tiny:llama was before training" in line("prompt=a", "compare=true")
     said = hub(
         "generate", "model=tiny", "data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "generate.max_new_tokens=2"
     )
-    assert (said.code, "1 rows without an answer. The first: p.jsonl:2: the prompt has" in said.out) == (0, True)
+    assert (said.code, "1 row without an answer. The first: p.jsonl:2: the prompt has" in said.out) == (0, True)
     assert "answers of another model or other settings" in line(
         "data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "generate.top_k=3"
     )
     write(tmp_path / "a.jsonl", [{"question": 1}])
     assert "is not a file of answers (line 1)" in line(
-        "data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "generate.top_k=3"
+        "data.path=p.jsonl", "data.on_bad_row=skip", "out=a.jsonl", "overwrite=true"
     )
 
 
@@ -400,6 +421,13 @@ def test_a_stream_shows_whole_characters_and_no_part_of_an_end():
         assert "".join(piece for piece, thought in shown if thought) == thoughts
         assert "".join(piece for piece, thought in shown if not thought) == answer
         assert len(shown) > 1
+
+
+def test_an_answer_can_not_change_the_terminal(capsys):
+    screen = Screen()
+    for screen.is_terminal in (True, False):
+        screen.piece("a\x1b]0;title\x07\tb\n", thought=False)
+    assert capsys.readouterr().out == "a\N{REPLACEMENT CHARACTER}]0;title\N{REPLACEMENT CHARACTER}\tb\na\x1b]0;title\x07\tb\n"
 
 
 def test_the_oldest_turns_make_room_in_a_conversation():

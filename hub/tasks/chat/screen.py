@@ -6,6 +6,8 @@ import sys
 import textwrap
 from itertools import zip_longest
 
+from hub.tables import for_terminal
+
 WIDE = 100
 """Columns of a terminal from which on two answers stand side by side."""
 
@@ -31,7 +33,7 @@ class Screen:
         """Write a piece of an answer."""
         if thought != self._thinking:
             self._switch(thought)
-        sys.stdout.write(text)
+        sys.stdout.write(for_terminal(text) if self.is_terminal else text)
         sys.stdout.flush()
 
     def end(self) -> None:
@@ -57,7 +59,7 @@ class Screen:
             right: heading and text.
         """
         column = (self.width - 3) // 2
-        rows = [wrapped(text, column) for _, text in (left, right)]
+        rows = [wrapped(for_terminal(text), column) for _, text in (left, right)]
         self.line(f"{left[0][:column]:<{column}} | {right[0][:column]}")
         for one, other in zip_longest(*rows, fillvalue=""):
             print(f"{one:<{column}} | {other}", flush=True)

@@ -3,6 +3,7 @@
 What can be wrong is checked before torch is imported.
 """
 
+import json
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ from hub.compose.runfile import read
 from hub.config.evaluate import NONE
 from hub.config.option import AUTO
 from hub.config.schema import DataConfig, ModelConfig, RunConfig
-from hub.errors import ConfigError, HubError, Interrupted, can_not_write
+from hub.errors import ConfigError, HubError, Interrupted
 from hub.models.finished import (
     LATEST,
     Asked,
@@ -65,7 +66,7 @@ def evaluate(asked: Asked) -> Evaluation:
         try:
             write_json(file, found.as_json())
         except OSError as error:
-            raise can_not_write(file, error) from None
+            raise ConfigError(f"{file}: can't write there ({error.strerror}). Type out=FILE.json in another folder") from None
         found.written = file
     return found
 
@@ -101,6 +102,18 @@ def _check(asked: Asked, held_out: RunConfig | None) -> None:
         )
     if wanted.every_steps is not None and "evaluate.every_steps" not in asked.from_run:
         problems.append("evaluate.every_steps is for hub train. Leave it out")
+    sections = {".".join(name.split(".")[:2]) for name in asked.from_run}
+    if asked.cfg.data.eval_fraction and sections & {"data.path", "data.mix"} and "data.eval_fraction" not in sections:
+        problems.append(
+            "data.eval_fraction: rows that this run was trained on would be measured as held-out. Leave it out, or type "
+            "data.path=FILE"
+        )
+    of_tasks = {"num_fewshot": wanted.num_fewshot is not None, "apply_chat_template": wanted.apply_chat_template}
+    problems += [
+        f"evaluate.{name} is for tasks of lm-eval. Leave it out, or type evaluate.tasks=[NAME]"
+        for name, is_set in of_tasks.items()
+        if is_set and not wanted.tasks and f"evaluate.{name}" not in asked.from_run
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -168,9 +181,24 @@ def _file(asked: Asked, options: EvaluateOptions) -> Path | None:
         file = Path(os.path.expanduser(options.out)).absolute()
         if not file.parent.is_dir():
             raise ConfigError(f"out={options.out}: there is no folder {file.parent}. Type out=FILE.json in one that exists")
-        return file
-    run = asked.model.run_path
-    return run / FILE if run is not None and "/" not in asked.model.name else None
+    elif (run := asked.model.run_path) is not None and "/" not in asked.model.name:
+        file = run / FILE
+    else:
+        return None
+    if file.exists() and not _is_result(file):
+        raise ConfigError(f"{file} is there already and holds no evaluation, so it is not overwritten. Type out=OTHER.json")
+    if not os.access(file.parent, os.W_OK):
+        raise ConfigError(f"{file.parent}: can't write there. Type out=FILE.json in another folder")
+    return file
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a file is an evaluation.json, of any version."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and {"version", "models", "rows"} <= values.keys()
 
 
 def _measured(asked: Asked, held_out: RunConfig | None, other: Finished | str | None) -> Evaluation:

@@ -17,8 +17,7 @@ from hub.system.cache import cache_dir, make_once
 from hub.system.files import write_json
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from hub.tasks.evaluate.statistics import Floats
 
 OLDEST = (0, 4, 13)
 """Version of lm-eval whose model interface harness.py implements."""
@@ -44,7 +43,7 @@ class TaskFigure:
     keys: tuple[int, ...]
     """Numbers of the documents."""
 
-    values: "npt.NDArray[np.float64] | None"
+    values: "Floats | None"
     """(n,) of each document. None: the figure is no mean of numbers."""
 
 

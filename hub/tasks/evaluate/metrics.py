@@ -58,11 +58,12 @@ class LoadedMetric:
             number = self.function(**{name: values.get(name) for name in self.arguments})
         except Exception as error:
             raise ConfigError(f"evaluate.metrics={self.name}: its function failed: {one_line(error)}") from None
-        if not isinstance(number, int | float) or not isfinite(number):
+        figure = _as_float(number)
+        if figure is None or not isfinite(figure):
             raise ConfigError(
                 f"evaluate.metrics={self.name}: its function must return a finite number, but returned {number!r:.60}"
             )
-        return float(number)
+        return figure
 
 
 def problems(names: Iterable[str]) -> list[str]:
@@ -93,6 +94,16 @@ def load_metrics(names: Sequence[str]) -> list[LoadedMetric]:
         ConfigError: one can't be loaded.
     """
     return [_load(name) for name in names]
+
+
+def _as_float(number: Any) -> float | None:
+    """A number of Python, numpy or torch. None: it is none."""
+    if isinstance(number, str | bytes):
+        return None
+    try:
+        return float(number)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
 
 
 def is_function(name: str) -> bool:

@@ -104,9 +104,11 @@ def mcnemar(gained: int, lost: int) -> float:
 def _bootstrap(sums: Floats, counts: Floats, value: float, seed: int) -> float:
     """Two-sided p of a paired bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16).
 
-    Rows are drawn with replacement; the drawn differences are centered at 0, as they would be for equal models.
+    Rows are drawn with replacement; the drawn differences are centered at 0, as they would be for equal models. Resamples of a
+    few rows hardly vary, so p is at least that of the exact test of signs if all rows that differ do so in one direction.
     """
-    if not sums.any():
+    num_different = int(np.count_nonzero(sums))
+    if not num_different:
         return 1.0
     rng = np.random.default_rng(seed)
     num_rows = len(sums)
@@ -117,7 +119,7 @@ def _bootstrap(sums: Floats, counts: Floats, value: float, seed: int) -> float:
         values = sums[rows].sum(1) / counts[rows].sum(1)
         as_large += int((np.abs(values - value) >= abs(value) * (1 - 1e-12)).sum())
         drawn += size
-    return (as_large + 1) / (NUM_RESAMPLES + 1)
+    return max((as_large + 1) / (NUM_RESAMPLES + 1), mcnemar(num_different, 0))
 
 
 @cache

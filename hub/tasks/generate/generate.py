@@ -14,7 +14,7 @@ from hub.models.finished import Asked
 from hub.tasks.generate.answers_file import AnswersFile, fingerprint, refuse_own_data
 from hub.tasks.generate.before import base_of_adapter, check_before, load_before
 from hub.tasks.generate.data_options import READ, check_data_options, data_asked
-from hub.tasks.generate.result import Answers
+from hub.tasks.generate.result import Answers, left_out_line
 from hub.tasks.generate.rows import Question, check_first, questions, with_system
 from hub.tasks.generate.verb import GenerateOptions
 
@@ -71,6 +71,8 @@ def generate(asked: Asked) -> Answers:
             raise _stopped(file, rows) from None
     elif file.path is not None:
         say(f"{file.path} has all answers already. overwrite=true begins anew")
+    if left_out and file.path is None:
+        say(left_out_line(left_out))
     numbers = {row.number for row in rows} & file.records.keys()
     found = [{k: v for k, v in file.records[n].items() if k != "settings"} for n in sorted(numbers)]
     return Answers(found, file.path, counts.answers, counts.tokens, counts.seconds, left_out, options.prompt is not None)
@@ -202,11 +204,11 @@ def prompt_ids(row: Question, prompter: "Prompter", max_positions: int | None) -
         DataError: the template refuses it, or the model can't hold it and an answer.
     """
     if row.ids:
-        ids = list(row.ids)
+        ids = prompter.of_ids(row.ids, row.where)
     elif row.messages:
         ids = prompter.of_messages(list(row.messages), list(row.tools) or None, row.where).ids
     else:
-        ids = prompter.of_text(row.text).ids
+        ids = prompter.of_text(row.text, row.where).ids
     if max_positions is not None and len(ids) >= max_positions:
         raise DataError(
             f"{row.where}: the prompt has {len(ids)} tokens, and the model can hold {max_positions} with the answer. Shorten it"

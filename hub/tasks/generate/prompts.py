@@ -1,7 +1,7 @@
 """Prompts as token ids, rendered as in training."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ class Prompter:
         """
         if not self.tokenizer.chat_template:
             if len(messages) == 1 and messages[0]["role"] == "user" and not tools:
-                return self.of_text(str(messages[0]["content"]))
+                return self.of_text(str(messages[0]["content"]), where)
             raise DataError(
                 f"{where}: the model has no chat template (a base model?), and this is a conversation. "
                 "Type data.template=plain or chatml, or give a single text"
@@ -86,10 +86,26 @@ class Prompter:
         check_sandbox()
         text = self._of_training(messages, tools, where) if self._trained else None
         if text is None:
+            if tools or len(messages) > 1:
+                self._of_training(messages, tools, where)  # for what the template leaves out
             with limits(where):
                 text = render_prompt(self.tokenizer, Conversation(messages, tools, where), self.variables)
+        _check_characters(text, where)
         ((ids, _),) = tokenize(self.tokenizer, [text], [[]])
         return Prompt(ids.tolist(), text)
+
+    def of_ids(self, ids: Sequence[int], where: str) -> list[int]:
+        """A prompt of token ids.
+
+        Raises:
+            DataError: the tokenizer does not have them.
+        """
+        if max(ids) >= len(self.tokenizer):
+            raise DataError(
+                f"{where}: input_ids has {max(ids)}, but the model's tokenizer has {len(self.tokenizer)} tokens. Were they "
+                "made with another tokenizer?"
+            )
+        return list(ids)
 
     def _of_training(self, messages: list[JsonObject], tools: list[JsonObject] | None, where: str) -> str | None:
         """What a training sample has before its answer. None: the template refuses the conversation with an answer."""
@@ -102,13 +118,30 @@ class Prompter:
             self.omitted.setdefault(kind, []).append(where)
         return rendered.text[: rendered.spans[-1][0]] if rendered.spans else None
 
-    def of_text(self, text: str) -> Prompt:
-        """A text that the model continues, with what the tokenizer puts before a text and nothing behind it."""
+    def of_text(self, text: str, where: str) -> Prompt:
+        """A text that the model continues, with what the tokenizer puts before a text and nothing behind it.
+
+        Args:
+            text: the text.
+            where: the row, for messages.
+
+        Raises:
+            DataError: it has half a character.
+        """
+        _check_characters(text, where)
         ids = without_second_bos(self.tokenizer, list(self.tokenizer(text)["input_ids"]))
         end = self.tokenizer.eos_token_id
         while len(ids) > 1 and end is not None and ids[-1] == end and not text.endswith(str(self.tokenizer.eos_token)):
             ids.pop()
         return Prompt(ids, text)
+
+
+def _check_characters(text: str, where: str) -> None:
+    """Refuse a lone surrogate, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: the text holds half a character (a lone surrogate, as \\ud83d)") from None
 
 
 def _variables(tokenizer: "PreTrainedTokenizerBase", thinking: str) -> Mapping[str, object]:

@@ -1,7 +1,7 @@
 """What `generate` returns: the answers, which show themselves in a terminal and in a notebook."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -61,14 +61,15 @@ class Answers:
         """One or two lines on what was done."""
         ended = sum(answer["finish_reason"] == "stop" for answer in self.answers)
         where = f" in {self.path}" if self.path is not None else ""
-        lines = [f"{len(self.answers):,} answers{where}, of which {ended:,} ended by themselves"]
+        number = len(self.answers)
+        lines = [f"{number:,} {'answer' if number == 1 else 'answers'}{where}, of which {ended:,} ended by themselves"]
         if self.num_new:
             lines[0] += (
                 f". New: {self.num_new:,} with {self.num_tokens:,} tokens in {self.seconds:,.1f} s "
                 f"({self.tokens_per_second:,.0f} tokens/s)"
             )
         if self.left_out:
-            lines.append(f"{len(self.left_out):,} rows without an answer. The first: {self.left_out[0]}")
+            lines.append(left_out_line(self.left_out))
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -87,3 +88,13 @@ class Answers:
         names = [name for name in ("prompt", "reference", "base_answer", "answer") if any(name in row for row in self.answers)]
         rows = [[str(row.get(name, "")) for name in names] for row in self.answers[:100]]
         return as_html(rows, [name.replace("_", " ") for name in names]) + f"<p>{escape(self.summary())}</p>"
+
+
+def left_out_line(left_out: Sequence[str]) -> str:
+    """A line on rows that were left out.
+
+    Args:
+        left_out: why, one line for each. At least one.
+    """
+    number = len(left_out)
+    return f"{number:,} {'row' if number == 1 else 'rows'} without an answer. The first: {left_out[0]}"

@@ -10,7 +10,7 @@ from hub.data.formats.columns import renamed
 from hub.data.formats.detect import convert, detect
 from hub.data.formats.examples import Conversation, Document, Example, ExampleGroup, RowExample
 from hub.data.formats.messages import called_functions
-from hub.data.json_values import JsonObject, JsonValue, json_if_text
+from hub.data.json_values import JsonObject, JsonValue, json_if_text, kind_of
 from hub.data.sources.entries import Cursor, Entry, Row
 from hub.data.sources.read import rows_after
 from hub.errors import ConfigError, DataError
@@ -131,6 +131,8 @@ def _example(row: Row, data: DataConfig, of_run: DataConfig | None) -> RowExampl
             return convert(row, "document", of_run.text_column)
         if of_run is not None and of_run.format != AUTO:
             return convert(row, of_run.format)
+        if "prompt" in row.value and not isinstance(row.value["prompt"], str | list):
+            raise DataError(f"{row.where}: prompt is {kind_of(row.value['prompt'])}. Give a text or messages") from None
         raise
     return convert(completed, "chosen" if format == "preference" else format)
 
@@ -138,10 +140,10 @@ def _example(row: Row, data: DataConfig, of_run: DataConfig | None) -> RowExampl
 def _completed(row: Row) -> Row:
     """The row with an answer, if it ends with a question."""
     value = dict(row.value)
-    if isinstance(value.get("prompt"), str | list) and not (value.get("completion") or value.get("chosen")):
+    if isinstance(value.get("prompt"), str | list) and _lacks(value.get("completion")) and value.get("chosen") is None:
         value["completion"] = _ANSWER
         value.pop("chosen", None)
-    elif value.get("instruction") is not None and not value.get("output"):
+    elif value.get("instruction") is not None and _lacks(value.get("output")):
         value["output"] = _ANSWER
     for name, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
         turns = json_if_text(value.get(name), row.where, name) if value.get(name) is not None else None
@@ -150,6 +152,11 @@ def _completed(row: Row) -> Row:
             if speaker not in ("assistant", "gpt", "model", "function_call", "tool_call"):
                 value[name] = [*turns, {role: "assistant" if role == "role" else "gpt", content: _ANSWER}]
     return Row(value, row.file, row.line) if value != row.value else row
+
+
+def _lacks(answer: JsonValue) -> bool:
+    """Whether there is no answer, or an empty one, as in the columns of a test set."""
+    return answer is None or answer == [] or (isinstance(answer, str) and not answer.strip())
 
 
 def _asked(question: Question, example: Example, row: Row) -> Question:

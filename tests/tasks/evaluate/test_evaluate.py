@@ -72,15 +72,20 @@ def test_what_can_not_be_measured_is_one_line(hub, runs, tmp_path):
     chats = write_chats(tmp_path / "chats.jsonl", num_rows=3)
     function = tmp_path / "mine.py"
     function.write_text("def f(answer, level):\n    return 1\n", encoding="utf-8")
+    other = tmp_path / "prompts.json"
+    other.write_text('[{"prompt": "Hi"}]', encoding="utf-8")
     for words, line in {
         model: "no rows are named, so there is nothing to measure. Type data.path=FILE, evaluate.retention=auto or",
         f"{run} evaluate.metrics=[exact_mach]": "evaluate.metrics=exact_mach: there is no such metric.",
         f"{run} evaluate.tasks=[none.yaml]": "evaluate.tasks=none.yaml: there is no such file",
+        f"{run} data.eval_fraction=0.5": "data.eval_fraction: rows that this run was trained on would be measured",
+        f"{run} evaluate.num_fewshot=2": "evaluate.num_fewshot is for tasks of lm-eval. Leave it out, or type evaluate.tasks=",
         f"{run} evaluate.retention=none.txt": "evaluate.retention=none.txt: there is no such file.",
         f"{run} evaluate.also=[none]": "evaluate.also=none:",
         f"{run} against=none_such": "against=none_such: there is no such run, folder or preset. Type base, none, a run or a",
         f"{model} data.path={chats} against=base": "is a whole model whose base is not known. Type against=FOLDER, a run, or",
         f"{run} out=table.txt": "out=table.txt: the result is JSON. Type out=FILE.json",
+        f"{run} out={other}": "is there already and holds no evaluation, so it is not overwritten. Type out=OTHER.json",
         f"{run} out=no/where.json": "out=no/where.json: there is no folder",
         f"{model} data.path={texts} evaluate.metrics=[f1]": "evaluate.metrics=f1: no row has an answer to compare with.",
         f"{model} data.path={chats} evaluate.metrics=[{function}:f]": "it needs the field level, which no row has. Fields of",

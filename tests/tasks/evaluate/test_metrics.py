@@ -31,12 +31,15 @@ def test_a_function_of_ones_own_gets_what_its_arguments_name(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "def longer(answer, reference, level):\n    return (len(answer) > len(reference)) * level\n"
-        "def broken(answer):\n    return answer / 2\ndef text(answer):\n    return 'yes'\n",
+        "def broken(answer):\n    return answer / 2\ndef text(answer):\n    return 'yes'\n"
+        "def numpy(answer):\n    import numpy\n    return numpy.float32(0.5)\n",
         encoding="utf-8",
     )
     (longer,) = load_metrics([f"{file}:longer"])
     assert longer.fields == ["level"]
     assert longer("abc", "a", {"level": 3}) == 3.0
+    (numpy,) = load_metrics([f"{file}:numpy"])
+    assert numpy("abc", "a", {}) == 0.5
     for name, line in {
         "broken": "broken: its function failed: TypeError",
         "text": "must return a finite number, but returned 'yes'",
@@ -44,7 +47,7 @@ def test_a_function_of_ones_own_gets_what_its_arguments_name(tmp_path):
         (metric,) = load_metrics([f"{file}:{name}"])
         with pytest.raises(ConfigError, match=line):
             metric("abc", "a", {})
-    with pytest.raises(ConfigError, match=r"has no function shorter. It has: longer, broken, text"):
+    with pytest.raises(ConfigError, match=r"has no function shorter. It has: longer, broken, text, numpy"):
         load_metrics([f"{file}:shorter"])
 
 

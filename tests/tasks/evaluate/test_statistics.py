@@ -60,5 +60,7 @@ def test_zeros_and_ones_are_tested_with_mcnemar_and_other_figures_with_a_bootstr
     other = compare(first, second * 0.5, np.ones(12), 0)
     assert other.test == "bootstrap"
     assert other.p < 0.01
+    few = compare(np.zeros(3), np.array([0.4, 0.5, 0.6]), np.ones(3), 0)
+    assert few.p == mcnemar(3, 0) == 0.25
     assert compare(first, first, np.ones(12), 0).p == 1.0
     assert compare(first[:1], first[:1], np.ones(1), 0) is None
