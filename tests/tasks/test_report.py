@@ -138,6 +138,8 @@ def test_runs_that_are_unfinished_failed_or_damaged_get_a_report_too(trained, tm
                                                 "error-rank1_json": failure}),
         "interrupted": ("interrupted", "python -m hub resume=", [], {"result_json": json.dumps({"status": "interrupted"})}),
         "damaged": ("not finished", "result.json can't be read", [], {"result_json": '{"status":', "plan_json": "[1]"}),
+        "odd": ("completed", "Not shown", [], {"plan_json": '{"data": {"train": {"num_rows": "x"}}, "num_steps": {}}',
+                                               "evaluation_json": '{"rows": 5, "steps": [{"rows": 5}], "examples": 5}'}),
         "bare": ("not finished", "no step was logged", ["metrics.jsonl", "plan.json", "result.json"], {}),
         "foreign": ("completed", "algo.lora_r", [], {"run_yaml": options.replace("lora_sft", "gone")}),
     }  # fmt: skip
