@@ -84,7 +84,7 @@ def _imports() -> Iterator[str]:
     yield "from os import PathLike"
     yield "from typing import Any, Literal"
     yield ""
-    source = Path(hub.__file__ or "").read_text(encoding="utf-8")
+    source = Path(hub.__file__ or "").read_text(encoding="utf-8").partition("__version__")[0]
     lines = re.findall(r"^ *(from hub\.(?!api|version|system)[\w.]+ import .+)$", source, re.MULTILINE)
     yield from sorted([*lines, "from hub.api import Data as _Data", "from hub.recipe import Recipe, Setup"])
 

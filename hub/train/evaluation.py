@@ -73,9 +73,11 @@ class Evaluations:
         if not (due or is_last or is_stopped) or (loss := self._measure()) is None:
             return None
         self.last, self._last_step = loss, step
-        self.score = loss if self._algo.best_by == LOSS else None
+        is_regular = due or is_last
+        # What a signal asked for can't be the best: its score would have the best checkpoint removed.
+        self.score = loss if self._algo.best_by == LOSS and (is_regular or not self._algo.keep_best) else None
         # Not at a signal: a run that is stopped and resumed trains like one that is not.
-        if due or is_last:
+        if is_regular:
             self._act(step, loss)
         return loss
 
@@ -120,6 +122,10 @@ class Evaluations:
         if self.kept_step is None or self.kept_step == self._last_step:
             return self.last
         return self.best.value if self._algo.best_by == LOSS else self._loss_of_best
+
+    def keep(self, step: int, value: float) -> None:
+        """Take another model as the best one: that of the best evaluation is lost."""
+        self.best.step, self.best.value, self._loss_of_best = step, value, None
 
     def keep_last(self) -> None:
         """Forget the best evaluation: its model is lost."""
