@@ -67,7 +67,8 @@ class _Run:
 
     def rate_too_high(self) -> Finding | None:
         """Skipped steps, a loss above its start or far above its lowest, jumps that last, growing gradients."""
-        return self.too_high_by_skips() or self._too_high_by_loss() or self._too_high_by_jumps() or self._too_high_by_norms()
+        rules = (self._too_high_by_loss, self._too_high_by_jumps, self._too_high_by_norms, self._too_high_by_constant)
+        return self.too_high_by_skips() or next((found for rule in rules if (found := rule())), None)
 
     def too_high_by_skips(self) -> Finding | None:
         """Several steps gave NaN or infinity. A single one may come from its rows."""
@@ -133,6 +134,19 @@ class _Run:
         clipped = f", {np.mean(curves.norms[last] > limit):.0%} of them clipped" if limit else ""
         grown = f"gradient norms grew from {norms[0]:.2g} to {norms[1]:.2g}{clipped}"
         return self._lower(3, f"{grown}, and the training loss rose from {before} to {after}")
+
+    def _too_high_by_constant(self) -> Finding | None:
+        """The loss is the same number in each step: the model answers alike whatever it reads."""
+        losses = self.curves.losses
+        later = losses[len(losses) // 4 :]
+        if len(losses) < FEWEST_STEPS or later.max() - later.min() > 1e-4 * later.mean() or later.mean() < 0.5:
+            return None
+        if abs(losses[0] - later[-1]) < 0.01 * later[-1]:
+            return None  # one row again and again, and nothing is learned
+        step = int(self.curves.steps[-len(later)])
+        return self._lower(
+            10, f"the training loss is {later[-1]:.4g} in every step from {step} on: the model no longer reads its input"
+        )
 
     def _lower(self, factor: int, evidence: str, jumps: bool = False) -> Finding:
         changes = [*self.options.rate(1 / factor)]

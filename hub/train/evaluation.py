@@ -73,7 +73,7 @@ class Evaluations:
         if not (due or is_last or is_stopped) or (loss := self._measure()) is None:
             return None
         self.last, self._last_step = loss, step
-        # Not at a signal: a run that is stopped and resumed trains like one that is not.
+        # Not at a signal: a run that is stopped and resumed trains, and keeps, like one that is not.
         if due or is_last:
             self.score = loss if self._algo.best_by == LOSS else None
             self._act(step, loss)
@@ -120,6 +120,10 @@ class Evaluations:
         if self.kept_step is None or self.kept_step == self._last_step:
             return self.last
         return self.best.value if self._algo.best_by == LOSS else self._loss_of_best
+
+    def keep(self, step: int, value: float) -> None:
+        """Take another model as the best one: that of the best evaluation is lost."""
+        self.best.step, self.best.value, self._loss_of_best = step, value, None
 
     def keep_last(self) -> None:
         """Forget the best evaluation: its model is lost."""

@@ -4,6 +4,7 @@ The samples of step n depend on the seed and on n only, so a resumed run sees th
 """
 
 import gc
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from hub.run import Outcome
 from hub.system.signals import stop_request
 from hub.train.announce import ParameterCounts, announce, announce_smaller
 from hub.train.batch import split as batches
-from hub.train.checkpoints.best_model import take_model_of
+from hub.train.checkpoints.best_model import best_stored, take_model_of
 from hub.train.checkpoints.checkpoint import checkpoint_name, load_checkpoint
 from hub.train.checkpoints.rehearsal import rehearse_save
 from hub.train.checkpoints.resume import check_disk, ended_by_disk, ended_by_row, options_of, resume, saves_while_training
@@ -174,7 +175,16 @@ class _Fit:
         """Write `model/`: the best model, if it is asked for and is not the last one, else the model as it is."""
         best = self.evaluations.kept_step
         if best is not None and best != self.done:
-            if take_model_of(best, self.run):  # all ranks agree
+            is_taken = take_model_of(best, self.run)  # all ranks agree
+            score = self.evaluations.score
+            if not is_taken and (other := best_stored(self.run, math.inf if score is None else score)) is not None:
+                self.log.say(
+                    f"algo.keep_best: the checkpoint of step {best} is gone. The best one that is left is of step {other[0]}"
+                )
+                best = other[0]
+                self.evaluations.keep(*other)
+                is_taken = take_model_of(best, self.run)
+            if is_taken:
                 self.log.say(self.evaluations.why_kept(self.done))
                 if self.measurements is not None and not self.measurements.has(best):
                     load_checkpoint(self.run.checkpoints_path / checkpoint_name(best), self.session, self.model, self.optimizer)

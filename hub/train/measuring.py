@@ -41,7 +41,7 @@ class Measurements(Protocol):
 
 def chosen(figures: Mapping[str, Measured], name: str) -> Measured | None:
     """The figure of a name, `SET/METRIC` or `METRIC` of the first set that has it. None: there is none."""
-    return next((figure for key, figure in figures.items() if name in (key, key.rpartition("/")[2])), None)
+    return next((figure for key, figure in figures.items() if f"/{key}".endswith(f"/{name}")), None)
 
 
 def values_of(figures: Mapping[str, Measured]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html import unescape
@@ -138,6 +139,8 @@ def test_runs_that_are_unfinished_failed_or_damaged_get_a_report_too(trained, tm
                                                 "error-rank1_json": failure}),
         "interrupted": ("interrupted", "python -m hub resume=", [], {"result_json": json.dumps({"status": "interrupted"})}),
         "damaged": ("not finished", "result.json can't be read", [], {"result_json": '{"status":', "plan_json": "[1]"}),
+        "odd": ("completed", "Not shown", [], {"plan_json": '{"data": {"train": {"num_rows": "x"}}, "num_steps": {}}',
+                                               "evaluation_json": '{"rows": 5, "steps": [{"rows": 5}], "examples": 5}'}),
         "bare": ("not finished", "no step was logged", ["metrics.jsonl", "plan.json", "result.json"], {}),
         "foreign": ("completed", "algo.lora_r", [], {"run_yaml": options.replace("lora_sft", "gone")}),
     }  # fmt: skip
@@ -180,6 +183,12 @@ def test_several_runs_are_compared_by_what_differs(trained, hub, tmp_path):
     made = hub_package.report(runs=[twins[0] / "one/same", twins[1] / "one/same"], out=tmp_path / "twins.html")
     assert len(made.runs) == 2
     assert "<iframe srcdoc=" in made._repr_html_()
+    for number, twin in enumerate(twins):
+        run = shutil.copytree(twin / "one/same", tmp_path / "sweep" / str(number))
+        (run / "overrides.json").write_text("[]")
+    assert len(hub_package.report(runs=[tmp_path / "sweep"], out=tmp_path / "sweep.html").runs) == 2
+    with pytest.raises(hub_package.ConfigError, match=r"is a sweep\. Type runs="):
+        hub_package.report(run=tmp_path / "sweep")
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,11 @@ def test_the_best_model_may_be_chosen_by_any_figure(tmp_path):
         (["evaluate.every_steps=3"], "evaluate.every_steps=3, but nothing is measured"),
         (["evaluate.metrics=[f1]", "data.eval_fraction=0"], "evaluate.metrics=f1 needs an evaluation set"),
         (["evaluate.retention=nix.txt"], "evaluate.retention=nix.txt: there is no such file"),
+        (
+            ["evaluate.metrics=[f1]", "algo.keep_best=true", "algo.best_by=bleu", "evaluate.every_steps=1"],
+            r"algo\.best_by=bleu is not measured\. Allowed: loss, perplexity, f1",
+        ),
+        (["evaluate.metrics=[f1]", "launch.strategy=fsdp"], "launch.strategy=fsdp shards them"),
         (["evaluate.also=[nix]"], "evaluate.also=nix: .* does not exist"),
     ],
 )

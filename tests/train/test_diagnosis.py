@@ -153,6 +153,14 @@ def test_of_a_run_that_has_not_ended_nobody_says_that_it_learned_too_little():
     assert diagnose(made(0, shape, noise, 200, held_out, epochs=3), ALGO, num_steps=400)[0].kind == "overfitting"
 
 
+def test_a_loss_that_is_the_same_in_every_step_is_a_model_that_one_step_has_destroyed():
+    lines = made(0, lambda x: 6.2383 if x else 6.6, 1e-7, 30, lambda x: 6.2383 if x else 6.6)
+    (found,) = said(lines)
+    assert found.kind == "rate_too_high"
+    assert "the training loss is 6.238 in every step" in found.evidence
+    assert said(made(0, lambda x: 6.6, 1e-7, 30))[0].kind == "rate_too_low", "one row, and nothing is learned"
+
+
 def test_growing_gradients_that_are_clipped_and_do_not_help_are_a_rate_too_high():
     lines = made(0, lambda x: 1.5 + 0.2 * x, 0.01, 200)
     for line in lines:

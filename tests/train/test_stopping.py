@@ -85,10 +85,12 @@ def test_a_resumed_run_ends_and_keeps_as_the_undisturbed_one(tmp_path, monkeypat
 
 def test_a_best_checkpoint_that_is_gone_is_said_and_the_last_model_is_the_result(tmp_path, monkeypatch, capsys):
     by_script(monkeypatch, {2: 1.0})
-    real = loop.take_model_of
+    real, gone = loop.take_model_of, []
 
     def after_removal(step, run):
-        shutil.rmtree(run.checkpoints_path / f"step-{step:08d}")
+        if not gone:
+            gone.append(step)
+            shutil.rmtree(run.checkpoints_path / f"step-{step:08d}")
         return real(step, run)
 
     monkeypatch.setattr(loop, "take_model_of", after_removal)
@@ -96,6 +98,13 @@ def test_a_best_checkpoint_that_is_gone_is_said_and_the_last_model_is_the_result
     assert "the checkpoint of step 2 is gone, so the result is the last model" in capsys.readouterr().out
     assert (result.status, result.best_step, result.eval_loss) == ("completed", None, 5.0)
     assert (result.model_path / "model.safetensors").is_file()
+    # The second best is the result, if a checkpoint has it and it is better than the last one.
+    gone.clear()
+    by_script(monkeypatch, {2: 3.0, 4: 1.0})
+    result = train(tmp_path / "second", "algo.keep_best=true", "algo.keep_checkpoints=2", "algo.max_steps=6")
+    assert "the checkpoint of step 4 is gone. The best one that is left is of step 2" in capsys.readouterr().out
+    assert (result.best_step, result.eval_loss) == (2, 3.0)
+    assert is_same(weights(result.model_path), weights(result.run_path / "checkpoints/step-00000002/model"))
 
 
 @pytest.mark.parametrize(

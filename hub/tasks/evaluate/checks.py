@@ -44,6 +44,21 @@ def problems_in_training(cfg: RunConfig) -> Iterator[str]:
             f"evaluate.metrics={','.join(wanted.metrics)} needs an evaluation set. Type data.eval_fraction=0.05 or "
             "data.eval_path=FILE"
         )
+    yield from _of_the_choice(cfg)
+    if cfg.launch.strategy in ("fsdp", "zero3") and (wanted.metrics or wanted.tasks):
+        yield (
+            f"evaluate.metrics and evaluate.tasks need all weights on each process, and launch.strategy={cfg.launch.strategy} "
+            "shards them. Leave them out, and measure afterwards: python -m hub evaluate run=latest"
+        )
+
+
+def _of_the_choice(cfg: RunConfig) -> Iterator[str]:
+    """One line if `algo.best_by` is nothing that is measured. Which figures a task of lm-eval has is known only later."""
+    wanted, name = cfg.evaluate, cfg.algo.best_by
+    known = ["loss", "perplexity", *wanted.metrics]
+    if not cfg.algo.watches_evaluations or wanted.tasks or any(f"/{name}".endswith(f"/{one}") for one in known):
+        return
+    yield f"algo.best_by={name} is not measured. Allowed: {', '.join(known)}. To measure more type evaluate.metrics=[NAME]"
 
 
 def _exists(path: str) -> bool:

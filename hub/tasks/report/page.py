@@ -2,14 +2,16 @@
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
+from hub.errors import first_line
 from hub.tasks.report import data_section, measured, sections
 from hub.tasks.report.drawing import figures
 from hub.tasks.report.markup import Html, joined, note, section, tag, text
-from hub.tasks.report.record import Record
+from hub.tasks.report.record import ODD_VALUES, Record
 from hub.tasks.report.samples import Shown
 from hub.tasks.report.series import Chart
 from hub.version import VERSION
@@ -31,18 +33,19 @@ def run_page(
     """
     what = " · ".join(filter(None, [record.algorithm, record.model]))
     header = [tag("h1", record.name, " ", sections.badge(record)), tag("p", what, class_="subtitle"), note(str(record.path))]
-    body = [
-        sections.outcome(record),
-        sections.diagnosis(record, verbs),
-        measured.changes(record, verbs),
-        _curves(charts),
-        measured.answers(record, verbs),
-        data_section.data(record),
-        data_section.samples(*shown),
-        sections.asked(record),
-        sections.decided(record),
-        sections.go_on(record, verbs),
+    parts: list[Callable[[], Html]] = [
+        partial(sections.outcome, record),
+        partial(sections.diagnosis, record, verbs),
+        partial(measured.changes, record, verbs),
+        partial(_curves, charts),
+        partial(measured.answers, record, verbs),
+        partial(data_section.data, record),
+        partial(data_section.samples, *shown),
+        partial(sections.asked, record),
+        partial(sections.decided, record),
+        partial(sections.go_on, record, verbs),
     ]
+    body = [_or_why_not(part, number) for number, part in enumerate(parts)]
     return _page(record.name, header, body)
 
 
@@ -50,8 +53,22 @@ def comparison_page(records: Sequence[Record], charts: Sequence[Chart]) -> Itera
     """The report on several runs, in pieces."""
     rows = [tag("li", record.name, " ", sections.badge(record), note(str(record.path))) for record in records]
     header = [tag("h1", f"{len(records)} runs"), tag("ul", *rows, class_="runs")]
-    body = [sections.results_table(records), _curves(charts), sections.options_table(records)]
+    parts: list[Callable[[], Html]] = [
+        partial(sections.results_table, records),
+        partial(_curves, charts),
+        partial(sections.options_table, records),
+    ]
+    body = [_or_why_not(part, number) for number, part in enumerate(parts)]
     return _page(f"{len(records)} runs", header, body)
+
+
+def _or_why_not(part: Callable[[], Html], number: int) -> Html:
+    """A part of the page. One that can't be made leaves the others as they are."""
+    try:
+        return part()
+    except ODD_VALUES as error:
+        why = f"A file of the run holds values that this version of the hub does not write ({first_line(error)})."
+        return section(f"odd{number}", "Not shown", note(why))
 
 
 def _curves(charts: Sequence[Chart]) -> Html:

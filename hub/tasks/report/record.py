@@ -16,6 +16,9 @@ from hub.train.diagnosis import diagnose
 from hub.train.findings import Finding
 
 NOT_FINISHED = "not finished"
+ODD_VALUES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What it leads to if a file holds values that this version of the hub does not write."""
+
 _SAME_FOR_ALL = ("output_dir", "run_name", "model.notes", "model.family", "task", "resume", "resume_with_changes")
 """Options that say where a run is, not what was asked."""
 
@@ -78,7 +81,10 @@ class Record:
         data = as_mapping(self.plan.get("data"))
         units = as_mapping(data.get("train")).get("num_units")
         size, steps = self.plan.get("effective_batch_size"), self.plan.get("num_steps")
-        return diagnose(self.lines, algo, steps, size, units, bool(data.get("streaming")))
+        try:
+            return diagnose(self.lines, algo, steps, size, units, bool(data.get("streaming")))
+        except ODD_VALUES:
+            return []
 
 
 def read_record(path: Path) -> Record:

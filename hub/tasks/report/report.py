@@ -85,6 +85,8 @@ def report(asked: Asked) -> Report:
 def _folders(options: ReportOptions, output_dir: str) -> list[Path]:
     """The run folders that were named, each once. A sweep stands for its runs."""
     if options.run is not None:
+        if _jobs(options.run, output_dir):
+            raise ConfigError(f"run={options.run} is a sweep. Type runs={options.run} to compare its runs")
         return [run_folder(options.run, output_dir, needs_model=False)]
     found: list[Path] = []
     for name in options.runs:

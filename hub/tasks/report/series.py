@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from hub.tasks.report.record import Record, as_mapping
+from hub.errors import first_line
+from hub.tasks.report.record import ODD_VALUES, Record, as_mapping
 from hub.train.curves import Numbers, number
 
 MOST_POINTS = 1200
@@ -49,7 +50,10 @@ def charts_of(record: Record) -> list[Chart]:
     ]
     for title, unit, name, zero in _REST:
         charts.append(Chart(title, unit, [Series(title.lower(), *_column(record, name))], zero))
-    charts[2:2] = _measured(record)
+    try:
+        charts[2:2] = _measured(record)
+    except ODD_VALUES as error:
+        record.problems.append(f"evaluation.json: its steps can't be read: {first_line(error)}")
     return [chart for chart in map(_with_points, charts) if chart.series]
 
 

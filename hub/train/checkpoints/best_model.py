@@ -1,10 +1,12 @@
 """The model of the best evaluation, taken from its checkpoint as the result of a run."""
 
+import json
+import math
 import shutil
 
 from hub.parallel.group import barrier, broadcast_text
 from hub.run import Run
-from hub.train.checkpoints.checkpoint import checkpoint_name
+from hub.train.checkpoints.checkpoint import checkpoint_name, checkpoints, read_state
 
 
 def take_model_of(step: int, run: Run) -> bool:
@@ -29,3 +31,25 @@ def take_model_of(step: int, run: Run) -> bool:
         aside.rename(run.model_path)
     barrier()
     return is_there
+
+
+def best_stored(run: Run, below: float) -> tuple[int, float] | None:
+    """The best model that a checkpoint has, where that of the best evaluation could not be stored.
+
+    All ranks must call it, and get the same answer.
+
+    Args:
+        run: the run folder.
+        below: the score of the last model, which it must beat. Lower is better.
+
+    Returns:
+        Step and score. None: there is none.
+    """
+    found: list[tuple[float, int]] = []
+    for folder in checkpoints(run.checkpoints_path) if run.is_main else ():
+        state = read_state(folder)
+        score = state.get("score")
+        if score is not None and math.isfinite(score) and score < below and (folder / "model").is_dir():
+            found.append((score, state["step"]))
+    best: tuple[float, int] | None = json.loads(broadcast_text(json.dumps(min(found, default=None)))) or None
+    return None if best is None else (best[1], best[0])
