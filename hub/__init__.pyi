@@ -12,17 +12,10 @@ from hub.compose.compose import compose
 from hub.config.data import DataSource
 from hub.config.option import option
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
-from hub.errors import (
-    ConfigError,
-    DataError,
-    DivergedError,
-    HubError,
-    Interrupted,
-    LaunchError,
-    ModelError,
-    PluginError,
-)
+from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
+from hub.errors import did_you_mean
 from hub.plugins.hookspecs import hookimpl
+from hub.plugins.known import ALGORITHMS
 from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
 from hub.recipe import Recipe, Setup
 from hub.reports import DataReport, Options
