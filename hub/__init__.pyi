@@ -7,12 +7,12 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any, Literal
 
-from hub.api import Data as _Data
 from hub.compose.compose import compose
 from hub.config.data import DataSource
 from hub.config.option import option
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
+from hub.keywords import Data as _Data
 from hub.plugins.hookspecs import hookimpl
 from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
 from hub.recipe import Recipe, Setup

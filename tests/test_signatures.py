@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import hub
-from hub.api import NESTED
 from hub.cli.signatures import CALLS, stub
+from hub.keywords import NESTED
 
 ROOT = Path(__file__).parents[1]
 TREE = ast.parse((ROOT / "hub" / "__init__.pyi").read_text(encoding="utf-8"))

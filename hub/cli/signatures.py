@@ -14,11 +14,11 @@ from typing import Any
 
 import hub
 from hub import api
-from hub.api import ALIASES, BY_ARGUMENT, TOP
 from hub.compose.compose import compose
 from hub.config.finished import FinishedVerb
 from hub.config.option import bounds_words, field_docs
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
+from hub.keywords import ALIASES, BY_ARGUMENT, NESTED, PARTS, TOP
 from hub.tasks.verbs import FINISHED
 
 WIDTH = 128
@@ -86,7 +86,7 @@ def _imports() -> Iterator[str]:
     yield ""
     source = Path(hub.__file__ or "").read_text(encoding="utf-8").partition("__version__")[0]
     lines = re.findall(r"^ *(from hub\.(?!api|version|system)[\w.]+ import .+)$", source, re.MULTILINE)
-    yield from sorted([*lines, "from hub.api import Data as _Data", "from hub.recipe import Recipe, Setup"])
+    yield from sorted([*lines, "from hub.keywords import Data as _Data", "from hub.recipe import Recipe, Setup"])
 
 
 def _exported() -> str:
@@ -117,7 +117,7 @@ def _of_finished(verb: FinishedVerb) -> Iterator[str]:
         keywords["data"] = Argument("_Data | None", " = None", "")
     of_ask = _sections(api.ask.__doc__ or "")[1]
     keywords = {name: replace(one, meaning=of_ask[name]) for name, one in keywords.items()}
-    for part in (verb.options, *(cls for name, cls in (api.NESTED | api.PARTS).items() if name in verb.sections)):
+    for part in (verb.options, *(cls for name, cls in (NESTED | PARTS).items() if name in verb.sections)):
         keywords |= dict(_options_of(part, is_open=True))
     yield f"def {verb.name}("
     yield "    *,"
@@ -172,7 +172,7 @@ def _keywords(options: type[AlgoConfig], name: str) -> Iterator[tuple[str, Argum
             for alias in (other for other, full in ALIASES.items() if full == item.name):
                 yield alias, replace(option, meaning=f"same as `{item.name}`.")
             yield item.name, option
-    for section, cls in api.NESTED.items():
+    for section, cls in NESTED.items():
         meaning = f"options of the section {section}: {', '.join(item.name for item in fields(cls))}."
         yield section, Argument("dict[str, Any]", " = ...", meaning)
 

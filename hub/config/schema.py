@@ -23,6 +23,7 @@ from hub.config.schedule import ScheduleOptions
 from hub.config.stopping import StoppingOptions
 from hub.config.task import TASKS, Task
 from hub.config.tokens import TokenOptions
+from hub.config.track import TrackConfig as TrackConfig
 from hub.secrets import secret_in, without_secrets
 
 WORK_ON_SHARDS = ("adamw", "sgd")
@@ -31,8 +32,6 @@ ZERO = ("zero1", "zero2", "zero3")
 """Values of `launch.strategy` that use DeepSpeed."""
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 """Values of `model.quantization`: how weights may be stored besides in full."""
-TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "swanlab", "clearml", "aim", "dvclive")
-"""Values of `track.tool`: all that accelerate knows."""
 PARTS = ("algo", "model", "data", "launch", "track", "generate", "evaluate")
 """The sections of a config. Each is a group of presets too."""
 RESERVED_NAMES = {"latest": "the link to the newest run", "data": "rows that a program had in memory"}
@@ -292,18 +291,6 @@ class LaunchConfig:
             yield "launch.mode=inline runs in this process only. Type launch.nproc_per_node=1 or launch.mode=process"
         if self.python and not os.path.isfile(self.python):
             yield f"launch.python={self.python}: there is no such interpreter"
-
-
-@dataclass(kw_only=True)
-class TrackConfig:
-    """Where metrics are logged besides metrics.jsonl. Credentials come from the environment, never from options."""
-
-    tool: str = option("none", choices=TRACKERS)
-    """Tracker, through accelerate. docs/runs.md says where each stores what. A resumed run continues the same run of the
-    tracker."""
-
-    project: str = "hub"
-    """Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard)."""
 
 
 @dataclass(kw_only=True)

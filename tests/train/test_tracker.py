@@ -18,7 +18,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from hub import compose
 from hub.compose.compose import groups
-from hub.config.schema import TRACKERS
+from hub.config.track import TRACKERS
 from hub.errors import ConfigError, Interrupted
 from hub.launch import trackers as tracker_checks
 from hub.launch.launcher import launch

@@ -29,7 +29,7 @@ HELP = """/reset          forget the conversation
 Ctrl-C ends an answer. A line that ends with \\ continues on the next one."""
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 _NEXT_SPEAKER = "\nUser:"
-"""Where a base model without a chat template goes on with the user's part."""
+"""where a base model without a chat template continues with the user's part."""
 
 
 def chat(asked: Asked) -> None:
