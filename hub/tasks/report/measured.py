@@ -44,7 +44,7 @@ def _cells(row: Mapping[str, Any], num_models: int) -> list[Any]:
     difference = as_mapping(row.get("difference"))
     name = f"{row.get('set', '')}: {row.get('metric', '')}{unit}{arrow}"
     p = difference.get("p")
-    shown_p = f"{p:.2g}" if isinstance(p, int | float) else ""
+    shown_p = "" if not isinstance(p, int | float) else "<0.001" if p < 0.001 else f"{p:.2g}"
     return [_verdict(row), name, _interval(difference), *values, plain(row.get("n", "")), shown_p]
 
 
