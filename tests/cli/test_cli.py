@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,18 @@ def test_ctrl_c_while_python_imports_is_one_line(tmp_path, command, place):
     words = ["-m", "hub"] if command == "-m" else [str(tmp_path / "hub")]
     path = os.pathsep.join([str(tmp_path), *(folder for folder in sys.path if folder)])
     env = os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "INTERRUPT_AT": place}
-    done = subprocess.run(
-        [sys.executable, *words, "--help"], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    # Where the tests run in the background, a shell has SIGINT ignored, which child processes inherit.
+    options = {
+        "env": env,
+        "capture_output": True,
+        "text": True,
+        "preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    }
+    done = subprocess.run([sys.executable, *words, "--help"], cwd=tmp_path, check=False, **options)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "hub: stopped\n")
     program = "try:\n    import hub\nexcept KeyboardInterrupt:\n    print('raised')"
     if (command, place) == ("-m", "omegaconf"):  # a program that imports the hub gets its exception
-        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", program], check=False, **options)
         assert (done.stdout, done.stderr) == ("raised\n", "")
 
 
