@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList
 
 from hub.config.generate import GenerateConfig
 from hub.config.option import AUTO
 from hub.errors import ModelError
+from hub.tasks.generate.answer_shape import AnswerShape
+from hub.tasks.generate.engine import Done
 from hub.tasks.loading import Loaded
 
 BATCH = 32
@@ -73,7 +76,9 @@ def _batch(loaded: Loaded, prompts: Sequence[Sequence[int]], generate: GenerateC
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
         mask[row, longest - len(prompt) :] = 1
-    options: dict[str, Any] = {"stop_strings": generate.stop, "tokenizer": tokenizer} if generate.stop else {}
+    ends = _ends(loaded)
+    # transformers' own criterion for texts works through the whole vocabulary first.
+    done = Done(tokenizer, longest, [most] * len(prompts), AnswerShape(stop_ids=frozenset(ends or ())), generate.stop)
     with loaded.autocast():
         generated = model.generate(
             input_ids=ids.to(loaded.device),
@@ -84,10 +89,10 @@ def _batch(loaded: Loaded, prompts: Sequence[Sequence[int]], generate: GenerateC
             top_p=None,
             top_k=None,
             repetition_penalty=1.0,
-            eos_token_id=_ends(loaded),
+            eos_token_id=ends,
             pad_token_id=pad,
             use_cache=True,
-            **options,
+            stopping_criteria=StoppingCriteriaList([done]),
         )
     texts = tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True)
     return [_until(text, generate.stop) for text in texts]
