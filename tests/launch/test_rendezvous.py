@@ -56,6 +56,7 @@ def test_two_machines_of_one_rank_are_refused_and_none_waits_for_longer_than_it_
     assert said[2].startswith(f"launch.rdzv_endpoint={endpoint}: launch.node_rank=1 is that of another machine too. Type")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm_python_here")
 def test_machines_that_wait_say_for_whom_and_end_at_once_when_stopped(tmp_path, endpoint):
     (tmp_path / "tmp").mkdir()

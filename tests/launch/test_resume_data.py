@@ -66,6 +66,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_one_that_was_not_stopped(tmp_path
     assert ("stream" in plans[0]) == ("data.streaming=true" in options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["mix of streams"], indirect=True)
 def test_two_processes_see_the_samples_of_one_and_go_on_with_a_run_of_one(tmp_path, monkeypatch, options):
     options = [option for option in options if "dropout" not in option]

@@ -71,7 +71,10 @@ def test_shares_train_like_the_whole_and_checkpoints_go_from_one_to_the_other(tm
     same_path(alone(tmp_path / "shared", f"algo={algo}", f"resume={checkpoint}"), whole)
 
 
-@pytest.mark.parametrize("algo", ["sft", "lora_sft", "osft", "osft algo.subspace=activations algo.protect_data=tiny:chats"])
+OTHERS = ["sft", "osft", "osft algo.subspace=activations algo.protect_data=tiny:chats"]
+
+
+@pytest.mark.parametrize("algo", ["lora_sft", *(pytest.param(algo, marks=pytest.mark.slow) for algo in OTHERS)])
 def test_twenty_steps_of_four_processes_in_small_micro_batches_have_the_losses_of_one(tmp_path, algo):
     options = [
         *f"algo={algo}".split(),
@@ -151,6 +154,7 @@ hub.train.setup.setup.check_gpu = lambda: None
 """
 
 
+@pytest.mark.slow
 def test_fp8_products_are_the_same_in_shares(tmp_path, plugin_folder, monkeypatch):
     folder = plugin_folder()
     folder.add("emulated", WITHOUT_A_GPU)
@@ -197,7 +201,7 @@ def build(setup):
 '''
 
 
-@pytest.mark.parametrize("saves", ["null", "2"])
+@pytest.mark.parametrize("saves", ["null", pytest.param("2", marks=pytest.mark.slow)])
 def test_where_ranks_wait_for_each_other_a_lack_of_memory_restarts_the_run_in_smaller_pieces(
     tmp_path, plugin_folder, monkeypatch, saves
 ):

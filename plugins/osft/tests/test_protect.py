@@ -274,7 +274,8 @@ def test_of_a_stream_the_beginning_says_which_embeddings_learn(tmp_path, beside_
     )
 
 
-@pytest.mark.parametrize("strength", [pytest.param(0, marks=pytest.mark.slow), 30])
+@pytest.mark.slow
+@pytest.mark.parametrize("strength", [0, 30])
 def test_embeddings_that_learn_in_part_resume_bit_for_bit_and_train_on_two_processes_as_on_one(
     tmp_path, beside_few_words, strength, run, run_and_stop, command
 ):

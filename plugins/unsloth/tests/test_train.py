@@ -85,6 +85,7 @@ def losses(folder) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_hubs_loop_trains_what_unsloth_loads(train, tmp_path):
     done = train("algo.backend=unsloth", "run_name=theirs", "algo.target_modules=attention")
     assert done.returncode == 0, done.stderr
@@ -113,9 +114,9 @@ def test_the_hubs_loop_trains_what_unsloth_loads(train, tmp_path):
 @pytest.mark.parametrize(
     ("options", "fault", "line"),
     [
-        ([], "mean", "hub: Unsloth's loss of this model is not the sum over its tokens"),
+        pytest.param([], "mean", "hub: Unsloth's loss of this model is not the sum over its tokens", marks=pytest.mark.slow),
         ([], "random", "hub: model.path=tiny:llama: Unsloth: 16 of 21 tensors of the loaded model are not those of"),
-        ([], "targets", "hub: algo.target_modules: Unsloth adapts 12 layers instead of 14"),
+        pytest.param([], "targets", "hub: algo.target_modules: Unsloth adapts 12 layers instead of 14", marks=pytest.mark.slow),
         (["model.path=tiny:mixtral"], "", "hub: model.path=tiny:mixtral: Unsloth adds adapters to the experts"),
     ],
 )
