@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+OF_THE_PACKAGE = ("*.py", "*.pyi", "*.jinja", "*.jsonl", "*.css", "*.js", "py.typed")
+"""Files of hub/ that a wheel holds."""
 EXAMPLE = ROOT / "examples" / "plugins" / "hub-example"
 PROJECTS = {
     "finetune_hub": ROOT,
@@ -73,7 +75,7 @@ def test_a_wheel_holds_its_package_with_conf_and_nothing_else(wheels):
     for name, wheel in wheels.items():
         held = {file for file in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in file}
         if name == "finetune_hub":
-            expected = {f"hub/{file}" for file in files_below(ROOT / "hub", "*.py", "*.pyi", "*.jinja", "py.typed")}
+            expected = {f"hub/{file}" for file in files_below(ROOT / "hub", *OF_THE_PACKAGE)}
             expected |= {f"hub/conf/{file}" for file in files_below(ROOT / "conf", "*.yaml", "*.md")}
             assert "hub/conf/config.yaml" in held
         else:
