@@ -15,7 +15,7 @@ from hub.data.sources.read import rows_after
 from hub.errors import DataError
 
 NUM_ROWS = 50
-"""Rows of a file from which its format is told: most of them are in it."""
+"""First rows of a file. The format of most of them is that of the file."""
 
 
 class FileFormats:

@@ -1,7 +1,7 @@
 """Values of a row that nobody wrote: NaN, as pandas has for a missing cell, and the nulls of a table that was written as JSON.
 
 Arrow gives every object the fields of all rows, null where a row lacks them. `hub.data.sources.arrow_rows` leaves these out.
-`Dataset.to_json` and `to_list` write them down, so that they look like any other null. They are told by two signs:
+`Dataset.to_json` and `to_list` write them down, so that they look like any other null. Two signs give them away:
 
 - all messages of a row have the same fields, and a message that can't call has `tool_calls`: null;
 - a schema of a tool has a null where JSON Schema has none, as in `"properties": {"day": null}`.
