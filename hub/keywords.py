@@ -12,6 +12,7 @@ from typing import Any
 from hub.compose.options import ELSEWHERE
 from hub.config.data import DataSource
 from hub.config.evaluate import EvaluateConfig
+from hub.config.export import ExportConfig
 from hub.config.finished import FinishedVerb
 from hub.config.generate import GenerateConfig
 from hub.config.paths import file_kind, is_hub_id
@@ -22,7 +23,7 @@ from hub.data.sources.rows import write_rows
 from hub.errors import ConfigError, did_you_mean
 
 PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "launch": LaunchConfig, "track": TrackConfig}
-NESTED: dict[str, type] = {"generate": GenerateConfig, "evaluate": EvaluateConfig}
+NESTED: dict[str, type] = {"generate": GenerateConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
 """Sections whose options are one keyword of a training call, a dictionary: `evaluate={"tasks": ["hellaswag"]}`. In a verb that
 reads the section they are keywords of their own."""
 BY_ARGUMENT = ("path", "mix", "tool")

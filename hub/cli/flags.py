@@ -15,6 +15,7 @@ class Flags:
     config_dir: str | None = None
     keep: str | None = None
     yes: bool = False
+    force: bool = False
 
 
 FLAGS = {
@@ -24,6 +25,7 @@ FLAGS = {
     "--json": ("", "print the result as JSON on stdout, and all else on stderr"),
     "--keep": ("N", "remove all runs but the newest N. Without --yes only list them"),
     "--yes": ("", "with --keep: do remove them"),
+    "--force": ("", "keep an export that fails its check; its name and its card say so"),
     "--help": ("", "this page, or with a verb the help of that verb"),
     "--version": ("", "the version"),
 }
@@ -53,3 +55,6 @@ class Verb:
 
     options: type[Any] | None = None
     """The dataclass of options that are its own, typed without a section."""
+
+    section: str | None = None
+    """The section of the config whose options are typed without its name too."""

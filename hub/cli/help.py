@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from hub.cli.flags import Verb
 from hub.config.option import field_docs
+from hub.config.schema import RunConfig
 from hub.plugins.known import EXAMPLES, INSTALL_ONE
 from hub.plugins.registry import registry
 
@@ -62,7 +63,11 @@ def verb_help(name: str, verb: Verb, flags: Mapping[str, tuple[str, str]]) -> st
     lines = [f"usage: python -m hub {words}", "", *_text(verb.summary), *_text(verb.notes)]
     if verb.options is not None:
         docs = field_docs(verb.options)  # type: ignore[arg-type]  # mypy takes no class for hashable
-        lines += ["", "options", *_listed((f"{item.name}=", docs.get(item.name, "")) for item in fields(verb.options))]
+        names = [(item.name, docs.get(item.name, "")) for item in fields(verb.options)]
+        if verb.section is not None:
+            section = {item.name: item.type for item in fields(RunConfig)}[verb.section]
+            names += list(field_docs(section).items())  # type: ignore[arg-type]  # as above
+        lines += ["", "options", *_listed((f"{name}=", meaning) for name, meaning in names)]
     if verb.examples:
         lines += ["", "examples", *_examples(verb.examples)]
     if verb.flags:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hub.compose.compose import compose
 from hub.config.evaluate import EvaluateConfig
+from hub.config.export import ExportConfig
 from hub.config.generate import GenerateConfig
 from hub.config.option import bounds_words, field_docs, type_words
 from hub.config.schema import PARTS, AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
@@ -20,6 +21,7 @@ SECTIONS: dict[str, Any] = {
     "track": TrackConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
 }
 HEAD = """# Options
 

@@ -76,6 +76,7 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
     with _stdout_for_json(flags.json) as stdout:
         from hub.launch.finished import ask
 
+        words = [*words, *(f"{verb.own_section}.{name[2:]}=true" for name in verb.flags if getattr(flags, name[2:]))]
         found = ask(verb, words, flags.config_dir)
         if flags.json:
             print_json(found.as_json() if found is not None else None, stdout)
@@ -206,7 +207,9 @@ _ON_FINISHED_MODELS = {
         words="[run=latest] [group=choice] [option=value]",
         examples=verb.examples,
         notes=verb.notes,
+        flags=(*OF_CONFIG, *verb.flags),
         options=verb.options,
+        section=verb.own_section,
     )
     for verb in FINISHED.values()
 }

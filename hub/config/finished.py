@@ -40,11 +40,17 @@ class FinishedVerb:
     sections: tuple[str, ...] = ("model", "data")
     """The sections of the config that it reads, besides the options of its own."""
 
+    own_section: str | None = None
+    """The one of `sections` whose options may be typed without its name."""
+
     needs_model: bool = True
     """Whether one finished model must be named. False: the options of its own say what is worked on."""
 
     reads_run: bool = False
     """Whether it reads the folder of the run itself, in any state, and needs neither its options nor its model."""
+
+    flags: tuple[str, ...] = ()
+    """Flags of its own: `--NAME` stands for the option NAME=true of `own_section`."""
 
     examples: tuple[tuple[str, str], ...] = ()
     """(What it does, command), for its help."""

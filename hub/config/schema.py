@@ -16,6 +16,7 @@ from hub.config import rules
 from hub.config.data import FORMATS
 from hub.config.data import DataConfig as DataConfig
 from hub.config.evaluate import EvaluateConfig
+from hub.config.export import ExportConfig
 from hub.config.generate import GenerateConfig
 from hub.config.model_rules import path_problems
 from hub.config.option import AUTO, field_problems, leaves, option
@@ -32,7 +33,7 @@ ZERO = ("zero1", "zero2", "zero3")
 """Values of `launch.strategy` that use DeepSpeed."""
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 """Values of `model.quantization`: how weights may be stored besides in full."""
-PARTS = ("algo", "model", "data", "launch", "track", "generate", "evaluate")
+PARTS = ("algo", "model", "data", "launch", "track", "generate", "evaluate", "export")
 """The sections of a config. Each is a group of presets too."""
 RESERVED_NAMES = {"latest": "the link to the newest run", "data": "rows that a program had in memory"}
 """Names in `output_dir` that no run can have."""
@@ -316,6 +317,7 @@ class RunConfig:
     """How answers are generated."""
 
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     """What is measured besides the held-out loss."""
 
     output_dir: str = "runs"

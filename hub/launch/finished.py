@@ -1,24 +1,25 @@
 """Verbs on finished models: from what was typed to what the verb's function is asked. Nothing here imports torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, get_origin
 
 from hub.compose.compose import compose
 from hub.compose.config_file import file_overrides
+from hub.compose.options import GROUPS
 from hub.compose.own_options import own_options
 from hub.config.finished import FinishedVerb
 from hub.config.option import field_problems
 from hub.config.rules import format_problems
 from hub.config.schema import PARTS, RunConfig
-from hub.errors import ConfigError
+from hub.errors import ConfigError, did_you_mean
 from hub.launch.preflight import check_paths, with_absolute_paths
 from hub.models.finished import Asked, Finished, adapter_folder, finished_adapter, finished_model, finished_run, run_folder
 from hub.plugins.registry import data_format_names
 from hub.tasks.verbs import FINISHED
 
-OF_THE_RUN = ("generate", "evaluate")
+OF_THE_RUN = ("generate", "evaluate", "export")
 """Sections of a run that hold for questions about its model, beside `model` and `data`."""
 
 
@@ -54,7 +55,7 @@ def asked_for(
     own: Mapping[str, Any] | None = None,
 ) -> Asked:
     """Check what was typed, and find the model. Takes the arguments of `ask` and raises its errors. Fast."""
-    options, rest = own_options(verb.options, words, own)
+    options, rest = own_options(verb.options, list(_in_full(verb, words)), own)
     typed = {*(word.partition("=")[0].lstrip("+~") for word in rest), *_names(values or {})}
     _check_sections(verb, typed)
     output_dir = _output_dir(rest, values or {})
@@ -122,6 +123,27 @@ def _check_sections(verb: FinishedVerb, typed: set[str]) -> None:
             raise ConfigError(
                 f"{name}: hub {verb.name} does not read it. It takes {taken}. Type python -m hub {verb.name} --help"
             )
+
+
+def _in_full(verb: FinishedVerb, words: Sequence[str]) -> Iterator[str]:
+    """Yield words with the section of options that may be typed without it. A list may be typed without brackets."""
+    if verb.own_section is None:
+        yield from words
+        return
+    section = {item.name: item.type for item in fields(RunConfig)}[verb.own_section]
+    known = {item.name: get_origin(item.type) for item in fields(section)}  # type: ignore[arg-type]  # a dataclass
+    for word in words:
+        name, _, value = word.partition("=")
+        short = name.removeprefix(f"{verb.own_section}.")
+        if short not in known or "=" not in word:
+            near = did_you_mean(name, known) if "." not in name else ""
+            if near and name not in {item.name for item in (*fields(verb.options), *fields(RunConfig))} and name not in GROUPS:
+                raise ConfigError(f"{name}: there is no such option.{near}")
+            yield word
+            continue
+        if known[short] is list and value and value[0] != "[":
+            value = f"[{value}]"
+        yield f"{verb.own_section}.{short}={value}"
 
 
 def _names(values: Mapping[str, Any]) -> Iterator[str]:

@@ -11,11 +11,12 @@ import pluggy
 
 from hub.config.data import FORMATS
 from hub.config.evaluate import METRICS
+from hub.config.export import EXPORTERS
 from hub.config.option import AUTO
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.errors import PluginError, did_you_mean, one_line
 from hub.plugins import hookspecs
-from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
+from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
 
 HOOKS: dict[str, tuple[str, ...]] = {
     name: tuple(inspect.signature(spec).parameters)
@@ -32,7 +33,7 @@ RESERVED = {item.name for part in _CONFIGS for item in fields(part)} | {"name", 
 def explained(error: BaseException) -> str:
     """What a plugin raised, in one line. An unknown field of what it offers: with the fields that there are."""
     found = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    offers: dict[str, type[Any]] = {item.__name__: item for item in (Algorithm, Backend, DataFormat, Metric)}
+    offers: dict[str, type[Any]] = {item.__name__: item for item in (Algorithm, Backend, DataFormat, Metric, Exporter)}
     if not isinstance(error, TypeError) or found is None or found[1] not in offers:
         return one_line(error)
     kind, name = found.groups()
@@ -168,6 +169,23 @@ def check_metric(item: Metric, others: Collection[Metric]) -> None:
         )
     if item.better not in ("higher", "lower"):
         raise PluginError(f"metric {item.name}: better={item.better!r} is not allowed. Allowed: higher, lower")
+
+
+def check_exporter(item: Exporter, others: Collection[Exporter]) -> None:
+    """Refuse an exporter that clashes with another one, or whose function could not be imported later.
+
+    Raises:
+        PluginError: what is wrong.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", item.name):
+        raise PluginError(f"exporter {item.name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores")
+    if item.name in EXPORTERS or any(other.name == item.name for other in others):
+        raise PluginError(f"exporter {item.name}: there is one of this name already; rename it")
+    named = isinstance(item.function, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", item.function)
+    if not named and not callable(item.function):
+        raise PluginError(
+            f"exporter {item.name}: function={item.function!r:.60} is not allowed. Write it as 'package.module:function'"
+        )
 
 
 def check_data_format(item: DataFormat, others: Collection[DataFormat]) -> None:

@@ -1,6 +1,6 @@
 """The hooks of the hub. A plugin implements those it needs with `@hub.hookimpl`. docs/plugins.md explains each.
 
-The first five are called before the command line is parsed: import the standard library and `hub` only.
+The first six are called before the command line is parsed: import the standard library and `hub` only.
 The others are called on rank 0 of a training run.
 """
 
@@ -12,7 +12,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from hub.config.schema import RunConfig
-    from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
+    from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
     from hub.run import Result, Run
 
 hookspec = pluggy.HookspecMarker("hub")
@@ -37,6 +37,11 @@ def hub_data_formats() -> Iterable["DataFormat"]:  # type: ignore[empty-body]
 @hookspec
 def hub_metrics() -> Iterable["Metric"]:  # type: ignore[empty-body]
     """List the metrics of generated answers that this plugin adds to `evaluate.metrics`."""
+
+
+@hookspec
+def hub_exporters() -> Iterable["Exporter"]:  # type: ignore[empty-body]
+    """List the exporters that this plugin adds to `export.to`."""
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""Algorithm, Backend, DataFormat and Metric: what a plugin offers to the hub."""
+"""Algorithm, Backend, DataFormat, Metric and Exporter: what a plugin offers to the hub."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -122,3 +122,42 @@ class Metric:
 
     summary: str = ""
     """One line of description."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """A way to write a finished model: one value of `export.to`."""
+
+    name: str
+    """The value of `export.to=`. Lower case letters, digits and underscores."""
+
+    function: str | Callable[..., Any]
+    """`"package.module:function"`, imported when the export runs; or the function itself. It is called as `function(job)`
+    with a `hub.tasks.export.job.Job`, writes into the folder `job.out`, and returns a list of
+    `hub.tasks.export.job.Written`."""
+
+    summary: str
+    """One line for the help and for error messages."""
+
+    needs: tuple[str, ...] = ()
+    """Top-level modules that must be installed. They are looked up, not imported."""
+
+    install: str = ""
+    """What to type if one of `needs` is missing. Empty: `pip install` and the missing names."""
+
+    problems: Callable[[RunConfig], Iterable[str]] = _anything
+    """Returns a line for each option or tool that stands in the way, with what to type. Called before anything is loaded. Must
+    not import anything slow."""
+
+    after: tuple[str, ...] = ()
+    """Exporters that run before this one where both are asked for."""
+
+    brings: tuple[str, ...] = ()
+    """Exporters that this one builds on: they run too where they are not asked for."""
+
+    def obstacle(self) -> str | None:
+        """Why this exporter can't run in this interpreter, with what to type. None if it can."""
+        missing = [name for name in self.needs if find_spec(name) is None]
+        if not missing:
+            return None
+        return f"not installed: {', '.join(missing)}. Type: {self.install or 'pip install ' + ' '.join(missing)}"

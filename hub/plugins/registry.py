@@ -27,6 +27,7 @@ from hub.plugins.checks import (
     check_backend,
     check_config_dir,
     check_data_format,
+    check_exporter,
     check_hooks,
     check_list,
     check_metric,
@@ -34,7 +35,7 @@ from hub.plugins.checks import (
     preset_names,
 )
 from hub.plugins.known import FIRST_PLUGIN, missing_algorithm, missing_backend
-from hub.plugins.offers import Algorithm, Backend, DataFormat, Metric
+from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
 from hub.run import ASKED_FOR
 from hub.system.environment import already_shown, without_repeats
 
@@ -93,6 +94,9 @@ class Registry:
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     """Name -> metric of generated answers."""
+
+    exporters: dict[str, Exporter] = field(default_factory=dict)
+    """Name -> exporter."""
 
     config_dirs: list[tuple[str, Path]] = field(default_factory=list)
     presets: dict[str, str] = field(default_factory=dict)
@@ -341,6 +345,9 @@ def register(into: Registry, plugin: Plugin, module: Any) -> None:
         metrics = check_list("hub_metrics", into._ask(module, "hub_metrics") or (), Metric)
         for number, metric in enumerate(metrics):
             check_metric(metric, [*into.metrics.values(), *metrics[:number]])
+        exporters = check_list("hub_exporters", into._ask(module, "hub_exporters") or (), Exporter)
+        for number, exporter in enumerate(exporters):
+            check_exporter(exporter, [*into.exporters.values(), *exporters[:number]])
         for number, algorithm in enumerate(algorithms):
             others = [*into.algorithms.values(), *algorithms[:number]]
             check_algorithm(algorithm, others, into.owners, into.presets)
@@ -359,6 +366,7 @@ def register(into: Registry, plugin: Plugin, module: Any) -> None:
         into.owners[algorithm.name] = plugin.name
     into.data_formats |= {item.name: item for item in formats}
     into.metrics |= {metric.name: metric for metric in metrics}
+    into.exporters |= {exporter.name: exporter for exporter in exporters}
     for backend in backends:
         into.backends.setdefault(backend.algorithm, {})[backend.name] = backend
     if directory is not None:

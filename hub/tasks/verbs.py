@@ -4,6 +4,7 @@ from hub.config.finished import FinishedVerb
 from hub.tasks.average.verb import VERB as AVERAGE
 from hub.tasks.chat.verb import VERB as CHAT
 from hub.tasks.evaluate.verb import VERB as EVALUATE
+from hub.tasks.export.verb import VERB as EXPORT
 from hub.tasks.generate.verb import VERB as GENERATE
 from hub.tasks.report.verb import VERB as REPORT
 from hub.tasks.scale.verb import VERB as SCALE
@@ -15,6 +16,7 @@ _VERBS: tuple[FinishedVerb, ...] = (
     SERVE,
     EVALUATE,
     REPORT,
+    EXPORT,
     SCALE,
     AVERAGE,
 )

@@ -1,0 +1,254 @@
+"""The verb `export`: runs exporters in order, compares what they wrote with the model that was trained, puts it in place.
+
+What can be wrong is checked before torch is imported. Files are written aside, and get their names when they are whole and have
+passed.
+"""
+
+import errno
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub.config.schema import RunConfig
+from hub.errors import ConfigError, Interrupted, ModelError
+from hub.models.finished import Asked
+from hub.plugins.offers import Exporter
+from hub.run import Run
+from hub.system.files import write_json
+from hub.tasks.export.exporters import in_order, problems_of_names
+from hub.tasks.export.job import Delivered, Job, Written
+from hub.tasks.export.result import Exports, num_bytes, size_text
+from hub.tasks.export.verb import ExportOptions
+
+if TYPE_CHECKING:
+    from hub.tasks.export.gate import Reference
+
+FILE = "export.json"
+MERGED = "merged"
+
+
+def export(asked: Asked) -> Exports:
+    """Export the model that is asked for.
+
+    Returns:
+        What was written, with its check.
+
+    Raises:
+        HubError: what can't be exported, or which export is not the model that was trained, one line each.
+        Interrupted: Ctrl-C. What was finished before stays.
+    """
+    options = asked.options
+    assert isinstance(options, ExportOptions)
+    if problems := list(problems_of(asked.cfg)):
+        raise ConfigError(problems)
+    out = _folder(asked, options)
+    try:
+        return _export(asked, out)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped: exports that were finished before are in {out}", signal.SIGINT) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(out).free
+        raise ModelError(
+            f"{out}: the disk is full ({size_text(free)} are free), and nothing half-written stays. Free some, or type "
+            "out=FOLDER on another disk"
+        ) from None
+
+
+def problems_of(cfg: RunConfig, needs_target: bool = True) -> Iterator[str]:
+    """One line for each option, package or tool that stands in the way. Nothing slow is imported."""
+    wanted = cfg.export
+    yield from wanted.problems(needs_target)
+    names = list(problems_of_names(wanted.to))
+    yield from names
+    if names:
+        return
+    for one in in_order(wanted.to):
+        if obstacle := one.obstacle():
+            yield f"export.to={one.name}: {obstacle}"
+        else:
+            yield from one.problems(cfg)
+
+
+def _folder(asked: Asked, options: ExportOptions) -> Path:
+    """The folder of all exports."""
+    finished = asked.model
+    if options.out is not None:
+        out = Path(options.out).expanduser().absolute()
+    elif finished.run_path is not None:
+        out = finished.run_path / "exports"
+    elif finished.adapter is not None:
+        out = finished.adapter.parent / f"{finished.adapter.name}-exports"
+    else:
+        raise ConfigError(f"{finished.name} is no run. Type out=FOLDER")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out={out}: this is a file. Type out=FOLDER")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{out}: can't write there ({error.strerror}). Type out=FOLDER in a writable folder") from None
+    return out
+
+
+def _export(asked: Asked, out: Path, tiny: bool = False) -> Exports:
+    from hub.tasks.export.tuned import open_tuned
+
+    with _aside(out) as aside, open_tuned(asked, aside, say) as tuned:
+        done: dict[str, list[Delivered]] = {}
+        wanted = asked.cfg.export.to
+        merged = cache(lambda: tuned.merge(aside / (MERGED if MERGED in wanted else "model")))
+        for exporter in in_order(wanted):
+            job = Job(
+                asked=asked,
+                out=aside / exporter.name,
+                final=out / exporter.name,
+                merged=_merged_in_place(done) or merged,
+                rows=tuned.training_rows,
+                tokenizer=tuned.tokenizer,
+                done=done,
+                say=say,
+                tiny=tiny,
+            )
+            done[exporter.name] = _run(exporter, job, tuned.reference)
+        found = Exports([one for several in done.values() for one in several], out, tuned.reference.what, tuned.notes)
+        _write_down(asked, found)
+        return found
+
+
+def _merged_in_place(done: dict[str, list[Delivered]]) -> Any:
+    """The merged model, if it was exported itself and has its place already."""
+    places = [one.path for one in done.get(MERGED, ())]
+    return (lambda: places[0]) if places else None
+
+
+def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered]:
+    """Run one exporter, check what it wrote, and put it in its place."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    say(f"hub: {exporter.name}: {exporter.summary}")
+    function: Any = _imported(exporter.function) if isinstance(exporter.function, str) else exporter.function
+    written: list[Written] = function(job)
+    seconds = (time.monotonic() - begin) / max(1, len(written))
+    checked = [(one, _checked(exporter.name, one, reference)) for one in written]
+    failed = [(one, check) for one, check in checked if check is not None and not check["passed"]]
+    if failed and not job.cfg.force:
+        raise ModelError("\n".join(failure_line(exporter.name, one, check) for one, check in failed))
+    for one, check in failed:
+        say(f"hub: {failure_line(exporter.name, one, check)}")
+    sizes = {one.path: num_bytes(one.path) for one, _ in checked}
+    final = job.final
+    places: dict[Path, Path] = {}
+    for one, found in checked:
+        name = _name(one, found)
+        if one.path == job.out:  # the folder is the export
+            final = final.with_name(final.name + name.removeprefix(one.path.name))
+        elif one.path.name != name:
+            one.path.rename(one.path.with_name(name))
+        places[one.path] = one.path.relative_to(job.out).with_name(name) if one.path != job.out else Path()
+    put_in_place(job.out, final)
+    return [
+        Delivered(
+            exporter=exporter.name,
+            kind=one.kind,
+            path=final / places[one.path],
+            num_bytes=sizes[one.path],
+            seconds=seconds,
+            check=check,
+            note=one.note,
+            made_by=one.made_by,
+        )
+        for one, check in checked
+    ]
+
+
+def _checked(exporter: str, written: Written, reference: "Reference") -> dict[str, Any] | None:
+    from hub.tasks.export.gate import check
+
+    if written.open is None:
+        return None
+    say(f"hub: {exporter} {written.kind}: read again and compared on {len(reference.rows)} {reference.what}")
+    with written.open() as reader:
+        return check(reference, written, reader)
+
+
+def failure_line(exporter: str, written: Written, check: dict[str, Any]) -> str:
+    """The line on an export that is not the model that was trained."""
+    bound = f"{check['limit']:g} of what training changed" if "limit" in check else f"{check['limit_nats']:g} nats per token"
+    found = f"{check['ratio']:.3g} of what training changed ({check['kl']:.3g} nats per token)"
+    why = f" First difference: {check['differs']}." if check["differs"] else ""
+    return (
+        f"{exporter} {written.kind}: this is not the model that was trained. It is {found} away from it, allowed is "
+        f"{bound}.{why} Nothing is written. To keep it anyway, with this figure in its name, type --force"
+    )
+
+
+def _name(written: Written, check: dict[str, Any] | None) -> str:
+    """The name of an export. If it failed its check, the name has the figure."""
+    if check is None or check["passed"]:
+        return written.path.name
+    mark = f"-differs-{check['ratio']:.2g}"
+    path = written.path
+    return f"{path.name}{mark}" if path.is_dir() else f"{path.stem}{mark}{path.suffix}"
+
+
+def put_in_place(made: Path, final: Path) -> None:
+    """Give a whole folder its name. The one that had it before is removed when the new one is there."""
+    before = final.with_name(f".{final.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if final.exists():
+        final.rename(before)
+    try:
+        made.rename(final)
+    except OSError:
+        if before.exists():
+            before.rename(final)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A folder for what is not whole yet. It is removed in any case."""
+    for left in out.glob(".partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=out, prefix=".partial-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_down(asked: Asked, found: Exports) -> None:
+    """Write export.json, and the same into plan.json of the run."""
+    names = {one.exporter for one in found.exports}
+    file = found.path / FILE
+    import json
+
+    before: list[dict[str, Any]] = []
+    if file.is_file():
+        before = [one for one in json.loads(file.read_text(encoding="utf-8"))["exports"] if one["to"] not in names]
+    values = found.as_json()
+    values["exports"] = [*before, *values["exports"]]
+    write_json(file, values)
+    if asked.model.run_path is not None:
+        Run(asked.model.run_path).write_plan(exports=values)
+
+
+def _imported(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
+
+
+def say(line: str) -> None:
+    """Show a line to the user."""
+    print(line, flush=True)

@@ -1,0 +1,226 @@
+"""The check of an export: how far it is from the model that was trained, as a share of what training changed.
+
+At tokens of held-out rows the probabilities of all words are compared: KL(tuned || export) / KL(tuned || base). 0 is the model
+that was trained, 1 is its base. Where training changed little, rounding would be a large share of it, so no denominator is
+smaller than `LEAST_CHANGE`. Prompts are compared as well: how sample chats are rendered, their token ids, and what ends an
+answer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hub.tasks.export.job import Reader, Written
+
+LEAST_CHANGE = 0.02
+"""Smallest denominator in nats per token: the arithmetic of bfloat16 alone is worth about 0.001 (SmolLM2)."""
+
+LAYER_LIMIT = 0.02
+"""Difference of hidden states, as a share of their size, from which a layer counts as different."""
+
+_LAYER_TOKENS = 64
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row on which models are compared."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Positions whose next word is compared."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A sample chat as the tuned model's own tokenizer renders it."""
+
+    name: str
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass
+class Reference:
+    """The model that was trained, as far as exports are compared with it."""
+
+    rows: Sequence[Row]
+    log_probabilities: np.ndarray[Any, np.dtype[np.float32]]
+    """(positions, vocabulary), on disk."""
+
+    chats: Sequence[Chat]
+    template: str | None
+    ends: frozenset[int]
+    hidden: list[torch.Tensor] | None
+    """Hidden states of the first tokens of the first row."""
+
+    what: str
+    """What the rows are."""
+
+    arithmetic: str = "float32"
+    kl_base: float | None = None
+    """KL(tuned || base) in nats per token. None: the base is not known."""
+
+
+def keep(tuned: Reader, rows: Sequence[Row], chats: Sequence[Chat], folder: Path, what: str) -> Reference:
+    """Keep what exports are compared with.
+
+    Args:
+        tuned: the model that was trained.
+        rows: where words are compared.
+        chats: sample chats.
+        folder: for a file with all log-probabilities.
+        what: what the rows are.
+    """
+    values: Any = None
+    place, count = 0, sum(len(row.positions) for row in rows)
+    for row in rows:
+        found = log_probabilities(tuned, row)
+        if values is None:
+            values = np.memmap(folder / "log-probabilities", np.float32, "w+", shape=(count, found.shape[1]))
+        values[place : place + len(found)] = found.numpy()
+        place += len(found)
+    hidden = tuned.hidden(rows[0].ids[:_LAYER_TOKENS])
+    return Reference(rows, values, chats, tuned.template, tuned.ends, hidden, what)
+
+
+def measure(reference: Reference, reader: Reader) -> tuple[float, float]:
+    """KL(tuned || other) in nats per token, and the share of positions where both have the same most likely word."""
+    total, same, place = 0.0, 0, 0
+    for row in reference.rows:
+        other = log_probabilities(reader, row)
+        tuned = torch.from_numpy(np.array(reference.log_probabilities[place : place + len(other)]))
+        total += float(divergence(tuned, other).sum())
+        same += int((tuned.argmax(-1) == other.argmax(-1)).sum())
+        place += len(other)
+    return total / place, same / place
+
+
+def log_probabilities(reader: Reader, row: Row) -> torch.Tensor:
+    """Log-probabilities of the next word at the positions of a row: (positions, vocabulary), float32."""
+    logits = reader.logits(row.ids)[list(row.positions)]
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """KL(first || second) in nats at each position, from log-probabilities of (positions, vocabulary).
+
+    Rows of padding that only one of the two has behind its vocabulary are left out.
+    """
+    width = min(first.shape[-1], second.shape[-1])
+    one, other = (torch.log_softmax(part[..., :width].double(), dim=-1) for part in (first, second))
+    return (one.exp() * (one - other)).sum(dim=-1)
+
+
+def check(reference: Reference, written: Written, reader: Reader) -> dict[str, Any]:
+    """Compare an export with the model that was trained.
+
+    Args:
+        reference: that model.
+        written: the export.
+        reader: the export, opened.
+
+    Returns:
+        `kl` and `kl_base` in nats per token, `ratio`, `limit` or `limit_nats`, `top1` (the share of positions with the same
+        most likely word), `reader`, `passed`, and `differs`: what differs first, if it did not pass.
+    """
+    words = list(differences_of_chats(reference, reader))
+    kl, top1 = measure(reference, reader)
+    ratio = kl / max(reference.kl_base or 0.0, LEAST_CHANGE)
+    of_bits = written.limit_nats is not None
+    close = bool(kl <= (written.limit_nats or 0.0)) if of_bits else bool(ratio <= written.limit)  # NaN is not close
+    differs = words[0] if words else None
+    if not close and differs is None:
+        differs = _first_layer(reference, reader)
+        differs = differs or (written.explain() if written.explain is not None else None)
+    return {
+        "kl": kl,
+        "kl_base": reference.kl_base,
+        "ratio": ratio,
+        **({"limit_nats": written.limit_nats} if of_bits else {"limit": written.limit}),
+        "top1": top1,
+        "positions": len(reference.log_probabilities),
+        "rows": len(reference.rows),
+        "on": reference.what,
+        "arithmetic": reference.arithmetic,
+        "reader": reader.name,
+        "passed": close and not words,
+        "differs": differs,
+    }
+
+
+def differences_of_chats(reference: Reference, reader: Reader) -> Iterator[str]:
+    """Yield a line for each way in which prompts of the export are not those of training."""
+    template = reader.template
+    if reference.template is not None and template is None:
+        yield "it has no chat template"
+    elif reference.template is not None and template != reference.template:
+        place = next(
+            (i for i, (a, b) in enumerate(zip(reference.template, template or "", strict=False)) if a != b),
+            min(len(reference.template), len(template or "")),
+        )
+        yield f"its chat template differs from character {place} on: {(template or '')[place : place + _SHOWN]!r}"
+    for chat in reference.chats:
+        ids = reader.tokens(chat.text)
+        if ids is None or tuple(ids) == chat.ids:
+            continue
+        place = next((i for i, (a, b) in enumerate(zip(ids, chat.ids, strict=False)) if a != b), min(len(ids), len(chat.ids)))
+        theirs, own = list(ids[place : place + 4]), list(chat.ids[place : place + 4])
+        yield f"{chat.name}: token {place} and on are {theirs}, and {own} in training"
+        break
+    if missing := sorted(reference.ends - reader.ends):
+        yield f"an answer does not end at {'token' if len(missing) == 1 else 'tokens'} {', '.join(map(str, missing))}"
+
+
+def _first_layer(reference: Reference, reader: Reader) -> str | None:
+    """The first layer whose output differs."""
+    if reference.hidden is None:
+        return None
+    states = reader.hidden(reference.rows[0].ids[:_LAYER_TOKENS])
+    if not states or len(states) != len(reference.hidden):
+        return None
+    for number, (one, other) in enumerate(zip(reference.hidden, states, strict=True)):
+        if one.shape != other.shape or not torch.isfinite(other).all():
+            return f"{_name_of_layer(number)} has other shapes or values that are no numbers"
+        if float((one - other).norm() / one.norm().clamp_min(1e-9)) > LAYER_LIMIT:
+            return f"{_name_of_layer(number)} differs first, of {len(states) - 1} layers"
+    return "all layers are the same, so the output layer differs"
+
+
+def _name_of_layer(number: int) -> str:
+    return "the embedding" if number == 0 else f"layer {number - 1}"
+
+
+SAMPLES: Mapping[str, list[dict[str, Any]]] = {
+    "a question": [{"role": "user", "content": "Name a color."}],
+    "a question behind a system prompt": [
+        {"role": "system", "content": "Answer in one word."},
+        {"role": "user", "content": "Name a color."},
+    ],
+    "a chat of several turns": [
+        {"role": "user", "content": "Name a color."},
+        {"role": "assistant", "content": "Blue."},
+        {"role": "user", "content": "Another one, and why?\n\nBe brief."},
+    ],
+}
+"""Sample chats. A template that refuses one of them is not asked for it."""
+
+
+def sample_chats(tokenizer: PreTrainedTokenizerBase) -> list[Chat]:
+    """Sample chats as a tokenizer renders them. Empty: it has no chat template."""
+    chats = []
+    for name, messages in SAMPLES.items():
+        if not tokenizer.chat_template:
+            break
+        try:
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception:  # a template may raise whatever it likes
+            continue
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        chats.append(Chat(name, text, tuple(int(number) for number in ids)))
+    return chats

@@ -1,0 +1,1 @@
+"""The exporter `merged`: one plain model of transformers."""

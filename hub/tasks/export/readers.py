@@ -1,0 +1,84 @@
+"""Readers of exports in the form of transformers: plain, and the loaded model that exports are compared with."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hub.tasks.generate.engine import shape_of
+from hub.tasks.loading import Loaded, device_here
+
+
+class ModelReader:
+    """A loaded model with its tokenizer."""
+
+    def __init__(self, loaded: Loaded, name: str = "") -> None:
+        self.name = name or f"transformers {transformers.__version__}"
+        self.loaded = loaded
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """The logits behind each token: (tokens, vocabulary), float32, on the CPU."""
+        logits: torch.Tensor = self._forward(ids).logits[0]
+        return logits.float().cpu()
+
+    @torch.no_grad()
+    def hidden(self, ids: Sequence[int]) -> list[torch.Tensor] | None:
+        """The hidden states behind the embedding and behind each layer: (tokens, width) each."""
+        states = getattr(self._forward(ids, output_hidden_states=True), "hidden_states", None)
+        return None if not states else [state[0].float().cpu() for state in states]
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt: a template writes all special tokens itself."""
+        return [int(number) for number in self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    @property
+    def template(self) -> str | None:
+        """The chat template."""
+        template = self.loaded.tokenizer.chat_template
+        return template if isinstance(template, str) else None
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids of the tokens that end an answer."""
+        return shape_of(self.loaded).stop_ids
+
+    def _forward(self, ids: Sequence[int], **options: Any) -> Any:
+        row = torch.tensor([list(ids)], device=self.loaded.device)
+        with self.loaded.autocast():
+            return self.loaded.model(input_ids=row, use_cache=False, **options)
+
+
+@contextmanager
+def open_folder(folder: Path, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Iterator[ModelReader]:
+    """Open a model folder with plain transformers, as anyone would who knows nothing of the hub.
+
+    Args:
+        folder: of the model.
+        trust_remote_code: whether its own code may run.
+        dtype: of the arithmetic.
+    """
+    device = device_here()
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    model = model.to(device).eval().requires_grad_(False)
+    loaded = Loaded(folder.name, model, tokenizer, device, dtype, None, folder)
+    try:
+        yield ModelReader(loaded)
+    finally:
+        del model, loaded
+        free_memory()
+
+
+def free_memory() -> None:
+    """Give back the memory of a model that was let go."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
