@@ -4,6 +4,7 @@ Nothing here imports torch. Workers read run.yaml, never the command line.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from hub.launch.resume import config_to_run, open_run
 from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
 from hub.system.signals import STARTED_BY, STOP_SIGNALS, signals_blocked, stop_request
+
+_OF_THE_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+"""What torchrun sets, which is not for a process that works alone."""
 
 _trains_here = threading.RLock()
 """Held by the thread whose run trains in this process: torch has one random generator and one process group for all threads."""
@@ -50,7 +54,7 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
         from hub.launch.worker import work
 
         with _one_at_a_time(), stop_request.handled_here():
-            return work(resolved, run)
+            return export_after(resolved.config, work(resolved, run))
     started = time.monotonic()
     exit_code = workers.wait()
     while exit_code and (smaller := _in_smaller_micro_batches(resolved, run)):
@@ -59,10 +63,32 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
             workers = _start_workers(resolved.config, run)
         exit_code = workers.wait()
     try:
-        return _result(resolved, run, exit_code, time.monotonic() - started)
+        return export_after(resolved.config, _result(resolved, run, exit_code, time.monotonic() - started))
     finally:
         if run_path is None and (not _has_begun(resolved.config, run) or _is_handed_on(resolved.config, run)):
             run.discard()
+
+
+def export_after(cfg: RunConfig, result: Result) -> Result:
+    """Export the model of a run that is completed, as `export.to` asks, in a process of its own. Returns the result.
+
+    Raises:
+        LaunchError: the export failed. The model is trained and saved.
+    """
+    if not cfg.export.to or result.status != "completed" or cfg.launch.node_rank > 0:
+        return result
+    words = [f"run={result.run_path}", *([f"python={cfg.export.python}"] if cfg.export.python else [])]
+    env = {name: value for name, value in os.environ.items() if name not in _OF_THE_GROUP} | warnings_shown()
+    command = [cfg.launch.python or sys.executable, "-m", "hub", "export", *words]
+    if code := _Workers(command, env | {"PYTHONUNBUFFERED": "1"}).wait():
+        typed = shlex.join(["python", "-m", "hub", "export", *words])
+        error = LaunchError(
+            f"the model is trained and saved in {result.model_path}, but its export failed (exit code {code}, see above). To "
+            f"try again type {typed}"
+        )
+        error.outcome = result
+        raise error
+    return result
 
 
 def _is_handed_on(cfg: RunConfig, run: Run) -> bool:

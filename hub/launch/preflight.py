@@ -28,6 +28,7 @@ from hub.models.tiny import FAMILIES, tiny_data_path
 from hub.plugins.registry import ResolvedRun, data_format_names, resolve
 from hub.system.gpus import has_no_gpu, num_visible_gpus
 from hub.tasks.evaluate.checks import problems_in_training
+from hub.tasks.export.export import problems_of as export_problems
 from hub.train.batch.split import auto_batch_size, num_steps
 from hub.train.schedule import schedule_problems
 
@@ -54,6 +55,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     errors += [ConfigError(line) for line in cfg.problems(data_formats=data_format_names())]
     if cfg.chosen_task.takes_steps:
         errors += [ConfigError(line) for line in problems_in_training(cfg)]
+        errors += [ConfigError(line) for line in export_problems(cfg, needs_target=False)]
     in_bounds = {name: not list(field_problems(getattr(cfg, name), name)) for name in PARTS}
     resolved = None
     if type(cfg.algo) is not AlgoConfig:

@@ -54,6 +54,9 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
             raise
         return failure.exit_code
     if rank == 0:
+        from hub.launch.launcher import export_after
+
+        export_after(runfile.from_text(message["config"]), result)
         show(result)
     return 0
 

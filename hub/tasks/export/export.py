@@ -5,12 +5,15 @@ passed.
 """
 
 import errno
+import json
+import math
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -46,11 +49,12 @@ def export(asked: Asked) -> Exports:
     """
     options = asked.options
     assert isinstance(options, ExportOptions)
+    asked = _as_typed(asked)
     if problems := list(problems_of(asked.cfg)):
         raise ConfigError(problems)
     out = _folder(asked, options)
     try:
-        return _export(asked, out)
+        return export_to(asked, out)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped: exports that were finished before are in {out}", signal.SIGINT) from None
     except OSError as error:
@@ -61,6 +65,27 @@ def export(asked: Asked) -> Exports:
             f"{out}: the disk is full ({size_text(free)} are free), and nothing half-written stays. Free some, or type "
             "out=FOLDER on another disk"
         ) from None
+
+
+def _as_typed(asked: Asked) -> Asked:
+    """Without options of the run that are for another exporter than those that were typed.
+
+    Raises:
+        ConfigError: the run names a program, which runs only if its user has typed it.
+    """
+    wanted, of_run = asked.cfg.export, asked.from_run
+    if wanted.python is not None and "export.python" in of_run:
+        if "compressed" in wanted.to:
+            raise ConfigError(
+                f"export.python={wanted.python}: the config of the run names a program, which is run only if you type it. Type "
+                f"python={wanted.python} if you trust it"
+            )
+        wanted = replace(wanted, python=None)
+    if "hub" not in wanted.to and any(name.startswith("export.to") for name in of_run) is False:
+        fresh = type(wanted)()
+        left = {name: getattr(fresh, name) for name in ("repo", "private") if f"export.{name}" in of_run}
+        wanted = replace(wanted, **left)
+    return replace(asked, cfg=replace(asked.cfg, export=wanted))
 
 
 def problems_of(cfg: RunConfig, needs_target: bool = True) -> Iterator[str]:
@@ -100,7 +125,17 @@ def _folder(asked: Asked, options: ExportOptions) -> Path:
     return out
 
 
-def _export(asked: Asked, out: Path, tiny: bool = False) -> Exports:
+def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
+    """Run all exporters that are asked for.
+
+    Args:
+        asked: what is exported, checked.
+        out: an existing folder.
+        tiny: whether this is the trial before training.
+
+    Raises:
+        HubError: what can't be exported, one line each.
+    """
     from hub.tasks.export.tuned import open_tuned
 
     with _aside(out) as aside, open_tuned(asked, aside, say) as tuned:
@@ -139,7 +174,7 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
     function: Any = _imported(exporter.function) if isinstance(exporter.function, str) else exporter.function
     written: list[Written] = function(job)
     seconds = (time.monotonic() - begin) / max(1, len(written))
-    checked = [(one, _checked(exporter.name, one, reference)) for one in written]
+    checked = [(one, _checked(exporter.name, one, reference, job.tiny)) for one in written]
     failed = [(one, check) for one, check in checked if check is not None and not check["passed"]]
     if failed and not job.cfg.force:
         raise ModelError("\n".join(failure_line(exporter.name, one, check) for one, check in failed))
@@ -171,13 +206,16 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
     ]
 
 
-def _checked(exporter: str, written: Written, reference: "Reference") -> dict[str, Any] | None:
+def _checked(exporter: str, written: Written, reference: "Reference", tiny: bool) -> dict[str, Any] | None:
     from hub.tasks.export.gate import check
 
-    if written.open is None:
+    opened = written.open
+    if opened is None:
         return None
+    if tiny and written.limit_nats is not None:
+        written = replace(written, limit_nats=math.inf)  # bounds are for whole models
     say(f"hub: {exporter} {written.kind}: read again and compared on {len(reference.rows)} {reference.what}")
-    with written.open() as reader:
+    with opened() as reader:
         return check(reference, written, reader)
 
 
@@ -232,8 +270,6 @@ def _write_down(asked: Asked, found: Exports) -> None:
     """Write export.json, and the same into plan.json of the run."""
     names = {one.exporter for one in found.exports}
     file = found.path / FILE
-    import json
-
     before: list[dict[str, Any]] = []
     if file.is_file():
         before = [one for one in json.loads(file.read_text(encoding="utf-8"))["exports"] if one["to"] not in names]

@@ -1,8 +1,13 @@
 """The task `train`: runs the training loop, to the end of the run or to the signal that stops it."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
+from hub.errors import HubError, ModelError
+from hub.parallel.group import broadcast_text
 from hub.run import Outcome
+from hub.tasks.export.trial import try_export
 from hub.tasks.train.measurements import TrainMeasurements, verdicts, wanted
 from hub.tasks.verbs import FINISHED
 from hub.train.loop import fit
@@ -17,6 +22,8 @@ def train(setup: Setup, recipe: Recipe) -> Outcome:
     Raises:
         HubError: see `fit`.
     """
+    if setup.cfg.export.to and setup.cfg.resume is None:
+        _try_export(setup, recipe)
     measurements = TrainMeasurements(setup) if wanted(setup.cfg.evaluate) else None
     outcome = fit(setup, recipe, measurements)
     try:
@@ -29,3 +36,29 @@ def train(setup: Setup, recipe: Recipe) -> Outcome:
         for line in verdicts(found):
             setup.run.say(line)
     return replace(outcome, diagnosis=say_diagnosis(setup.run, setup.cfg.algo, FINISHED))
+
+
+def _try_export(setup: Setup, recipe: Recipe) -> None:
+    """Export the untrained model on rank 0, cut to a few layers. The others wait.
+
+    Raises:
+        ModelError: it can't be exported, on all ranks.
+    """
+    failure = ""
+    if setup.run.is_main:
+        try:
+            with tempfile.TemporaryDirectory(dir=setup.run.path, prefix=".untrained-") as aside:
+                setup.run.say(try_export(setup.cfg, setup.run.path, setup.base_path, _untrained_adapter(recipe, Path(aside))))
+        except HubError as error:
+            failure = str(error)
+    if failure := broadcast_text(failure):
+        raise ModelError(failure)
+
+
+def _untrained_adapter(recipe: Recipe, aside: Path) -> Path | None:
+    """The adapter as the run saves it, before a step. None: the whole model trains."""
+    if not hasattr(recipe.model, "peft_config"):
+        return None
+    weights = {name: weight.detach().cpu() for name, weight in recipe.model.named_parameters() if weight.requires_grad}
+    recipe.save(recipe.model, aside / "adapter", weights)
+    return aside / "adapter"
