@@ -64,12 +64,18 @@ def test_a_greedy_soup_leaves_out_what_does_not_help(runs):
     assert [model["weight"] for model in found.models] == [0, 1, None]
     assert found.models[-1]["losses"] == pytest.approx(found.models[1]["losses"], abs=1e-6)
     assert "the same held-out loss as that of the best one, good" in repr(found)
+    for name in ("cold", "good"):
+        assert json.loads((runs / name / "plan.json").read_text())["averaged"] == json.loads(json.dumps(found.as_json()))
 
 
 def test_the_last_models_of_a_run_are_its_result_and_its_checkpoints(runs):
     found = hub.average(run=runs / "good", last=3, out=runs / "last")
     assert [model["name"] for model in found.models[:-1]] == ["good", "good/step-00000004", "good/step-00000002"]
     assert found.path == runs / "last"
+    page = hub.report(run=runs / "good", out=runs / "good.html").path.read_text()
+    section = page[page.index('id="afterwards"') : page.index('id="curves"')]
+    for text in ("good/step-00000002", f"{found.models[1]['losses']['held-out']:.4f}", f"Written to <code>{runs}/last"):
+        assert text in section
 
 
 def test_folders_are_averaged_too_and_none_is_lost(runs):
@@ -85,8 +91,9 @@ def test_folders_are_averaged_too_and_none_is_lost(runs):
     values = json.loads((half / "tokenizer.json").read_text())
     values["added_tokens"][0]["content"] = "<other>"
     (half / "tokenizer.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="have different tokens"):
-        hub.average(runs=[half, runs / "good"])
+    other = shutil.copytree(half, runs / "other/good")
+    with pytest.raises(ConfigError, match=f"^other/good and {runs.name}/good have different tokens"):
+        hub.average(runs=[other, runs / "good"])
 
 
 @pytest.mark.parametrize(
