@@ -79,7 +79,8 @@ def load_tasks(cfg: EvaluateConfig) -> dict[str, Any]:
         logging.getLogger(library).setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
 
-    names = [str(Path(task).expanduser()) if is_file_name(task) else task for task in cfg.tasks]
+    wanted = list(dict.fromkeys(cfg.tasks))
+    names = [str(Path(task).expanduser()) if is_file_name(task) else task for task in wanted]
     manager = TaskManager(include_defaults=not all(map(is_file_name, names)))
     if lines := _unknown(names, manager.all_tasks):
         raise ConfigError(lines)
@@ -88,7 +89,7 @@ def load_tasks(cfg: EvaluateConfig) -> dict[str, Any]:
             make_once(_names_folder(), lambda folder: write_json(folder / NAMES, manager.all_tasks))
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     with _without_retries() as is_set:
-        for asked, name in zip(cfg.tasks, names, strict=True):
+        for asked, name in zip(wanted, names, strict=True):
             try:
                 with contextlib.redirect_stderr(io.StringIO()):
                     of_name = manager.load([name])
