@@ -223,7 +223,8 @@ def sft(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -492,7 +493,8 @@ def lora_sft(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -780,7 +782,8 @@ def osft(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -1067,7 +1070,8 @@ def run(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -1317,7 +1321,8 @@ def verify(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -1567,7 +1572,8 @@ def show(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -1813,7 +1819,8 @@ def data(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
