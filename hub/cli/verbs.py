@@ -78,7 +78,7 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
 
         found = ask(verb, words, flags.config_dir)
         if flags.json:
-            print_json(found.as_json() if found is not None else None, stdout)
+            print_json(found.as_json(), stdout)
         elif found is not None:
             text = repr(found)
             print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
@@ -204,6 +204,7 @@ _ON_FINISHED_MODELS = {
         partial(run_finished, verb),
         verb.summary,
         words="[run=latest] [group=choice] [option=value]",
+        flags=OF_CONFIG if verb.has_result else tuple(flag for flag in OF_CONFIG if flag != "--json"),
         examples=verb.examples,
         notes=verb.notes,
         options=verb.options,
