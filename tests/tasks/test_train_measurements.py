@@ -107,7 +107,11 @@ def test_the_best_model_may_be_chosen_by_any_figure(tmp_path):
             ["evaluate.metrics=[f1]", "algo.keep_best=true", "algo.best_by=bleu", "evaluate.every_steps=1"],
             r"algo\.best_by=bleu is not measured\. Allowed: loss, perplexity, f1",
         ),
-        (["evaluate.metrics=[f1]", "launch.strategy=fsdp"], "launch.strategy=fsdp shards them"),
+        (
+            ["evaluate.metrics=[f1,chrf]", "launch.strategy=zero3"],
+            r"^evaluate.metrics=f1,chrf needs all weights on each process, and launch.strategy=zero3 shards them\. Type "
+            r"launch.strategy=ddp if .* python -m hub evaluate run=latest evaluate.metrics=f1,chrf\n",
+        ),
         (["evaluate.also=[nix]"], "evaluate.also=nix: .* does not exist"),
     ],
 )
