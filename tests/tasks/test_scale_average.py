@@ -47,6 +47,17 @@ def test_a_strength_that_is_written_has_the_loss_that_was_measured(runs):
     assert f"{found.alpha:g} *" in repr(found)
 
 
+def test_whole_modules_are_scaled_with_the_products(runs):
+    options = OPTIONS | {"output_dir": runs, "learning_rate": 3e-2, "max_steps": 3, "modules_to_save": "norm"}
+    hub.lora_sft(run_name="modules", add_tokens="<tool>", **options)
+    found = hub.scale(run=runs / "modules", alpha=0.5)
+    base, halved, trained = (point["losses"]["held-out"] for point in found.curve)
+    assert len({round(loss, 3) for loss in (base, halved, trained)}) == 3
+    assert held_out(found.path, runs / "modules") == pytest.approx(halved, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"To do the same type hub scale model.path=.*modules/model alpha=0.5"):
+        hub.average(run=runs / "modules")
+
+
 def test_a_run_and_its_base_are_averaged_half_and_half(runs):
     halved = hub.scale(run=runs / "good", alpha=0.5)
     found = hub.average(run=runs / "good")
