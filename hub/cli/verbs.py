@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -204,13 +204,16 @@ _ON_FINISHED_MODELS = {
         partial(run_finished, verb),
         verb.summary,
         words="[run=latest] [group=choice] [option=value]",
-        flags=OF_CONFIG if verb.has_result else tuple(flag for flag in OF_CONFIG if flag != "--json"),
         examples=verb.examples,
         notes=verb.notes,
         options=verb.options,
     )
     for verb in FINISHED.values()
 }
+
+for _name in (name for name, verb in FINISHED.items() if not verb.has_result):  # there is nothing to print as JSON
+    _verb = _ON_FINISHED_MODELS[_name]
+    _ON_FINISHED_MODELS[_name] = replace(_verb, flags=tuple(flag for flag in _verb.flags if flag != "--json"))
 
 _TASKS = {
     task.name: Verb(partial(run_task, task.name), task.summary, **_OF_TASKS.get(task.name, {})) for task in TASKS.values()
