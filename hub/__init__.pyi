@@ -131,8 +131,8 @@ def sft(
     streaming: bool = False,
     shuffle_window: int = 10000,
     num_rows: int | None = None,
-    add_tokens: list[str] = [],
-    add_special_tokens: list[str] = [],
+    add_tokens: list[str] | str = [],
+    add_special_tokens: list[str] | str = [],
     resize_vocab: bool = False,
     pad_vocab_to_multiple_of: int | None = None,
     new_token_init: Literal["parts", "mean"] = "parts",
@@ -226,7 +226,8 @@ def sft(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -380,7 +381,7 @@ def lora_sft(
     use_rslora: bool = False,
     use_dora: bool = False,
     train_embeddings: bool = False,
-    modules_to_save: list[str] = [],
+    modules_to_save: list[str] | str = [],
     init: str = "default",
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
@@ -403,8 +404,8 @@ def lora_sft(
     streaming: bool = False,
     shuffle_window: int = 10000,
     num_rows: int | None = None,
-    add_tokens: list[str] = [],
-    add_special_tokens: list[str] = [],
+    add_tokens: list[str] | str = [],
+    add_special_tokens: list[str] | str = [],
     resize_vocab: bool = False,
     pad_vocab_to_multiple_of: int | None = None,
     new_token_init: Literal["parts", "mean"] = "parts",
@@ -498,7 +499,8 @@ def lora_sft(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -694,8 +696,8 @@ def osft(
     streaming: bool = False,
     shuffle_window: int = 10000,
     num_rows: int | None = None,
-    add_tokens: list[str] = [],
-    add_special_tokens: list[str] = [],
+    add_tokens: list[str] | str = [],
+    add_special_tokens: list[str] | str = [],
     resize_vocab: bool = False,
     pad_vocab_to_multiple_of: int | None = None,
     new_token_init: Literal["parts", "mean"] = "parts",
@@ -789,7 +791,8 @@ def osft(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -982,8 +985,8 @@ def run(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
@@ -1079,7 +1082,8 @@ def run(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -1240,8 +1244,8 @@ def verify(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
@@ -1332,7 +1336,8 @@ def verify(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -1492,8 +1497,8 @@ def show(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
@@ -1585,7 +1590,8 @@ def show(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -1742,8 +1748,8 @@ def data(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
@@ -1834,7 +1840,8 @@ def data(
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
-        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. At least 1.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
         eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
         save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
         save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
@@ -1967,7 +1974,7 @@ def chat(
     top_k: int = ...,
     min_p: float = ...,
     repetition_penalty: float = ...,
-    stop: list[str] = ...,
+    stop: list[str] | str = ...,
     thinking: Literal["auto", "on", "off"] = ...,
     batch_size: int | str = ...,
     seed: int = ...,
@@ -1989,8 +1996,8 @@ def chat(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
@@ -2100,7 +2107,7 @@ def generate(
     top_k: int = ...,
     min_p: float = ...,
     repetition_penalty: float = ...,
-    stop: list[str] = ...,
+    stop: list[str] | str = ...,
     thinking: Literal["auto", "on", "off"] = ...,
     batch_size: int | str = ...,
     seed: int = ...,
@@ -2122,8 +2129,8 @@ def generate(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
@@ -2236,7 +2243,7 @@ def serve(
     top_k: int = ...,
     min_p: float = ...,
     repetition_penalty: float = ...,
-    stop: list[str] = ...,
+    stop: list[str] | str = ...,
     thinking: Literal["auto", "on", "off"] = ...,
     batch_size: int | str = ...,
     seed: int = ...,
@@ -2258,8 +2265,8 @@ def serve(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
@@ -2361,14 +2368,14 @@ def evaluate(
     data: _Data | None = None,
     against: str | PathLike[str] = ...,
     out: str | PathLike[str] | None = ...,
-    metrics: list[str] = ...,
-    tasks: list[str] = ...,
+    metrics: list[str] | str = ...,
+    tasks: list[str] | str = ...,
     num_fewshot: int | None = ...,
     apply_chat_template: bool = ...,
     limit: int | None = ...,
     max_new_tokens: int = ...,
     retention: str | PathLike[str] = ...,
-    also: list[str] = ...,
+    also: list[str] | str = ...,
     every_steps: int | None = ...,
     batch_size: int | str = ...,
     seed: int = ...,
@@ -2390,8 +2397,8 @@ def evaluate(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
@@ -2491,7 +2498,7 @@ def evaluate(
 def report(
     *,
     run: str | PathLike[str] | None = None,
-    runs: list[str] = ...,
+    runs: list[str] | str = ...,
     out: str | PathLike[str] | None = ...,
     png: str | PathLike[str] | None = ...,
     samples: int = ...,
@@ -2651,16 +2658,16 @@ def scale(
     model: str | PathLike[str] | None = None,
     data: _Data | None = None,
     alpha: float | str = ...,
-    alphas: list[float] = ...,
+    alphas: list[float] | float = ...,
     out: str | PathLike[str] | None = ...,
-    metrics: list[str] = ...,
-    tasks: list[str] = ...,
+    metrics: list[str] | str = ...,
+    tasks: list[str] | str = ...,
     num_fewshot: int | None = ...,
     apply_chat_template: bool = ...,
     limit: int | None = ...,
     max_new_tokens: int = ...,
     retention: str | PathLike[str] = ...,
-    also: list[str] = ...,
+    also: list[str] | str = ...,
     every_steps: int | None = ...,
     batch_size: int | str = ...,
     seed: int = ...,
@@ -2682,8 +2689,8 @@ def scale(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
@@ -2785,21 +2792,21 @@ def average(
     run: str | PathLike[str] | None = None,
     model: str | PathLike[str] | None = None,
     data: _Data | None = None,
-    runs: list[str] = ...,
+    runs: list[str] | str = ...,
     last: int | None = ...,
     base: float | None = ...,
-    weights: list[float] = ...,
+    weights: list[float] | float = ...,
     greedy: bool = ...,
     rank: int | None = ...,
     out: str | PathLike[str] | None = ...,
-    metrics: list[str] = ...,
-    tasks: list[str] = ...,
+    metrics: list[str] | str = ...,
+    tasks: list[str] | str = ...,
     num_fewshot: int | None = ...,
     apply_chat_template: bool = ...,
     limit: int | None = ...,
     max_new_tokens: int = ...,
     retention: str | PathLike[str] = ...,
-    also: list[str] = ...,
+    also: list[str] | str = ...,
     every_steps: int | None = ...,
     batch_size: int | str = ...,
     seed: int = ...,
@@ -2821,8 +2828,8 @@ def average(
     streaming: bool = ...,
     shuffle_window: int = ...,
     num_rows: int | None = ...,
-    add_tokens: list[str] = ...,
-    add_special_tokens: list[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
     resize_vocab: bool = ...,
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,

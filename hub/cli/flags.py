@@ -23,7 +23,7 @@ FLAGS = {
     "--config-dir": ("DIR", "your own folder with more choices for the groups (DIR/model/mine.yaml)"),
     "--multirun": ("", "one run for each combination of values: algo.num_epochs=1,2"),
     "--json": ("", "print the result as JSON on stdout, and all else on stderr"),
-    "--keep": ("N", "remove all runs but the newest N. Without --yes only list them"),
+    "--keep": ("N", "remove all runs but the newest N with a model, and N without. Without --yes only list them"),
     "--yes": ("", "with --keep: do remove them"),
     "--force": ("", "keep an export that fails its check; its name and its card say so"),
     "--help": ("", "this page, or with a verb the help of that verb"),

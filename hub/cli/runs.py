@@ -47,6 +47,9 @@ class Entry:
     """Bytes, without what links point to."""
 
     latest: bool
+    has_model: bool
+    """Whether it holds a model or a checkpoint. `verify`, and what fails before its first checkpoint, leave none."""
+
     num_runs: int = 1
     """Number of runs of a sweep."""
 
@@ -80,7 +83,8 @@ def remove_runs(folder: str, keep: int, confirmed: bool) -> int:
 
     Args:
         folder: where the runs are.
-        keep: how many to keep. Kept in addition: the latest, what may be running, and runs whose model a kept run uses.
+        keep: how many to keep, of those with a model and of the others each, so that these displace no model. Kept in addition:
+            the latest, what may be running, and runs whose model a kept run uses.
         confirmed: without it nothing is removed.
     """
     entries = read_runs(folder)
@@ -110,10 +114,14 @@ def remove_runs(folder: str, keep: int, confirmed: bool) -> int:
 
 def _to_remove(entries: list[Entry], keep: int) -> tuple[list[Entry], list[tuple[Entry, str]]]:
     """What to remove, and what is kept besides the newest, with the reason."""
-    kept = entries[:keep]
+    kept: list[Entry] = []
+    for has_model in (True, False):
+        kept += [entry for entry in entries if entry.has_model == has_model][:keep]
     gone: list[Entry] = []
     spared: list[tuple[Entry, str]] = []
-    for entry in entries[keep:]:
+    for entry in entries:
+        if entry in kept:
+            continue
         if entry.latest:
             spared.append((entry, "which latest points to"))
         elif entry.may_run:
@@ -185,6 +193,7 @@ def _run(path: Path, latest: bool, in_use: set[str]) -> Entry:
         seconds=result.get("seconds"),
         size=size,
         latest=latest,
+        has_model=any(True for part in ("model/*", "checkpoints/step-*") for _ in path.glob(part)),
     )
 
 
@@ -208,6 +217,7 @@ def _sweep(path: Path, jobs: list[Path], latest: bool, in_use: set[str]) -> Entr
         seconds=sum(run.seconds or 0.0 for run in runs),
         size=size,
         latest=latest,
+        has_model=any(run.has_model for run in runs),
         num_runs=len(runs),
     )
 

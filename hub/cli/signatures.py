@@ -182,6 +182,8 @@ def _type(item: Field[Any], meaning: str, is_open: bool) -> str:
     text = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
     if choices := item.metadata.get("choices"):
         return _literal(choices, item.default is None)
+    if one := re.fullmatch(r"list\[(str|float)\]", text):
+        return f"{text} | {one[1]}"  # a single value stands for a list of one
     kinds = [kind.strip() for kind in text.split("|")]
     if "str" in kinds and ("int" in kinds or "float" in kinds):
         if is_open:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -79,7 +79,7 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
         words = [*words, *(f"{verb.own_section}.{name[2:]}=true" for name in verb.flags if getattr(flags, name[2:]))]
         found = ask(verb, words, flags.config_dir)
         if flags.json:
-            print_json(found.as_json() if found is not None else None, stdout)
+            print_json(found.as_json(), stdout)
         elif found is not None:
             text = repr(found)
             print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
@@ -213,6 +213,10 @@ _ON_FINISHED_MODELS = {
     )
     for verb in FINISHED.values()
 }
+
+for _name in (name for name, verb in FINISHED.items() if not verb.has_result):  # there is nothing to print as JSON
+    _verb = _ON_FINISHED_MODELS[_name]
+    _ON_FINISHED_MODELS[_name] = replace(_verb, flags=tuple(flag for flag in _verb.flags if flag != "--json"))
 
 _TASKS = {
     task.name: Verb(partial(run_task, task.name), task.summary, **_OF_TASKS.get(task.name, {})) for task in TASKS.values()

@@ -1,9 +1,9 @@
 """Sets options of a config one by one. An option or a value that does not exist gives one line, with the nearest names."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -101,9 +101,14 @@ def set_option(node: DictConfig, name: str, value: Any, shown: str, algorithms: 
     is_open = place is not None and not is_dataclass(OmegaConf.get_type(place))
     if not (is_open or exists(node, name)):
         return _unknown(node, name, algorithms)
-    if (item_type := list_item(OmegaConf.get_type(place), last)) and (problem := _list_problem(item_type, name, value, shown)):
+    value = in_list(place, last, value)
+    item_type = list_item(OmegaConf.get_type(place), last)
+    if item_type and (problem := _list_problem(item_type, name, value, shown)):
         return problem
+    is_nested = is_several(value) and any(is_several(part) or isinstance(part, Mapping) for part in value)
     try:
+        if is_nested and item_type is None and is_list(place, last):
+            raise OmegaConfBaseException  # OmegaConf takes any list for a list of texts
         if is_no_bool(OmegaConf.get_type(place), last, value):
             raise OmegaConfBaseException
         if value == "???":
@@ -114,6 +119,34 @@ def set_option(node: DictConfig, name: str, value: Any, shown: str, algorithms: 
         allowed = type_words(OmegaConf.get_type(place), last) or library_message(error)
         return f"{name}={shown} is not allowed. Allowed: {allowed}{several if isinstance(value, list) else ''}"
     return None
+
+
+def is_list(place: Any, last: str) -> bool:
+    """Whether an option of a section is a list by its type."""
+    return OmegaConf.is_dict(place) and last in place and OmegaConf.is_list(place._get_node(last))
+
+
+def is_list_option(name: str, algorithms: Mapping[str, Algorithm]) -> bool:
+    """Whether the option of a full name is a list, of any algorithm."""
+    part, _, last = name.rpartition(".")
+    sections: list[Any] = [item.type for item in fields(RunConfig) if item.name == part and is_dataclass(item.type)]
+    if part == "algo":
+        sections = [algorithm.config for algorithm in algorithms.values()]
+    kinds = [item.type for section in sections for item in fields(section) if item.name == last]
+    return any(get_origin(one) is list for kind in kinds for one in (kind, *get_args(kind)))
+
+
+def is_several(value: Any) -> bool:
+    """Whether a value is a list of any type, OmegaConf's too."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def in_list(place: Any, last: str, value: Any) -> Any:
+    """The value of an option. For a list that takes such values it is a list: `f1` stands for `[f1]`."""
+    if not is_list(place, last) or value in (None, "", "???") or is_several(value):
+        return value
+    takes_mappings = list_item(OmegaConf.get_type(place), last) is not None
+    return [value] if isinstance(value, Mapping) == takes_mappings else value
 
 
 def is_no_bool(cls: Any, name: str, value: Any) -> bool:

@@ -6,18 +6,18 @@ then each option against its type. Clashes of options are found by `RunConfig.pr
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import product
 from math import prod
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, StringNode
 
-from hub.compose.options import GROUPS, exists, library_message, place_of, set_option
+from hub.compose.options import GROUPS, exists, in_list, is_list, library_message, place_of, set_option
 from hub.compose.presets import COMPOSE_ERRORS, group_options, names_no_algorithm, preset_problems
 from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.errors import ConfigError, did_you_mean
@@ -161,11 +161,16 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any], pl
     if algo is not None and not doubtful and OmegaConf.get_type(node.algo) is AlgoConfig:
         problems.append(names_no_algorithm(str(algo), plugins.algorithms))
         doubtful.add("algo")
-    settings = [
-        (item.key_or_group, _value(node, item), _shown(item), _place_of_text(item))
-        for item in good
-        if not loader.repository.group_exists(item.key_or_group)
-    ]
+    settings = []
+    for item in good:
+        name = item.key_or_group
+        if loader.repository.group_exists(name):
+            continue
+        if problem := _sweep_problem(node, item):
+            problems.append(_place_of_text(item) + problem)
+            doubtful |= _parts(name)
+        else:
+            settings.append((name, _value(node, item), _shown(item), _place_of_text(item)))
     for part, value in values.items():
         inner = {f"{part}.{name}": v for name, v in value.items()} if part in PARTS else {part: value}
         settings += [(name, v, str(v), "") for name, v in inner.items()]
@@ -207,12 +212,51 @@ def _form_problem(loader: Any, item: Override) -> str | None:
         return f"{name}: Hydra's own options are for sweeps. Add --multirun, or leave it out"
     if item.package is not None:
         return f"{item.get_key_element()}: a choice can't be put elsewhere. Type {name}={value}"
-    if item.is_sweep_override():
-        forms = f"; a list is written {name}=[{value}], a text '{name}={quoted(value)}'" if "." in name else ""
-        if name == "data.path":
-            forms = f"; to train on all of them type data.mix=[{','.join(f'{{path:{part}}}' for part in value.split(','))}]"
-        return f"{name}={value} has several values. Add --multirun for a run with each{forms}"
+    if item.is_sweep_override() and loader.repository.group_exists(name):
+        return f"{name}={value} has several values. Add --multirun for a run with each"
     return None
+
+
+def _sweep_problem(node: DictConfig, item: Override) -> str | None:
+    """What is wrong with several values for an option. None: there is one value, or they are those of a list."""
+    name, value = item.key_or_group, item.get_value_string()
+    if not item.is_sweep_override() or not exists(node, name) or _values_of_list(node, item) is not None:
+        return None
+    place, last = place_of(node, name)
+    cls: Any = OmegaConf.get_type(place)
+    kind = next((option.type for option in fields(cls) if option.name == last), None) if is_dataclass(cls) else None
+    texts = f"a text '{name}={quoted(value)}'"
+    forms = f"; a list is written {name}=[{value}], {texts}" if kind is Any else f"; {texts}" if _is_text(node, name) else ""
+    if name == "data.path":
+        forms = f"; to train on all of them type data.mix=[{','.join(f'{{path:{part}}}' for part in value.split(','))}]"
+    return f"{name}={value} has several values. Add --multirun for a run with each{forms}"
+
+
+def _values_of_list(node: DictConfig, item: Override) -> list[Any] | None:
+    """The values of a list option that are typed as `a,b` or `[a,b]`. None: it is no list option, or typed otherwise.
+
+    Outside of a sweep `a,b` can only be the list. Texts are as typed: `1e3` may be the name of a run.
+    """
+    place, last = place_of(node, item.key_or_group)
+    if not is_list(place, last):
+        return None
+    typed = item._value
+    if isinstance(typed, ChoiceSweep):
+        if not typed.simple_form or any(isinstance(value, list) for value in typed.list):
+            return None
+        values = [Override._convert_value(value) for value in typed.list]
+    else:
+        value = None if item.is_sweep_override() else in_list(place, last, item.value())
+        if not isinstance(value, list):
+            return None
+        values = value
+    shown = item.get_value_string()
+    texts = shown[1:-1] if shown[:1] == "[" and shown[-1:] == "]" else shown
+    parts = [part.strip() for part in texts.split(",")]
+    of_texts = place._get_node(last)._metadata.element_type is str
+    if of_texts and not set(texts) & set("'\"[]\\") and len(parts) == len(values):
+        return [part if isinstance(value, int | float) else value for part, value in zip(parts, values, strict=True)]
+    return values
 
 
 def _choice_problem(loader: Any, item: Override, plugins: Registry) -> str | None:
@@ -242,9 +286,15 @@ def _choice_problem(loader: Any, item: Override, plugins: Registry) -> str | Non
 
 def _value(node: DictConfig, item: Override) -> Any:
     """The value of an override. For a text option it is the text as typed: the revision 1e10 is not a number."""
+    if (values := _values_of_list(node, item)) is not None:
+        return values
     value = item.value()
-    place, last = place_of(node, item.key_or_group)
-    is_text = exists(node, item.key_or_group) and isinstance(place._get_node(last), StringNode)
-    if is_text and isinstance(value, int | float):
+    if _is_text(node, item.key_or_group) and isinstance(value, int | float):
         return item.get_value_string()
     return value
+
+
+def _is_text(node: DictConfig, name: str) -> bool:
+    """Whether an option is a text."""
+    place, last = place_of(node, name)
+    return exists(node, name) and isinstance(place._get_node(last), StringNode)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hub.compose.options import GROUPS, is_no_bool
+from hub.compose.options import GROUPS, in_list, is_no_bool
 from hub.compose.overrides import parse, text_as_typed
 from hub.config.finished import FinishedOptions
 from hub.config.option import field_problems, type_words
@@ -53,6 +53,7 @@ def own_options(cls: type[Own], words: Sequence[str], values: Mapping[str, Any] 
         try:
             if is_no_bool(cls, name, value):
                 raise OmegaConfBaseException
+            value = in_list(node, name, value)
             if type(value) is int and float in get_args(names[name]) and int not in get_args(names[name]):
                 value = float(value)  # a union takes no other number
             OmegaConf.update(node, name, value)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from hub.compose.options import GROUPS, set_option
+from hub.compose.options import GROUPS, in_list, place_of, set_option
 from hub.config.schema import PARTS, RunConfig
 from hub.errors import did_you_mean
 from hub.plugins.offers import Algorithm
@@ -155,7 +155,10 @@ class _Presets:
             if name.startswith("hydra.") or (group not in PARTS and prefix):
                 continue
             value = OmegaConf.select(loaded.config, key, throw_on_missing=False)
-            if problem := set_option(node, name, value, str(value), self.algorithms):
+            problem = set_option(node, name, value, str(value), self.algorithms)
+            if not problem and in_list(*place_of(node, name), value) != value:  # Hydra merges it, and takes a list only
+                problem = f"{name}={value} is a list in a preset. Write [{value}]"
+            if problem:
                 self.lines.append(f"{file}: {problem}")
 
 

@@ -35,7 +35,7 @@ class FinishedVerb:
 
     function: str
     """`"module:function"`, called as `function(asked)` with a `hub.models.finished.Asked`. Its result shows itself: `repr` is
-    what the command line prints, and `as_json()` gives the values of `--json`. None: all was printed already."""
+    what the command line prints, and `as_json()` gives the values of `--json`."""
 
     sections: tuple[str, ...] = ("model", "data")
     """The sections of the config that it reads, besides the options of its own."""
@@ -45,6 +45,9 @@ class FinishedVerb:
 
     needs_model: bool = True
     """Whether one finished model must be named. False: the options of its own say what is worked on."""
+
+    has_result: bool = True
+    """Whether the function returns a result. False: it returns None, all was printed already, and there is no `--json`."""
 
     reads_run: bool = False
     """Whether it reads the folder of the run itself, in any state, and needs neither its options nor its model."""

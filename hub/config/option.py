@@ -83,8 +83,8 @@ def type_words(cls: Any, name: str) -> str:
         "None": "null",
         "dict[str, str]": "names with a text for each, like {A: B}",
         "Any": "see there",
-        "list[str]": 'a list like ["A","B"]',
-        "list[float]": "a list of numbers like [0.5,1.0]",
+        "list[str]": 'a text, or a list like ["A","B"]',
+        "list[float]": "a number, or a list like [0.5,1.0]",
     }
     for item in fields(cls) if is_dataclass(cls) else ():
         if item.name == name:

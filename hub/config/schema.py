@@ -93,7 +93,7 @@ class AlgoConfig(StoppingOptions, ScheduleOptions):
     """Seed of data order, adapter initialization and dropout."""
 
     log_every_steps: int = option(1, ge=1)
-    """Steps between log lines, in metrics.jsonl and in the terminal."""
+    """Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured has one too."""
 
     eval_every_steps: int | None = option(None, ge=1)
     """Steps between evaluations on the evaluation set. null: only before and after training."""

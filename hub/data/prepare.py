@@ -91,6 +91,7 @@ def prepare(
     max_positions: int | None,
     base_path: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
+    reads: Callable[[str], bool] = lambda field: False,
 ) -> Prepared:
     """Read and encode the training data and the evaluation set of a run. Of a stream only the first rows.
 
@@ -100,6 +101,7 @@ def prepare(
         max_positions: the longest sequence in tokens that the model can hold. None: any.
         base_path: local folder with the same tokenizer. With it several processes encode large sources into the token cache.
         report: takes a line about something slow.
+        reads: whether anything else reads a field of the rows, such as a metric.
 
     Raises:
         ConfigError: `data.max_seq_len` or `data.block_size` is above `max_positions`.
@@ -112,6 +114,7 @@ def prepare(
     encoded = _encode(cfg, tokenizer, limit, base_path, report)
     train, evaluation = Counts.merge(encoded.train), Counts.merge(encoded.evaluation)
     both = Counts.merge([train, evaluation])
+    both.unused = {field for field in both.unused if not reads(field)}
     _check(cfg, encoded, evaluation, max_positions, limit)
     _check_blocks(cfg, both)
     mix = make_mix(encoded.sources, _sizes(cfg, encoded))

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hub.compose.compose import VERSION_BASE, compose, hydra_session, register_schemas, sweep_combinations
-from hub.compose.options import library_message
+from hub.compose.options import is_list_option, library_message
 from hub.compose.overrides import CONFIG_NAME, choices, combinations, parse, quoted
 from hub.compose.presets import COMPOSE_ERRORS, group_options
 from hub.config.option import conf_dir
@@ -28,6 +28,7 @@ from hub.config.schema import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted
 from hub.launch.launcher import launch
 from hub.launch.preflight import prepare
+from hub.plugins.registry import registry
 from hub.run import Run
 
 OF_SWEEP = ("output_dir", "run_name", "resume")
@@ -220,12 +221,22 @@ def _check_all(configs: list[RunConfig], here: bool) -> None:
 
 
 def _set_options(loader: Any, parsed: list[Override]) -> list[str]:
-    """The overrides that choose no preset, as Hydra takes them."""
-    return [
-        f"{item.key_or_group}={item.get_value_string()}"
-        for item in parsed
-        if not loader.repository.group_exists(item.key_or_group)
-    ]
+    """The overrides that choose no preset, as Hydra takes them: a single value of a list option in brackets."""
+    found = []
+    for item in parsed:
+        name, value = item.key_or_group, item.get_value_string()
+        if loader.repository.group_exists(name):
+            continue
+        if is_list_option(name, registry().algorithms) and not item.is_interval_sweep():
+            values = item.sweep_string_iterator() if item.is_sweep_override() else [value]
+            value = ",".join(one if one.startswith("[") else f"[{_as_text(one)}]" for one in values)
+        found.append(f"{name}={value}")
+    return found
+
+
+def _as_text(value: str) -> str:
+    """A single value of a list as Hydra takes it. Quoted, `1e3` stays the text that was typed."""
+    return value if value[:1] in ("'", '"', "{") else quoted(value)
 
 
 def collect(folder: Path, swept: list[str]) -> list[dict[str, Any]]:

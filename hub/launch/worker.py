@@ -124,9 +124,11 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Out
     check_takes_setup(build_recipe, name)
 
     from hub.recipe import Recipe
+    from hub.tasks.evaluate.metrics import load_metrics, reader
     from hub.train.setup.setup import set_up
 
-    setup = set_up(cfg, run, algorithm, registry().observe)
+    reads = reader(load_metrics(cfg.evaluate.metrics if task.takes_steps else ()))
+    setup = set_up(cfg, run, algorithm, registry().observe, reads)
     if setup.cfg.model.quantization != cfg.model.quantization and (problems := list(backend.problems(setup.cfg))):
         raise ConfigError(problems)  # of a model from the model hub it is known only now how it is stored
     recipe = build_recipe(setup)

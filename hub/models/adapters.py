@@ -10,9 +10,10 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from hub.models.finished import ADAPTER_CONFIG
 from hub.models.finished import ADAPTER_WEIGHTS as WEIGHTS
 
 PREFIX = "base_model.model."
+_MERGE = "Merge it with its base, and average the whole models: hub average runs=MERGED,BASE weights=0.5,0.5"
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 
 
@@ -82,6 +84,17 @@ class StoredAdapter:
         """What it holds besides: whole modules, biases, rows of embeddings."""
         return {name: tensor for name, tensor in self.tensors.items() if not _FACTOR.fullmatch(name)}
 
+    @property
+    def replacing(self) -> dict[str, torch.Tensor]:
+        """Of `others`: what stands in place of a weight of the base, whole modules and rows of embeddings. No biases."""
+        whole = tuple(self.config.get("modules_to_save") or ())  # ends of the names of modules, as peft takes them
+        return {
+            name: tensor
+            for name, tensor in self.others.items()
+            if name.endswith(".trainable_tokens_delta")
+            or any(name[: dot.start()].endswith(whole) for dot in re.finditer(r"\.", name))
+        }
+
     def _scaling(self, module: str, rank: int) -> float:
         name = module.removeprefix(PREFIX)
         alpha = _of_pattern(self.config.get("alpha_pattern") or {}, name, self.config["lora_alpha"])
@@ -104,19 +117,27 @@ def _of_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
     return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
 
 
-def scaled(adapter: StoredAdapter, factor: float) -> StoredAdapter:
+def scaled(adapter: StoredAdapter, factor: float, others: Mapping[str, torch.Tensor] = MappingProxyType({})) -> StoredAdapter:
     """An adapter that adds `factor` times as much: the weights are on the line from the base (0) over the trained ones (1).
 
-    Only alpha changes. For weights W + f s B A it is the interpolation of arXiv 2109.01903 (WiSE-FT).
+    Of the products only alpha changes. For weights W + f s B A it is the interpolation of arXiv 2109.01903 (WiSE-FT).
+
+    Args:
+        adapter: as it was trained.
+        factor: the strength.
+        others: what it holds besides the products, with this strength.
 
     Raises:
-        ConfigError: it also holds what is no product, which alpha does not scale.
+        ConfigError: it holds more, which alpha does not scale.
     """
-    refuse_others([adapter], "scaled")
+    check_scalable(adapter)
+    if missing := sorted(adapter.others.keys() - others.keys()):
+        raise ConfigError(f"{adapter.folder}: {missing[0]} is not in the base, so it can't be scaled")
+    tensors = adapter.tensors | {name: value.to(adapter.tensors[name].dtype) for name, value in others.items()}
     config = dict(adapter.config)
     config["lora_alpha"] = config["lora_alpha"] * factor
     config["alpha_pattern"] = {name: alpha * factor for name, alpha in (config.get("alpha_pattern") or {}).items()}
-    return replace(adapter, config=config)
+    return replace(adapter, config=config, tensors=tensors)
 
 
 def average(adapters: Sequence[StoredAdapter], weights: Sequence[float], rank: int | None = None) -> StoredAdapter:
@@ -187,9 +208,9 @@ def check_alike(adapters: Sequence[StoredAdapter], weights: Sequence[float]) -> 
     if len(bases) > 1:
         named = " and ".join(sorted({str(base) for base, _ in bases}))
         raise ConfigError(f"these adapters are on different bases ({named}), so they can't be averaged. Name runs on one base")
-    if abs(sum(weights) - 1) > 1e-6:
-        refuse_others(adapters, "averaged with the base")
     _refuse_dora(adapters)
+    if abs(sum(weights) - 1) > 1e-6:
+        _refuse_others(adapters, sum(weights))
     names = {name for adapter in adapters for name in adapter.others}
     for adapter in adapters:
         for name in sorted(names):
@@ -208,23 +229,30 @@ def _averaged_others(adapters: Sequence[StoredAdapter], weights: Sequence[float]
     return averaged
 
 
-def refuse_others(adapters: Sequence[StoredAdapter], what: str) -> None:
-    """Refuse adapters that hold more than products.
-
-    Args:
-        adapters: the adapters.
-        what: what is done to them, a participle for the message.
+def check_scalable(adapter: StoredAdapter) -> None:
+    """Refuse an adapter whose weights can't be put on the line from the base.
 
     Raises:
-        ConfigError: there is such an adapter.
+        ConfigError: it is one of DoRA, or holds trained biases.
     """
-    _refuse_dora(adapters)
+    _refuse_dora([adapter])
+    if biases := sorted(adapter.others.keys() - adapter.replacing.keys()):
+        raise ConfigError(
+            f"{adapter.folder} trained biases ({biases[0].removeprefix(PREFIX)}, ...), and a model that has them no longer has "
+            f"those of the base, so it can't be scaled. {_MERGE}"
+        )
+
+
+def _refuse_others(adapters: Sequence[StoredAdapter], share: float) -> None:
+    """Refuse adapters that hold more than products. `share` is that of the adapters, not of the base."""
     for adapter in adapters:
         if others := sorted(adapter.others):
+            first = "" if len(adapters) == 1 else "Average them without base=, and then "
+            folder = adapter.folder if len(adapters) == 1 else "AVERAGE"
             raise ConfigError(
-                f"{adapter.folder} trained more than its products ({others[0].removeprefix(PREFIX)}, ...), so it can't be "
-                f"{what}: the base's share of that is not in the adapter. Merge it (peft's "
-                f"merge_and_unload), and average the whole models"
+                f"{adapter.folder} trained more than its products ({others[0].removeprefix(PREFIX)}, ...), and what the base "
+                f"has there is not in the adapter. {first or 'To do the same '}type hub scale model.path={folder} "
+                f"alpha={share:g}"
             )
 
 
@@ -232,6 +260,6 @@ def _refuse_dora(adapters: Sequence[StoredAdapter]) -> None:
     for adapter in adapters:
         if adapter.config.get("use_dora"):
             raise ConfigError(
-                f"{adapter.folder} was trained with algo.use_dora=true, and its magnitudes are no part of a product. Merge it "
-                "(peft's merge_and_unload), and average the whole models"
+                f"{adapter.folder} was trained with algo.use_dora=true: weights are a magnitude times a direction, and what "
+                f"lies between two of them is no such adapter. {_MERGE}"
             )

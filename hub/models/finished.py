@@ -14,6 +14,7 @@ from hub.config.finished import FinishedOptions
 from hub.config.schema import ModelConfig, RunConfig
 from hub.errors import ConfigError, ModelError
 from hub.run import Result
+from hub.system.files import names_apart
 
 LATEST = "latest"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -147,6 +148,18 @@ def finished_adapter(folder: Path, model: ModelConfig) -> Finished:
 def finished_model(model: ModelConfig) -> Finished:
     """A whole model, by its options."""
     return Finished(name=model.path.rstrip("/"), base=model)
+
+
+def named_apart(models: Sequence[Finished]) -> list[Finished]:
+    """The same models, with more of their folders in the names that several of them have."""
+    names = [model.name for model in models]
+    same = {model.name: [one for one in models if one.name == model.name] for model in models if names.count(model.name) > 1}
+    return [replace(model, name=_apart(model, same[model.name])) if model.name in same else model for model in models]
+
+
+def _apart(model: Finished, others: Sequence[Finished]) -> str:
+    places = [one.run_path if one.run_path and "/" not in one.name else one.folder or Path(one.base.path) for one in others]
+    return names_apart(places)[others.index(model)]
 
 
 def output_folder(out: str | None, default: Path, models: Sequence[Path]) -> Path:

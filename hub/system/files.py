@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 
@@ -18,3 +19,20 @@ def write_json(file: Path, value: object) -> None:
     except OSError:
         aside.unlink(missing_ok=True)  # half a file would stay on a disk that is full
         raise
+
+
+def names_apart(paths: Sequence[Path], taken: Collection[str] = ()) -> list[str]:
+    """Names of folders: the last parts of their paths, as many as tell them apart.
+
+    Args:
+        paths: the folders. The same folder twice has the same name.
+        taken: names of other things.
+    """
+    names = []
+    for path in paths:
+        others = {other for other in paths if other != path}
+        parts = [part for part in path.parts if part != path.anchor]
+        tails = ["/".join(parts[-number:]) for number in range(1, len(parts) + 1)]
+        free = (tail for tail in tails if tail not in taken and not any(f"/{other}".endswith(f"/{tail}") for other in others))
+        names.append(next(free, str(path)))
+    return names

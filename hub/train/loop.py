@@ -284,10 +284,12 @@ class _Fit:
         if (measured := self.evaluations.after_step(self.done, last, stopping is not None)) is not None:
             metrics["eval_loss"] = measured
         ends = last or self.evaluations.ends_training
-        if self.measurements is not None and (ends or is_due(self.done, self.cfg.evaluate.every_steps)):
+        measures_more = self.measurements is not None and (ends or is_due(self.done, self.cfg.evaluate.every_steps))
+        if measures_more:
             metrics |= self._measure_more()
         is_end = last or stopping is not None or self.evaluations.ends_training
-        if is_end or "skipped" in metrics or is_due(self.done, self.algo.log_every_steps):
+        is_measured = "eval_loss" in metrics or measures_more  # at a step that is not due to be logged, too
+        if is_end or is_measured or "skipped" in metrics or is_due(self.done, self.algo.log_every_steps):
             self.log.step(metrics)
             if "eval_loss" in metrics and not is_end:
                 self.watch.look(self.done, self.log.say)

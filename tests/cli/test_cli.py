@@ -183,6 +183,11 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
         (["--config-dir"], "--config-dir: type --config-dir DIR"),
         (["--config-dir", "nowhere", "algo=sft"], "--config-dir nowhere: there is no such folder"),
         (["algo=sft", "show"], "can't read 'show': options are written NAME=VALUE without spaces, and a verb comes first"),
+        (
+            ["chat", "run=latest", "--json"],
+            "--json works with train, verify, generate, evaluate, report, scale, average, data, ",
+        ),
+        (["serve", "--json"], "--json works with train, verify, generate, "),
         (["show", "--multirun"], "--multirun works with train only, not with show"),
         (["--multirun", *TINY], "--multirun but no option has several values. Type e.g. algo.learning_rate=1e-4,2e-4"),
     ],

@@ -18,8 +18,10 @@ def make(tmp_path):
 
     def run(name: str, days: float, model: str = "tiny:llama", result: bool = True, **values: object) -> Path:
         folder = tmp_path / "runs" / name
-        (folder / "model").mkdir(parents=True)
-        (folder / "model/weights").write_bytes(b"0" * 3000)
+        folder.mkdir(parents=True)
+        if values.get("status") != "verified":
+            (folder / "model").mkdir()
+            (folder / "model/weights").write_bytes(b"0" * 3000)
         (folder / "run.yaml").write_text(f"algo:\n  name: lora_sft\nmodel:\n  path: {model}\n")
         if result:
             values = {"status": "completed", "algo": "lora_sft", "model": model, "train_loss": 2.5, **values}
@@ -68,6 +70,16 @@ def test_keep_lists_what_would_go_and_removes_it_only_with_yes(hub, make, tmp_pa
     assert names(hub) == ["run0", "run1"]
     assert (tmp_path / "runs/notes").is_dir()
     assert hub("runs", "--keep", "2", "--yes").out == "nothing to remove: 2 runs in runs, --keep 2\n"
+
+
+def test_runs_without_a_model_displace_none(hub, make, tmp_path):
+    for days in range(3):
+        make(f"trained{days}", days + 3)
+        make(f"verified{days}", days, status="verified")
+    (tmp_path / "runs/trained1/model").rename(tmp_path / "runs/trained1/checkpoints")
+    (tmp_path / "runs/trained1/checkpoints/weights").rename(tmp_path / "runs/trained1/checkpoints/step-00000001")
+    assert "removed 2 runs," in hub("runs", "--keep", "2", "--yes").out
+    assert names(hub) == ["verified0", "verified1", "trained0", "trained1"]
 
 
 def test_the_latest_a_run_that_may_run_and_a_base_of_a_kept_run_stay(hub, make, tmp_path):

@@ -6,7 +6,9 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from hub import AlgoConfig, ConfigError
-from hub.compose.compose import compose, groups, origins
+from hub.compose.compose import compose, groups, hydra_session, origins
+from hub.compose.overrides import parse
+from hub.launch.sweep import _set_options
 
 
 def problems(*overrides: str, **values: object) -> list[str]:
@@ -53,7 +55,15 @@ def problems(*overrides: str, **values: object) -> list[str]:
         ("algo=sft,lora_sft", "algo=sft,lora_sft has several values. Add --multirun for a run with each"),
         ("data.path=a,b", "data.path=a,b has several values. Add --multirun for a run with each; to train on all of them "
                           "type data.mix=[{path:a},{path:b}]"),
-        ("data.eval_path=a,b", "data.eval_path=a,b has several values. Add --multirun for a run with each; a list is written"),
+        ("data.eval_path=a,b", "data.eval_path=a,b has several values. Add --multirun for a run with each; a text 'data"),
+        ("algo=lora_sft algo.target_modules=q,v", "algo.target_modules=q,v has several values. Add --multirun for a run with "
+                                                  "each; a list is written algo.target_modules=[q,v], a text"),
+        ("algo=sft algo.max_steps=1,2", "algo.max_steps=1,2 has several values. Add --multirun for a run with each"),
+        ("evaluate.metrics=[f1],[chrf]", "evaluate.metrics=[f1],[chrf] has several values. Add --multirun for a run with each"),
+        ("evaluate.metrics=choice(f1,chrf)", "evaluate.metrics=choice(f1,chrf) has several values. Add --multirun"),
+        ("evaluate.metrics=[[f1]]", "evaluate.metrics=[[f1]] is not allowed. Allowed: a text, or a list like [\"A\",\"B\"]"),
+        ("evaluate.metrics=", "evaluate.metrics= is not allowed. Allowed: a text, or a list like"),
+        ("data.mix=a", "data.mix=a is not allowed. Allowed: a list of {path,"),
         ("algo=lora_sft algo.lora_r=x", "algo.lora_r=x is not allowed. Allowed: a whole number"),
         ("algo=lora_sft algo.lora_r=8.5", "algo.lora_r=8.5 is not allowed. Allowed: a whole number"),
         ("algo=lora_sft algo.lora_r=null", "algo.lora_r=null is not allowed. Allowed: a whole number"),
@@ -119,6 +129,27 @@ def test_quotes_lists_numbers_and_interpolations_are_hydras():
     assert cfg.algo.max_grad_norm is None
 
 
+def test_a_single_value_or_several_with_commas_are_a_list():
+    words = ["evaluate.metrics=f1", "evaluate.also=1e3,007", "evaluate.tasks=[1e3,true]", "model.add_tokens=x",
+             "generate.stop=a b,c", "data.mix={path: a},{path: b}", "algo=lora_sft", "algo.modules_to_save=norm"]  # fmt: skip
+    cfg = compose(*words)
+    assert (cfg.evaluate.metrics, cfg.evaluate.also, cfg.evaluate.tasks) == (["f1"], ["1e3", "007"], ["1e3", "true"])
+    assert (cfg.model.add_tokens, cfg.generate.stop, cfg.algo.modules_to_save) == (["x"], ["a b", "c"], ["norm"])
+    assert [source.path for source in cfg.data.mix] == ["a", "b"]
+    assert [source.path for source in compose("data.mix={path: a}").data.mix] == ["a"]
+    assert compose("evaluate.metrics='a,b'").evaluate.metrics == ["a,b"]
+    assert compose(values={"evaluate": {"metrics": "f1"}}).evaluate.metrics == ["f1"]
+
+
+def test_a_sweep_gives_hydra_lists():
+    with hydra_session() as loader:
+        words = ["algo.modules_to_save=norm,lm_head", "evaluate.also=1e3", "evaluate.metrics=[a],[b]", "algo.lora_r=1,2",
+                 "data.mix={path:a}"]  # fmt: skip
+        assert _set_options(loader, parse(words, loader)) == [
+            'algo.modules_to_save=["norm"],["lm_head"]', 'evaluate.also=["1e3"]', "evaluate.metrics=[a],[b]",
+            "algo.lora_r=1,2", "data.mix=[{path:a}]"]  # fmt: skip
+
+
 def test_nested_values_come_last_and_are_checked_like_overrides():
     values = {"algo": {"lora_r": 4, "target_modules": ["q_proj"]}, "output_dir": "there"}
     cfg = compose("algo=lora_sft", "algo.lora_r=8", values=values)
@@ -139,6 +170,8 @@ def test_presets_of_ones_own_come_first_and_their_mistakes_are_one_line(tmp_path
         "algo/badvalue.yaml": "defaults: [lora_sft]\nlora_r: four\n",
         "experiment/bad.yaml": "# @package _global_\ndefaults:\n  - override /model: nope\n  - /data: tiny\n",
         "experiment/typo.yaml": "# @package _global_\ndefaults:\n  - override /algo: lora_sft\nalgo: {lora_rr: 4}\nrunname: x",
+        "experiment/single.yaml": "# @package _global_\nevaluate: {metrics: f1}\n",
+        "experiment/list.yaml": "# @package _global_\nevaluate: {metrics: [f1]}\ndata: {pth: x, mix: [{path: a}]}\n",
         "experiment/bare.yaml": "algo: {lora_r: 4}\n",
         "experiment/relative.yaml": "# @package _global_\ndefaults:\n  - override model: tiny\n",
         "recipe/short.yaml": "# @package _global_\nalgo:\n  max_steps: 3\n",
@@ -162,6 +195,8 @@ def test_presets_of_ones_own_come_first_and_their_mistakes_are_one_line(tmp_path
         "experiment=typo": "experiment/typo.yaml: algo.lora_rr: there is no such option. Did you mean algo.lora_r?",
         "experiment=bare": "experiment/bare.yaml: the first line of an experiment is: # @package _global_. Without it",
         "experiment=relative": "experiment/relative.yaml: model: a choice is written - override /model: tiny",
+        "experiment=single": "experiment/single.yaml: evaluate.metrics=f1 is a list in a preset. Write [f1]",
+        "experiment=list": "experiment/list.yaml: data.pth: there is no such option.",
     }.items():
         found = problems(word, config_dir=here)
         assert found[0].removeprefix(f"{here}/").startswith(text)

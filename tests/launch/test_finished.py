@@ -167,16 +167,18 @@ def test_own_options_are_read_as_typed():
         "[a=b/(c), d]": ["a=b/(c)", "d"],
         "'a,b',c": ["a,b", "c"],
         "[]": [],
+        "a": ["a"],
     }.items():
         assert own_options(Own, [f"parts={typed}"])[0].parts == texts
+    assert own_options(Own, [], {"parts": "a"})[0].parts == ["a"]
     for word, said in {
         "loud=3": "loud=3 is not allowed. Allowed: true or false",
         "port=0": "port=0 is not allowed. Allowed: a number at least 1",
         "port=x": "port=x is not allowed. Allowed: a whole number",
         "parts=": "parts= is empty",
-        "parts=[a": r"parts=\[a is not allowed. Allowed: a list like",
-        "parts=[[a]]": "is not allowed. Allowed: a list like",
-        "parts=a,,b": "is not allowed. Allowed: a list like",
+        "parts=[a": r"parts=\[a is not allowed. Allowed: a text, or a list like",
+        "parts=[[a]]": "is not allowed. Allowed: a text, or a list like",
+        "parts=a,,b": "is not allowed. Allowed: a text, or a list like",
         "promt=x": "promt: there is no such option. Did you mean prompt",
         "rum=latest": "rum: there is no such option. Did you mean run",
     }.items():

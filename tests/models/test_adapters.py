@@ -15,6 +15,7 @@ from hub.models import adapters
 from hub.models.adapters import StoredAdapter, average, scaled
 from hub.models.averaging import average_models
 from hub.models.tiny import tiny_model_path
+from hub.tasks.scale.replaced import of_strength, on_line, replaced_by
 
 BASE = tiny_model_path("llama")
 
@@ -85,17 +86,47 @@ def test_scaling_interpolates_between_the_base_and_the_trained_weights(two, tmp_
         assert difference(change(tmp_path / "scaled"), mixed([change(folder)], [0.25])) < 1e-7
 
 
+def test_whole_modules_and_rows_of_tokens_are_scaled_as_the_products_are(tmp_path):
+    kinds = {"modules_to_save": ["lm_head", "norm"], "trainable_token_indices": {"embed_tokens": [1, 5]}}
+    folder = make(tmp_path / "whole", 7, r=2, target_modules=["q_proj"], **kinds)
+    stored = StoredAdapter.read(folder)
+    for tensor in stored.replacing.values():
+        tensor += 0.1 * torch.randn_like(tensor)
+    assert len(stored.others) == len(stored.replacing) == 7
+    stored.write(tmp_path / "trained")
+    changed = change(tmp_path / "trained")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float64), tmp_path / "trained")
+    replaced = replaced_by(model)
+    others = {name: on_line(stored.tensors[name], base, 0.25) for name, (_, base) in replaced.items()}
+    scaled(stored, 0.25, others).write(tmp_path / "scaled")
+    assert difference(change(tmp_path / "scaled"), mixed([changed], [0.25])) < 1e-7
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with of_strength(replaced, 0.25):
+        for name, (trained, _) in replaced.items():
+            assert torch.allclose(trained, others[name].double(), atol=1e-7)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
 def test_what_is_no_product_is_averaged_as_it_is_or_refused(two, tmp_path):
     whole = [make(tmp_path / f"with{n}", n, r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]) for n in (3, 4)]
     read = [StoredAdapter.read(folder) for folder in whole]
     average(read, [0.5, 0.5]).write(tmp_path / "averaged")
     assert difference(change(tmp_path / "averaged"), mixed([change(folder) for folder in whole], [0.5, 0.5])) < 1e-6
-    for refused in (lambda: average(read, [0.25, 0.25]), lambda: scaled(read[0], 0.5)):
-        with pytest.raises(ConfigError, match=r"trained more than its products .*lm_head"):
-            refused()
+    again = "Average them without base=, and then type hub scale model.path=AVERAGE alpha=0.5"
+    with pytest.raises(ConfigError, match=rf"trained more than its products .*lm_head.* {again}"):
+        average(read, [0.25, 0.25])
+    with pytest.raises(ConfigError, match=rf"To do the same type hub scale model.path={whole[0]} alpha=0.25"):
+        average(read[:1], [0.25])
     dora = StoredAdapter.read(make(tmp_path / "dora", 5, r=2, target_modules=["q_proj"], use_dora=True))
-    with pytest.raises(ConfigError, match="use_dora"):
-        average([dora, dora], [0.5, 0.5])
+    biased = StoredAdapter.read(two[0])
+    biased.tensors["base_model.model.model.layers.0.self_attn.q_proj.bias"] = torch.ones(4)
+    for refused, line in (
+        (lambda: average([dora, dora], [0.5, 0.5]), "use_dora=true: .* hub average runs=MERGED,BASE weights="),
+        (lambda: scaled(dora, 0.5), "use_dora=true"),
+        (lambda: scaled(biased, 0.5), "trained biases"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            refused()
     other = StoredAdapter.read(two[0])
     other.config["base_model_name_or_path"] = "elsewhere"
     with pytest.raises(ConfigError, match="different bases"):

@@ -93,5 +93,5 @@ def test_a_new_token_is_one_token_within_a_word_and_special_ones_can_be_left_out
 )
 def test_tokens_that_can_not_be_added_are_refused(option, line):
     assert [problem.startswith(line) for problem in config("x", option).model.token_problems()] == [True]
-    with pytest.raises(ConfigError, match=r'model\.add_tokens=a is not allowed\. Allowed: a list like \["A","B"\]'):
-        config("x", "model.add_tokens=a")
+    with pytest.raises(ConfigError, match=r"model\.add_tokens=\{a:b\} is not allowed\. Allowed: a text, or a list like"):
+        config("x", "model.add_tokens={a:b}")

@@ -47,6 +47,17 @@ def test_a_strength_that_is_written_has_the_loss_that_was_measured(runs):
     assert f"{found.alpha:g} *" in repr(found)
 
 
+def test_whole_modules_are_scaled_with_the_products(runs):
+    options = OPTIONS | {"output_dir": runs, "learning_rate": 3e-2, "max_steps": 3, "modules_to_save": "norm"}
+    hub.lora_sft(run_name="modules", add_tokens="<tool>", **options)
+    found = hub.scale(run=runs / "modules", alpha=0.5)
+    base, halved, trained = (point["losses"]["held-out"] for point in found.curve)
+    assert len({round(loss, 3) for loss in (base, halved, trained)}) == 3
+    assert held_out(found.path, runs / "modules") == pytest.approx(halved, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"To do the same type hub scale model.path=.*modules/model alpha=0.5"):
+        hub.average(run=runs / "modules")
+
+
 def test_a_run_and_its_base_are_averaged_half_and_half(runs):
     halved = hub.scale(run=runs / "good", alpha=0.5)
     found = hub.average(run=runs / "good")
@@ -64,12 +75,18 @@ def test_a_greedy_soup_leaves_out_what_does_not_help(runs):
     assert [model["weight"] for model in found.models] == [0, 1, None]
     assert found.models[-1]["losses"] == pytest.approx(found.models[1]["losses"], abs=1e-6)
     assert "the same held-out loss as that of the best one, good" in repr(found)
+    for name in ("cold", "good"):
+        assert json.loads((runs / name / "plan.json").read_text())["averaged"] == json.loads(json.dumps(found.as_json()))
 
 
 def test_the_last_models_of_a_run_are_its_result_and_its_checkpoints(runs):
     found = hub.average(run=runs / "good", last=3, out=runs / "last")
     assert [model["name"] for model in found.models[:-1]] == ["good", "good/step-00000004", "good/step-00000002"]
     assert found.path == runs / "last"
+    page = hub.report(run=runs / "good", out=runs / "good.html").path.read_text()
+    section = page[page.index('id="afterwards"') : page.index('id="curves"')]
+    for text in ("good/step-00000002", f"{found.models[1]['losses']['held-out']:.4f}", f"Written to <code>{runs}/last"):
+        assert text in section
 
 
 def test_folders_are_averaged_too_and_none_is_lost(runs):
@@ -85,8 +102,9 @@ def test_folders_are_averaged_too_and_none_is_lost(runs):
     values = json.loads((half / "tokenizer.json").read_text())
     values["added_tokens"][0]["content"] = "<other>"
     (half / "tokenizer.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="have different tokens"):
-        hub.average(runs=[half, runs / "good"])
+    other = shutil.copytree(half, runs / "other/good")
+    with pytest.raises(ConfigError, match=f"^other/good and {runs.name}/good have different tokens"):
+        hub.average(runs=[other, runs / "good"])
 
 
 @pytest.mark.parametrize(

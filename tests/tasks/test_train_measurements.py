@@ -9,6 +9,7 @@ import hub
 from hub import ConfigError, compose
 from hub.errors import Interrupted
 from hub.launch.launcher import launch
+from hub.testing import write_chats
 from hub.train import loop
 
 MEASURED = ["evaluate.retention=auto", "evaluate.metrics=[contains,f1]", "evaluate.max_new_tokens=6", "evaluate.limit=5"]
@@ -46,6 +47,20 @@ def test_the_figures_are_those_of_evaluate_and_training_does_not_notice(tmp_path
     assert result.metrics[1]["held-out/loss"] == by_name(written["steps"][0]["rows"])["held-out", "loss"]["values"][0]["value"]
     assert len(written["examples"]) == 5
     assert {"prompt", "reference", "before", "after", "set"} == set(written["examples"][0])
+
+
+def test_what_is_measured_at_a_step_that_is_not_due_to_be_logged_is_logged(tmp_path, capsys):
+    rows = write_chats(tmp_path / "rows.jsonl", num_rows=9)
+    rows.write_text("".join(f'{{"level": 1, "nobody": 2, {line[1:]}\n' for line in rows.read_text().splitlines()))
+    (tmp_path / "mine.py").write_text("def number(answer, level):\n    return level\n")
+    result = train(tmp_path, f"evaluate.metrics={tmp_path}/mine.py:number", "evaluate.every_steps=5", "evaluate.limit=1",
+                   "evaluate.max_new_tokens=1", "algo.max_steps=6", "algo.log_every_steps=4", "algo.eval_every_steps=3",
+                   "data.eval_fraction=0.3", f"data.path={rows}", "algo.effective_batch_size=2")  # fmt: skip
+    number = f"held-out/{tmp_path}/mine.py:number"
+    held = {line["step"]: ("eval_loss" in line, line.get(number)) for line in result.metrics}
+    assert held == {3: (True, None), 4: (False, None), 5: (False, 1.0), 6: (True, 1.0)}
+    assert "Unused fields: nobody\n" in capsys.readouterr().out
+    assert json.loads((result.run_path / "plan.json").read_text())["data"]["fields_not_used"] == ["nobody"]
 
 
 def test_a_resumed_run_compares_with_what_was_measured_before_training(tmp_path, monkeypatch):
@@ -92,7 +107,11 @@ def test_the_best_model_may_be_chosen_by_any_figure(tmp_path):
             ["evaluate.metrics=[f1]", "algo.keep_best=true", "algo.best_by=bleu", "evaluate.every_steps=1"],
             r"algo\.best_by=bleu is not measured\. Allowed: loss, perplexity, f1",
         ),
-        (["evaluate.metrics=[f1]", "launch.strategy=fsdp"], "launch.strategy=fsdp shards them"),
+        (
+            ["evaluate.metrics=[f1,chrf]", "launch.strategy=zero3"],
+            r"^evaluate.metrics=f1,chrf needs all weights on each process, and launch.strategy=zero3 shards them\. Type "
+            r"launch.strategy=ddp if .* python -m hub evaluate run=latest evaluate.metrics=f1,chrf\n",
+        ),
         (["evaluate.also=[nix]"], "evaluate.also=nix: .* does not exist"),
     ],
 )

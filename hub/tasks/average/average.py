@@ -19,10 +19,11 @@ from hub.models.finished import (
     finished_adapter,
     finished_model,
     finished_run,
+    named_apart,
     output_folder,
     run_folder,
 )
-from hub.run import Result
+from hub.run import Result, Run
 from hub.tables import as_columns, as_html
 from hub.tasks.average.verb import AverageOptions
 
@@ -79,6 +80,7 @@ def average(asked: Asked) -> Averaged:
     options = asked.options
     assert isinstance(options, AverageOptions)
     asked, models = _models(asked, options)
+    models = named_apart(models)
     share = options.base if options.base is not None else (HALF if len(models) == 1 else 0.0)
     _check(models, options, share)
     weights = options.weights or [1.0] * len(models)
@@ -86,7 +88,18 @@ def average(asked: Asked) -> Averaged:
     first = models[0]
     folders = [_folder(model) for model in models]
     out = output_folder(options.out, (first.run_path or folders[0].parent) / "averaged", folders)
-    return _average(asked, options, models, weights, out)
+    found = _average(asked, options, models, weights, out)
+    _tell_runs(models, found)
+    return found
+
+
+def _tell_runs(models: Sequence[Finished], found: Averaged) -> None:
+    """Write the average into plan.json of each run that it is made of, for the report."""
+    for path in dict.fromkeys(model.run_path for model in models if model.run_path is not None):
+        try:
+            Run(path).write_plan(averaged=found.as_json())
+        except OSError as error:
+            found.notes.append(f"{path}: can't write plan.json there ({error.strerror}), so its report does not show this")
 
 
 def _models(asked: Asked, options: AverageOptions) -> tuple[Asked, list[Finished]]:

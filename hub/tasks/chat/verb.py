@@ -22,6 +22,7 @@ VERB = FinishedVerb(
     options=ChatOptions,
     function="hub.tasks.chat.chat:chat",
     sections=("model", "data", "generate"),
+    has_result=False,
     examples=(
         ("the newest run", "python -m hub chat run=latest"),
         ("before and after training", "python -m hub chat run=latest compare=true"),

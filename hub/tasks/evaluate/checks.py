@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 from hub.compose import runfile
-from hub.config.evaluate import NONE
+from hub.config.evaluate import NONE, EvaluateConfig
 from hub.config.option import AUTO
 from hub.config.schema import RunConfig
 from hub.errors import HubError
@@ -46,10 +46,24 @@ def problems_in_training(cfg: RunConfig) -> Iterator[str]:
         )
     yield from _of_the_choice(cfg)
     if cfg.launch.strategy in ("fsdp", "zero3") and (wanted.metrics or wanted.tasks):
-        yield (
-            f"evaluate.metrics and evaluate.tasks need all weights on each process, and launch.strategy={cfg.launch.strategy} "
-            "shards them. Leave them out, and measure afterwards: python -m hub evaluate run=latest"
-        )
+        yield sharded_line(wanted, cfg.launch.strategy, "latest")
+
+
+def sharded_line(wanted: EvaluateConfig, strategy: str, run: str) -> str:
+    """The line on metrics and tasks of a run whose strategy shards the weights.
+
+    Args:
+        wanted: what is to be measured.
+        strategy: of the run.
+        run: as it is typed in `run=` after training.
+    """
+    words = [f"evaluate.{name}={','.join(getattr(wanted, name))}" for name in ("metrics", "tasks") if getattr(wanted, name)]
+    needs, them = ("needs", "it") if len(words) == 1 else ("need", "them")
+    return (
+        f"{' and '.join(words)} {needs} all weights on each process, and launch.strategy={strategy} shards them. Type "
+        f"launch.strategy=ddp if a GPU can hold the run. Else leave {them} out, and after training type python -m hub evaluate "
+        f"run={run} {' '.join(words)}"
+    )
 
 
 def _of_the_choice(cfg: RunConfig) -> Iterator[str]:

@@ -25,11 +25,13 @@ from hub.models.finished import (
     finished_adapter,
     finished_model,
     finished_run,
+    named_apart,
     run_folder,
 )
 from hub.system.files import write_json
 from hub.tasks.evaluate import checks, harness_tasks, metrics
 from hub.tasks.evaluate.report import Evaluation
+from hub.tasks.evaluate.stored import store
 from hub.tasks.evaluate.verb import EvaluateOptions
 
 if TYPE_CHECKING:
@@ -64,7 +66,10 @@ def evaluate(asked: Asked) -> Evaluation:
         raise Interrupted("stopped: nothing was measured to the end, and nothing is written", signal.SIGINT) from None
     if file is not None:
         try:
-            write_json(file, found.as_json())
+            if options.out is None:
+                file, found.note = store(file, found.as_json())
+            else:
+                write_json(file, found.as_json())
         except OSError as error:
             raise ConfigError(f"{file}: can't write there ({error.strerror}). Type out=FILE.json in another folder") from None
         found.written = file
@@ -207,16 +212,19 @@ def _measured(asked: Asked, held_out: RunConfig | None, other: Finished | str | 
     cfg = asked.cfg
     tasks = harness_tasks.load_tasks(cfg.evaluate) if cfg.evaluate.tasks else None
     begin = time.monotonic()
-    loaded = load_measurable(asked, asked.model)
+    asked_for = asked.model
+    if isinstance(other, Finished):
+        asked_for, other = named_apart([asked_for, other])
+    loaded = load_measurable(asked, asked_for)
     plan = _plan(cfg, loaded, held_out, tasks)
     first = measure(loaded, plan, _Lines(loaded.name))
-    models = [_description(asked.model, loaded)]
+    models = [_description(asked_for, loaded)]
     second: Measurement | None = None
     if other == BASE:
         name = "base"
         with loaded.without_adapter():
             second = measure(loaded, plan, _Lines(name))
-        models.append({**_description(asked.model, loaded), "name": name, "path": asked.model.base.path, "adapter": None})
+        models.append({**_description(asked_for, loaded), "name": name, "path": asked_for.base.path, "adapter": None})
     elif isinstance(other, Finished):
         tokenizer = loaded.tokenizer
         del loaded

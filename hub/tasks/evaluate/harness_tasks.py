@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from hub.config.evaluate import EvaluateConfig
 from hub.errors import ConfigError, HubError, did_you_mean, first_line
 from hub.system.cache import cache_dir, make_once
 from hub.system.files import write_json
+from hub.system.network import answers
 
 if TYPE_CHECKING:
     from hub.tasks.evaluate.statistics import Floats
@@ -78,7 +79,8 @@ def load_tasks(cfg: EvaluateConfig) -> dict[str, Any]:
         logging.getLogger(library).setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
 
-    names = [str(Path(task).expanduser()) if is_file_name(task) else task for task in cfg.tasks]
+    wanted = list(dict.fromkeys(cfg.tasks))
+    names = [str(Path(task).expanduser()) if is_file_name(task) else task for task in wanted]
     manager = TaskManager(include_defaults=not all(map(is_file_name, names)))
     if lines := _unknown(names, manager.all_tasks):
         raise ConfigError(lines)
@@ -86,17 +88,34 @@ def load_tasks(cfg: EvaluateConfig) -> dict[str, Any]:
         with contextlib.suppress(HubError):  # without a cache they are looked for again
             make_once(_names_folder(), lambda folder: write_json(folder / NAMES, manager.all_tasks))
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-    for asked, name in zip(cfg.tasks, names, strict=True):
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                of_name = manager.load([name])
-        except Exception as error:
-            raise ConfigError(_no_data(asked, error)) from None
-        for part in loaded:
-            loaded[part] |= of_name.get(part, {})
+    with _without_retries() as is_set:
+        for asked, name in zip(wanted, names, strict=True):
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    of_name = manager.load([name])
+            except Exception as error:
+                raise ConfigError(_no_data(asked, error, is_set)) from None
+            for part in loaded:
+                loaded[part] |= of_name.get(part, {})
     for task in loaded["tasks"].values():
         _set_few_shot(task, cfg)
     return loaded
+
+
+@contextlib.contextmanager
+def _without_retries() -> Iterator[bool]:
+    """If the model hub does not answer: without trying again for half a minute. What is in the cache is found all the same.
+
+    Yields whether HF_HUB_OFFLINE is set.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not answers(constants.ENDPOINT)  # read at each request
+    try:
+        yield before
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def run_tasks(lm: Any, loaded: dict[str, Any], cfg: EvaluateConfig) -> list[TaskFigure]:
@@ -217,14 +236,18 @@ def is_file_name(task: str) -> bool:
     return task.endswith((".yaml", ".yml"))
 
 
-def _no_data(task: str, error: Exception) -> str:
+def _no_data(task: str, error: Exception, is_set: bool) -> str:
+    """The line on a task that can't be loaded. `is_set`: whether its user has set HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+
     name, text = type(error).__name__, first_line(error)
     network = isinstance(error, ConnectionError | TimeoutError) or any(
         word in f"{name} {text}" for word in ("Offline", "offline", "Connection", "connect", "reach", "resolve", "Timeout")
     )
-    if network:
-        return (
-            f"evaluate.tasks={task}: its data is on the model hub, which can't be reached ({name}). Connect this machine "
-            "once, or type a YAML file of a task with local data"
-        )
-    return f"evaluate.tasks={task}: it can't be loaded ({name}: {text})"
+    if not network:
+        return f"evaluate.tasks={task}: it can't be loaded ({name}: {text})"
+    local = "type a YAML file of a task with local data"
+    if is_set:
+        return f"evaluate.tasks={task}: its data is not in the cache, and HF_HUB_OFFLINE is set. Unset it once, or {local}"
+    where = f"on the model hub, and {constants.ENDPOINT} can't be reached ({name})"
+    return f"evaluate.tasks={task}: its data is {where}. Connect this machine once, set HF_ENDPOINT to a mirror, or {local}"

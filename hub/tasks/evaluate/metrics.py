@@ -96,6 +96,13 @@ def load_metrics(names: Sequence[str]) -> list[LoadedMetric]:
     return [_load(name) for name in names]
 
 
+def reader(metrics: Sequence[LoadedMetric]) -> Callable[[str], bool]:
+    """Whether a metric reads a field of a row. One that takes the whole row may read any."""
+    named = {name for metric in metrics for name in metric.fields}
+    takes_row = any("row" in metric.arguments for metric in metrics)
+    return lambda field: takes_row or field in named
+
+
 def _as_float(number: Any) -> float | None:
     """A number of Python, numpy or torch. None: it is none."""
     if isinstance(number, str | bytes):

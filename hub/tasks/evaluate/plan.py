@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from hub.compose.runfile import read
@@ -12,8 +13,9 @@ from hub.config.schema import RunConfig
 from hub.data.samples.sample import Unit, fingerprint
 from hub.errors import ConfigError
 from hub.models.finished import run_folder
+from hub.system.files import names_apart
 from hub.tasks.evaluate.harness_tasks import load_tasks, task_versions
-from hub.tasks.evaluate.metrics import LoadedMetric, load_metrics
+from hub.tasks.evaluate.metrics import LoadedMetric, load_metrics, reader
 from hub.tasks.evaluate.sets import KEPT, LEARNT, Encoding, EvaluationSet, make_set, retention_config
 
 HELD_OUT = "held-out"
@@ -60,19 +62,21 @@ def prepare_plan(
         ConfigError: a metric, a task or a run does not exist, or a metric needs a field that no row has.
         DataError: a set can't be read, or is empty.
     """
-    evaluate = cfg.evaluate
+    wanted = cfg.evaluate
+    evaluate = replace(wanted, metrics=list(dict.fromkeys(wanted.metrics)), tasks=list(dict.fromkeys(wanted.tasks)))
+    cfg = replace(cfg, evaluate=evaluate)
     metrics = load_metrics(evaluate.metrics)
-    asks = bool(metrics)
+    asks, reads = bool(metrics), reader(metrics)
     sets: list[EvaluationSet] = []
     if held_out is not None:
-        sets.append(make_set(HELD_OUT, LEARNT, held_out, encoding, evaluate.limit, asks, units))
+        sets.append(make_set(HELD_OUT, LEARNT, held_out, encoding, evaluate.limit, asks, units, reads))
     if evaluate.retention != NONE:
         general = retention_config(cfg, evaluate.retention, encoding.max_positions)
         quiet = replace(encoding, say=lambda line: None)  # documents are always split
         sets.append(make_set(RETENTION, KEPT, general, quiet, evaluate.limit, False))
-    for run in evaluate.also:
-        name, of_run = earlier_run(run, cfg)
-        sets.append(make_set(name, KEPT, of_run, encoding, evaluate.limit, asks))
+    earlier = {run_folder(run, cfg.output_dir): run for run in evaluate.also}  # each once
+    for name, (folder, run) in zip(names_apart(list(earlier), (HELD_OUT, RETENTION)), earlier.items(), strict=True):
+        sets.append(make_set(name, KEPT, earlier_run(folder, run, cfg), encoding, evaluate.limit, asks, reads=reads))
     if asks:
         _check_questions(metrics, sets)
     if evaluate.tasks and tasks is None:
@@ -80,18 +84,22 @@ def prepare_plan(
     return EvaluationPlan(evaluate, tuple(sets), tuple(metrics), tasks, _settings(cfg, encoding, sets, tasks))
 
 
-def earlier_run(run: str, cfg: RunConfig) -> tuple[str, RunConfig]:
-    """The name of a run, and its config with the model that is measured now.
+def earlier_run(folder: Path, run: str, cfg: RunConfig) -> RunConfig:
+    """The config of a run with the model that is measured now.
+
+    Args:
+        folder: of the run.
+        run: as it was typed.
+        cfg: the config of the evaluation.
 
     Raises:
-        ConfigError: it does not exist, or has no evaluation set.
+        ConfigError: it has no evaluation set.
     """
-    folder = run_folder(run, cfg.output_dir)
     theirs = read(folder / "run.yaml")
     if not (theirs.data.eval_path or theirs.data.eval_fraction):
         raise ConfigError(f"evaluate.also={run}: this run has no evaluation set. Leave it out, or type data.path=FILE")
     data = replace(theirs.data, template=cfg.data.template, date=cfg.data.date, max_seq_len=cfg.data.max_seq_len)
-    return folder.name, replace(cfg, data=data, algo=replace(cfg.algo, seed=theirs.algo.seed))
+    return replace(cfg, data=data, algo=replace(cfg.algo, seed=theirs.algo.seed))
 
 
 def _check_questions(metrics: Sequence[LoadedMetric], sets: Sequence[EvaluationSet]) -> None:

@@ -30,6 +30,8 @@ class Evaluation:
     seconds: float
     written: Path | None = None
     """The file with all of this."""
+    note: str = ""
+    """What became of an older result."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -66,7 +68,7 @@ class Evaluation:
         if len(names) > 1:
             notes.append("[ ]: 95 % interval of the difference on the same rows; p: McNemar or paired bootstrap")
         if self.written is not None:
-            notes.append(f"written to {self.written}")
+            notes.append(f"written to {self.written}{f'. {self.note}' if self.note else ''}")
         return "\n".join([*lines, "", *notes])
 
     def _repr_html_(self) -> str:

@@ -91,6 +91,7 @@ def make_set(
     limit: int | None,
     with_questions: bool,
     units: Sequence[Unit] | None = None,
+    reads: Callable[[str], bool] = lambda field: False,
 ) -> EvaluationSet:
     """Read and encode an evaluation set.
 
@@ -102,11 +103,12 @@ def make_set(
         limit: first rows that are taken. None: all.
         with_questions: whether answers are generated.
         units: the encoded rows, if they are known already.
+        reads: whether a metric reads a field of the rows.
 
     Raises:
         DataError: a row can't be used, or nothing is left.
     """
-    units = _units(cfg, encoding) if units is None else units
+    units = _units(cfg, encoding, reads) if units is None else units
     samples, numbers, seen = [], [], dict[str, int]()
     for unit in units:
         place = row_of(unit)
@@ -140,11 +142,12 @@ def retention_config(cfg: RunConfig, path: str, max_positions: int | None) -> Ru
     return replace(cfg, data=data)
 
 
-def _units(cfg: RunConfig, encoding: Encoding) -> Sequence[Unit]:
+def _units(cfg: RunConfig, encoding: Encoding, reads: Callable[[str], bool]) -> Sequence[Unit]:
     if cfg.data.eval_fraction and not cfg.data.eval_path:
         prepared = prepare(cfg, encoding.tokenizer, encoding.max_positions, encoding.base_path, encoding.say)
         return prepared.evaluation
     counts = Counts.merge([_counts(cfg, source, encoding) for source in _sources(cfg)])
+    counts.unused = {field for field in counts.unused if not reads(field)}
     limit = length_limit(cfg, encoding.max_positions)
     for line in counts.lines(limit, "Type a larger data.max_seq_len if the model can hold more."):
         encoding.say(line)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hub.errors import first_line
 from hub.tasks.report import data_section, measured, sections
+from hub.tasks.report.afterwards import afterwards
 from hub.tasks.report.drawing import figures
 from hub.tasks.report.markup import Html, joined, note, section, tag, text
 from hub.tasks.report.record import ODD_VALUES, Record
@@ -37,6 +38,7 @@ def run_page(
         partial(sections.outcome, record),
         partial(sections.diagnosis, record, verbs),
         partial(measured.changes, record, verbs),
+        partial(afterwards, record),
         partial(_curves, charts),
         partial(measured.answers, record, verbs),
         partial(data_section.data, record),

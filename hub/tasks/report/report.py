@@ -1,7 +1,7 @@
 """The verb `report`: reads run folders, writes one HTML file, and a picture of the curves if one is asked for."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -9,9 +9,10 @@ from typing import Any
 
 from hub.errors import ConfigError
 from hub.models.finished import Asked, run_folder
+from hub.system.files import names_apart
 from hub.tasks.report.page import comparison_page, run_page
 from hub.tasks.report.picture import require_matplotlib, write_png
-from hub.tasks.report.record import Record, read_record
+from hub.tasks.report.record import read_record
 from hub.tasks.report.samples import samples_of
 from hub.tasks.report.series import charts_of, compared
 from hub.tasks.report.verb import ReportOptions
@@ -68,7 +69,8 @@ def report(asked: Asked) -> Report:
     if png is not None:
         require_matplotlib()
     records = [read_record(folder) for folder in folders]
-    _name_apart(records)
+    for record, name in zip(records, names_apart(folders), strict=True):
+        record.name = name
     if options.runs:
         charts, title = compared(records), f"{len(records)} runs"
         page = comparison_page(records, charts)
@@ -107,14 +109,6 @@ def _jobs(name: str, output_dir: str) -> list[Path]:
             if jobs:
                 return sorted(map(Path.resolve, jobs), key=lambda job: (len(job.name), job.name))
     return []
-
-
-def _name_apart(records: Sequence[Record]) -> None:
-    """Name runs by as much of their folders as tells them apart."""
-    names = [record.name for record in records]
-    for record in records:
-        if names.count(record.path.name) > 1:
-            record.name = f"{record.path.parent.name}/{record.path.name}"
 
 
 def _write(file: Path, page: Iterable[str]) -> None:

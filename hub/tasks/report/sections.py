@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from shlex import quote
 from typing import Any
 
+from hub.tasks.report import afterwards
 from hub.tasks.report.markup import Html, Table, code, commands, folded, joined, note, plain, section, table, tag, typed
 from hub.tasks.report.record import NOT_FINISHED, Record, as_mapping, last_step
 from hub.train.diagnosis import FEWEST_STEPS
@@ -12,7 +13,7 @@ from hub.train.findings import Finding
 
 _STATE = {"completed": "good", "verified": "good", "failed": "bad"}
 _BECAUSE = "_because"
-_ELSEWHERE = ("data", "diagnosis")
+_ELSEWHERE = ("data", "diagnosis", *afterwards.KINDS)
 """Parts of plan.json with sections of their own."""
 
 

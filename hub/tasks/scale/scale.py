@@ -20,6 +20,7 @@ from hub.tasks.scale.verb import ScaleOptions
 if TYPE_CHECKING:
     from hub.tasks.evaluate.losses import Losses
     from hub.tasks.loading import Loaded
+    from hub.tasks.scale.replaced import Replaced
 
 
 @dataclass(repr=False)
@@ -83,22 +84,28 @@ def scale(asked: Asked) -> Scaled:
 
 
 def _scale(asked: Asked, options: ScaleOptions, folder: Path, out: Path) -> Scaled:
-    from hub.models.adapters import StoredAdapter, refuse_others, scaled
+    from hub.models.adapters import StoredAdapter, check_scalable, scaled
     from hub.tasks.evaluate.losses import gain, gain_line, measures_something, rows_to_choose_by
 
     adapter = StoredAdapter.read(folder)
-    refuse_others([adapter], "scaled")
+    check_scalable(adapter)
     held_out = rows_to_choose_by(asked)
-    measured: dict[float, Losses] = {}
-    if measures_something(asked, held_out):
-        measured = _curve(asked, options, held_out)
-    elif options.alpha == AUTO:
+    measures = measures_something(asked, held_out)
+    if not measures and options.alpha == AUTO:
         raise ConfigError(
             "alpha=auto needs rows to choose by, and there is no evaluation set. Type data.path=FILE with rows that were not "
             "trained on, or alpha=NUMBER"
         )
     from hub.tasks.evaluate.losses import cost
+    from hub.tasks.loading import load_finished
+    from hub.tasks.scale.replaced import on_line, replaced_by
 
+    replaced: Replaced = {}
+    measured: dict[float, Losses] = {}
+    if measures or adapter.others:
+        loaded = load_finished(asked, asked.model, _say)
+        replaced = replaced_by(loaded.model) if adapter.others else {}
+        measured = _curve(asked, options, held_out, loaded, replaced) if measures else {}
     base = measured.get(0.0)
     costs = {strength: cost(losses, base) for strength, losses in measured.items()}
     chosen = min(costs, key=lambda strength: costs[strength]) if options.alpha == AUTO else float(options.alpha)
@@ -108,7 +115,10 @@ def _scale(asked: Asked, options: ScaleOptions, folder: Path, out: Path) -> Scal
             f"{min(value for strength, value in costs.items() if strength):.4f} for the best strength). Nothing is written. "
             "Type alpha=NUMBER to write one anyway"
         )
-    scaled(adapter, chosen).write(out)
+    others = {
+        name: on_line(adapter.tensors[name], base, chosen) for name, (_, base) in replaced.items() if name in adapter.tensors
+    }
+    scaled(adapter, chosen, others).write(out)
     found = gain(measured[1.0], measured[chosen], asked.cfg.evaluate.seed) if measured and chosen != 1.0 else None
     curve = [
         {"alpha": strength, "losses": {name: one.value for name, one in losses.items()}, "cost": costs[strength]}
@@ -123,14 +133,13 @@ def _scale(asked: Asked, options: ScaleOptions, folder: Path, out: Path) -> Scal
     return result
 
 
-def _curve(asked: Asked, options: ScaleOptions, held_out: Any) -> "dict[float, Losses]":
+def _curve(asked: Asked, options: ScaleOptions, held_out: Any, loaded: "Loaded", replaced: "Replaced") -> "dict[float, Losses]":
     """The losses at each strength. 0 and 1 are always among them."""
     from hub.tasks.evaluate.losses import plan_of_losses
     from hub.tasks.evaluate.measure import loss_figures
     from hub.tasks.evaluate.ways import open_scorer
-    from hub.tasks.loading import load_finished
+    from hub.tasks.scale.replaced import of_strength
 
-    loaded = load_finished(asked, asked.model, _say)
     plan = plan_of_losses(asked, held_out, loaded, _say)
     own = [] if isinstance(options.alpha, str) else [options.alpha]
     strengths = sorted({0.0, 1.0, *own, *(options.alphas if options.alpha == AUTO else ())})
@@ -138,7 +147,7 @@ def _curve(asked: Asked, options: ScaleOptions, held_out: Any) -> "dict[float, L
     measured: dict[float, Losses] = {}
     with open_scorer(loaded, longest, plan.cfg.batch_size) as scorer:
         for strength in strengths:
-            with _of_strength(loaded, strength):
+            with _of_strength(loaded, strength), of_strength(replaced, strength):
                 measured[strength] = loss_figures(scorer, plan)
             _say(
                 f"alpha {strength:g}: " + ", ".join(f"{name} loss {one.value:.4f}" for name, one in measured[strength].items())

@@ -26,6 +26,7 @@ VERB = FinishedVerb(
     options=ServeOptions,
     function="hub.tasks.serve.serve:serve",
     sections=("model", "data", "generate"),
+    has_result=False,
     examples=(
         ("the newest run", "python -m hub serve run=latest"),
         ("another port, less chance", "python -m hub serve run=latest port=8080 generate=factual"),

@@ -19,6 +19,7 @@ from hub.models.load import load_config
 from hub.models.structure import max_positions
 from hub.run import Outcome
 from hub.system.files import write_json
+from hub.tasks.evaluate.checks import sharded_line
 from hub.tasks.evaluate.measure import Figure, Measurement, measure, result_rows
 from hub.tasks.evaluate.plan import prepare_plan
 from hub.tasks.evaluate.report import Evaluation
@@ -51,10 +52,7 @@ class TrainMeasurements:
         """
         cfg, strategy = setup.cfg, setup.session.strategy
         if strategy.shards_weights and (cfg.evaluate.metrics or cfg.evaluate.tasks):
-            raise ConfigError(
-                f"evaluate.metrics and evaluate.tasks need all weights on each process, and launch.strategy={strategy.name} "
-                f"shards them. Leave them out, and measure afterwards: python -m hub evaluate run={setup.run.path}"
-            )
+            raise ConfigError(sharded_line(cfg.evaluate, strategy.name, str(setup.run.path)))
         self._setup = setup
         self._positions = max_positions(load_config(cfg.model, setup.base_path))
         held_out = setup.data.evaluation or None

@@ -128,7 +128,13 @@ class Setup:
         return vocabulary_of(model, self.base_path, self.tokenizer) if model.changes_vocab else None
 
 
-def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda hook, **values: None) -> Setup:
+def set_up(
+    cfg: RunConfig,
+    run: Run,
+    algorithm: str,
+    observe: Observe = lambda hook, **values: None,
+    reads: Callable[[str], bool] = lambda field: False,
+) -> Setup:
     """Join the process group, find the weights, load the tokenizer and tokenize the data. Results go to the log and plan.json.
 
     Args:
@@ -136,6 +142,7 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda h
         run: the run folder.
         algorithm: name of the algorithm, for messages.
         observe: calls the hooks of plugins while the task runs. By default none is called.
+        reads: whether the task reads a field of the rows that training does not.
 
     Raises:
         HubError: no such model, no chat template, bad data.
@@ -151,7 +158,7 @@ def set_up(cfg: RunConfig, run: Run, algorithm: str, observe: Observe = lambda h
         if session.group.local_rank == 0:
             cache_large_sources(cfg, tokenizer, positions, path, run.say)
         barrier()
-    data = prepare(cfg, tokenizer, positions, path, run.say)
+    data = prepare(cfg, tokenizer, positions, path, run.say, reads)
     run.write_plan(base_model_path=str(path), data=data.report)
     if line := tokens_beyond_line(tokenizer):
         run.say(line)

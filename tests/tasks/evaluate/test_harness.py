@@ -1,5 +1,9 @@
 import json
 import logging
+import shutil
+import socket
+import threading
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hub.config.evaluate import EvaluateConfig
 from hub.errors import ConfigError
+from hub.system.network import answers
 from hub.tasks.evaluate.harness import HubLM
 from hub.tasks.evaluate.harness_tasks import load_tasks, problems, run_tasks
 from hub.tasks.loading import Loaded
@@ -125,12 +130,54 @@ def test_log_likelihoods_are_those_of_the_hf_model_of_lm_eval():
     )
 
 
-def test_a_task_that_does_not_exist_or_needs_the_network_is_one_line(tmp_path, monkeypatch):
-    file = tmp_path / "away.yaml"
-    file.write_text(CHOICE.format(file=tmp_path / "none.jsonl").replace("path: json", "path: someone/data"), encoding="utf-8")
-    monkeypatch.setattr("datasets.load_dataset", _offline)
-    with pytest.raises(ConfigError, match=r"away.yaml: its data is on the model hub, which can't be reached"):
-        load_tasks(EvaluateConfig(tasks=[str(file)]))
+def test_without_a_network_the_cache_is_read_and_nothing_is_tried_again(tasks, tmp_path, monkeypatch):
+    import datasets
+    from huggingface_hub import constants
+
+    sleeps: list[float] = []
+    monkeypatch.setattr(time, "sleep", sleeps.append)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    away = tmp_path / "away.yaml"
+    text = CHOICE.replace("dataset_path: json", "dataset_path: someone/data").replace("dataset_kwargs", "metadata")
+    away.write_text(text.format(file="none"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"away.yaml: its data is on the model hub, and http://127.0.0.1:9 can't be reached"):
+        load_tasks(EvaluateConfig(tasks=[str(away)]))
+    assert not sleeps
+    assert not constants.HF_HUB_OFFLINE
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(ConfigError, match=r"its data is not in the cache, and HF_HUB_OFFLINE is set"):
+            load_tasks(EvaluateConfig(tasks=[str(away)]))
+    rows = datasets.Dataset.from_list(QUESTIONS)
+    builder = datasets.load_dataset_builder(
+        "json", data_files={"test": str(Path(tasks["choices"]).with_name("questions.jsonl"))}
+    )
+    builder.download_and_prepare()
+    cached = tmp_path / "someone___data/default/0.0.0/0123"
+    shutil.copytree(builder.cache_dir, cached)
+    (cached / "json-test.arrow").rename(cached / "data-test.arrow")
+    (found,) = load_tasks(EvaluateConfig(tasks=[str(away)]))["tasks"].values()
+    assert found.dataset["test"]["gold"] == rows["gold"]
+    assert not sleeps
+
+
+def test_a_server_that_refuses_answers_and_one_that_is_not_there_does_not():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        refusing = threading.Thread(target=_refuse, args=(server,))
+        refusing.start()
+        assert answers(f"http://127.0.0.1:{port}")
+        refusing.join()
+    assert not answers(f"http://127.0.0.1:{port}")
+    assert not answers("not a url")
+
+
+def _refuse(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    connection.recv(1024)
+    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+    connection.close()
 
 
 def test_a_name_is_checked_without_lm_eval_once_all_names_are_known(tmp_path, monkeypatch):
@@ -141,7 +188,3 @@ def test_a_name_is_checked_without_lm_eval_once_all_names_are_known(tmp_path, mo
     (folder / "tasks.json").write_text('["hellaswag", "mmlu"]', encoding="utf-8")
     (line,) = problems(["helaswag", "mmlu"])
     assert line.startswith("evaluate.tasks=helaswag: lm-eval has no such task. Did you mean hellaswag?")
-
-
-def _offline(*args: object, **kwargs: object) -> None:
-    raise ConnectionError("Couldn't reach 'someone/data' on the Hub (OfflineModeIsEnabled)")
