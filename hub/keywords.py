@@ -178,6 +178,8 @@ def finished_arguments(
     if run is not None:
         own["run"] = fspath(run)
     sections = {part: cls for part, cls in (NESTED | PARTS).items() if part in verb.sections}
+    if verb.own_section is not None:
+        sections[verb.own_section] = sections.pop(verb.own_section)  # its names win: dtype is that of the export
     owners = {item.name: part for part, cls in sections.items() for item in fields(cls) if item.name not in BY_ARGUMENT}
     rest: dict[str, Any] = {}
     nested: dict[str, Any] = {}
