@@ -30,7 +30,7 @@ from hub.tasks.generate.answers_file import AnswersFile
 from hub.tasks.generate.batching import EQUAL, PADDED, SINGLE, batching_of, has_cache
 from hub.tasks.generate.prompts import Prompter
 from hub.tasks.generate.rows import questions
-from hub.tasks.generate.sampling import RepetitionPenalty, processors
+from hub.tasks.generate.sampling import RepetitionPenalty, Sampler
 from hub.tasks.loading import Loaded
 from hub.tasks.serve.folder import make_folder
 from hub.tasks.serve.verb import VERB as SERVE
@@ -194,8 +194,8 @@ def test_draws_follow_the_distribution_and_depend_on_seed_and_row_alone(llama):
     counts = torch.zeros(5)
     for draw in range(200):
         keys = [f"{draw}/{row}" for row in range(20)]
-        chain = processors(settings, keys, torch.ones(20, dtype=torch.long), [])
-        counts += torch.bincount(chain(torch.zeros(20, 1, dtype=torch.long), logits.repeat(20, 1)).argmax(1), minlength=5)
+        sampler = Sampler(settings, [], [[0]] * 20, keys, logits.device)
+        counts += torch.bincount(sampler.scores(logits.repeat(20, 1), None).argmax(1), minlength=5)
     expected = torch.softmax(torch.tensor([1.0, 0.5, 0.0]), 0)
     assert torch.allclose(counts[:3] / 4000, expected, atol=0.03)
     assert not counts[3:].any()
@@ -208,35 +208,52 @@ def test_draws_follow_the_distribution_and_depend_on_seed_and_row_alone(llama):
     assert engine.answers(llama, prompts, GenerateConfig(**vars(hot) | {"batch_size": 1})) == drawn
 
 
-def test_the_repetition_penalty_is_that_of_transformers_but_for_ends_and_padding():
+def test_the_repetition_penalty_is_that_of_transformers_but_for_ends():
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    ids, scores = torch.tensor([[0, 0, 3, 4], [1, 2, 3, 4]]), torch.randn(2, 8)
-    ours = RepetitionPenalty(1.3, torch.tensor([2, 4]), [4])(ids, scores)
-    assert torch.equal(ours[:, 4], scores[:, 4])
-    for row, seen in ((0, [[3, 4]]), (1, [[1, 2, 3, 4]])):
-        theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor(seen), scores[row : row + 1].clone())[0]
-        others = [number for number in range(8) if number != 4]
-        assert torch.equal(ours[row, others], theirs[others])
+    device, others = torch.device("cpu"), [number for number in range(8) if number != 4]
+    ours = RepetitionPenalty(1.3, [4], [[3], [1, 2, 3], [6]], device)
+    seen: list[list[int]] = [[3], [1, 2, 3], [6]]
+    last = None
+    for order in (None, [0, 2], [0]):  # rows leave, and one joins
+        scores = torch.randn(len(seen), 8)
+        found = ours(scores, last)
+        assert torch.equal(found[:, 4], scores[:, 4])
+        for row, ids in enumerate(seen):
+            theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([ids]), scores[row : row + 1].clone())[0]
+            assert torch.equal(found[row, others], theirs[others])
+        ours.keep(order or range(len(seen)))
+        seen = [seen[row] for row in order or range(len(seen))]
+        if order == [0, 2]:
+            joining = RepetitionPenalty(1.3, [4], [[7, 0]], device)
+            joining(torch.randn(1, 8), None)
+            ours.join(joining)
+            seen.append([7, 0])
+        last = torch.tensor([5, 4, 2][: len(seen)])
+        seen = [[*ids, int(token)] for ids, token in zip(seen, last, strict=True)]
 
 
 def test_a_batch_that_does_not_fit_is_halved(llama, monkeypatch):
-    whole, sizes = engine._batch, []
-
-    def narrow(loaded, prompts, *others):
-        sizes.append(len(prompts))
-        if len(prompts) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return whole(loaded, prompts, *others)
-
     prompts = [[10 + number, 11, 12] for number in range(9)]
     expected = engine.answers(llama, prompts, GREEDY)
-    monkeypatch.setattr(engine, "_batch", narrow)
-    most = 2
+    forward, sizes = llama.model.forward, []
+
+    def narrow(**inputs):
+        rows, columns = inputs["input_ids"].shape
+        if columns > 1:
+            sizes.append(rows)
+        if rows > most or (columns == 1 and rows > most_in_steps):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
+
+    monkeypatch.setattr(llama.model, "forward", narrow)
+    most = most_in_steps = 2
     assert engine.answers(llama, prompts, GREEDY) == expected
     assert sizes == [9, 4, 2, 2, 2, 2, 1]
+    most, most_in_steps = 9, 3
+    assert engine.answers(llama, prompts, GREEDY) == expected
     most = 0
-    with pytest.raises(ModelError, match=r"do(es)? not fit into memory\. Type a smaller generate\.max_new_tokens"):
+    with pytest.raises(ModelError, match=r"does not fit into memory\. Type a smaller generate\.max_new_tokens"):
         engine.answers(llama, prompts, GREEDY)
 
 
