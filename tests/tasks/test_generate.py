@@ -27,7 +27,8 @@ from hub.tasks.chat.stream import TextStream
 from hub.tasks.generate import engine, generate
 from hub.tasks.generate.answer_shape import answer_shape, split_thoughts
 from hub.tasks.generate.answers_file import AnswersFile
-from hub.tasks.generate.batching import EQUAL, PADDED, SINGLE, batching_of, has_cache
+from hub.tasks.generate.batching import EQUAL, PADDED, SINGLE, batching_of, can_move, has_cache
+from hub.tasks.generate.ends import Ends
 from hub.tasks.generate.prompts import Prompter
 from hub.tasks.generate.rows import questions
 from hub.tasks.generate.sampling import RepetitionPenalty, Sampler
@@ -137,31 +138,78 @@ def test_a_text_has_one_beginning_and_no_end(llama):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "kind", "moves"),
     [
-        ("llama", PADDED),
-        ("gpt2", PADDED),
-        ("falcon_alibi", PADDED),
-        ("mamba", PADDED),
-        ("minimax", EQUAL),
-        ("rwkv", SINGLE),
-        ("xlstm", None),
+        ("llama", PADDED, True),
+        ("gpt2", PADDED, True),
+        ("falcon_alibi", PADDED, True),
+        ("gemma3_text", PADDED, True),  # sliding windows
+        ("deepseek_v3", PADDED, True),  # keys and values of different sizes
+        ("mamba", PADDED, True),
+        ("falcon_h1", PADDED, True),  # attention beside recurrences
+        ("openai-gpt", PADDED, False),
+        ("minimax", EQUAL, False),
+        ("rwkv", SINGLE, False),
+        ("xlstm", None, False),
     ],
 )
-def test_an_answer_in_a_batch_is_the_one_alone(name, kind):
+def test_an_answer_in_a_batch_is_the_one_alone(name, kind, moves):
     loaded = loaded_zoo(name)
-    prompts = [list(range(10, 10 + length)) for length in (3, 9, 5, 9, 1)] + [list(range(40, 45))]
-    together = engine.answers(loaded, prompts, GREEDY)
+    prompts = [list(range(10, 10 + length)) for length in (3, 9, 5, 9, 1, 30)] + [list(range(40, 45))]
+    answers = []
+    for prompt in prompts:  # the reference: the most likely token again and again, without cache and without padding
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(6):
+                ids.append(int(loaded.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        answers.append(ids[len(prompt) :])
+    # Answers of different lengths: rows leave, and others take their place.
+    loaded.model.generation_config.eos_token_id = [answers[1][1], answers[5][3]]
+    ends = engine.shape_of(loaded).stop_ids
+    expected = [ids[: min([*(ids.index(end) + 1 for end in ends if end in ids), 6])] for ids in answers]
+    several = GenerateConfig(**vars(GREEDY) | {"batch_size": 3})
+    together = engine.answers(loaded, prompts, several)
+    assert [answer.token_ids for answer in together] == expected
+    assert [engine.answers(loaded, [prompt], GREEDY)[0] for prompt in prompts] == together
     assert has_cache(loaded.model, torch.float32) == (kind is not None)
     assert kind is None or batching_of(loaded.model, torch.float32) == kind
-    for prompt, answer in zip(prompts, together, strict=True):
-        assert engine.answers(loaded, [prompt], GREEDY) == [answer]
-        with torch.no_grad():  # the reference: the most likely token again and again, without cache and without padding
-            ids = list(prompt)
-            for _ in answer.token_ids:
-                ids.append(int(loaded.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        assert answer.token_ids == ids[len(prompt) :]
+    assert kind in (None, SINGLE) or can_move(loaded.model, torch.float32) == moves
     assert not loaded.model.training
+
+
+def test_an_answer_that_has_ended_costs_no_more_steps(llama, monkeypatch):
+    prompts = [[10 + number, 11, *range(number)] for number in range(12)]
+    free = engine.answers(llama, prompts, GREEDY)
+    forward, sizes = llama.model.forward, []
+
+    def counting(**inputs):
+        sizes.append(inputs["input_ids"].shape)
+        return forward(**inputs)
+
+    monkeypatch.setattr(llama.model, "forward", counting)
+    monkeypatch.setattr(llama.model.generation_config, "eos_token_id", [free[3].token_ids[1], free[8].token_ids[2]])
+    made = engine.answers(llama, prompts, GenerateConfig(**vars(GREEDY) | {"batch_size": 4}))
+    lengths = [len(answer.token_ids) for answer in made]
+    assert len(set(lengths)) > 2
+    assert sum(rows for rows, columns in sizes if columns == 1) == sum(lengths) - len(prompts)
+    assert max(rows for rows, _ in sizes) == 4
+
+
+def test_stop_texts_are_found_wherever_tokens_are_cut():
+    for name in ("qwen3", "hub_gemma"):
+        tokenizer = tokenizer_for(FILES[name].read_text(encoding="utf-8"))
+        for stop in ("\n\n", "STOP", "é 🙂", ". ", "it"):
+            text = f"Is 🙂 it\n so? Élan, S TOP é{stop} and on"
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ends, made = Ends(tokenizer, [tokenizer.eos_token_id], [stop]), []
+            for number in ids:
+                made.append(number)
+                found = ends.reached(made)
+                assert found == (stop in tokenizer.decode(made))
+                if found:
+                    break
+            assert found
+            assert ends.reached([tokenizer.eos_token_id])
 
 
 def test_answers_stop_at_tokens_at_texts_and_at_the_context(llama):

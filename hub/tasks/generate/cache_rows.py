@@ -36,14 +36,15 @@ class RoomyLayer(DynamicLayer):
 
     _layer_type = None
 
-    def __init__(self, layer: DynamicLayer) -> None:
+    def __init__(self, layer: Any) -> None:
         """Args:
         layer: takes its place.
         """
-        super().__init__()
+        set_up: Any = super().__init__
+        set_up()
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self._room = [layer.keys, layer.values]
-        self._rows, self._begin, self._end = layer.keys.shape[0], 0, layer.keys.shape[-2]
+        self._room: list[torch.Tensor] = [layer.keys, layer.values]
+        self._rows, self._begin, self._end = int(layer.keys.shape[0]), 0, int(layer.keys.shape[-2])
         self._show()
 
     @property
@@ -61,8 +62,7 @@ class RoomyLayer(DynamicLayer):
         for room, states in zip(self._room, (key_states, value_states), strict=True):
             room[: self._rows, :, self._end : self._end + new] = states
         self._end += new
-        self._show()
-        return self.keys, self.values
+        return self._show()
 
     def keep(self, moves: tuple[torch.Tensor, torch.Tensor], rows: int, width: int) -> None:
         """See `keep`: `moves` has places, and the rows that move there."""
@@ -79,7 +79,7 @@ class RoomyLayer(DynamicLayer):
         left = max(0, width - self._end)
         if left or rows > self._room[0].shape[0]:
             self._refit(max(rows, self._room[0].shape[0]), width - self.width, max(LEAST_SPARE, int(width * SPARE)))
-        for room, more in zip(self._room, (other.keys, other.values), strict=True):
+        for room, more in zip(self._room, other._show(), strict=True):
             room[self._rows : rows, :, self._end - other.width : self._end] = more
         self._rows, self._begin = rows, self._end - width
         self._show()
@@ -95,8 +95,10 @@ class RoomyLayer(DynamicLayer):
             del old
         self._begin, self._end = left, left + width
 
-    def _show(self) -> None:
-        self.keys, self.values = (room[: self._rows, :, self._begin : self._end] for room in self._room)
+    def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = (room[: self._rows, :, self._begin : self._end] for room in self._room)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def take_over(cache: Any) -> bool:
@@ -129,6 +131,7 @@ def keep(cache: Cache, order: Sequence[int], width: int, device: torch.device) -
     index = torch.tensor(order, device=device, dtype=torch.long)
     moved = [(place, row) for place, row in enumerate(order) if place != row]
     moves = tuple(torch.tensor([pair[side] for pair in moved], device=device, dtype=torch.long) for side in (0, 1))
+    layer: Any
     for layer in cache.layers:
         if isinstance(layer, RoomyLayer):
             layer.keep((moves[0], moves[1]), len(order), width)
@@ -150,6 +153,8 @@ def join(cache: Cache, other: Cache, width: int) -> None:
         other: also after it. It is not used afterwards.
         width: columns of both together.
     """
+    layer: Any
+    more: Any
     for layer, more in zip(cache.layers, other.layers, strict=True):
         if isinstance(layer, RoomyLayer):
             layer.join(more, width)
@@ -157,14 +162,14 @@ def join(cache: Cache, other: Cache, width: int) -> None:
         for states, others in zip(_states(layer), _states(more), strict=True):
             for number, state in states.items():
                 if state is not None:
-                    states[number] = torch.cat([state, others[number]])
+                    states[number] = torch.cat([state, others[number]])  # both have seen a prompt
         if _has_keys(layer):
             _set_width(layer, width)
             _set_width(more, width)
             layer.keys, layer.values = torch.cat([layer.keys, more.keys]), torch.cat([layer.values, more.values])
 
 
-def _states(layer: Any) -> list[dict[int, torch.Tensor | None]]:
+def _states(layer: Any) -> list[dict[int, Any]]:
     """The states of convolutions and recurrences. They have no columns."""
     return [getattr(layer, name) for name in _STATES if isinstance(getattr(layer, name, None), dict)]
 

@@ -1,8 +1,8 @@
 """The loop that generates answers: an answer that has ended leaves its batch at once, and the next prompts take its place.
 
-A batch costs time for each row in each step, also for rows that have ended. So rows are taken out of the cache, and prompts that
-wait are added to it (cache_rows.py), where a trial showed that the model's answers stay the same (batching.py). Other models
-answer fixed batches by transformers' own loop.
+A batch costs time for each row in each step, also for rows that have ended. So rows are taken out of the cache, and prompts
+that wait are added to it (cache_rows.py), where a trial showed that the model's answers stay the same (batching.py). Other
+models answer fixed batches by transformers' own loop.
 """
 
 from collections import deque
@@ -23,6 +23,12 @@ REFILL = 0.25
 
 TOKENS_AT_ONCE = {"cuda": 32768, "cpu": 4096}
 """Most tokens of prompts in one pass, padding included."""
+
+PADDING_AT_ONCE = {"cuda": 1024, "cpu": 24}
+"""Padding in one pass that costs about as much as another pass over the weights of the model."""
+
+PADDED_SHARE = 0.05
+"""Padding that any pass may have, as a fraction of its tokens."""
 
 _CACHES = ("past_key_values", "cache_params")
 _KNOWN = {*_CACHES, "attention_mask", "position_ids", "use_cache", "logits_to_keep"}
@@ -157,9 +163,7 @@ class Passes:
         self._lengths = torch.tensor(self.lengths, device=self.device)
 
 
-def first_pass(
-    model: Any, prompts: Sequence[list[int]], pad: int, device: torch.device
-) -> tuple[torch.Tensor, Passes]:
+def first_pass(model: Any, prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, Passes]:
     """Run a model on prompts, as `generate` of transformers begins.
 
     Args:
@@ -285,15 +289,27 @@ class Decoder:
             return []
         head = pending[0]
         places = max(1, min(self._most, plan.most(rows, len(head.prompt) + head.bound)))
-        # Joining waits until enough places are free.
-        self._full = places - max(1, int(places * REFILL)) + 1
-        if rows and rows >= self._full:
+        # Joining waits until enough places are free, and then fills all.
+        waiting = places - max(1, int(places * REFILL)) + 1
+        if rows >= places:
+            self._full = waiting
             return []
-        free = places - rows
-        if plan.moves:
-            free = min(free, max(1, TOKENS_AT_ONCE.get(plan.device.type, TOKENS_AT_ONCE["cpu"]) // len(head.prompt)))
+        chunk = self._chunk(places - rows)
+        self._full = waiting if rows + len(chunk) >= places else places
+        return chunk
+
+    def _chunk(self, most: int) -> list[Question]:
+        """The next prompts of about one length."""
+        plan, pending = self._plan, self._pending
         chunk = [pending.popleft()]
-        while pending and len(chunk) < free and (plan.pads or len(pending[0].prompt) == len(head.prompt)):
+        longest, padding = len(chunk[0].prompt), 0
+        free = PADDING_AT_ONCE.get(plan.device.type, PADDING_AT_ONCE["cpu"])
+        if plan.moves:
+            most = min(most, max(1, TOKENS_AT_ONCE.get(plan.device.type, TOKENS_AT_ONCE["cpu"]) // longest))
+        while pending and len(chunk) < most:
+            padding += longest - len(pending[0].prompt)
+            if padding and (not plan.pads or (plan.moves and padding > max(free, PADDED_SHARE * longest * len(chunk)))):
+                break
             chunk.append(pending.popleft())
         return chunk
 
