@@ -244,7 +244,7 @@ def main() -> None:
 def answer(loaded: Any, asked: Any, batches: tuple[int | str, ...], per_token: float, keep: Callable[[Any], None]) -> None:
     """Run the workloads of generation. `--quick`: with a quarter of the tokens."""
     on_gpu, scale = loaded.device.type == "cuda", 0.25 if asked.quick else 1.0
-    num_questions = asked.questions or ((64 if asked.quick else 256) if on_gpu else (8 if asked.quick else 32))
+    num_questions = asked.questions or ((64 if asked.quick else 256) if on_gpu else (4 if asked.quick else 32))
     print("\n| workload | requests | tokens of an answer | who | seconds | times the hub's | equal answers |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for name in (name for name in asked.workloads if name in GENERATIONS):

@@ -20,7 +20,7 @@ class Generation:
     """New tokens at most."""
 
     mean: float | None = None
-    """New tokens on average, about. None: all answers have as many as are allowed."""
+    """New tokens on average, about. None: all answers have as many as are allowed, but where the model ends one."""
 
     few_shot: int = 0
     """Tokens in front of each question, the same for all."""
@@ -35,6 +35,8 @@ UNTIL = ["\n\nQuestion:", "<end of it>"]
 """Stop texts, which are looked for but hardly come."""
 
 WARM_UP = 4
+LEAST_OF_MEAN = 0.7
+"""A token that makes answers shorter than this fraction of the mean length is no end."""
 
 
 def compare_answers(
@@ -92,16 +94,16 @@ def _answered(make: Callable[[], Any], contexts: Sequence[str], most: int) -> tu
 def _ending(loaded: Any, contexts: Sequence[str], most: int, mean: float | None) -> Iterator[tuple[float, int]]:
     """Let some tokens end answers, so that they have about `mean` tokens. Gives their mean and their longest."""
     free = _free_answers(loaded, contexts, most)
-    ends = _chosen(free, mean) if mean is not None else set()
-    lengths = [next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids)) for ids in free]
     config = loaded.model.generation_config
-    before = config.eos_token_id, loaded.tokenizer.eos_token
-    # lm-eval ends an answer at the text of this token too. One that the model makes would end `long` answers.
+    before = config.eos_token_id
+    ends = chosen_ends(free, mean) if mean is not None else set()
     config.eos_token_id = sorted(ends) or None
+    ends = ends | {loaded.tokenizer.eos_token_id}  # lm-eval ends an answer at its text
+    lengths = [next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids)) for ids in free]
     try:
         yield sum(lengths) / len(lengths), max(lengths)
     finally:
-        config.eos_token_id, loaded.tokenizer.eos_token = before
+        config.eos_token_id = before
 
 
 def _free_answers(loaded: Any, contexts: Sequence[str], most: int) -> list[list[int]]:
@@ -118,18 +120,31 @@ def _free_answers(loaded: Any, contexts: Sequence[str], most: int) -> list[list[
     return [found[number] for number in range(len(prompts))]
 
 
-def _chosen(free: Sequence[Sequence[int]], mean: float) -> set[int]:
-    """Tokens that give answers of about a mean length as ends: for short answers first tokens, otherwise any."""
+def chosen_ends(free: Sequence[Sequence[int]], mean: float) -> set[int]:
+    """Tokens that give answers of about a mean length as ends: for short answers the first tokens, otherwise any.
+
+    Args:
+        free: answers that nothing ended.
+        mean: tokens of an answer.
+    """
     begins = Counter(ids[0] for ids in free)
-    tokens = {token for ids in free for token in ids}
+    places: dict[int, list[tuple[int, int]]] = {}
+    for number, ids in enumerate(free):
+        for token in set(ids):
+            places.setdefault(token, []).append((number, list(ids).index(token) + 1))
     # Any order that has nothing to do with the text: multiples of a large prime.
-    order = sorted(tokens, key=lambda token: (-begins[token] if mean <= 3 else 0, token * 2654435761 % 2**32))
+    order = sorted(places, key=lambda token: (-begins[token] if mean <= 3 else 0, token * 2654435761 % 2**32))
+    lengths = [len(ids) for ids in free]
     ends: set[int] = set()
     for token in order:
-        ends.add(token)
-        total = sum(next((place + 1 for place, one in enumerate(ids) if one in ends), len(ids)) for ids in free)
-        if total <= mean * len(free):
+        if sum(lengths) <= mean * len(free):
             break
+        cut = list(lengths)
+        for number, length in places[token]:
+            cut[number] = min(cut[number], length)
+        if sum(cut) >= LEAST_OF_MEAN * mean * len(free):
+            lengths = cut
+            ends.add(token)
     return ends
 
 
