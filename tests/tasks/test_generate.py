@@ -1,6 +1,7 @@
 """Answers of finished models: prompts as in training, batches that change nothing, files that are continued."""
 
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -193,6 +194,8 @@ def test_an_answer_that_has_ended_costs_no_more_steps(llama, monkeypatch):
     assert len(set(lengths)) > 2
     assert sum(rows for rows, columns in sizes if columns == 1) == sum(lengths) - len(prompts)
     assert max(rows for rows, _ in sizes) == 4
+    # Prompts joined a batch: a step has more rows than the prompts before it.
+    assert any(then > rows for (rows, columns), (then, step) in itertools.pairwise(sizes) if columns > step)
 
 
 def test_stop_texts_are_found_wherever_tokens_are_cut():
