@@ -51,7 +51,8 @@ def compare_answers(
         scale: of the numbers of new tokens.
         makers: name -> a function that makes the model of lm-eval. The hub is the first.
     """
-    asked, rows = GENERATIONS[name], []
+    asked = GENERATIONS[name]
+    rows: list[dict[str, Any]] = []
     most = max(2, round(asked.most * scale))
     ours: list[str] = []
     with _ending(loaded, contexts, most, None if asked.mean is None else max(1.5, asked.mean * scale)) as (mean, longest):
