@@ -23,6 +23,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,8 @@ def contenders(loaded: Any, batches: tuple[int | str, ...]) -> dict[str, Callabl
 
     found: dict[str, Callable[[], Any]] = {"hub": lambda: HubLM(loaded)}
     for batch in batches:
-        found[f"lm-eval hf, batch {batch}"] = lambda batch=batch: HFLM(
-            pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch
+        found[f"lm-eval hf, batch {batch}"] = partial(
+            HFLM, pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch
         )
     return found
 
