@@ -1,12 +1,16 @@
-"""Compare the hub's log-likelihood passes with lm-eval's own hf model: seconds, ratio, largest difference.
+"""Compare the hub's log-likelihoods and answers with those of lm-eval's own hf model: seconds, ratio, differences.
 
 python -m benchmarks.evaluation --model 1b                       # Llama 3.2 1B's shape with random weights
 python -m benchmarks.evaluation --model smollm2_135m --json evaluation.json
+python -m benchmarks.evaluation --model 1b --what generation     # answers only
 python -m benchmarks.evaluation --model 135m --quick             # a check that takes less than a minute
 
 Both answer the same multiple-choice requests with the same model on the same device, one after the other. Requests are made up,
 with the lengths of known tasks: `hellaswag` (a context and four endings), `mmlu` (a question and four letters), `mmlu_5shot`
 (the same behind five solved examples that a subject's questions share), `arc` (a short question and four short answers).
+For answers: `short` (most end at once), `long` (all have as many tokens as are allowed), `mixed` (as GSM8K: five solved
+examples, answers of 50 to 250 tokens). A model with random weights ends no answer by itself. So tokens that it generates
+anyway are made ends, for all contenders, as many as give the lengths.
 Seconds include tokenization, and for `auto` of lm-eval the search for its batch size. Needs lm-eval.
 """
 
@@ -19,11 +23,13 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.evaluation_answers import GENERATIONS, compare_answers
 from benchmarks.shapes import SHAPES, made
 
 Pair = tuple[str, str]
@@ -98,7 +104,8 @@ def load(name: str, dtype: torch.dtype, device: torch.device) -> Any:
         from hub.models.weights import local_weights
 
         folder = local_weights(compose(f"model={name}").model, print)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model.to(device).eval()
     model.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Loaded(name, model, tokenizer, device, dtype, model.config.max_position_embeddings, folder)
@@ -112,8 +119,8 @@ def contenders(loaded: Any, batches: tuple[int | str, ...]) -> dict[str, Callabl
 
     found: dict[str, Callable[[], Any]] = {"hub": lambda: HubLM(loaded)}
     for batch in batches:
-        found[f"lm-eval hf, batch {batch}"] = lambda batch=batch: HFLM(
-            pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch
+        found[f"lm-eval hf, batch {batch}"] = partial(
+            HFLM, pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch
         )
     return found
 
@@ -192,8 +199,10 @@ def characters_per_token(loaded: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="135m", help=f"{', '.join(SHAPES)}, a folder or a preset")
-    parser.add_argument("--questions", type=int, help="of each workload (a GPU: 2000, a CPU: 16)")
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--what", choices=("loglikelihood", "generation", "both"), default="both")
+    parser.add_argument("--questions", type=int, help="of each workload (a GPU: 2000, and 256 to answer; a CPU: 16 and 32)")
+    names = [*WORKLOADS, *GENERATIONS]
+    parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--batches", nargs="+", default=list(map(str, BATCHES)), help="batch sizes of lm-eval's hf model")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="a GPU: bfloat16, a CPU: float32")
     parser.add_argument("--quick", action="store_true", help="few questions, batch 8 only, no check in float32")
@@ -204,7 +213,6 @@ def main() -> None:
 
     device = device_here()
     on_gpu = device.type == "cuda"
-    num_questions = asked.questions or ((100 if asked.quick else 2000) if on_gpu else (4 if asked.quick else 16))
     batches: tuple[int | str, ...] = tuple(int(word) if word.isdigit() else word for word in asked.batches)
     batches = batches[:1] if asked.quick else batches
     dtype = getattr(torch, asked.dtype or ("bfloat16" if on_gpu else "float32"))
@@ -213,16 +221,38 @@ def main() -> None:
     per_token = characters_per_token(loaded)
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"{asked.model}, {dtype}, {where}, torch {torch.__version__}; loaded in {time.perf_counter() - begin:.0f} s\n")
-    print("| workload | requests | who | seconds | times the hub's | largest difference, nats | same choice |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     rows: list[dict[str, Any]] = []
-    for name in asked.workloads:
-        rows += compare(loaded, name, num_questions, batches, per_token)
+
+    def keep(more: list[dict[str, Any]]) -> None:
+        rows.extend(more)
         if asked.json:
             asked.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
-    if not asked.quick and dtype != torch.float32:
+
+    names = [name for name in asked.workloads if name in WORKLOADS] if asked.what != "generation" else []
+    if names:
+        print("| workload | requests | who | seconds | times the hub's | largest difference, nats | same choice |")
+        print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    num_questions = asked.questions or ((100 if asked.quick else 2000) if on_gpu else (2 if asked.quick else 16))
+    for name in names:
+        keep(compare(loaded, name, num_questions, batches, per_token))
+    if asked.what != "loglikelihood":
+        answer(loaded, asked, batches, per_token, keep)
+    if names and not asked.quick and dtype != torch.float32:
         del loaded
         print(f"\nin float32 the largest difference is {check(asked.model, device, per_token):.1e} nats")
+
+
+def answer(loaded: Any, asked: Any, batches: tuple[int | str, ...], per_token: float, keep: Callable[[Any], None]) -> None:
+    """Run the workloads of generation. `--quick`: with a quarter of the tokens."""
+    on_gpu, scale = loaded.device.type == "cuda", 0.25 if asked.quick else 1.0
+    num_questions = asked.questions or ((64 if asked.quick else 256) if on_gpu else (4 if asked.quick else 32))
+    print("\n| workload | requests | tokens of an answer | who | seconds | times the hub's | equal answers |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    for name in (name for name in asked.workloads if name in GENERATIONS):
+        one = GENERATIONS[name]
+        workload = Workload(round(one.context * scale), 1, round(one.few_shot * scale))
+        contexts = [context for context, _ in requests(workload, num_questions, per_token)[::CHOICES]]
+        keep(compare_answers(loaded, name, contexts, scale, contenders(loaded, batches)))
 
 
 if __name__ == "__main__":

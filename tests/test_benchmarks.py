@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks import evaluation, step_profile
 from benchmarks.context import Fit, search
+from benchmarks.evaluation_answers import chosen_ends
 from benchmarks.peers import Step, Task, peers
 from benchmarks.runner import Row, Start, run, speed
 from benchmarks.shapes import made, made_for, num_multiplied
@@ -178,3 +180,13 @@ def test_the_requests_of_an_evaluation_share_what_those_of_the_task_share():
         assert [contexts.count(context) for context in dict.fromkeys(contexts)] == [evaluation.CHOICES] * 3
         begin = workload.few_shot // 2
         assert (len({context[:begin] for context in contexts}) == 1) == (begin == 0 or "shot" in name)
+
+
+def test_ends_are_chosen_that_give_answers_of_about_a_length():
+    draw = random.Random(0)
+    free = [[draw.randint(0, 400) for _ in range(200)] for _ in range(40)]
+    for mean in (2.0, 100.0):
+        ends = chosen_ends(free, mean)
+        lengths = [next((place for place, token in enumerate(ids, 1) if token in ends), len(ids)) for ids in free]
+        assert 0.7 * mean <= sum(lengths) / len(lengths) <= mean
+        assert min(lengths) < mean / 1.5 < mean * 1.5 < max(lengths)

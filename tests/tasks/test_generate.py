@@ -1,6 +1,7 @@
 """Answers of finished models: prompts as in training, batches that change nothing, files that are continued."""
 
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -27,10 +28,11 @@ from hub.tasks.chat.stream import TextStream
 from hub.tasks.generate import engine, generate
 from hub.tasks.generate.answer_shape import answer_shape, split_thoughts
 from hub.tasks.generate.answers_file import AnswersFile
-from hub.tasks.generate.batching import EQUAL, PADDED, SINGLE, batching_of, has_cache
+from hub.tasks.generate.batching import EQUAL, PADDED, SINGLE, batching_of, can_move, has_cache
+from hub.tasks.generate.ends import Ends
 from hub.tasks.generate.prompts import Prompter
 from hub.tasks.generate.rows import questions
-from hub.tasks.generate.sampling import RepetitionPenalty, processors
+from hub.tasks.generate.sampling import RepetitionPenalty, Sampler
 from hub.tasks.loading import Loaded
 from hub.tasks.serve.folder import make_folder
 from hub.tasks.serve.verb import VERB as SERVE
@@ -137,31 +139,80 @@ def test_a_text_has_one_beginning_and_no_end(llama):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "kind", "moves"),
     [
-        ("llama", PADDED),
-        ("gpt2", PADDED),
-        ("falcon_alibi", PADDED),
-        ("mamba", PADDED),
-        ("minimax", EQUAL),
-        ("rwkv", SINGLE),
-        ("xlstm", None),
+        ("llama", PADDED, True),
+        ("gpt2", PADDED, True),
+        ("falcon_alibi", PADDED, True),
+        ("gemma3_text", PADDED, True),  # sliding windows
+        ("deepseek_v3", PADDED, True),  # keys and values of different sizes
+        ("mamba", PADDED, True),
+        ("falcon_h1", PADDED, True),  # attention beside recurrences
+        ("openai-gpt", PADDED, False),
+        ("minimax", EQUAL, False),
+        ("rwkv", SINGLE, False),
+        ("xlstm", None, False),
     ],
 )
-def test_an_answer_in_a_batch_is_the_one_alone(name, kind):
+def test_an_answer_in_a_batch_is_the_one_alone(name, kind, moves):
     loaded = loaded_zoo(name)
-    prompts = [list(range(10, 10 + length)) for length in (3, 9, 5, 9, 1)] + [list(range(40, 45))]
-    together = engine.answers(loaded, prompts, GREEDY)
+    prompts = [list(range(10, 10 + length)) for length in (3, 9, 5, 9, 1, 30)] + [list(range(40, 45))]
+    answers = []
+    for prompt in prompts:  # the reference: the most likely token again and again, without cache and without padding
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(6):
+                ids.append(int(loaded.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        answers.append(ids[len(prompt) :])
+    # Answers of different lengths: rows leave, and others take their place.
+    loaded.model.generation_config.eos_token_id = [answers[1][1], answers[5][3]]
+    ends = engine.shape_of(loaded).stop_ids
+    expected = [ids[: min([*(ids.index(end) + 1 for end in ends if end in ids), 6])] for ids in answers]
+    several = GenerateConfig(**vars(GREEDY) | {"batch_size": 3})
+    together = engine.answers(loaded, prompts, several)
+    assert [answer.token_ids for answer in together] == expected
+    assert [engine.answers(loaded, [prompt], GREEDY)[0] for prompt in prompts] == together
     assert has_cache(loaded.model, torch.float32) == (kind is not None)
     assert kind is None or batching_of(loaded.model, torch.float32) == kind
-    for prompt, answer in zip(prompts, together, strict=True):
-        assert engine.answers(loaded, [prompt], GREEDY) == [answer]
-        with torch.no_grad():  # the reference: the most likely token again and again, without cache and without padding
-            ids = list(prompt)
-            for _ in answer.token_ids:
-                ids.append(int(loaded.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        assert answer.token_ids == ids[len(prompt) :]
+    assert kind in (None, SINGLE) or can_move(loaded.model, torch.float32) == moves
     assert not loaded.model.training
+
+
+def test_an_answer_that_has_ended_costs_no_more_steps(llama, monkeypatch):
+    prompts = [[10 + number, 11, *range(number)] for number in range(12)]
+    free = engine.answers(llama, prompts, GREEDY)
+    forward, sizes = llama.model.forward, []
+
+    def counting(**inputs):
+        sizes.append(inputs["input_ids"].shape)
+        return forward(**inputs)
+
+    monkeypatch.setattr(llama.model, "forward", counting)
+    monkeypatch.setattr(llama.model.generation_config, "eos_token_id", [free[3].token_ids[1], free[8].token_ids[2]])
+    made = engine.answers(llama, prompts, GenerateConfig(**vars(GREEDY) | {"batch_size": 4}))
+    lengths = [len(answer.token_ids) for answer in made]
+    assert len(set(lengths)) > 2
+    assert sum(rows for rows, columns in sizes if columns == 1) == sum(lengths) - len(prompts)
+    assert max(rows for rows, _ in sizes) == 4
+    # Prompts joined a batch: a step has more rows than the prompts before it.
+    assert any(then > rows for (rows, columns), (then, step) in itertools.pairwise(sizes) if columns > step)
+
+
+def test_stop_texts_are_found_wherever_tokens_are_cut():
+    for name in ("qwen3", "hub_gemma"):
+        tokenizer = tokenizer_for(FILES[name].read_text(encoding="utf-8"))
+        for stop in ("\n\n", "STOP", "é 🙂", ". ", "it"):
+            text = f"Is 🙂 it\n so? Élan, S TOP é{stop} and on"
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ends, made = Ends(tokenizer, [tokenizer.eos_token_id], [stop]), []
+            for number in ids:
+                made.append(number)
+                found = ends.reached(made)
+                assert found == (stop in tokenizer.decode(made))
+                if found:
+                    break
+            assert found
+            assert ends.reached([tokenizer.eos_token_id])
 
 
 def test_answers_stop_at_tokens_at_texts_and_at_the_context(llama):
@@ -194,8 +245,8 @@ def test_draws_follow_the_distribution_and_depend_on_seed_and_row_alone(llama):
     counts = torch.zeros(5)
     for draw in range(200):
         keys = [f"{draw}/{row}" for row in range(20)]
-        chain = processors(settings, keys, torch.ones(20, dtype=torch.long), [])
-        counts += torch.bincount(chain(torch.zeros(20, 1, dtype=torch.long), logits.repeat(20, 1)).argmax(1), minlength=5)
+        sampler = Sampler(settings, [], [[0]] * 20, keys, logits.device)
+        counts += torch.bincount(sampler.scores(logits.repeat(20, 1), None).argmax(1), minlength=5)
     expected = torch.softmax(torch.tensor([1.0, 0.5, 0.0]), 0)
     assert torch.allclose(counts[:3] / 4000, expected, atol=0.03)
     assert not counts[3:].any()
@@ -208,35 +259,52 @@ def test_draws_follow_the_distribution_and_depend_on_seed_and_row_alone(llama):
     assert engine.answers(llama, prompts, GenerateConfig(**vars(hot) | {"batch_size": 1})) == drawn
 
 
-def test_the_repetition_penalty_is_that_of_transformers_but_for_ends_and_padding():
+def test_the_repetition_penalty_is_that_of_transformers_but_for_ends():
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    ids, scores = torch.tensor([[0, 0, 3, 4], [1, 2, 3, 4]]), torch.randn(2, 8)
-    ours = RepetitionPenalty(1.3, torch.tensor([2, 4]), [4])(ids, scores)
-    assert torch.equal(ours[:, 4], scores[:, 4])
-    for row, seen in ((0, [[3, 4]]), (1, [[1, 2, 3, 4]])):
-        theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor(seen), scores[row : row + 1].clone())[0]
-        others = [number for number in range(8) if number != 4]
-        assert torch.equal(ours[row, others], theirs[others])
+    device, others = torch.device("cpu"), [number for number in range(8) if number != 4]
+    ours = RepetitionPenalty(1.3, [4], [[3], [1, 2, 3], [6]], device)
+    seen: list[list[int]] = [[3], [1, 2, 3], [6]]
+    last = None
+    for order in (None, [0, 2], [0]):  # rows leave, and one joins
+        scores = torch.randn(len(seen), 8)
+        found = ours(scores, last)
+        assert torch.equal(found[:, 4], scores[:, 4])
+        for row, ids in enumerate(seen):
+            theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([ids]), scores[row : row + 1].clone())[0]
+            assert torch.equal(found[row, others], theirs[others])
+        ours.keep(order or range(len(seen)))
+        seen = [seen[row] for row in order or range(len(seen))]
+        if order == [0, 2]:
+            joining = RepetitionPenalty(1.3, [4], [[7, 0]], device)
+            joining(torch.randn(1, 8), None)
+            ours.join(joining)
+            seen.append([7, 0])
+        last = torch.tensor([5, 4, 2][: len(seen)])
+        seen = [[*ids, int(token)] for ids, token in zip(seen, last, strict=True)]
 
 
 def test_a_batch_that_does_not_fit_is_halved(llama, monkeypatch):
-    whole, sizes = engine._batch, []
-
-    def narrow(loaded, prompts, *others):
-        sizes.append(len(prompts))
-        if len(prompts) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return whole(loaded, prompts, *others)
-
     prompts = [[10 + number, 11, 12] for number in range(9)]
     expected = engine.answers(llama, prompts, GREEDY)
-    monkeypatch.setattr(engine, "_batch", narrow)
-    most = 2
+    forward, sizes = llama.model.forward, []
+
+    def narrow(**inputs):
+        rows, columns = inputs["input_ids"].shape
+        if columns > 1:
+            sizes.append(rows)
+        if rows > most or (columns == 1 and rows > most_in_steps):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
+
+    monkeypatch.setattr(llama.model, "forward", narrow)
+    most = most_in_steps = 2
     assert engine.answers(llama, prompts, GREEDY) == expected
     assert sizes == [9, 4, 2, 2, 2, 2, 1]
+    most, most_in_steps = 9, 3
+    assert engine.answers(llama, prompts, GREEDY) == expected
     most = 0
-    with pytest.raises(ModelError, match=r"do(es)? not fit into memory\. Type a smaller generate\.max_new_tokens"):
+    with pytest.raises(ModelError, match=r"does not fit into memory\. Type a smaller generate\.max_new_tokens"):
         engine.answers(llama, prompts, GREEDY)
 
 

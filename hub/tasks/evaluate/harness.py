@@ -203,7 +203,7 @@ class HubLM(TemplateLM):
         with own_attention(self.loaded):
             count = adding(self._report, "answers", num_before + len(prompts), num_before)
             made = answers(self.loaded, prompts, generate, count)
-        return [str(postprocess_generated_text(answer.text, stop=until, think_end_token=None)) for answer in made]
+        return [str(postprocess_generated_text(text, stop=until, think_end_token=None)) for text in made]
 
 
 def _total(scores: Scores) -> tuple[float, bool]:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from hub.models.structure import max_positions, text_config
+from hub.tasks.generate.decode import first_pass, padded, plain_config
 
 PADDED, EQUAL, SINGLE = "padded", "equal", "single"
 """Prompts of any lengths together; prompts of one length together; one prompt at a time."""
@@ -38,6 +38,7 @@ _FIRST = 1
 NUM_TRIES = 3
 """Tries in half precision: a token that rounding sends to another expert changes by more than rounding."""
 
+_moving: "weakref.WeakKeyDictionary[torch.nn.Module, bool]" = weakref.WeakKeyDictionary()
 _known: "weakref.WeakKeyDictionary[torch.nn.Module, str]" = weakref.WeakKeyDictionary()
 _cached: "weakref.WeakKeyDictionary[torch.nn.Module, bool]" = weakref.WeakKeyDictionary()
 
@@ -74,6 +75,46 @@ def batching_of(model: torch.nn.Module, dtype: torch.dtype) -> str:
     if model not in _known:
         _known[model] = _measure(model, dtype)
     return _known[model]
+
+
+def can_move(model: torch.nn.Module, dtype: torch.dtype) -> bool:
+    """Whether rows may leave and join a batch of a model while it is generated. Measured once for each model.
+
+    Args:
+        model: in evaluation mode, without gradients, and not `SINGLE`. The caller sets autocast.
+        dtype: of the arithmetic.
+    """
+    if model not in _moving:
+        padded = batching_of(model, dtype) == PADDED
+        tries = NUM_TRIES if dtype in HALF_LIMIT else 1
+        _moving[model] = any(_try_moves(model, dtype, seed, padded) for seed in range(tries))
+    return _moving[model]
+
+
+def _try_moves(model: torch.nn.Module, dtype: torch.dtype, seed: int, pads: bool) -> bool:
+    """Two prompts begin, the first leaves, and if prompts may be padded it joins again."""
+    generator: Any = getattr(model, "module", model)
+    long, short, other = _random_prompts(model, seed, (*LENGTHS, LENGTHS[1]))
+    first = long if pads else other
+    device = next(model.parameters()).device
+    alone = [_logits(model, [prompt])[0] for prompt in (short, first)]
+    rounding = _difference(model, [short, other], [(0, alone[0])])
+    try:
+        _, passes = first_pass(generator, [first, short], 0, device)
+        if not passes.can_move():
+            return False
+        passes.keep([1])
+        if pads:
+            _, more = first_pass(generator, [first], 0, device)
+            if not more.can_move():
+                return False
+            passes.join(more)
+        found = passes.step(torch.full((len(passes.lengths),), _FIRST, device=device)).float().cpu()
+    except _ERRORS as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+    return all(_change(row, wanted[1]) <= _limit(dtype, rounding) for row, wanted in zip(found, alone, strict=False))
 
 
 def _measure(model: torch.nn.Module, dtype: torch.dtype) -> str:
@@ -119,10 +160,14 @@ def _difference(model: torch.nn.Module, prompts: Sequence[list[int]], alone: Seq
         return float("inf")
     worst = 0.0
     for row, expected in alone:
-        spread = expected.std(dim=-1).clamp_min(1e-6)
-        change = (together[row] - expected).square().mean(dim=-1).sqrt() / spread
-        worst = max(worst, float("inf") if change.isnan().any() else float(change.max()))
+        worst = max(worst, _change(together[row], expected))
     return worst
+
+
+def _change(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the change of logits over their spread, the greatest of some steps."""
+    change = (found - expected).square().mean(dim=-1).sqrt() / expected.std(dim=-1).clamp_min(1e-6)
+    return float("inf") if change.isnan().any() else float(change.max())
 
 
 def _logits(model: torch.nn.Module, prompts: Sequence[list[int]]) -> torch.Tensor:
@@ -137,39 +182,3 @@ def _logits(model: torch.nn.Module, prompts: Sequence[list[int]]) -> torch.Tenso
         prefix_allowed_tokens_fn=lambda row, ids: [_FIRST],
     )
     return torch.stack([step.float().cpu() for step in given.logits], dim=1)
-
-
-def plain_config(**values: Any) -> GenerationConfig:
-    """A generation config that takes the most likely token. What the model's own one sets beside is switched off.
-
-    Args:
-        values: further settings.
-    """
-    off = {
-        "do_sample": False,
-        "num_beams": 1,
-        "num_return_sequences": 1,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "use_cache": True,
-        "pad_token_id": 0,
-        "eos_token_id": [],
-    }
-    return GenerationConfig(**(off | values))
-
-
-def padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts padded on the left, and which tokens are theirs: both (prompts, longest).
-
-    Args:
-        prompts: token ids.
-        pad: the token in front of shorter ones.
-        device: of the result.
-    """
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)

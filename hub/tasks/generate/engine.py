@@ -1,12 +1,10 @@
-"""Generates answers in batches: prompts sorted by length, as many together as fit into memory. Each is what it is alone."""
+"""Generates answers: as many together as the model and the memory allow. Each is what it is alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from hub.config.generate import GenerateConfig
 from hub.config.option import AUTO
@@ -14,17 +12,18 @@ from hub.errors import ModelError
 from hub.models.structure import base_of, text_config
 from hub.system.memory import allowed_memory, free_host_memory
 from hub.tasks.generate.answer_shape import AnswerShape, answer_shape, opens_thoughts, split_thoughts
-from hub.tasks.generate.batching import PADDED, SINGLE, batching_of, has_cache, padded, plain_config
-from hub.tasks.generate.sampling import processors
+from hub.tasks.generate.batching import PADDED, SINGLE, batching_of, can_move, has_cache
+from hub.tasks.generate.decode import Decoder, Made, NoMemory, Plan, Question
+from hub.tasks.generate.ends import Ends
 from hub.tasks.loading import Loaded
 
-MOST_TOGETHER = {"cuda": 256, "cpu": 16}
+MOST_TOGETHER = {"cuda": 256, "cpu": 32}
 """Answers that are generated together at most, with `generate.batch_size=auto`."""
 
 MEMORY_FRACTION = 0.5
 """Share of the free memory that the keys and values of a batch may take."""
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_MANY = 1 << 62
 _TAIL = 64
 """Tokens at the end of a prompt that tell whether it opens a block of thoughts."""
 
@@ -44,46 +43,6 @@ class Answer:
 
     thoughts: str = ""
     """What stands in the block of thoughts before it."""
-
-
-class Done(StoppingCriteria):
-    """Ends each row by itself: at a token that ends answers, at a stop text, or at its own bound."""
-
-    def __init__(self, tokenizer: Any, width: int, bounds: Sequence[int], shape: AnswerShape, stop: Sequence[str]) -> None:
-        """Args:
-        tokenizer: of the prompts.
-        width: tokens of the longest prompt.
-        bounds: most new tokens of each row.
-        shape: what ends an answer.
-        stop: texts that end one besides.
-        """
-        self.eos_token_id = torch.tensor(sorted(shape.stop_ids))
-        self._tokenizer, self._width, self._bounds = tokenizer, width, bounds
-        self._stop_ids, self._texts = shape.stop_ids, (*stop, *shape.stop_texts)
-        self._window = 2 * max((len(text.encode()) for text in self._texts), default=0) + 8
-        self.ends: list[int | None] = [None] * len(bounds)
-        """New tokens of each row that has ended."""
-
-        self.reasons = ["length"] * len(bounds)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **others: Any) -> torch.Tensor:
-        """Whether each row has ended: (rows,)."""
-        count = input_ids.shape[1] - self._width
-        last = input_ids[:, -1].tolist()
-        for row, end in enumerate(self.ends):
-            if end is not None:
-                continue
-            if last[row] in self._stop_ids or self._has_text(input_ids[row], count):
-                self.ends[row], self.reasons[row] = count, "stop"
-            elif count >= self._bounds[row]:
-                self.ends[row] = count
-        return torch.tensor([end is not None for end in self.ends], device=input_ids.device)
-
-    def _has_text(self, row: torch.Tensor, count: int) -> bool:
-        if not self._texts:
-            return False
-        tail = self._tokenizer.decode(row[-min(count, self._window) :].tolist(), skip_special_tokens=False)
-        return any(text in tail for text in self._texts)
 
 
 def answers(
@@ -116,7 +75,7 @@ def answers(
 def generated(
     loaded: Loaded, prompts: Sequence[list[int]], settings: GenerateConfig, keys: Sequence[str] | None = None
 ) -> Iterator[dict[int, Answer]]:
-    """Yield answers by the number of their prompt, a batch at a time, the longest prompts first.
+    """Yield answers by the number of their prompt, as they end. The longest prompts begin first.
 
     Args:
         loaded: the model. It is put into evaluation mode while it generates.
@@ -127,43 +86,19 @@ def generated(
     Raises:
         ModelError: a prompt is empty or too long for the model, or does not fit into memory.
     """
-    keys = keys if keys is not None else [str(number) for number in range(len(prompts))]
     for number, prompt in enumerate(prompts):
         if not prompt or (loaded.max_positions is not None and len(prompt) >= loaded.max_positions):
             raise ModelError(
                 f"{loaded.name}: prompt {number} has {len(prompt)} tokens. Allowed: at least 1, and fewer than the "
                 f"{loaded.max_positions} that the model can hold"
             )
-    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-    with _generating(loaded):
-        several = len(prompts) > 1 and has_cache(loaded.model, loaded.dtype)
-        kind = batching_of(loaded.model, loaded.dtype) if several else SINGLE
-        bound = MOST_TOGETHER[loaded.device.type if loaded.device.type in MOST_TOGETHER else "cpu"]
-        most = 1 if kind == SINGLE else bound if settings.batch_size == AUTO else int(settings.batch_size)
-        while order:
-            size = most
-            if settings.batch_size == AUTO:
-                size = min(most, rows_in_memory(loaded, len(prompts[order[0]]) + settings.max_new_tokens))
-            chosen = order[:size]
-            if kind != PADDED:
-                chosen = [number for number in chosen if len(prompts[number]) == len(prompts[chosen[0]])]
-            try:
-                batch = _batch(loaded, [prompts[n] for n in chosen], settings, [keys[n] for n in chosen])
-            except RuntimeError as error:
-                if not any(words in str(error).lower() for words in _NO_MEMORY):
-                    raise
-                if len(chosen) > 1:
-                    most = len(chosen) // 2
-                    continue
-                raise ModelError(
-                    f"{loaded.name}: a prompt of {len(prompts[chosen[0]])} tokens with up to {settings.max_new_tokens} "
-                    "new ones does not fit into memory. Type a smaller generate.max_new_tokens"
-                ) from None
-            finally:
-                if loaded.device.type == "cuda":
-                    torch.cuda.empty_cache()
-            order = order[len(chosen) :]
-            yield dict(zip(chosen, batch, strict=True))
+    shape = shape_of(loaded)
+    ends = Ends(loaded.tokenizer, shape.stop_ids, (*settings.stop, *shape.stop_texts))
+    for done in made(loaded, prompts, settings, ends, keys):
+        yield {
+            number: answer_of(loaded, prompts[number], one.token_ids, one.reason, settings.stop, shape)
+            for number, one in done.items()
+        }
 
 
 def one_answer(
@@ -181,16 +116,79 @@ def one_answer(
     Raises:
         ModelError: it does not fit into memory.
     """
+    shape = shape_of(loaded)
+    ends = Ends(loaded.tokenizer, shape.stop_ids, (*settings.stop, *shape.stop_texts))
+    (done,) = made(loaded, [prompt], settings, ends, [key], stream=_Stream(receive))
+    return answer_of(loaded, prompt, done[0].token_ids, done[0].reason, settings.stop, shape)
+
+
+def made(
+    loaded: Loaded,
+    prompts: Sequence[list[int]],
+    settings: GenerateConfig,
+    ends: Ends,
+    keys: Sequence[str] | None = None,
+    option: str = "generate.max_new_tokens",
+    stream: "_Stream | None" = None,
+) -> Iterator[dict[int, Made]]:
+    """Yield the tokens of answers by the number of their prompt, as they end.
+
+    Args:
+        loaded: see `generated`.
+        prompts: see `generated`.
+        settings: see `generated`. Its stop texts are not read.
+        ends: what ends an answer.
+        keys: see `generated`.
+        option: what bounds the new tokens, for the message if memory runs out.
+        stream: gets the tokens of a single answer as they come.
+
+    Raises:
+        ModelError: a prompt does not fit into memory.
+    """
+    keys = keys if keys is not None else [str(number) for number in range(len(prompts))]
+    questions = [
+        Question(number, list(prompt), key, max(1, min(settings.max_new_tokens, (loaded.max_positions or _MANY) - len(prompt))))
+        for number, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
+    ]
+    questions.sort(key=lambda one: -len(one.prompt))
     try:
         with _generating(loaded):
-            return _batch(loaded, [prompt], settings, [key], _Stream(receive))[0]
-    except RuntimeError as error:
-        if not any(words in str(error).lower() for words in _NO_MEMORY):
-            raise
+            yield from Decoder(_plan(loaded, settings, ends, len(prompts)), questions, stream).run()
+    except NoMemory as error:
         raise ModelError(
-            f"{loaded.name}: {len(prompt)} tokens with up to {settings.max_new_tokens} new ones do not fit into memory. "
-            "Type a smaller generate.max_new_tokens"
+            f"{loaded.name}: a prompt of {len(error.question.prompt)} tokens with up to {settings.max_new_tokens} new ones "
+            f"does not fit into memory. Type a smaller {option}"
         ) from None
+    finally:
+        if loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _plan(loaded: Loaded, settings: GenerateConfig, ends: Ends, num_prompts: int) -> Plan:
+    """How prompts are answered: as many together as the model and the memory allow."""
+    cached = has_cache(loaded.model, loaded.dtype)
+    kind = batching_of(loaded.model, loaded.dtype) if num_prompts > 1 and cached else SINGLE
+    bound = MOST_TOGETHER[loaded.device.type if loaded.device.type in MOST_TOGETHER else "cpu"]
+
+    def most(rows: int, num_tokens: int) -> int:
+        if kind == SINGLE:
+            return 1
+        if settings.batch_size != AUTO:
+            return int(settings.batch_size)
+        return min(bound, rows + rows_in_memory(loaded, num_tokens))
+
+    pad = loaded.tokenizer.pad_token_id
+    return Plan(
+        model=getattr(loaded.model, "module", loaded.model),
+        device=loaded.device,
+        pad=int(pad if pad is not None else min(ends.stop_ids, default=0)),
+        settings=settings,
+        ends=ends,
+        most=most,
+        moves=kind != SINGLE and can_move(loaded.model, loaded.dtype),
+        pads=kind == PADDED,
+        use_cache=cached,
+    )
 
 
 def rows_in_memory(loaded: Loaded, num_tokens: int) -> int:
@@ -206,8 +204,9 @@ def rows_in_memory(loaded: Loaded, num_tokens: int) -> int:
     each = num_tokens * number("num_hidden_layers", 32) * 2 * width * loaded.dtype.itemsize + 8 * number("vocab_size", 1)
     free = float(free_host_memory())
     if loaded.device.type == "cuda":
+        unused = torch.cuda.memory_reserved(loaded.device) - torch.cuda.memory_allocated(loaded.device)
         free = min(
-            torch.cuda.mem_get_info(loaded.device)[0],
+            torch.cuda.mem_get_info(loaded.device)[0] + unused,
             allowed_memory(loaded.device) - torch.cuda.memory_allocated(loaded.device),
         )
     return max(1, int(free * MEMORY_FRACTION / each))
@@ -253,41 +252,6 @@ def _needs_autocast(loaded: Loaded) -> bool:
     return any(weight.dtype == torch.float32 for weight in loaded.model.parameters())
 
 
-def _batch(
-    loaded: Loaded,
-    prompts: list[list[int]],
-    settings: GenerateConfig,
-    keys: Sequence[str],
-    stream: _Stream | None = None,
-) -> list[Answer]:
-    model: Any = getattr(loaded.model, "module", loaded.model)
-    tokenizer = loaded.tokenizer
-    shape = shape_of(loaded)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(shape.stop_ids, default=0)
-    input_ids, mask = padded(prompts, int(pad), loaded.device)
-    room = [loaded.max_positions - len(prompt) if loaded.max_positions else settings.max_new_tokens for prompt in prompts]
-    bounds = [min(settings.max_new_tokens, left) for left in room]
-    done = Done(tokenizer, input_ids.shape[1], bounds, shape, settings.stop)
-    given = model.generate(
-        input_ids=input_ids,
-        attention_mask=mask,
-        generation_config=plain_config(
-            max_new_tokens=max(bounds),
-            pad_token_id=int(pad),
-            eos_token_id=sorted(shape.stop_ids),
-            use_cache=has_cache(loaded.model, loaded.dtype),
-        ),
-        logits_processor=processors(settings, keys, mask.sum(dim=1), shape.stop_ids),
-        stopping_criteria=StoppingCriteriaList([done]),
-        streamer=stream,
-    )
-    new = given[:, input_ids.shape[1] :].tolist()
-    return [
-        answer_of(loaded, prompt, row[: end if end is not None else len(row)], reason, settings.stop)
-        for prompt, row, end, reason in zip(prompts, new, done.ends, done.reasons, strict=True)
-    ]
-
-
 def shape_of(loaded: Loaded) -> AnswerShape:
     """What ends an answer of a model: what its template, its tokenizer and its generation config say."""
     shape = answer_shape(loaded.tokenizer)
@@ -296,7 +260,9 @@ def shape_of(loaded: Loaded) -> AnswerShape:
     return replace(shape, stop_ids=shape.stop_ids | {int(number) for number in more})
 
 
-def answer_of(loaded: Loaded, prompt: list[int], ids: list[int], reason: str, stop: Sequence[str] = ()) -> Answer:
+def answer_of(
+    loaded: Loaded, prompt: list[int], ids: list[int], reason: str, stop: Sequence[str], shape: AnswerShape
+) -> Answer:
     """An answer from what was generated.
 
     Args:
@@ -305,8 +271,9 @@ def answer_of(loaded: Loaded, prompt: list[int], ids: list[int], reason: str, st
         ids: what was generated.
         reason: why it ended.
         stop: texts that end an answer.
+        shape: what else ends one, see `shape_of`.
     """
-    tokenizer, shape = loaded.tokenizer, shape_of(loaded)
+    tokenizer = loaded.tokenizer
     kept = ids[:-1] if ids and ids[-1] in shape.stop_ids else ids
     text = str(tokenizer.decode(kept, skip_special_tokens=False))
     for word in (*stop, *shape.stop_texts):

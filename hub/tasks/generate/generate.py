@@ -1,4 +1,4 @@
-"""`python -m hub generate`: reads the prompts, generates what is missing, writes each batch as it comes."""
+"""`python -m hub generate`: reads the prompts, generates what is missing, writes each answer as it comes."""
 
 import os
 import sys

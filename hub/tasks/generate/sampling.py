@@ -8,48 +8,127 @@ gives the answers of one that was not stopped.
 
 import hashlib
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from hub.config.generate import GenerateConfig
 
 
-class RepetitionPenalty(LogitsProcessor):
+class Sampler:
+    """Turns logits into scores, of which the largest is the next token. It has the state of each row."""
+
+    def __init__(
+        self,
+        settings: GenerateConfig,
+        stop_ids: Collection[int],
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        """Args:
+        settings: temperature and so on.
+        stop_ids: tokens that end an answer.
+        prompts: of each row.
+        keys: of each row; equal keys draw the same noise.
+        device: of the logits.
+        """
+        self._penalty = RepetitionPenalty(settings.repetition_penalty, stop_ids, prompts, device)
+        self._warpers: list[Any] = []
+        self._noise: GumbelNoise | None = None
+        if settings.temperature == 0:
+            return
+        if settings.temperature != 1.0:
+            self._warpers.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.top_k:
+            self._warpers.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1.0:
+            self._warpers.append(TopPLogitsWarper(settings.top_p))
+        if settings.min_p > 0.0:
+            self._warpers.append(MinPLogitsWarper(settings.min_p))
+        self._noise = GumbelNoise(settings.seed, keys, device)
+
+    def scores(self, logits: torch.Tensor, last: torch.Tensor | None) -> torch.Tensor:
+        """Args:
+        logits: of the next token, (rows, vocabulary).
+        last: the tokens that were chosen before, (rows,). None: the prompts come before.
+        """
+        if self._noise is None and self._penalty.is_off:
+            return logits
+        scores = self._penalty(logits.float(), last)
+        if self._noise is None:
+            return scores
+        for warper in self._warpers:
+            scores = warper(None, scores)
+        return self._noise(scores)
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Keep some rows.
+
+        Args:
+            order: the row that comes to each place.
+        """
+        self._penalty.keep(order)
+        if self._noise is not None:
+            self._noise.generators = [self._noise.generators[row] for row in order]
+
+    def join(self, other: "Sampler") -> None:
+        """Add the rows of another one with the same settings."""
+        self._penalty.join(other._penalty)
+        if self._noise is not None and other._noise is not None:
+            self._noise.generators += other._noise.generators
+
+
+class RepetitionPenalty:
     """Makes tokens that are in the prompt or the answer less likely (Keskar et al., arXiv 1909.05858).
 
     The tokens that end an answer are left alone. They are in most prompts, behind earlier turns, and an answer has to end.
     """
 
-    def __init__(self, penalty: float, lengths: torch.Tensor, stop_ids: Collection[int]) -> None:
+    def __init__(
+        self, penalty: float, stop_ids: Collection[int], prompts: Sequence[Sequence[int]], device: torch.device
+    ) -> None:
         """Args:
-        penalty: divides positive logits, and multiplies negative ones.
-        lengths: tokens of each prompt, (rows,). Prompts are padded on the left.
+        penalty: divides positive logits, and multiplies negative ones. 1: it does nothing.
         stop_ids: tokens that end an answer.
+        prompts: of each row.
+        device: of the logits.
         """
-        self._penalty, self._lengths = penalty, lengths
-        self._stop_ids = torch.tensor(sorted(stop_ids), device=lengths.device, dtype=torch.long)
-        self._width: int | None = None
+        self._penalty, self._prompts = penalty, prompts
+        self._stop_ids = torch.tensor(sorted(stop_ids), device=device, dtype=torch.long)
+        self._seen: torch.Tensor | None = None
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Args:
-        input_ids: (rows, tokens so far).
-        scores: logits, (rows, vocabulary).
-        """
-        if self._width is None:
-            self._width = input_ids.shape[1]
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        is_padding = places[None] < (self._width - self._lengths)[:, None]
-        last = torch.where(is_padding, input_ids[:, -1:], input_ids)  # in place of padding: a token that is there anyway
-        seen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, last, True)
-        known = self._stop_ids[self._stop_ids < scores.shape[1]]
-        seen[:, known] = False
-        penalized = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
-        return torch.where(seen, penalized, scores)
+    @property
+    def is_off(self) -> bool:
+        return self._penalty == 1.0
+
+    def __call__(self, logits: torch.Tensor, last: torch.Tensor | None) -> torch.Tensor:
+        """As `Sampler.scores`."""
+        if self.is_off:
+            return logits
+        if self._seen is None:
+            self._seen = torch.zeros_like(logits, dtype=torch.bool)
+            for row, prompt in enumerate(self._prompts):
+                self._seen[row, torch.tensor(sorted(set(prompt)), device=logits.device)] = True
+        if last is not None:
+            self._seen.scatter_(1, last[:, None], True)
+        self._seen[:, self._stop_ids[self._stop_ids < logits.shape[1]]] = False
+        return torch.where(self._seen, torch.where(logits < 0, logits * self._penalty, logits / self._penalty), logits)
+
+    def keep(self, order: Sequence[int]) -> None:
+        """As `Sampler.keep`."""
+        if self._seen is not None:
+            self._seen = self._seen[torch.tensor(order, device=self._seen.device, dtype=torch.long)]
+
+    def join(self, other: "RepetitionPenalty") -> None:
+        """As `Sampler.join`."""
+        if self._seen is not None and other._seen is not None:
+            self._seen = torch.cat([self._seen, other._seen])
 
 
-class GumbelNoise(LogitsProcessor):
+class GumbelNoise:
     """Adds Gumbel noise, so that the largest score is a sample."""
 
     def __init__(self, seed: int, keys: Sequence[str], device: torch.device) -> None:
@@ -58,42 +137,35 @@ class GumbelNoise(LogitsProcessor):
         keys: of each row; equal keys draw the same noise.
         device: of the scores.
         """
-        self._generators = []
+        self.generators = []
         for key in keys:
             digest = hashlib.blake2b(f"{seed}\n{key}".encode("utf-8", "surrogatepass"), digest_size=7).digest()
-            self._generators.append(torch.Generator(device).manual_seed(int.from_bytes(digest, "big")))
+            self.generators.append(torch.Generator(device).manual_seed(int.from_bytes(digest, "big")))
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """As `RepetitionPenalty`."""
+    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
+        """Args:
+        scores: (rows, vocabulary).
+        """
         noise = torch.empty_like(scores, dtype=torch.float32)
-        for row, generator in zip(noise, self._generators, strict=True):
+        for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
         return scores - noise.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
-def processors(
-    settings: GenerateConfig, keys: Sequence[str], lengths: torch.Tensor, stop_ids: Collection[int]
-) -> LogitsProcessorList:
-    """What is done with the logits of a batch. The largest score is the next token.
+class Processor(LogitsProcessor):
+    """A sampler for `generate` of transformers."""
 
-    Args:
-        settings: temperature and so on.
-        keys: of each row, see `GumbelNoise`.
-        lengths: tokens of each prompt, (rows,).
-        stop_ids: tokens that end an answer.
-    """
-    chain = LogitsProcessorList()
-    if settings.repetition_penalty != 1.0:
-        chain.append(RepetitionPenalty(settings.repetition_penalty, lengths, stop_ids))
-    if settings.temperature == 0:
-        return chain
-    if settings.temperature != 1.0:
-        chain.append(TemperatureLogitsWarper(settings.temperature))
-    if settings.top_k:
-        chain.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p < 1.0:
-        chain.append(TopPLogitsWarper(settings.top_p))
-    if settings.min_p > 0.0:
-        chain.append(MinPLogitsWarper(settings.min_p))
-    chain.append(GumbelNoise(settings.seed, keys, lengths.device))
-    return chain
+    def __init__(self, sampler: Sampler) -> None:
+        """Args:
+        sampler: of the rows.
+        """
+        self._sampler, self._is_first = sampler, True
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Args:
+        input_ids: (rows, tokens so far).
+        scores: logits, (rows, vocabulary).
+        """
+        last = None if self._is_first else input_ids[:, -1]
+        self._is_first = False
+        return self._sampler.scores(scores, last)
