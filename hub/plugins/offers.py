@@ -149,6 +149,13 @@ class Exporter:
     """Returns a line for each option or tool that stands in the way, with what to type. Called before anything is loaded. Must
     not import anything slow."""
 
+    ready: str | Callable[..., Any] | None = None
+    """Like `function`, called as `ready(asked)` with a `hub.models.finished.Asked` before the model is loaded. It may take
+    seconds and use the network, and raises a `HubError` if the export can't succeed."""
+
+    has_card: bool = True
+    """Whether a model card is written into each folder that it wrote."""
+
     after: tuple[str, ...] = ()
     """Exporters that run before this one where both are asked for."""
 

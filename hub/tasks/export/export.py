@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -22,6 +22,8 @@ from hub.models.finished import Asked
 from hub.plugins.offers import Exporter
 from hub.run import Run
 from hub.system.files import write_json
+from hub.tasks.export.card import write_cards
+from hub.tasks.export.card_facts import facts_of
 from hub.tasks.export.exporters import in_order, problems_of_names
 from hub.tasks.export.job import Delivered, Job, Written
 from hub.tasks.export.result import Exports, num_bytes, size_text
@@ -103,6 +105,9 @@ def _folder(asked: Asked, options: ExportOptions) -> Path:
 def _export(asked: Asked, out: Path, tiny: bool = False) -> Exports:
     from hub.tasks.export.tuned import open_tuned
 
+    for exporter in in_order(asked.cfg.export.to):
+        if exporter.ready is not None:
+            _called(exporter.ready)(asked)
     with _aside(out) as aside, open_tuned(asked, aside, say) as tuned:
         done: dict[str, list[Delivered]] = {}
         wanted = asked.cfg.export.to
@@ -136,8 +141,7 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
     job.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     say(f"hub: {exporter.name}: {exporter.summary}")
-    function: Any = _imported(exporter.function) if isinstance(exporter.function, str) else exporter.function
-    written: list[Written] = function(job)
+    written: list[Written] = _called(exporter.function)(job)
     seconds = (time.monotonic() - begin) / max(1, len(written))
     checked = [(one, _checked(exporter.name, one, reference)) for one in written]
     failed = [(one, check) for one, check in checked if check is not None and not check["passed"]]
@@ -155,8 +159,7 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
         elif one.path.name != name:
             one.path.rename(one.path.with_name(name))
         places[one.path] = one.path.relative_to(job.out).with_name(name) if one.path != job.out else Path()
-    put_in_place(job.out, final)
-    return [
+    delivered = [
         Delivered(
             exporter=exporter.name,
             kind=one.kind,
@@ -169,6 +172,10 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
         )
         for one, check in checked
     ]
+    if exporter.has_card:
+        write_cards(job.out, final, facts_of(job.asked), delivered)
+    put_in_place(job.out, final)
+    return delivered
 
 
 def _checked(exporter: str, written: Written, reference: "Reference") -> dict[str, Any] | None:
@@ -244,9 +251,12 @@ def _write_down(asked: Asked, found: Exports) -> None:
         Run(asked.model.run_path).write_plan(exports=values)
 
 
-def _imported(name: str) -> Any:
-    module, _, function = name.partition(":")
-    return getattr(import_module(module), function)
+def _called(function: str | Callable[..., Any]) -> Any:
+    """A function, or the one of the name `module:function`."""
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    return getattr(import_module(module), name)
 
 
 def say(line: str) -> None:
