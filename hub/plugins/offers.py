@@ -153,8 +153,9 @@ class Exporter:
     """Like `function`, called as `ready(asked)` with a `hub.models.finished.Asked` before the model is loaded. It may take
     seconds and use the network, and raises a `HubError` if the export can't succeed."""
 
-    has_card: bool = True
-    """Whether a model card is written into each folder that it wrote."""
+    writes_model: bool = True
+    """Whether it writes the model: each folder gets a model card, and the model is loaded to be compared with. False: it passes
+    on what is there, and gets a job without tokenizer and rows if it runs alone."""
 
     after: tuple[str, ...] = ()
     """Exporters that run before this one where both are asked for."""

@@ -11,7 +11,7 @@ from hub.tasks.export.card_facts import CARD, Facts, facts_of_run
 from hub.tasks.export.card_loading import HERE, kinds, loading
 from hub.tasks.export.card_private import shown, without_machine
 from hub.tasks.export.job import Delivered
-from hub.tasks.report.record import read_record
+from hub.tasks.report.record import ODD_VALUES, read_record
 from hub.version import VERSION
 
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
@@ -36,7 +36,7 @@ def card_text(facts: Facts, files: Mapping[str, Path], exports: Sequence[Deliver
         lines += [line, ""]
     lines += [*sections.about(facts), ""]
     for heading, found in _sections(facts, files, exports, place):
-        body = list(found)
+        body = _body(found)
         if any(body):
             lines += [f"## {heading}", "", *body, ""]
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
@@ -98,6 +98,14 @@ def _sections(
     yield "The export, compared with the model that was trained", sections.gate(exports)
     versions = [["finetune-hub", VERSION], *([name, found] for name in _LIBRARIES if (found := _version(name)))]
     yield "Versions", sections.table(("written with", "version"), versions)
+
+
+def _body(lines: Iterable[str]) -> list[str]:
+    """The lines of a section. Empty: a file of the run holds values that this version of the hub does not write."""
+    try:
+        return list(lines)
+    except ODD_VALUES:
+        return []
 
 
 def _metadata(facts: Facts, files: Mapping[str, Path], exports: Sequence[Delivered]) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def warning(exports: Sequence[Delivered]) -> Iterator[str]:
             why = f" First difference: {shown(str(one.check['differs']))}." if one.check.get("differs") else ""
             yield (
                 f"> **Warning:** `{one.path.name}` is **not the model that was trained**. It is {one.check['ratio']:.3g} of "
-                f"what training changed ({one.check['kl']:.3g} nats per token) away from it, allowed is {_bound(one.check)}. It "
-                f"was kept by force.{why}"
+                f"what training changed ({one.check['kl']:.3g} nats per token) away from it, allowed is {_bound(one.check)}. "
+                f"It was kept by force.{why}"
             )
 
 

@@ -105,14 +105,17 @@ def _folder(asked: Asked, options: ExportOptions) -> Path:
 def _export(asked: Asked, out: Path, tiny: bool = False) -> Exports:
     from hub.tasks.export.tuned import open_tuned
 
-    for exporter in in_order(asked.cfg.export.to):
+    ordered = in_order(asked.cfg.export.to)
+    for exporter in ordered:
         if exporter.ready is not None:
             _called(exporter.ready)(asked)
+    if not any(exporter.writes_model for exporter in ordered):
+        return _passed_on(asked, out, ordered, tiny)
     with _aside(out) as aside, open_tuned(asked, aside, say) as tuned:
         done: dict[str, list[Delivered]] = {}
         wanted = asked.cfg.export.to
         merged = cache(lambda: tuned.merge(aside / (MERGED if MERGED in wanted else "model")))
-        for exporter in in_order(wanted):
+        for exporter in ordered:
             job = Job(
                 asked=asked,
                 out=aside / exporter.name,
@@ -126,6 +129,29 @@ def _export(asked: Asked, out: Path, tiny: bool = False) -> Exports:
             )
             done[exporter.name] = _run(exporter, job, tuned.reference)
         found = Exports([one for several in done.values() for one in several], out, tuned.reference.what, tuned.notes)
+        _write_down(asked, found)
+        return found
+
+
+def _passed_on(asked: Asked, out: Path, ordered: list[Exporter], tiny: bool) -> Exports:
+    """Run exporters that write no model: it is not loaded."""
+    done: dict[str, list[Delivered]] = {}
+    nothing: Any = None
+    with _aside(out) as aside:
+        for one in ordered:
+            job = Job(
+                asked=asked,
+                out=aside / one.name,
+                final=out / one.name,
+                merged=nothing,
+                rows=lambda count: [],
+                tokenizer=nothing,
+                done=done,
+                say=say,
+                tiny=tiny,
+            )
+            done[one.name] = _run(one, job, nothing)
+        found = Exports([one for several in done.values() for one in several], out)
         _write_down(asked, found)
         return found
 
@@ -172,7 +198,7 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
         )
         for one, check in checked
     ]
-    if exporter.has_card:
+    if exporter.writes_model:
         write_cards(job.out, final, facts_of(job.asked), delivered)
     put_in_place(job.out, final)
     return delivered

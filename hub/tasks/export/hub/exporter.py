@@ -44,10 +44,7 @@ def wrong_name(repo: str) -> str | None:
         return "this is not OWNER/NAME"
     for part in (owner, name):
         if not _PART.fullmatch(part) or "--" in part or ".." in part or part.endswith(".git"):
-            return (
-                f"{part!r} is no name on the model hub: letters, digits, '-', '_' and '.' are, '-' and '.' neither at an end"
-                " nor twice in a row"
-            )
+            return f"{part!r} is no name on the model hub. Allowed: letters, digits, '_', and within it single '-' and '.'"
     return f"more than {LONGEST_NAME} characters" if len(repo) > LONGEST_NAME else None
 
 
@@ -57,6 +54,6 @@ EXPORTER = Exporter(
     summary="pushed to the model hub, for you alone unless private=false",
     problems=problems,
     ready="hub.tasks.export.hub.repository:ready",
-    has_card=False,
+    writes_model=False,
     after=("merged", "gguf", "ollama", "compressed"),
 )

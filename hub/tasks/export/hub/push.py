@@ -53,7 +53,8 @@ def push(job: Job) -> list[Written]:
     }
     write_json(job.out / FILE, values)
     gone = f"; removed there: {', '.join(removed)}" if removed else ""
-    note = f"{values['address']} ({seen}{stays}), commit {commit[:7]}{gone}"
+    new = ", where all of it was already" if commit == repository.commit else ""
+    note = f"{values['address']} ({seen}{stays}), commit {commit[:7]}{new}{gone}"
     return [Written(kind=seen, path=job.out, note=note, made_by={"huggingface_hub": _version()})]
 
 
@@ -82,10 +83,11 @@ def _made(job: Job, repository: Repository) -> None:
 def _commit(job: Job, repository: Repository, content: Content, removed: list[str]) -> str:
     """Send all files, and commit them. Returns the commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, logging
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+    logging.get_logger("huggingface_hub").setLevel(logging.ERROR)  # the note says it if there was nothing new
     operations: list[Any] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=value if isinstance(value, bytes) else str(value))
         for name, value in content.files.items()

@@ -7,6 +7,7 @@ from typing import Any
 from hub.errors import ConfigError, HubError, LaunchError, first_line
 from hub.models.finished import Asked
 from hub.models.weights import hub_obstacle
+from hub.tasks.export.hub.content import of_run
 
 _WRITE = "repo.write"
 _WRITING_ROLES = ("admin", "write", "contributor")
@@ -26,6 +27,9 @@ class Repository:
     private: bool = True
     files: tuple[str, ...] = ()
     """What it holds."""
+
+    commit: str | None = None
+    """Its last commit."""
 
 
 def client() -> Any:
@@ -49,11 +53,13 @@ def ready(asked: Asked) -> Repository:
     found = look(cfg.repo)
     if found.exists and cfg.private and not found.private:
         raise ConfigError(
-            f"export.repo={cfg.repo} exists and is public, so everyone would see what is pushed. Type private=false if you want "
+            f"export.repo={cfg.repo} exists and is public, so everyone would see it. Type private=false if you want "
             "that, or repo=OWNER/NAME for another one"
         )
     if problem := _clash(found, asked):
         raise ConfigError(problem)
+    if cfg.to == ["hub"]:
+        of_run(asked.model, found.files)
     return found
 
 
@@ -80,7 +86,7 @@ def look(repo: str) -> Repository:
     except Exception as error:
         raise PushError(f"{with_line}: {reason(error)}") from error
     names = tuple(one.rfilename for one in info.siblings or ())
-    return Repository(id=repo, exists=True, private=bool(info.private), files=names)
+    return Repository(id=repo, exists=True, private=bool(info.private), files=names, commit=info.sha)
 
 
 def may_write(repo: str, identity: Mapping[str, Any]) -> None:
@@ -119,8 +125,8 @@ def _clash(found: Repository, asked: Asked) -> str | None:
     brings_model = "merged" in asked.cfg.export.to or "compressed" in asked.cfg.export.to
     if brings_model and "adapter_config.json" in found.files:
         return (
-            f"export.repo={found.id} holds an adapter. Programs would apply it once more to the model that is pushed beside it. "
-            "Type repo=OWNER/NAME for another one"
+            f"export.repo={found.id} holds an adapter. Programs would apply it once more to the model that is pushed beside "
+            "it. Type repo=OWNER/NAME for another one"
         )
     return None
 
