@@ -125,6 +125,7 @@ def _metadata(facts: Facts, files: Mapping[str, Path], exports: Sequence[Deliver
     algorithm = facts.record.algorithm if facts.record is not None else ""
     tags = ["finetune-hub", algorithm, *(name for name in ("gguf", "ollama") if name in found)]
     tags += ["compressed-tensors"] if "compressed" in found else []
+    tags += [f"base_model:adapter:{facts.base_id}"] if "adapter" in found and facts.base_id else []
     values["tags"] = [tag for tag in tags if tag]
     return values
 
