@@ -9,8 +9,8 @@ import pytest
 import hub
 from hub.cli.main import VERBS
 from hub.compose.own_options import own_options
-from hub.plugins.registry import registry
 from hub.launch.finished import _in_full
+from hub.plugins.registry import registry
 from hub.tasks.verbs import FINISHED
 
 ROOT = Path(__file__).parents[1]
