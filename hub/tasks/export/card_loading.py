@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Any
 
 from hub.tasks.export.card_facts import Facts
@@ -28,11 +29,13 @@ def loading(files: Mapping[str, Path], place: str, facts: Facts) -> Iterator[str
         elif path.name == "config.json":
             yield from _model(_folder(path), place, file)
         elif path.name == MODELFILE:
-            yield from _block("Ollama", "bash", f"ollama create mymodel -f {name}", "ollama run mymodel")
+            yield from _block("Ollama", "bash", f"ollama create mymodel -f {quote(name)}", "ollama run mymodel")
     if gguf := sorted(name for name in files if name.endswith(".gguf") and "mmproj" not in name):
-        commands = [f"llama-cli -m {name} -cnv" for name in gguf]
-        first = [] if place == HERE else [f"hf download {place} {' '.join(gguf)} --local-dir ."]
-        yield from _block("llama.cpp", "bash", *first, *commands, f"llama-server -m {gguf[0]}  # an OpenAI-compatible server")
+        commands = [f"llama-cli -m {quote(name)} -cnv" for name in gguf]
+        first = [] if place == HERE else [f"hf download {place} {' '.join(map(quote, gguf))} --local-dir ."]
+        yield from _block(
+            "llama.cpp", "bash", *first, *commands, f"llama-server -m {quote(gguf[0])}  # an OpenAI-compatible server"
+        )
 
 
 def kinds(files: Mapping[str, Path]) -> frozenset[str]:
@@ -83,7 +86,7 @@ def _adapter(folder: str, place: str, facts: Facts) -> Iterator[str]:
         f"tokenizer = AutoTokenizer.from_pretrained({place!r}{inner})",
     )
     if facts.base_id and not folder:
-        yield from _block("vLLM", "bash", f"vllm serve {facts.base} --enable-lora --lora-modules mymodel={place}")
+        yield from _block("vLLM", "bash", f"vllm serve {facts.base_id} --enable-lora --lora-modules mymodel={place}")
 
 
 def _model(folder: str, place: str, config: Path) -> Iterator[str]:
@@ -102,10 +105,10 @@ def _model(folder: str, place: str, config: Path) -> Iterator[str]:
     if not folder:
         yield from _block("vLLM", "bash", f"vllm serve {place}")
     elif place != HERE:
-        command = f"hf download {place} --include '{folder}/*' --local-dir ."
-        yield from _block("vLLM", "bash", command, f"vllm serve {folder}")
+        command = f"hf download {place} --include {quote(f'{folder}/*')} --local-dir ."
+        yield from _block("vLLM", "bash", command, f"vllm serve {quote(folder)}")
     else:
-        yield from _block("vLLM", "bash", f"vllm serve {folder}")
+        yield from _block("vLLM", "bash", f"vllm serve {quote(folder)}")
 
 
 def _auto_class(facts: Facts) -> str:

@@ -27,23 +27,30 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return [lines[0], "|" + " --- |" * len(head), *lines[1:]]
 
 
+def code(value: Any) -> str:
+    """A value as code, as a stranger may see it."""
+    text = shown(value)
+    text = text if isinstance(text, str) else json.dumps(text, default=str, ensure_ascii=False)
+    return f"`{text.replace('`', chr(39))}`"
+
+
 def warning(exports: Sequence[Delivered]) -> Iterator[str]:
     """What stands at the top if an export was kept although it failed its check."""
     for one in exports:
         if one.check is not None and not one.passed:
             why = f" First difference: {shown(str(one.check['differs']))}." if one.check.get("differs") else ""
+            away = f"{one.check['ratio']:.3g} of what training changed ({one.check['kl']:.3g} nats per token)"
             yield (
-                f"> **Warning:** `{one.path.name}` is **not the model that was trained**. It is {one.check['ratio']:.3g} of "
-                f"what training changed ({one.check['kl']:.3g} nats per token) away from it, allowed is {_bound(one.check)}. "
-                f"It was kept by force.{why}"
+                f"> **Warning:** {code(one.path.name)} is **not the model that was trained**. It is {away} away from it, allowed "
+                f"is {_bound(one.check)}. It was kept by force.{why}"
             )
 
 
 def about(facts: Facts) -> Iterator[str]:
     """What the model is, and its base."""
     record = facts.record
-    how = f"by `{record.algorithm}` " if record is not None and record.algorithm else ""
-    base = f"[{facts.base}](https://huggingface.co/{facts.base_id})" if facts.base_id else f"`{facts.base}`"
+    how = f"by {code(record.algorithm)} " if record is not None and record.algorithm else ""
+    base = f"[{facts.base}](https://huggingface.co/{facts.base_id})" if facts.base_id else code(facts.base)
     revision = f", revision `{facts.revision}`" if facts.revision else ""
     yield f"{base}{revision}, fine-tuned {how}with finetune-hub." if facts.trained else f"{base}{revision}, unchanged."
     if facts.license:
@@ -59,7 +66,7 @@ def data(facts: Facts) -> Iterator[str]:
     """Sources with their licenses as given, and how much of them was read."""
     rows = []
     for source in facts.sources:
-        name = f"[{source.id}](https://huggingface.co/datasets/{source.id})" if source.id else f"`{shown(source.name)}`"
+        name = f"[{source.id}](https://huggingface.co/datasets/{source.id})" if source.id else code(source.name)
         rows.append([name, "evaluation" if source.held_out else "training", shown(source.license) or "not given"])
     yield from table(("source", "used for", "license, as given"), rows)
     plan = as_mapping(facts.record.plan.get("data")) if facts.record is not None else {}
@@ -69,7 +76,7 @@ def data(facts: Facts) -> Iterator[str]:
         if (found := as_mapping(plan.get(key))).get("num_rows")
     ]
     counts += [
-        [f"of it `{shown(one.get('name'))}`", *(f"{one.get(name) or 0:,}" for name in _COUNTS)]
+        [f"of it {code(one.get('name'))}", *(f"{one.get(name) or 0:,}" for name in _COUNTS)]
         for one in plan.get("sources") or []
         if isinstance(one, dict)
     ]
@@ -108,7 +115,7 @@ def training(record: Record) -> Iterator[str]:
         rows.append(("held-out loss", f"{losses[0]:.4f} before, {losses[1]:.4f} after"))
     yield from table(("", "training"), rows)
     options = [
-        [f"`{one.name}`", f"`{_text(one.value)}`", f"`{_text(one.default)}`"]
+        [code(one.name), code(one.value), code(one.default)]
         for one in record.asked
         if one.name.startswith(_SECTIONS) and one.name not in _ELSEWHERE
     ]
@@ -156,7 +163,7 @@ def _verdict(row: Mapping[str, Any], low: float, high: float) -> str:
 
 def gate(exports: Sequence[Delivered]) -> Iterator[str]:
     """How far each export is from the model that was trained."""
-    rows = [[f"`{one.path.name}`", size_text(one.num_bytes), *_figures(one)] for one in exports]
+    rows = [[code(one.path.name), size_text(one.num_bytes), *_figures(one)] for one in exports]
     if not rows:
         return
     yield "Each export was read again by the program that it is for, and compared with the model that was trained, at tokens"
@@ -169,7 +176,7 @@ def gate(exports: Sequence[Delivered]) -> Iterator[str]:
         remarks = [part for part in (shown(one.note).rstrip("."), made and f"made by {made}") if part]
         if remarks:
             yield ""
-            yield f"`{one.path.name}`: {'. '.join(remarks)}."
+            yield f"{code(one.path.name)}: {'. '.join(remarks)}."
 
 
 def _figures(one: Delivered) -> Iterator[str]:
@@ -188,11 +195,6 @@ def _figures(one: Delivered) -> Iterator[str]:
 
 def _bound(check: Mapping[str, Any]) -> str:
     return f"{check['limit_nats']:g} nats" if "limit_nats" in check else f"share {check['limit']:g}"
-
-
-def _text(value: Any) -> str:
-    text = shown(value)
-    return text if isinstance(text, str) else json.dumps(text, default=str, ensure_ascii=False)
 
 
 def _number(value: Any) -> str:

@@ -103,14 +103,14 @@ def _folder(asked: Asked, options: ExportOptions) -> Path:
 
 
 def _export(asked: Asked, out: Path, tiny: bool = False) -> Exports:
-    from hub.tasks.export.tuned import open_tuned
-
     ordered = in_order(asked.cfg.export.to)
     for exporter in ordered:
         if exporter.ready is not None:
             _called(exporter.ready)(asked)
     if not any(exporter.writes_model for exporter in ordered):
         return _passed_on(asked, out, ordered, tiny)
+    from hub.tasks.export.tuned import open_tuned
+
     with _aside(out) as aside, open_tuned(asked, aside, say) as tuned:
         done: dict[str, list[Delivered]] = {}
         wanted = asked.cfg.export.to
