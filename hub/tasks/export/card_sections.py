@@ -41,7 +41,7 @@ def warning(exports: Sequence[Delivered]) -> Iterator[str]:
             why = f" First difference: {shown(str(one.check['differs']))}." if one.check.get("differs") else ""
             away = f"{one.check['ratio']:.3g} of what training changed ({one.check['kl']:.3g} nats per token)"
             yield (
-                f"> **Warning:** {code(one.path.name)} is **not the model that was trained**. It is {away} away from it, allowed "
+                f"> **Warning:** {code(one.path.name)} is **not the model that was trained**. It is {away} away, allowed "
                 f"is {_bound(one.check)}. It was kept by force.{why}"
             )
 
