@@ -8,7 +8,7 @@ from typing import Any
 
 from hub.tasks.export import card_sections as sections
 from hub.tasks.export.card_facts import CARD, Facts, facts_of_run
-from hub.tasks.export.card_loading import HERE, kinds, loading
+from hub.tasks.export.card_loading import HERE, IMAGES, kinds, loading
 from hub.tasks.export.card_private import shown, without_machine
 from hub.tasks.export.job import Delivered
 from hub.tasks.report.record import ODD_VALUES, read_record
@@ -118,7 +118,7 @@ def _metadata(facts: Facts, files: Mapping[str, Path], exports: Sequence[Deliver
     library = "peft" if found == {"adapter"} else "transformers" if found & {"model", "compressed"} else None
     values |= {"library_name": library} if library else {}
     auto = facts.record.plan.get("auto_class") if facts.record is not None else None
-    values["pipeline_tag"] = "image-text-to-text" if auto == "AutoModelForImageTextToText" else "text-generation"
+    values["pipeline_tag"] = "image-text-to-text" if auto == IMAGES else "text-generation"
     values |= shown(dict(facts.license))
     if ids := [source.id for source in facts.sources if source.id]:
         values["datasets"] = list(dict.fromkeys(ids))

@@ -12,6 +12,8 @@ HERE = "."
 """The folder that a card lies in."""
 
 MODELFILE = "Modelfile"
+IMAGES = "AutoModelForImageTextToText"
+_TEXT = "AutoModelForCausalLM"
 
 
 def loading(files: Mapping[str, Path], place: str, facts: Facts) -> Iterator[str]:
@@ -27,7 +29,7 @@ def loading(files: Mapping[str, Path], place: str, facts: Facts) -> Iterator[str
         if path.name == "adapter_config.json":
             yield from _adapter(_folder(path), place, facts)
         elif path.name == "config.json":
-            yield from _model(_folder(path), place, file)
+            yield from _model(_folder(path), place, file, facts)
         elif path.name == MODELFILE:
             yield from _block("Ollama", "bash", f"ollama create mymodel -f {quote(name)}", "ollama run mymodel")
     if gguf := sorted(name for name in files if name.endswith(".gguf") and "mmproj" not in name):
@@ -73,7 +75,8 @@ def _adapter(folder: str, place: str, facts: Facts) -> Iterator[str]:
     inner = f", subfolder={folder!r}" if folder else ""
     local = "" if facts.base_id else "  # the folder or the id of the base"
     auto = _auto_class(facts)
-    imports = ", ".join(sorted((auto, "AutoTokenizer")))
+    text, reader = ("processor", "AutoProcessor") if auto == IMAGES else ("tokenizer", "AutoTokenizer")
+    imports = ", ".join(sorted((auto, reader)))
     revision = f", revision={facts.revision!r}" if facts.base_id and facts.revision else ""
     yield from _block(
         "PEFT",
@@ -83,16 +86,17 @@ def _adapter(folder: str, place: str, facts: Facts) -> Iterator[str]:
         "",
         f"base = {auto}.from_pretrained({facts.base!r}{revision}){local}",
         f"model = PeftModel.from_pretrained(base, {place!r}{inner})",
-        f"tokenizer = AutoTokenizer.from_pretrained({place!r}{inner})",
+        f"{text} = {reader}.from_pretrained({place!r}{inner})",
     )
     if facts.base_id and not folder:
         yield from _block("vLLM", "bash", f"vllm serve {facts.base_id} --enable-lora --lora-modules mymodel={place}")
 
 
-def _model(folder: str, place: str, config: Path) -> Iterator[str]:
+def _model(folder: str, place: str, config: Path, facts: Facts) -> Iterator[str]:
     inner = f", subfolder={folder!r}" if folder else ""
-    auto = _auto_of_config(config)
-    imports = ", ".join(sorted((auto, "AutoTokenizer")))
+    auto = _auto_class(facts, config)
+    text, reader = ("processor", "AutoProcessor") if auto == IMAGES else ("tokenizer", "AutoTokenizer")
+    imports = ", ".join(sorted((auto, reader)))
     if quantization_of(config) is None:
         yield from _block(
             "transformers",
@@ -100,7 +104,7 @@ def _model(folder: str, place: str, config: Path) -> Iterator[str]:
             f"from transformers import {imports}",
             "",
             f"model = {auto}.from_pretrained({place!r}{inner})",
-            f"tokenizer = AutoTokenizer.from_pretrained({place!r}{inner})",
+            f"{text} = {reader}.from_pretrained({place!r}{inner})",
         )
     if not folder:
         yield from _block("vLLM", "bash", f"vllm serve {place}")
@@ -111,17 +115,17 @@ def _model(folder: str, place: str, config: Path) -> Iterator[str]:
         yield from _block("vLLM", "bash", f"vllm serve {quote(folder)}")
 
 
-def _auto_class(facts: Facts) -> str:
+def _auto_class(facts: Facts, config: Path | None = None) -> str:
+    """The class that loads a model: the one of its run, else by the architecture that its config names."""
     found: Any = facts.record.plan.get("auto_class") if facts.record is not None else None
-    return found if isinstance(found, str) and found.isidentifier() else "AutoModelForCausalLM"
-
-
-def _auto_of_config(config: Path) -> str:
+    if isinstance(found, str) and found.isidentifier():
+        return found
     try:
-        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [""]
+        values = json.loads(config.read_text(encoding="utf-8")) if config is not None else {}
+        architecture = str((values.get("architectures") or [""])[0])
     except (OSError, ValueError, AttributeError):
-        return "AutoModelForCausalLM"
-    return "AutoModelForImageTextToText" if "ConditionalGeneration" in str(architectures[0]) else "AutoModelForCausalLM"
+        return _TEXT
+    return IMAGES if architecture.endswith("ForConditionalGeneration") else _TEXT
 
 
 def _block(program: str, language: str, *lines: str) -> Iterator[str]:
