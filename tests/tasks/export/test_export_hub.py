@@ -148,6 +148,9 @@ def test_a_connection_that_breaks_is_tried_again_and_ctrl_c_leaves_the_repositor
     with pytest.raises(hub.Interrupted, match=r"stopped: me/x is as it was before. Type the same command again") as caught:
         push(job(asked(adapter), tmp_path))
     assert caught.value.exit_code == 130
+    errors[:] = [RuntimeError("404 at xet-write-token")] * 2
+    with pytest.raises(PushError, match=r"xet-write-token.\. To push without its Xet protocol, set HF_HUB_DISABLE_XET=1"):
+        push(job(asked(adapter), tmp_path))
     errors[:] = [ConnectionError("reset by peer")]
     (found,) = push(job(asked(adapter), tmp_path))
     assert found.kind == "private"

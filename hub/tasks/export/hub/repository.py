@@ -151,7 +151,9 @@ def reason(error: BaseException) -> str:
         return f"the model hub refused it{told}"
     if isinstance(error, ValueError):
         return " ".join(str(error).split())
-    return f"the connection to the model hub broke ({first_line(_chain(error)[-1])})"
+    text = first_line(_chain(error)[-1])
+    plain = ". To push without its Xet protocol, set HF_HUB_DISABLE_XET=1" if "xet" in text.lower() else ""
+    return f"the exchange with the model hub broke off ({text}){plain}"
 
 
 def transient(error: BaseException) -> bool:
