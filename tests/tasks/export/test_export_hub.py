@@ -100,7 +100,10 @@ def test_a_merged_model_and_then_its_adapter_are_pushed_privately_and_without_a_
     assert (record["private"], record["files"]) == (True, sorted(merged))
 
     sent = len(model_hub.sent)
-    hub.export(run=run, to=["hub"], repo="me/tuned")
+    alone = hub.export(run=run, to=["hub"], repo="me/tuned")
+    assert "Its base is named by its folder, own-base: write the base's id as base_model_name_or_path into adapter/" in repr(
+        alone
+    )
     # A model lies at the root, and an adapter beside it would be applied to it once more.
     assert {name for name in files if name.startswith("adapter/")} >= {"adapter/adapter_config.json", "adapter/README.md"}
     assert json.loads(files["adapter/adapter_config.json"])["base_model_name_or_path"] == "own-base"

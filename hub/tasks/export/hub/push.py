@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hub.errors import HubError, Interrupted
+from hub.models.finished import ADAPTER_CONFIG
 from hub.system.files import write_json
 from hub.tasks.export.card import card_text
 from hub.tasks.export.card_facts import facts_of
@@ -54,8 +55,19 @@ def push(job: Job) -> list[Written]:
     write_json(job.out / FILE, values)
     gone = f"; removed there: {', '.join(removed)}" if removed else ""
     new = ", where all of it was already" if commit == repository.commit else ""
-    note = f"{values['address']} ({seen}{stays}), commit {commit[:7]}{new}{gone}"
+    note = f"{values['address']} ({seen}{stays}), commit {commit[:7]}{new}{gone}{_on_base(job, content)}"
     return [Written(kind=seen, path=job.out, note=note, made_by={"huggingface_hub": _version()})]
+
+
+def _on_base(job: Job, content: Content) -> str:
+    """What is to be done about an adapter whose base has no id. Empty: nothing."""
+    facts = facts_of(job.asked)
+    config = next((name for name in content.files if name.rpartition("/")[2] == ADAPTER_CONFIG), None)
+    if config is None or facts.base_id is not None:
+        return ""
+    return (
+        f". Its base is named by its folder, {facts.base}: write the base's id as base_model_name_or_path into {config} there"
+    )
 
 
 def _with_card(job: Job, content: Content, repository: Repository) -> Content:
