@@ -9,6 +9,7 @@ import pytest
 import hub
 from hub.cli.main import VERBS
 from hub.compose.own_options import own_options
+from hub.launch.finished import _in_full
 from hub.plugins.registry import registry
 from hub.tasks.verbs import FINISHED
 
@@ -72,7 +73,7 @@ def test_a_command_line_composes(command):
     words = shlex.split(command)
     verb = words.pop(0) if words[0] in VERBS else ""
     if verb in FINISHED:
-        _, rest = own_options(FINISHED[verb].options, words)
+        _, rest = own_options(FINISHED[verb].options, list(_in_full(FINISHED[verb], words)))
         assert hub.compose(*rest)
         return
     words = [word for word in words if not word.endswith((".yaml", "algo."))]  # a file, and a word of show

@@ -317,8 +317,10 @@ class RunConfig:
     """How answers are generated."""
 
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
     """What is measured besides the held-out loss."""
+
+    export: ExportConfig = field(default_factory=ExportConfig)
+    """What the model is exported to."""
 
     output_dir: str = "runs"
     """Folder in which each run gets a run folder."""

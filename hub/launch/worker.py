@@ -78,10 +78,19 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         final = result(cfg.chosen_task.status, outcome=outcome)
     run.write_result(final)
     if run.is_main:
+        _write_card(run)
         observe("hub_run_end", run=run, result=final, error=None)
     if outcome.stopped_by is not None:
         raise Interrupted(final.error or "", outcome.stopped_by)
     return final
+
+
+def _write_card(run: Run) -> None:
+    """Write the card of the model that was saved. A card that can't be written takes nothing from the model."""
+    from hub.tasks.export.card import write_card_of_run
+
+    with suppress(OSError):
+        write_card_of_run(run.path)
 
 
 def _cause(error: BaseException, run: Run) -> LaunchError | None:

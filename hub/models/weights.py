@@ -187,7 +187,7 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None], weights: bool) -> 
     )
 
     asked = f"model.path={model.path}"
-    obstacle = _hub_obstacle()
+    obstacle = hub_obstacle()
     try:
         folder = Path(
             snapshot_download(
@@ -239,7 +239,7 @@ def _from_hub(model: ModelConfig, say: Callable[[str], None], weights: bool) -> 
     return folder
 
 
-def _hub_obstacle() -> str | None:
+def hub_obstacle() -> str | None:
     """Why the model hub is unreachable. None if it is reachable. Takes seconds; its client alone may take minutes."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session

@@ -181,11 +181,12 @@ def check_exporter(item: Exporter, others: Collection[Exporter]) -> None:
         raise PluginError(f"exporter {item.name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores")
     if item.name in EXPORTERS or any(other.name == item.name for other in others):
         raise PluginError(f"exporter {item.name}: there is one of this name already; rename it")
-    named = isinstance(item.function, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", item.function)
-    if not named and not callable(item.function):
-        raise PluginError(
-            f"exporter {item.name}: function={item.function!r:.60} is not allowed. Write it as 'package.module:function'"
-        )
+    functions = {"function": item.function} | ({} if item.ready is None else {"ready": item.ready})
+    for name, value in functions.items():
+        if not callable(value) and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(value)):
+            raise PluginError(
+                f"exporter {item.name}: {name}={value!r:.60} is not allowed. Write it as 'package.module:function'"
+            )
 
 
 def check_data_format(item: DataFormat, others: Collection[DataFormat]) -> None:

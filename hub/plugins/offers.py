@@ -149,6 +149,14 @@ class Exporter:
     """Returns a line for each option or tool that stands in the way, with what to type. Called before anything is loaded. Must
     not import anything slow."""
 
+    ready: str | Callable[..., Any] | None = None
+    """Like `function`, called as `ready(asked)` with a `hub.models.finished.Asked` before the model is loaded. It may take
+    seconds and use the network, and raises a `HubError` if the export can't succeed."""
+
+    writes_model: bool = True
+    """Whether it writes the model: each folder gets a model card, and the model is loaded to be compared with. False: it passes
+    on what is there, and gets a job without tokenizer and rows if it runs alone."""
+
     after: tuple[str, ...] = ()
     """Exporters that run before this one where both are asked for."""
 

@@ -58,7 +58,7 @@ def test_the_same_class_comes_out_with_all_that_takes_no_text_bit_for_bit(tmp_pa
     assert len(unchanged) < len(before)
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (base, result.model_path))
     assert (new["architectures"], new["model_type"]) == (old["architectures"], old["model_type"])
-    assert {file.name for file in base.iterdir()} == {file.name for file in result.model_path.iterdir()}
+    assert {*(file.name for file in base.iterdir()), "README.md"} == {file.name for file in result.model_path.iterdir()}
     model = AutoModelForImageTextToText.from_pretrained(result.model_path, dtype=torch.float32).eval()
     assert loss_of(model, cfg, result.model_path) == pytest.approx(result.eval_loss, abs=1e-4)
     assert result.eval_loss < result.eval_loss_before - 1e-3

@@ -247,7 +247,7 @@ def test_the_tokenizer_in_a_gguf_file_is_read_without_its_weights(tmp_path, monk
     writer.close()
     monkeypatch.setenv("HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gguf_weights, "_find_gguf", lambda package: (tmp_path / "model.gguf", "1.0"))
-    monkeypatch.setattr("hub.models.weights._hub_obstacle", lambda: "offline")
+    monkeypatch.setattr("hub.models.weights.hub_obstacle", lambda: "offline")
     made = local_tokenizer(ModelConfig(path="owner/none-of-these", gguf_package="some-package"), print)
     assert AutoTokenizer.from_pretrained(made)("ab<|im_end|>")["input_ids"] == [5, 2]
     assert AutoConfig.from_pretrained(made).max_position_embeddings == 64

@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -25,6 +25,8 @@ from hub.models.finished import Asked
 from hub.plugins.offers import Exporter
 from hub.run import Run
 from hub.system.files import write_json
+from hub.tasks.export.card import write_cards
+from hub.tasks.export.card_facts import facts_of
 from hub.tasks.export.exporters import in_order, problems_of_names
 from hub.tasks.export.job import Delivered, Job, Written
 from hub.tasks.export.result import Exports, num_bytes, size_text
@@ -136,13 +138,19 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
     Raises:
         HubError: what can't be exported, one line each.
     """
+    ordered = in_order(asked.cfg.export.to)
+    for exporter in ordered:
+        if exporter.ready is not None:
+            _called(exporter.ready)(asked)
+    if not any(exporter.writes_model for exporter in ordered):
+        return _passed_on(asked, out, ordered, tiny)
     from hub.tasks.export.tuned import open_tuned
 
     with _aside(out) as aside, open_tuned(asked, aside, say) as tuned:
         done: dict[str, list[Delivered]] = {}
         wanted = asked.cfg.export.to
         merged = cache(lambda: tuned.merge(aside / (MERGED if MERGED in wanted else "model")))
-        for exporter in in_order(wanted):
+        for exporter in ordered:
             job = Job(
                 asked=asked,
                 out=aside / exporter.name,
@@ -160,6 +168,29 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
         return found
 
 
+def _passed_on(asked: Asked, out: Path, ordered: list[Exporter], tiny: bool) -> Exports:
+    """Run exporters that write no model: it is not loaded."""
+    done: dict[str, list[Delivered]] = {}
+    nothing: Any = None
+    with _aside(out) as aside:
+        for one in ordered:
+            job = Job(
+                asked=asked,
+                out=aside / one.name,
+                final=out / one.name,
+                merged=nothing,
+                rows=lambda count: [],
+                tokenizer=nothing,
+                done=done,
+                say=say,
+                tiny=tiny,
+            )
+            done[one.name] = _run(one, job, nothing)
+        found = Exports([one for several in done.values() for one in several], out)
+        _write_down(asked, found)
+        return found
+
+
 def _merged_in_place(done: dict[str, list[Delivered]]) -> Any:
     """The merged model, if it was exported itself and has its place already."""
     places = [one.path for one in done.get(MERGED, ())]
@@ -171,8 +202,7 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
     job.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     say(f"hub: {exporter.name}: {exporter.summary}")
-    function: Any = _imported(exporter.function) if isinstance(exporter.function, str) else exporter.function
-    written: list[Written] = function(job)
+    written: list[Written] = _called(exporter.function)(job)
     seconds = (time.monotonic() - begin) / max(1, len(written))
     checked = [(one, _checked(exporter.name, one, reference, job.tiny)) for one in written]
     failed = [(one, check) for one, check in checked if check is not None and not check["passed"]]
@@ -190,8 +220,7 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
         elif one.path.name != name:
             one.path.rename(one.path.with_name(name))
         places[one.path] = one.path.relative_to(job.out).with_name(name) if one.path != job.out else Path()
-    put_in_place(job.out, final)
-    return [
+    delivered = [
         Delivered(
             exporter=exporter.name,
             kind=one.kind,
@@ -204,6 +233,10 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
         )
         for one, check in checked
     ]
+    if exporter.writes_model:
+        write_cards(job.out, final, facts_of(job.asked), delivered)
+    put_in_place(job.out, final)
+    return delivered
 
 
 def _checked(exporter: str, written: Written, reference: "Reference", tiny: bool) -> dict[str, Any] | None:
@@ -280,9 +313,12 @@ def _write_down(asked: Asked, found: Exports) -> None:
         Run(asked.model.run_path).write_plan(exports=values)
 
 
-def _imported(name: str) -> Any:
-    module, _, function = name.partition(":")
-    return getattr(import_module(module), function)
+def _called(function: str | Callable[..., Any]) -> Any:
+    """A function, or the one of the name `module:function`."""
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    return getattr(import_module(module), name)
 
 
 def say(line: str) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from hub.errors import did_you_mean
 from hub.plugins.offers import Exporter
 from hub.plugins.registry import registry
+from hub.tasks.export.hub.exporter import EXPORTER as HUB
 from hub.tasks.export.merged.exporter import EXPORTER as MERGED
 
-_OWN = (MERGED,)
+_OWN = (MERGED, HUB)
 
 
 def exporters() -> dict[str, Exporter]:

@@ -1,0 +1,1 @@
+"""The exporter `hub`: pushes what was made to the model hub."""
