@@ -26,7 +26,7 @@ OBSERVER = """
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from hub import AlgoConfig, Algorithm, Backend, DataFormat, Metric, hookimpl
+from hub import AlgoConfig, Algorithm, Backend, DataFormat, Exporter, Metric, hookimpl
 
 @dataclass(kw_only=True)
 class Options(AlgoConfig):
@@ -55,6 +55,11 @@ def hub_data_formats():
 def hub_metrics():
     write(hook="hub_metrics")
     return [Metric(name="length", function=f"{__name__}.train:length")]
+
+@hookimpl
+def hub_exporters():
+    write(hook="hub_exporters")
+    return [Exporter(name="npz", function=f"{__name__}.train:length", summary="as NumPy arrays")]
 
 @hookimpl
 def hub_config_dir():
@@ -124,7 +129,7 @@ def completed(observed):
     return observed("completed", *words)
 
 
-FIRST = ("hub_algorithms", "hub_backends", "hub_data_formats", "hub_metrics", "hub_config_dir")
+FIRST = ("hub_algorithms", "hub_backends", "hub_data_formats", "hub_metrics", "hub_exporters", "hub_config_dir")
 """Hooks that are called while plugins are loaded."""
 
 

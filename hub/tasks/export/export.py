@@ -163,8 +163,8 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
                 tiny=tiny,
             )
             done[exporter.name] = _run(exporter, job, tuned.reference)
-        found = Exports([one for several in done.values() for one in several], out, tuned.reference.what, tuned.notes)
-        _write_down(asked, found)
+            found = Exports([one for several in done.values() for one in several], out, tuned.reference.what, tuned.notes)
+            _write_down(asked, found)  # the next one may fail
         return found
 
 

@@ -26,7 +26,7 @@ def rows_to_compare(asked: Asked, loaded: Loaded, say: Say) -> tuple[list[Row], 
     if held_out is None and _names_data(cfg):
         held_out, what = _whole(cfg), "rows of the training data"
     if held_out is None:
-        held_out, what = retention_config(cfg, "auto", loaded.max_positions), "general text"
+        held_out, what = retention_config(cfg, "auto", loaded.max_positions), "rows of general text"
         encoding = replace(encoding, say=lambda line: None)
     found = make_set("held-out", LEARNT, held_out, encoding, wanted.num_check_rows, False)
     return spread(found.samples, wanted.num_check_tokens), what
