@@ -248,8 +248,26 @@ def advice(misfit: Misfit, model: "PreTrainedModel", stored: Collection[str]) ->
     return "Copy or download the model again, so that config.json and the weights are of one model"
 
 
+def without_data(config: PretrainedConfig, tensors: Mapping[str, torch.Tensor]) -> "PreTrainedModel":
+    """A model on torch's meta device that knows how its files store it: transformers has loaded their tensors, without data.
+
+    Args:
+        config: the model's, as loaded from the folder.
+        tensors: of the files, without data, by names without a wrapper's.
+    """
+    return _loaded(_without_data(auto_class(config), config), dict(tensors), {})[0]
+
+
 def _load(model: "PreTrainedModel", tensors: dict[str, torch.Tensor], renamed: dict[str, str]) -> Misfit:
     """Load tensors without data into a new model of the same class, and return what does not fit."""
+    loaded, info = _loaded(model, tensors, renamed)
+    return misfit_of(info, loaded, _shapes(tensors, renamed))
+
+
+def _loaded(
+    model: "PreTrainedModel", tensors: dict[str, torch.Tensor], renamed: dict[str, str]
+) -> tuple["PreTrainedModel", dict[str, Any]]:
+    """A new model of the same class with tensors without data, and transformers' report."""
     with _quiet():
         result: Any = type(model).from_pretrained(
             None,
@@ -261,7 +279,7 @@ def _load(model: "PreTrainedModel", tensors: dict[str, torch.Tensor], renamed: d
             ignore_mismatched_sizes=True,
         )
     loaded, info = result
-    return misfit_of(info, loaded, _shapes(tensors, renamed))
+    return loaded, info
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor], renamed: Mapping[str, str]) -> Shapes:

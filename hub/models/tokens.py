@@ -130,7 +130,7 @@ def resize_embeddings(
     head: torch.nn.Module | None = model.get_output_embeddings()
     tables = [model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None)]
     for table in {id(table): table for table in tables if isinstance(table, torch.Tensor)}.values():
-        _begin(table.data, vocabulary, cfg.new_token_init)
+        begin_rows(table.data, vocabulary, cfg.new_token_init)
     words = ", ".join([*list(vocabulary.new.values())[:3], *(["..."] if len(vocabulary.new) > 3 else [])])
     say(
         f"{len(vocabulary.new):,} new tokens{f' ({words})' if words else ''}: the embeddings have "
@@ -138,7 +138,7 @@ def resize_embeddings(
     )
 
 
-def _begin(table: torch.Tensor, vocabulary: Vocabulary, init: str) -> None:
+def begin_rows(table: torch.Tensor, vocabulary: Vocabulary, init: str) -> None:
     """Set the new rows of an embedding, of an output layer's weight, or of its bias."""
     mean = _mean(table, vocabulary.old)
     for row in vocabulary.new_rows:
