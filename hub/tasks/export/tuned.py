@@ -12,6 +12,7 @@ from hub.config.option import AUTO
 from hub.config.schema import RunConfig
 from hub.models import merging
 from hub.models.finished import Asked, Finished
+from hub.models.merging.quantized import Kind
 from hub.models.weights import local_weights
 from hub.system.memory import allowed_memory, free_host_memory
 from hub.tasks.evaluate.sets import Encoding
@@ -43,7 +44,7 @@ class Tuned:
         dtype = None if wanted.dtype == AUTO else getattr(torch, wanted.dtype)
         if folder.exists():
             folder.rmdir()
-        merging.merge(self.base_path, finished.adapter, folder, dtype, self.say, model=finished.base, **self._quantized())
+        merging.merge(self.base_path, finished.adapter, folder, dtype, self.say, model=finished.base, dequantized=self._quantized())
         return folder
 
     def training_rows(self, count: int) -> list[list[int]]:
@@ -51,13 +52,14 @@ class Tuned:
         encoding = Encoding(self.tokenizer, self.max_positions, None, self.say)
         return training_rows(self.asked, encoding, count)
 
-    def _quantized(self) -> dict[str, str]:
+    def _quantized(self) -> Kind | None:
         """How the base was stored while the adapter was trained on it, if the adapter is merged into these weights."""
         if self.asked.model.adapter is None or self.asked.cfg.export.merge_on == "full":
-            return {}
+            return None
         algo = self.asked.cfg.algo
-        kind = "nf4" if getattr(algo, "load_in_4bit", False) else "int8" if getattr(algo, "load_in_8bit", False) else None
-        return {} if kind is None else {"dequantized": kind}
+        if getattr(algo, "load_in_4bit", False):
+            return "nf4"
+        return "int8" if getattr(algo, "load_in_8bit", False) else None
 
 
 @contextmanager
