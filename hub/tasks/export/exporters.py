@@ -6,8 +6,9 @@ from hub.errors import did_you_mean
 from hub.plugins.offers import Exporter
 from hub.plugins.registry import registry
 from hub.tasks.export.merged.exporter import EXPORTER as MERGED
+from hub.tasks.export.ollama.exporter import EXPORTER as OLLAMA
 
-_OWN = (MERGED,)
+_OWN = (MERGED, OLLAMA)
 
 
 def exporters() -> dict[str, Exporter]:
