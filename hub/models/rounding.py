@@ -2,8 +2,8 @@
 
 Training adds little to a weight, often less than half the step between two numbers of bfloat16 (0.4 % of the weight). The
 nearest number is then the old one, for most weights of a matrix: what was learnt is lost, and lost in one direction. Rounded up
-or down by chance, with probabilities that make the mean exact, the sum over a row keeps it (stochastic rounding: Gupta et al. 2015,
-arXiv 1502.02551).
+or down by chance, with probabilities that make the mean exact, the sum over a row keeps it (stochastic rounding: Gupta et al.
+2015, arXiv 1502.02551).
 """
 
 import zlib

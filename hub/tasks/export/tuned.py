@@ -44,7 +44,8 @@ class Tuned:
         dtype = None if wanted.dtype == AUTO else getattr(torch, wanted.dtype)
         if folder.exists():
             folder.rmdir()
-        merging.merge(self.base_path, finished.adapter, folder, dtype, self.say, model=finished.base, dequantized=self._quantized())
+        seen = self._quantized()
+        merging.merge(self.base_path, finished.adapter, folder, dtype, self.say, model=finished.base, dequantized=seen)
         return folder
 
     def training_rows(self, count: int) -> list[list[int]]:
