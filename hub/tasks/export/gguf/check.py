@@ -27,13 +27,12 @@ def differences(
         texts: plain texts.
         ends: token ids that end an answer in training.
     """
-    return [
-        *_template(reader, tokenizer),
-        *_vocabulary(reader, tokenizer),
-        *_texts(reader, tokenizer, texts),
-        *_chats(reader, tokenizer, chats),
-        *_ends(reader, tokenizer, ends),
-    ]
+    found = [*_template(reader, tokenizer), *_vocabulary(reader, tokenizer)]
+    if reader.is_llama_cpp:  # another program's tokens say nothing on those of llama.cpp
+        found += [*_texts(reader, tokenizer, texts), *_chats(reader, tokenizer, chats)]
+    elif reader.facts.adds_bos and not all(chat.startswith(tokenizer.bos_token or "") for chat in chats):
+        found.append(_begin_token(reader, tokenizer))
+    return [*found, *_ends(reader, tokenizer, ends)]
 
 
 def notes(reader: GgufReader, tokenizer: Any, chats: Iterable[str]) -> list[str]:
@@ -92,14 +91,19 @@ def _chats(reader: GgufReader, tokenizer: Any, chats: Iterable[str]) -> list[str
         if stored == expected:
             continue
         if stored[1:] == expected and stored[0] == reader.facts.bos:
-            return [
-                f"The file puts the begin token {stored[0]} ({tokenizer.decode(stored[:1])!r}) before a chat (add_bos_token=true), "
-                "and training did not"
-            ]
+            return [_begin_token(reader, tokenizer)]
         if stored[:-1] == expected:
             return [f"The file puts the end token {stored[-1]} behind a prompt (add_eos_token=true), and training did not"]
         return [f"The chat {_short(chat)} is other tokens: {_first_difference(tokenizer, expected, stored)}"]
     return []
+
+
+def _begin_token(reader: GgufReader, tokenizer: Any) -> str:
+    token = reader.facts.bos
+    return (
+        f"The file puts the begin token {token} ({tokenizer.decode([token])!r}) before a chat (add_bos_token=true), "
+        "and training did not"
+    )
 
 
 def _ends(reader: GgufReader, tokenizer: Any, ends: Sequence[int]) -> list[str]:

@@ -47,7 +47,7 @@ def converter_script() -> Path:
     )
 
 
-def convert(folder: Path, target: Path, kind: Kind, name: str) -> None:
+def convert(folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | None = None) -> None:
     """Write a GGUF file of floats. The target appears whole or not at all.
 
     Args:
@@ -55,6 +55,9 @@ def convert(folder: Path, target: Path, kind: Kind, name: str) -> None:
         target: the file to write. An existing one is replaced.
         kind: f32, f16 or bf16.
         name: of the model, written into the file. No path: whoever gets the file can read it.
+        adds_bos: whether llama.cpp should put the begin token before every text, once. It should if training rows begin with
+            it. None: as tokenizer_config.json has it. transformers 5 does not save it, and llama.cpp's default depends on the
+            kind of the vocabulary, so this is wrong for some.
 
     Raises:
         ModelError: the converter is missing, does not know the architecture or the tokenizer, or failed.
@@ -64,7 +67,7 @@ def convert(folder: Path, target: Path, kind: Kind, name: str) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             data = Path(scratch) / _file_name(name)
             data.mkdir()
-            _link(folder, data)
+            _link(folder, data, adds_bos)
             made = Path(scratch) / "made.gguf"
             command = [sys.executable, str(script), str(data), "--outfile", str(made), "--outtype", kind.name]
             done = subprocess.run([*command, "--model-name", name], env=_environment(), capture_output=True, check=False)
@@ -79,7 +82,7 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
 
 
-def _link(folder: Path, data: Path) -> None:
+def _link(folder: Path, data: Path, adds_bos: bool | None) -> None:
     """Links to the files of a model, without code, and without the names of code in its JSON."""
     for file in folder.iterdir():
         link = data / file.name
@@ -88,6 +91,8 @@ def _link(folder: Path, data: Path) -> None:
         if file.suffix == ".json" and "config" in file.name:
             values = json.loads(file.read_text(encoding="utf-8"))
             values = {key: value for key, value in values.items() if key not in ("auto_map", "_name_or_path")}
+            if file.name == "tokenizer_config.json" and adds_bos is not None:
+                values |= {"add_bos_token": adds_bos, "add_eos_token": False}
             link.write_text(json.dumps(values), encoding="utf-8")
             continue
         try:

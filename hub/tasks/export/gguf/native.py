@@ -22,6 +22,7 @@ BATCH = 512
 """Tokens that are decoded in one call."""
 
 _BACKENDS = ("libggml-base*", "libggml-cpu.*", "libggml.*", "ggml-base*", "ggml-cpu.*", "ggml.*")
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _Log = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
 
 
@@ -91,10 +92,10 @@ class _Native:
     """A model in llama.cpp."""
 
     def __init__(self, library: Path, file: Path, num_threads: int) -> None:
-        self.lines: list[str] = []
+        self.errors: list[str] = []
         self.lib = _load(library)
         _declare(self.lib)
-        self._log = _Log(lambda level, text, _: self.lines.append((text or b"").decode("utf-8", "replace")))
+        self._log = _Log(self._note)
         self.lib.llama_log_set(self._log, None)
         self.lib.llama_backend_init()
         self.num_threads = num_threads
@@ -105,10 +106,13 @@ class _Native:
         self.num_vocab = self.lib.llama_vocab_n_tokens(self.vocab)
         self.context, self.num_positions = None, 0
 
+    def _note(self, level: int, text: bytes | None, _: int | None) -> None:
+        if level == _ERROR and text:
+            self.errors.append(text.decode("utf-8", "replace").strip())
+
     def complaint(self) -> str:
-        """What llama.cpp logged as an error: the first line that says why."""
-        lines = [line.strip() for line in "".join(self.lines).splitlines()]
-        return next((line for line in lines if "error" in line.lower() or "unknown" in line.lower()), lines[-1] if lines else "")
+        """The first thing that llama.cpp logged as an error."""
+        return self.errors[0] if self.errors else ""
 
     def facts(self) -> dict[str, Any]:
         """What the file says on its tokens, and which llama.cpp reads it."""

@@ -45,6 +45,20 @@ class Quantized:
     without_importance: tuple[str, ...]
     """Quantized tensors that the importance matrix does not have. Empty if there is no matrix."""
 
+    unfit: tuple[str, ...]
+    """Tensors with rows that are no whole number of blocks. They are stored in another type, most of them with more bits."""
+
+    def remark(self) -> str:
+        """What the user should know of a file whose kind does not fit the width of its model. Empty: nothing."""
+        if not self.unfit:
+            return ""
+        matrices = sum(kind not in (TensorType.F32, TensorType.I32) for kind in self.types.values())
+        instead = sorted({self.types[name].name.lower() for name in self.unfit})
+        return (
+            f"{self.file.name}: rows of {len(self.unfit)} of {matrices} matrices are no whole number of blocks, so these are stored "
+            f"as {', '.join(instead)}, as llama.cpp does it. " + ("Take quant=bf16" if "f16" in instead else "quant=q8_0 or q5_0 fits")
+        )
+
 
 def quantize_file(
     source: Path, target: Path, kind: Kind, importance: Importance | None = None, num_threads: int | None = None
@@ -65,7 +79,7 @@ def quantize_file(
     """
     container = read_container(source)
     tensors = sorted(container.tensors, key=_order)
-    types = choose_types(container, tensors, kind, importance is not None)
+    types, unfit = choose_types(container, tensors, kind, importance is not None)
     written = [replace(tensor, type=new, shape=tensor.shape[: num_dims(tensor)]) for tensor, new in zip(tensors, types, strict=True)]
     pairs = list(zip(tensors, written, strict=True))
     rows = {new.name: _importance_of(old, new, kind, importance) for old, new in pairs}
@@ -87,9 +101,8 @@ def quantize_file(
         with suppress(OSError):
             aside.unlink(missing_ok=True)
     missing = [new.name for old, new in pairs if new.type not in FLOATS and old.type != new.type and rows[new.name] is None]
-    return Quantized(
-        target, num_bytes, {tensor.name: tensor.type for tensor in written}, tuple(missing) if importance is not None else ()
-    )
+    types_by_name = {tensor.name: tensor.type for tensor in written}
+    return Quantized(target, num_bytes, types_by_name, tuple(missing) if importance is not None else (), tuple(unfit))
 
 
 def _order(tensor: Tensor) -> tuple[int, bytes]:

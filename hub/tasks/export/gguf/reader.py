@@ -255,7 +255,7 @@ class TransformersReader(_Closing):
             bos=number("bos"),
             eos=number("eos"),
             eot=number("eot"),
-            adds_bos=bool(container.value("tokenizer.ggml.add_bos_token", False)),
+            adds_bos=bool(container.value("tokenizer.ggml.add_bos_token", container.value("tokenizer.ggml.model") == "llama")),
             adds_eos=bool(container.value("tokenizer.ggml.add_eos_token", False)),
             ends=frozenset(ends),
             template=container.value("tokenizer.chat_template"),

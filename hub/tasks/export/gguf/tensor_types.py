@@ -1,6 +1,6 @@
 """Which type each tensor of a quantized file gets, as llama.cpp chooses it.
 
-A translation of llama.cpp's src/llama-quant.cpp (release b10605): `tensor_allows_quantization`, `llama_tensor_get_type_impl`,
+A translation of llama.cpp's src/llama-quant.cpp (releases b10605 to v0.4.0): `tensor_allows_quantization`, `llama_tensor_get_type_impl`,
 `tensor_type_fallback`, `tensor_requires_imatrix`. A test compares whole files with those of llama.cpp's own function.
 """
 
@@ -82,8 +82,8 @@ def needs_imatrix(tensor: Tensor, kind: Kind) -> bool:
     return tensor.type in _NOISE_WITHOUT_IMATRIX or (tensor.type == T.Q2_K and kind.name == "q2_k_s")
 
 
-def choose_types(container: Container, tensors: Sequence[Tensor], kind: Kind, has_imatrix: bool) -> list[T]:
-    """The type of each tensor in a file of this kind.
+def choose_types(container: Container, tensors: Sequence[Tensor], kind: Kind, has_imatrix: bool) -> tuple[list[T], list[str]]:
+    """The type of each tensor in a file of this kind, and the names of those that get another one because their rows don't fit.
 
     Args:
         container: metadata of the model.
@@ -92,34 +92,30 @@ def choose_types(container: Container, tensors: Sequence[Tensor], kind: Kind, ha
         has_imatrix: whether there is an importance matrix. Some types depend on it.
 
     Raises:
-        ModelError: a tensor of a model with experts names no layer, or llama.cpp defines no type for a row of this length.
+        ModelError: a tensor of a model with experts names no layer.
     """
     model = _Model.of(container)
     attention_values = sum(_category(tensor.name) in ("v", "qkv", "kv_b") for tensor in tensors)
     tied = all(tensor.name != "output.weight" for tensor in tensors)
     mix = _Mix(model, kind, has_imatrix, attention_values, tied)
-    types = []
+    types, unfit = [], []
     for tensor in tensors:
         if not is_quantized_at_all(tensor):
             types.append(tensor.type)
         elif not kind.is_quantized:
             types.append(kind.tensor_type)
         else:
-            types.append(_fitting(tensor, mix.choose(tensor)))
-    return types
+            chosen = mix.choose(tensor)
+            types.append(_fitting(tensor, chosen))
+            if types[-1] != chosen:
+                unfit.append(tensor.name)
+    return types, unfit
 
 
 def _fitting(tensor: Tensor, chosen: T) -> T:
-    """A type whose blocks fit into a row: the one chosen, or llama.cpp's next one."""
-    if tensor.row % BLOCKS[chosen][0] == 0:
-        return chosen
-    fallback = _FALLBACKS.get(chosen)
-    if fallback is None:
-        raise ModelError(
-            f"{tensor.name} has rows of {tensor.row} weights, and {chosen.name.lower()} stores blocks of {BLOCKS[chosen][0]}. "
-            "Take quant=f16 or bf16"
-        )
-    return fallback if tensor.row % BLOCKS[fallback][0] == 0 else T.F16
+    """A type whose blocks fit into a row: the one chosen, or llama.cpp's next one. float16 fits always."""
+    candidates = (chosen, _FALLBACKS.get(chosen, T.F16))
+    return next((each for each in candidates if tensor.row % BLOCKS[each][0] == 0), T.F16)
 
 
 @dataclass(frozen=True)
