@@ -78,7 +78,7 @@ def _texts(reader: GgufReader, tokenizer: Any, texts: Iterable[str]) -> list[str
 
 
 def _chats(reader: GgufReader, tokenizer: Any, chats: Iterable[str]) -> list[str]:
-    """A chat as llama.cpp's server reads it: begin and end tokens are added as the file asks, and none twice (common/chat.cpp)."""
+    """A chat as llama.cpp's server reads it (common/chat.cpp): begin and end tokens are added as the file asks, none twice."""
     begin, end = tokenizer.bos_token, tokenizer.eos_token
     for chat in chats:
         expected = tokenizer(chat, add_special_tokens=False).input_ids

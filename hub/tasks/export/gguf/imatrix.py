@@ -145,7 +145,9 @@ def collect(model: torch.nn.Module, rows: Iterable[Sequence[int]], device: torch
 def _experts_one_by_one(model: torch.nn.Module) -> Iterator[None]:
     """Experts are computed one after the other, and not in one grouped product, in which they can't be told apart."""
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    before = [(config, config._experts_implementation) for config in configs.values() if hasattr(config, "_experts_implementation")]
+    before = [
+        (config, config._experts_implementation) for config in configs.values() if hasattr(config, "_experts_implementation")
+    ]
     try:
         for config, _ in before:
             config._experts_implementation = "eager"

@@ -1,6 +1,6 @@
 """The kinds of GGUF files: what is typed as `quant=`, and llama.cpp's number and type for each. Nothing here imports numpy.
 
-Numbers are those of `llama_ftype` (llama.h) and `ggml_type` (ggml.h) in llama.cpp. Files on disk hold them, so they never change.
+Numbers are those of `llama_ftype` (llama.h) and `ggml_type` (ggml.h) in llama.cpp. Files hold them, so they never change.
 """
 
 from dataclasses import dataclass

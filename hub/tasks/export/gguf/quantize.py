@@ -55,8 +55,9 @@ class Quantized:
         matrices = sum(kind not in (TensorType.F32, TensorType.I32) for kind in self.types.values())
         instead = sorted({self.types[name].name.lower() for name in self.unfit})
         return (
-            f"{self.file.name}: rows of {len(self.unfit)} of {matrices} matrices are no whole number of blocks, so these are stored "
-            f"as {', '.join(instead)}, as llama.cpp does it. " + ("Take quant=bf16" if "f16" in instead else "quant=q8_0 or q5_0 fits")
+            f"{self.file.name}: rows of {len(self.unfit)} of {matrices} matrices are no whole number of blocks, so these are "
+            f"stored as {', '.join(instead)}, as llama.cpp does it. "
+            + ("Take quant=bf16" if "f16" in instead else "quant=q8_0 or q5_0 fits")
         )
 
 
@@ -80,7 +81,9 @@ def quantize_file(
     container = read_container(source)
     tensors = sorted(container.tensors, key=_order)
     types, unfit = choose_types(container, tensors, kind, importance is not None)
-    written = [replace(tensor, type=new, shape=tensor.shape[: num_dims(tensor)]) for tensor, new in zip(tensors, types, strict=True)]
+    written = [
+        replace(tensor, type=new, shape=tensor.shape[: num_dims(tensor)]) for tensor, new in zip(tensors, types, strict=True)
+    ]
     pairs = list(zip(tensors, written, strict=True))
     rows = {new.name: _importance_of(old, new, kind, importance) for old, new in pairs}
     aside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -156,7 +159,9 @@ def _write_tensor(
 ) -> None:
     old, new = pair
     begin = container.data_start + old.offset
-    raw = np.memmap(source, np.uint8, "r", begin, (old.num_rows, old.row_bytes)) if old.num_bytes else np.empty((0, 0), np.uint8)
+    raw = (
+        np.memmap(source, np.uint8, "r", begin, (old.num_rows, old.row_bytes)) if old.num_bytes else np.empty((0, 0), np.uint8)
+    )
     if old.type == new.type:
         chunk = max(1, _CHUNK * 4 // max(1, old.row_bytes))
         for first in range(0, len(raw), chunk):
@@ -182,7 +187,9 @@ def _chunks(tensor: Tensor, raw: NDArray[np.uint8], importance: NDArray[np.float
             yield raw[begin : begin + min(chunk, rows_of_expert - first)], of_expert
 
 
-def _quantized(new: Tensor, old: TensorType, raw: NDArray[np.uint8], importance: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+def _quantized(
+    new: Tensor, old: TensorType, raw: NDArray[np.uint8], importance: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
     stored = quantize_rows(_floats(raw, old), new.type, importance)
     if stored is None:
         raise ModelError(

@@ -203,13 +203,10 @@ class LlamaReader(_Closing):
 
     def _read_bytes(self, count: int) -> bytearray:
         assert self._child.stdout is not None
-        made = bytearray(count)
-        view = memoryview(made)
-        while view:
-            if not (read := self._child.stdout.readinto(view)):
-                raise self._ended()
-            view = view[read:]
-        return made
+        made = self._child.stdout.read(count)
+        if len(made) < count:
+            raise self._ended()
+        return bytearray(made)
 
     def _ended(self) -> ModelError:
         with suppress(subprocess.TimeoutExpired):
@@ -217,7 +214,9 @@ class LlamaReader(_Closing):
         self._noise.seek(0)
         lines = [line.strip() for line in self._noise.read().decode("utf-8", "replace").splitlines() if line.strip()]
         why = next((line for line in lines if "ASSERT" in line or "rror" in line), lines[-1] if lines else "it said nothing")
-        return ModelError(f"{self._file.name}: llama.cpp broke off with code {self._child.poll()} while it read the file: {why}")
+        return ModelError(
+            f"{self._file.name}: llama.cpp broke off with code {self._child.poll()} while it read the file: {why}"
+        )
 
 
 class TransformersReader(_Closing):
@@ -230,7 +229,9 @@ class TransformersReader(_Closing):
 
         from hub.tasks.export.gguf.container import read_container
 
-        unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+        unpack = (
+            {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+        )
         kwargs: dict[str, Any] = {"gguf_file": file.name}
         try:
             self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -240,8 +241,8 @@ class TransformersReader(_Closing):
         except Exception as error:
             # Whatever a reader of GGUF raises means that this one can't read the file.
             raise ModelError(
-                f"{file.name} can't be checked: transformers can't read it ({first_line(error)}), and llama.cpp is not installed. "
-                "Type: pip install xllamacpp"
+                f"{file.name} can't be checked: transformers can't read it ({first_line(error)}), and llama.cpp is not "
+                "installed. Type: pip install xllamacpp"
             ) from error
         self.by = f"transformers {transformers.__version__}"
         container = read_container(file)

@@ -1,7 +1,8 @@
 """Which type each tensor of a quantized file gets, as llama.cpp chooses it.
 
-A translation of llama.cpp's src/llama-quant.cpp (releases b10605 to v0.4.0): `tensor_allows_quantization`, `llama_tensor_get_type_impl`,
-`tensor_type_fallback`, `tensor_requires_imatrix`. A test compares whole files with those of llama.cpp's own function.
+A translation of llama.cpp's src/llama-quant.cpp (releases b10605 to v0.4.0): `tensor_allows_quantization`,
+`llama_tensor_get_type_impl`, `tensor_type_fallback`, `tensor_requires_imatrix`. A test compares whole files with those of
+llama.cpp's own function.
 """
 
 import re
@@ -14,14 +15,43 @@ from hub.tasks.export.gguf.container import Container, Tensor
 from hub.tasks.export.gguf.kinds import BLOCKS, Kind
 from hub.tasks.export.gguf.kinds import TensorType as T
 
-_NEVER = (
-    "_norm.weight ffn_gate_inp.weight ffn_gate_tid2eid.weight altup laurel per_layer_model_proj ssm_conv1d "
-    "shortconv.conv.weight indexer.k_proj.weight indexer.q_proj.weight time_mix_first.weight time_mix_w0.weight "
-    "time_mix_w1.weight time_mix_w2.weight time_mix_v0.weight time_mix_v1.weight time_mix_v2.weight time_mix_a0.weight "
-    "time_mix_a1.weight time_mix_a2.weight time_mix_g1.weight time_mix_g2.weight time_mix_decay_w1.weight "
-    "time_mix_decay_w2.weight time_mix_lerp_fused.weight attn_rel_b.weight .position_embd sam.pos_embd sam.neck. sam.net_ "
-    ".rel_pos .patch_embd .patch_merger a.rvq.codebook mm.a.code_embd"
-).split()
+_NEVER = [
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_tid2eid.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    "time_mix_first.weight",
+    "time_mix_w0.weight",
+    "time_mix_w1.weight",
+    "time_mix_w2.weight",
+    "time_mix_v0.weight",
+    "time_mix_v1.weight",
+    "time_mix_v2.weight",
+    "time_mix_a0.weight",
+    "time_mix_a1.weight",
+    "time_mix_a2.weight",
+    "time_mix_g1.weight",
+    "time_mix_g2.weight",
+    "time_mix_decay_w1.weight",
+    "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight",
+    "attn_rel_b.weight",
+    ".position_embd",
+    "sam.pos_embd",
+    "sam.neck.",
+    "sam.net_",
+    ".rel_pos",
+    ".patch_embd",
+    ".patch_merger",
+    "a.rvq.codebook",
+    "mm.a.code_embd",
+]
 _POSITIONS = ("position_embd.weight", "token_types.weight")
 _FALLBACKS = {
     **dict.fromkeys((T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S, T.IQ4_XS), T.IQ4_NL),
@@ -230,9 +260,7 @@ class _Mix:
             chosen = T.Q4_K if shared else T.Q3_K
         elif name == "iq3_xxs":
             chosen = T.Q4_K if shared else T.IQ3_XXS if self.has_imatrix else T.IQ3_S
-        elif name in ("q2_k_s", "iq3_xs", "iq3_s") and shared:
-            chosen = T.Q4_K
-        elif name == "iq3_m":
+        elif (name in ("q2_k_s", "iq3_xs", "iq3_s") and shared) or name == "iq3_m":
             chosen = T.Q4_K
         elif name == "q3_k_m":
             chosen = T.Q5_K if before < 2 else T.Q4_K
@@ -254,7 +282,7 @@ class _Mix:
         if self.model.architecture == "falcon":
             return T.Q4_K if name == "q3_k_l" else chosen
         if self.model.num_experts == 8:
-            few = "q2_k iq3_xs iq3_xxs q3_k_s q3_k_m iq4_nl q4_k_s q4_k_m iq3_s iq3_m iq4_xs".split()
+            few = ["q2_k", "iq3_xs", "iq3_xxs", "q3_k_s", "q3_k_m", "iq4_nl", "q4_k_s", "q4_k_m", "iq3_s", "iq3_m", "iq4_xs"]
             return T.Q5_K if name in few else chosen
         by_name = {"q2_k": T.Q3_K, "iq3_xxs": T.IQ3_S, "q3_k_m": T.Q4_K, "q3_k_l": T.Q5_K, "iq3_m": T.Q4_K}
         return by_name.get(name, chosen)

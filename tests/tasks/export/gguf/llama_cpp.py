@@ -35,7 +35,9 @@ def fetch() -> str:
     if shutil.which("npm") is None:
         return "there is no npm"
     with tempfile.TemporaryDirectory() as scratch:
-        done = subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=scratch, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            ["npm", "pack", "--silent", PACKAGE], cwd=scratch, capture_output=True, text=True, timeout=300, check=False
+        )
         archive = next(Path(scratch).glob("*.tgz"), None)
         if archive is None:
             return f"npm pack {PACKAGE} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"

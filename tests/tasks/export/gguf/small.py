@@ -20,7 +20,9 @@ VOCAB = 420
 def write_tokenizer(folder: Path) -> None:
     import sentencepiece
 
-    lines = Path(__file__).read_text(encoding="utf-8").splitlines() + Path(json.__file__).read_text(encoding="utf-8").splitlines()
+    lines = (
+        Path(__file__).read_text(encoding="utf-8").splitlines() + Path(json.__file__).read_text(encoding="utf-8").splitlines()
+    )
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -38,7 +40,9 @@ def write_tokenizer(folder: Path) -> None:
     )
     (folder / "tokenizer.model").write_bytes(made.getvalue())
     words = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(words | {"add_bos_token": False, "add_prefix_space": False}), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(words | {"add_bos_token": False, "add_prefix_space": False}), encoding="utf-8"
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)

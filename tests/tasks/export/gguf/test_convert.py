@@ -12,15 +12,15 @@ import torch
 pytest.importorskip("gguf", reason="needs the package gguf")
 pytest.importorskip("sentencepiece", reason="needs the package sentencepiece")
 
-from transformers import AutoTokenizer, LlamaConfig, MixtralConfig  # noqa: E402
+from tasks.export.gguf import llama_cpp, small
+from transformers import AutoTokenizer, LlamaConfig, MixtralConfig
 
-from hub.errors import ModelError  # noqa: E402
-from hub.tasks.export.gguf import converter  # noqa: E402
-from hub.tasks.export.gguf.check import differences, notes  # noqa: E402
-from hub.tasks.export.gguf.container import read_container  # noqa: E402
-from hub.tasks.export.gguf.kinds import KINDS  # noqa: E402
-from hub.tasks.export.gguf.reader import LlamaReader, TransformersReader, open_reader  # noqa: E402
-from tasks.export.gguf import llama_cpp, small  # noqa: E402
+from hub.errors import ModelError
+from hub.tasks.export.gguf import converter
+from hub.tasks.export.gguf.check import differences, notes
+from hub.tasks.export.gguf.container import read_container
+from hub.tasks.export.gguf.kinds import KINDS
+from hub.tasks.export.gguf.reader import LlamaReader, TransformersReader, open_reader
 
 try:
     converter.converter_script()
@@ -47,7 +47,13 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("model")
     small.write_tokenizer(folder)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = LlamaConfig(vocab_size=small.VOCAB, bos_token_id=1, eos_token_id=4, max_position_embeddings=2048, **sizes)
     model = small.write_model(folder, config)
     (folder / "evil.py").write_text("raise SystemExit('code of the folder was run')", encoding="utf-8")
@@ -102,7 +108,9 @@ def test_file_tells_nothing_of_this_machine(made: Made) -> None:
     container = read_container(made.file)
     assert container.value("general.name") == "made-up model"
     general = " ".join(str(container.value(key)) for key in container.metadata if not key.startswith("tokenizer."))
-    assert not any(word in general for word in (str(made.folder.parent), made.folder.name, "tmp", os.environ.get("USER", "root")))
+    assert not any(
+        word in general for word in (str(made.folder.parent), made.folder.name, "tmp", os.environ.get("USER", "root"))
+    )
     assert [file.name for file in made.folder.glob(".*")] == []
 
 
@@ -152,8 +160,12 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "architecture XForCausalLM. Take to=merged, a newer" in says("ERROR:hf-to-gguf:Model XForCausalLM is not supported\n")
-    assert "does not recognize this model's tokenizer" in says("NotImplementedError: BPE pre-tokenizer was not recognized - update\n")
+    assert "architecture XForCausalLM. Take to=merged, a newer" in says(
+        "ERROR:hf-to-gguf:Model XForCausalLM is not supported\n"
+    )
+    assert "does not recognize this model's tokenizer" in says(
+        "NotImplementedError: BPE pre-tokenizer was not recognized - update\n"
+    )
     line = says("INFO\nFileNotFoundError: File not found: /some/where/tokenizer.model\n")
     assert "needs tokenizer.model for this model" in line
     assert "/some/where" not in line
@@ -203,7 +215,13 @@ def test_importance_is_the_mean_square_of_each_channel(made: Made) -> None:
 def test_importance_of_each_expert(tmp_path: Path) -> None:
     from hub.tasks.export.gguf.imatrix import collect
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     config = MixtralConfig(vocab_size=small.VOCAB, num_local_experts=4, num_experts_per_tok=2, **sizes)
     model = small.write_model(tmp_path, config)
     experts, seen = model.model.layers[0].mlp.experts, []

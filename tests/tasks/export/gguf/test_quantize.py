@@ -8,15 +8,17 @@ import pytest
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 pytest.importorskip("libggml", reason="needs the package libggml-python")
 
+from tasks.export.gguf import llama_cpp, synthetic  # noqa: E402
+
 from hub.errors import ConfigError, ModelError  # noqa: E402
 from hub.tasks.export.gguf import quantize as module  # noqa: E402
 from hub.tasks.export.gguf.container import read_container  # noqa: E402
 from hub.tasks.export.gguf.kinds import KINDS, find_kind  # noqa: E402
 from hub.tasks.export.gguf.quantize import quantize_file  # noqa: E402
-from tasks.export.gguf import llama_cpp, synthetic  # noqa: E402
 
 needs_llama_cpp = pytest.mark.skipif(
-    llama_cpp.library() is None, reason="llama.cpp's library is not here: python tests/tasks/export/gguf/llama_cpp.py fetches it"
+    llama_cpp.library() is None,
+    reason="llama.cpp's library is not here: python tests/tasks/export/gguf/llama_cpp.py fetches it",
 )
 RMS = {"attention__layer_norm_rms_epsilon": 1e-5}
 NORM = {"attention__layer_norm_epsilon": 1e-5}
@@ -28,7 +30,14 @@ MODELS = {
     "65b": {**RMS, **EIGHTY, "heads": (64, 64)},
     "qwen2-72b": {**RMS, **EIGHTY, "architecture": "qwen2", "heads": (64, 8)},
     "8 experts": {**RMS, "layers": 9, "experts": 8, "matrices": synthetic.EXPERTS},
-    "4 experts": {**RMS, "layers": 8, "experts": 4, "matrices": synthetic.EXPERTS, "architecture": "qwen2moe", "dtype": np.float32},
+    "4 experts": {
+        **RMS,
+        "layers": 8,
+        "experts": 4,
+        "matrices": synthetic.EXPERTS,
+        "architecture": "qwen2moe",
+        "dtype": np.float32,
+    },
     "falcon": {**NORM, "architecture": "falcon", "matrices": synthetic.FUSED, "heads": (8, 1)},
     "phi3": {**RMS, "architecture": "phi3", "matrices": synthetic.FUSED, "rope__dimension_count": 32},
     "gpt2": {**NORM, "architecture": "gpt2", "matrices": synthetic.FUSED, "outer": ("position_embd.weight",)},
@@ -37,7 +46,7 @@ MODELS = {
 }
 
 
-EVERYDAY = "f16 q8_0 q5_k_m q5_0 q4_k_m q4_k_s q4_0 iq4_nl q3_k_m q2_k".split()
+EVERYDAY = ["f16", "q8_0", "q5_k_m", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "iq4_nl", "q3_k_m", "q2_k"]
 
 
 def compare(source: Path, importance: dict[str, np.ndarray], kinds: list[str]) -> None:
@@ -105,7 +114,9 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path, monkeypatch: py
     few = tmp_path / "few.gguf"
     synthetic.write(few, layers=2, width=256)
     refuses("iq1_s", "blk.0", "needs an importance matrix", file=few)
-    refuses("q4_0", "importance matrix has 5 numbers", "96", matrix=importance | {"blk.0.attn_k.weight": np.ones(5, np.float32)})
+    refuses(
+        "q4_0", "importance matrix has 5 numbers", "96", matrix=importance | {"blk.0.attn_k.weight": np.ones(5, np.float32)}
+    )
     quantize_file(source, tmp_path / "q8.gguf", KINDS["q8_0"])
     refuses("q4_0", "stored as q8_0", "second time", file=tmp_path / "q8.gguf")
     (tmp_path / "cut.gguf").write_bytes(source.read_bytes()[:-100])
