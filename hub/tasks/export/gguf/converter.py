@@ -91,6 +91,8 @@ def _link(folder: Path, data: Path, adds_bos: bool | None) -> None:
         if file.suffix == ".json" and "config" in file.name:
             values = json.loads(file.read_text(encoding="utf-8"))
             values = {key: value for key, value in values.items() if key not in ("auto_map", "_name_or_path")}
+            if file.name == "config.json":
+                values = _with_older_keys(values)
             if file.name == "tokenizer_config.json" and adds_bos is not None:
                 values |= {"add_bos_token": adds_bos, "add_eos_token": False}
             link.write_text(json.dumps(values), encoding="utf-8")
@@ -99,6 +101,16 @@ def _link(folder: Path, data: Path, adds_bos: bool | None) -> None:
             link.symlink_to(file.absolute())
         except OSError:  # Windows asks for a right to link
             shutil.copyfile(file, link)
+
+
+def _with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with the keys that transformers 5 no longer saves, and the converter still reads."""
+    older = {"n_ctx": config["n_positions"]} if "n_positions" in config else {}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:  # else there is one for each kind of layer
+        factor = rope.get("partial_rotary_factor")
+        older |= {"rotary_pct": 1.0} if factor is None else {"rotary_pct": factor, "partial_rotary_factor": factor}
+    return {key: value for key, value in older.items() if config.get(key) is None} | config
 
 
 def _environment() -> dict[str, str]:

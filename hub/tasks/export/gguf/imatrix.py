@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from hub.errors import ModelError
 from hub.tasks.export.gguf.container import Container, Tensor, read_container
 from hub.tasks.export.gguf.kinds import FLOATS, TensorType
+from hub.tasks.export.gguf.tensor_types import is_quantized_at_all
 
 _PRODUCTS: dict[Any, tuple[int, int, bool]] = {
     torch.nn.functional.linear: (0, 1, False),
@@ -179,11 +180,7 @@ def importance_of_file(collected: Collected, file: Path) -> Importance:
         if tensors and _is_same_order(tensors, experts, file, container):
             for tensor in tensors:
                 found[tensor.name] = _joined(experts, _num_experts(tensor), tensor.row)
-    layers = [
-        tensor.name
-        for tensor in container.tensors
-        if tensor.name.startswith("blk.") and tensor.name.endswith(".weight") and len(tensor.shape) > 1
-    ]
+    layers = [tensor.name for tensor in container.tensors if tensor.name.startswith("blk.") and is_quantized_at_all(tensor)]
     return Importance(found, collected.num_tokens, tuple(name for name in layers if name not in found))
 
 

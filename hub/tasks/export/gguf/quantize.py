@@ -159,38 +159,40 @@ def _write_tensor(
 ) -> None:
     old, new = pair
     begin = container.data_start + old.offset
-    raw = (
-        np.memmap(source, np.uint8, "r", begin, (old.num_rows, old.row_bytes)) if old.num_bytes else np.empty((0, 0), np.uint8)
-    )
     if old.type == new.type:
-        chunk = max(1, _CHUNK * 4 // max(1, old.row_bytes))
-        for first in range(0, len(raw), chunk):
-            stream.write(np.ascontiguousarray(raw[first : first + chunk]).data)
+        for first in range(0, old.num_bytes, 4 * _CHUNK):
+            stream.write(_read(source, begin + first, min(4 * _CHUNK, old.num_bytes - first)).data)
     else:
-        jobs = _chunks(old, raw, importance)
-        for stored in _in_order(lambda job: _quantized(new, old.type, *job), jobs, *workers):
+
+        def quantized(job: Job) -> NDArray[np.uint8]:
+            first, num_rows, importance_of_rows = job
+            raw = _read(source, begin + first * old.row_bytes, num_rows * old.row_bytes)
+            return _quantized(new, _floats(raw, old.type).reshape(num_rows, old.row), importance_of_rows)
+
+        for stored in _in_order(quantized, _chunks(old, importance), *workers):
             stream.write(stored.data)
     stream.write(bytes(-new.num_bytes % container.alignment))
 
 
-Job = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
+Job = tuple[int, int, NDArray[np.float32] | None]
 
 
-def _chunks(tensor: Tensor, raw: NDArray[np.uint8], importance: NDArray[np.float32] | None) -> Iterator[Job]:
-    """Chunks of rows, each of one expert."""
+def _read(file: Path, begin: int, num_bytes: int) -> NDArray[np.uint8]:
+    return np.fromfile(file, np.uint8, num_bytes, offset=begin)
+
+
+def _chunks(tensor: Tensor, importance: NDArray[np.float32] | None) -> Iterator[Job]:
+    """Chunks of rows, each of one expert: the first row, the number of rows, and the importance of their channels."""
     rows_of_expert = tensor.shape[1]
     chunk = max(1, _CHUNK // tensor.row)
     for expert in range(tensor.num_rows // rows_of_expert):
         of_expert = None if importance is None else importance[expert % len(importance)]
         for first in range(0, rows_of_expert, chunk):
-            begin = expert * rows_of_expert + first
-            yield raw[begin : begin + min(chunk, rows_of_expert - first)], of_expert
+            yield expert * rows_of_expert + first, min(chunk, rows_of_expert - first), of_expert
 
 
-def _quantized(
-    new: Tensor, old: TensorType, raw: NDArray[np.uint8], importance: NDArray[np.float32] | None
-) -> NDArray[np.uint8]:
-    stored = quantize_rows(_floats(raw, old), new.type, importance)
+def _quantized(new: Tensor, rows: NDArray[np.float32], importance: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+    stored = quantize_rows(rows, new.type, importance)
     if stored is None:
         raise ModelError(
             f"{new.name} has a weight that is not finite in {new.type.name.lower()}"
@@ -200,12 +202,11 @@ def _quantized(
 
 
 def _floats(raw: NDArray[np.uint8], stored_as: TensorType) -> NDArray[np.float32]:
-    """Rows as float32. Each of the three types is a subset of it, so nothing is rounded."""
-    whole = np.ascontiguousarray(raw)
+    """Weights as float32. Each of the three types is a subset of it, so nothing is rounded."""
     if stored_as == TensorType.BF16:
-        upper = whole.view(np.uint16).astype(np.uint32)
+        upper = raw.view(np.uint16).astype(np.uint32)
         return (upper << 16).view(np.float32)
-    return whole.view(np.float16 if stored_as == TensorType.F16 else np.float32).astype(np.float32, copy=False)
+    return raw.view(np.float16 if stored_as == TensorType.F16 else np.float32).astype(np.float32, copy=False)
 
 
 def _in_order(

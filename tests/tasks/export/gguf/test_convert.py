@@ -1,5 +1,6 @@
 """A converted file is the model: its logits by llama.cpp, its tokens, its template. What differs is named."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -150,6 +151,14 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("LLAMA_CPP_DIR", str(checkout))
     with pytest.raises(ModelError, match=r"LLAMA_CPP_DIR=.* has no convert_hf_to_gguf.py"):
         converter.converter_script()
+
+    (model / "evil.py").touch()
+    config = {"auto_map": {"AutoConfig": "evil.It"}, "n_positions": 7, "rope_parameters": {"rope_theta": 1e4}}
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    source = "import json, pathlib, sys\nfor file in pathlib.Path(sys.argv[1]).iterdir(): sys.stderr.write(file.read_text())"
+    (checkout / converter.SCRIPT).write_text(source, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"^(?!.*evil).*n_ctx\W+7.*rotary_pct\W+1.0"):
+        converter.convert(model, tmp_path / "made.gguf", KINDS["f16"], "name")
 
     def says(words: str, code: int = 1) -> str:
         source = f"import os, sys\nassert os.environ['HF_HUB_OFFLINE'] == '1'\nsys.stderr.write({words!r})\nsys.exit({code})"
