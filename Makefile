@@ -40,7 +40,7 @@ $(VENV)/.llama: $(VENV)/.installed
 test: $(VENV)/.llama ## the everyday tests, two at a time; ARGS="-k packing" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
-test-slow: $(VENV)/.llama ## what is left out of the everyday tests: compiling, notebooks, some with processes
+test-slow: $(VENV)/.llama $(VENV)/.weights ## what is left out of the everyday tests: compiling, notebooks, some with processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) -m slow $(ARGS)
 
 # The tiny architectures of tests/zoo by three algorithms, as a table; ALGO=lora_sft ARCH=mamba,jamba for some of them.

@@ -121,8 +121,10 @@ def _environment() -> dict[str, str]:
 
 def _explain(said: str, code: int, folder: Path) -> str:
     """What the converter said, as one line: what is wrong, and what works."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip(" ^~")]
     last = lines[-1] if lines else ""
+    if last.isidentifier() and len(lines) > 1:  # an exception without words: the line of code says more
+        last = f"{last} at {lines[-2]}"
     if match := re.search(r"Model (\S+) is not supported", said):
         return _unknown(match[1])
     if match := re.search(r"No module named '([\w.]+)'", last):
@@ -132,7 +134,7 @@ def _explain(said: str, code: int, folder: Path) -> str:
             "llama.cpp's converter does not recognize this model's tokenizer (it knows each by a hash of its token ids), and "
             f"would split texts in another way. If tokens were added to it, export with the tokenizer of the base. {_ELSE}"
         )
-    if match := re.search(r"File not found: (?:.*[\\/])?(\S+\.model)", said):
+    if match := re.search(r"(?:File not found: (?:.*[\\/])?|Missing )(\S+\.model)", said):
         return (
             f"llama.cpp's converter needs {match[1]} for this model, and {folder} has none (transformers does not save it). "
             f"Copy {match[1]} from the base model's repository into the folder of the base, and export again, or take to=merged"

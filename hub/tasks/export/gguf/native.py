@@ -45,18 +45,21 @@ class _Batch(ctypes.Structure):
 
 
 def _load(file: Path) -> ctypes.CDLL:
-    """The library, after those beside it that it needs, and ready to compute."""
+    """The library, after those beside it that it needs."""
     if "llama" in file.name and not file.name.startswith("xllamacpp"):
         for pattern in _BACKENDS:
             for sibling in sorted(file.parent.glob(pattern)):
                 ctypes.CDLL(str(sibling), mode=ctypes.RTLD_GLOBAL)
-    library = ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+
+
+def _load_backends(library: ctypes.CDLL, folder: Path) -> None:
+    """What computes, where it is in files of its own: one for each kind of processor."""
     everything = ctypes.CDLL(None) if sys.platform != "win32" else library
     for holder in (library, everything):
         if hasattr(holder, "ggml_backend_load_all_from_path"):
-            holder.ggml_backend_load_all_from_path(str(file.parent).encode())
-            break
-    return library
+            holder.ggml_backend_load_all_from_path(str(folder).encode())
+            return
 
 
 def _declare(library: ctypes.CDLL) -> None:
@@ -97,6 +100,7 @@ class _Native:
         _declare(self.lib)
         self._log = _Log(self._note)
         self.lib.llama_log_set(self._log, None)
+        _load_backends(self.lib, library.parent)
         self.lib.llama_backend_init()
         self.num_threads = num_threads
         self.model = self.lib.llama_model_load_from_file(str(file).encode(), self.lib.llama_model_default_params())

@@ -57,7 +57,7 @@ class Quantized:
         return (
             f"{self.file.name}: rows of {len(self.unfit)} of {matrices} matrices are no whole number of blocks, so these are "
             f"stored as {', '.join(instead)}, as llama.cpp does it. "
-            + ("Take quant=bf16" if "f16" in instead else "quant=q8_0 or q5_0 fits")
+            + ("Take quant=bf16" if "f16" in instead else "quant=q8_0 fits, and imatrix=train brings others closer")
         )
 
 

@@ -144,6 +144,22 @@ def test_file_that_llama_cpp_refuses_is_one_line(made: Made, reader_of: Any, tmp
     assert "\n" not in str(caught.value)
 
 
+def test_crash_of_native_code_is_one_line(made: Made, reader_of: Any) -> None:
+    reader = reader_of(made.file)
+    if not reader.is_llama_cpp:
+        with pytest.raises(IndexError):
+            reader.logits([small.VOCAB])
+        return
+    with pytest.raises(ModelError, match="token 420 is none of the 420"):
+        reader.logits([small.VOCAB])
+    assert reader.logits([1]).shape == (1, small.VOCAB)
+    reader._child.kill()
+    with pytest.raises(
+        ModelError, match=r"^made.gguf: llama.cpp broke off with code -9 while it read the file: it said nothing$"
+    ):
+        reader.logits([1])
+
+
 def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, checkout = tmp_path / "model", tmp_path / "llama.cpp"
     model.mkdir()
@@ -178,6 +194,8 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
     line = says("INFO\nFileNotFoundError: File not found: /some/where/tokenizer.model\n")
     assert "needs tokenizer.model for this model" in line
     assert "/some/where" not in line
+    assert "needs tokenizer.model for this model" in says("ValueError: Error: Missing tokenizer.model\n")
+    assert "AssertionError at assert x == 1" in says("  assert x == 1\n         ^^^^^^\nAssertionError\n")
     assert "Type: pip install tiktoken" in says("ModuleNotFoundError: No module named 'tiktoken'\n")
     assert "no place for the tensor model.x" in says("ValueError: Can not map tensor 'model.x'\n")
     assert "No space left on device" in says("OSError: [Errno 28] No space left on device\n")

