@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("gguf", reason="needs the package gguf")
 pytest.importorskip("sentencepiece", reason="needs the package sentencepiece")
 
-from tasks.export.gguf import llama_cpp, small
+from tasks.export.gguf import llama_cpp, small, synthetic
 from transformers import AutoTokenizer, LlamaConfig, MixtralConfig
 
 from hub.errors import ModelError
@@ -268,3 +268,27 @@ def test_importance_of_each_expert(tmp_path: Path) -> None:
         gate, up = (inputs @ experts.gate_up_proj[expert].T).chunk(2, -1)
         inner = torch.nn.functional.silu(gate) * up
         assert torch.allclose(collected.channels[name + "down_proj", expert].squares, inner.square().sum(0), rtol=1e-3)
+
+
+def test_importance_follows_the_order_of_the_file(tmp_path: Path) -> None:
+    import gguf
+
+    from hub.tasks.export.gguf.imatrix import Collected, _Channels, importance_of_file
+
+    file = tmp_path / "experts.gguf"
+    synthetic.write(file, layers=1, width=64, experts=4, matrices=synthetic.EXPERTS)
+    stored = {tensor.name: torch.from_numpy(tensor.data.astype("f8")) for tensor in gguf.GGUFReader(file).tensors}
+    output, down = stored["blk.0.attn_output.weight"].square().sum(0), stored["blk.0.ffn_down_exps.weight"][2].square().sum(0)
+    experts, attention = (
+        "model.layers.0.mlp.experts.down_proj",
+        "base_model.model.model.layers.0.self_attn.o_proj.base_layer.weight",
+    )
+    for shift in (0, 1):  # with 1 the file has the channels of the attention in another order than the model
+        collected = Collected(num_experts={experts: 4, attention: 1}, num_tokens=3)
+        collected.channels[experts, 2] = _Channels(3 * torch.arange(64.0), down, 3)
+        collected.channels[attention, 0] = _Channels(torch.ones(64), output.roll(shift), 3)
+        importance = importance_of_file(collected, file)
+        assert ("blk.0.attn_output.weight" in importance.missing) == bool(shift)
+        found = torch.from_numpy(importance.by_tensor["blk.0.ffn_down_exps.weight"]).view(4, 64)
+        assert torch.equal(found[2], torch.arange(64.0))
+        assert bool((found[[0, 1, 3]] == 1).all())  # no token reached these experts
