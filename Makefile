@@ -31,11 +31,16 @@ $(VENV)/.weights: $(VENV)/.installed
 demo: $(VENV)/.weights ## fine-tune SmolLM2-135M on real data, a few minutes on two CPU cores
 	$(BIN)/python examples/scripts/demo.py $(ARGS)
 
+# What quantized files are compared with. Without npm or a network a line says why it is missing, and these tests are skipped.
+$(VENV)/.llama: $(VENV)/.installed
+	$(BIN)/python tests/tasks/export/gguf/llama_cpp.py
+	@touch $@
+
 # One thread per process: the tests' models are too small for more.
-test: $(VENV)/.installed ## the everyday tests, two at a time; ARGS="-k packing" for some of them
+test: $(VENV)/.llama ## the everyday tests, two at a time; ARGS="-k packing" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
-test-slow: $(VENV)/.installed ## what is left out of the everyday tests: compiling, notebooks, some with processes
+test-slow: $(VENV)/.llama $(VENV)/.weights ## what is left out of the everyday tests: compiling, notebooks, some with processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) -m slow $(ARGS)
 
 # The tiny architectures of tests/zoo by three algorithms, as a table; ALGO=lora_sft ARCH=mamba,jamba for some of them.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,6 +160,7 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
                 tokenizer=tuned.tokenizer,
                 done=done,
                 say=say,
+                check=partial(_check_step, exporter.name, tuned.reference, asked.cfg.export.force, tiny),
                 tiny=tiny,
             )
             done[exporter.name] = _run(exporter, job, tuned.reference)
@@ -237,6 +238,20 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
         write_cards(job.out, final, facts_of(job.asked), delivered)
     put_in_place(job.out, final)
     return delivered
+
+
+def _check_step(exporter: str, reference: "Reference", force: bool, tiny: bool, written: Written) -> dict[str, Any] | None:
+    """Check something that is not delivered.
+
+    Raises:
+        ModelError: it is not the model that was trained, and this is not forced.
+    """
+    found = _checked(exporter, written, reference, tiny)
+    if found is not None and not found["passed"]:
+        if not force:
+            raise ModelError(failure_line(exporter, written, found))
+        say(f"hub: {failure_line(exporter, written, found)}")
+    return found
 
 
 def _checked(exporter: str, written: Written, reference: "Reference", tiny: bool) -> dict[str, Any] | None:

@@ -135,7 +135,7 @@ def check(reference: Reference, written: Written, reader: Reader) -> dict[str, A
         `kl` and `kl_base` in nats per token, `ratio`, `limit` or `limit_nats`, `top1` (the share of positions with the same
         most likely word), `reader`, `passed`, and `differs`: what differs first, if it did not pass.
     """
-    words = list(differences_of_chats(reference, reader))
+    words = [*differences_of_chats(reference, reader), *reader.differences()]
     kl, top1 = measure(reference, reader)
     ratio = kl / max(reference.kl_base or 0.0, LEAST_CHANGE)
     of_bits = written.limit_nats is not None

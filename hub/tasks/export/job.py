@@ -37,6 +37,10 @@ class Reader(Protocol):
         """Token ids of a rendered prompt, with all that the program adds by itself. None: it does not tokenize."""
         ...
 
+    def differences(self) -> list[str]:
+        """What else the program finds otherwise than in training, a line each."""
+        ...
+
     @property
     def template(self) -> str | None:
         """The chat template that the program finds in the export. None: it has none."""
@@ -124,6 +128,9 @@ class Job:
 
     say: Say
     """Receives lines for the user."""
+
+    check: Callable[[Written], dict[str, Any] | None] = lambda written: None
+    """Compares something that is not delivered, such as a step on the way. Raises ModelError if it is not the model."""
 
     tiny: bool = False
     """Whether this is the trial before training: a model cut to a few layers. Nothing may leave this machine."""

