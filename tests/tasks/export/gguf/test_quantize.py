@@ -27,23 +27,23 @@ NORM = {"attention__layer_norm_epsilon": 1e-5}
 EIGHTY = {"layers": 80, "matrices": {"attn_v": 2}}
 MODELS = {
     "llama": {**RMS, "layers": 17},
-    "tied": {**RMS, "tied": True, "heads": (8, 2)},
+    "tied": {**RMS, "layers": 8, "tied": True, "heads": (8, 2)},
     "70b": {**RMS, **EIGHTY, "heads": (64, 8)},
     "65b": {**RMS, **EIGHTY, "heads": (64, 64)},
     "qwen2-72b": {**RMS, **EIGHTY, "architecture": "qwen2", "heads": (64, 8)},
-    "8 experts": {**RMS, "layers": 9, "experts": 8, "matrices": synthetic.EXPERTS},
+    "8 experts": {**RMS, "layers": 4, "experts": 8, "matrices": synthetic.EXPERTS},
     "4 experts": {
         **RMS,
-        "layers": 8,
+        "layers": 3,
         "experts": 4,
         "matrices": synthetic.EXPERTS,
         "architecture": "qwen2moe",
         "dtype": np.float32,
     },
     "falcon": {**NORM, "architecture": "falcon", "matrices": synthetic.FUSED, "heads": (8, 1)},
-    "phi3": {**RMS, "architecture": "phi3", "matrices": synthetic.FUSED, "rope__dimension_count": 32},
-    "gpt2": {**NORM, "architecture": "gpt2", "matrices": synthetic.FUSED, "outer": ("position_embd.weight",)},
-    "width 96": {**RMS, "width": 96},
+    "phi3": {**RMS, "layers": 4, "architecture": "phi3", "matrices": synthetic.FUSED, "rope__dimension_count": 32},
+    "gpt2": {**NORM, "layers": 4, "architecture": "gpt2", "matrices": synthetic.FUSED, "outer": ("position_embd.weight",)},
+    "width 96": {**RMS, "width": 96, "layers": 4},
     "width 80": {**RMS, "width": 80, "layers": 2},
 }
 
