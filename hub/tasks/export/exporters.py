@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from hub.errors import did_you_mean
 from hub.plugins.offers import Exporter
 from hub.plugins.registry import registry
+from hub.tasks.export.compressed.exporter import EXPORTER as COMPRESSED
 from hub.tasks.export.merged.exporter import EXPORTER as MERGED
 
-_OWN = (MERGED,)
+_OWN = (MERGED, COMPRESSED)
 
 
 def exporters() -> dict[str, Exporter]:
