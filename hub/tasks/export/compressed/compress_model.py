@@ -113,13 +113,12 @@ def compress(job: "dict[str, Any]") -> "dict[str, Any]":
     import torch
     import transformers
     from llmcompressor import oneshot
-    from llmcompressor.modeling.moe.linearize import linearize_moe, load_quantizable_moe
+    from llmcompressor.modeling.moe.linearize import linearize_moe
 
     source, out = Path(job["model"]), Path(job["out"])
     trusted = {"trust_remote_code": bool(job["trust_remote_code"]), "local_files_only": True}
     kind = model_class(source, transformers)
-    with load_quantizable_moe(kind):
-        model = kind.from_pretrained(source, dtype="auto", **trusted)
+    model = kind.from_pretrained(source, dtype="auto", **trusted)
     linearize_moe(model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **trusted)
     compressed, kept = layers_to_compress(model)

@@ -14,9 +14,9 @@ from hub.errors import ConfigError
 LEAST = (0, 14)
 """Oldest llmcompressor that was tried."""
 
-PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "torch", "torchvision")
-MAKE = "python3 -m venv ~/llmcompressor && ~/llmcompressor/bin/pip install llmcompressor torchvision"
-"""What to type for an environment with it. It imports torchvision for models of experts, and does not ask for it."""
+PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "torch")
+MAKE = "python3 -m venv ~/llmcompressor && ~/llmcompressor/bin/pip install llmcompressor"
+"""What to type for an environment with it."""
 
 _SECONDS = 20
 _ASK = """
@@ -49,7 +49,7 @@ def problem_of_python(python: str | None) -> str | None:
             f"Type: {MAKE}, and then python=~/llmcompressor/bin/python"
         )
     if found is None:
-        return f"{name} has no llmcompressor. Type: {python} -m pip install llmcompressor torchvision"
+        return f"{name} has no llmcompressor. Type: {python} -m pip install llmcompressor"
     if _numbers(found) < LEAST:
         least = ".".join(map(str, LEAST))
         pip = f"{python or sys.executable} -m pip install 'llmcompressor>={least}'"
