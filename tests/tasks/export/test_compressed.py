@@ -19,7 +19,7 @@ from hub.config.data import DataConfig
 from hub.config.export import ExportConfig
 from hub.errors import ModelError
 from hub.tasks.export.compressed import interpreter, read_model, reader, write
-from hub.tasks.export.compressed.compress_model import RefusedError, complete, group_size, layers_to_compress
+from hub.tasks.export.compressed.compress_model import RefusedError, complete, group_size, layers_to_compress, refuse_experts
 from hub.tasks.export.compressed.exporter import problems
 from hub.tasks.export.readers import open_folder
 
@@ -109,6 +109,16 @@ def test_the_largest_group_that_divides_all_widths():
         group_size({"a": 128, "b": 100})
 
 
+def test_experts_that_are_not_found_again_are_refused():
+    layers, stored = ["a.experts.0.up_proj", "a.q_proj"], ["a.experts.0.up_proj.weight", "a.q_proj.weight"]
+    refuse_experts("w4a16", "Model", layers, stored)
+    refuse_experts("w8a8_int8", "Model", ["a.q_proj"], stored)
+    with pytest.raises(RefusedError, match=r"does not read experts in 8-bit integers.*Type scheme=w8a8_fp8"):
+        refuse_experts("w8a8_int8", "Model", layers, stored)
+    with pytest.raises(RefusedError, match=r"stores its experts as a\.experts\.gate_up, and .* write a\.experts\.0\.up_proj"):
+        refuse_experts("w4a16", "Model", layers, ["a.experts.gate_up"])
+
+
 def test_all_files_and_all_tensors_are_carried_over(tmp_path):
     source, made = tmp_path / ".cache" / "source", tmp_path / "made"
     shutil.copytree(zoo_model("llama_tied"), source)
@@ -194,15 +204,16 @@ def test_a_failure_is_one_line(tmp_path):
 
 
 @pytest.mark.skipif(OTHER not in os.environ, reason=f"{OTHER} names no Python that has llmcompressor")
-@pytest.mark.parametrize("scheme", ["w4a16", "w8a8_fp8", "w8a8_int8"])
-def test_it_is_made_and_read_in_the_other_environment(tmp_path, scheme):
-    python, source = os.environ[OTHER], zoo_model("qwen3_moe")
+@pytest.mark.parametrize(("name", "scheme"), [("qwen3_moe", "w4a16"), ("qwen3_moe", "w8a8_fp8"), ("llama_tied", "w8a8_int8")])
+def test_it_is_made_and_read_in_the_other_environment(tmp_path, name, scheme):
+    python, source = os.environ[OTHER], zoo_model(name)
     rows = [] if scheme == "w8a8_fp8" else [list(range(5, 29)), list(range(30, 60))]
     task = {"model": str(source), "out": str(tmp_path / scheme), "scheme": scheme, "rows": rows, "trust_remote_code": False}
     found = write.run(python, task, tmp_path / "task.json", lambda line: None)
     assert found["kept"] == ["lm_head"]
     config = json.loads((tmp_path / scheme / "config.json").read_text())["quantization_config"]
-    assert {"lm_head", "model.layers.0.mlp.gate"} <= set(config["ignore"])
+    gates = {"model.layers.0.mlp.gate"} if name == "qwen3_moe" else set()
+    assert {"lm_head"} | gates <= set(config["ignore"])
     ids = list(range(40, 56))
     with open_folder(source) as here, reader.open_compressed(tmp_path / scheme, python) as there:
         assert "with compressed-tensors" in there.name

@@ -9,7 +9,7 @@ It imports nothing of the hub. Lines for the user begin with `SAY`, the reason o
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,7 @@ def complete(source: Path, made: Path) -> None:
             shutil.copyfile(file, place)
     (made / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (made / "recipe.yaml").unlink(missing_ok=True)
-    stored = _layers(made)
-    missing = sorted(_layers(source).keys() - stored.keys() - _tied(source))
-    split = {name.partition(".experts.")[0] for name in stored if ".experts." in name}
-    missing = [name for name in missing if ".experts." not in name or name.partition(".experts.")[0] not in split]
+    missing = sorted(_layers(source).keys() - _layers(made).keys() - _tied(source))
     if missing:
         _carry(source, made, missing)
 
@@ -127,6 +124,7 @@ def compress(job: "dict[str, Any]") -> "dict[str, Any]":
             f"{type(model).__name__} has no linear layers that can be compressed (those of GPT-2 are of another kind, "
             "Conv1D). Type to=gguf or to=merged"
         )
+    refuse_experts(job["scheme"], type(model).__name__, compressed, _layers(source).keys())
     found: dict[str, Any] = {"compressed": len(compressed), "kept": sorted({name.split(".")[-1] for name in kept})}
     recipe = _recipe(job, model, compressed, kept, found)
     rows = [{"input_ids": torch.tensor(row)} for row in job["rows"]]
@@ -136,6 +134,35 @@ def compress(job: "dict[str, Any]") -> "dict[str, Any]":
     model.save_pretrained(out, save_compressed=True)
     complete(source, out)
     return found
+
+
+def refuse_experts(scheme: str, name: str, compressed: "list[str]", stored: "Collection[str]") -> None:
+    """Refuse experts that programs would not find, or not read, in the compressed model.
+
+    Args:
+        scheme: of the weights.
+        name: of the class of the model.
+        compressed: names of its layers. Each expert has layers of its own.
+        stored: names of the tensors in its folder.
+
+    Raises:
+        RefusedError: there are such.
+    """
+    experts = [layer for layer in compressed if any(part.isdigit() for part in layer.partition(".experts.")[2].split("."))]
+    if not experts:
+        return
+    if scheme == "w8a8_int8":
+        raise RefusedError(
+            f"transformers does not read experts in 8-bit integers, so {name} could not be checked. Type scheme=w8a8_fp8 or "
+            "scheme=w4a16"
+        )
+    other = next((layer for layer in experts if f"{layer}.weight" not in stored), None)
+    if other is not None:
+        theirs = next((tensor for tensor in sorted(stored) if ".experts." in tensor), "other tensors")
+        raise RefusedError(
+            f"{name} stores its experts as {theirs}, and llmcompressor would write {other}, which is not found again. Type "
+            "to=gguf or to=merged"
+        )
 
 
 def model_class(folder: Path, transformers: Any) -> Any:

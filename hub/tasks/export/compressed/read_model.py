@@ -76,7 +76,11 @@ def load(folder: Path, trust_remote_code: bool) -> "tuple[Any, Any]":
     trusted = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
     kind = getattr(transformers, names[0], transformers.AutoModelForCausalLM)
-    model = kind.from_pretrained(folder, dtype=torch.float32, **trusted).eval()
+    loaded: Any = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **trusted)
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{missing[0]} and {len(missing) - 1} other tensors are not found")
+    model = model.eval()
     if torch.cuda.is_available():
         model = model.to("cuda")
     return model, transformers.AutoTokenizer.from_pretrained(folder, **trusted)

@@ -20,7 +20,9 @@ from hub.tasks.export.compressed.reader import open_compressed
 from hub.tasks.export.job import Job, Written
 from hub.tasks.export.result import num_bytes, size_text
 
-LIMIT_NATS: Mapping[str, float] = {"w4a16": 0.5, "w8a8_fp8": 0.1, "w8a8_int8": 0.1}
+LIMIT_NATS: Mapping[str, float] = {"w4a16": 0.4, "w8a8_fp8": 0.2, "w8a8_int8": 0.2}
+"""Largest divergence in nats per token: about twice that of SmolLM2-135M, where the loss is largest, on 32 held-out chats after
+calibration on 128 others: 0.21 for w4a16 (plain rounding: 0.84), 0.091 for w8a8_fp8, 0.075 for w8a8_int8."""
 
 _COPIES = 1.3
 """Memory that a model takes while it is compressed, as a multiple of its weights: the largest layer is there in float32 too."""
