@@ -157,7 +157,7 @@ def test_the_reader_is_the_model(tmp_path):
     there, back = os.fdopen(ask_out), os.fdopen(answer_in, "w")
     back.write(json.dumps(read_model.facts(model, tokenizer)) + "\n")
     back.flush()
-    server = threading.Thread(target=read_model.serve, args=(there, back, model, tokenizer, tmp_path))
+    server = threading.Thread(target=read_model.serve, args=(there, back, model, tokenizer, tmp_path), daemon=True)
     server.start()
     remote = reader.RemoteReader(questions, answers, folder)
     ids = [5, 9, 11, 40]

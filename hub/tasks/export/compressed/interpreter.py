@@ -45,8 +45,8 @@ def problem_of_python(python: str | None) -> str | None:
     found = versions.get("llmcompressor")
     if found is None and python is None:
         return (
-            "it needs llmcompressor, which asks for an older transformers than the hub's and so has an environment of its own. "
-            f"Type: {MAKE}, and then python=~/llmcompressor/bin/python"
+            "export.to=compressed needs llmcompressor, which asks for an older transformers than the hub has, so it gets an "
+            f"environment of its own. Type: {MAKE}, and then python=~/llmcompressor/bin/python"
         )
     if found is None:
         return f"{name} has no llmcompressor. Type: {python} -m pip install llmcompressor"
@@ -79,7 +79,7 @@ def versions_of(python: str | None) -> Mapping[str, str]:
 
 def command(python: str | None) -> str:
     """The interpreter to run."""
-    return sys.executable if python is None else os.path.expanduser(python)
+    return sys.executable if python is None else os.path.abspath(os.path.expanduser(python))
 
 
 def environment(python: str | None) -> dict[str, str]:
@@ -91,7 +91,7 @@ def environment(python: str | None) -> dict[str, str]:
 
 @cache
 def _asked(python: str) -> Mapping[str, str]:
-    place = Path(os.path.expanduser(python))
+    place = Path(command(python))
     name = f"export.python={python}"
     if place.is_dir():
         inside = place / "bin" / "python"
