@@ -28,7 +28,7 @@ from hub.models.tiny import FAMILIES, tiny_data_path
 from hub.plugins.registry import ResolvedRun, data_format_names, resolve
 from hub.system.gpus import has_no_gpu, num_visible_gpus
 from hub.tasks.evaluate.checks import problems_in_training
-from hub.tasks.export.export import problems_of as export_problems
+from hub.tasks.export.checks import problems_of as export_problems
 from hub.train.batch.split import auto_batch_size, num_steps
 from hub.train.schedule import schedule_problems
 

@@ -19,7 +19,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub.config.schema import RunConfig
 from hub.errors import ConfigError, Interrupted, ModelError
 from hub.models.finished import Asked
 from hub.plugins.offers import Exporter
@@ -27,7 +26,8 @@ from hub.run import Run
 from hub.system.files import write_json
 from hub.tasks.export.card import write_cards
 from hub.tasks.export.card_facts import facts_of
-from hub.tasks.export.exporters import in_order, problems_of_names
+from hub.tasks.export.checks import problems_of
+from hub.tasks.export.exporters import in_order
 from hub.tasks.export.job import Delivered, Job, Written
 from hub.tasks.export.result import Exports, num_bytes, size_text
 from hub.tasks.export.verb import ExportOptions
@@ -88,21 +88,6 @@ def _as_typed(asked: Asked) -> Asked:
         left = {name: getattr(fresh, name) for name in ("repo", "private") if f"export.{name}" in of_run}
         wanted = replace(wanted, **left)
     return replace(asked, cfg=replace(asked.cfg, export=wanted))
-
-
-def problems_of(cfg: RunConfig, needs_target: bool = True) -> Iterator[str]:
-    """One line for each option, package or tool that stands in the way. Nothing slow is imported."""
-    wanted = cfg.export
-    yield from wanted.problems(needs_target)
-    names = list(problems_of_names(wanted.to))
-    yield from names
-    if names:
-        return
-    for one in in_order(wanted.to):
-        if obstacle := one.obstacle():
-            yield f"export.to={one.name}: {obstacle}"
-        else:
-            yield from one.problems(cfg)
 
 
 def _folder(asked: Asked, options: ExportOptions) -> Path:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from hub.errors import did_you_mean
 from hub.plugins.offers import Exporter
 from hub.plugins.registry import registry
+from hub.tasks.export.compressed.exporter import EXPORTER as COMPRESSED
 from hub.tasks.export.gguf.exporter import EXPORTER as GGUF
 from hub.tasks.export.hub.exporter import EXPORTER as HUB
 from hub.tasks.export.merged.exporter import EXPORTER as MERGED
 from hub.tasks.export.ollama.exporter import EXPORTER as OLLAMA
 
-_OWN = (MERGED, GGUF, OLLAMA, HUB)
+_OWN = (MERGED, GGUF, OLLAMA, COMPRESSED, HUB)
 
 
 def exporters() -> dict[str, Exporter]:
