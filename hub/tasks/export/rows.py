@@ -4,39 +4,39 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from hub.config.schema import RunConfig
 from hub.data.samples.sample import Sample
 from hub.models.finished import Asked
 from hub.tasks.evaluate.evaluate import held_out_config
 from hub.tasks.evaluate.sets import LEARNT, Encoding, make_set, retention_config
 from hub.tasks.export.gate import Row
-from hub.tasks.export.job import Say
 from hub.tasks.loading import Loaded
 
 
-def rows_to_compare(asked: Asked, loaded: Loaded, say: Say) -> tuple[list[Row], str]:
+def rows_to_compare(asked: Asked, loaded: Loaded) -> tuple[list[Row], str]:
     """The rows on which exports are compared, and what they are.
 
     Held-out rows, else rows of the training data, else general text that ships with the hub.
     """
     cfg = asked.cfg
     wanted = cfg.export
-    encoding = Encoding(loaded.tokenizer, loaded.max_positions, _folder(loaded), say)
+    encoding = Encoding(loaded.tokenizer, loaded.max_positions, _folder(loaded), _quiet)
     held_out, what = held_out_config(asked), "held-out rows"
     if held_out is None and _names_data(cfg):
         held_out, what = _whole(cfg), "rows of the training data"
     if held_out is None:
         held_out, what = retention_config(cfg, "auto", loaded.max_positions), "rows of general text"
-        encoding = replace(encoding, say=lambda line: None)
     found = make_set("held-out", LEARNT, held_out, encoding, wanted.num_check_rows, False)
     return spread(found.samples, wanted.num_check_tokens), what
 
 
-def training_rows(asked: Asked, loaded_tokenizer: Encoding, count: int) -> list[list[int]]:
+def training_rows(asked: Asked, tokenizer: PreTrainedTokenizerBase, max_positions: int | None, count: int) -> list[list[int]]:
     """Token ids of the first rows of the training data. Empty: it is not known."""
     if not _names_data(asked.cfg):
         return []
-    found = make_set("training", LEARNT, _whole(asked.cfg), loaded_tokenizer, count, False)
+    found = make_set("training", LEARNT, _whole(asked.cfg), Encoding(tokenizer, max_positions, None, _quiet), count, False)
     return [sample.input_ids.tolist() for sample in found.samples]
 
 
@@ -51,6 +51,10 @@ def spread(samples: Sequence[Sample], num_tokens: int) -> list[Row]:
         step = max(1, -(-len(trained) // each))
         rows.append(Row(tuple(sample.input_ids.tolist()), tuple(trained[::step])))
     return rows
+
+
+def _quiet(line: str) -> None:
+    """Nothing: training has said it."""
 
 
 def _whole(cfg: RunConfig) -> RunConfig:

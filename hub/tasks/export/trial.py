@@ -17,7 +17,8 @@ from hub.config.export import ExportConfig
 from hub.config.schema import DataConfig, RunConfig
 from hub.errors import HubError, ModelError
 from hub.models.finished import ADAPTER_CONFIG, Asked, Finished
-from hub.tasks.export.export import export_to, problems_of
+from hub.tasks.export.checks import problems_of
+from hub.tasks.export.export import export_to
 from hub.tasks.export.verb import ExportOptions
 
 NUM_LAYERS = 2

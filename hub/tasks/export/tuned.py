@@ -15,7 +15,6 @@ from hub.models.finished import Asked, Finished
 from hub.models.merging.quantized import Kind
 from hub.models.weights import local_weights
 from hub.system.memory import allowed_memory, free_host_memory
-from hub.tasks.evaluate.sets import Encoding
 from hub.tasks.export.gate import Reference, keep, measure, sample_chats
 from hub.tasks.export.job import Say
 from hub.tasks.export.readers import ModelReader, free_memory
@@ -50,8 +49,7 @@ class Tuned:
 
     def training_rows(self, count: int) -> list[list[int]]:
         """Token ids of so many rows of the training data. Empty: it is not known."""
-        encoding = Encoding(self.tokenizer, self.max_positions, None, self.say)
-        return training_rows(self.asked, encoding, count)
+        return training_rows(self.asked, self.tokenizer, self.max_positions, count)
 
     def _quantized(self) -> Kind | None:
         """How the base was stored while the adapter was trained on it, if the adapter is merged into these weights."""
@@ -79,7 +77,7 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
     dtype = arithmetic(finished, asked.cfg)
     loaded = load_finished(asked, finished, say, dtype)
     notes: list[str] = []
-    rows, what = rows_to_compare(asked, loaded, say)
+    rows, what = rows_to_compare(asked, loaded)
     chats = sample_chats(loaded.tokenizer)
     reference = keep(ModelReader(loaded), rows, chats, folder, what)
     reference.arithmetic = str(loaded.dtype).removeprefix("torch.")

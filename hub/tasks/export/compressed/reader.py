@@ -41,6 +41,10 @@ class RemoteReader:
         """Token ids of a rendered prompt."""
         return [int(number) for number in self._ask(text=text)["ids"]]
 
+    def differences(self) -> list[str]:
+        """Nothing else."""
+        return []
+
     @property
     def template(self) -> str | None:
         """The chat template."""
