@@ -55,8 +55,9 @@ class ExportConfig:
     num_calibration_rows: int = option(256, ge=1)
     """Rows of the training data for `imatrix=train` and for `compressed`."""
 
-    num_check_rows: int = option(32, ge=1)
-    """Held-out rows on which each export is compared with the model that was trained."""
+    num_check_rows: int = option(32, ge=0)
+    """Held-out rows on which each export is compared with the model that was trained. 0: nothing is compared, so the model need
+    not fit into memory."""
 
     num_check_tokens: int = option(4096, ge=1)
     """Tokens of these rows at which the probabilities of all words are compared."""

@@ -134,6 +134,7 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
     with _aside(out) as aside, open_tuned(asked, aside, say) as tuned:
         done: dict[str, list[Delivered]] = {}
         wanted = asked.cfg.export.to
+        what = tuned.reference.what if tuned.reference is not None else ""
         merged = cache(lambda: tuned.merge(aside / (MERGED if MERGED in wanted else "model")))
         for exporter in ordered:
             job = Job(
@@ -149,7 +150,7 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
                 tiny=tiny,
             )
             done[exporter.name] = _run(exporter, job, tuned.reference)
-            found = Exports([one for several in done.values() for one in several], out, tuned.reference.what, tuned.notes)
+            found = Exports([one for several in done.values() for one in several], out, what, tuned.notes)
             _write_down(asked, found)  # the next one may fail
         return found
 
@@ -183,7 +184,7 @@ def _merged_in_place(done: dict[str, list[Delivered]]) -> Any:
     return (lambda: places[0]) if places else None
 
 
-def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered]:
+def _run(exporter: Exporter, job: Job, reference: "Reference | None") -> list[Delivered]:
     """Run one exporter, check what it wrote, and put it in its place."""
     job.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
@@ -225,7 +226,9 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
     return delivered
 
 
-def _check_step(exporter: str, reference: "Reference", force: bool, tiny: bool, written: Written) -> dict[str, Any] | None:
+def _check_step(
+    exporter: str, reference: "Reference | None", force: bool, tiny: bool, written: Written
+) -> dict[str, Any] | None:
     """Check something that is not delivered.
 
     Raises:
@@ -239,11 +242,11 @@ def _check_step(exporter: str, reference: "Reference", force: bool, tiny: bool, 
     return found
 
 
-def _checked(exporter: str, written: Written, reference: "Reference", tiny: bool) -> dict[str, Any] | None:
+def _checked(exporter: str, written: Written, reference: "Reference | None", tiny: bool) -> dict[str, Any] | None:
     from hub.tasks.export.gate import check
 
     opened = written.open
-    if opened is None:
+    if opened is None or reference is None:
         return None
     if tiny and written.limit_nats is not None:
         written = replace(written, limit_nats=math.inf)  # bounds are for whole models

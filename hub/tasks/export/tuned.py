@@ -12,14 +12,17 @@ from hub.config.option import AUTO
 from hub.config.schema import RunConfig
 from hub.models import merging
 from hub.models.finished import Asked, Finished
+from hub.models.load import load_config
 from hub.models.merging.quantized import Kind
+from hub.models.structure import max_positions
 from hub.models.weights import local_weights
+from hub.parallel.session import quiet_libraries
 from hub.system.memory import allowed_memory, free_host_memory
 from hub.tasks.export.gate import Reference, keep, measure, sample_chats
 from hub.tasks.export.job import Say
 from hub.tasks.export.readers import ModelReader, free_memory
 from hub.tasks.export.rows import rows_to_compare, training_rows
-from hub.tasks.loading import device_here, load_finished
+from hub.tasks.loading import device_here, load_finished, tokenizer_of
 
 _FREE_SHARE = 0.85
 """Share of the free memory that a model in float32 may take."""
@@ -30,7 +33,9 @@ class Tuned:
     """The model that is exported. Its weights are not in memory."""
 
     asked: Asked
-    reference: Reference
+    reference: Reference | None
+    """What exports are compared with. None: they are not."""
+
     tokenizer: PreTrainedTokenizerBase
     base_path: Path
     notes: list[str]
@@ -74,6 +79,13 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
         HubError: it can't be loaded, or its rows can't be read.
     """
     finished = asked.model
+    quiet_libraries()
+    if not asked.cfg.export.num_check_rows:
+        path = local_weights(finished.base, say)
+        note = "nothing was compared with the model that was trained (num_check_rows=0)"
+        positions = max_positions(load_config(finished.base, path))
+        yield Tuned(asked, None, tokenizer_of(asked.cfg, finished, path), path, [note], say, positions)
+        return
     dtype = arithmetic(finished, asked.cfg)
     loaded = load_finished(asked, finished, say, dtype)
     notes: list[str] = []
