@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import pytest
 
 from hub.config.generate import GenerateConfig
 from hub.errors import LaunchError
-from hub.tasks.serve import engines, memory, serve
+from hub.tasks.serve import engines, memory, processes, serve
 from hub.tasks.serve.engines import Served, command, takes_adapter
 from hub.tasks.serve.output import cause
 
@@ -157,6 +159,22 @@ def test_mistakes_of_serve_are_one_line_each(hub, stub, monkeypatch, tmp_path):
         f"Type memory= with a smaller share, or free memory. Its output: {log}",
     )
     assert log.read_text() == FAILURE + "\n"
+
+
+def test_the_engine_ends_when_the_command_is_killed(tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    starts = (
+        "import os, signal, subprocess, sys, time\nfrom pathlib import Path\nfrom hub.tasks.serve.processes import guard\n"
+        "engine = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        f"guard(engine.pid, Path({str(folder)!r}))\nprint(engine.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    group = int(subprocess.run([sys.executable, "-c", starts], stdout=subprocess.PIPE, check=False).stdout)
+    deadline = time.monotonic() + 30
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not folder.exists()
+    assert not processes._lives(group)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """`python -m hub serve`: starts the engine, waits until it answers, hands signals on."""
 
 import contextlib
-import ctypes
 import os
 import shlex
 import shutil
@@ -19,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from hub.config.option import AUTO
 from hub.errors import ConfigError, Interrupted, LaunchError
 from hub.models.finished import Asked
@@ -29,15 +26,12 @@ from hub.tasks.generate.data_options import OF_PROMPTS, check_data_options
 from hub.tasks.serve.engines import HOST, Served, choose, command, curl
 from hub.tasks.serve.folder import make_folder, model_name
 from hub.tasks.serve.output import cause, last_line
+from hub.tasks.serve.processes import end, guard
 from hub.tasks.serve.verb import ServeOptions
-
-GRACE_SECONDS = 10.0
-"""Time that an engine has to end after a signal. vLLM's processes end one after the other."""
 
 PATIENCE_SECONDS = 30.0
 """Time from one line to the next about an engine that is still starting."""
 
-_SET_DEATH_SIGNAL = 1
 _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
 _LOOPBACK = {"VLLM_HOST_IP": HOST}
 """vLLM's processes reach each other at this address."""
@@ -114,12 +108,14 @@ def _run(engine: str, served: Served) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
         )
+        watching = guard(child.pid, served.folder.parent)
         try:
             _watch(child, engine, served, log, received)
         finally:
-            _end(child, received)
+            end(child, received)
+            watching.kill()
+            watching.communicate()
     if child.returncode and not received:
         reason = cause(log)
         raise LaunchError(f"{engine} ended with exit code {child.returncode}{': ' * bool(reason)}{reason}. Its output: {log}")
@@ -160,37 +156,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end(child: "subprocess.Popen[bytes]", received: list[int]) -> None:
-    """Hand the signal on, and wait for all processes of the engine. Kill those that do not end, or all at a second signal."""
-    if child.poll() is None:
-        child.send_signal(received[0] if received else signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    while (child.poll() is None or _lives(child.pid)) and time.monotonic() < deadline and len(received) < 2:
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
-def _lives(group: int) -> bool:
-    """Whether a process of a group runs. One that has ended, and that no parent has asked for yet, does not."""
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    for process in psutil.process_iter(["status"]):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
-                return True
-    return False
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end the engine when this process is killed. On Linux only."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _answers(port: int) -> bool:
