@@ -166,7 +166,7 @@ def test_the_engine_ends_when_the_command_is_killed(tmp_path):
     folder.mkdir()
     starts = (
         "import os, signal, subprocess, sys, time\nfrom pathlib import Path\nfrom hub.tasks.serve.processes import guard\n"
-        "engine = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "engine = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, start_new_session=True)\n"
         f"guard(engine.pid, Path({str(folder)!r}))\nprint(engine.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     group = int(subprocess.run([sys.executable, "-c", starts], stdout=subprocess.PIPE, check=False).stdout)
