@@ -21,6 +21,14 @@ HOST = "127.0.0.1"
 LORA_RANKS = (8, 16, 32, 64, 128, 256)
 """Values of vLLM's --max-lora-rank that all its versions have."""
 
+_HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Initial values of an adapter that leave the base as it was (`PEFTHelper._init_is_supported`)."""
+_NOT_BY_VLLM = (
+    *("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices", "target_parameters"),
+    *("lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"),
+)
+"""Features in an adapter's config that some release of vLLM refuses or ignores."""
+
 _INSTALL = "Type pip install vllm, or pip install 'transformers[serving]'"
 
 
@@ -43,6 +51,12 @@ class Served:
     """Of the adapter."""
 
     trust_remote_code: bool = False
+
+    memory: float | None = None
+    """Share of the device's memory for vLLM. None: vLLM's own choice."""
+
+    arguments: tuple[str, ...] = ()
+    """Words at the end of the command line."""
 
 
 def choose(engine: str) -> str:
@@ -83,18 +97,19 @@ def takes_model_as_argument() -> bool:
 def takes_adapter(engine: str, config: Mapping[str, Any]) -> bool:
     """Whether an engine lays an adapter on its base by itself. If not, it is merged.
 
-    vLLM takes LoRA of limited rank without trained biases, DoRA and whole layers (its `PEFTHelper`).
+    vLLM takes LoRA of limited rank without trained biases, DoRA and whole layers (its `PEFTHelper`). A release ignores a
+    feature that it does not know. So an adapter with one that not all releases know is merged.
 
     Args:
         engine: from `choose`.
         config: adapter_config.json.
     """
-    refused = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices", "target_parameters")
     return (
         engine == "vllm"
         and config.get("peft_type") == "LORA"
         and config.get("bias", "none") == "none"
-        and not any(config.get(name) for name in refused)
+        and (not isinstance(init := config.get("init_lora_weights", True), str) or init.lower() in _HARMLESS_INITS)
+        and not any(config.get(name) for name in _NOT_BY_VLLM)
         and int(config.get("r", 0)) <= LORA_RANKS[-1]
     )
 
@@ -110,7 +125,8 @@ def command(engine: str, served: Served) -> list[str]:
             words += ["--default-seed", str(served.settings.seed)]
         if served.dtype != AUTO:
             words += ["--dtype", served.dtype]
-        return [*words, "--trust-remote-code"] if served.trust_remote_code else words
+        words += ["--trust-remote-code"] if served.trust_remote_code else []
+        return [*words, *served.arguments]
     words = [vllm() or "vllm", "serve", str(served.folder), "--host", HOST, "--port", str(served.port)]
     words += ["--served-model-name", f"{name}-base" if served.adapter is not None else name]
     words += ["--seed", str(served.settings.seed), "--override-generation-config", json.dumps(sampling(served.settings))]
@@ -119,7 +135,10 @@ def command(engine: str, served: Served) -> list[str]:
     if served.adapter is not None:
         rank = next(rank for rank in LORA_RANKS if rank >= served.rank)
         words += ["--enable-lora", "--lora-modules", f"{name}={served.adapter}", "--max-lora-rank", str(rank)]
-    return [*words, "--trust-remote-code"] if served.trust_remote_code else words
+    if served.memory is not None:
+        words += ["--gpu-memory-utilization", str(served.memory)]
+    words += ["--trust-remote-code"] if served.trust_remote_code else []
+    return [*words, *served.arguments]
 
 
 def sampling(settings: GenerateConfig) -> dict[str, Any]:
@@ -134,7 +153,7 @@ def sampling(settings: GenerateConfig) -> dict[str, Any]:
     }
 
 
-def curl(served: Served, engine: str) -> str:
+def curl(served: Served) -> str:
     """The command that asks the server."""
     body = {"model": served.folder.name, "messages": [{"role": "user", "content": "Hi"}]}
     address = f"http://{HOST}:{served.port}/v1/chat/completions"

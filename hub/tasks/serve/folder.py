@@ -1,5 +1,6 @@
 """The folder that an engine serves: the weights, and the tokenizer, template and generation config as the hub has them."""
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -73,6 +74,8 @@ def make_folder(asked: Asked, engine: str, folder: Path, say: Say) -> Served:
 
 def _merge(asked: Asked, path: Path, folder: Path, say: Say) -> None:
     """Write the base with its adapter merged. A base that was quantized for training is merged in full precision."""
+    import torch
+
     from hub.tasks.loading import load_finished
 
     if stored_as(path) is not None:
@@ -87,6 +90,9 @@ def _merge(asked: Asked, path: Path, folder: Path, say: Say) -> None:
     model: Any = loaded.model
     merged = model.merge_and_unload()
     merged.to(loaded.dtype).save_pretrained(folder)
+    del loaded, model, merged
+    gc.collect()
+    torch.cuda.empty_cache()  # the engine needs the GPU's memory
 
 
 def _stop_ids(tokenizer: "PreTrainedTokenizerBase", path: Path) -> list[int]:

@@ -1,8 +1,8 @@
 """`python -m hub serve`: starts the engine, waits until it answers, hands signals on."""
 
 import contextlib
-import ctypes
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -24,13 +25,16 @@ from hub.system.signals import STOP_SIGNALS
 from hub.tasks.generate.data_options import OF_PROMPTS, check_data_options
 from hub.tasks.serve.engines import HOST, Served, choose, command, curl
 from hub.tasks.serve.folder import make_folder, model_name
+from hub.tasks.serve.output import cause, last_line
+from hub.tasks.serve.processes import end, guard
 from hub.tasks.serve.verb import ServeOptions
 
-GRACE_SECONDS = 5.0
-"""Time that an engine has to end after a signal."""
+PATIENCE_SECONDS = 30.0
+"""Time from one line to the next about an engine that is still starting."""
 
-_SET_DEATH_SIGNAL = 1
 _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
+_LOOPBACK = {"VLLM_HOST_IP": HOST}
+"""vLLM's processes reach each other at this address."""
 
 
 def say(line: str) -> None:
@@ -53,15 +57,29 @@ def serve(asked: Asked) -> None:
     engine = choose(options.engine)
     if asked.cfg.generate.stop or asked.cfg.generate.batch_size != AUTO:
         raise ConfigError("generate.stop and generate.batch_size are not for a server. Send stop with each request")
+    if engine != "vllm" and options.memory is not None:
+        raise ConfigError("memory is for vLLM, and engine=transformers takes what the model needs. Leave it out")
+    arguments = _words(options.arguments)
     _check_port(options.port)
     above = Path(tempfile.mkdtemp(prefix="hub-serve-"))
     try:
         folder = above / model_name(asked)
         folder.mkdir()
-        served = make_folder(asked, engine, folder, say)
+        served = replace(make_folder(asked, engine, folder, say), arguments=arguments)
+        if engine == "vllm":
+            from hub.tasks.serve.memory import share
+
+            served = replace(served, memory=options.memory if options.memory is not None else share())
         _run(engine, served)
     finally:
         shutil.rmtree(above, ignore_errors=True)
+
+
+def _words(arguments: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(arguments))
+    except ValueError as error:
+        raise ConfigError(f"arguments={arguments} can't be split into words ({error}). Close each quotation mark") from None
 
 
 def _check_port(port: int) -> None:
@@ -78,31 +96,47 @@ def _check_port(port: int) -> None:
 
 def _run(engine: str, served: Served) -> None:
     words = command(engine, served)
-    say(f"starting {engine}: {' '.join(words)}")
-    with _signals() as received:
+    handle, name = tempfile.mkstemp(prefix="hub-serve-", suffix=".log")
+    log = Path(name)
+    say(f"starting {engine}: {shlex.join(words)}\nWhat it says is in {log}")
+    with _signals() as received, os.fdopen(handle, "wb") as output:
         child = subprocess.Popen(
             words,
             cwd=served.folder.parent,
-            env=os.environ | _QUIET,
-            stdout=sys.__stderr__,
+            env=_LOOPBACK | os.environ | _QUIET,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
         )
-        announced = False
+        watching = guard(child.pid, served.folder.parent)
         try:
-            while child.poll() is None and not received:
-                if not announced and _answers(served.port):
-                    announced = True
-                    say(f"{served.folder.name} is served on {HOST}:{served.port}. Ctrl-C ends it. Ask it with")
-                    print(curl(served, engine), flush=True)
-                time.sleep(0.1 if announced else 0.3)
+            _watch(child, engine, served, log, received)
         finally:
-            if child.poll() is None:
-                _end(child, received)
+            end(child, received)
+            watching.kill()
+            watching.communicate()
+    if child.returncode and not received:
+        reason = cause(log)
+        raise LaunchError(f"{engine} ended with exit code {child.returncode}{': ' * bool(reason)}{reason}. Its output: {log}")
+    log.unlink()
     if received:
         raise Interrupted("the server was stopped", received[0])
-    if child.returncode:
-        raise LaunchError(f"{engine} ended with exit code {child.returncode}. What it says is above")
+
+
+def _watch(child: "subprocess.Popen[bytes]", engine: str, served: Served, log: Path, received: list[int]) -> None:
+    """Wait until the engine or a signal ends it. Say when it answers, and until then what it does."""
+    began = time.monotonic()
+    announced, told = False, began
+    while child.poll() is None and not received:
+        if not announced and _answers(served.port):
+            announced = True
+            say(f"{served.folder.name} is served on {HOST}:{served.port}. Ctrl-C ends it. Ask it with")
+            print(curl(served), flush=True)
+        if not announced and time.monotonic() - told > PATIENCE_SECONDS:
+            told = time.monotonic()
+            say(f"{engine} is starting, {told - began:.0f} s: {last_line(log)}")
+        time.sleep(0.1 if announced else 0.3)
 
 
 @contextlib.contextmanager
@@ -122,23 +156,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end(child: "subprocess.Popen[bytes]", received: list[int]) -> None:
-    """Hand the signal on. A second one, or an engine that does not end in time: kill all its processes."""
-    child.send_signal(received[0] if received else signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    while child.poll() is None and time.monotonic() < deadline and len(received) < 2:
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end the engine when this process is killed. On Linux only."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _answers(port: int) -> bool:

@@ -16,6 +16,12 @@ class ServeOptions(FinishedOptions):
     engine: str = option(AUTO, choices=(AUTO, "vllm", "transformers"))
     """Program that serves. auto: vLLM if it is installed, else `transformers serve`."""
 
+    memory: float | None = option(None, gt=0, le=1)
+    """Share of the GPU's memory for vLLM. null: vLLM's own, or less if less is free. Without a GPU: half of the free memory."""
+
+    arguments: str = ""
+    """More words for the program's command line, e.g. --max-model-len 8192."""
+
     name: str | None = None
     """Name of the model in requests. null: the name of the run or of the folder."""
 
@@ -30,6 +36,7 @@ VERB = FinishedVerb(
     examples=(
         ("the newest run", "python -m hub serve run=latest"),
         ("another port, less chance", "python -m hub serve run=latest port=8080 generate=factual"),
+        ("the larger model on two GPUs", "python -m hub serve run=latest arguments='--tensor-parallel-size 2'"),
         ("by transformers although vLLM is installed", "python -m hub serve run=latest engine=transformers"),
     ),
     notes="The options of generate. are what a request gets that sets none. Ctrl-C ends the server.",
