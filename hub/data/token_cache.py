@@ -26,13 +26,14 @@ from hub.data.sources.entries import Cursor
 from hub.data.sources.files import data_files
 from hub.data.sources.read import rows_after
 from hub.data.streaming.frames import mapped_file, mapped_items
-from hub.data.streaming.workers import Processes, num_cores
+from hub.data.streaming.workers import Processes
 from hub.data.tokens.encode import Encoder
 from hub.data.tokens.template_date import writes_date
 from hub.data.tokens.vocabulary import tokens_beyond
 from hub.plugins import registry as plugins
 from hub.plugins.offers import DataFormat
 from hub.system.cache import cache_dir, make_once
+from hub.system.cores import usable_cores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,7 +100,7 @@ def cache_tokens(
     """
 
     def make(folder: Path) -> None:
-        number = max(1, min(MAX_PROCESSES, num_cores()))
+        number = max(1, min(MAX_PROCESSES, usable_cores()))
         hint = ". To start at once: data.streaming=true" if _num_bytes(source) >= LONG_BYTES else ""
         report(f"tokenizing {source.path} with {number} process(es) into the token cache {entry.parent}{hint}")
         reported = time.monotonic()

@@ -23,6 +23,7 @@ from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
 from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
+from hub.system.cores import usable_cores
 from hub.system.signals import STARTED_BY, STOP_SIGNALS, signals_blocked, stop_request
 
 _OF_THE_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
@@ -124,7 +125,7 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
     env = os.environ | warnings_shown()
     nproc = int(cfg.launch.nproc_per_node)
     if nproc > 1 and "OMP_NUM_THREADS" not in env:
-        env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // nproc))
+        env["OMP_NUM_THREADS"] = str(max(1, usable_cores() // nproc))
     env.setdefault("TOKENIZERS_PARALLELISM", "true" if nproc == 1 else "false")
     if "PYTORCH_CUDA_ALLOC_CONF" not in env:
         env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation with micro-batches of many sizes

@@ -8,10 +8,10 @@ or down by chance, with probabilities that make the mean exact, the sum over a r
 
 import zlib
 
+import numpy as np
 import torch
 
 _AT_ONCE = 2**24
-_SMALLEST_NORMAL = {torch.float16: 2.0**-14}
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 """Bits of float32's mantissa that a type does not have."""
 
@@ -28,24 +28,32 @@ def rounded(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor
     """
     if tensor.dtype != torch.float32 or dtype not in _DROPPED_BITS:
         return tensor.to(dtype)
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    draw = np.random.Generator(np.random.SFC64(zlib.crc32(name.encode())))
     out = torch.empty(tensor.shape, dtype=dtype)
-    parts = zip(tensor.contiguous().view(-1).split(_AT_ONCE), out.view(-1).split(_AT_ONCE), strict=True)
-    for part, result in parts:
-        result.copy_(_by_chance(part, dtype, generator))
+    flat = tensor.contiguous().view(-1)
+    for part, result in zip(flat.split(_AT_ONCE), out.view(-1).split(_AT_ONCE), strict=True):
+        _by_chance(part, result, draw)
     return out
 
 
-def _by_chance(part: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    dropped = _DROPPED_BITS[dtype]
-    bits = part.view(torch.int32)
-    chance = torch.randint(1 << dropped, bits.shape, generator=generator, dtype=torch.int32)
-    # Magnitude and sign are apart, so this goes towards zero or away from it, whatever the sign.
-    found = ((bits + chance) & -(1 << dropped)).view(torch.float32)
-    if (least := _SMALLEST_NORMAL.get(dtype)) is not None:
+def _by_chance(part: torch.Tensor, result: torch.Tensor, draw: np.random.Generator) -> None:
+    if not part.numel():
+        return
+    dtype = result.dtype
+    dropped, largest = _DROPPED_BITS[dtype], torch.finfo(dtype).max
+    chance = draw.integers(0, 1 << dropped, part.numel(), dtype=np.uint16 if dropped <= 16 else np.uint32)
+    # Magnitude and sign are apart in a float, so this goes towards zero or away from it, whatever the sign.
+    bits = part.numpy().view(np.uint32) + chance
+    if dtype == torch.bfloat16:
+        bits >>= np.uint32(16)
+        result.copy_(torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(dtype))
+    else:
+        bits &= np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
+        found = torch.from_numpy(bits.view(np.float32))
         step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-        even = torch.floor(part.abs() / step + chance.float() / (1 << dropped)) * step * part.sign()
-        found = torch.where(part.abs() < least, even, found)
-    largest = torch.finfo(dtype).max
-    found = torch.where(torch.isfinite(part), found.clamp(-largest, largest), part)
-    return found.to(dtype)
+        share = torch.from_numpy(chance.astype(np.float32)) / (1 << dropped)
+        even = torch.floor(part.abs() / step + share) * step * part.sign()
+        result.copy_(torch.where(part.abs() < torch.finfo(dtype).smallest_normal, even, found).clamp(-largest, largest))
+    if not float(part.abs().max()) < largest:  # NaN too
+        nearest = part.to(dtype)
+        result.copy_(torch.where(torch.isfinite(part), result.clamp(-largest, largest), nearest))

@@ -35,7 +35,7 @@ def rows_of(tmp_path, monkeypatch, tokenizer, request):
     monkeypatch.setenv("HUB_CACHE", str(tmp_path / "cache"))
     num_processes = getattr(request, "param", 1)
     monkeypatch.setattr(token_cache, "SMALL_BYTES", 1)
-    monkeypatch.setattr(token_cache, "num_cores", lambda: num_processes)
+    monkeypatch.setattr(token_cache, "usable_cores", lambda: num_processes)
     write_chats(tmp_path / "chats.jsonl", num_rows=30)
 
     def encode(limit=60, beside=True, **options):

@@ -165,7 +165,7 @@ def test_the_cache_and_a_stream_give_the_same_units_bit_for_bit(tokenizer, pairs
     model = tiny_model_path("llama")
     tokenizer = AutoTokenizer.from_pretrained(model)
     monkeypatch.setenv("HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(token_cache, "num_cores", lambda: 2)
+    monkeypatch.setattr(token_cache, "usable_cores", lambda: 2)
     cfg = config(pairs)
     cfg.algo = plugins.registry().algorithm("sft").config(seed=1, max_steps=5)
     cfg.model = ModelConfig(path="tiny:llama")

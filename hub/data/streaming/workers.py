@@ -149,11 +149,6 @@ class Processes:
         return child.stdout
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _enlarge(pipe: IO[bytes]) -> None:
     """Give a pipe a larger buffer where the system allows it."""
     try:

@@ -14,6 +14,9 @@ from hub.tasks.evaluate.sets import LEARNT, Encoding, make_set, retention_config
 from hub.tasks.export.gate import Row
 from hub.tasks.loading import Loaded
 
+_LONGEST = 512
+"""Tokens of a row that are read, if any of them is trained. llama.cpp reads a large model slowly on a CPU."""
+
 
 def rows_to_compare(asked: Asked, loaded: Loaded) -> tuple[list[Row], str]:
     """The rows on which exports are compared, and what they are.
@@ -48,8 +51,9 @@ def spread(samples: Sequence[Sample], num_tokens: int) -> list[Row]:
         trained = [place - 1 for place in sample.loss_mask.nonzero()[0].tolist() if place > 0]
         if not trained:
             continue
-        step = max(1, -(-len(trained) // each))
-        rows.append(Row(tuple(sample.input_ids.tolist()), tuple(trained[::step])))
+        trained = [place for place in trained if place < _LONGEST] or trained
+        chosen = trained[:: max(1, -(-len(trained) // each))]
+        rows.append(Row(tuple(sample.input_ids[: chosen[-1] + 1].tolist()), tuple(chosen)))
     return rows
 
 

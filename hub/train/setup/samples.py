@@ -15,10 +15,11 @@ from hub.data.samples.sample import Item, Unit, fingerprint
 from hub.data.streaming.feed import SampleStream, StreamState
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.windows import content_hash
-from hub.data.streaming.workers import Processes, num_cores
+from hub.data.streaming.workers import Processes
 from hub.data.tokens.omissions import KINDS
 from hub.errors import ConfigError, HubError
 from hub.parallel.group import Group, broadcast_bytes
+from hub.system.cores import usable_cores
 from hub.train.batch import split as batches
 
 MAX_PLACES = 3
@@ -119,7 +120,7 @@ class StreamedSource:
         self._processes: Processes | None = None
         self._feeds: list[SampleStream] = []
         if group.is_main:
-            shards = max(1, min(MOST_PROCESSES, num_cores() // 4))
+            shards = max(1, min(MOST_PROCESSES, usable_cores() // 4))
             self._processes = Processes(cfg, base_path, data.limit, shards)
             self._feeds = [self._processes.stream(number) for number in range(len(sources))]
 

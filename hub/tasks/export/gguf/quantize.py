@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hub.errors import ModelError
+from hub.system.cores import usable_cores
 from hub.tasks.export.gguf.container import Container, Tensor, pack_container, read_container, uint32
 from hub.tasks.export.gguf.ggml import quantize_rows
 from hub.tasks.export.gguf.kinds import FLOATS, Kind, TensorType
@@ -87,7 +88,7 @@ def quantize_file(
     pairs = list(zip(tensors, written, strict=True))
     rows = {new.name: _importance_of(old, new, kind, importance) for old, new in pairs}
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    threads = num_threads or os.cpu_count() or 1
+    threads = num_threads or usable_cores()
     try:
         with aside.open("wb") as stream:
             stream.write(pack_container(_metadata(container, kind), written, container.alignment))

@@ -1,7 +1,6 @@
 """Reads a GGUF file as its users will: by llama.cpp itself, in a process of its own. Logits, token ids, answers."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from hub.errors import ModelError, first_line
+from hub.system.cores import usable_cores
 from hub.tasks.export.gguf.library import llama_library
 
 _SCRIPT = Path(__file__).with_name("native.py")
@@ -84,7 +84,7 @@ def open_reader(file: Path, num_threads: int | None = None) -> GgufReader:
     library = llama_library()
     if library is None:
         return TransformersReader(file)
-    return LlamaReader(file, library, num_threads or os.cpu_count() or 1)
+    return LlamaReader(file, library, num_threads or usable_cores())
 
 
 class _Closing:
