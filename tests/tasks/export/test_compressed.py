@@ -80,8 +80,9 @@ def test_calibration_needs_rows(monkeypatch):
 
 
 def meta(name: str, loader=AutoModelForCausalLM):
+    folder = zoo_model(name)  # before, since it may have to be made
     with torch.device("meta"):
-        return loader.from_config(AutoConfig.from_pretrained(zoo_model(name)))
+        return loader.from_config(AutoConfig.from_pretrained(folder))
 
 
 @pytest.mark.parametrize(
@@ -168,8 +169,8 @@ def test_the_reader_is_the_model(tmp_path):
         assert remote.tokens("Name a color.") == here.tokens("Name a color.")
         assert remote.template == here.template
         assert remote.ends == here.ends
-    with pytest.raises(ModelError, match="can't be read again: IndexError"):
-        remote.logits([10**9])
+    with pytest.raises(ModelError, match="can't be read again: \\w+Error"):
+        remote.logits(["no token"])
     questions.close()
     server.join()
     assert list(tmp_path.iterdir()) == []
