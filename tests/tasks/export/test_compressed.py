@@ -169,7 +169,7 @@ def test_the_reader_is_the_model(tmp_path):
         assert remote.tokens("Name a color.") == here.tokens("Name a color.")
         assert remote.template == here.template
         assert remote.ends == here.ends
-    with pytest.raises(ModelError, match="can't be read again: \\w+Error"):
+    with pytest.raises(ModelError, match=r"can't be read again: \w+Error"):
         remote.logits(["no token"])
     questions.close()
     server.join()
