@@ -147,6 +147,7 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
                 done=done,
                 say=say,
                 check=partial(_check_step, exporter.name, tuned.reference, asked.cfg.export.force, tiny),
+                look=partial(_checked, exporter.name, reference=tuned.reference, tiny=tiny),
                 tiny=tiny,
             )
             done[exporter.name] = _run(exporter, job, tuned.reference)

@@ -132,6 +132,9 @@ class Job:
     check: Callable[[Written], dict[str, Any] | None] = lambda written: None
     """Compares something that is not delivered, such as a step on the way. Raises ModelError if it is not the model."""
 
+    look: Callable[[Written], dict[str, Any] | None] = lambda written: None
+    """The same without an error: what the comparison found."""
+
     tiny: bool = False
     """Whether this is the trial before training: a model cut to a few layers. Nothing may leave this machine."""
 

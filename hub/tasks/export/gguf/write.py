@@ -68,9 +68,23 @@ def _written(job: Job, kind: Kind, file: Path, note: str = "") -> Written:
         path=file,
         open=partial(open_file, file, job.tokenizer),
         limit_nats=kind.limit_nats,
+        explain=partial(_where, job, kind),
         note=note,
         made_by={package: found for package in _PACKAGES if (found := _version(package))},
     )
+
+
+def _where(job: Job, kind: Kind) -> str | None:
+    """Where a file went wrong: in its few bits, in the model that was converted, or between the two."""
+    if kind.is_quantized:  # what it was made of has passed
+        more = "" if job.cfg.imatrix != NONE else ", or imatrix=train"
+        return f"the weights have too few bits for this model. Type quant=q8_0{more}"
+    folder = job.merged()
+    opened = partial(open_folder, folder, job.finished.base.trust_remote_code)
+    found = job.look(Written(kind="the merged model", path=folder, open=opened))
+    if found is None or found["passed"]:
+        return "the model that was converted is right, so the conversion or llama.cpp differs"
+    return f"in the merged model, {found['differs']}" if found["differs"] else None
 
 
 def _adds_bos(job: Job) -> bool | None:
