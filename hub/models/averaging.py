@@ -38,9 +38,7 @@ def average_models(folders: Sequence[Path], weights: Sequence[float], out: Path)
         for shard in shards:
             with safe_open(shard, framework="pt") as first:
                 metadata, names = first.metadata(), list(first.keys())
-            averaged = {
-                name: _averaged([readers[name].get_tensor(name) for readers in where], weights, name) for name in names
-            }
+            averaged = {name: _averaged([readers[name].get_tensor(name) for readers in where], weights, name) for name in names}
             save_file(averaged, aside / shard.name, metadata or {"format": "pt"})
 
 
@@ -76,8 +74,8 @@ def _readers(stack: ExitStack, folder: Path) -> dict[str, "safe_open"]:
 def _averaged(tensors: Sequence[torch.Tensor], weights: Sequence[float], name: str) -> torch.Tensor:
     """The average in the type of the first one.
 
-    Models of one start differ by few steps of bfloat16. The nearest number to 0.7 of one step is the whole step, and to 0.3 of it
-    none, so the average is rounded by chance.
+    Models of one start differ by few steps of bfloat16. The nearest number to 0.7 of one step is the whole step, and to 0.3 of
+    it none, so the average is rounded by chance.
     """
     first = tensors[0]
     if not first.is_floating_point():

@@ -10,7 +10,7 @@ import zlib
 
 import torch
 
-_AT_ONCE = 2**24
+_AT_ONCE = 2**20
 _SMALLEST_NORMAL = {torch.float16: 2.0**-14}
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 """Bits of float32's mantissa that a type does not have."""
@@ -41,11 +41,12 @@ def _by_chance(part: torch.Tensor, dtype: torch.dtype, generator: torch.Generato
     bits = part.view(torch.int32)
     chance = torch.randint(1 << dropped, bits.shape, generator=generator, dtype=torch.int32)
     # Magnitude and sign are apart, so this goes towards zero or away from it, whatever the sign.
-    found = ((bits + chance) & -(1 << dropped)).view(torch.float32)
+    found = (bits + chance).bitwise_and_(-(1 << dropped)).view(torch.float32)
     if (least := _SMALLEST_NORMAL.get(dtype)) is not None:
         step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
         even = torch.floor(part.abs() / step + chance.float() / (1 << dropped)) * step * part.sign()
         found = torch.where(part.abs() < least, even, found)
     largest = torch.finfo(dtype).max
-    found = torch.where(torch.isfinite(part), found.clamp(-largest, largest), part)
-    return found.to(dtype)
+    found = found.clamp_(-largest, largest).to(dtype)
+    finite = torch.isfinite(part)
+    return found if finite.all() else torch.where(finite, found, part.to(dtype))
