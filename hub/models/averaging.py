@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from hub.errors import ConfigError, ModelError, first_line
 from hub.models.loading_report import stored_tensors, weight_files
+from hub.models.rounding import rounded
 
 
 def average_models(folders: Sequence[Path], weights: Sequence[float], out: Path) -> None:
@@ -37,7 +38,7 @@ def average_models(folders: Sequence[Path], weights: Sequence[float], out: Path)
         for shard in shards:
             with safe_open(shard, framework="pt") as first:
                 metadata, names = first.metadata(), list(first.keys())
-            averaged = {name: _averaged([readers[name].get_tensor(name) for readers in where], weights) for name in names}
+            averaged = {name: _averaged([readers[name].get_tensor(name) for readers in where], weights, name) for name in names}
             save_file(averaged, aside / shard.name, metadata or {"format": "pt"})
 
 
@@ -70,14 +71,20 @@ def _readers(stack: ExitStack, folder: Path) -> dict[str, "safe_open"]:
     return found
 
 
-def _averaged(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+def _averaged(tensors: Sequence[torch.Tensor], weights: Sequence[float], name: str) -> torch.Tensor:
+    """The average in the type of the first one.
+
+    Models of one start differ by few steps of bfloat16. The nearest number to 0.7 of one step is the whole step, and to 0.3 of
+    it none, so the average is rounded by chance.
+    """
     first = tensors[0]
     if not first.is_floating_point():
         return first.contiguous()
-    total = torch.zeros(first.shape, dtype=torch.float32)
-    for weight, tensor in zip(weights, tensors, strict=True):
-        total.add_(tensor.float(), alpha=weight)
-    return total.to(first.dtype)
+    # As the first and differences, so that a number that all models have is exact.
+    total = begin = first.float()
+    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+        total = total + weight * (tensor.float() - begin)
+    return rounded(total, first.dtype, name)
 
 
 def check_alike(folders: Sequence[Path]) -> None:

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import torch
 
-_AT_ONCE = 2**24
+_AT_ONCE = 2**20
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 """Bits of float32's mantissa that a type does not have."""
 
@@ -30,10 +30,10 @@ def rounded(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor
         return tensor.to(dtype)
     draw = np.random.Generator(np.random.SFC64(zlib.crc32(name.encode())))
     out = torch.empty(tensor.shape, dtype=dtype)
-    flat = tensor.contiguous().view(-1)
+    flat = tensor.detach().cpu().contiguous().view(-1)
     for part, result in zip(flat.split(_AT_ONCE), out.view(-1).split(_AT_ONCE), strict=True):
         _by_chance(part, result, draw)
-    return out
+    return out.to(tensor.device)
 
 
 def _by_chance(part: torch.Tensor, result: torch.Tensor, draw: np.random.Generator) -> None:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from hub.errors import first_line
+from hub.models.rounding import rounded
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -123,6 +124,8 @@ def save_whole_model(
 ) -> None:
     """Write a dense model that transformers loads: config, safetensors and tokenizer.
 
+    Float32 weights are rounded to a type of fewer bits by chance, as in `rounded`: equal weights give equal files.
+
     Args:
         model: for its config and class.
         tokenizer: saved in the same folder.
@@ -140,7 +143,9 @@ def save_whole_model(
         # Tied weights share memory and must still share it, otherwise they would be written twice.
         key = (id(tensor) if tensor.is_meta else tensor.data_ptr(), target)
         if key not in copies:
-            copies[key] = tensor.detach().to("meta" if tensor.is_meta else "cpu", target)
+            # To the nearest number most of what was learnt would be lost: one weight seldom changes by half a step of bfloat16.
+            whole = tensor.detach() if tensor.is_meta else tensor.detach().cpu()
+            copies[key] = whole.to(target) if tensor.is_meta else rounded(whole, target, name)
         return copies[key]
 
     state = {name: in_its_dtype(name, tensor) for name, tensor in weights.items()}

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from zoo.saved import differences, tensors
 from zoo.zoo import zoo_model
 
 from hub import compose
 from hub.launch.launcher import launch
+from hub.models.save import save_whole_model
+from hub.parallel.strategy import full_weights
 from hub.testing import tokenizer
 
 
@@ -17,6 +19,23 @@ from hub.testing import tokenizer
 @pytest.mark.parametrize("name", ["glm4_moe", "ernie4_5_moe", "zamba", "llama_tied"])
 def test_an_untrained_model_is_saved_as_transformers_saves_it(tmp_path, name):
     assert differences(name, tmp_path) == []
+
+
+def test_changes_of_a_tenth_of_what_bfloat16_resolves_are_in_the_saved_model_on_average(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(zoo_model("llama_tied")).bfloat16().float()
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kept = "model.embed_tokens.weight"
+    for name, parameter in model.named_parameters():
+        if name != kept:
+            parameter.data *= 1 + 2**-11
+    for folder in ("one", "two"):
+        save_whole_model(model, tokenizer(), tmp_path / folder, torch.bfloat16, full_weights(model))
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one), "a run that is resumed saves the same"
+    assert torch.equal(one.pop(kept).float(), base[kept]), "what did not train stays"
+    found, asked = (sum(float((m[name].double() * base[name]).sum()) for name in one) for m in (one, model.state_dict()))
+    start = sum(float(base[name].double().square().sum()) for name in one)
+    assert (found - start) / (asked - start) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("algo", ["algo=sft algo.master_weights=false", "algo=osft"])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import normalize
 
+from hub.models.rounding import rounded
 from hub.parallel.reparametrization import Reparametrization
 from hub.parallel.sharded_tensors import local_region, local_tensor
 from hub.parallel.strategy import full
@@ -109,8 +110,8 @@ class FastReparametrization(Reparametrization):
     @contextmanager
     def exact(self) -> Iterator[None]:
         with torch.no_grad():
-            for part in self.parts:
-                _form_exactly_(part)
+            for number, part in enumerate(self.parts):
+                _form_exactly_(part, f"osft {number}")
         yield
         self.loaded()
 
@@ -154,8 +155,8 @@ class FactoredReparametrization(Reparametrization):
     @contextmanager
     def exact(self) -> Iterator[None]:
         with torch.no_grad():
-            for layer, _, _ in self.layers:
-                layer.weight.copy_(layer.full_weight(torch.float64))
+            for number, (layer, _, _) in enumerate(self.layers):
+                layer.weight.copy_(_to_be_saved(layer.full_weight(torch.float64), layer.weight.dtype, f"osft {number}"))
         yield
 
     @staticmethod
@@ -248,8 +249,13 @@ def form_(part: Part) -> None:
         weight.copy_(multiply(base.to(device), first, second.mT))
 
 
-def _form_exactly_(part: Part) -> None:
-    """Compute a weight as `form_` does, with the change projected and added in float64 and rounded once."""
+def _form_exactly_(part: Part, name: str) -> None:
+    """Compute a weight as `form_` does, with the change projected and added in float64 and rounded once.
+
+    Args:
+        part: receives the weight.
+        name: seeds the rounding.
+    """
     base = full(part.base).to(part.coordinates.device)
     matrices, coordinates = oriented(base, part.left), part.coordinates.detach()
     if part.free is not None and part.protects_left:
@@ -261,7 +267,12 @@ def _form_exactly_(part: Part) -> None:
             coordinates = project_exactly(coordinates, matrices, directions, part.corner)
     free = None if part.q is None else part.q.double()
     exact = base.double() + change_of(coordinates.double(), free, part.left)
-    local_tensor(part.weight).copy_(exact[_rows(part.weight)])
+    local_tensor(part.weight).copy_(_to_be_saved(exact, part.weight.dtype, name)[_rows(part.weight)])
+
+
+def _to_be_saved(exact: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """A whole weight for a file: in a type of fewer bits than float32 by chance, so that small changes are in it on average."""
+    return exact if dtype == torch.float32 else rounded(exact.float().cpu(), dtype, name)
 
 
 def _rows(tensor: torch.Tensor) -> slice:

@@ -77,6 +77,37 @@ def test_the_factors_of_a_single_free_direction_are_projected_onto_it_and_not_ch
         torch.testing.assert_close(layer.osft_right.detach(), 0.5 * right)
 
 
+@pytest.mark.parametrize("form", ["fast", "factored"])
+def test_changes_that_bfloat16_does_not_resolve_are_in_the_saved_weights_on_average(form, cache, monkeypatch):
+    model, algo = AutoModelForCausalLM.from_pretrained(cache["llama"], dtype=torch.bfloat16), OsftConfig(parametrization=form)
+    targets = with_ratio(find_targets(model, algo), 0.25)
+    find = by_spectrum(algo, torch.float32)
+    found = {target.name: find(target, target.weight(model).detach()) for target in targets}
+    coordinates = with_coordinates(model, algo, targets, found, torch.device("cpu"))
+    coordinates.placed()
+    before = {target.name: target.weight(model).detach().double() for target in targets}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("osft_coordinates", "osft_left")):
+                parameter += 1e-4 * torch.randn_like(parameter)
+    asked, saved = {}, {}
+    with monkeypatch.context() as patch:
+        patch.setattr("hub_osft.coordinates.rounded", lambda whole, dtype, name: asked.setdefault(name, whole).to(dtype))
+        with coordinates.exact():
+            pass
+    for _ in range(2):
+        with coordinates.exact():
+            again = {target.name: target.weight(model).detach().double() for target in targets}
+        assert not saved or all(torch.equal(again[name], saved[name]) for name in saved)
+        saved = again
+    changes = [
+        (whole.double() - before[name], saved[name] - before[name]) for name, whole in zip(before, asked.values(), strict=True)
+    ]
+    kept = sum(float((one * other).sum()) for one, other in changes) / sum(float(one.square().sum()) for one, _ in changes)
+    assert kept == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.parametrize("family", ["mixtral", "gpt2", "gpt_oss", "deepseek_v2"])
 def test_experts_and_conv1d_train_and_the_saved_model_is_the_trained_one(tmp_path, family, run):
     result = run(tmp_path, f"model.path=tiny:{family}")
