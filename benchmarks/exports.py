@@ -40,6 +40,7 @@ TEMPLATE = (
 )
 """Begins with the begin token, as the templates of Mistral and Gemma do."""
 
+TIED = {"tie_word_embeddings": True}
 TWO_KINDS = ["sliding_attention", "full_attention"]
 Config = dict[str, Any]
 
@@ -90,7 +91,7 @@ def _families(width: int) -> dict[str, tuple[str, str, Config]]:
     """Name -> architecture, tokenizer, and what its config has beside the common sizes, as the presets have it."""
     head = width // HEADS
     gpt_oss = _experts(width) | {"head_dim": 64, "sliding_window": 128, "layer_types": TWO_KINDS}
-    gemma2 = {"head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64, "layer_types": TWO_KINDS}
+    gemma2 = {"head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64, "layer_types": TWO_KINDS} | TIED
     deepseek = {
         "num_key_value_heads": HEADS,
         "first_k_dense_replace": 1,
@@ -245,27 +246,29 @@ def tune(base: Path, algorithm: str, folder: Path) -> Path:
     return folder / algorithm
 
 
-def calls(compressed: str | None) -> Iterator[tuple[Sequence[str], Config]]:
+def calls(compressed: str | None, brief: bool) -> Iterator[tuple[Sequence[str], Config]]:
     """The columns that a call of `export` fills, and its options."""
-    yield (COLUMNS[:1], {"to": ["merged"], "dtype": "bfloat16"})
-    yield (COLUMNS[1:2], {"to": ["merged"], "dtype": "float32"})
-    yield (("gguf f16", "gguf q8_0", "gguf q4_k_m", "ollama"), {"to": ["gguf", "ollama"], "quant": ["f16", "q8_0", "q4_k_m"]})
+    kinds = {"dtype": "bfloat16", "quant": ["f16", "q8_0", "q4_k_m"]}
+    yield (("merged bfloat16", "gguf f16", "gguf q8_0", "gguf q4_k_m", "ollama"), {"to": ["merged", "gguf", "ollama"]} | kinds)
+    if brief:
+        return
+    yield (("merged float32",), {"to": ["merged"], "dtype": "float32"})
     yield (("gguf q4_k_m imatrix",), {"to": ["gguf"], "quant": ["q4_k_m"], "imatrix": "train", "num_calibration_rows": 32})
     if compressed:
         options = {"to": ["compressed"], "scheme": ["w8a8_fp8"], "python": compressed, "num_calibration_rows": 16}
         yield (COLUMNS[-1:], options)
 
 
-def measure(run: Path, known: dict[str, Any], compressed: str | None) -> Iterator[dict[str, Any]]:
+def measure(run: Path, known: dict[str, Any], wanted: Sequence[tuple[Sequence[str], Config]]) -> Iterator[dict[str, Any]]:
     """Export a run each way that is not known yet. Yields all results after each call."""
-    for columns, options in calls(compressed):
+    for columns, options in wanted:
         if all(column in known for column in columns):
             continue
         try:
             found = hub.export(run=run, num_check_rows=16, num_check_tokens=512, force=True, **options)
             for one in found.exports:
-                name = "ollama" if one.exporter == "ollama" else f"{one.exporter} {one.kind}"
-                column = columns[0] if len(columns) == 1 else name
+                names = {"ollama": "ollama", "merged": "merged bfloat16"}
+                column = columns[0] if len(columns) == 1 else names.get(one.exporter, f"{one.exporter} {one.kind}")
                 known[column] = one.check or {"passed": True, "note": one.note}
                 known[column]["bytes"] = one.num_bytes
         except HubError as error:
@@ -306,10 +309,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
     parser.add_argument("--algorithms", default="lora_sft")
     parser.add_argument("--compressed", metavar="PYTHON", help="Python of an environment that has llmcompressor")
+    parser.add_argument("--brief", action="store_true", help="without merged float32, imatrix and compressed")
     parser.add_argument("--tokenizer", type=Path, help="folder with SmolLM2's tokenizer, if the preset's is not in the cache")
     parser.add_argument("--out", type=Path, default=Path("exports-table"))
     asked = parser.parse_args(words)
     results: dict[tuple[str, int, str], dict[str, Any]] = {}
+    exports = list(calls(asked.compressed, asked.brief))
     wanted = [
         (family, int(width), algorithm)
         for width in asked.widths.split(",")
@@ -321,12 +326,12 @@ def main(words: Sequence[str] | None = None) -> None:
         file = asked.out / f"{family}-{width}-{algorithm}.json"
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         results[one] = known
-        if all(column in known for columns, _ in calls(asked.compressed) for column in columns):
+        if all(column in known for columns, _ in exports for column in columns):
             continue
         begin, folder = time.monotonic(), asked.out / f"{family}-{width}"
         shutil.rmtree(folder, ignore_errors=True)
         base = write_model(family, width, folder / "base", asked.tokenizer)
-        for _ in measure(tune(base.absolute(), algorithm, folder.absolute()), known, asked.compressed):
+        for _ in measure(tune(base.absolute(), algorithm, folder.absolute()), known, exports):
             file.write_text(json.dumps(known, indent=1), encoding="utf-8")
         shutil.rmtree(folder)
         print(table({one: known}).splitlines()[-1], f"{time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)

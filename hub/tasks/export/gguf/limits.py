@@ -13,7 +13,14 @@ def limits(config: Mapping[str, Any]) -> list[str]:
     Args:
         config: as in config.json.
     """
-    return [line for line in (_window(config), _long_rope(config)) if line]
+    return [line for line in (_head(config), _window(config), _long_rope(config)) if line]
+
+
+def _head(config: Mapping[str, Any]) -> str | None:
+    """Gemma's output layer: the converter drops it (conversion/gemma.py), and llama.cpp takes the embeddings in its place."""
+    if config.get("model_type") not in ("gemma", "gemma2") or config.get("tie_word_embeddings", True):
+        return None
+    return "llama.cpp has no output layer of its own for Gemma, and this model's is not tied to its embeddings. Take to=merged"
 
 
 def _window(config: Mapping[str, Any]) -> str | None:
@@ -23,7 +30,8 @@ def _window(config: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"llama.cpp leaves out this model's sliding window of {window:,} tokens, so answers to longer texts differ from "
-        f"training. For these take to=merged; for llama.cpp keep the context at {window:,} tokens (-c {window}, Ollama: num_ctx {window})"
+        f"training. For these take to=merged; for llama.cpp keep the context at {window:,} tokens (-c {window}, Ollama: "
+        f"num_ctx {window})"
     )
 
 

@@ -21,6 +21,7 @@ from hub.tasks.export.gguf import converter
 from hub.tasks.export.gguf.check import differences, notes
 from hub.tasks.export.gguf.container import read_container
 from hub.tasks.export.gguf.kinds import KINDS
+from hub.tasks.export.gguf.limits import limits
 from hub.tasks.export.gguf.reader import LlamaReader, TransformersReader, open_reader
 
 try:
@@ -292,3 +293,29 @@ def test_importance_follows_the_order_of_the_file(tmp_path: Path) -> None:
         found = torch.from_numpy(importance.by_tensor["blk.0.ffn_down_exps.weight"]).view(4, 64)
         assert torch.equal(found[2], torch.arange(64.0))
         assert bool((found[[0, 1, 3]] == 1).all())  # no token reached these experts
+
+
+def test_no_space_is_put_before_texts_where_the_converter_says_nothing(tmp_path: Path) -> None:
+    import gguf
+
+    made = tmp_path / "made.gguf"
+    synthetic.write(made, layers=1)
+    assert converter._without_space(made) == made, "its vocabulary is not one of SentencePiece"
+    said = small.with_metadata(made, tmp_path / "said.gguf", tokenizer__ggml__model="llama")
+    changed = converter._without_space(said)
+    assert read_container(changed).value("tokenizer.ggml.add_space_prefix") is False
+    assert converter._without_space(changed) == changed
+    for one, other in zip(gguf.GGUFReader(made).tensors, gguf.GGUFReader(changed).tensors, strict=True):
+        assert one.name == other.name
+        assert (one.data == other.data).all()
+
+
+def test_what_llama_cpp_does_otherwise_is_noted() -> None:
+    phi3 = {"model_type": "phi3", "sliding_window": 2047, "max_position_embeddings": 4096}
+    assert "leaves out this model's sliding window of 2,047 tokens" in limits(phi3)[0]
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    (line,) = limits(phi3 | {"sliding_window": 262144, "max_position_embeddings": 131072, "rope_parameters": rope})
+    assert "set the context to 4,096 (-c 4096, Ollama: num_ctx 4096)" in line
+    assert "Take to=merged" in limits({"model_type": "gemma2", "tie_word_embeddings": False})[0]
+    assert not limits({"model_type": "gemma2"})
+    assert not limits(phi3 | {"model_type": "mistral"})
