@@ -182,7 +182,8 @@ def write_model(family: str, width: int, folder: Path, known: Path | None = None
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **common | values), dtype=torch.float32)
     for name, weight in model.named_parameters():
         if weight.ndim > 1 or "bias" in name or "sinks" in name:
-            torch.nn.init.normal_(weight, std=1.5 * weight.shape[-1] ** -0.5 if "embed" not in name else 0.3)
+            of_words = (2.0 if model.config.tie_word_embeddings else 5.0) if "embed" in name else 1.5
+            torch.nn.init.normal_(weight, std=of_words * weight.shape[-1] ** -0.5)
         else:
             weight.data += 0.1 * torch.randn_like(weight)
     model.to(torch.bfloat16).save_pretrained(folder)

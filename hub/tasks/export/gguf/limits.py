@@ -13,7 +13,7 @@ def limits(config: Mapping[str, Any]) -> list[str]:
     Args:
         config: as in config.json.
     """
-    return [line for line in (_head(config), _window(config), _long_rope(config)) if line]
+    return [line for line in (_head(config), _scale(config), _window(config), _long_rope(config)) if line]
 
 
 def _head(config: Mapping[str, Any]) -> str | None:
@@ -21,6 +21,19 @@ def _head(config: Mapping[str, Any]) -> str | None:
     if config.get("model_type") not in ("gemma", "gemma2") or config.get("tie_word_embeddings", True):
         return None
     return "llama.cpp has no output layer of its own for Gemma, and this model's is not tied to its embeddings. Take to=merged"
+
+
+def _scale(config: Mapping[str, Any]) -> str | None:
+    """The scale of Gemma's attention: llama.cpp takes `head_dim`, and the width by heads in the 27B models alone."""
+    scalar, head = config.get("query_pre_attn_scalar"), config.get("head_dim")
+    if config.get("model_type") not in ("gemma2", "gemma3_text") or scalar == head or not scalar or not head:
+        return None
+    if config.get("num_hidden_layers") in (46, 62):
+        return None
+    return (
+        f"llama.cpp scales attention by the width of a head ({head}), and this model has query_pre_attn_scalar={scalar}. "
+        "Take to=merged"
+    )
 
 
 def _window(config: Mapping[str, Any]) -> str | None:
