@@ -14,6 +14,8 @@ _SPACE = "tokenizer.ggml.add_space_prefix"
 _GUESSED_PERIODS = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}
 """Architecture -> every which layer attends to all tokens, if the file does not say (src/models/*.cpp: `swa_period`)."""
 
+_LAYERS_OF_LITE = (26, 27)
+
 
 def completed(file: Path, config: Mapping[str, Any], adds_space: bool | None) -> Path:
     """The file, or another one beside it with more metadata.
@@ -24,7 +26,7 @@ def completed(file: Path, config: Mapping[str, Any], adds_space: bool | None) ->
         adds_space: whether a text gets a space before its first word, in vocabularies of SentencePiece. None: not known.
     """
     container = read_container(file)
-    more = _space(container, adds_space) | _period(container, config)
+    more = _space(container, adds_space) | _period(container, config) | _query_rank(container)
     if not more:
         return file
     target = file.with_suffix(".completed")
@@ -54,6 +56,14 @@ def _period(container: Container, config: Mapping[str, Any]) -> dict[str, bytes]
         return {}
     found = next((period for period in range(1, len(sliding) + 2) if sliding == _layers(period, len(sliding))), None)
     return {} if found is None else {key: uint32(found)}
+
+
+def _query_rank(container: Container) -> dict[str, bytes]:
+    """DeepSeek without low-rank queries: llama.cpp knows it by the number of layers of V2 Lite, else it asks for a rank."""
+    key = "deepseek2.attention.q_lora_rank"
+    if container.architecture != "deepseek2" or key in container.metadata:
+        return {}
+    return {} if container.value("deepseek2.block_count") in _LAYERS_OF_LITE else {key: uint32(0)}
 
 
 def _layers(period: int, count: int) -> Sequence[bool]:

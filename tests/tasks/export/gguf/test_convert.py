@@ -308,6 +308,8 @@ def test_what_the_converter_leaves_out_is_said(tmp_path: Path) -> None:
     assert read_container(changed).value("tokenizer.ggml.add_space_prefix") is False
     assert read_container(changed).value(window) == 2
     assert completed(changed, {"layer_types": ["sliding_attention", "full_attention"] * 2}, adds_space=False) == changed
+    synthetic.write(tmp_path / "cut.gguf", "deepseek2", layers=2)
+    assert read_container(completed(tmp_path / "cut.gguf", {}, None)).value("deepseek2.attention.q_lora_rank") == 0
     for one, other in zip(gguf.GGUFReader(made).tensors, gguf.GGUFReader(changed).tensors, strict=True):
         assert one.name == other.name
         assert (one.data == other.data).all()
