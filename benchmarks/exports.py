@@ -112,7 +112,7 @@ def _families(width: int) -> dict[str, tuple[str, str, Config]]:
         "embedding_multiplier": 12.0,
         "residual_multiplier": 0.22,
         "attention_multiplier": 1 / head,
-        "logits_scaling": 8.0,
+        "logits_scaling": 2.0,
         "tie_word_embeddings": True,
     }
     return {
@@ -130,8 +130,8 @@ def _families(width: int) -> dict[str, tuple[str, str, Config]]:
         "yi": ("llama", SENTENCEPIECE, {"rope_theta": 5000000.0}),
         "mistral": ("mistral", SENTENCEPIECE, {"sliding_window": None, "head_dim": head}),
         "mixtral": ("mixtral", SENTENCEPIECE, _experts(width) | {"sliding_window": None}),
-        "qwen2": ("qwen2", SMOLLM2, {}),
-        "qwen3": ("qwen3", SMOLLM2, {"head_dim": head}),
+        "qwen2": ("qwen2", SENTENCEPIECE, {}),
+        "qwen3": ("qwen3", SENTENCEPIECE, {"head_dim": head}),
         "gemma2": ("gemma2", SENTENCEPIECE, gemma2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
         "granite": ("granite", SMOLLM2, granite),
         "phi3": ("phi3", SENTENCEPIECE, {"sliding_window": 2047, "max_position_embeddings": 4096}),
