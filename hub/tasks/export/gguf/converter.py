@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import ModelError
+from hub.tasks.export.gguf.completed import completed
 from hub.tasks.export.gguf.kinds import Kind
 
 SCRIPT = "convert_hf_to_gguf.py"
@@ -47,7 +48,9 @@ def converter_script() -> Path:
     )
 
 
-def convert(folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | None = None) -> None:
+def convert(
+    folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | None = None, adds_space: bool | None = None
+) -> None:
     """Write a GGUF file of floats. The target appears whole or not at all.
 
     Args:
@@ -58,6 +61,8 @@ def convert(folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | 
         adds_bos: whether llama.cpp should put the begin token before every text, once. It should if training rows begin with
             it. None: as tokenizer_config.json has it. transformers 5 does not save it, and llama.cpp's default depends on the
             kind of the vocabulary, so this is wrong for some.
+        adds_space: whether a text gets a space before its first word, in vocabularies of SentencePiece. The converter does not
+            write it for some architectures (Phi-3), and llama.cpp then adds one. None: as the converter has it.
 
     Raises:
         ModelError: the converter is missing, does not know the architecture or the tokenizer, or failed.
@@ -73,7 +78,8 @@ def convert(folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | 
             done = subprocess.run([*command, "--model-name", name], env=_environment(), capture_output=True, check=False)
             if done.returncode or not made.is_file():
                 raise ModelError(_explain(done.stderr.decode("utf-8", "replace"), done.returncode, folder))
-            made.replace(target)
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            completed(made, config, adds_space).replace(target)
     except OSError as error:
         raise ModelError(f"{target}: can't write it ({error.strerror}). Free some space, or take another folder") from error
 

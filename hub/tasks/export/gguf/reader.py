@@ -76,7 +76,7 @@ def open_reader(file: Path, num_threads: int | None = None) -> GgufReader:
 
     Args:
         file: the GGUF file.
-        num_threads: None: as many as there are cores.
+        num_threads: None: `$OMP_NUM_THREADS`, else as many as there are cores.
 
     Raises:
         ModelError: it can't be loaded.
@@ -84,7 +84,8 @@ def open_reader(file: Path, num_threads: int | None = None) -> GgufReader:
     library = llama_library()
     if library is None:
         return TransformersReader(file)
-    return LlamaReader(file, library, num_threads or usable_cores())
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return LlamaReader(file, library, num_threads or (int(asked) if asked.isdecimal() else usable_cores()) or 1)
 
 
 class _Closing:

@@ -1,5 +1,6 @@
 """Writes GGUF files: converted once in the model's own type, checked, and quantized from there."""
 
+import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -16,6 +17,7 @@ from hub.tasks.export.gguf.converter import convert
 from hub.tasks.export.gguf.imatrix import collect, importance_of_file
 from hub.tasks.export.gguf.importance_file import read_importance
 from hub.tasks.export.gguf.kinds import KINDS, Kind, find_kind
+from hub.tasks.export.gguf.limits import limits
 from hub.tasks.export.gguf.opened import open_file
 from hub.tasks.export.gguf.quantize import quantize_file
 from hub.tasks.export.job import Job, Written
@@ -35,13 +37,13 @@ def write(job: Job) -> list[Written]:
     folder = job.merged()
     name = _file_name(job.finished.name)
     floats = {kind: _converted(job, folder, name, kind) for kind in kinds if not kind.is_quantized}
-    written = [_written(job, kind, file) for kind, file in floats.items()]
+    written = [_written(job, folder, kind, file) for kind, file in floats.items()]
     if len(floats) == len(kinds):
         return written
     own = KINDS[_own_kind(folder)]
     source = floats.get(own) or _converted(job, folder, name, own)
     if own not in floats:
-        job.check(_written(job, own, source))
+        job.check(_written(job, folder, own, source))
     importance, note = _importance(job, folder, source)
     for kind in kinds:
         if kind.is_quantized:
@@ -49,7 +51,7 @@ def write(job: Job) -> list[Written]:
             target = job.out / f"{name}-{kind.name}.gguf"
             made = quantize_file(source, target, kind, importance)
             lines = [line for line in (made.remark(), note) if line]
-            written.append(_written(job, kind, target, " ".join(lines)))
+            written.append(_written(job, folder, kind, target, " ".join(lines)))
     if own not in floats:
         source.unlink()
     return written
@@ -58,18 +60,19 @@ def write(job: Job) -> list[Written]:
 def _converted(job: Job, folder: Path, name: str, kind: Kind) -> Path:
     job.say(f"hub: gguf: converted to {kind.name} by llama.cpp's converter")
     file = job.out / f"{name}-{kind.name}.gguf"
-    convert(folder, file, kind, name, _adds_bos(job))
+    convert(folder, file, kind, name, _adds_bos(job), _adds_space(job.tokenizer))
     return file
 
 
-def _written(job: Job, kind: Kind, file: Path, note: str = "") -> Written:
+def _written(job: Job, folder: Path, kind: Kind, file: Path, note: str = "") -> Written:
+    by_design = limits(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     return Written(
         kind=kind.name,
         path=file,
         open=partial(open_file, file, job.tokenizer),
         limit_nats=kind.limit_nats,
-        explain=partial(_where, job, kind),
-        note=note,
+        explain=lambda: by_design[0] if by_design else _where(job, kind),
+        note=" ".join([note, *(f"{line}." for line in by_design)]).strip(),
         made_by={package: found for package in _PACKAGES if (found := _version(package))},
     )
 
@@ -97,6 +100,16 @@ def _adds_bos(job: Job) -> bool | None:
         text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return bool(ids) and ids[0] == tokenizer.bos_token_id and _is_begin_only(tokenizer)
+
+
+def _adds_space(tokenizer: Any) -> bool | None:
+    """Whether a text gets a space before its first word. None: it is not known, or depends on what stands before the text."""
+    end = tokenizer.eos_token or ""
+    both = [
+        tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("a", f"{end}a")
+    ]
+    first, second = ("\u2581" in "".join(words[-2:]) for words in both)
+    return first if first == second else None
 
 
 def _is_begin_only(tokenizer: Any) -> bool:

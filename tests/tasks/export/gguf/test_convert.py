@@ -19,8 +19,10 @@ from transformers import AutoTokenizer, LlamaConfig, MixtralConfig
 from hub.errors import ModelError
 from hub.tasks.export.gguf import converter
 from hub.tasks.export.gguf.check import differences, notes
+from hub.tasks.export.gguf.completed import completed
 from hub.tasks.export.gguf.container import read_container
 from hub.tasks.export.gguf.kinds import KINDS
+from hub.tasks.export.gguf.limits import limits
 from hub.tasks.export.gguf.reader import LlamaReader, TransformersReader, open_reader
 
 try:
@@ -292,3 +294,34 @@ def test_importance_follows_the_order_of_the_file(tmp_path: Path) -> None:
         found = torch.from_numpy(importance.by_tensor["blk.0.ffn_down_exps.weight"]).view(4, 64)
         assert torch.equal(found[2], torch.arange(64.0))
         assert bool((found[[0, 1, 3]] == 1).all())  # no token reached these experts
+
+
+def test_what_the_converter_leaves_out_is_said(tmp_path: Path) -> None:
+    import gguf
+
+    made, window = tmp_path / "made.gguf", "gemma3.attention.sliding_window_pattern"
+    synthetic.write(made, "gemma3", layers=1)
+    assert completed(made, {}, adds_space=False) == made, "its vocabulary is not one of SentencePiece"
+    assert completed(made, {"layer_types": ["sliding_attention"] * 5 + ["full_attention"]}, None) == made
+    said = small.with_metadata(made, tmp_path / "said.gguf", tokenizer__ggml__model="llama")
+    changed = completed(said, {"layer_types": ["sliding_attention", "full_attention"] * 2}, adds_space=False)
+    assert read_container(changed).value("tokenizer.ggml.add_space_prefix") is False
+    assert read_container(changed).value(window) == 2
+    assert completed(changed, {"layer_types": ["sliding_attention", "full_attention"] * 2}, adds_space=False) == changed
+    synthetic.write(tmp_path / "cut.gguf", "deepseek2", layers=2)
+    assert read_container(completed(tmp_path / "cut.gguf", {}, None)).value("deepseek2.attention.q_lora_rank") == 0
+    for one, other in zip(gguf.GGUFReader(made).tensors, gguf.GGUFReader(changed).tensors, strict=True):
+        assert one.name == other.name
+        assert (one.data == other.data).all()
+
+
+def test_what_llama_cpp_does_otherwise_is_noted() -> None:
+    phi3 = {"model_type": "phi3", "sliding_window": 2047, "max_position_embeddings": 4096}
+    assert "leaves out this model's sliding window of 2,047 tokens" in limits(phi3)[0]
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    (line,) = limits(phi3 | {"sliding_window": 262144, "max_position_embeddings": 131072, "rope_parameters": rope})
+    assert "set the context to 4,096 (-c 4096, Ollama: num_ctx 4096)" in line
+    assert "Take to=merged" in limits({"model_type": "gemma2", "tie_word_embeddings": False})[0]
+    assert not limits({"model_type": "gemma2", "head_dim": 256, "query_pre_attn_scalar": 256})
+    assert "by the width of a head" in limits({"model_type": "gemma2", "head_dim": 256, "query_pre_attn_scalar": 144})[0]
+    assert not limits(phi3 | {"model_type": "mistral"})
