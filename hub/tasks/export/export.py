@@ -4,32 +4,33 @@ What can be wrong is checked before torch is imported. Files are written aside, 
 passed.
 """
 
-import errno
 import json
 import math
-import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from hub.errors import ConfigError, Interrupted, ModelError
 from hub.models.finished import Asked
 from hub.plugins.offers import Exporter
 from hub.run import Run
 from hub.system.files import write_json
+from hub.system.space import free_space, is_full, size_text
 from hub.tasks.export.card import write_cards
 from hub.tasks.export.card_facts import facts_of
 from hub.tasks.export.checks import problems_of
 from hub.tasks.export.exporters import in_order
 from hub.tasks.export.job import Delivered, Job, Written
-from hub.tasks.export.result import Exports, num_bytes, size_text
+from hub.tasks.export.places import aside_of, in_turn, put_in_place
+from hub.tasks.export.result import Exports, num_bytes
 from hub.tasks.export.verb import ExportOptions
 
 if TYPE_CHECKING:
@@ -59,13 +60,12 @@ def export(asked: Asked) -> Exports:
         return export_to(asked, out)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped: exports that were finished before are in {out}", signal.SIGINT) from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        if not is_full(error):
             raise
-        free = shutil.disk_usage(out).free
         raise ModelError(
-            f"{out}: the disk is full ({size_text(free)} are free), and nothing half-written stays. Free some, or type "
-            "out=FOLDER on another disk"
+            f"{out}: the disk is full ({size_text(free_space(out))} are free without what was half-written, which is removed). "
+            "Free some, or type out=FOLDER on another disk"
         ) from None
 
 
@@ -131,7 +131,7 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
         return _passed_on(asked, out, ordered, tiny)
     from hub.tasks.export.tuned import open_tuned
 
-    with _aside(out) as aside, open_tuned(asked, aside, say) as tuned:
+    with aside_of(out) as aside, open_tuned(asked, aside, say) as tuned:
         done: dict[str, list[Delivered]] = {}
         wanted = asked.cfg.export.to
         merged = cache(lambda: tuned.merge(aside / (MERGED if MERGED in wanted else "model")))
@@ -158,7 +158,7 @@ def _passed_on(asked: Asked, out: Path, ordered: list[Exporter], tiny: bool) -> 
     """Run exporters that write no model: it is not loaded."""
     done: dict[str, list[Delivered]] = {}
     nothing: Any = None
-    with _aside(out) as aside:
+    with aside_of(out) as aside:
         for one in ordered:
             job = Job(
                 asked=asked,
@@ -221,7 +221,8 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
     ]
     if exporter.writes_model:
         write_cards(job.out, final, facts_of(job.asked), delivered)
-    put_in_place(job.out, final)
+    with in_turn(final.parent):
+        put_in_place(job.out, final)
     return delivered
 
 
@@ -272,45 +273,25 @@ def _name(written: Written, check: dict[str, Any] | None) -> str:
     return f"{path.name}{mark}" if path.is_dir() else f"{path.stem}{mark}{path.suffix}"
 
 
-def put_in_place(made: Path, final: Path) -> None:
-    """Give a whole folder its name. The one that had it before is removed when the new one is there."""
-    before = final.with_name(f".{final.name}.before")
-    shutil.rmtree(before, ignore_errors=True)
-    if final.exists():
-        final.rename(before)
-    try:
-        made.rename(final)
-    except OSError:
-        if before.exists():
-            before.rename(final)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
-
-
-@contextmanager
-def _aside(out: Path) -> Iterator[Path]:
-    """A folder for what is not whole yet. It is removed in any case."""
-    for left in out.glob(".partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=out, prefix=".partial-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write_down(asked: Asked, found: Exports) -> None:
     """Write export.json, and the same into plan.json of the run."""
     names = {one.exporter for one in found.exports}
     file = found.path / FILE
-    before: list[dict[str, Any]] = []
-    if file.is_file():
-        before = [one for one in json.loads(file.read_text(encoding="utf-8"))["exports"] if one["to"] not in names]
-    values = found.as_json()
-    values["exports"] = [*before, *values["exports"]]
-    write_json(file, values)
-    if asked.model.run_path is not None:
-        Run(asked.model.run_path).write_plan(exports=values)
+    with in_turn(found.path):
+        values = found.as_json()
+        values["exports"] = [*(one for one in _earlier(file) if one["to"] not in names), *values["exports"]]
+        write_json(file, values)
+        if asked.model.run_path is not None:
+            Run(asked.model.run_path).write_plan(exports=values)
+
+
+def _earlier(file: Path) -> list[dict[str, Any]]:
+    """Exports that are written down already and still there. A file that can't be read has none."""
+    try:
+        listed: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["exports"]
+        return [one for one in listed if Path(one["path"]).exists() or one["to"] == "hub"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _called(function: str | Callable[..., Any]) -> Any:

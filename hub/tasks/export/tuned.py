@@ -9,8 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hub.config.option import AUTO
-from hub.config.schema import RunConfig
+from hub.config.schema import ModelConfig, RunConfig
+from hub.errors import HubError, Interrupted, ModelError, first_line
 from hub.models import merging
+from hub.models.fingerprint import changed_base
 from hub.models.finished import Asked, Finished
 from hub.models.merging.quantized import Kind
 from hub.models.weights import local_weights
@@ -74,9 +76,10 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
         HubError: it can't be loaded, or its rows can't be read.
     """
     finished = asked.model
+    notes: list[str] = []
+    _check_base(asked, say, notes)
     dtype = arithmetic(finished, asked.cfg)
     loaded = load_finished(asked, finished, say, dtype)
-    notes: list[str] = []
     rows, what = rows_to_compare(asked, loaded)
     chats = sample_chats(loaded.tokenizer)
     reference = keep(ModelReader(loaded), rows, chats, folder, what)
@@ -88,15 +91,47 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
     del loaded
     free_memory()
     if finished.adapter is None and finished.before is not None:
-        before = load_finished(asked, Finished(name="before training", base=finished.before), say, dtype)
-        reference.kl_base = measure(reference, ModelReader(before))[0]
-        del before
-        free_memory()
+        reference.kl_base = _change_of(asked, reference, finished.before, dtype, say, notes)
     if what != "held-out rows":
         notes.append(f"compared on {what}, since there is no evaluation set")
     if reference.kl_base is None:
         notes.append("the model that training began with is not known, so differences stand beside 0.02 nats per token")
     yield Tuned(asked, reference, tokenizer, base_path, notes, say, positions)
+
+
+def _check_base(asked: Asked, say: Say, notes: list[str]) -> None:
+    """Refuse an adapter whose base has changed since training.
+
+    Raises:
+        ModelError: it has, and this is not forced.
+    """
+    finished = asked.model
+    if finished.adapter is None or not (line := changed_base(finished, local_weights(finished.base, say))):
+        return
+    if not asked.cfg.export.force:
+        raise ModelError(f"{line}. Put it back as it was. To export the adapter on the new one, type --force")
+    notes.append(line)
+
+
+def _change_of(
+    asked: Asked, reference: Reference, base: ModelConfig, dtype: torch.dtype | None, say: Say, notes: list[str]
+) -> float | None:
+    """KL(tuned || base) of a whole model. None: what it began with is gone or has changed."""
+    try:
+        path = local_weights(base, lambda line: None)
+        if line := changed_base(asked.model, path):
+            notes.append(line)
+            return None
+        before = load_finished(asked, Finished(name="before training", base=base), say, dtype)
+    except Interrupted:
+        raise
+    except HubError as error:
+        notes.append(f"the model that training began with can't be loaded: {first_line(error)}")
+        return None
+    change = measure(reference, ModelReader(before))[0]
+    del before
+    free_memory()
+    return change
 
 
 def arithmetic(finished: Finished, cfg: RunConfig) -> torch.dtype | None:

@@ -198,7 +198,6 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
     assert "AssertionError at assert x == 1" in says("  assert x == 1\n         ^^^^^^\nAssertionError\n")
     assert "Type: pip install tiktoken" in says("ModuleNotFoundError: No module named 'tiktoken'\n")
     assert "no place for the tensor model.x" in says("ValueError: Can not map tensor 'model.x'\n")
-    assert "No space left on device" in says("OSError: [Errno 28] No space left on device\n")
     assert "failed with code 3: KeyError: 'x'. Take to=merged" in says("KeyError: 'x'\n", 3)
     assert "failed with code 0" in says("", 0)
 
