@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hub.errors import ModelError
 from hub.system.space import check_space, is_full, reserve, too_full
 from hub.tasks.export.job import Reader, Written
 
@@ -86,11 +87,17 @@ def keep(tuned: Reader, rows: Sequence[Row], chats: Sequence[Chat], folder: Path
 
     Raises:
         ConfigError: the disk is full.
+        ModelError: its probabilities are not finite.
     """
     values: Any = None
     place, count = 0, sum(len(row.positions) for row in rows)
     for row in rows:
         found = log_probabilities(tuned, row)
+        if found.isnan().any():
+            raise ModelError(
+                "the model that was trained gives numbers that are not finite, so there is nothing to export. Training has "
+                "failed; use an earlier checkpoint: run=RUN_FOLDER/checkpoints/step-N"
+            )
         if values is None:
             values = _on_disk(folder / "log-probabilities", (count, found.shape[1]))
         values[place : place + len(found)] = found.numpy()

@@ -1,7 +1,7 @@
 """Where exports are written and how they get their names: aside first, then all at once.
 
-Several calls may write into one folder. A call holds a lock on its folder of what is not whole yet. The system gives it back however the call ends, so the next one
-knows what nobody writes any more.
+Several calls may write into one folder. A call holds a lock on its folder of what is not whole yet. The system gives it back
+however the call ends, so the next one knows what nobody writes any more.
 """
 
 import os
