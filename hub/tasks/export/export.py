@@ -9,10 +9,8 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +21,12 @@ from hub.models.finished import Asked
 from hub.plugins.offers import Exporter
 from hub.run import Run
 from hub.system.files import write_json
+from hub.system.signals import terminated_like_interrupted
 from hub.system.space import free_space, is_full, size_text
 from hub.tasks.export.card import write_cards
 from hub.tasks.export.card_facts import facts_of
 from hub.tasks.export.checks import problems_of
-from hub.tasks.export.exporters import in_order
+from hub.tasks.export.exporters import function_of, in_order, run_exporter
 from hub.tasks.export.job import Delivered, Job, Written
 from hub.tasks.export.places import aside_of, in_turn, put_in_place
 from hub.tasks.export.result import Exports, num_bytes
@@ -48,7 +47,7 @@ def export(asked: Asked) -> Exports:
 
     Raises:
         HubError: what can't be exported, or which export is not the model that was trained, one line each.
-        Interrupted: Ctrl-C. What was finished before stays.
+        Interrupted: Ctrl-C or SIGTERM. What was finished before stays.
     """
     options = asked.options
     assert isinstance(options, ExportOptions)
@@ -56,10 +55,13 @@ def export(asked: Asked) -> Exports:
     if problems := list(problems_of(asked.cfg)):
         raise ConfigError(problems)
     out = _folder(asked, options)
+    received: list[int] = []
     try:
-        return export_to(asked, out)
+        with terminated_like_interrupted() as received:
+            return export_to(asked, out)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped: exports that were finished before are in {out}", signal.SIGINT) from None
+        number = received[0] if received else signal.SIGINT
+        raise Interrupted(f"stopped: exports that were finished before are in {out}", number) from None
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         if not is_full(error):
             raise
@@ -126,7 +128,7 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
     ordered = in_order(asked.cfg.export.to)
     for exporter in ordered:
         if exporter.ready is not None:
-            _called(exporter.ready)(asked)
+            function_of(exporter.ready)(asked)
     if not any(exporter.writes_model for exporter in ordered):
         return _passed_on(asked, out, ordered, tiny)
     from hub.tasks.export.tuned import open_tuned
@@ -188,7 +190,7 @@ def _run(exporter: Exporter, job: Job, reference: "Reference") -> list[Delivered
     job.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     say(f"hub: {exporter.name}: {exporter.summary}")
-    written: list[Written] = _called(exporter.function)(job)
+    written = run_exporter(exporter, job)
     seconds = (time.monotonic() - begin) / max(1, len(written))
     checked = [(one, _checked(exporter.name, one, reference, job.tiny)) for one in written]
     failed = [(one, check) for one, check in checked if check is not None and not check["passed"]]
@@ -292,14 +294,6 @@ def _earlier(file: Path) -> list[dict[str, Any]]:
         return [one for one in listed if Path(one["path"]).exists() or one["to"] == "hub"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _called(function: str | Callable[..., Any]) -> Any:
-    """A function, or the one of the name `module:function`."""
-    if not isinstance(function, str):
-        return function
-    module, _, name = function.partition(":")
-    return getattr(import_module(module), name)
 
 
 def say(line: str) -> None:
