@@ -9,6 +9,7 @@ import math
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from hub.errors import ConfigError, Interrupted, ModelError
+from hub.errors import ConfigError, Interrupted, ModelError, first_line
 from hub.models.finished import Asked
 from hub.plugins.offers import Exporter
 from hub.run import Run
@@ -111,7 +112,21 @@ def _folder(asked: Asked, options: ExportOptions) -> Path:
             pass
     except OSError as error:
         raise ConfigError(f"{out}: can't write there ({error.strerror}). Type out=FOLDER in a writable folder") from None
+    if options.out is not None:
+        _refuse_to_replace(out, asked.cfg.export.to)
     return out
+
+
+def _refuse_to_replace(out: Path, to: Sequence[str]) -> None:
+    """Refuse to replace a folder that no export has written.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    listed = {one["to"] for one in _earlier(out / FILE)}
+    for name in (one.name for one in in_order(to) if one.name not in listed):
+        if (out / name).is_symlink() or (out / name).is_file() or ((out / name).is_dir() and any((out / name).iterdir())):
+            raise ConfigError(f"out={out}: {out / name} exists, and no export wrote it. Type out=FOLDER, a new one")
 
 
 def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
@@ -284,7 +299,10 @@ def _write_down(asked: Asked, found: Exports) -> None:
         values["exports"] = [*(one for one in _earlier(file) if one["to"] not in names), *values["exports"]]
         write_json(file, values)
         if asked.model.run_path is not None:
-            Run(asked.model.run_path).write_plan(exports=values)
+            try:
+                Run(asked.model.run_path).write_plan(exports=values)
+            except (OSError, ValueError) as error:  # the export is whole, and the run may be somebody else's
+                say(f"hub: {asked.model.run_path}/plan.json does not tell of it ({first_line(error)}). {file} does")
 
 
 def _earlier(file: Path) -> list[dict[str, Any]]:

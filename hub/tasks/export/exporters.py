@@ -88,10 +88,10 @@ def run_exporter(exporter: Exporter, job: Job) -> list[Written]:
         if is_own or is_full(error):
             raise
         raise PluginError(
-            f"export.to={exporter.name}: the plugin's exporter failed ({one_line(error)}). Nothing is written"
+            f"export.to={exporter.name}: the plugin's exporter failed ({one_line(error)}). Nothing of it is written"
         ) from error
     if problem := _problem_of(written, job):
-        raise PluginError(f"export.to={exporter.name}: the exporter {problem}. Nothing is written. Tell its author")
+        raise PluginError(f"export.to={exporter.name}: the exporter {problem}. Nothing of it is written. Tell its author")
     return list(written)
 
 
