@@ -160,7 +160,8 @@ def test_what_a_killed_call_left_is_removed_and_what_another_writes_is_not(tmp_p
     assert not names(tmp_path / "merged")
 
 
-def test_a_signal_leaves_nothing_half_written(run, hub, monkeypatch, number=signal.SIGTERM):
+def test_a_signal_leaves_nothing_half_written(run, hub, monkeypatch):
+    number = signal.SIGTERM
     monkeypatch.setattr(merging, "write_beside", lambda *args: os.kill(os.getpid(), number))
     said = hub("export", f"run={run}", *SMALL)
     assert said.code == 128 + number

@@ -93,6 +93,8 @@ def _num_bytes(folder: Path, kind: Kind) -> int:
     """About the size of the file: that of its tensors."""
     from hub.models.loading_report import stored_tensors
 
+    if not any(folder.glob("*.safetensors")):
+        return 0  # the converter says what is missing
     return sum(tensor.numel() for tensor in stored_tensors(folder).values()) * (4 if kind.name == "f32" else 2)
 
 
@@ -133,7 +135,8 @@ def _with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""}
-    kept = {key: value for key, value in os.environ.items() if key not in ("NO_LOCAL_GGUF", "HF_TOKEN")}
+    # With PYTHONSAFEPATH, as in the trial before training, the converter would not find the modules beside it.
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_LOCAL_GGUF", "HF_TOKEN", "PYTHONSAFEPATH")}
     return kept | offline
 
 
