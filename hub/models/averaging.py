@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from hub.errors import ConfigError, ModelError, first_line
 from hub.models.loading_report import stored_tensors, weight_files
 from hub.models.rounding import rounded
+from hub.system.space import free_space, is_full, size_text
 
 
 def average_models(folders: Sequence[Path], weights: Sequence[float], out: Path) -> None:
@@ -57,7 +58,9 @@ def appears_whole(folder: Path) -> Iterator[Path]:
         aside.rename(folder)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise ConfigError(f"{folder.parent}: can't write there ({reason}). Free space, or type out=FOLDER elsewhere") from None
+        shutil.rmtree(aside, ignore_errors=True)
+        free = f"{reason}, {size_text(free_space(folder))} are free" if is_full(error) else reason
+        raise ConfigError(f"{folder.parent}: can't write there ({free}). Free space, or type out=FOLDER elsewhere") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

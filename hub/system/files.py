@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -17,7 +18,8 @@ def write_json(file: Path, value: object) -> None:
             os.fsync(stream.fileno())
         aside.replace(file)
     except OSError:
-        aside.unlink(missing_ok=True)  # half a file would stay on a disk that is full
+        with suppress(OSError):  # on a disk that can't be written there is nothing to remove
+            aside.unlink(missing_ok=True)  # half a file would stay on a disk that is full
         raise
 
 

@@ -104,6 +104,31 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def terminated_like_interrupted() -> Iterator[list[int]]:
+    """SIGTERM raises KeyboardInterrupt within this context, as Ctrl-C does, so that what is half-done is removed.
+
+    Outside the main thread Python handles no signals, and nothing is changed.
+
+    Yields:
+        The number of the signal, when it has come.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def end_with_parent(poll_seconds: float = 1.0) -> None:
     """Send this process SIGTERM when its parent is gone. So a killed launcher leaves no workers behind.
 

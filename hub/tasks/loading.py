@@ -17,6 +17,7 @@ from hub.data.tokens.template_date import set_date
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.errors import LaunchError, ModelError, first_line
 from hub.models import load
+from hub.models.fingerprint import changed_base
 from hub.models.finished import ADAPTER_WEIGHTS, Asked, Finished
 from hub.models.structure import max_positions
 from hub.models.tokens import resize_embeddings, vocabulary_of
@@ -82,6 +83,8 @@ def load_finished(asked: Asked, finished: Finished, say: Say, dtype: torch.dtype
     device = device_here()
     dtype = dtype or choose_dtype(asked.cfg.model.dtype, device)[0]
     path = local_weights(finished.base, say)
+    if finished.adapter is not None and (line := changed_base(finished, path)):
+        say(f"{line}. What its adapter does to it is not what was trained")
     model: Any = load.load_causal_lm(finished.base, path, device, dtype, _quantization(asked.cfg, dtype))
     tokenizer = tokenizer_of(asked.cfg, finished, path)
     if finished.adapter is not None:

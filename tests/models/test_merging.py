@@ -233,12 +233,12 @@ def test_a_full_disk_leaves_nothing_and_tells_how_much_is_needed(tmp_path, monke
     with pytest.raises(ConfigError, match="would be replaced"):
         merged(zoo_model("llama"), None, zoo_model("llama").parent)
     usage = Mock(return_value=Mock(free=1000))
-    monkeypatch.setattr(shards.shutil, "disk_usage", usage)
-    with pytest.raises(ConfigError, match=r"needs 0\.0 GiB, and 0\.0 GiB are free"):
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    with pytest.raises(ConfigError, match=r"needs 0\.5 MiB, and 0\.0 MiB are free"):
         merged(zoo_model("llama"), None, tmp_path / "out")
     usage.return_value.free = 10**12
     monkeypatch.setattr(shards, "_write_tensor", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(ConfigError, match=r"needs 0\.0 GiB, and 931\.3 GiB are free"):
+    with pytest.raises(ConfigError, match=r"needs 0\.5 MiB, and 931\.32 GiB are free"):
         merged(zoo_model("llama"), None, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

@@ -20,7 +20,7 @@ from hub.models.merging.changes import UnknownAdapterError, changes_of, is_loftq
 from hub.models.merging.loaded import merge_loaded
 from hub.models.merging.names import StoredNames, UnknownNamesError
 from hub.models.merging.quantized import Kind, quantized_layers
-from hub.models.merging.shards import check_space, write_shards
+from hub.models.merging.shards import check_room, write_shards
 from hub.models.merging.stored import StoredWeights
 from hub.models.merging.work import Work, dtypes_of, plan_work
 from hub.models.safety import read_json
@@ -96,7 +96,7 @@ def merge(
             counts = merge_loaded(base, adapter, aside, dtype or stored.dtype, model)
             write_beside(aside, base, adapter, model, _edits_of_loaded(aside, base, dtype or stored.dtype))
         return Merged(out, dtype or stored.dtype, *counts, by_shard=False)
-    check_space(work.plan, num_bytes(base, adapter), out.absolute().parent)
+    check_room(work.plan, num_bytes(base, adapter), out.absolute().parent)
     with appears_whole(out) as aside:
         aside.mkdir(parents=True)
         write_shards(aside, work.plan, work.tensors())

@@ -5,10 +5,8 @@ header in JSON, the bytes of the tensors. As the header has the names, shapes an
 before the first of them exists.
 """
 
-import errno
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +15,16 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hub.errors import ConfigError, ModelError
+from hub.errors import ModelError
 from hub.models.loading_report import stored_tensors, weight_files
+from hub.system.space import check_space, free_space, is_full, too_full
 
 LARGEST_SHARD = 4 * 10**9
 """Bytes of tensors in a file. Larger tensors have a file of their own."""
 
 INDEX = "model.safetensors.index.json"
 _ALIGNMENT = 8
-_GIB = 2**30
+_WHAT = "the merged model"
 _WRITTEN_AT_ONCE = 2**26
 _NAMES = {
     torch.float64: "F64",
@@ -124,7 +123,7 @@ class Planned:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def check_space(plan: Mapping[str, Planned], beside: int, folder: Path) -> None:
+def check_room(plan: Mapping[str, Planned], beside: int, folder: Path) -> None:
     """Check that the disk has room for a model.
 
     Args:
@@ -135,10 +134,7 @@ def check_space(plan: Mapping[str, Planned], beside: int, folder: Path) -> None:
     Raises:
         ConfigError: there is too little.
     """
-    needed = sum(tensor.num_bytes for tensor in plan.values()) + beside
-    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    if (free := shutil.disk_usage(there).free) < needed:
-        raise _too_full(folder, needed, free)
+    check_space(folder, _WHAT, sum(tensor.num_bytes for tensor in plan.values()) + beside)
 
 
 def write_shards(folder: Path, plan: Mapping[str, Planned], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -162,11 +158,11 @@ def write_shards(folder: Path, plan: Mapping[str, Planned], tensors: Iterable[tu
         for name, shard in zip(names, shards, strict=True):
             _write_one(folder / name, shard, coming)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
-        needed, free = sum(tensor.num_bytes for tensor in plan.values()), shutil.disk_usage(folder).free
+        needed, free = sum(tensor.num_bytes for tensor in plan.values()), free_space(folder)
         written = sum((folder / name).stat().st_size for name in names if (folder / name).exists())
-        raise _too_full(folder, needed, free + written) from None
+        raise too_full(folder.parent, _WHAT, needed, free + written) from None
     if len(shards) > 1:
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(tensor.num_bytes for tensor in plan.values())
@@ -216,10 +212,3 @@ def _write_tensor(out: IO[bytes], tensor: torch.Tensor) -> None:
     data = memoryview(numbers) if tensor.numel() else memoryview(b"")
     for start in range(0, len(data), _WRITTEN_AT_ONCE):
         out.write(data[start : start + _WRITTEN_AT_ONCE])
-
-
-def _too_full(folder: Path, needed: int, free: int) -> ConfigError:
-    return ConfigError(
-        f"{folder.parent}: the merged model needs {needed / _GIB:.1f} GiB, and {free / _GIB:.1f} GiB are free there. Free "
-        "space, or type out=FOLDER elsewhere"
-    )

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hub.system.space import size_text
 from hub.tasks.export.card_facts import Facts
 from hub.tasks.export.card_private import name_of, shown
 from hub.tasks.export.job import Delivered
-from hub.tasks.export.result import size_text
 from hub.tasks.report.record import Record, as_mapping
 
 _SECTIONS = ("algo.", "data.", "model.", "launch.strategy")

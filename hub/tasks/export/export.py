@@ -4,32 +4,33 @@ What can be wrong is checked before torch is imported. Files are written aside, 
 passed.
 """
 
-import errno
 import json
 import math
-import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub.errors import ConfigError, Interrupted, ModelError
+from safetensors import SafetensorError
+
+from hub.errors import ConfigError, Interrupted, ModelError, first_line
 from hub.models.finished import Asked
 from hub.plugins.offers import Exporter
 from hub.run import Run
 from hub.system.files import write_json
+from hub.system.signals import terminated_like_interrupted
+from hub.system.space import free_space, is_full, size_text
 from hub.tasks.export.card import write_cards
 from hub.tasks.export.card_facts import facts_of
 from hub.tasks.export.checks import problems_of
-from hub.tasks.export.exporters import in_order
+from hub.tasks.export.exporters import function_of, in_order, run_exporter
 from hub.tasks.export.job import Delivered, Job, Written
-from hub.tasks.export.result import Exports, num_bytes, size_text
+from hub.tasks.export.places import aside_of, in_turn, put_in_place
+from hub.tasks.export.result import Exports, num_bytes
 from hub.tasks.export.verb import ExportOptions
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def export(asked: Asked) -> Exports:
 
     Raises:
         HubError: what can't be exported, or which export is not the model that was trained, one line each.
-        Interrupted: Ctrl-C. What was finished before stays.
+        Interrupted: Ctrl-C or SIGTERM. What was finished before stays.
     """
     options = asked.options
     assert isinstance(options, ExportOptions)
@@ -55,17 +56,19 @@ def export(asked: Asked) -> Exports:
     if problems := list(problems_of(asked.cfg)):
         raise ConfigError(problems)
     out = _folder(asked, options)
+    received: list[int] = []
     try:
-        return export_to(asked, out)
+        with terminated_like_interrupted() as received:
+            return export_to(asked, out)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped: exports that were finished before are in {out}", signal.SIGINT) from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+        number = received[0] if received else signal.SIGINT
+        raise Interrupted(f"stopped: exports that were finished before are in {out}", number) from None
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        if not is_full(error):
             raise
-        free = shutil.disk_usage(out).free
         raise ModelError(
-            f"{out}: the disk is full ({size_text(free)} are free), and nothing half-written stays. Free some, or type "
-            "out=FOLDER on another disk"
+            f"{out}: the disk is full ({size_text(free_space(out))} are free without what was half-written, which is removed). "
+            "Free some, or type out=FOLDER on another disk"
         ) from None
 
 
@@ -109,7 +112,21 @@ def _folder(asked: Asked, options: ExportOptions) -> Path:
             pass
     except OSError as error:
         raise ConfigError(f"{out}: can't write there ({error.strerror}). Type out=FOLDER in a writable folder") from None
+    if options.out is not None:
+        _refuse_to_replace(out, asked.cfg.export.to)
     return out
+
+
+def _refuse_to_replace(out: Path, to: Sequence[str]) -> None:
+    """Refuse to replace a folder that no export has written.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    listed = {one["to"] for one in _earlier(out / FILE)}
+    for name in (one.name for one in in_order(to) if one.name not in listed):
+        if (out / name).is_symlink() or (out / name).is_file() or ((out / name).is_dir() and any((out / name).iterdir())):
+            raise ConfigError(f"out={out}: {out / name} exists, and no export wrote it. Type out=FOLDER, a new one")
 
 
 def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
@@ -126,12 +143,12 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
     ordered = in_order(asked.cfg.export.to)
     for exporter in ordered:
         if exporter.ready is not None:
-            _called(exporter.ready)(asked)
+            function_of(exporter.ready)(asked)
     if not any(exporter.writes_model for exporter in ordered):
         return _passed_on(asked, out, ordered, tiny)
     from hub.tasks.export.tuned import open_tuned
 
-    with _aside(out) as aside, open_tuned(asked, aside, say) as tuned:
+    with aside_of(out) as aside, open_tuned(asked, aside, say) as tuned:
         done: dict[str, list[Delivered]] = {}
         wanted = asked.cfg.export.to
         what = tuned.reference.what if tuned.reference is not None else ""
@@ -160,7 +177,7 @@ def _passed_on(asked: Asked, out: Path, ordered: list[Exporter], tiny: bool) -> 
     """Run exporters that write no model: it is not loaded."""
     done: dict[str, list[Delivered]] = {}
     nothing: Any = None
-    with _aside(out) as aside:
+    with aside_of(out) as aside:
         for one in ordered:
             job = Job(
                 asked=asked,
@@ -190,7 +207,7 @@ def _run(exporter: Exporter, job: Job, reference: "Reference | None") -> list[De
     job.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     say(f"hub: {exporter.name}: {exporter.summary}")
-    written: list[Written] = _called(exporter.function)(job)
+    written = run_exporter(exporter, job)
     seconds = (time.monotonic() - begin) / max(1, len(written))
     checked = [(one, _checked(exporter.name, one, reference, job.tiny)) for one in written]
     failed = [(one, check) for one, check in checked if check is not None and not check["passed"]]
@@ -223,7 +240,8 @@ def _run(exporter: Exporter, job: Job, reference: "Reference | None") -> list[De
     ]
     if exporter.writes_model:
         write_cards(job.out, final, facts_of(job.asked), delivered)
-    put_in_place(job.out, final)
+    with in_turn(final.parent):
+        put_in_place(job.out, final)
     return delivered
 
 
@@ -276,53 +294,28 @@ def _name(written: Written, check: dict[str, Any] | None) -> str:
     return f"{path.name}{mark}" if path.is_dir() else f"{path.stem}{mark}{path.suffix}"
 
 
-def put_in_place(made: Path, final: Path) -> None:
-    """Give a whole folder its name. The one that had it before is removed when the new one is there."""
-    before = final.with_name(f".{final.name}.before")
-    shutil.rmtree(before, ignore_errors=True)
-    if final.exists():
-        final.rename(before)
-    try:
-        made.rename(final)
-    except OSError:
-        if before.exists():
-            before.rename(final)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
-
-
-@contextmanager
-def _aside(out: Path) -> Iterator[Path]:
-    """A folder for what is not whole yet. It is removed in any case."""
-    for left in out.glob(".partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=out, prefix=".partial-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write_down(asked: Asked, found: Exports) -> None:
     """Write export.json, and the same into plan.json of the run."""
     names = {one.exporter for one in found.exports}
     file = found.path / FILE
-    before: list[dict[str, Any]] = []
-    if file.is_file():
-        before = [one for one in json.loads(file.read_text(encoding="utf-8"))["exports"] if one["to"] not in names]
-    values = found.as_json()
-    values["exports"] = [*before, *values["exports"]]
-    write_json(file, values)
-    if asked.model.run_path is not None:
-        Run(asked.model.run_path).write_plan(exports=values)
+    with in_turn(found.path):
+        values = found.as_json()
+        values["exports"] = [*(one for one in _earlier(file) if one["to"] not in names), *values["exports"]]
+        write_json(file, values)
+        if asked.model.run_path is not None:
+            try:
+                Run(asked.model.run_path).write_plan(exports=values)
+            except (OSError, ValueError) as error:  # the export is whole, and the run may be somebody else's
+                say(f"hub: {asked.model.run_path}/plan.json does not tell of it ({first_line(error)}). {file} does")
 
 
-def _called(function: str | Callable[..., Any]) -> Any:
-    """A function, or the one of the name `module:function`."""
-    if not isinstance(function, str):
-        return function
-    module, _, name = function.partition(":")
-    return getattr(import_module(module), name)
+def _earlier(file: Path) -> list[dict[str, Any]]:
+    """Exports that are written down already and still there. A file that can't be read has none."""
+    try:
+        listed: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["exports"]
+        return [one for one in listed if Path(one["path"]).exists() or one["to"] == "hub"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def say(line: str) -> None:

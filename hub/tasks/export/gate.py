@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hub.errors import ModelError
+from hub.system.space import check_space, is_full, reserve, too_full
 from hub.tasks.export.job import Reader, Written
 
 LEAST_CHANGE = 0.02
@@ -82,17 +84,46 @@ def keep(tuned: Reader, rows: Sequence[Row], chats: Sequence[Chat], folder: Path
         chats: sample chats.
         folder: for a file with all log-probabilities.
         what: what the rows are.
+
+    Raises:
+        ConfigError: the disk is full.
+        ModelError: its probabilities are not finite.
     """
     values: Any = None
     place, count = 0, sum(len(row.positions) for row in rows)
     for row in rows:
         found = log_probabilities(tuned, row)
+        if found.isnan().any():
+            raise ModelError(
+                "the model that was trained gives numbers that are not finite, so there is nothing to export. Training has "
+                "failed; use an earlier checkpoint: run=RUN_FOLDER/checkpoints/step-N"
+            )
         if values is None:
-            values = np.memmap(folder / "log-probabilities", np.float32, "w+", shape=(count, found.shape[1]))
+            values = _on_disk(folder / "log-probabilities", (count, found.shape[1]))
         values[place : place + len(found)] = found.numpy()
         place += len(found)
     hidden = tuned.hidden(rows[0].ids[:_LAYER_TOKENS])
     return Reference(rows, values, chats, tuned.template, tuned.ends, hidden, what)
+
+
+def _on_disk(file: Path, shape: tuple[int, int]) -> Any:
+    """Numbers in a file.
+
+    Raises:
+        ConfigError: the disk is full.
+    """
+    size = 4 * shape[0] * shape[1]
+    what = f"the check ({shape[0]} tokens with {shape[1]} probabilities each; num_check_tokens=N takes less)"
+    check_space(file.parent, what, size)
+    try:
+        with file.open("wb") as stream:
+            reserve(stream, size)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        file.unlink()
+        raise too_full(file.parent, what, size) from None
+    return np.memmap(file, np.float32, "r+", shape=shape)
 
 
 def measure(reference: Reference, reader: Reader) -> tuple[float, float]:

@@ -5,16 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hub.system.space import size_text
 from hub.tables import as_columns, as_html
 from hub.tasks.export.job import Delivered
-
-MIB = 2**20
-
-
-def size_text(num_bytes: int) -> str:
-    """A size in MiB or GiB."""
-    mib = num_bytes / MIB
-    return f"{mib / 1024:.2f} GiB" if mib >= 1024 else f"{mib:.1f} MiB"
 
 
 @dataclass(repr=False)

@@ -71,8 +71,8 @@ def try_export(cfg: RunConfig, run_path: Path, base: Path, adapter: Path | None)
         lines = [line.removeprefix("hub: ") for line in found.stderr.splitlines() if line.strip()]
         why = "\n".join(lines) if found.returncode == HubError.exit_code else (lines or ["it gave no reason"])[-1]
         raise ModelError(
-            f"export.to={names}: the trial before training failed, so nothing is trained: {why}\nTo train without it, leave "
-            "export.to out"
+            f"export.to={names}: the trial before training failed, so nothing is trained: {why.rstrip('.')}. To train without "
+            "it, leave export.to out"
         )
     return f"export.to={names}: tried before training with {NUM_LAYERS} layers, {time.monotonic() - begin:.0f} s"
 

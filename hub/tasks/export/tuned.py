@@ -9,8 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hub.config.option import AUTO
-from hub.config.schema import RunConfig
+from hub.config.schema import ModelConfig, RunConfig
+from hub.errors import HubError, Interrupted, ModelError, first_line
 from hub.models import merging
+from hub.models.fingerprint import changed_base
 from hub.models.finished import Asked, Finished
 from hub.models.load import load_config
 from hub.models.merging.quantized import Kind
@@ -80,15 +82,16 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
     """
     finished = asked.model
     quiet_libraries()
+    notes: list[str] = []
+    _check_base(asked, say, notes)
     if not asked.cfg.export.num_check_rows:
         path = local_weights(finished.base, say)
-        note = "nothing was compared with the model that was trained (num_check_rows=0)"
+        notes.append("nothing was compared with the model that was trained (num_check_rows=0)")
         positions = max_positions(load_config(finished.base, path))
-        yield Tuned(asked, None, tokenizer_of(asked.cfg, finished, path), path, [note], say, positions)
+        yield Tuned(asked, None, tokenizer_of(asked.cfg, finished, path), path, notes, say, positions)
         return
     dtype = arithmetic(finished, asked.cfg)
     loaded = load_finished(asked, finished, say, dtype)
-    notes: list[str] = []
     rows, what = rows_to_compare(asked, loaded)
     chats = sample_chats(loaded.tokenizer)
     reference = keep(ModelReader(loaded), rows, chats, folder, what)
@@ -100,15 +103,47 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
     del loaded
     free_memory()
     if finished.adapter is None and finished.before is not None:
-        before = load_finished(asked, Finished(name="before training", base=finished.before), say, dtype)
-        reference.kl_base = measure(reference, ModelReader(before))[0]
-        del before
-        free_memory()
+        reference.kl_base = _change_of(asked, reference, finished.before, dtype, say, notes)
     if what != "held-out rows":
         notes.append(f"compared on {what}, since there is no evaluation set")
     if reference.kl_base is None:
         notes.append("the model that training began with is not known, so differences stand beside 0.02 nats per token")
     yield Tuned(asked, reference, tokenizer, base_path, notes, say, positions)
+
+
+def _check_base(asked: Asked, say: Say, notes: list[str]) -> None:
+    """Refuse an adapter whose base has changed since training.
+
+    Raises:
+        ModelError: it has, and this is not forced.
+    """
+    finished = asked.model
+    if finished.adapter is None or not (line := changed_base(finished, local_weights(finished.base, say))):
+        return
+    if not asked.cfg.export.force:
+        raise ModelError(f"{line}. Put it back as it was. To export the adapter on the new one, type --force")
+    notes.append(line)
+
+
+def _change_of(
+    asked: Asked, reference: Reference, base: ModelConfig, dtype: torch.dtype | None, say: Say, notes: list[str]
+) -> float | None:
+    """KL(tuned || base) of a whole model. None: what it began with is gone or has changed."""
+    try:
+        path = local_weights(base, lambda line: None)
+        if line := changed_base(asked.model, path):
+            notes.append(line)
+            return None
+        before = load_finished(asked, Finished(name="before training", base=base), say, dtype)
+    except Interrupted:
+        raise
+    except HubError as error:
+        notes.append(f"the model that training began with can't be loaded: {first_line(error)}")
+        return None
+    change = measure(reference, ModelReader(before))[0]
+    del before
+    free_memory()
+    return change
 
 
 def arithmetic(finished: Finished, cfg: RunConfig) -> torch.dtype | None:

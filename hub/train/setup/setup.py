@@ -14,7 +14,9 @@ from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
 from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.data.tokens.vocabulary import tokens_beyond_line
-from hub.errors import ConfigError
+from hub.errors import ConfigError, ModelError
+from hub.models.fingerprint import changed_base, fingerprint
+from hub.models.finished import Finished
 from hub.models.load import check_weights, load_causal_lm, load_config, num_parameters, renamed_weights
 from hub.models.safety import ignored_settings
 from hub.models.save import save_whole_model
@@ -159,13 +161,26 @@ def set_up(
             cache_large_sources(cfg, tokenizer, positions, path, run.say)
         barrier()
     data = prepare(cfg, tokenizer, positions, path, run.say, reads)
-    run.write_plan(base_model_path=str(path), data=data.report)
+    if run.is_main:
+        _check_same_base(cfg, run, path)
+        run.write_plan(base_model_path=str(path), base_fingerprint=fingerprint(path), data=data.report)
     if line := tokens_beyond_line(tokenizer):
         run.say(line)
     for line in data.lines:
         run.say(line)
     source = make_sample_source(cfg, data, session.group, path)
     return Setup(cfg, run, session, path, tokenizer, data, source, algorithm, observe)
+
+
+def _check_same_base(cfg: RunConfig, run: Run, path: Path) -> None:
+    """Refuse to resume on other base weights than the run began with.
+
+    Raises:
+        ModelError: they have changed.
+    """
+    begun = Finished(name=f"resume={cfg.resume}", base=cfg.model, run_path=run.path, before=cfg.model)
+    if cfg.resume and not cfg.resume_with_changes and (line := changed_base(begun, path)):
+        raise ModelError(f"{line}. Put it back, or type resume_with_changes=true")
 
 
 def _checked_on_weights(cfg: RunConfig, path: Path, run: Run, session: Session, algorithm: str) -> RunConfig:

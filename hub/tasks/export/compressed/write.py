@@ -12,13 +12,14 @@ from typing import Any
 
 from hub.errors import ConfigError, ModelError
 from hub.system.memory import free_host_memory
+from hub.system.space import size_text
 from hub.tasks.export.compressed import compress_model
 from hub.tasks.export.compressed.compress_model import DONE, REFUSE, SAY
 from hub.tasks.export.compressed.exporter import CALIBRATED, no_rows
 from hub.tasks.export.compressed.interpreter import command, environment, versions_of
 from hub.tasks.export.compressed.reader import open_compressed
 from hub.tasks.export.job import Job, Written
-from hub.tasks.export.result import num_bytes, size_text
+from hub.tasks.export.result import num_bytes
 
 LIMIT_NATS: Mapping[str, float] = {"w4a16": 0.4, "w8a8_fp8": 0.2, "w8a8_int8": 0.2}
 """Largest divergence in nats per token: about twice that of SmolLM2-135M, where the loss is largest, on 32 held-out chats after

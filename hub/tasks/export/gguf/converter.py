@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import ModelError
+from hub.system.space import check_space, is_full, says_full, too_full
 from hub.tasks.export.gguf.completed import completed
 from hub.tasks.export.gguf.kinds import Kind
 
@@ -66,8 +67,12 @@ def convert(
 
     Raises:
         ModelError: the converter is missing, does not know the architecture or the tokenizer, or failed.
+        ConfigError: the disk is full.
     """
     script = converter_script()
+    needed = _num_bytes(folder, kind)
+    check_space(target.parent, target.name, needed)
+    is_too_full = False
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             data = Path(scratch) / _file_name(name)
@@ -76,12 +81,27 @@ def convert(
             made = Path(scratch) / "made.gguf"
             command = [sys.executable, str(script), str(data), "--outfile", str(made), "--outtype", kind.name]
             done = subprocess.run([*command, "--model-name", name], env=_environment(), capture_output=True, check=False)
+            said = done.stderr.decode("utf-8", "replace")
+            is_too_full = says_full(said)
             if done.returncode or not made.is_file():
-                raise ModelError(_explain(done.stderr.decode("utf-8", "replace"), done.returncode, folder))
+                raise ModelError(_explain(said, done.returncode, folder))
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             completed(made, config, adds_space).replace(target)
-    except OSError as error:
-        raise ModelError(f"{target}: can't write it ({error.strerror}). Free some space, or take another folder") from error
+    except (OSError, ModelError) as error:
+        if is_too_full or is_full(error):
+            raise too_full(target.parent, target.name, needed) from None
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{target}: can't write it ({error.strerror}). Take another folder") from error
+
+
+def _num_bytes(folder: Path, kind: Kind) -> int:
+    """About the size of the file: that of its tensors."""
+    from hub.models.loading_report import stored_tensors
+
+    if not any(folder.glob("*.safetensors")):
+        return 0  # the converter says what is missing
+    return sum(tensor.numel() for tensor in stored_tensors(folder).values()) * (4 if kind.name == "f32" else 2)
 
 
 def _file_name(name: str) -> str:
@@ -121,7 +141,8 @@ def _with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""}
-    kept = {key: value for key, value in os.environ.items() if key not in ("NO_LOCAL_GGUF", "HF_TOKEN")}
+    # With PYTHONSAFEPATH, as in the trial before training, the converter would not find the modules beside it.
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_LOCAL_GGUF", "HF_TOKEN", "PYTHONSAFEPATH")}
     return kept | offline
 
 
@@ -147,8 +168,6 @@ def _explain(said: str, code: int, folder: Path) -> str:
         )
     if match := re.search(r"Can not map tensor '([^']+)'", said):
         return f"llama.cpp's converter has no place for the tensor {match[1]} of this model. {_ELSE}"
-    if "No space left on device" in said:
-        return f"{folder.name}: can't write the GGUF file (No space left on device). Free some space, or take another folder"
     if code < 0:
         return f"llama.cpp's converter was ended by signal {-code}, perhaps for want of memory. {_ELSE}"
     return f"llama.cpp's converter failed with code {code}: {_without_paths(last)}. {_ELSE}"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hub.errors import ModelError
 from hub.system.cores import usable_cores
+from hub.system.space import check_space, is_full, too_full
 from hub.tasks.export.gguf.container import Container, Tensor, pack_container, read_container, uint32
 from hub.tasks.export.gguf.ggml import quantize_rows
 from hub.tasks.export.gguf.kinds import FLOATS, Kind, TensorType
@@ -77,7 +78,8 @@ def quantize_file(
 
     Raises:
         ModelError: the source is no GGUF file of floats, a weight is not finite in the new type, a tensor needs an
-            importance matrix, or the disk is full.
+            importance matrix, or it can't be written.
+        ConfigError: the disk is full.
     """
     container = read_container(source)
     tensors = sorted(container.tensors, key=_order)
@@ -89,6 +91,8 @@ def quantize_file(
     rows = {new.name: _importance_of(old, new, kind, importance) for old, new in pairs}
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     threads = num_threads or usable_cores()
+    needed, what = sum(tensor.num_bytes for tensor in written), target.name
+    check_space(target.parent, what, needed)
     try:
         with aside.open("wb") as stream:
             stream.write(pack_container(_metadata(container, kind), written, container.alignment))
@@ -100,7 +104,10 @@ def quantize_file(
             num_bytes = stream.tell()
         aside.replace(target)
     except OSError as error:
-        raise ModelError(f"{target}: can't write it ({error.strerror}). Free some space, or take another folder") from error
+        aside.unlink(missing_ok=True)
+        if is_full(error):
+            raise too_full(target.parent, what, needed) from None
+        raise ModelError(f"{target}: can't write it ({error.strerror}). Take another folder") from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

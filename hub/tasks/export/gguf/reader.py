@@ -1,6 +1,7 @@
 """Reads a GGUF file as its users will: by llama.cpp itself, in a process of its own. Logits, token ids, answers."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile

@@ -9,12 +9,12 @@ from typing import Any
 from hub.errors import HubError, Interrupted
 from hub.models.finished import ADAPTER_CONFIG
 from hub.system.files import write_json
+from hub.system.space import size_text
 from hub.tasks.export.card import card_text
 from hub.tasks.export.card_facts import facts_of
 from hub.tasks.export.hub.content import Content, check_secrets, of_exports, of_run, stale
 from hub.tasks.export.hub.repository import PushError, Repository, client, look, ready, reason, transient
 from hub.tasks.export.job import Job, Written
-from hub.tasks.export.result import size_text
 
 FILE = "pushed.json"
 WAITS = (2.0, 8.0, 20.0)

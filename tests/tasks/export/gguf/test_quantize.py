@@ -155,4 +155,4 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    refuses("q8_0", "target.gguf: can't write it (No space left on device)")
+    refuses("q8_0", "target.gguf needs ", "MiB, and ", "are free there. Free space")
