@@ -115,8 +115,8 @@ def _with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""}
-    kept = {key: value for key, value in os.environ.items() if key not in ("NO_LOCAL_GGUF", "HF_TOKEN")}
-    return kept | offline
+    dropped = ("NO_LOCAL_GGUF", "HF_TOKEN", "PYTHONSAFEPATH")  # the converter imports modules from its own folder
+    return {key: value for key, value in os.environ.items() if key not in dropped} | offline
 
 
 def _explain(said: str, code: int, folder: Path) -> str:

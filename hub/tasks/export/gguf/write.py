@@ -45,7 +45,7 @@ def write(job: Job) -> list[Written]:
     importance, note = _importance(job, folder, source)
     for kind in kinds:
         if kind.is_quantized:
-            job.say(f"hub: gguf: quantized to {kind.name}")
+            job.say(f"hub: gguf: quantizing to {kind.name}")
             target = job.out / f"{name}-{kind.name}.gguf"
             made = quantize_file(source, target, kind, importance)
             lines = [line for line in (made.remark(), note) if line]
@@ -56,7 +56,7 @@ def write(job: Job) -> list[Written]:
 
 
 def _converted(job: Job, folder: Path, name: str, kind: Kind) -> Path:
-    job.say(f"hub: gguf: converted to {kind.name} by llama.cpp's converter")
+    job.say(f"hub: gguf: converting to {kind.name} with llama.cpp's converter")
     file = job.out / f"{name}-{kind.name}.gguf"
     convert(folder, file, kind, name, _adds_bos(job))
     return file
@@ -108,7 +108,7 @@ def _importance(job: Job, folder: Path, source: Path) -> tuple[Mapping[str, NDAr
     rows = job.rows(job.cfg.num_calibration_rows)
     if not rows:
         raise ConfigError("export.imatrix=train needs the training data, which is not known. Type data.path=FILE")
-    job.say(f"hub: gguf: importance of input channels, measured on {len(rows)} rows of the training data")
+    job.say(f"hub: gguf: measuring the importance matrix on {len(rows)} rows of the training data")
     with open_folder(folder, job.finished.base.trust_remote_code) as reader:
         collected = collect(reader.loaded.model, rows)
     found = importance_of_file(collected, source)

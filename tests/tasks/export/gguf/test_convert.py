@@ -176,8 +176,11 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ModelError, match=r"^(?!.*evil).*n_ctx\W+7.*rotary_pct\W+1.0"):
         converter.convert(model, tmp_path / "made.gguf", KINDS["f16"], "name")
 
+    (checkout / "beside_it.py").touch()  # the converter imports modules from its own folder
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+
     def says(words: str, code: int = 1) -> str:
-        source = f"import os, sys\nassert os.environ['HF_HUB_OFFLINE'] == '1'\nsys.stderr.write({words!r})\nsys.exit({code})"
+        source = f"import beside_it, os, sys\nassert os.environ['HF_HUB_OFFLINE'] == '1'\nsys.stderr.write({words!r})\nsys.exit({code})"
         (checkout / converter.SCRIPT).write_text(source, encoding="utf-8")
         with pytest.raises(ModelError) as caught:
             converter.convert(model, tmp_path / "made.gguf", KINDS["f16"], "name")
