@@ -41,6 +41,7 @@ class Tuned:
         """Write the model as one plain model into a folder, which is new or empty."""
         wanted, finished = self.asked.cfg.export, self.asked.model
         dtype = None if wanted.dtype == AUTO else getattr(torch, wanted.dtype)
+        self.say("hub: merging the adapter into its base" if finished.adapter is not None else "hub: writing the model")
         if folder.exists():
             folder.rmdir()
         seen = self._quantized()
@@ -79,17 +80,21 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
     notes: list[str] = []
     rows, what = rows_to_compare(asked, loaded)
     chats = sample_chats(loaded.tokenizer)
-    reference = keep(ModelReader(loaded), rows, chats, folder, what)
+    tokens = sum(len(row.positions) for row in rows)
+    say(f"hub: computing its probabilities at {tokens:,} tokens of {len(rows)} {what}")
+    reference = keep(ModelReader(loaded), rows, chats, folder, what, say)
     reference.arithmetic = str(loaded.dtype).removeprefix("torch.")
     tokenizer, base_path, positions = loaded.tokenizer, loaded.base_path, loaded.max_positions
     if loaded.has_adapter:
+        say("hub: computing those of its base, to know how much training changed")
         with loaded.without_adapter():
-            reference.kl_base = measure(reference, ModelReader(loaded))[0]
+            reference.kl_base = measure(reference, ModelReader(loaded), say)[0]
     del loaded
     free_memory()
     if finished.adapter is None and finished.before is not None:
+        say("hub: loading the model that training began with, to know how much training changed")
         before = load_finished(asked, Finished(name="before training", base=finished.before), say, dtype)
-        reference.kl_base = measure(reference, ModelReader(before))[0]
+        reference.kl_base = measure(reference, ModelReader(before), say)[0]
         del before
         free_memory()
     if what != "held-out rows":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import ModelError
+from hub.system.waiting import SECONDS_BETWEEN_LINES, Say, silent
 from hub.tasks.export.gguf.kinds import Kind
 
 SCRIPT = "convert_hf_to_gguf.py"
@@ -47,7 +48,7 @@ def converter_script() -> Path:
     )
 
 
-def convert(folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | None = None) -> None:
+def convert(folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | None = None, say: Say = silent) -> None:
     """Write a GGUF file of floats. The target appears whole or not at all.
 
     Args:
@@ -58,6 +59,7 @@ def convert(folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | 
         adds_bos: whether llama.cpp should put the begin token before every text, once. It should if training rows begin with
             it. None: as tokenizer_config.json has it. transformers 5 does not save it, and llama.cpp's default depends on the
             kind of the vocabulary, so this is wrong for some.
+        say: receives a line now and then.
 
     Raises:
         ModelError: the converter is missing, does not know the architecture or the tokenizer, or failed.
@@ -70,12 +72,37 @@ def convert(folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | 
             _link(folder, data, adds_bos)
             made = Path(scratch) / "made.gguf"
             command = [sys.executable, str(script), str(data), "--outfile", str(made), "--outtype", kind.name]
-            done = subprocess.run([*command, "--model-name", name], env=_environment(), capture_output=True, check=False)
-            if done.returncode or not made.is_file():
-                raise ModelError(_explain(done.stderr.decode("utf-8", "replace"), done.returncode, folder))
+            code, said = _run([*command, "--model-name", name], made, say)
+            if code or not made.is_file():
+                raise ModelError(_explain(said, code, folder))
             made.replace(target)
     except OSError as error:
         raise ModelError(f"{target}: can't write it ({error.strerror}). Free some space, or take another folder") from error
+
+
+def _run(command: list[str], made: Path, say: Say) -> tuple[int, str]:
+    """Run the converter, with a line now and then. Returns its exit code and what it said on stderr."""
+    child = subprocess.Popen(
+        command,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
+    try:
+        while True:
+            try:
+                said = child.communicate(timeout=SECONDS_BETWEEN_LINES)[1]
+                return child.returncode, said
+            except subprocess.TimeoutExpired:
+                if made.is_file():
+                    say(f"hub: gguf: {made.stat().st_size / 2**20:,.0f} MiB written")
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
 
 
 def _file_name(name: str) -> str:

@@ -180,7 +180,8 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
 
     def says(words: str, code: int = 1) -> str:
-        source = f"import beside_it, os, sys\nassert os.environ['HF_HUB_OFFLINE'] == '1'\nsys.stderr.write({words!r})\nsys.exit({code})"
+        source = "import beside_it, os, sys\nassert os.environ['HF_HUB_OFFLINE'] == '1'\n"
+        source += f"sys.stderr.write({words!r})\nsys.exit({code})"
         (checkout / converter.SCRIPT).write_text(source, encoding="utf-8")
         with pytest.raises(ModelError) as caught:
             converter.convert(model, tmp_path / "made.gguf", KINDS["f16"], "name")
