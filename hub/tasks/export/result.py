@@ -78,6 +78,9 @@ def commands(one: Delivered) -> list[str]:
         return [f"llama-cli -m {place} -cnv", f"llama-server -m {place}"]
     if one.exporter == "compressed":
         return [f"vllm serve {place}"]
+    if one.exporter == "ollama":
+        files = sorted(file.name for file in one.path.glob("Modelfile*"))
+        return [f"cd {place} && ollama create mymodel -f {file} && ollama run mymodel" for file in files]
     return []
 
 

@@ -157,7 +157,6 @@ def job_for(folder, tokenizer, quants=("q4_k_m",), adds_bos=False, rows=(), **op
         merged=lambda: folder,
         rows=lambda count: [list(range(length)) for length in rows],
         say=lines.append,
-        final=folder / "ollama",
         lines=lines,
     )
 
@@ -167,7 +166,7 @@ def test_the_folder_stands_alone_and_reads_as_it_was_written(tmp_path):
     job = job_for(tmp_path, tokenizer, ("q4_k_m", "q8_0"), adds_bos=True, rows=(700, 4000))
     (written,) = write(job)
     assert (written.kind, written.path, written.open) == ("q4_k_m,q8_0", job.out, None)
-    assert "/ollama && ollama create my-run_1 -f Modelfile-q4_k_m && ollama run my-run_1" in written.note
+    assert "type in its folder: ollama create my-run_1 -f Modelfile-q4_k_m && ollama run my-run_1" in written.note
     names = ["Modelfile-q4_k_m", "Modelfile-q8_0", "README.md", "my.q4_k_m.gguf", "my.q8_0.gguf"]
     assert sorted(file.name for file in job.out.iterdir()) == names
     assert (job.out / "my.q8_0.gguf").samefile(tmp_path / "gguf" / "my.q8_0.gguf")

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from hub.errors import ModelError
@@ -57,7 +56,7 @@ def write(job: Job) -> list[Written]:
     command = _command(job, files)
     (job.out / README).write_text(_readme(job, files, prompts, command), encoding="utf-8")
     compared = f"prompts of {prompts.num_compared} sample chats have the token ids of training"
-    note = "; ".join([compared, *prompts.notes, f"type cd {quote(str(job.final))} && {command}"])
+    note = "; ".join([compared, *prompts.notes, f"type in its folder: {command}"])
     return [Written(kind=",".join(one.kind for one in files), path=job.out, note=note)]
 
 
