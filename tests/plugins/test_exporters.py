@@ -1,5 +1,8 @@
 """A plugin's exporter: what it may be, and that `export` runs it on a model that is not merged twice."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -47,6 +50,23 @@ def test_an_exporter_of_a_plugin_is_run(plugin_folder, monkeypatch, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "merged", "npz"]
     with pytest.raises(ConfigError, match=r"^no$"):
         ask(VERB, [*words, "to=npz", "force=true"])
+
+
+def test_the_exporter_of_the_page_is_run(plugin_folder, monkeypatch, tmp_path):
+    folder = plugin_folder()
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (folder.path / "hub_npz").mkdir(parents=True)
+    for name in ("__init__", "write"):
+        text = re.search(rf"^```python\n(# hub_npz/{name}\.py\n.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+        (folder.path / "hub_npz" / f"{name}.py").write_text(text, encoding="utf-8")
+    folder.add("points", "from hub_npz import hub_exporters")
+    found = plugins.load(folder.entry_points)
+    assert found.warnings == []
+    monkeypatch.setattr(exporters, "registry", lambda: found)
+    words = ["model=tiny", "dtype=bfloat16", f"out={tmp_path / 'out'}", "num_check_rows=1"]
+    (made,) = ask(VERB, [*words, "to=npz"]).exports
+    assert (made.path, made.check) == (tmp_path / "out/npz/weights.npz", None)
+    assert np.load(made.path)["model.embed_tokens.weight"].dtype == np.float32
 
 
 @pytest.mark.parametrize(

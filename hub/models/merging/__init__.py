@@ -25,6 +25,7 @@ from hub.models.merging.stored import StoredWeights
 from hub.models.merging.work import Work, dtypes_of, plan_work
 from hub.models.safety import read_json
 from hub.models.tokens import Vocabulary, resize_embeddings, vocabulary_of
+from hub.system.waiting import counted
 
 Say = Callable[[str], None]
 
@@ -99,7 +100,7 @@ def merge(
     check_room(work.plan, num_bytes(base, adapter), out.absolute().parent)
     with appears_whole(out) as aside:
         aside.mkdir(parents=True)
-        write_shards(aside, work.plan, work.tensors())
+        write_shards(aside, work.plan, counted(work.tensors(), len(work.plan), "merging: {} tensors", say))
         write_beside(aside, base, adapter, model, edits)
     if work.num_rounded_away:
         say(

@@ -146,6 +146,7 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
             function_of(exporter.ready)(asked)
     if not any(exporter.writes_model for exporter in ordered):
         return _passed_on(asked, out, ordered, tiny)
+    say(f"hub: loading {asked.model.name}, which exports are compared with")  # torch takes seconds to import
     from hub.tasks.export.tuned import open_tuned
 
     with aside_of(out) as aside, open_tuned(asked, aside, say) as tuned:
@@ -271,7 +272,7 @@ def _checked(exporter: str, written: Written, reference: "Reference | None", tin
         written = replace(written, limit_nats=math.inf)  # bounds are for whole models
     say(f"hub: {exporter} {written.kind}: read again and compared on {len(reference.rows)} {reference.what}")
     with opened() as reader:
-        return check(reference, written, reader)
+        return check(reference, written, reader, say)
 
 
 def failure_line(exporter: str, written: Written, check: dict[str, Any]) -> str:

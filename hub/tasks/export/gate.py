@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hub.errors import ModelError
 from hub.system.space import check_space, is_full, reserve, too_full
-from hub.tasks.export.job import Reader, Written
+from hub.system.waiting import counted, silent
+from hub.tasks.export.job import Reader, Say, Written
 
 LEAST_CHANGE = 0.02
 """Smallest denominator in nats per token: the arithmetic of bfloat16 alone is worth about 0.001 (SmolLM2)."""
@@ -75,7 +76,7 @@ class Reference:
     """KL(tuned || base) in nats per token. None: the base is not known."""
 
 
-def keep(tuned: Reader, rows: Sequence[Row], chats: Sequence[Chat], folder: Path, what: str) -> Reference:
+def keep(tuned: Reader, rows: Sequence[Row], chats: Sequence[Chat], folder: Path, what: str, say: Say = silent) -> Reference:
     """Keep what exports are compared with.
 
     Args:
@@ -84,6 +85,7 @@ def keep(tuned: Reader, rows: Sequence[Row], chats: Sequence[Chat], folder: Path
         chats: sample chats.
         folder: for a file with all log-probabilities.
         what: what the rows are.
+        say: receives a line now and then.
 
     Raises:
         ConfigError: the disk is full.
@@ -91,7 +93,7 @@ def keep(tuned: Reader, rows: Sequence[Row], chats: Sequence[Chat], folder: Path
     """
     values: Any = None
     place, count = 0, sum(len(row.positions) for row in rows)
-    for row in rows:
+    for row in counted(rows, len(rows), "hub: reference: {} rows", say):
         found = log_probabilities(tuned, row)
         if found.isnan().any():
             raise ModelError(
@@ -126,10 +128,10 @@ def _on_disk(file: Path, shape: tuple[int, int]) -> Any:
     return np.memmap(file, np.float32, "r+", shape=shape)
 
 
-def measure(reference: Reference, reader: Reader) -> tuple[float, float]:
+def measure(reference: Reference, reader: Reader, say: Say = silent) -> tuple[float, float]:
     """KL(tuned || other) in nats per token, and the share of positions where both have the same most likely word."""
     total, same, place = 0.0, 0, 0
-    for row in reference.rows:
+    for row in counted(reference.rows, len(reference.rows), "hub: compared on {} rows", say):
         other = log_probabilities(reader, row)
         tuned = torch.from_numpy(np.array(reference.log_probabilities[place : place + len(other)]))
         total += float(divergence(tuned, other).sum())
@@ -154,20 +156,21 @@ def divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (one.exp() * (one - other)).sum(dim=-1)
 
 
-def check(reference: Reference, written: Written, reader: Reader) -> dict[str, Any]:
+def check(reference: Reference, written: Written, reader: Reader, say: Say = silent) -> dict[str, Any]:
     """Compare an export with the model that was trained.
 
     Args:
         reference: that model.
         written: the export.
         reader: the export, opened.
+        say: receives a line now and then.
 
     Returns:
         `kl` and `kl_base` in nats per token, `ratio`, `limit` or `limit_nats`, `top1` (the share of positions with the same
         most likely word), `reader`, `passed`, and `differs`: what differs first, if it did not pass.
     """
     words = [*differences_of_chats(reference, reader), *reader.differences()]
-    kl, top1 = measure(reference, reader)
+    kl, top1 = measure(reference, reader, say)
     ratio = kl / max(reference.kl_base or 0.0, LEAST_CHANGE)
     of_bits = written.limit_nats is not None
     close = bool(kl <= (written.limit_nats or 0.0)) if of_bits else bool(ratio <= written.limit)  # NaN is not close

@@ -48,6 +48,7 @@ class Tuned:
         """Write the model as one plain model into a folder, which is new or empty."""
         wanted, finished = self.asked.cfg.export, self.asked.model
         dtype = None if wanted.dtype == AUTO else getattr(torch, wanted.dtype)
+        self.say("hub: merging the adapter into its base" if finished.adapter is not None else "hub: writing the model")
         if folder.exists():
             folder.rmdir()
         seen = self._quantized()
@@ -94,15 +95,19 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
     loaded = load_finished(asked, finished, say, dtype)
     rows, what = rows_to_compare(asked, loaded)
     chats = sample_chats(loaded.tokenizer)
-    reference = keep(ModelReader(loaded), rows, chats, folder, what)
+    tokens = sum(len(row.positions) for row in rows)
+    say(f"hub: computing its probabilities at {tokens:,} tokens of {len(rows)} {what}")
+    reference = keep(ModelReader(loaded), rows, chats, folder, what, say)
     reference.arithmetic = str(loaded.dtype).removeprefix("torch.")
     tokenizer, base_path, positions = loaded.tokenizer, loaded.base_path, loaded.max_positions
     if loaded.has_adapter:
+        say("hub: computing those of its base, to know how much training changed")
         with loaded.without_adapter():
-            reference.kl_base = measure(reference, ModelReader(loaded))[0]
+            reference.kl_base = measure(reference, ModelReader(loaded), say)[0]
     del loaded
     free_memory()
     if finished.adapter is None and finished.before is not None:
+        say("hub: loading the model that training began with, to know how much training changed")
         reference.kl_base = _change_of(asked, reference, finished.before, dtype, say, notes)
     if what != "held-out rows":
         notes.append(f"compared on {what}, since there is no evaluation set")
@@ -140,7 +145,7 @@ def _change_of(
     except HubError as error:
         notes.append(f"the model that training began with can't be loaded: {first_line(error)}")
         return None
-    change = measure(reference, ModelReader(before))[0]
+    change = measure(reference, ModelReader(before), say)[0]
     del before
     free_memory()
     return change

@@ -47,6 +47,7 @@ def _try_export(setup: Setup, recipe: Recipe) -> None:
     failure = ""
     if setup.run.is_main:
         try:
+            setup.run.say(f"export.to={', '.join(setup.cfg.export.to)}: trying it with an untrained model of a few layers")
             with tempfile.TemporaryDirectory(dir=setup.run.path, prefix=".untrained-") as aside:
                 setup.run.say(try_export(setup.cfg, setup.run.path, setup.base_path, _untrained_adapter(recipe, Path(aside))))
         except HubError as error:

@@ -208,7 +208,13 @@ def test_a_whole_model_is_exported_beside_what_it_began_with(runs):
     assert one.check["kl_base"] > 0.1
     assert load_file(one.path / WEIGHTS)["model.embed_tokens.weight"].dtype == torch.bfloat16
     assert json.loads((runs / "whole/plan.json").read_text())["exports"]["exports"][0]["check"] == one.check
-    assert "held-out rows" in repr(found)
+    shown, html = repr(found), found._repr_html_()
+    assert "held-out rows" in shown
+    assert f"vllm serve {one.path}" in shown
+    assert str(one.path) in html
+    report = hub.report(run=runs / "whole", samples=0).path.read_text()
+    assert "Exports" in report
+    assert str(one.path) in report
 
 
 @pytest.mark.parametrize(

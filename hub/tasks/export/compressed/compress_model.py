@@ -129,7 +129,8 @@ def compress(job: "dict[str, Any]") -> "dict[str, Any]":
     recipe = _recipe(job, model, compressed, kept, found)
     rows = [{"input_ids": torch.tensor(row)} for row in job["rows"]]
     data = {"dataset": torch.utils.data.DataLoader(rows, batch_size=1)} if rows else {}  # type: ignore[arg-type,var-annotated]
-    _say(f"{len(compressed)} layers, {len(rows)} rows of {sum(map(len, job['rows']))} tokens")
+    on = f", calibrated on {len(rows)} rows with {sum(map(len, job['rows'])):,} tokens" if rows else ", without calibration"
+    _say(f"compressing {len(compressed)} linear layers{on}")
     oneshot(model=model, recipe=recipe, tokenizer=tokenizer, trust_remote_code_model=trusted["trust_remote_code"], **data)
     model.save_pretrained(out, save_compressed=True)
     complete(source, out)
@@ -256,7 +257,8 @@ def _reasons(error: BaseException) -> "Iterator[str]":
 
 def main() -> int:
     """Do the job that is described in the file named on the command line."""
-    sys.path.pop(0)  # the folder of this file, whose modules are no libraries
+    if not sys.flags.safe_path:
+        sys.path.pop(0)  # the folder of this file, whose modules are no libraries
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         found = compress(job)

@@ -88,7 +88,8 @@ def load(folder: Path, trust_remote_code: bool) -> "tuple[Any, Any]":
 
 def main() -> None:
     """Load the model and answer."""
-    sys.path.pop(0)  # the folder of this file, whose modules are no libraries
+    if not sys.flags.safe_path:
+        sys.path.pop(0)  # the folder of this file, whose modules are no libraries
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     folder, trusted, out = Path(sys.argv[1]), sys.argv[2] == "True", Path(sys.argv[3])

@@ -59,6 +59,7 @@ def write(job: Job) -> list[Written]:
 def _written(job: Job, folder: Path, scheme: str, rows: list[list[int]], trusted: bool) -> Written:
     out, python = job.out / scheme, job.cfg.python
     task = {"model": str(folder), "out": str(out), "scheme": scheme, "rows": rows, "trust_remote_code": trusted}
+    job.say(f"hub: compressed {scheme}: starting llmcompressor")
     found = run(python, task, job.out / f"{scheme}.json", lambda line: job.say(f"hub: compressed {scheme}: {line}"))
     note = f"made of {found['compressed']} linear layers"
     if "group_size" in found:

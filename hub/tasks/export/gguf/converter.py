@@ -19,6 +19,7 @@ from typing import Any
 
 from hub.errors import ModelError
 from hub.system.space import check_space, is_full, says_full, too_full
+from hub.system.waiting import SECONDS_BETWEEN_LINES, Say, silent
 from hub.tasks.export.gguf.completed import completed
 from hub.tasks.export.gguf.kinds import Kind
 
@@ -50,7 +51,13 @@ def converter_script() -> Path:
 
 
 def convert(
-    folder: Path, target: Path, kind: Kind, name: str, adds_bos: bool | None = None, adds_space: bool | None = None
+    folder: Path,
+    target: Path,
+    kind: Kind,
+    name: str,
+    adds_bos: bool | None = None,
+    adds_space: bool | None = None,
+    say: Say = silent,
 ) -> None:
     """Write a GGUF file of floats. The target appears whole or not at all.
 
@@ -64,6 +71,7 @@ def convert(
             kind of the vocabulary, so this is wrong for some.
         adds_space: whether a text gets a space before its first word, in vocabularies of SentencePiece. The converter does not
             write it for some architectures (Phi-3), and llama.cpp then adds one. None: as the converter has it.
+        say: receives a line now and then.
 
     Raises:
         ModelError: the converter is missing, does not know the architecture or the tokenizer, or failed.
@@ -80,11 +88,10 @@ def convert(
             _link(folder, data, adds_bos)
             made = Path(scratch) / "made.gguf"
             command = [sys.executable, str(script), str(data), "--outfile", str(made), "--outtype", kind.name]
-            done = subprocess.run([*command, "--model-name", name], env=_environment(), capture_output=True, check=False)
-            said = done.stderr.decode("utf-8", "replace")
+            code, said = _run([*command, "--model-name", name], made, say)
             is_too_full = says_full(said)
-            if done.returncode or not made.is_file():
-                raise ModelError(_explain(said, done.returncode, folder))
+            if code or not made.is_file():
+                raise ModelError(_explain(said, code, folder))
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             completed(made, config, adds_space).replace(target)
     except (OSError, ModelError) as error:
@@ -102,6 +109,31 @@ def _num_bytes(folder: Path, kind: Kind) -> int:
     if not any(folder.glob("*.safetensors")):
         return 0  # the converter says what is missing
     return sum(tensor.numel() for tensor in stored_tensors(folder).values()) * (4 if kind.name == "f32" else 2)
+
+
+def _run(command: list[str], made: Path, say: Say) -> tuple[int, str]:
+    """Run the converter, with a line now and then. Returns its exit code and what it said on stderr."""
+    child = subprocess.Popen(
+        command,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
+    try:
+        while True:
+            try:
+                said = child.communicate(timeout=SECONDS_BETWEEN_LINES)[1]
+                return child.returncode, said
+            except subprocess.TimeoutExpired:
+                if made.is_file():
+                    say(f"hub: gguf: {made.stat().st_size / 2**20:,.0f} MiB written")
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
 
 
 def _file_name(name: str) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hub.errors import ModelError
 from hub.system.cores import usable_cores
 from hub.system.space import check_space, is_full, too_full
+from hub.system.waiting import Say, counted, silent
 from hub.tasks.export.gguf.container import Container, Tensor, pack_container, read_container, uint32
 from hub.tasks.export.gguf.ggml import quantize_rows
 from hub.tasks.export.gguf.kinds import FLOATS, Kind, TensorType
@@ -64,7 +65,12 @@ class Quantized:
 
 
 def quantize_file(
-    source: Path, target: Path, kind: Kind, importance: Importance | None = None, num_threads: int | None = None
+    source: Path,
+    target: Path,
+    kind: Kind,
+    importance: Importance | None = None,
+    num_threads: int | None = None,
+    say: Say = silent,
 ) -> Quantized:
     """Write a GGUF file of another kind. The target appears whole or not at all.
 
@@ -75,6 +81,7 @@ def quantize_file(
         importance: by tensor, the mean of the square of each input channel. Of a tensor with experts, those of all experts
             in a row.
         num_threads: None: as many as there are cores.
+        say: receives a line now and then.
 
     Raises:
         ModelError: the source is no GGUF file of floats, a weight is not finite in the new type, a tensor needs an
@@ -97,7 +104,7 @@ def quantize_file(
         with aside.open("wb") as stream:
             stream.write(pack_container(_metadata(container, kind), written, container.alignment))
             with ThreadPoolExecutor(threads) as pool:
-                for old, new in pairs:
+                for old, new in counted(pairs, len(pairs), f"hub: gguf: {kind.name}: {{}} tensors", say):
                     _write_tensor(stream, source, container, (old, new), rows[new.name], (pool, threads))
             stream.flush()
             os.fsync(stream.fileno())

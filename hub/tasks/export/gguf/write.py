@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hub.config.export import NONE, TRAIN
 from hub.errors import ConfigError
+from hub.system.waiting import counted
 from hub.tasks.export.gguf.converter import convert
 from hub.tasks.export.gguf.imatrix import collect, importance_of_file
 from hub.tasks.export.gguf.importance_file import read_importance
@@ -47,9 +48,9 @@ def write(job: Job) -> list[Written]:
     importance, note = _importance(job, folder, source)
     for kind in kinds:
         if kind.is_quantized:
-            job.say(f"hub: gguf: quantized to {kind.name}")
+            job.say(f"hub: gguf: quantizing to {kind.name}")
             target = job.out / f"{name}-{kind.name}.gguf"
-            made = quantize_file(source, target, kind, importance)
+            made = quantize_file(source, target, kind, importance, say=job.say)
             lines = [line for line in (made.remark(), note) if line]
             written.append(_written(job, folder, kind, target, " ".join(lines)))
     if own not in floats:
@@ -58,9 +59,9 @@ def write(job: Job) -> list[Written]:
 
 
 def _converted(job: Job, folder: Path, name: str, kind: Kind) -> Path:
-    job.say(f"hub: gguf: converted to {kind.name} by llama.cpp's converter")
+    job.say(f"hub: gguf: converting to {kind.name} with llama.cpp's converter")
     file = job.out / f"{name}-{kind.name}.gguf"
-    convert(folder, file, kind, name, _adds_bos(job), _adds_space(job.tokenizer))
+    convert(folder, file, kind, name, _adds_bos(job), _adds_space(job.tokenizer), job.say)
     return file
 
 
@@ -135,9 +136,9 @@ def _importance(job: Job, folder: Path, source: Path) -> tuple[Mapping[str, NDAr
     rows = job.rows(job.cfg.num_calibration_rows)
     if not rows:
         raise ConfigError("export.imatrix=train needs the training data, which is not known. Type data.path=FILE")
-    job.say(f"hub: gguf: importance of input channels, measured on {len(rows)} rows of the training data")
+    job.say(f"hub: gguf: measuring the importance matrix on {len(rows)} rows of the training data")
     with open_folder(folder, job.finished.base.trust_remote_code) as reader:
-        collected = collect(reader.loaded.model, rows)
+        collected = collect(reader.loaded.model, counted(rows, len(rows), "hub: gguf: importance: {} rows", job.say))
     found = importance_of_file(collected, source)
     without = f" {len(found.missing)} matrices without it." if found.missing else ""
     return found.by_tensor, f"Importance matrix from {len(rows)} rows of the training data.{without}"
