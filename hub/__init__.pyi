@@ -2236,6 +2236,8 @@ def serve(
     data: _Data | None = None,
     port: int = ...,
     engine: Literal["auto", "vllm", "transformers"] = ...,
+    memory: float | None = ...,
+    arguments: str = ...,
     name: str | PathLike[str] | None = ...,
     max_new_tokens: int = ...,
     temperature: float = ...,
@@ -2286,6 +2288,9 @@ def serve(
         data: as of `run()`, for a verb that reads data.
         port: Port on this machine (127.0.0.1). No other machine can reach it. At least 1 and at most 65535.
         engine: Program that serves. auto: vLLM if it is installed, else `transformers serve`.
+        memory: Share of the GPU's memory for vLLM. None: vLLM's own, or less if less is free. Without a GPU: half of the free
+            memory. Above 0 and at most 1.
+        arguments: More words for the program's command line, e.g. --max-model-len 8192.
         name: Name of the model in requests. None: the name of the run or of the folder.
         max_new_tokens: Most tokens of one answer. An answer that does not end by itself is cut there. At least 1.
         temperature: Divides the logits before sampling. Lower: more of what is most likely. 0: always the most likely token
@@ -2527,6 +2532,16 @@ def export(
     model: str | PathLike[str] | None = None,
     data: _Data | None = None,
     out: str | PathLike[str] | None = ...,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    top_k: int = ...,
+    min_p: float = ...,
+    repetition_penalty: float = ...,
+    stop: list[str] | str = ...,
+    thinking: Literal["auto", "on", "off"] = ...,
+    batch_size: int | str = ...,
+    seed: int = ...,
     to: list[str] | str = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     merge_on: Literal["auto", "full", "quantized"] = ...,
@@ -2577,6 +2592,22 @@ def export(
         model: a preset's name, a folder with a model or an adapter, or an id of the model hub. Leave it out with `run`.
         data: as of `run()`, for a verb that reads data.
         out: Folder for the exports, each in a folder of its own. None: `exports` in the run folder, or beside the adapter.
+        max_new_tokens: Most tokens of one answer. An answer that does not end by itself is cut there. At least 1.
+        temperature: Divides the logits before sampling. Lower: more of what is most likely. 0: always the most likely token
+            (greedy). At least 0.
+        top_p: Sample from the most likely tokens that together have this probability (nucleus sampling, arXiv 1904.09751). 1:
+            all. Above 0 and at most 1.
+        top_k: Sample from this many of the most likely tokens. 0: from all. At least 0.
+        min_p: Leave out tokens less likely than this fraction of the most likely one's probability (arXiv 2407.01082). 0: none.
+            At least 0 and at most 1.
+        repetition_penalty: Divides positive logits of tokens that are already there, and multiplies negative ones (arXiv
+            1909.05858). 1: off. Above 0.
+        stop: Texts at which an answer ends, beside the model's own end-of-turn tokens.
+        thinking: Whether the chat template asks for a thinking block (`enable_thinking`). auto: as the template has it by
+            default.
+        batch_size: Answers that are generated together. auto: as many as fit into memory. At least 1.
+        seed: Seed of the sampling. Each answer has draws of its own, so but for rounding it does not depend on the batch size.
+            At least 0.
         to: What is written: merged (one plain model), gguf (llama.cpp), ollama (a Modelfile beside the GGUF), compressed (4 or
             8 bits for vLLM and SGLang), hub (pushed to the model hub), or those of plugins. In `train`: written at the end, and
             tried before the first step.
@@ -2593,7 +2624,8 @@ def export(
         repo: Repository of the model hub for `hub`: OWNER/NAME. It is made if it does not exist.
         private: Whether a new repository can be seen by its owner only.
         num_calibration_rows: Rows of the training data for `imatrix=train` and for `compressed`. At least 1.
-        num_check_rows: Held-out rows on which each export is compared with the model that was trained. At least 1.
+        num_check_rows: Held-out rows on which each export is compared with the model that was trained. 0: nothing is compared,
+            so the model need not fit into memory. At least 0.
         num_check_tokens: Tokens of these rows at which the probabilities of all words are compared. At least 1.
         force: Keep an export that fails its check. Its name and its card say so. The same as --force.
         subset: Config of a dataset of the model hub. None: its only one.

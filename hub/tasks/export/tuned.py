@@ -112,7 +112,7 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
     if what != "held-out rows":
         notes.append(f"compared on {what}, since there is no evaluation set")
     if reference.kl_base is None:
-        notes.append("the model that training began with is not known, so differences stand beside 0.02 nats per token")
+        notes.append("the model that training began with is not known, so differences stand beside 0.05 nats per token")
     yield Tuned(asked, reference, tokenizer, base_path, notes, say, positions)
 
 
