@@ -22,7 +22,8 @@ from hub.system.waiting import counted, silent
 from hub.tasks.export.job import Reader, Say, Written
 
 LEAST_CHANGE = 0.05
-"""Smallest denominator in nats per token. Arithmetic in bfloat16, as llama.cpp has it for such files, is worth 0.0003 (SmolLM2)."""
+"""Smallest denominator in nats per token. Arithmetic in bfloat16, as llama.cpp has it for such files, is worth 0.0003
+(SmolLM2)."""
 
 LAYER_LIMIT = 0.05
 """How much a single layer may add to the difference of hidden states, as a share of their size. A layer of little weight can be
