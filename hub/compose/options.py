@@ -235,7 +235,7 @@ def _nearest(name: str, known: Collection[str]) -> str:
     for option in dict.fromkeys(known):
         by_last.setdefault(option.rsplit(".", 1)[-1], []).append(option)
     part, _, last = name.lower().replace("-", "_").rpartition(".")
-    words = [last] if last in by_last else get_close_matches(last, by_last, n=2, cutoff=0.6)
+    words = [last] if last in by_last else get_close_matches(last, by_last, n=2, cutoff=0.62)
     options = [option for word in words for option in by_last[word]]
     same_part = [option for option in options if option.split(".")[0] == part]
     if part in PARTS and not same_part:  # an option of another section only if the word is almost the same

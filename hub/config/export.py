@@ -1,7 +1,7 @@
 """Options of exports: what a finished model is written as, and how it is checked."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 
 from hub.config.option import AUTO, option
 
@@ -11,6 +11,16 @@ EXPORTERS = ("merged", "gguf", "ollama", "compressed", "hub")
 QUANTS = ("q4_k_m",)
 SCHEMES = ("w4a16", "w8a8_fp8", "w8a8_int8")
 """How `compressed` stores weights: 4-bit integers by GPTQ; 8-bit floating point; 8-bit integers."""
+
+USERS = {
+    "quant": ("gguf", "ollama"),
+    "imatrix": ("gguf", "ollama"),
+    "scheme": ("compressed",),
+    "python": ("compressed",),
+    "repo": ("hub",),
+    "private": ("hub",),
+}
+"""Option -> the exporters that read it."""
 
 TRAIN = "train"
 NONE = "none"
@@ -72,7 +82,7 @@ class ExportConfig:
             needs_target: whether `to` must name something.
         """
         if needs_target and not self.to:
-            yield f"hub export: nothing is named. Type to=NAME, or several: to=merged,gguf. Allowed: {', '.join(EXPORTERS)}"
+            yield f"to= is missing. Type to=NAME, or several: to=merged,gguf. Allowed: {', '.join(EXPORTERS)}"
         for name in ("quant", "scheme"):
             if not getattr(self, name):
                 yield f"export.{name}=[] names no type. Leave it out, or type {name}={getattr(type(self)(), name)[0]}"
@@ -81,7 +91,15 @@ class ExportConfig:
             yield f"export.scheme={','.join(wrong)} is not allowed. Allowed: {', '.join(SCHEMES)}"
         if "hub" in self.to and not self.repo:
             yield "export.to=hub needs a repository. Type repo=OWNER/NAME"
-        if self.repo is not None and "hub" not in self.to:
-            yield f"export.repo={self.repo} is for to=hub. Leave it out, or add hub to export.to"
-        if not self.private and "hub" not in self.to:
-            yield "export.private=false is for to=hub. Leave it out, or add hub to export.to"
+        for name, users in USERS.items():
+            value = getattr(self, name)
+            own = set(self.to) <= set(EXPORTERS)  # one of a plugin may read any of them
+            if own and value != getattr(type(self)(), name) and not set(users) & set(self.to):
+                shown = ",".join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else value
+                yield f"export.{name}={shown} is for to={' or '.join(users)}. Leave it out, or add {users[0]} to export.to"
+
+    def without_unused(self, names: Collection[str]) -> "ExportConfig":
+        """The same with the defaults of those options among some that none of `to` reads."""
+        unused = [name for name, users in USERS.items() if name in names and not set(users) & set(self.to)]
+        fresh = type(self)()
+        return replace(self, **{name: getattr(fresh, name) for name in unused})

@@ -51,6 +51,7 @@ def test_a_right_loop_is_verified_and_nothing_is_trained_or_saved(hub, tmp_path,
     assert "<|im_end|>]]" in found["sample"]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one_and_of_each_other(tmp_path):
     command = [sys.executable, "-m", "hub", *RUN, "algo=sft", "launch.nproc_per_node=2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -86,10 +86,8 @@ def _as_typed(asked: Asked) -> Asked:
                 f"python={wanted.python} if you trust it"
             )
         wanted = replace(wanted, python=None)
-    if "hub" not in wanted.to and any(name.startswith("export.to") for name in of_run) is False:
-        fresh = type(wanted)()
-        left = {name: getattr(fresh, name) for name in ("repo", "private") if f"export.{name}" in of_run}
-        wanted = replace(wanted, **left)
+    if not any(name.startswith("export.to") for name in of_run):
+        wanted = wanted.without_unused({name.removeprefix("export.").partition("[")[0] for name in of_run})
     return replace(asked, cfg=replace(asked.cfg, export=wanted))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from hub.config.schema import RunConfig
-from hub.data.samples.sample import Sample
+from hub.data.prepare import prepare
+from hub.data.samples.sample import Sample, Unit
 from hub.models.finished import Asked
 from hub.tasks.evaluate.evaluate import held_out_config
 from hub.tasks.evaluate.sets import LEARNT, Encoding, make_set, retention_config
@@ -27,19 +28,22 @@ def rows_to_compare(asked: Asked, loaded: Loaded) -> tuple[list[Row], str]:
     wanted = cfg.export
     encoding = Encoding(loaded.tokenizer, loaded.max_positions, _folder(loaded), _quiet)
     held_out, what = held_out_config(asked), "held-out rows"
+    units: Sequence[Unit] | None = None
     if held_out is None and _names_data(cfg):
-        held_out, what = _whole(cfg), "rows of the training data"
+        held_out, units, what = cfg, _trained(cfg, encoding), "rows of the training data"
     if held_out is None:
         held_out, what = retention_config(cfg, "auto", loaded.max_positions), "rows of general text"
-    found = make_set("held-out", LEARNT, held_out, encoding, wanted.num_check_rows, False)
+    found = make_set("held-out", LEARNT, held_out, encoding, wanted.num_check_rows, False, units)
     return spread(found.samples, wanted.num_check_tokens), what
 
 
 def training_rows(asked: Asked, tokenizer: PreTrainedTokenizerBase, max_positions: int | None, count: int) -> list[list[int]]:
-    """Token ids of the first rows of the training data. Empty: it is not known."""
-    if not _names_data(asked.cfg):
+    """Token ids of the first rows that were trained on: none of the evaluation set. Empty: they are not known."""
+    cfg = asked.cfg
+    if not _names_data(cfg):
         return []
-    found = make_set("training", LEARNT, _whole(asked.cfg), Encoding(tokenizer, max_positions, None, _quiet), count, False)
+    encoding = Encoding(tokenizer, max_positions, None, _quiet)
+    found = make_set("training", LEARNT, cfg, encoding, count, False, _trained(cfg, encoding))
     return [sample.input_ids.tolist() for sample in found.samples]
 
 
@@ -61,9 +65,11 @@ def _quiet(line: str) -> None:
     """Nothing: training has said it."""
 
 
-def _whole(cfg: RunConfig) -> RunConfig:
-    data = replace(cfg.data, eval_path=None, eval_fraction=0.0, streaming=False)
-    return replace(cfg, data=data)
+def _trained(cfg: RunConfig, encoding: Encoding) -> Sequence[Unit]:
+    """The rows that a run trains on, of a stream the first ones."""
+    cfg = replace(cfg, data=replace(cfg.data, eval_path=None))
+    units: Sequence[Unit] = prepare(cfg, encoding.tokenizer, encoding.max_positions, encoding.base_path, encoding.say).train
+    return units
 
 
 def _names_data(cfg: RunConfig) -> bool:

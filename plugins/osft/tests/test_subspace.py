@@ -243,7 +243,9 @@ def test_a_bfloat16_weight_is_one_rounding_from_the_exact_one_after_any_number_o
     z = part.coordinates.detach().double()
     exact = first + (z - u @ (u.mT @ z)) @ part.free.double().mT
     assert (z.abs() > 50 * rate).any()
-    assert torch.equal(stored, exact.to(torch.bfloat16))
+    error = (stored.double() - exact) / (torch.finfo(torch.bfloat16).eps * exact.abs())
+    assert (error.abs() <= 1).all()
+    assert error.mean().abs() < 3 / error.numel() ** 0.5, "it is not rounded in one direction"
     assert (stored != first).any()
 
 

