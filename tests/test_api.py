@@ -164,6 +164,7 @@ def test_the_model_of_the_last_run_is_meant_where_latest_stands(tmp_path):
     assert Path("runs/latest").resolve() == second.run_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["process", "inline"])
 def test_ctrl_c_in_a_notebook_ends_the_run_and_gives_the_handler_back(mode):
     def interrupt():

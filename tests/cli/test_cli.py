@@ -250,6 +250,7 @@ def test_a_run_that_fails_in_a_sweep_is_told_and_does_not_stop_the_others(tmp_pa
     assert (tmp_path / "runs/latest").resolve() == tmp_path / "runs/try"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sigterm_ends_all_processes_saves_the_model_and_the_run_folder_says_so(tmp_path, processes):
     process = start(tmp_path, *LONG, f"launch.nproc_per_node={processes}")
@@ -267,6 +268,7 @@ def test_sigterm_ends_all_processes_saves_the_model_and_the_run_folder_says_so(t
     wait_for(lambda: not processes_of(folder), 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_right_after_the_start_is_not_lost(tmp_path, number):
     process = start(tmp_path, *LONG)

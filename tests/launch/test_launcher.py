@@ -58,6 +58,7 @@ def test_a_run_leaves_all_that_it_promises(one_process):
     assert one_process.metrics == lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [pytest.param("launch.nproc_per_node=2", marks=pytest.mark.slow), "torchrun"])
 def test_two_processes_walk_the_same_path_as_one(tmp_path, one_process, plugin_folder, how):
     site = plugin_folder()

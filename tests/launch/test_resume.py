@@ -74,6 +74,7 @@ def same(one: Result, other: Result) -> None:
         assert getattr(one, key) == getattr(other, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if torch.cuda.is_available() else ["float32"])
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path, warm_python, processes, dtype):

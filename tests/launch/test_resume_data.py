@@ -52,6 +52,7 @@ def lines(result: Result, *names: str) -> list[tuple]:
     return [tuple(value for name, value in line.items() if name.startswith(names)) for line in result.metrics]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["mix", pytest.param("stream", marks=pytest.mark.slow), "mix of streams"], indirect=True)
 def test_a_resumed_run_ends_bit_for_bit_as_the_one_that_was_not_stopped(tmp_path, monkeypatch, options):
     whole = run(tmp_path / "whole", "launch=inline", *options)
@@ -88,6 +89,7 @@ def test_a_changed_stream_is_refused(tmp_path, monkeypatch, options):
         run(tmp_path / "stopped", "launch=inline", "resume=latest", *options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["stream"], indirect=True)
 def test_a_bad_row_far_in_a_stream_ends_the_run_with_its_line_and_a_checkpoint(tmp_path, monkeypatch, options):
     monkeypatch.setattr("hub.launch.preflight.STREAM_LOOK", 256)  # of the rows that are checked before

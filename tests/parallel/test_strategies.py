@@ -74,6 +74,7 @@ def test_shares_train_like_the_whole_and_checkpoints_go_from_one_to_the_other(tm
 OTHERS = ["sft", "osft", "osft algo.subspace=activations algo.protect_data=tiny:chats"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["lora_sft", *(pytest.param(algo, marks=pytest.mark.slow) for algo in OTHERS)])
 def test_twenty_steps_of_four_processes_in_small_micro_batches_have_the_losses_of_one(tmp_path, algo):
     options = [
@@ -101,6 +102,7 @@ def test_from_one_process_to_shares(tmp_path):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_in_bfloat16_are_rounded_in_shares_as_in_the_whole(tmp_path):
     model = f"model.path={zoo_model('ernie4_5_moe')}"  # some of its weights are kept in float32
     options = ["algo=sft", "algo.master_weights=false", "model.dtype=bfloat16", "algo.max_steps=3", "algo.max_grad_norm=null"]
@@ -201,6 +203,7 @@ def build(setup):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", ["null", pytest.param("2", marks=pytest.mark.slow)])
 def test_where_ranks_wait_for_each_other_a_lack_of_memory_restarts_the_run_in_smaller_pieces(
     tmp_path, plugin_folder, monkeypatch, saves
@@ -216,6 +219,7 @@ def test_where_ranks_wait_for_each_other_a_lack_of_memory_restarts_the_run_in_sm
     assert ("from the beginning" if saves == "null" else "from the last checkpoint") in LAST_OUTPUT[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="the package bitsandbytes is not installed")
 def test_four_bit_weights_are_shared_out(tmp_path):
     options = ["algo=qlora_sft", "algo.max_steps=3"]

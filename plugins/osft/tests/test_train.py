@@ -173,6 +173,7 @@ def test_a_stopped_run_resumes_bit_for_bit_even_when_the_cache_is_gone(tmp_path,
     assert not (resumed.run_path / "directions").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_layout_changes_nothing(tmp_path, processes, command):
     assert command(tmp_path / "runs", "verify", f"launch.nproc_per_node={processes}").status == "verified"

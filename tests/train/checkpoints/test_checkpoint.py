@@ -132,6 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, name, 
     assert name == "manifest.json" or name in said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "beside", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["beside training", "while training waits"]
 )
