@@ -83,7 +83,7 @@ def test_an_author_who_follows_the_page_has_a_working_plugin(tmp_path):
             num_commands += 1
             for line in expected:
                 assert occurs(line, output), f"$ {command}\nthe page says: {line}\nbut it prints:\n{output}"
-    assert num_files == 17
+    assert num_files == 19
     assert num_commands == 13
 
 
