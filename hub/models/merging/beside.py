@@ -150,7 +150,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _contradicts(file: Path, tokenizer: Path) -> bool:
-    """Whether a file of special tokens says something else than the config of the run's tokenizer."""
+    """Whether a file of special tokens contradicts the config of the run's tokenizer."""
     ours, stored = read_json(tokenizer, str(tokenizer.parent)), read_json(file, str(file.parent))
     return any(_text(value) != _text(ours.get(key)) for key, value in stored.items() if not isinstance(value, list))
 

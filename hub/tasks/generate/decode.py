@@ -173,7 +173,7 @@ def first_pass(model: Any, prompts: Sequence[list[int]], pad: int, device: torch
         device: of the model.
 
     Returns:
-        The logits behind each prompt, (prompts, vocabulary), and what goes on with them.
+        The logits behind each prompt, (prompts, vocabulary), and the state for the next tokens.
     """
 
     def run(inner: Any, input_ids: torch.Tensor, **given: Any) -> tuple[torch.Tensor, Passes]:

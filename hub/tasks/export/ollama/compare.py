@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN, TOOLS, THINKING, EDGE = "plain", "tools", "thinking", "edge"
-"""What a sample is about. A prompt of `edge` that differs is told to the user, and refuses nothing: such texts are rare."""
+"""What a sample is about. A prompt of `edge` that differs is logged, and refuses nothing: such texts are rare."""
 
 _SHOWN = 40
 
