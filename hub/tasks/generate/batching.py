@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hub.models.structure import max_positions, text_config
-from hub.tasks.generate.decode import first_pass, padded, plain_config
+from hub.tasks.generate.passes import first_pass, padded, plain_config
 
 PADDED, EQUAL, SINGLE = "padded", "equal", "single"
 """Prompts of any lengths together; prompts of one length together; one prompt at a time."""
