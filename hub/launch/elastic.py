@@ -24,9 +24,11 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from hub.compose import runfile
 from hub.config.schema import LaunchConfig
 from hub.errors import HubError
+from hub.launch.ending import write_interrupted
 from hub.launch.rendezvous import Rendezvous, interruptible
 from hub.plugins.registry import warnings_shown
 from hub.run import Failure, Run
+from hub.system.processes import Process
 from hub.system.signals import STARTED_BY, STOP_SIGNALS, end_with_parent, signals_blocked
 
 
@@ -97,11 +99,14 @@ def main(run_path: Path) -> int:
             signal.signal(number, _stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         end_with_parent()
-        os.environ[STARTED_BY] = str(os.getpid())
+        os.environ[STARTED_BY] = str(Process.this())
         result = Agent(spec, cfg.grace_seconds).run()
         spec.rdzv_handler.shutdown()
     except SignalException as error:
         exit_code = 128 + int(error.sigval)
+        if cfg.node_rank == 0:  # the workers may not have begun, and the launcher may be gone
+            with suppress(HubError, OSError):
+                write_interrupted(run, f"stopped by {error.sigval.name}")
         if isinstance(spec.rdzv_handler, Rendezvous) and not spec.rdzv_handler.complete:
             message = f"stopped by {error.sigval.name} while waiting for {spec.rdzv_handler.waits_for}"
             run.write_failure(

@@ -24,6 +24,7 @@ from hub.launch.resume import config_to_run, open_run
 from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
 from hub.system.cores import usable_cores
+from hub.system.processes import Process
 from hub.system.signals import STARTED_BY, STOP_SIGNALS, signals_blocked, stop_request
 
 _OF_THE_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
@@ -130,7 +131,7 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
     if "PYTORCH_CUDA_ALLOC_CONF" not in env:
         env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation with micro-batches of many sizes
     env["PYTHONUNBUFFERED"] = "1"
-    env[STARTED_BY] = str(os.getpid())
+    env[STARTED_BY] = str(Process.this())
     env["PYTHONSAFEPATH"] = "1"  # else a file torch.py in the current folder would be imported
     if cfg.algo.deterministic:
         env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by torch's deterministic mode

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from signal import Signals
@@ -20,6 +21,7 @@ from typing import Any
 from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
+from hub.launch.ending import write_interrupted
 from hub.plugins.offers import Backend
 from hub.plugins.registry import ResolvedRun, registry, resolve
 from hub.run import Failure, Outcome, Result, Run
@@ -200,6 +202,7 @@ def main(run_path: Path) -> int:
     run = Run(run_path, is_main=rank == 0)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
+        stop_request.last_words = partial(_last_words, run)
         stop_request.install()
         end_with_parent()
         cfg, run_here = _joined(run)
@@ -213,22 +216,16 @@ def main(run_path: Path) -> int:
             run.write_failure(failure)
         except OSError:
             print(f"hub: {failure.message}", file=sys.stderr, flush=True)
-        if isinstance(error, Interrupted) and not run.result_file.is_file():
-            run.write_result(_not_begun(run, error))  # the launcher would do so too, if it has not been killed
+        if isinstance(error, Interrupted):
+            write_interrupted(run, str(error))
         return failure.exit_code
 
 
-def _not_begun(run: Run, error: Interrupted) -> Result:
-    """The result of a run that a signal stopped before it began."""
-    cfg = runfile.read(run.config_file)
-    return Result(
-        status="interrupted",
-        algo=registry().algorithm_of(cfg.algo).name,
-        backend=cfg.algo.backend,
-        model=cfg.model.path,
-        run_path=run.path,
-        error=str(error),
-    )
+def _last_words(run: Run, number: int) -> None:
+    """Write how this process ends, before a signal ends it from outside its main thread. Takes the number of the signal."""
+    error = Interrupted(f"stopped by {Signals(number).name}", number)
+    run.write_failure(failure_of(int(os.environ.get("RANK", "0")), error))
+    write_interrupted(run, str(error))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 
 def write_json(file: Path, value: object) -> None:
     """Write a JSON file so that a reader sees the old or the new one, never half of it."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_native_id()}")
     try:
         with aside.open("w", encoding="utf-8") as stream:
             json.dump(value, stream, indent=2, default=str)

@@ -7,18 +7,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
 from hub.errors import Interrupted
+from hub.system.processes import Process
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_SECONDS = 2.0
 """Before training, time from a signal until a process ends whose main thread can't handle it, as it waits in C++."""
 STARTED_BY = "HUB_STARTED_BY"
-"""Environment variable with the process id of the hub's process that started this one."""
+"""Environment variable with the hub's process that started this one, as a `Process` is written."""
 
 
 class StopRequest:
@@ -36,6 +37,8 @@ class StopRequest:
         """Whether a second signal ends the process."""
         self.in_loop = False
         """Whether training has begun. From then on a signal is only recorded."""
+        self.last_words: Callable[[int], None] = lambda number: None
+        """Called with the signal's number before a signal ends the process at once, in whatever thread. May raise."""
 
     def install(self) -> "StopRequest":
         """Handle signals from now on, including one that came since the process was started: see `signals_blocked`."""
@@ -55,7 +58,12 @@ class StopRequest:
                 continue
             time.sleep(PATIENCE_SECONDS)
             if self.signal_number is None and not self.in_loop:
-                os._exit(128 + received[0])
+                self._end(received[0])
+
+    def _end(self, number: int) -> NoReturn:
+        with suppress(Exception):
+            self.last_words(number)
+        os._exit(128 + number)
 
     @contextmanager
     def handled_here(self) -> Iterator[None]:
@@ -79,7 +87,7 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
             if self._ends_process:
-                os._exit(128 + number)
+                self._end(number)
             raise Interrupted(f"stopped by a second signal ({signal.Signals(number).name})", number)
         self.signal_number, self.time = number, time.time()
         if not self.in_loop:
@@ -134,25 +142,17 @@ def end_with_parent(poll_seconds: float = 1.0) -> None:
 
     A parent that was killed before this call, while this process imported, is known by `STARTED_BY`.
     """
-    parent, starter = os.getppid(), int(os.environ.get(STARTED_BY, "0"))
+    parent, starter = os.getppid(), os.environ.get(STARTED_BY)
+
+    def is_alone() -> bool:
+        return os.getppid() != parent or (starter is not None and not Process.parse(starter).is_alive)
 
     def watch() -> None:
-        while os.getppid() == parent and _is_alive(starter):
+        while not is_alone():
             time.sleep(poll_seconds)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
-
-
-def _is_alive(process: int) -> bool:
-    """Whether a process exists. 0, which is none: True."""
-    try:
-        os.kill(process, 0) if process else None
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def end_process(exit_code: int) -> NoReturn:

@@ -281,10 +281,33 @@ def test_a_signal_right_after_the_start_is_not_lost(tmp_path, number):
     wait_for(lambda: not processes_of(folder), 20)
 
 
-def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
+SLOW_RANK_1 = """
+import os, sys, time
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "hub.parallel.session" and os.environ.get("RANK") == "1":
+            open(os.environ["HUB_TEST_FILE"], "w").close()
+            time.sleep(100)
+
+sys.meta_path.insert(0, Finder)
+"""
+"""Rank 1 does not get to the process group, for which rank 0 waits in C++."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["workers not started", "workers start", "rank 0 waits in C++"])
+def test_a_killed_launcher_leaves_no_worker_behind_and_a_result(tmp_path, monkeypatch, moment):
+    if moment == "rank 0 waits in C++":
+        (tmp_path / "sitecustomize.py").write_text(SLOW_RANK_1)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        monkeypatch.setenv("HUB_TEST_FILE", str(tmp_path / "rank 1 waits"))
     process = start(tmp_path, *LONG, "launch.nproc_per_node=2")
     folder = wait_for(lambda: run_folder(tmp_path))
-    wait_for(lambda: len(processes_of(folder)) == 3)  # the agent and two workers
+    wait_for(lambda: len(processes_of(folder)) >= (1 if moment == "workers not started" else 3))  # the agent, two workers
+    if moment == "rank 0 waits in C++":
+        wait_for((tmp_path / "rank 1 waits").exists)
+        time.sleep(2)  # rank 0 is as far as rank 1 when it does not wait yet
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     wait_for(lambda: not processes_of(folder), 40)

@@ -8,12 +8,14 @@ import sys
 import pytest
 
 from hub.errors import Interrupted
+from hub.system.processes import Process
 from hub.system.signals import STARTED_BY, StopRequest
 
 WAITS_IN_C = """
 import ctypes, sys
 from hub.errors import Interrupted
 from hub.system.signals import stop_request
+stop_request.last_words = lambda number: print("ended by", number, flush=True)
 stop_request.install()
 mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
 lock(mutex)
@@ -44,18 +46,25 @@ def test_a_second_signal_ends_a_run_in_this_process_and_not_the_process():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_process_that_waits_in_c_before_training_ends_all_the_same():
+def test_a_process_that_waits_in_c_before_training_ends_all_the_same_and_writes_why():
     with subprocess.Popen([sys.executable, "-c", WAITS_IN_C], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"waits\n"
         process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == b"ended by 2\n"
         assert process.wait(timeout=30) == 128 + signal.SIGINT
 
 
-def test_a_process_whose_parent_was_killed_while_it_imported_ends():
-    with subprocess.Popen(["true"]) as parent:
-        parent.wait()
-    env = os.environ | {STARTED_BY: str(parent.pid)}
-    assert subprocess.run([sys.executable, "-c", OUTLIVES_ITS_PARENT], env=env, timeout=30).returncode == -signal.SIGTERM
+@pytest.mark.parametrize("is_reaped", [True, False])
+def test_a_process_whose_parent_was_killed_while_it_imported_ends(is_reaped):
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as parent:
+        parent.kill()
+        os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
+        starter = Process(parent.pid, "")
+        if is_reaped:  # and its id is that of another process by now
+            parent.wait()
+            starter = Process(os.getpid(), "before")
+        env = os.environ | {STARTED_BY: str(starter)}
+        assert subprocess.run([sys.executable, "-c", OUTLIVES_ITS_PARENT], env=env, timeout=30).returncode == -signal.SIGTERM
 
 
 def test_a_second_interrupt_ends_a_stopped_command_without_a_traceback():
