@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 from uuid import uuid4
 
 from hub.errors import ConfigError, LaunchError, can_not_write, printable
-from hub.system.files import write_json
+from hub.system.files import make_folder, sync_folder, write_json
 from hub.tables import as_html, as_text
 
+METRICS = "metrics.jsonl"
 ASKED_FOR = "asked for"
 """The reason in plan.json for a decision that an option made."""
 
@@ -86,7 +88,7 @@ class Result:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: one for each logged step. The first also has `eval_loss_before`."""
-        return read_metrics(self.run_path / "metrics.jsonl")
+        return read_metrics(self.run_path / METRICS)
 
     def __repr__(self) -> str:
         return as_text(self._rows())
@@ -212,11 +214,16 @@ class Failure:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics.jsonl. A last line that is incomplete, after a kill, is skipped."""
+    """Read the lines of a metrics.jsonl. What a kill or a power loss left incomplete is skipped."""
     if not file.is_file():
         return []
-    text = file.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    text = file.read_text(encoding="utf-8", errors="replace")
+    lines = []
+    for line in text[: text.rfind("\n") + 1].split("\n"):
+        with suppress(ValueError):  # zeros, where the disk had the length of the file and not yet its content
+            if isinstance(values := json.loads(line), dict) and "step" in values:
+                lines.append(values)
+    return lines
 
 
 class Run:
@@ -236,7 +243,7 @@ class Run:
         """
         parent = Path(os.path.expanduser(output_dir)).absolute()
         try:
-            parent.mkdir(parents=True, exist_ok=True)
+            make_folder(parent)
             while True:
                 path = parent / (name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
                 try:
@@ -249,6 +256,7 @@ class Run:
             latest = parent / "latest"
             run._latest_before = os.readlink(latest) if latest.is_symlink() else None
             run._point_latest_to(path.name)
+            sync_folder(parent)
         except OSError as error:
             raise can_not_write(output_dir, error) from None
         return run
@@ -280,7 +288,7 @@ class Run:
 
     @property
     def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def result_file(self) -> Path:

@@ -13,8 +13,10 @@ from hub.config.option import AUTO, leaves
 from hub.config.schedule import ADAPTIVE
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError
+from hub.models.finished import run_of_checkpoint
 from hub.plugins.registry import ResolvedRun
 from hub.run import ASKED_FOR, Run
+from hub.system.files import write_text
 
 MAY_CHANGE = {
     "algo.log_every_steps",
@@ -104,7 +106,7 @@ def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
         run.forget_end()
     else:
         run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
-    run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
+    write_text(run.config_file, runfile.to_text(cfg))
     # The run.yaml of a run to resume always names the backend: plan.json knows why it was chosen.
     if not (cfg.resume and because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
         run.write_plan(backend_because=because)
@@ -115,7 +117,7 @@ def _folders(cfg: RunConfig) -> tuple[Path, Path]:
     """The run folder, and the path that `resume` names: that folder or one of its checkpoints."""
     path = f"{cfg.output_dir}/latest" if cfg.resume == "latest" else str(cfg.resume)
     place = Path(os.path.realpath(os.path.expanduser(path)))
-    folder = place.parents[1] if os.path.isfile(place / "state.json") else place
+    folder = (run_of_checkpoint(place) or place) if os.path.isfile(place / "state.json") else place
     if not os.path.isfile(folder / "run.yaml"):
         if cfg.resume == "latest":
             hint = f"there is no run in {cfg.output_dir} yet. Type output_dir=FOLDER with runs, or resume=RUN_FOLDER"

@@ -232,8 +232,8 @@ def _place(run: str, output_dir: str, needs_model: bool = True) -> tuple[Path, P
     place = Path(os.path.realpath(os.path.expanduser(named)))
     if not place.exists() and not os.path.isabs(named):
         place = Path(os.path.realpath(os.path.join(os.path.expanduser(output_dir), run)))
-    if (place / "state.json").is_file():
-        return place.parents[1], place
+    if (place / "state.json").is_file() and (folder := run_of_checkpoint(place)) is not None:
+        return folder, place
     if (place / "run.yaml").is_file():
         return place, place
     if place.name == "model" and (place.parent / "run.yaml").is_file():
@@ -246,6 +246,11 @@ def _place(run: str, output_dir: str, needs_model: bool = True) -> tuple[Path, P
         instead = f"a folder in {output_dir}, or model.path=FOLDER for a model without a run"
         hint = f"{place} {what}. Type run=latest, {instead if needs_model else f'or a run folder in {output_dir}'}"
     raise ConfigError(f"run={run}: {hint}")
+
+
+def run_of_checkpoint(place: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, also one that was set aside. None: it lies in none."""
+    return next((folder for folder in place.parents[1:3] if os.path.isfile(folder / "run.yaml")), None)
 
 
 def _instead(folder: Path) -> str:

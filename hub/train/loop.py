@@ -82,6 +82,8 @@ class _Fit:
         self.optimizer = make_optimizer(self.algo, groups, self.session.device)
         self.scheduler = make_scheduler(self.algo, self.optimizer, self.total)
         self.done = 0
+        self._resumed_from: Path | None = None
+        """The checkpoint that a resumed run goes on from."""
         self.meter = Meter()
         self.tracking = Tracking(self.cfg, self.run, self.session.accelerator, setup.algorithm)
         self.log = StepLog(self.run, self.tracking, self._observe, self.total)
@@ -332,6 +334,8 @@ class _Fit:
             Its folder, if `wait` is set and it could be written.
         """
         self._report(self.writer.wait())
+        if self._resumed_from is not None and self._resumed_from.name == checkpoint_name(self.done):
+            return self._resumed_from  # it is this state
         state = {
             "num_steps": self.total,
             "effective_batch_size": self.batch_size,
@@ -361,7 +365,7 @@ class _Fit:
 
     def _resume(self) -> None:
         """Continue from the newest whole checkpoint."""
-        state = resume(self.setup, self.model, self.optimizer, self.source.fingerprint, self.total)
+        self._resumed_from, state = resume(self.setup, self.model, self.optimizer, self.source.fingerprint, self.total)
         self.reparametrization.loaded()
         self.source.restore(state["supply"])
         restore_schedule(self.scheduler, state["scheduler"])

@@ -135,6 +135,46 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_at_which_it_stopped(stopped):
     assert f"python -m hub 'resume={stopped.resolve()}'" in result.error
 
 
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_both_histories(tmp_path, stopped, monkeypatch, capsys):
+    from hub.train import loop
+
+    folder = stopped.resolve() / "checkpoints"
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000006", "step-00000007"]
+    before = read_metrics(stopped / "metrics.jsonl")
+    changed = ["algo.learning_rate=1e-4", "algo.keep_checkpoints=1", "resume_with_changes=true"]
+
+    def go_on(place, num_steps: int) -> Result:
+        """Go on for some steps, until a signal comes."""
+        seen = iter(range(1, 100))
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == num_steps else None)
+            with pytest.raises(Interrupted):
+                inline(tmp_path, f"resume={place}", *changed)
+        return Result.read(stopped / "result.json")
+
+    other = go_on(folder / "step-00000006", 1)
+    aside = folder / "set-aside-1/step-00000007"
+    line = f"set aside in {aside.parent}: step-00000007. To go on from there instead type resume={aside}"
+    assert line in capsys.readouterr().out
+    assert other.model_path == folder / "step-00000007/model"
+    lines = read_metrics(stopped / "metrics.jsonl")
+    assert lines[:6] == before[:6]
+    assert (lines[6]["learning_rate"] < 1e-4, len(lines)) == (True, 7)
+    # The other history again, beside one that has a checkpoint of the same step.
+    assert go_on(aside, 2).num_steps == 9
+    assert read_metrics(stopped / "metrics.jsonl")[:7] == before
+    kept = sorted(path.relative_to(folder).as_posix() for path in folder.glob("**/step-*"))
+    assert kept == ["set-aside-2/step-00000007", "step-00000009"]
+    # At the checkpoint itself, where nothing is trained since: it stays, and is not written again.
+    seconds = (folder / "step-00000009/manifest.json").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Fit, "_step", lambda self, step, units: signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            inline(tmp_path, "resume=latest", *changed)
+    assert Result.read(stopped / "result.json").model_path == folder / "step-00000009/model"
+    assert (folder / "step-00000009/manifest.json").stat().st_mtime_ns == seconds
+
+
 def test_changed_options_are_refused_with_what_differs_unless_told_otherwise(tmp_path, stopped):
     with pytest.raises(ConfigError) as caught:
         inline(tmp_path, "resume=latest", "algo.lora_alpha=8", "algo.seed=7", "algo.keep_checkpoints=5")

@@ -6,7 +6,7 @@ import shutil
 
 from hub.parallel.group import barrier, broadcast_text
 from hub.run import Run
-from hub.train.checkpoints.checkpoint import checkpoint_name, checkpoints, read_state
+from hub.train.checkpoints.checkpoint import checkpoint_name, checkpoints, damage, read_state
 
 
 def take_model_of(step: int, run: Run) -> bool:
@@ -19,10 +19,11 @@ def take_model_of(step: int, run: Run) -> bool:
         run: the run folder.
 
     Returns:
-        False: there is no such checkpoint any more.
+        False: there is no such checkpoint any more, or it is damaged.
     """
-    stored = run.checkpoints_path / checkpoint_name(step) / "model"
-    is_there = broadcast_text(str(stored.is_dir()) if run.is_main else "") == str(True)
+    checkpoint = run.checkpoints_path / checkpoint_name(step)
+    stored = checkpoint / "model"
+    is_there = broadcast_text(str(stored.is_dir() and damage(checkpoint) is None) if run.is_main else "") == str(True)
     if is_there and run.is_main:
         aside = run.model_path.with_name(".model.partial")
         shutil.rmtree(aside, ignore_errors=True)
@@ -47,9 +48,14 @@ def best_stored(run: Run, below: float) -> tuple[int, float] | None:
     """
     found: list[tuple[float, int]] = []
     for folder in checkpoints(run.checkpoints_path) if run.is_main else ():
-        state = read_state(folder)
+        try:
+            state = read_state(folder)
+        except (OSError, ValueError):  # damaged
+            continue
         score = state.get("score")
-        if score is not None and math.isfinite(score) and score < below and (folder / "model").is_dir():
+        if score is None or not math.isfinite(score) or score >= below:
+            continue
+        if (folder / "model").is_dir() and damage(folder) is None:
             found.append((score, state["step"]))
     best: tuple[float, int] | None = json.loads(broadcast_text(json.dumps(min(found, default=None)))) or None
     return None if best is None else (best[1], best[0])

@@ -15,9 +15,9 @@ number of processes can load a checkpoint of any other number, sharded or not.
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -28,6 +28,7 @@ from hub.models.loading_report import difference
 from hub.parallel.optimizer_state import group_numbers
 from hub.parallel.session import Session
 from hub.parallel.sharded_tensors import StoredTensors
+from hub.system.files import sync_file
 from hub.train.checkpoints.rng import restore_random_state
 
 MANIFEST = "manifest.json"
@@ -133,30 +134,37 @@ def load_checkpoint(
 def remove_old(folder: Path, keep: int) -> None:
     """Remove all checkpoints but the newest `keep` and the one with the lowest `score`. NaN is never the lowest."""
     stored = checkpoints(folder)
-    measured = [(read_state(path).get("score"), path) for path in stored]
+    measured = [(_score(path), path) for path in stored]
     best = min(((loss, path) for loss, path in measured if loss is not None and math.isfinite(loss)), default=(None, None))[1]
     for old in stored[:-keep]:
         if old != best:
-            shutil.rmtree(old)
+            remove(old)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, at once for every reader: it loses its name first. What can't be removed is left under another."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with suppress(OSError):
+        checkpoint.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _score(checkpoint: Path) -> float | None:
+    try:
+        score: float | None = read_state(checkpoint).get("score")
+    except (OSError, ValueError):  # damaged
+        return None
+    return score
 
 
 def seal(folder: Path, files: Iterable[Path]) -> Files:
-    """Flush files to disk. Returns their entries for the folder's manifest."""
+    """Bring files to disk. Returns their entries for the folder's manifest."""
     entries: Files = {}
     for file in files:
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync_file(file)
         entries[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
     return entries
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's directory entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(file: Path) -> str:

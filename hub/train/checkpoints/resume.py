@@ -1,7 +1,6 @@
 """Resume a stopped run, and check in advance that the disk has room for its checkpoints."""
 
 import errno
-import json
 import os
 import shlex
 import shutil
@@ -13,19 +12,23 @@ import torch
 from hub.config.option import leaves
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError, DataError, HubError, LaunchError
-from hub.parallel.group import broadcast_text
+from hub.parallel.group import barrier, broadcast_text
 from hub.parallel.optimizer_state import group_numbers, restore_groups
 from hub.parallel.sharded_tensors import local_tensor
-from hub.run import Run, read_metrics
+from hub.run import Run
 from hub.system.memory import three_of_each
 from hub.train.checkpoints.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
+from hub.train.checkpoints.set_aside import go_on_from
 from hub.train.setup.setup import Setup
 
 
-def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: str, num_steps: int) -> dict[str, Any]:
+def resume(
+    setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: str, num_steps: int
+) -> tuple[Path, dict[str, Any]]:
     """Load the checkpoint that `resume` names: a checkpoint folder, or the newest valid one of a run folder.
 
     The hyperparameters of the optimizer stay those of this run's options. An optimizer of another kind begins without state.
+    Later checkpoints of the run are set aside.
 
     Args:
         setup: config, run folder, processes.
@@ -35,7 +38,7 @@ def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimize
         num_steps: number of steps as the run is configured now.
 
     Returns:
-        The checkpoint's state.
+        The checkpoint, and its state.
 
     Raises:
         ConfigError: there is no valid checkpoint, or something changed that may not.
@@ -67,15 +70,17 @@ def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimize
     asked = group_numbers(optimizer)
     load_checkpoint(checkpoint, setup.session, model, optimizer, with_optimizer="algo.optimizer" not in changes)
     restore_groups(optimizer, asked)
-    if run.is_main:
-        _cut_metrics(run, state["step"])
     run.say(f"resuming after step {state['step']} from {checkpoint}")
+    barrier()  # all ranks have read it
+    if run.is_main:
+        checkpoint = go_on_from(checkpoint, state["step"], run)
+    checkpoint = Path(broadcast_text(str(checkpoint)))
     if changes:
         words = "; ".join(_words(name, change) for name, change in changes.items())
         run.say(f"options changed since step {state['step']}: {words}")
     if "algo.optimizer" in changes:
         run.say("the new optimizer begins without moments; weights and schedule continue")
-    return state
+    return checkpoint, state
 
 
 def options_of(cfg: RunConfig) -> dict[str, str]:
@@ -140,17 +145,9 @@ def ended_by_disk(error: BaseException, step: int, run: Run) -> LaunchError | No
 def _find(place: Path, run: Run) -> Path | str:
     if (place / "state.json").is_file():
         if problem := damage(place):
-            raise ConfigError(f"resume={place}: this checkpoint is damaged: {problem}. Type resume={place.parents[1]}")
+            raise ConfigError(f"resume={place}: this checkpoint is damaged: {problem}. Type resume={run.path}")
         return place
     return newest_valid(place / "checkpoints", run.say) or ""
-
-
-def _cut_metrics(run: Run, step: int) -> None:
-    """Remove metrics logged after the checkpoint: those steps are repeated."""
-    lines = [line for line in read_metrics(run.metrics_file) if line["step"] <= step]
-    aside = run.path / ".metrics.jsonl"
-    aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    aside.replace(run.metrics_file)
 
 
 def saves_while_training(algo: AlgoConfig) -> bool:

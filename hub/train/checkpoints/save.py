@@ -2,7 +2,8 @@
 
 It is written to `.step-00000010.partial/`. Each process writes, flushes and hashes its own parts. Once all parts exist, rank 0
 writes `model/` and last the manifest with size and sha256 of each file. Then the folder is renamed, and checkpoints older than
-the newest `keep` are removed, except the best.
+the newest `keep` are removed, except the best. All is brought to disk in that order (fsync), so that a power loss at any moment
+leaves the checkpoint before or the new one, whole, and keeps the new one once it was reported.
 """
 
 import json
@@ -18,8 +19,9 @@ from safetensors.torch import save_file
 
 from hub.parallel.group import Group
 from hub.parallel.sharded_tensors import StoredTensors, write_shards
-from hub.system.files import write_json
-from hub.train.checkpoints.checkpoint import MANIFEST, Files, checkpoint_name, remove_old, seal, sync_folder
+from hub.run import METRICS
+from hub.system.files import sync_file, sync_folder, write_json
+from hub.train.checkpoints.checkpoint import MANIFEST, Files, checkpoint_name, remove, remove_old, seal
 from hub.train.checkpoints.cpu_copies import Key
 from hub.train.checkpoints.snapshot import Snapshot
 
@@ -51,6 +53,7 @@ class Save:
         self.snapshot, self.folder, self.group = snapshot, folder, group
         self.aside, self.target = folder / f".{name}.partial", folder / name
         self._save_model, self._keep = save_model, keep
+        self._metrics = folder.parent / METRICS
         self.failure = ""
         self.finishing = group.world == 1
         """Whether the second half of the save has begun. A single process does both halves at once."""
@@ -119,7 +122,8 @@ class Save:
             self.failure = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
     def _make_folder(self) -> None:
-        shutil.rmtree(self.aside, ignore_errors=True)
+        for left in self.folder.glob(".step-*"):  # of a save, or a removal, that was interrupted
+            shutil.rmtree(left, ignore_errors=True)
         self.aside.mkdir(parents=True)
 
     def _write_parts(self) -> None:
@@ -154,9 +158,12 @@ class Save:
             sync_folder(inner)
         write_json(self.aside / MANIFEST, {"files": dict(sorted(files.items()))})
         sync_folder(self.aside)
-        shutil.rmtree(self.target, ignore_errors=True)
+        if self._metrics.is_file():
+            sync_file(self._metrics)
+        remove(self.target)
         self.aside.rename(self.target)
         sync_folder(self.folder)
+        sync_folder(self.folder.parent)  # of the first one, and for plan.json
         remove_old(self.folder, self._keep)
 
     def _weights(self) -> dict[str, torch.Tensor]:
