@@ -55,7 +55,11 @@ def tests_of(file: str) -> list[str]:
     named = next((tests.split() for pattern, tests in TESTS.items() if fnmatch(file, pattern)), [])
     own = f"tests/{Path(file).relative_to('hub').parent}/test_{Path(file).stem}.py" if file.startswith("hub/") else ""
     found = dict.fromkeys([*([own] if own else []), *named])
-    return [test for test in found if (ROOT / test).exists() and not any(other != test and test.startswith(f"{other}/") for other in found)]
+    return [
+        test
+        for test in found
+        if (ROOT / test).exists() and not any(other != test and test.startswith(f"{other}/") for other in found)
+    ]
 
 
 def all_files() -> list[str]:

@@ -79,7 +79,7 @@ class Session:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
         for item in session.items:
-            with _traced(self.module.name) as lines:
+            with _traced(self.module.name) as lines, _starting_processes() as started_processes:
                 started = time.monotonic()
                 reports = runtestprotocol(item, nextitem=None, log=False)
             self.baseline.seconds[item.nodeid] = time.monotonic() - started
@@ -87,7 +87,7 @@ class Session:
                 self.baseline.failed.append(item.nodeid)
                 continue
             self.baseline.lines[item.nodeid] = lines
-            if {"warm_python", "warm_python_here"} & set(getattr(item, "fixturenames", ())):
+            if started_processes:
                 self.baseline.start_processes.append(item.nodeid)
         swap = Swap(self.module)
         caches = [made for made in gc.get_objects() if isinstance(made, functools._lru_cache_wrapper) and _is_ours(made)]
@@ -188,7 +188,9 @@ def _file_process(
         before = session.baseline
         passing = [name for name in before.seconds if name not in before.failed]
         seconds = sum(before.seconds.values())
-        tell({"failed": before.failed, "tests": passing, "seconds": seconds, "at_import": [m.number for m in session.at_import]})
+        tell(
+            {"failed": before.failed, "tests": passing, "seconds": seconds, "at_import": [m.number for m in session.at_import]}
+        )
     finally:
         os._exit(0)
 
@@ -326,6 +328,22 @@ def _traced(name: str) -> Iterator[set[int]]:
     finally:
         sys.settrace(None)
         threading.settrace(None)  # type: ignore[arg-type]
+
+
+_STARTED: list[str] = []
+"""Programs that this process starts."""
+
+
+@contextmanager
+def _starting_processes() -> Iterator[list[str]]:
+    """The processes that are started as `sys.executable` in this context."""
+    if not _STARTED:
+        _STARTED.append("")
+        sys.addaudithook(lambda event, given: _STARTED.append(str(given[0])) if event == "subprocess.Popen" else None)
+    found: list[str] = []
+    num_before = len(_STARTED)
+    yield found
+    found += [name for name in _STARTED[num_before:] if "python" in name]
 
 
 def _is_ours(cached: Any) -> bool:
