@@ -1,13 +1,20 @@
 """Proportions of a mix are exact: fractions are compared, never floating point."""
 
 import random
+from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from hub.config.data import DataConfig, DataSource
-from hub.data.samples.mix import make_mix, single, source_names
+from hub.config.schema import RunConfig
+from hub.data.samples.mix import make_mix, num_held_out, single, source_names
+from hub.data.samples.sample import Group, Sample, fingerprint
+from hub.parallel.group import Group as Ranks
 from hub.train.batch.split import num_steps, step_sizes, steps
+from hub.train.setup.samples import StreamedSource
 
 
 def sources(*options: dict) -> list[DataSource]:
@@ -78,6 +85,59 @@ def test_steps_after_a_given_one_are_those_of_the_whole_run():
     assert list(steps(mix, 5, 40, seed=7, after=17)) == whole[17:]
 
 
+def sample(*ids: int, loss: int = 1) -> Sample:
+    return Sample(np.array(ids, np.int32), np.arange(len(ids)) >= loss, "it.jsonl:1")
+
+
+def test_the_fingerprint_of_data_sees_tokens_masks_order_and_edges():
+    pair = Group((replace(sample(1, 2), role="chosen"), replace(sample(3, 4), role="rejected")), "it.jsonl:1")
+    data = [
+        [sample(1, 2, 3, 4), sample(5, 6)],
+        [sample(1, 2, 3, 4), sample(5, 7)],
+        [sample(1, 2, 3, 4, loss=2), sample(5, 6)],
+        [sample(1, 2, 3, 4), sample(5, 6, loss=0)],
+        [sample(5, 6), sample(1, 2, 3, 4)],
+        [sample(1, 2, 3), sample(4, 5, 6)],
+        [sample(1, 2, 3, 4)],
+        [sample(1, 2), sample(3, 4)],
+        [pair],
+        [Group(tuple(replace(one, role=role) for one, role in zip(pair.samples, ("rejected", "chosen"), strict=True)), "")],
+    ]
+    assert len({fingerprint(units) for units in data}) == len(data)
+    assert fingerprint(data[0]) == fingerprint([replace(one, where="other.jsonl:9") for one in data[0]])
+
+
+def test_the_fingerprint_of_streams_sees_every_source_and_the_longest_length(tmp_path):
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    cfg = RunConfig(data=DataConfig(mix=[DataSource(path=str(file)) for file in files], streaming=True))
+    cfg.algo.effective_batch_size, cfg.algo.max_steps = 4, 5
+    mix = mix_of([10, 10], {"weight": 1}, {"weight": 1})
+
+    def found(first: str, second: str, limit: int, *units: Sample) -> str:
+        for file, text in zip(files, (first, second), strict=True):
+            file.write_text(text)
+        data = SimpleNamespace(mix=mix, train=list(units), limit=limit)
+        return StreamedSource(cfg, data, Ranks(1, 2, 1, None), tmp_path).fingerprint
+
+    several = [
+        found("a", "b", 100, sample(1, 2)),
+        found("A", "b", 100, sample(1, 2)),
+        found("a", "B", 100, sample(1, 2)),
+        found("a", "b", 101, sample(1, 2)),
+        found("a", "b", 100, sample(1, 3)),
+    ]
+    assert len(set(several)) == len(several)
+    assert found("a", "b", 100, sample(1, 2)) == several[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fraction", "number"),
+    [(10, 0.0, 0), (10, 0.1, 1), (10, 0.26, 3), (10, 0.01, 1), (10, 0.99, 9), (2, 0.9, 1), (2, 0.1, 1), (1000, 0.005, 5)],
+)
+def test_the_evaluation_set_has_its_fraction_of_the_rows_at_least_one_and_never_all(rows, fraction, number):
+    assert num_held_out(rows, fraction) == number
+
+
 def test_one_source_is_a_mix_of_one():
     assert list(step_sizes(10, 4, 6)) == [4, 4, 2, 4, 4, 2]
     assert [step.counts for step in steps(single(10), 4, 3, 1)] == [(4,), (4,), (2,)]
@@ -106,8 +166,6 @@ def test_names_are_those_of_the_files_and_no_two_are_alike():
     ],
 )
 def test_a_mix_that_makes_no_sense_is_one_line(mix, line):
-    from hub.config.schema import RunConfig
-
     data = DataConfig(mix=[DataSource(**{"path": "a.jsonl"} | values) for values in mix])
     problems = list(RunConfig(data=data).data_problems())
     assert len(problems) == 1

@@ -220,9 +220,16 @@ def test_the_fingerprint_of_a_stream_sees_its_ends_and_its_size_but_no_times(tmp
         assert content_hash(str(chats), ()) != before
 
 
-def test_first_window_of_the_second_source_is_not_shuffled_as_that_of_the_first(chats):
-    first, second = (next(windows(source(chats), 1, number, 25))[1] for number in (0, 1))
-    assert [row.line for row in first] != [row.line for row in second]
+def test_each_window_of_each_source_pass_and_seed_has_an_order_of_its_own(tmp_path):
+    file = write_chats(tmp_path / "chats.jsonl", num_rows=2 * WINDOW)
+    orders = {}
+    for seed, number in ((1, 0), (1, 1), (2, 0)):
+        for window, rows in islice(windows(source(file), seed, number, WINDOW), 4):
+            places = [row.line for row in rows]
+            assert sorted(places) == list(range(min(places), min(places) + WINDOW))
+            orders[seed, number, window.turn, window.number] = tuple(place - min(places) for place in places)
+    assert len(orders) == len(set(orders.values())) == 12
+    assert {key[2:] for key in orders} == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 @pytest.mark.parametrize(

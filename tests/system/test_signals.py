@@ -46,6 +46,18 @@ def test_a_second_signal_ends_a_run_in_this_process_and_not_the_process():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_second_signal_ends_a_worker_at_once(monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), pytest.fail("went on") if len(codes) > 1 else 1 / 0))
+    request = StopRequest()
+    request.in_loop = True
+    request._receive(signal.SIGINT, None)
+    assert (codes, request.signal_number) == ([], signal.SIGINT)
+    with pytest.raises(ZeroDivisionError):
+        request._receive(signal.SIGTERM, None)
+    assert codes == [128 + signal.SIGTERM]
+
+
 def test_a_process_that_waits_in_c_before_training_ends_all_the_same_and_writes_why():
     with subprocess.Popen([sys.executable, "-c", WAITS_IN_C], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"waits\n"

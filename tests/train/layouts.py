@@ -3,6 +3,7 @@
 python -m torch.distributed.run --nproc-per-node=2 layouts.py MODEL OUT [MUTANT]
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from hub.data.samples.sample import Group, Sample, Unit, samples_of
-from hub.parallel.group import barrier, start_group, sum_gradients
+from hub.parallel.group import Group as Ranks
+from hub.parallel.group import barrier, start_group, stop_requested, sum_gradients
 from hub.parallel.session import Session
-from hub.system.signals import end_process
+from hub.parallel.strategy import Replicated
+from hub.system.signals import end_process, stop_request
 from hub.train import step
 from hub.train.batch import collate
 from hub.train.batch.split import split
@@ -178,8 +181,33 @@ def mean_of_each_rank(run: Run, model, group, samples: list[Sample], layout: Lay
     return float(local)
 
 
+def agree(group: Ranks) -> None:
+    """What all ranks must have alike: the first weights, a signal that one of them got, a gradient that one of them lacks."""
+    layer = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(group.rank + 1.0)
+    layer.bias.requires_grad_(False)  # a frozen weight is that of the file, and is not sent
+    Replicated().place(layer)
+    assert layer.weight.eq(1).all()
+    assert layer.bias.eq(group.rank + 1).all()
+    assert stop_requested() is None
+    stop_request.signal_number = signal.SIGTERM if group.rank == group.world - 1 else None
+    assert stop_requested() == signal.SIGTERM
+    stop_request.signal_number = None
+    layer.requires_grad_(True)
+    layer.weight.grad = None if group.rank == 1 else torch.full((2, 2), 0.5)
+    layer.bias.grad = torch.ones(2)
+    for bucket_bytes in (1, 2**20):
+        sum_gradients(layer.parameters(), bucket_bytes)
+    assert layer.weight.grad.eq(0.5 * (group.world - 1) * group.world).all()
+    assert layer.bias.grad.eq(group.world**2).all()
+
+
 def main(model_path: str, out: Path, mutant: str = "") -> None:
     group = start_group()
+    if group.world > 1:
+        agree(group)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     model.train()
     run = mistaken(Run(Session(group, Accelerator(cpu=True), torch.float32)), model, mutant)

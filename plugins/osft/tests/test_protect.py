@@ -9,17 +9,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hub_osft import protect
 from hub_osft.config import OsftConfig
 from hub_osft.directions import Directions
 from hub_osft.recipe import penalties_of
+from hub_osft.sensitivity import measure_sensitivity
+from hub_osft.targets import find_targets
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hub import DataError, HubError, Result, RunConfig
 from hub.config.schema import ModelConfig
-from hub.data.samples.sample import Group, Sample
+from hub.data.samples.sample import Group as Pair
+from hub.data.samples.sample import Sample
+from hub.parallel.group import Group
+from hub.parallel.session import Session
 from hub.testing import tiny_data_path, tiny_model_path
 
 pytestmark = pytest.mark.usefixtures("warm_python", "cache")
@@ -153,6 +159,19 @@ def test_what_a_weight_matters_is_asked_where_tokens_count(tmp_path, monkeypatch
         run(tmp_path, *options)
 
 
+def test_what_a_weight_matters_is_scaled_from_the_tokens_measured_to_all(monkeypatch, cache):
+    model = AutoModelForCausalLM.from_pretrained(cache["llama"])
+    targets = find_targets(model, OsftConfig())
+    session = Session(Group(0, 1, 0, torch.device("cpu")), Accelerator(cpu=True), torch.float32)
+    setup = SimpleNamespace(session=session, cfg=SimpleNamespace(algo=OsftConfig(), model=None), run=SimpleNamespace(say=print))
+    one = Sample(np.arange(5, 25, dtype=np.int32), np.arange(20) > 3, "it.jsonl:1")
+    alone = measure_sensitivity(setup, model, targets, [one])
+    monkeypatch.setattr("hub_osft.sensitivity.MAX_TOKENS", 20)
+    again = measure_sensitivity(setup, model, targets, [one] * 4)  # of which one is measured
+    assert again == pytest.approx({name: 4 * value for name, value in alone.items()})
+    assert min(alone.values()) > 0
+
+
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_a_run_that_began_without_a_strength_goes_on_without_one(tmp_path, monkeypatch, ratio, run, run_and_stop):
     options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", f"algo.unfreeze_rank_ratio={ratio}"]
@@ -164,7 +183,7 @@ def test_a_run_that_began_without_a_strength_goes_on_without_one(tmp_path, monke
 def test_data_to_protect_with_several_samples_a_row_is_refused(monkeypatch, cache):
     def pairs(*_):
         sample = Sample(np.arange(4, dtype=np.int32), np.ones(4, bool), "pairs.jsonl:1")
-        pair = Group((replace(sample, role="chosen"), replace(sample, role="rejected")), sample.where, "pair")
+        pair = Pair((replace(sample, role="chosen"), replace(sample, role="rejected")), sample.where, "pair")
         return SimpleNamespace(train=[pair])
 
     monkeypatch.setattr(protect, "prepare", pairs)

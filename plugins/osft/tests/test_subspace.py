@@ -1,8 +1,10 @@
 """The mathematics against explicit singular value decompositions in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from hub_osft.coordinates import FastReparametrization, Part
+from hub_osft.coordinates import FastReparametrization, Part, _form_exactly_, form_
 from hub_osft.layers import OsftExperts, OsftLinear
 from hub_osft.subspace import decompose, num_free, oriented, project_, project_exactly, pull_to_base_, split, steps
 from transformers.pytorch_utils import Conv1D
@@ -171,8 +173,19 @@ def test_after_100_steps_of_adamw_nothing_has_moved_in_the_kept_directions(shape
         assert ((v if left else u).mT @ step).norm() > 1e-2 * step.norm()
 
 
-def test_weight_decay_draws_the_free_part_to_zero_and_leaves_the_kept_part():
-    layer, coordinates = layer_of((96, 64), False, False, False, 0.25, torch.float32)
+def test_a_projection_in_bfloat16_leaves_a_change_alone_that_is_free_already():
+    kept = split(matrix((96, 64)), 16).protected.to(torch.bfloat16)
+    exact = torch.linalg.qr(kept.double())[0]  # of U_h as it is rounded
+    change = torch.randn(96, 16, dtype=torch.float64)
+    free = (change - projector(exact) @ change).float()
+    found = free.clone()
+    project_(found, kept)
+    assert (found - free).norm() < 2e-5 * free.norm()
+
+
+@pytest.mark.parametrize("corner", [False, True])
+def test_weight_decay_draws_the_free_part_to_zero_and_leaves_the_kept_part(corner):
+    layer, coordinates = layer_of((96, 64), False, False, corner, 0.25, torch.float32)
     first = layer.weight.detach().double()
     first = first.clone()
     optimizer = torch.optim.SGD([layer.osft_coordinates], lr=0.1, weight_decay=0.5)
@@ -198,6 +211,32 @@ def test_a_change_is_drawn_back_by_the_penalty_on_what_is_answered_to_protected_
     (penalty + (drawn - z).square().sum() / (2 * rate)).backward()
     assert drawn.grad.norm() < 1e-10 * z.norm()
     assert (drawn - z).norm() > 0.1 * z.norm()
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (40, 72)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_each_rank_forms_the_rows_that_it_holds(shape, whole, monkeypatch):
+    left = shape[0] < shape[1]
+    layer, coordinates = layer_of(shape, False, left, whole, 0.25, torch.float32)
+    part = coordinates.parts[0]
+    with torch.no_grad():
+        part.coordinates.copy_(torch.randn_like(part.coordinates))
+    coordinates.loaded()
+    formed, base, plain = layer.weight.detach().clone(), part.base, part.weight
+    for begin, end in ((0, 15), (15, shape[0])):
+        shard = torch.zeros(end - begin, shape[1])
+        region = SimpleNamespace(offsets=(begin, 0), end=(end, shape[1]))
+        with monkeypatch.context() as patch, torch.no_grad():  # as if both were sharded
+            patch.setattr("hub_osft.coordinates.local_region", lambda tensor, region=region: region)
+            patch.setattr(
+                "hub_osft.coordinates.local_tensor",
+                lambda t, shard=shard, rows=slice(begin, end): shard if t is plain else base[rows] if t is base else t,
+            )
+            form_(part)
+            torch.testing.assert_close(shard, formed[begin:end])
+            _form_exactly_(part, "it")
+        with coordinates.exact():
+            torch.testing.assert_close(shard, layer.weight[begin:end].detach())
 
 
 def test_the_optimizer_moves_a_free_direction_the_more_the_larger_its_singular_value():

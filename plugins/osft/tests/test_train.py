@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hub_osft.config import OsftConfig
-from hub_osft.directions import by_spectrum
+from hub_osft.directions import _key, by_spectrum
 from hub_osft.recipe import with_coordinates
 from hub_osft.targets import find_targets, with_ratio
 from safetensors.torch import load_file, save_file
@@ -43,13 +45,14 @@ def test_with_everything_free_it_is_plain_fine_tuning(tmp_path, run):
     [[], ["algo.constraint=corner"], ["algo.parametrization=factored"], ["model.dtype=bfloat16", "algo.weight_decay=0.1"]],
 )
 def test_the_saved_model_loads_and_differs_from_the_first_in_free_directions_only(tmp_path, form, cache, run):
-    result = run(tmp_path, *form)
+    result = run(tmp_path, *form, "algo.save_every_steps=5")
     assert result.eval_loss < result.eval_loss_before - 0.2
     AutoModelForCausalLM.from_pretrained(result.model_path)
     first, last = weights(cache["llama"]), weights(result.model_path)
-    assert first.keys() == last.keys()
+    of_checkpoint = weights(result.run_path / "checkpoints/step-00000005/model")
+    assert first.keys() == last.keys() == of_checkpoint.keys()
     rounding = 2**-8 if "model.dtype=bfloat16" in form else 2**-22
-    for name, before in first.items():
+    for (name, before), last in product(first.items(), (last, of_checkpoint)):
         before = before.to(last[name].dtype).double()
         change = last[name].double() - before
         if "proj" not in name:
@@ -204,6 +207,24 @@ def test_the_second_run_on_a_model_takes_its_directions_from_the_cache(tmp_path,
         file.write_bytes(b"cut")
     run(tmp_path)
     assert "directions of 14 weights found" in capsys.readouterr().out
+
+
+def test_directions_are_kept_by_the_numbers_of_the_weights_not_by_their_shapes(tmp_path):
+    session, algo = SimpleNamespace(compute_dtype=torch.float32), OsftConfig()
+    shapes = {"a": {"free": ((4, 2), torch.float32)}}
+    tensors = {name: torch.arange(6.0) for name in ("one", "two")}
+    keys = []
+    for changed in ({}, {"one": torch.arange(6.0) + 1e-6}, {"two": torch.arange(6.0).flip(0)}):
+        folder = tmp_path / str(len(keys))
+        folder.mkdir()
+        for name, tensor in (tensors | changed).items():
+            save_file({"weight": tensor}, folder / f"{name}.safetensors")
+        keys.append(_key(folder, shapes, algo, session))
+    keys.append(_key(folder, shapes, OsftConfig(parametrization="factored"), session))
+    keys.append(_key(folder, {"a": {"free": ((4, 3), torch.float32)}}, algo, session))
+    keys.append(_key(folder, shapes, algo, SimpleNamespace(compute_dtype=torch.bfloat16)))
+    assert len(set(keys)) == len(keys)
+    assert _key(folder, shapes, algo, session) == keys[2]
 
 
 def test_a_pattern_that_matches_nothing_names_the_nearest(tmp_path, run):

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from hub.models.save import save_whole_model
 from hub.parallel.group import Group
 from hub.parallel.session import Session
 from hub.testing import tiny_model_path, tokenizer
+from hub.train.checkpoints import save as save_module
 from hub.train.checkpoints.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
+from hub.train.checkpoints.save import Save
+from hub.train.checkpoints.snapshot import take_snapshot
 from hub.train.checkpoints.writer import CheckpointWriter
 
 SESSION = Session(Group(0, 1, 0, torch.device("cpu")), Accelerator(cpu=True), torch.float32)
@@ -84,6 +88,32 @@ def test_what_is_written_is_the_state_at_the_save_although_training_goes_on(tmp_
     assert all(torch.equal(a, b) for a, b in zip(expected, other.parameters(), strict=True))
     found = [its_optimizer.state[p]["exp_avg"] for p in other.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(moments, found, strict=True))
+
+
+def test_a_checkpoint_of_two_processes_is_closed_with_the_parts_of_both_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(save_module, "SECONDS_FOR_PARTS", 0.0)
+    model, optimizer = make()
+    step(model, optimizer)
+    sessions = [replace(SESSION, group=Group(rank, 2, rank, torch.device("cpu"))) for rank in (0, 1)]
+    snapshot = take_snapshot(1, {}, sessions[0], model, optimizer)
+    first, second = (Save(snapshot, tmp_path, session.group, lambda place, weights: place.mkdir(), 2) for session in sessions)
+    first.begin()
+    first.run()
+    assert not first.other_parts_exist()
+    second.run()
+    assert first.other_parts_exist()
+    assert not checkpoints(tmp_path)
+    first.finish()
+    (found,) = checkpoints(tmp_path)
+    names = set(json.loads((found / "manifest.json").read_text())["files"])
+    assert {"random-rank0.safetensors", "random-rank1.safetensors", "state.json", "trainable.safetensors"} <= names
+    assert {file.name for file in found.iterdir() if file.is_file()} == {*names, "manifest.json"}
+    assert damage(found) is None
+    # A process whose run fails, and whose other part never comes, leaves none.
+    saves = CheckpointWriter(tmp_path, sessions[0], model, optimizer, lambda place, weights: None, 2, print)
+    saves.save(2, {})
+    assert saves.close() is None
+    assert checkpoints(tmp_path) == [found]
 
 
 def test_without_memory_for_a_copy_training_waits_and_is_told_why(tmp_path, monkeypatch):

@@ -1,0 +1,68 @@
+"""Which tests are run on the mutants of a file. Of these, each mutant gets the ones that reach its line: see run.py."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+TESTS: dict[str, str] = {
+    "hub/train/schedule.py": "tests/train/test_schedule.py tests/train/test_reference.py",
+    "hub/train/optim.py": "tests/train/test_schedule.py tests/train/test_reference.py tests/train/test_adamw_bf16.py",
+    "hub/train/adamw_bf16.py": "tests/train/test_adamw_bf16.py",
+    "hub/train/best.py": "tests/train/test_best.py tests/train/test_stopping.py",
+    "hub/train/evaluation.py": "tests/train/test_stopping.py tests/train/test_loop.py tests/tasks/test_train_measurements.py",
+    "hub/train/track*.py": "tests/train/test_tracker.py",
+    "hub/train/diagnosis.py": "tests/train/test_diagnosis.py",
+    "hub/train/remedies.py": "tests/train/test_diagnosis.py",
+    "hub/train/watch.py": "tests/train/test_diagnosis.py",
+    "hub/train/curves.py": "tests/train/test_diagnosis.py tests/tasks/test_report.py",
+    "hub/train/batch/*": "tests/train/batch tests/train/test_layouts.py tests/data/test_mix.py tests/train/test_reference.py",
+    "hub/train/losses/*": "tests/train/losses tests/train/test_layouts.py tests/train/test_reference.py",
+    "hub/train/kernels/*": "tests/train/kernels",
+    "hub/train/layout/*": "tests/train/layout tests/train/test_loop.py",
+    "hub/train/setup/*": "tests/train/setup tests/data/test_prepare.py tests/data/test_mix.py tests/launch/test_resume_data.py",
+    "hub/train/checkpoints/*": "tests/train/checkpoints tests/train/test_reference.py tests/train/test_stopping.py "
+    "tests/launch/test_resume.py",
+    "hub/train/*": "tests/train/test_reference.py tests/train/test_loop.py tests/train/test_stopping.py",
+    "hub/data/samples/*": "tests/data/test_units.py tests/data/test_mix.py tests/data/test_prepare.py tests/data/test_encode.py",
+    "hub/data/streaming/*": "tests/data/test_stream.py",
+    "hub/data/token_cache.py": "tests/data/test_token_cache.py",
+    "hub/data/tokens/*": "tests/data/test_template.py tests/data/test_encode.py tests/data/test_loss_fuzz.py "
+    "tests/data/test_vocabulary.py tests/security/test_templates.py",
+    "hub/data/sources/*": "tests/data/test_read.py tests/data/test_containers.py tests/data/test_model_hub.py",
+    "hub/data/formats/*": "tests/data/test_formats.py tests/data/test_encode.py",
+    "hub/data/doctor/*": "tests/data/test_doctor.py",
+    "hub/data/*": "tests/data/test_prepare.py tests/data/test_check.py tests/data/test_bad_rows.py",
+    "hub/launch/resume.py": "tests/launch/test_resume.py tests/launch/test_resume_data.py",
+    "hub/launch/*": "tests/launch tests/test_bad_input.py",
+    "hub/parallel/*": "tests/parallel tests/train/test_reference.py",
+    "hub/system/*": "tests/system tests/train/test_loop.py",
+    "hub/run.py": "tests/train/test_loop.py tests/cli/test_runs.py",
+    "plugins/lora_sft/*": "plugins/lora_sft/tests",
+    "plugins/osft/*": "plugins/osft/tests",
+    "plugins/sft/*": "plugins/sft/tests tests/train/test_reference.py",
+    "plugins/unsloth/*": "plugins/unsloth/tests",
+}
+"""Pattern of a file's path -> its tests. The first pattern that fits counts. A module of its own name is always among them."""
+
+ALL = ("hub/train", "hub/data", "hub/launch", "hub/parallel", "plugins/lora_sft/hub_lora_sft", "plugins/osft/hub_osft",
+       "plugins/sft/hub_sft", "plugins/unsloth/hub_unsloth")  # fmt: skip
+"""What `make mutants` goes through."""
+
+
+def tests_of(file: str) -> list[str]:
+    """The test files and folders that belong to a file, by their paths in the project."""
+    named = next((tests.split() for pattern, tests in TESTS.items() if fnmatch(file, pattern)), [])
+    own = f"tests/{Path(file).relative_to('hub').parent}/test_{Path(file).stem}.py" if file.startswith("hub/") else ""
+    found = dict.fromkeys([*([own] if own else []), *named])
+    return [
+        test
+        for test in found
+        if (ROOT / test).exists() and not any(other != test and test.startswith(f"{other}/") for other in found)
+    ]
+
+
+def all_files() -> list[str]:
+    """The files of `ALL`, the smallest first."""
+    found = [file for folder in ALL for file in (ROOT / folder).rglob("*.py") if file.stat().st_size]
+    return [file.relative_to(ROOT).as_posix() for file in sorted(found, key=lambda file: file.stat().st_size)]
