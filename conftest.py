@@ -1,15 +1,11 @@
 """What the tests of the hub and those of its plugins share: processes that do not pay for their imports."""
 
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-WARM = Path(__file__).parent / "tests" / "warm"
+from warm.start import warm_python as warm_python_in
 
 
 @pytest.fixture(scope="session")
@@ -20,18 +16,8 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
     if sys.platform != "linux" or num_visible_gpus():  # a process that was forked can't begin to use a GPU
         yield None
         return
-    folder = tmp_path_factory.mktemp("warm")
-    text = (WARM / "client.py").read_text(encoding="utf-8")
-    text = text.replace("@address@", str(folder / "socket")).replace("@python@", sys.executable)
-    (folder / "python").write_text(f"#!{sys.executable} -IS\n{text}", encoding="utf-8")
-    (folder / "python").chmod(0o755)
-    command = [sys.executable, str(WARM / "server.py"), str(folder / "socket")]
-    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | one_thread, start_new_session=True) as server:
-        while not (folder / "socket").exists() and server.poll() is None:
-            time.sleep(0.01)
-        yield folder / "python"
-        server.stdin.close()  # type: ignore[union-attr]
+    with warm_python_in(tmp_path_factory.mktemp("warm")) as python:
+        yield python
 
 
 def _stand_in(_warm: Path | None) -> Iterator[str]:

@@ -39,7 +39,7 @@ with socket.socket(socket.AF_UNIX) as server:
         with suppress(ProcessLookupError):
             os.kill(child, number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     answer = server.recv(8, socket.MSG_WAITALL)

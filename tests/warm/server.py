@@ -116,19 +116,24 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
                 client.close()
 
 
+def imported() -> None:
+    """Import what most processes would import."""
+    for name in IMPORTED:
+        if find_spec(name.partition(".")[0]):
+            importlib.import_module(name)
+    from hub.plugins.registry import registry
+
+    assert not registry.cache_info().currsize, "each process has plugins of its own"
+    assert len(os.listdir("/proc/self/task")) == 1, "a thread would not be in a forked process"
+
+
 def main(address: str) -> None:
     own = {os.path.dirname(os.path.abspath(__file__)), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
     base_path = [path for path in sys.path if path not in own]
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
-        for name in IMPORTED:
-            if find_spec(name.partition(".")[0]):
-                importlib.import_module(name)
-        from hub.plugins.registry import registry
-
-        assert not registry.cache_info().currsize, "each process has plugins of its own"
-        assert len(os.listdir("/proc/self/task")) == 1, "a thread would not be in a forked process"
+        imported()
         gc.freeze()  # else each process that ends would go through all that was imported, and so copy it
         request = serve(listener)
     if request is not None:

@@ -1,0 +1,88 @@
+"""Disturb runs in thousands of ways, and see whether anything is lost.
+
+python -m benchmarks.faults                          # all cells, more than half an hour on two free cores
+python -m benchmarks.faults --every 40               # every fortieth
+python -m benchmarks.faults --only stops --jsonl faults.jsonl
+
+A cell is good if the run says what happened without a traceback, leaves no process behind, and ends, at once or when it goes
+on, with the weights and metrics of the undisturbed run, bit for bit.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults.process import Forks, preloaded
+from benchmarks.faults.stops import Stops
+from benchmarks.faults.surroundings import Surroundings
+from benchmarks.faults.writes import Writes
+from tests.warm.start import warm_python
+
+GROUPS = ("writes", "stops", "surroundings")
+
+
+def main() -> int:
+    """Run the cells, print each that does not end well, and a table. Returns 1 if there is one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="kinds of cells")
+    parser.add_argument("--every", type=int, default=1, help="run every so manieth cell")
+    parser.add_argument("--part", default="1/1", help="I/N: the I-th of N parts, for several of these commands at once")
+    parser.add_argument("--jsonl", type=Path, help="write a line per cell to this file")
+    args = parser.parse_args()
+    if not preloaded():
+        print("no C compiler: writes can't be made to fail, their cells are left out", file=sys.stderr)
+        args.only = [name for name in args.only if name != "writes"]
+    part, parts = (int(word) for word in args.part.split("/"))
+    endings: dict[str, Counter[str]] = defaultdict(Counter)
+    bad = lost = most = 0
+    started = time.monotonic()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-faults-")))
+        lines = stack.enter_context(args.jsonl.open("a", encoding="utf-8")) if args.jsonl else None
+        for number, (runner, cell) in enumerate(_cells(args.only, args.every, folder, stack)):
+            if number % parts != part - 1:
+                continue
+            verdict = runner.run(cell)
+            endings[cell.group][("" if verdict.good else "BAD: ") + verdict.ending] += 1
+            bad, lost, most = bad + (not verdict.good), lost + verdict.lost, max(most, verdict.lost)
+            if lines:
+                lines.write(json.dumps({"group": cell.group, "name": cell.name, **vars(verdict)}) + "\n")
+                lines.flush()
+            if not verdict.good:
+                print(f"BAD {cell.group}, {cell.name}: {verdict.ending}\n{verdict.shown}\n", flush=True)
+    print("| disturbed by | cells | endings |\n| --- | --- | --- |")
+    for group, counts in endings.items():
+        print(f"| {group} | {counts.total()} | {', '.join(f'{ending} {n}' for ending, n in counts.most_common())} |")
+    total = sum(counts.total() for counts in endings.values())
+    print(
+        f"\n{total:,} cells in {time.monotonic() - started:,.0f} s, {bad:,} did not end well. "
+        f"Done twice: {lost:,} steps, at most {most} in a cell"
+    )
+    return 1 if bad else 0
+
+
+def _cells(only: list[str], every: int, folder: Path, stack: ExitStack) -> Iterator[tuple[Any, Any]]:
+    """All cells, each with what runs it."""
+    if "stops" in only:
+        warm = folder / "warm"
+        warm.mkdir()
+        stops = Stops(stack.enter_context(warm_python(warm)), folder / "stops")
+        yield from ((stops, cell) for cell in stops.cells(every))
+    forks = Forks() if {"writes", "surroundings"} & set(only) else None
+    if forks is not None and "surroundings" in only:
+        around = Surroundings(forks, folder / "surroundings")
+        yield from ((around, change) for change in around.cells(every))
+    if forks is not None and "writes" in only:
+        writes = Writes(forks, folder / "writes")
+        yield from ((writes, write) for write in writes.cells(every))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
