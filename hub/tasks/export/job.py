@@ -117,6 +117,12 @@ class Job:
     merged: Callable[[], Path]
     """Folder with the model as one plain model of transformers, tokenizer and all. It is made at the first call."""
 
+    settings: Callable[[], Path]
+    """The same folder for its config, generation config and tokenizer. The weights may be gone."""
+
+    let_go: Callable[[], None]
+    """Says that this exporter reads the weights of `merged` no more. If no other one does, they are removed from the disk."""
+
     rows: Callable[[int], list[list[int]]]
     """Token ids of so many rows of the training data, as in training. Empty: the training data is not known."""
 

@@ -46,6 +46,8 @@ def write(job: Job) -> list[Written]:
     if own not in floats:
         job.check(_written(job, folder, own, source))
     importance, note = _importance(job, folder, source)
+    if not floats:  # those are checked later, and what is wrong with one is looked for in the merged model
+        job.let_go()
     for kind in kinds:
         if kind.is_quantized:
             job.say(f"hub: gguf: quantizing to {kind.name}")

@@ -46,7 +46,7 @@ def write(job: Job) -> list[Written]:
         job.say(f"hub: {line}")
         prompts.notes.insert(0, f"PROMPTS DIFFER from those of training: {prompts.failures[0]}")
     generate = job.asked.cfg.generate
-    stops = stop_texts(job.tokenizer, configured_ends(job.merged()), generate.stop)
+    stops = stop_texts(job.tokenizer, configured_ends(job.settings()), generate.stop)
     chosen = parameters(generate, stops, length_of_context(_longest(job), _positions(known)))
     for one in files:
         _put(one.path, job.out / one.path.name)

@@ -1,13 +1,13 @@
 """Small models whose tokenizer llama.cpp's converter knows: a vocabulary of SentencePiece that is trained here."""
 
-import io
 import json
 import struct
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from benchmarks.made_tokenizers import write_sentencepiece
 from hub.tasks.export.gguf.container import pack_container, read_container
 
 TEMPLATE = (
@@ -18,34 +18,8 @@ VOCAB = 420
 
 
 def write_tokenizer(folder: Path) -> None:
-    import sentencepiece
-
-    lines = (
-        Path(__file__).read_text(encoding="utf-8").splitlines() + Path(json.__file__).read_text(encoding="utf-8").splitlines()
-    )
-    made = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=made,
-        vocab_size=VOCAB,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        allow_whitespace_only_pieces=True,
-        control_symbols=["<|im_start|>", "<|im_end|>"],
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(made.getvalue())
-    words = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(words | {"add_bos_token": False, "add_prefix_space": False}), encoding="utf-8"
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
+    files = Path(__file__), Path(json.__file__)
+    write_sentencepiece(folder, [line for file in files for line in file.read_text("utf-8").splitlines()], VOCAB, TEMPLATE)
 
 
 def write_model(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
