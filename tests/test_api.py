@@ -183,6 +183,7 @@ def test_ctrl_c_in_a_notebook_ends_the_run_and_gives_the_handler_back(mode):
     assert (result.model_path / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_inline_runs_of_several_threads_take_turns_and_train_as_they_do_alone(capsys):
     options = {"model": "tiny", "data": "tiny", "max_steps": 2, "mode": "inline", "effective_batch_size": 4}
 

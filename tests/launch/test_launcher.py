@@ -40,6 +40,7 @@ def one_process(tmp_path_factory) -> Result:
     return result_of(folder)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_all_that_it_promises(one_process):
     folder = one_process.run_path
     assert {path.name for path in folder.iterdir()} == {"run.yaml", "plan.json", "metrics.jsonl", "result.json", "model"}

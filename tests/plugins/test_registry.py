@@ -102,6 +102,7 @@ def train(setup):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [pytest.param("process", marks=pytest.mark.slow), "inline"])
 def test_a_run_says_once_what_is_wrong_with_a_plugin_and_why_it_has_its_backend(plugin_folder, tmp_path, mode):
     folder = plugin_folder()

@@ -99,6 +99,7 @@ def check_everything(place: Path, done: subprocess.CompletedProcess[bytes], seen
     assert not [(str(file), found) for file in files if (found := leaks(file.read_bytes() + str(file).encode()))]
 
 
+@pytest.mark.slow
 def test_a_full_run_in_a_hostile_folder_shows_no_secret_reaches_no_shell_and_imports_nothing_from_there(
     folder, tmp_path, canary
 ):

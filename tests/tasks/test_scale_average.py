@@ -47,6 +47,7 @@ def test_a_strength_that_is_written_has_the_loss_that_was_measured(runs):
     assert f"{found.alpha:g} *" in repr(found)
 
 
+@pytest.mark.slow
 def test_whole_modules_are_scaled_with_the_products(runs):
     options = OPTIONS | {"output_dir": runs, "learning_rate": 3e-2, "max_steps": 3, "modules_to_save": "norm"}
     hub.lora_sft(run_name="modules", add_tokens="<tool>", **options)
@@ -58,6 +59,7 @@ def test_whole_modules_are_scaled_with_the_products(runs):
         hub.average(run=runs / "modules")
 
 
+@pytest.mark.slow
 def test_a_run_and_its_base_are_averaged_half_and_half(runs):
     halved = hub.scale(run=runs / "good", alpha=0.5)
     found = hub.average(run=runs / "good")
@@ -89,6 +91,7 @@ def test_the_last_models_of_a_run_are_its_result_and_its_checkpoints(runs):
         assert text in section
 
 
+@pytest.mark.slow
 def test_folders_are_averaged_too_and_none_is_lost(runs):
     copy = shutil.copytree(runs / "whole/model", runs / "copy")
     found = hub.average(runs=[copy, runs / "whole"], weights=[2, 1], out=runs / "mixed")

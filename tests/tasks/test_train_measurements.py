@@ -63,6 +63,7 @@ def test_what_is_measured_at_a_step_that_is_not_due_to_be_logged_is_logged(tmp_p
     assert json.loads((result.run_path / "plan.json").read_text())["data"]["fields_not_used"] == ["nobody"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_compares_with_what_was_measured_before_training(tmp_path, monkeypatch):
     options = [*MEASURED[:1], MEASURED[3], "evaluate.every_steps=1"]
     expected = train(tmp_path / "undisturbed", *options)

@@ -184,6 +184,7 @@ def test_an_end_that_is_missing_is_found_out(examine, runs, tmp_path):
     assert any(re.search(r"an answer does not end at token \d", line) for line in lines), lines
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_is_kept_only_by_force(runs, hub, monkeypatch):
     real = merging.merge
 
@@ -202,6 +203,7 @@ def test_an_export_that_fails_is_kept_only_by_force(runs, hub, monkeypatch):
     shutil.rmtree(run / "exports")
 
 
+@pytest.mark.slow
 def test_a_whole_model_is_exported_beside_what_it_began_with(runs):
     found = hub.export(run=runs / "whole", to=["merged"], dtype="bfloat16", num_check_rows=2, force=True)
     (one,) = found.exports

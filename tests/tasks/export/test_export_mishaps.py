@@ -71,6 +71,7 @@ def changed(folder):
     save_file({name: tensor * 1.01 for name, tensor in weights.items()}, folder / WEIGHTS, {"format": "pt"})
 
 
+@pytest.mark.slow
 def test_a_base_that_has_changed_is_noticed(trained, run, base, hub):
     changed(base)
     said = hub("export", f"run={run}", *SMALL)
@@ -116,6 +117,7 @@ def test_a_resumed_run_has_the_base_it_began_with(trained, run, base, hub):
     assert "has changed since training: its weights are others. Put it back, or type resume_with_changes=true" in said.err
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_there_before(run, hub, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")

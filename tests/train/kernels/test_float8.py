@@ -67,6 +67,7 @@ def run(algo: str, folder: Path, *overrides: str) -> Result:
     return launcher.launch(compose(*options, *overrides))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", RATES)
 def test_a_stopped_run_resumes_bit_for_bit_and_no_fp8_is_stored(tmp_path, monkeypatch, algo):
     monkeypatch.setattr("hub.launch.preflight.has_no_gpu", lambda: False)
