@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from hub.config.option import AUTO
-from hub.data.samples.sample import Unit, samples_of
+from hub.data.samples.sample import Unit, fingerprint, samples_of
 from hub.errors import DataError, Interrupted
 from hub.parallel.group import barrier, max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
@@ -81,6 +81,7 @@ class _Fit:
         groups = parameter_groups(model.named_parameters(), self.algo.weight_decay)
         self.optimizer = make_optimizer(self.algo, groups, self.session.device)
         self.scheduler = make_scheduler(self.algo, self.optimizer, self.total)
+        self._evaluation_data = fingerprint(self.data.evaluation)
         self.done = 0
         self._resumed_from: Path | None = None
         """The checkpoint that a resumed run goes on from."""
@@ -340,6 +341,7 @@ class _Fit:
             "num_steps": self.total,
             "effective_batch_size": self.batch_size,
             "data": self.source.fingerprint,
+            "evaluation_data": self._evaluation_data,
             "supply": self.source.state(),
             "options": options_of(self.cfg),
             "scheduler": self.scheduler.state_dict(),
@@ -365,14 +367,15 @@ class _Fit:
 
     def _resume(self) -> None:
         """Continue from the newest whole checkpoint."""
-        self._resumed_from, state = resume(self.setup, self.model, self.optimizer, self.source.fingerprint, self.total)
+        resumed = resume(self.setup, self.model, self.optimizer)
+        self._resumed_from, state = resumed.checkpoint, resumed.state
         self.reparametrization.loaded()
         self.source.restore(state["supply"])
         restore_schedule(self.scheduler, state["scheduler"])
         self.done = state["step"]
-        self.evaluations.restore(state)
+        self.evaluations.restore(state, resumed.same_evaluation)
         self.divergence.restore(state)
-        if self.algo.max_tokens_per_gpu == AUTO:
+        if self.algo.max_tokens_per_gpu == AUTO and "algo.max_tokens_per_gpu" not in resumed.changes:
             # Free memory may differ from last time, and other micro-batches would round differently.
             self.layout = replace(self.layout, max_tokens=state["max_tokens"])
         self.log.restore(self.evaluations.before)
