@@ -83,6 +83,8 @@ class _Fit:
         self.scheduler = make_scheduler(self.algo, self.optimizer, self.total)
         self._evaluation_data = fingerprint(self.data.evaluation)
         self.done = 0
+        self._saved_step: int | None = None
+        """Step of the newest checkpoint that this process wrote."""
         self._resumed_from: Path | None = None
         """The checkpoint that a resumed run goes on from."""
         self.meter = Meter()
@@ -129,6 +131,7 @@ class _Fit:
         self._observe("hub_run_start", cfg=self.cfg, run=self.run)
         if self.cfg.resume:
             self._resume()
+        self.run.begin()
         self.log.start(self.done)
         if self.done == 0:
             before = self.evaluations.before_training()
@@ -155,6 +158,8 @@ class _Fit:
                 checkpoint = self._checkpoint(self.evaluations.score, wait=True)
                 model_path = checkpoint / "model" if checkpoint else None
             self._report(self.writer.wait())
+            if self.is_complete and self.algo.saves_regularly and self._saved_step != self.done:
+                self._checkpoint(self.evaluations.score, wait=True)  # with more steps the run can go on from its end
         finally:
             gc.unfreeze()
             self.log.stop()
@@ -362,6 +367,7 @@ class _Fit:
         if saved.path is None:
             self.log.say(f"no checkpoint could be written after step {saved.step}: {saved.failure}. Training continues")
         else:
+            self._saved_step = saved.step
             self.log.say(f"checkpoint {saved.path}")
             self._observe("hub_checkpoint", run=self.run, step=saved.step, path=saved.path)
 
@@ -379,6 +385,8 @@ class _Fit:
             # Free memory may differ from last time, and other micro-batches would round differently.
             self.layout = replace(self.layout, max_tokens=state["max_tokens"])
         self.log.restore(self.evaluations.before)
+        if self.is_complete:
+            resumed.refuse_complete(self.cfg, self.run)
 
     def _observe(self, hook: str, **values: object) -> None:
         if self.run.is_main:

@@ -16,7 +16,7 @@ from hub.errors import ConfigError, DataError, HubError, LaunchError
 from hub.parallel.group import barrier, broadcast_text
 from hub.parallel.optimizer_state import group_numbers, restore_groups
 from hub.parallel.sharded_tensors import local_tensor
-from hub.run import Run
+from hub.run import Result, Run
 from hub.system.memory import three_of_each
 from hub.train.checkpoints.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
 from hub.train.checkpoints.set_aside import go_on_from
@@ -43,6 +43,18 @@ class Resumed(NamedTuple):
 
     same_evaluation: bool
     """Whether the evaluation set is the one of the checkpoint, so that its losses can be compared with those to come."""
+
+    def refuse_complete(self, cfg: RunConfig, run: Run) -> None:
+        """Refuse to resume a run that was complete, once it is known that it is so by the options of now, too.
+
+        Raises:
+            ConfigError: it has nothing left to train.
+        """
+        if run.end_before.is_file() and Result.read(run.end_before).status == "completed":
+            raise ConfigError(
+                f"resume={cfg.resume}: this run is complete after {self.state['step']} steps, and no more are asked for. Type "
+                "a larger algo.num_epochs or algo.max_steps, for a run that ended early a larger algo.early_stopping_patience"
+            )
 
 
 def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Resumed:
@@ -181,7 +193,7 @@ def _find(place: Path, run: Run) -> Path | str:
 
 def saves_while_training(algo: AlgoConfig) -> bool:
     """Whether there will be checkpoints before the end of training."""
-    return algo.save_every_steps is not None or algo.save_every_epochs is not None or algo.keep_best
+    return algo.saves_regularly or algo.keep_best
 
 
 def check_disk(setup: Setup, model: torch.nn.Module) -> None:
