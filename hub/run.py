@@ -236,7 +236,7 @@ class Run:
 
     @classmethod
     def create(cls, output_dir: str, name: str | None = None) -> "Run":
-        """Make a new run folder, and point the link `latest` beside it there.
+        """Make a new run folder. The link `latest` beside it points to the newest run that began to train; without one, here.
 
         Raises:
             ConfigError: the folder can't be made, or exists already.
@@ -253,18 +253,42 @@ class Run:
                     if name:
                         raise ConfigError(f"run_name={name}: {path} exists already. Type another run_name, or none") from None
             run = cls(path)
-            latest = parent / "latest"
-            run._latest_before = os.readlink(latest) if latest.is_symlink() else None
-            run._point_latest_to(path.name)
+            run.take_latest()
             sync_folder(parent)
         except OSError as error:
             raise can_not_write(output_dir, error) from None
         return run
 
+    def take_latest(self) -> None:
+        """Let `latest` point here, unless it points to a run that began to train: it does so once this one begins, too."""
+        latest = self.path.parent / "latest"
+        self._latest_before = os.readlink(latest) if latest.is_symlink() else None
+        if not Run(latest).has_begun:
+            self._point_latest_to(self.path.name)
+
     def _point_latest_to(self, name: str) -> None:
         link = self.path.parent / f".latest-{uuid4().hex}"  # other threads and machines may do the same
         link.symlink_to(name)
         link.replace(self.path.parent / "latest")
+
+    def begin(self) -> None:
+        """Note that training begins or goes on: `latest` points here from now on, and the end of before is forgotten."""
+        if not self.is_main:
+            return
+        self.end_before.unlink(missing_ok=True)
+        latest = self.path.parent / "latest"  # a run of a sweep has none beside it
+        if latest.is_symlink() and os.readlink(latest) != self.path.name:
+            self._point_latest_to(self.path.name)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step was trained."""
+        return self.metrics_file.is_file() or self.has_checkpoint or self.model_path.is_dir()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, whole or not, also one that was set aside."""
+        return any(file for form in ("step-*", "set-aside-*/step-*") for file in self.checkpoints_path.glob(form))
 
     def discard(self) -> None:
         """Remove the folder of a run that has not begun. `latest` points to the run before, if it pointed here."""
@@ -344,10 +368,10 @@ class Run:
         file = self.path / f"error-rank{failure.rank}.json"
         write_json(file, asdict(failure) | {"file": str(file)})
 
-    def forget_end(self) -> None:
-        """Remove result and failures of a run that is resumed."""
-        for file in [self.result_file, *self.path.glob("error-rank*.json")]:
-            file.unlink(missing_ok=True)
+    @property
+    def end_before(self) -> Path:
+        """The result of a run that is resumed, until training goes on: `hub/launch/past_end.py`."""
+        return self.path / ".result-before.json"
 
     def write_result(self, result: Result) -> None:
         if self.is_main:

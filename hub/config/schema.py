@@ -121,6 +121,11 @@ class AlgoConfig(StoppingOptions, ScheduleOptions):
     backend: str = AUTO
     """Backend that runs the algorithm. auto: the available one of the highest priority."""
 
+    @property
+    def saves_regularly(self) -> bool:
+        """Whether there are checkpoints to resume from: during training, and one of the last step."""
+        return self.save_every_steps is not None or self.save_every_epochs is not None
+
     def with_paths(self, full: Callable[[Any, str], Any]) -> "AlgoConfig":
         """Return these options with local paths made absolute, for an algorithm with path options.
 
@@ -329,7 +334,8 @@ class RunConfig:
     """Name of the run folder. null: the current time to the microsecond."""
 
     resume: str | None = None
-    """latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config."""
+    """latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config. auto: begin
+    the run of `run_name` if there is none yet, else resume it: for a job that is queued again."""
 
     resume_with_changes: bool = False
     """Resume even if options or data differ from those of the original run. Changed options are logged, and apply."""

@@ -19,6 +19,8 @@ from types import FrameType
 from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import HubError, Interrupted, LaunchError
+from hub.launch.auto_resume import decide
+from hub.launch.past_end import forget_end
 from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
 from hub.plugins.registry import ResolvedRun, warnings_shown
@@ -44,6 +46,9 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     Raises:
         HubError: what is wrong, one line each. Its `exit_code` is that of the command line.
     """
+    cfg, run_path, ended = decide(cfg, run_path)
+    if ended is not None:
+        return ended
     resolved = prepare(config_to_run(cfg))
     with signals_blocked():
         run = open_run(resolved, run_path)
@@ -192,7 +197,7 @@ def _in_smaller_micro_batches(resolved: ResolvedRun, run: Run) -> ResolvedRun | 
     bounds = [failure.smaller_bound for failure in Failure.read_all(run) if failure.smaller_bound]
     if not bounds or cfg.launch.nnodes > 1:
         return None
-    has_checkpoint = any(run.checkpoints_path.glob("step-*/manifest.json"))
+    has_checkpoint = run.has_checkpoint
     start = "from the last checkpoint" if has_checkpoint else "from the beginning"
     print(
         f"hub: out of memory. The run restarts {start} in micro-batches of at most {min(bounds)} tokens, with the same "
@@ -201,7 +206,7 @@ def _in_smaller_micro_batches(resolved: ResolvedRun, run: Run) -> ResolvedRun | 
     )
     if not has_checkpoint:
         run.metrics_file.unlink(missing_ok=True)
-    run.forget_end()
+    forget_end(run)
     algo = replace(cfg.algo, max_tokens_per_gpu=min(bounds))
     cfg = replace(cfg, algo=algo, resume=str(run.path) if has_checkpoint else None)
     run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")

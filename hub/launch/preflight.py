@@ -178,7 +178,8 @@ def refuse_resume(cfg: RunConfig, does: str) -> None:
         ConfigError: `resume` is set.
     """
     if cfg.resume:
-        run = os.path.join(cfg.output_dir, "latest") if cfg.resume == "latest" else cfg.resume
+        names = {"latest": "latest", "auto": cfg.run_name or "RUN"}
+        run = os.path.join(cfg.output_dir, names[cfg.resume]) if cfg.resume in names else cfg.resume
         raise ConfigError(f"resume={cfg.resume}: this {does}, and resumes no run. For the options of a run type {run}/run.yaml")
 
 

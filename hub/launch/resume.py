@@ -1,7 +1,7 @@
 """Resume: the config and the folder of an earlier run, and the check that the options are still the same."""
 
-import json
 import os
+import shlex
 import tempfile
 from dataclasses import replace
 from difflib import get_close_matches
@@ -13,6 +13,7 @@ from hub.config.option import AUTO, leaves
 from hub.config.schedule import ADAPTIVE
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError
+from hub.launch.past_end import forget_all, forget_end, has_ended
 from hub.models.finished import run_of_checkpoint
 from hub.plugins.registry import ResolvedRun
 from hub.run import ASKED_FOR, Run
@@ -32,7 +33,7 @@ MAY_CHANGE = {
 }
 """Options of algo, model and data that do not change the result."""
 
-RESUME_OPTIONS = {"resume", "resume_with_changes", "output_dir", "data.on_bad_row"}
+RESUME_OPTIONS = {"resume", "resume_with_changes", "output_dir", "run_name", "data.on_bad_row"}
 """Options that may be set when all others come from the run to resume."""
 
 
@@ -91,7 +92,7 @@ def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
 
     Args:
         resolved: the run, checked, with absolute paths.
-        run_path: an existing, empty folder to use instead of a new one.
+        run_path: an existing folder to use instead of a new one. What a run without a checkpoint left there is removed.
 
     Raises:
         ConfigError: the run to resume is complete already, or was another one.
@@ -103,9 +104,14 @@ def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
     elif cfg.resume:
         run = Run(_folders(cfg)[0])
         _check_same(cfg, run)
-        run.forget_end()
+        forget_end(run)
+    elif run_path:
+        run = Run(run_path)
+        forget_all(run)
+        if run_path.parent == Path(cfg.output_dir):  # not of a sweep
+            run.take_latest()
     else:
-        run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
+        run = Run.create(cfg.output_dir, cfg.run_name)
     write_text(run.config_file, runfile.to_text(cfg))
     # The run.yaml of a run to resume always names the backend: plan.json knows why it was chosen.
     if not (cfg.resume and because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
@@ -133,15 +139,25 @@ def _meant(cfg: RunConfig, folder: Path) -> str:
         if os.path.isfile(parent / "run.yaml"):
             return str(parent)
     runs = sorted(file.parent.name for file in Path(os.path.expanduser(cfg.output_dir)).glob("*/run.yaml"))
-    near = get_close_matches(folder.name, runs, n=1)
-    return f"{cfg.output_dir}/{near[0]}" if near else f"latest, or a folder in {cfg.output_dir}"
+    if near := get_close_matches(folder.name, runs, n=1):
+        return f"{cfg.output_dir}/{near[0]}"
+    latest = "latest, or " if Run(Path(os.path.expanduser(cfg.output_dir), "latest")).has_checkpoint else ""
+    return f"{latest}a folder in {cfg.output_dir}" if runs else f"RUN_FOLDER. There is no run in {cfg.output_dir}"
 
 
 def _check_same(cfg: RunConfig, run: Run) -> None:
-    if run.result_file.is_file():
-        status = json.loads(run.result_file.read_text(encoding="utf-8"))["status"]
-        if status == "completed":
-            raise ConfigError(f"resume={cfg.resume}: this run is complete. Its model is in {run.model_path}")
+    if not cfg.resume_with_changes and has_ended(run, "completed"):
+        further = f"To train it further type model.path={run.model_path} for another run on it"
+        if run.has_checkpoint:
+            more = "a larger algo.num_epochs or algo.max_steps"
+            further += f", or the run's command with resume, {more}, and resume_with_changes=true"
+        raise ConfigError(f"resume={cfg.resume}: this run is complete. Its model is in {run.model_path}. {further}")
+    if not run.has_checkpoint:
+        again = f"python -m hub {shlex.quote(str(run.config_file))}"
+        raise ConfigError(
+            f"resume={cfg.resume}: {run.path} has no checkpoint to go on from. To begin again type {again}. With "
+            "algo.save_every_steps=N a run has checkpoints before its end"
+        )
     if cfg.resume_with_changes:
         return
     before = {name: value for name, value, *_ in leaves(runfile.read(run.config_file))}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hub.compose import runfile
 from hub.config.option import AUTO
@@ -41,6 +42,10 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
     stop_request.install()
     start_group()
     message = json.loads(broadcast_text(json.dumps(message)))
+    if message["is_complete"]:
+        if rank == 0:
+            show(Result.read(Run(Path(message["run_path"])).result_file))
+        return 0
     run = Run(Path(message["run_path"]), is_main=rank == 0)
     try:
         result = work(resolve(runfile.from_text(message["config"])), run)
@@ -61,8 +66,9 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
     return 0
 
 
-def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
+def _start(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
     from hub.compose.compose import compose
+    from hub.launch.auto_resume import decide
     from hub.launch.preflight import prepare
     from hub.launch.resume import config_to_run, open_run
 
@@ -78,9 +84,12 @@ def _start(overrides: list[str], config_dir: str | None) -> dict[str, str]:
             f"launch.rdzv_timeout_seconds={wait:g}: torchrun waits for the machines. Leave it out, and type torchrun "
             f"--rdzv-conf=join_timeout={wait:.0f}"
         )
+    cfg, run_path, ended = decide(cfg)
+    if ended is not None:
+        return {"is_complete": True, "run_path": str(ended.run_path)}
     resolved = prepare(_as_started(config_to_run(cfg)))
-    run = open_run(resolved)
-    return {"config": runfile.to_text(resolved.config), "run_path": str(run.path)}
+    run = open_run(resolved, run_path)
+    return {"is_complete": False, "config": runfile.to_text(resolved.config), "run_path": str(run.path)}
 
 
 def _as_started(cfg: RunConfig) -> RunConfig:

@@ -22,6 +22,7 @@ from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
 from hub.launch.ending import write_interrupted
+from hub.launch.past_end import restore_end
 from hub.plugins.offers import Backend
 from hub.plugins.registry import ResolvedRun, registry, resolve
 from hub.run import Failure, Outcome, Result, Run
@@ -65,16 +66,21 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         reached = getattr(caught, "outcome", None)
         with suppress(OSError):  # a full disk may be why it failed, and the reason must not be lost
-            run.write_result(result(status, without_secrets(str(error)) or type(error).__name__, reached))
+            if not restore_end(run):
+                run.write_result(result(status, without_secrets(str(error)) or type(error).__name__, reached))
         if run.is_main:
             observe("hub_run_end", run=run, result=None, error=error)
         if error is caught:
             raise
         raise error from None
+    if cfg.chosen_task.takes_steps:
+        run.begin()  # a backend with a trainer of its own does not
     if outcome.stopped_by is not None:
         signal_name = Signals(outcome.stopped_by).name
-        command = f"python -m hub {shlex.quote(f'resume={run.path}')}"
-        message = f"stopped by {signal_name} after step {outcome.num_steps}. To continue, type {command}"
+        command = f"To continue, type python -m hub {shlex.quote(f'resume={run.path}')}"
+        if not run.has_checkpoint:
+            command = "No checkpoint could be written"
+        message = f"stopped by {signal_name} after step {outcome.num_steps}. {command}"
         final = result("interrupted", error=message, outcome=outcome)
     else:
         final = result(cfg.chosen_task.status, outcome=outcome)

@@ -148,8 +148,16 @@ class Evaluations:
         losses = {"eval_loss_before": self.before, "last_eval_loss": self.last, "eval_loss_of_best": self._loss_of_best}
         return {**losses, "best": self.best.state()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], same_set: bool = True) -> None:
+        """Set what `state` gave.
+
+        Args:
+            state: of a checkpoint.
+            same_set: whether the evaluation set is the same. If not, the best evaluation is found anew.
+        """
         self.before, self.last = state["eval_loss_before"], state["last_eval_loss"]
+        if not same_set:
+            return
         if "best" in state:
             self.best.restore(state["best"])
         self._loss_of_best = state.get("eval_loss_of_best")

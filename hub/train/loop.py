@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from hub.config.option import AUTO
-from hub.data.samples.sample import Unit, samples_of
+from hub.data.samples.sample import Unit, fingerprint, samples_of
 from hub.errors import DataError, Interrupted
 from hub.parallel.group import barrier, max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
@@ -81,7 +81,10 @@ class _Fit:
         groups = parameter_groups(model.named_parameters(), self.algo.weight_decay)
         self.optimizer = make_optimizer(self.algo, groups, self.session.device)
         self.scheduler = make_scheduler(self.algo, self.optimizer, self.total)
+        self._evaluation_data = fingerprint(self.data.evaluation)
         self.done = 0
+        self._saved_step: int | None = None
+        """Step of the newest checkpoint that this process wrote."""
         self._resumed_from: Path | None = None
         """The checkpoint that a resumed run goes on from."""
         self.meter = Meter()
@@ -128,6 +131,7 @@ class _Fit:
         self._observe("hub_run_start", cfg=self.cfg, run=self.run)
         if self.cfg.resume:
             self._resume()
+        self.run.begin()
         self.log.start(self.done)
         if self.done == 0:
             before = self.evaluations.before_training()
@@ -154,6 +158,8 @@ class _Fit:
                 checkpoint = self._checkpoint(self.evaluations.score, wait=True)
                 model_path = checkpoint / "model" if checkpoint else None
             self._report(self.writer.wait())
+            if self.is_complete and self.algo.saves_regularly and self._saved_step != self.done:
+                self._checkpoint(self.evaluations.score, wait=True)  # with more steps the run can go on from its end
         finally:
             gc.unfreeze()
             self.log.stop()
@@ -340,6 +346,7 @@ class _Fit:
             "num_steps": self.total,
             "effective_batch_size": self.batch_size,
             "data": self.source.fingerprint,
+            "evaluation_data": self._evaluation_data,
             "supply": self.source.state(),
             "options": options_of(self.cfg),
             "scheduler": self.scheduler.state_dict(),
@@ -360,22 +367,26 @@ class _Fit:
         if saved.path is None:
             self.log.say(f"no checkpoint could be written after step {saved.step}: {saved.failure}. Training continues")
         else:
+            self._saved_step = saved.step
             self.log.say(f"checkpoint {saved.path}")
             self._observe("hub_checkpoint", run=self.run, step=saved.step, path=saved.path)
 
     def _resume(self) -> None:
         """Continue from the newest whole checkpoint."""
-        self._resumed_from, state = resume(self.setup, self.model, self.optimizer, self.source.fingerprint, self.total)
+        resumed = resume(self.setup, self.model, self.optimizer)
+        self._resumed_from, state = resumed.checkpoint, resumed.state
         self.reparametrization.loaded()
         self.source.restore(state["supply"])
         restore_schedule(self.scheduler, state["scheduler"])
         self.done = state["step"]
-        self.evaluations.restore(state)
+        self.evaluations.restore(state, resumed.same_evaluation)
         self.divergence.restore(state)
-        if self.algo.max_tokens_per_gpu == AUTO:
+        if self.algo.max_tokens_per_gpu == AUTO and "algo.max_tokens_per_gpu" not in resumed.changes:
             # Free memory may differ from last time, and other micro-batches would round differently.
             self.layout = replace(self.layout, max_tokens=state["max_tokens"])
         self.log.restore(self.evaluations.before)
+        if self.is_complete:
+            resumed.refuse_complete(self.cfg, self.run)
 
     def _observe(self, hook: str, **values: object) -> None:
         if self.run.is_main:

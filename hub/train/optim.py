@@ -87,6 +87,7 @@ def restore_schedule(scheduler: LambdaLR, state: Mapping[str, Any]) -> None:
         state: its `state_dict` then.
     """
     scheduler.last_epoch = state["last_epoch"]
+    scheduler._step_count = state["_step_count"]
     rate, then = scheduler.lr_lambdas[0], state["lr_lambdas"][0]  # the same for all groups
     if isinstance(rate, Adaptive) and then is not None:
         rate.restore(then)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,13 +203,12 @@ def test_options_that_changed_apply_and_are_said_once(tmp_path, stopped, capsys)
     now = {"lr": 1e-4, "initial_lr": 1e-4, "betas": [0.9, 0.9], "weight_decay": 0.5}
     assert group(9).items() >= now.items()
     # Another optimizer, and back: neither is given the state of the other.
-    for step, changed in ((10, "sgd"), (11, "adamw")):
-        (stopped / "result.json").unlink()
-        more = [f"algo.optimizer={changed}", f"algo.max_steps={step + 1}", "algo.save_every_steps=1"]
+    for step, changed in ((11, "sgd"), (12, "adamw")):
+        more = [f"algo.optimizer={changed}", f"algo.max_steps={step}"]
         kept = [option for option in changes if changed == "adamw" or "adam_" not in option]
-        assert inline(tmp_path, "resume=latest", *kept, *more, "resume_with_changes=true").num_steps == step + 1
+        assert inline(tmp_path, "resume=latest", *kept, *more, "resume_with_changes=true").num_steps == step
         assert group(step)["lr"] == 1e-4
-    assert group(11).items() >= now.items()
+    assert group(12).items() >= now.items()
     assert capsys.readouterr().out.count("the new optimizer begins without moments; weights and schedule continue") == 2
 
 
@@ -265,3 +265,62 @@ def test_a_checkpoint_of_other_weights_is_refused_by_their_names(tmp_path, stopp
     assert "24 tensors in the files have no place in it (base_model.model.model.layers.0" in str(caught.value)
     shapes = "q_proj.lora_A.default.weight: [16, 64] in the files, [4, 64] in the model"
     assert shapes in str(caught.value)
+
+
+def test_a_job_that_is_queued_again_begins_goes_on_and_ends_with_one_command(tmp_path, monkeypatch, capsys):
+    from hub.train import loop
+
+    command = ["resume=auto", "run_name=job", "algo.max_steps=6"]
+    folder = tmp_path / "job"
+
+    def stopped_after(step: int) -> str:
+        """Start the job and stop it after a step of this start. Returns what it printed."""
+        seen = iter(range(1, 100))
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == step else None)
+            with pytest.raises(Interrupted):
+                inline(tmp_path, *command)
+        return capsys.readouterr().out
+
+    with pytest.raises(ConfigError, match=r"resume=auto finds the run by its name\. Type run_name=NAME too, or resume=latest"):
+        inline(tmp_path, "resume=auto")
+    folder.mkdir()  # as by a kill right after it
+    assert "resuming" not in stopped_after(2)
+    assert Result.read(folder / "result.json").num_steps == 2
+    shutil.rmtree(folder / "checkpoints")  # as if it had been killed before the first one
+    assert "has no checkpoint, so the run begins anew there" in stopped_after(4)
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+    with pytest.raises(ConfigError, match="options differ"):
+        inline(tmp_path, *command, "algo.lora_alpha=8")
+    assert Result.read(folder / "result.json").status == "interrupted"
+    ended = inline(tmp_path, *command)
+    assert (ended.status, ended.run_path, len(ended.metrics)) == ("completed", folder, 6)
+    assert "resuming after step 4" in capsys.readouterr().out
+    assert inline(tmp_path, *command) == ended
+    assert f"this run is complete. Its model is in {folder}/model" in capsys.readouterr().out
+    # Once complete it goes on with more steps, from its end.
+    with pytest.raises(ConfigError, match=r"no more are asked for\. Type a larger algo.num_epochs"):
+        inline(tmp_path, *command[2:], "resume=latest", "resume_with_changes=true")
+    assert Result.read(folder / "result.json") == ended
+    further = inline(tmp_path, "algo.max_steps=8", "resume=latest", "resume_with_changes=true")
+    assert (further.num_steps, [line["step"] for line in further.metrics]) == (8, [*range(1, 9)])
+    assert "resuming after step 6" in capsys.readouterr().out
+
+
+def test_latest_stays_at_the_newest_run_that_began_to_train(tmp_path, hub):
+    options = ["launch=inline", "algo=lora_sft", "model=tiny", "data=tiny", "algo.max_steps=1", "model.dtype=float32"]
+    where = [f"output_dir={tmp_path}/other"]
+    assert hub("verify", *options, *where, "run_name=first", "algo.effective_batch_size=4").code == 0
+    latest = tmp_path / "other/latest"
+    assert latest.resolve().name == "first"
+    for word in ("resume=latest", "resume=verfied"):
+        said = hub(word, *where)
+        assert "Type resume=latest" not in said.err
+        assert said.code == 2
+    assert hub(*options, *where, "run_name=trained").code == 0
+    assert hub("verify", *options, *where, "run_name=second", "algo.effective_batch_size=4").code == 0
+    assert hub(*options, *where, "run_name=failed", "algo.target_modules=[no_such]").code == 2
+    assert latest.resolve().name == "trained"
+    assert "this run is complete" in hub("resume=latest", *where).err
+    assert "has no checkpoint to go on from. To begin again type python -m hub " in hub("resume=other/failed").err

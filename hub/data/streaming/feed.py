@@ -133,9 +133,9 @@ class SampleStream:
             self._blocks.restore(state["blocks"])
         if state["num_given"]:
             self._read_row()
-            for _ in range(state["num_given"]):
+            self._num_given = min(state["num_given"], len(self._ready))  # fewer, if rows are cut otherwise now
+            for _ in range(self._num_given):
                 self._ready.popleft()
-            self._num_given = state["num_given"]
         self.counts, self.left_out = self.counts | state["counts"], list(state["left_out"])
         # A checkpoint of an earlier release has none of these.
         self.bad_rows = list(state.get("bad_rows", ()))

@@ -94,6 +94,7 @@ def load_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     with_optimizer: bool = True,
+    with_random: bool = True,
 ) -> dict[str, Any]:
     """Restore weights, optimizer and random generators from a checkpoint.
 
@@ -105,6 +106,7 @@ def load_checkpoint(
         model: receives the weights.
         optimizer: receives its state and hyperparameters.
         with_optimizer: whether the checkpoint's optimizer is of the same kind. If not, this one stays as it is.
+        with_random: whether the random generators continue. If not, they stay as they are.
 
     Returns:
         The checkpoint's state.json.
@@ -125,7 +127,7 @@ def load_checkpoint(
         moments, numbers = StoredTensors.none(), {"values": {}, "groups": group_numbers(optimizer)}
     session.strategy.load(model, optimizer, stored, moments, numbers)
     file = checkpoint / f"random-rank{session.group.rank}.safetensors"
-    if state["world"] == session.group.world and file.is_file():
+    if with_random and state["world"] == session.group.world and file.is_file():
         stored = StoredTensors(checkpoint, file.stem)
         restore_random_state({name: stored.read(name) for name in stored.shapes}, session.device)
     return state

@@ -5,26 +5,59 @@ import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from hub.config.option import leaves
 from hub.config.schema import AlgoConfig, RunConfig
+from hub.data.samples.sample import fingerprint
 from hub.errors import ConfigError, DataError, HubError, LaunchError
 from hub.parallel.group import barrier, broadcast_text
 from hub.parallel.optimizer_state import group_numbers, restore_groups
 from hub.parallel.sharded_tensors import local_tensor
-from hub.run import Run
+from hub.run import Result, Run
 from hub.system.memory import three_of_each
 from hub.train.checkpoints.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
 from hub.train.checkpoints.set_aside import go_on_from
 from hub.train.setup.setup import Setup
 
+FIXED = {
+    "algo.best_by": "What was the best so far is a value of the other",
+    "model.new_token_init": "The rows of new tokens have their start from the other",
+    "data.streaming": "How far the run is in its data is known for the other only",
+    "data.shuffle_window": "How far the run is in its stream is known for the other only",
+}
+"""Options that a resumed run can't change, with the reason. An algorithm has more: `fixed_on_resume`."""
 
-def resume(
-    setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: str, num_steps: int
-) -> tuple[Path, dict[str, Any]]:
+
+class Resumed(NamedTuple):
+    """What a run goes on from."""
+
+    checkpoint: Path
+    state: dict[str, Any]
+    """Its state.json."""
+
+    changes: dict[str, tuple[str, str]]
+    """Options that changed -> their values then and now."""
+
+    same_evaluation: bool
+    """Whether the evaluation set is the one of the checkpoint, so that its losses can be compared with those to come."""
+
+    def refuse_complete(self, cfg: RunConfig, run: Run) -> None:
+        """Refuse to resume a run that was complete, once it is known that it is so by the options of now, too.
+
+        Raises:
+            ConfigError: it has nothing left to train.
+        """
+        if run.end_before.is_file() and Result.read(run.end_before).status == "completed":
+            raise ConfigError(
+                f"resume={cfg.resume}: this run is complete after {self.state['step']} steps, and no more are asked for. Type "
+                "a larger algo.num_epochs or algo.max_steps, for a run that ended early a larger algo.early_stopping_patience"
+            )
+
+
+def resume(setup: Setup, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Resumed:
     """Load the checkpoint that `resume` names: a checkpoint folder, or the newest valid one of a run folder.
 
     The hyperparameters of the optimizer stay those of this run's options. An optimizer of another kind begins without state.
@@ -34,28 +67,26 @@ def resume(
         setup: config, run folder, processes.
         model: receives the weights.
         optimizer: receives its state. The learning rate of the next step is set by `restore_schedule`.
-        data: fingerprint of the training samples.
-        num_steps: number of steps as the run is configured now.
-
-    Returns:
-        The checkpoint, and its state.
 
     Raises:
         ConfigError: there is no valid checkpoint, or something changed that may not.
     """
-    cfg, run = setup.cfg, setup.run
+    cfg, run, source = setup.cfg, setup.run, setup.source
     checkpoint = Path(broadcast_text(str(_find(Path(str(cfg.resume)), run)) if run.is_main else ""))
     if checkpoint == Path("."):
         raise ConfigError(
             f"resume={cfg.resume}: there is no valid checkpoint. Start a new run without resume, with algo.save_every_steps=N"
         )
     state = read_state(checkpoint)
+    same_evaluation = state.get("evaluation_data", fingerprint(setup.data.evaluation)) == fingerprint(setup.data.evaluation)
     if not cfg.resume_with_changes:
         changed = []
-        if state["data"] != data:
+        if state["data"] != source.fingerprint:
             changed.append("the training data (other rows, order, lengths or chat template)")
-        if state["num_steps"] != num_steps:
-            changed.append(f"the number of steps ({state['num_steps']} then, {num_steps} now)")
+        if not same_evaluation:
+            changed.append("the evaluation set")
+        if state["num_steps"] != source.total:
+            changed.append(f"the number of steps ({state['num_steps']} then, {source.total} now)")
         if changed:
             raise ConfigError(
                 f"resume={cfg.resume}: {' and '.join(changed)} changed since the run began. "
@@ -67,8 +98,16 @@ def resume(
             f"resume={cfg.resume}: {'; '.join(fixed)}. The numbers in {checkpoint} mean something else under that. Undo it, or "
             "start a new run without resume"
         )
-    asked = group_numbers(optimizer)
-    load_checkpoint(checkpoint, setup.session, model, optimizer, with_optimizer="algo.optimizer" not in changes)
+    if fixed := [f"{_words(name, changes[name])}. {why}" for name, why in FIXED.items() if name in changes]:
+        raise ConfigError(f"resume={cfg.resume}: {'; '.join(fixed)}. Undo it, or start a new run without resume")
+    if state["step"] > source.total:
+        raise ConfigError(
+            f"resume={cfg.resume}: {source.total} steps are asked for, and {checkpoint} is of step {state['step']}. Type a "
+            "larger algo.max_steps or algo.num_epochs, or an earlier checkpoint"
+        )
+    asked, same = group_numbers(optimizer), {"algo.optimizer", "algo.seed"} - changes.keys()
+    with_optimizer, with_random = "algo.optimizer" in same, "algo.seed" in same
+    load_checkpoint(checkpoint, setup.session, model, optimizer, with_optimizer, with_random)
     restore_groups(optimizer, asked)
     run.say(f"resuming after step {state['step']} from {checkpoint}")
     barrier()  # all ranks have read it
@@ -80,7 +119,9 @@ def resume(
         run.say(f"options changed since step {state['step']}: {words}")
     if "algo.optimizer" in changes:
         run.say("the new optimizer begins without moments; weights and schedule continue")
-    return checkpoint, state
+    if not same_evaluation:
+        run.say("the evaluation set changed: its losses are not compared with those before")
+    return Resumed(checkpoint, state, changes, same_evaluation)
 
 
 def options_of(cfg: RunConfig) -> dict[str, str]:
@@ -152,7 +193,7 @@ def _find(place: Path, run: Run) -> Path | str:
 
 def saves_while_training(algo: AlgoConfig) -> bool:
     """Whether there will be checkpoints before the end of training."""
-    return algo.save_every_steps is not None or algo.save_every_epochs is not None or algo.keep_best
+    return algo.saves_regularly or algo.keep_best
 
 
 def check_disk(setup: Setup, model: torch.nn.Module) -> None:

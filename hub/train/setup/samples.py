@@ -114,6 +114,10 @@ class StreamedSource:
         sources = sources_of(cfg.data)
         hashes = [content_hash(source.path, (), source.split) for source in sources]
         self.fingerprint = fingerprint(data.train) + "".join(hashes) + f"/{data.limit}"
+        names = [f"{Path(source.path).name} {source.subset or ''} {source.split}" for source in sources]
+        self._sources = [f"{name} {names[:number].count(name)}" for number, name in enumerate(names)]
+        """What tells the sources apart: not where they are, so that they may be moved."""
+
         self._before_error: list[StreamState] = []
         """The positions before a step that has a row that can't be used. The rows before it are drawn again."""
 
@@ -156,14 +160,17 @@ class StreamedSource:
         return [item.unit for item in items if item.unit is not None]
 
     def state(self) -> dict[str, object]:
-        return {"feeds": self._before_error or self._positions()}
+        return {"feeds": self._before_error or self._positions(), "sources": self._sources}
 
     def _positions(self) -> list[StreamState]:
         return [feed.state() for feed in self._feeds]
 
     def restore(self, state: dict[str, Any]) -> None:
-        for feed, saved in zip(self._feeds, state["feeds"], strict=False):
-            feed.restore(saved)
+        # A source that the run did not have begins at its start. A checkpoint of an earlier release names none.
+        saved = dict(zip(state.get("sources", self._sources), state["feeds"], strict=False))
+        for feed, source in zip(self._feeds, self._sources, strict=False):
+            if source in saved:
+                feed.restore(saved[source])
 
     def close(self) -> None:
         if self._processes is not None:
