@@ -6,7 +6,6 @@ one folder, even if clocks or command lines differ.
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from hub.config.schema import LaunchConfig, RunConfig
 from hub.errors import ConfigError
 from hub.plugins.registry import resolve
 from hub.run import Result, Run
+from hub.system.saying import say_error
 
 
 def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Result], None]) -> int:
@@ -48,7 +48,7 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
         failure = failure_of(rank, error)
         run.write_failure(failure)
         if failure.traceback is not None:
-            print(failure.traceback, file=sys.stderr, flush=True)
+            say_error(failure.traceback)
             time.sleep(0.5 if rank else 0)
         elif rank == 0:
             raise
