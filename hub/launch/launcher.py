@@ -17,6 +17,7 @@ from pathlib import Path
 from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import HubError, Interrupted, LaunchError
+from hub.launch.lock import release
 from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
 from hub.launch.workers import Forwarding, Workers
@@ -45,19 +46,24 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
         HubError: what is wrong, one line each. Its `exit_code` is that of the command line.
     """
     resolved = prepare(config_to_run(cfg))
-    with Forwarding().installed() as signals:
-        with signals_blocked():
-            run = open_run(resolved, run_path)
-            signals.log = run.note
-            say(f"hub: {resolved.algorithm.name} with backend {resolved.backend.name}, run folder {run.path}")
-            inline = resolved.config.launch.mode == "inline"
-            workers = None if inline else _start_workers(resolved.config, run, signals)
-        if workers is not None:
-            return _in_processes(resolved, run, workers, signals, keep_folder=run_path is not None)
-    from hub.launch.worker import work
+    run: Run | None = None
+    try:
+        with Forwarding().installed() as signals:
+            with signals_blocked():
+                run = open_run(resolved, run_path)
+                signals.log = run.note
+                say(f"hub: {resolved.algorithm.name} with backend {resolved.backend.name}, run folder {run.path}")
+                inline = resolved.config.launch.mode == "inline"
+                workers = None if inline else _start_workers(resolved.config, run, signals)
+            if workers is not None:
+                return _in_processes(resolved, run, workers, signals, keep_folder=run_path is not None)
+        from hub.launch.worker import work
 
-    with _one_at_a_time(), stop_request.handled_here():
-        return export_after(resolved.config, work(resolved, run))
+        with _one_at_a_time(), stop_request.handled_here():
+            return export_after(resolved.config, work(resolved, run))
+    finally:
+        if run is not None:
+            release(run.path)
 
 
 def _in_processes(resolved: ResolvedRun, run: Run, workers: Workers, signals: Forwarding, keep_folder: bool) -> Result:

@@ -13,6 +13,7 @@ from hub.config.option import AUTO, leaves
 from hub.config.schedule import ADAPTIVE
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError
+from hub.launch.lock import hold, release
 from hub.plugins.registry import ResolvedRun
 from hub.run import ASKED_FOR, Run
 
@@ -100,10 +101,16 @@ def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
         run = Run(Path(tempfile.mkdtemp(prefix="hub-machine-")))
     elif cfg.resume:
         run = Run(_folders(cfg)[0])
-        _check_same(cfg, run)
+        hold(run.path)
+        try:
+            _check_same(cfg, run)
+        except BaseException:
+            release(run.path)
+            raise
         run.forget_end()
     else:
         run = Run(run_path) if run_path else Run.create(cfg.output_dir, cfg.run_name)
+        hold(run.path)
     run.config_file.write_text(runfile.to_text(cfg), encoding="utf-8")
     # The run.yaml of a run to resume always names the backend: plan.json knows why it was chosen.
     if not (cfg.resume and because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
