@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from hub.errors import ConfigError, LaunchError, can_not_write, printable
 from hub.system.files import make_folder, sync_folder, write_json
+from hub.system.saying import say
 from hub.tables import as_html, as_text
 
 METRICS = "metrics.jsonl"
@@ -311,6 +312,11 @@ class Run:
         return self.path / "run.yaml"
 
     @property
+    def log_file(self) -> Path:
+        """What the run has said, whether or not anybody could read it."""
+        return self.path / "log.txt"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / METRICS
 
@@ -327,9 +333,16 @@ class Run:
         return self.path / "checkpoints"
 
     def say(self, text: str) -> None:
-        """Print a line for the user."""
+        """Print a line for the user, and write it into the run's log. What can't be printed is dropped."""
         if self.is_main:
-            print(printable(text), flush=True)
+            say(printable(text))
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """Write a line into the run's log, log.txt, with the time. If that can't be written, it is dropped."""
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S}  {printable(text)}\n"
+        with suppress(OSError), self.log_file.open("a", encoding="utf-8") as file:
+            file.write(line)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

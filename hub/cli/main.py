@@ -17,6 +17,7 @@ from hub.config.task import TASKS
 from hub.errors import ConfigError, HubError, did_you_mean
 from hub.plugins.registry import registry
 from hub.secrets import without_secrets
+from hub.system.saying import say_error
 from hub.version import VERSION
 
 OTHER_VERBS = {
@@ -47,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except HubError as error:
         for line in str(error).splitlines():
-            print(f"hub: {line}", file=sys.stderr)
+            say_error(f"hub: {line}")
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception:
-        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        say_error(without_secrets(traceback.format_exc()))
         return 1
 
 

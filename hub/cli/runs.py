@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hub.errors import ConfigError
+from hub.launch.lock import Holder
+from hub.system.processes import folders_on_command_lines
 
 DEFAULT_FOLDER = "runs"
 QUIET_SECONDS = 24 * 3600.0
 """A run without a result may be running, here or on another machine, if a file in it is newer than this."""
 RUNNING, UNFINISHED, KILLED = "running", "unfinished", "killed"
-"""Status of a run without a result: a process here has it; a file in it is new; neither."""
+"""Status of a run without a result: a process has its lock; a file in it is new, and nobody is known to have died; neither."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def read_runs(folder: str) -> list[Entry]:
     if not place.is_dir():
         raise ConfigError(f"there is no folder {folder}. Type hub runs FOLDER with the output_dir of your runs")
     latest = os.path.realpath(place / "latest")
-    in_use = _folders_in_use()
+    in_use = folders_on_command_lines()
     try:
         folders = [Path(item.path) for item in os.scandir(place) if item.is_dir(follow_symlinks=False)]
     except OSError as error:
@@ -179,7 +181,11 @@ def _run(path: Path, latest: bool, in_use: set[str]) -> Entry:
     status = result.get("status")
     if status is None:
         is_new = time.time() - newest < QUIET_SECONDS
-        status = RUNNING if str(path) in in_use else UNFINISHED if is_new else KILLED
+        holder = Holder.of(path)
+        if str(path) in in_use or (holder is not None and holder.is_alive(path)):
+            status = RUNNING
+        else:  # a holder of this machine that is dead can't come back
+            status = UNFINISHED if is_new and not (holder is not None and holder.is_here) else KILLED
     return Entry(
         name=path.name,
         path=path,
@@ -248,25 +254,6 @@ def _measure(path: Path) -> tuple[int, float]:
                 continue
             size, newest = size + state.st_size, max(newest, state.st_mtime)
     return size, newest
-
-
-def _folders_in_use() -> set[str]:
-    """Run folders that processes of this machine have on their command line, as workers do."""
-    found: set[str] = set()
-    for entry in _processes():
-        try:
-            with open(f"/proc/{entry}/cmdline", "rb") as stream:
-                found |= {os.fsdecode(word) for word in stream.read().split(b"\0") if word.startswith(b"/")}
-        except OSError:
-            continue
-    return found
-
-
-def _processes() -> Iterator[str]:
-    try:
-        yield from (name for name in os.listdir("/proc") if name.isdigit())
-    except OSError:
-        return  # no Linux
 
 
 def _print_table(entries: Iterable[Entry]) -> None:

@@ -18,6 +18,7 @@ from hub.config.finished import FinishedVerb
 from hub.config.task import TASKS
 from hub.errors import ConfigError
 from hub.run import Result
+from hub.system.saying import drop_what_nobody_reads, lost_output, say_error
 from hub.tables import for_terminal
 from hub.tasks.verbs import FINISHED
 
@@ -28,6 +29,7 @@ def run_task(task: str, overrides: list[str], flags: Flags) -> int:
     """Run a task of hub/config/task.py on the recipe that the overrides choose."""
     if task != DEFAULT_VERB:
         overrides = [*overrides, f"task={task}"]
+    drop_what_nobody_reads()
     with _stdout_for_json(flags.json) as stdout:
         show = partial(_print_result, stdout, flags.json)
         if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:
@@ -73,6 +75,7 @@ def _print_sweep(stream: TextIO, folder: Path, rows: list[dict[str, Any]], swept
 
 def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
     """Run a verb on a finished model, and print what it found."""
+    drop_what_nobody_reads()
     with _stdout_for_json(flags.json) as stdout:
         from hub.launch.finished import ask
 
@@ -83,7 +86,9 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
         elif found is not None:
             text = repr(found)
             print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
-    return 0
+    if (lost := lost_output()) is not None:
+        say_error(f"hub: standard output could not be written ({lost.strerror})")
+    return int(lost is not None)
 
 
 def data(overrides: list[str], flags: Flags) -> int:

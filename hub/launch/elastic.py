@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,8 @@ from hub.launch.rendezvous import Rendezvous, interruptible
 from hub.plugins.registry import warnings_shown
 from hub.run import Failure, Run
 from hub.system.processes import Process
-from hub.system.signals import STARTED_BY, STOP_SIGNALS, end_with_parent, signals_blocked
+from hub.system.saying import drop_what_nobody_reads, say_error
+from hub.system.signals import END_NOW, HANDLED, SAVE_SIGNALS, STARTED_BY, end_with_parent, signals_blocked
 
 
 class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
@@ -39,12 +41,14 @@ class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
     30 s.
     """
 
-    def __init__(self, spec: WorkerSpec, grace_seconds: float) -> None:
+    def __init__(self, spec: WorkerSpec, grace_seconds: float, requests: "Requests") -> None:
         """Args:
         spec: the processes to start.
-        grace_seconds: time from the first signal until processes are killed. A second signal kills them at once.
+        grace_seconds: time from the first signal until processes are killed. `END_NOW` kills them at once.
+        requests: the signals of this process.
         """
         super().__init__(spec, DefaultLogsSpecs())
+        self._requests = requests
         self.grace_seconds = grace_seconds
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
@@ -55,7 +59,21 @@ class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         with signals_blocked():
             workers: dict[int, Any] = super()._start_workers(worker_group)
+            self._requests.install()  # torch has installed its own: there a second signal, or an echo, kills the workers
+            self._requests.forward = self._forward
         return workers
+
+    def _forward(self, number: int) -> None:
+        """Pass a signal on to the workers."""
+        for handler in getattr(self._pcontext, "subprocess_handlers", {}).values():
+            with suppress(ProcessLookupError):
+                handler.proc.send_signal(number)
+
+    @property
+    def all_completed(self) -> bool:
+        """Whether every worker has ended, and none failed."""
+        handlers = getattr(self._pcontext, "subprocess_handlers", {}).values()
+        return bool(handlers) and all(handler.proc.poll() == 0 for handler in handlers)
 
     def _exit_barrier(self) -> None:
         with suppress(SignalException):  # this machine is done: a signal only ends the wait for the others
@@ -79,11 +97,9 @@ class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
             self._pcontext.close(signal.SIGKILL)
             raise
         if time.monotonic() - started >= self.grace_seconds:
-            print(
+            say_error(
                 f"hub: the processes were still running after launch.grace_seconds={self.grace_seconds:g} and were killed. "
-                "If writing a checkpoint takes longer, type more",
-                file=sys.stderr,
-                flush=True,
+                "If writing a checkpoint takes longer, type more"
             )
 
 
@@ -93,17 +109,21 @@ def main(run_path: Path) -> int:
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ |= warnings_shown()
-    spec = _spec(cfg, run_path)
+    spec, requests, agent = _spec(cfg, run_path), Requests(), None
+    drop_what_nobody_reads()
     try:
-        for number in STOP_SIGNALS:
-            signal.signal(number, _stop)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        requests.install()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         end_with_parent()
         os.environ[STARTED_BY] = str(Process.this())
-        result = Agent(spec, cfg.grace_seconds).run()
+        agent = Agent(spec, cfg.grace_seconds, requests)
+        result = agent.run()
+        requests.are_over = True
         spec.rdzv_handler.shutdown()
     except SignalException as error:
-        exit_code = 128 + int(error.sigval)
+        if agent is not None and agent.all_completed:
+            return 0
+        exit_code = 128 + (requests.stopped_by or int(error.sigval))
         if cfg.node_rank == 0:  # the workers may not have begun, and the launcher may be gone
             with suppress(HubError, OSError):
                 write_interrupted(run, f"stopped by {error.sigval.name}")
@@ -144,9 +164,28 @@ def _spec(cfg: LaunchConfig, run_path: Path) -> WorkerSpec:
     )
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Handle signals until the agent has installed its own handlers."""
-    raise SignalException(f"stopped by signal {number}", signal.Signals(number))
+class Requests:
+    """The signals of the agent. The first one to stop raises torch's exception; others to stop are echoes of it."""
+
+    def __init__(self) -> None:
+        self.stopped_by: int | None = None
+        """The first signal to stop."""
+        self.are_over = False
+        """Whether the workers have ended: nothing is left to stop."""
+        self.forward: Callable[[int], None] = lambda number: None
+        """Passes a signal on to the workers, once there are some."""
+
+    def install(self) -> None:
+        """Handle signals from now on."""
+        for number in HANDLED:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number in SAVE_SIGNALS:
+            self.forward(number)
+        elif number != signal.SIGHUP and not self.are_over and (number == END_NOW or self.stopped_by is None):
+            self.stopped_by = self.stopped_by or number
+            raise SignalException(f"stopped by signal {number}", signal.Signals(number))
 
 
 if __name__ == "__main__":

@@ -6,27 +6,28 @@ Nothing here imports torch. Workers read run.yaml, never the command line.
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import HubError, Interrupted, LaunchError
 from hub.launch.auto_resume import decide
 from hub.launch.past_end import forget_end
+from hub.launch.lock import release
 from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
+from hub.launch.workers import Forwarding, Workers
 from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
 from hub.system.cores import usable_cores
 from hub.system.processes import Process
+from hub.system.saying import say
 from hub.system.signals import STARTED_BY, STOP_SIGNALS, signals_blocked, stop_request
 
 _OF_THE_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
@@ -50,34 +51,50 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     if ended is not None:
         return ended
     resolved = prepare(config_to_run(cfg))
-    with signals_blocked():
-        run = open_run(resolved, run_path)
-        print(
-            f"hub: {resolved.algorithm.name} with backend {resolved.backend.name}, run folder {run.path}",
-            flush=True,
-        )
-        workers = None if resolved.config.launch.mode == "inline" else _start_workers(resolved.config, run)
-    if workers is None:
+    run: Run | None = None
+    try:
+        with Forwarding().installed() as signals:
+            with signals_blocked():
+                run = open_run(resolved, run_path)
+                signals.log = run.note
+                say(f"hub: {resolved.algorithm.name} with backend {resolved.backend.name}, run folder {run.path}")
+                inline = resolved.config.launch.mode == "inline"
+                workers = None if inline else _start_workers(resolved.config, run, signals)
+            if workers is not None:
+                return _in_processes(resolved, run, workers, signals, keep_folder=run_path is not None)
         from hub.launch.worker import work
 
         with _one_at_a_time(), stop_request.handled_here():
             return export_after(resolved.config, work(resolved, run))
+    finally:
+        if run is not None:
+            release(run.path)
+
+
+def _in_processes(resolved: ResolvedRun, run: Run, workers: Workers, signals: Forwarding, keep_folder: bool) -> Result:
+    """Wait for the processes of a run and return its result."""
     started = time.monotonic()
     exit_code = workers.wait()
-    while exit_code and (smaller := _in_smaller_micro_batches(resolved, run)):
+    while exit_code and signals.stopped_by is None and (smaller := _in_smaller_micro_batches(resolved, run)):
         resolved = smaller
         with signals_blocked():
-            workers = _start_workers(resolved.config, run)
+            workers = _start_workers(resolved.config, run, signals)
         exit_code = workers.wait()
     try:
-        return export_after(resolved.config, _result(resolved, run, exit_code, time.monotonic() - started))
+        result = _result(resolved, run, exit_code, time.monotonic() - started, signals.stopped_by)
+        return export_after(resolved.config, result, signals)
     finally:
-        if run_path is None and (not _has_begun(resolved.config, run) or _is_handed_on(resolved.config, run)):
+        if not keep_folder and (not _has_begun(resolved.config, run) or _is_handed_on(resolved.config, run)):
             run.discard()
 
 
-def export_after(cfg: RunConfig, result: Result) -> Result:
+def export_after(cfg: RunConfig, result: Result, signals: Forwarding | None = None) -> Result:
     """Export the model of a run that is completed, as `export.to` asks, in a process of its own. Returns the result.
+
+    Args:
+        cfg: the config of the run.
+        result: the result of the run.
+        signals: passes signals on. None: they are left to their handlers.
 
     Raises:
         LaunchError: the export failed. The model is trained and saved.
@@ -87,7 +104,11 @@ def export_after(cfg: RunConfig, result: Result) -> Result:
     words = [f"run={result.run_path}", *([f"python={cfg.export.python}"] if cfg.export.python else [])]
     env = {name: value for name, value in os.environ.items() if name not in _OF_THE_GROUP} | warnings_shown()
     command = [cfg.launch.python or sys.executable, "-m", "hub", "export", *words]
-    if code := _Workers(command, env | {"PYTHONUNBUFFERED": "1"}).wait():
+    signals = signals or Forwarding()
+    code = 128 + signals.stopped_by if signals.stopped_by is not None else None
+    if code is None:
+        code = Workers(command, env | {"PYTHONUNBUFFERED": "1"}, signals).wait()
+    if code:
         typed = shlex.join(["python", "-m", "hub", "export", *words])
         error = LaunchError(
             f"the model is trained and saved in {result.model_path}, but its export failed (exit code {code}, see above). To "
@@ -112,7 +133,7 @@ def _has_begun(cfg: RunConfig, run: Run) -> bool:
 def _one_at_a_time() -> Iterator[None]:
     """Wait until no other thread trains in this process."""
     if not _trains_here.acquire(blocking=False):
-        print("hub: another thread trains in this process (launch.mode=inline). This run waits for its end", flush=True)
+        say("hub: another thread trains in this process (launch.mode=inline). This run waits for its end")
         _trains_here.acquire()
     try:
         yield
@@ -143,46 +164,9 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
     return env
 
 
-class _Workers:
-    """The processes of a run as one child process: it gets our signals, and its output is shown."""
-
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        # In a notebook, or where a test captures output, writing to the terminal would not be seen.
-        relay = sys.stdout is not sys.__stdout__
-        self._child = subprocess.Popen(
-            command,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if relay else None,
-            stderr=subprocess.STDOUT if relay else None,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-        self._handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._child.send_signal(number)
-
-    def wait(self) -> int:
-        """Wait for the child to end. Returns its exit code."""
-        try:
-            for line in self._child.stdout or ():
-                print(line, end="", flush=True)
-            return self._child.wait()
-        finally:
-            if self._child.poll() is None:
-                self._child.terminate()
-                self._child.wait()
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-
-
-def _start_workers(cfg: RunConfig, run: Run) -> _Workers:
+def _start_workers(cfg: RunConfig, run: Run, signals: Forwarding) -> Workers:
     try:
-        return _Workers(_command(cfg, run), _environment(cfg))
+        return Workers(_command(cfg, run), _environment(cfg), signals)
     except OSError as error:
         raise LaunchError(f"the worker can't be started: {error}") from None
 
@@ -199,10 +183,9 @@ def _in_smaller_micro_batches(resolved: ResolvedRun, run: Run) -> ResolvedRun | 
         return None
     has_checkpoint = run.has_checkpoint
     start = "from the last checkpoint" if has_checkpoint else "from the beginning"
-    print(
+    say(
         f"hub: out of memory. The run restarts {start} in micro-batches of at most {min(bounds)} tokens, with the same "
-        f"result. Next time type algo.max_tokens_per_gpu={min(bounds)}",
-        flush=True,
+        f"result. Next time type algo.max_tokens_per_gpu={min(bounds)}"
     )
     if not has_checkpoint:
         run.metrics_file.unlink(missing_ok=True)
@@ -213,8 +196,21 @@ def _in_smaller_micro_batches(resolved: ResolvedRun, run: Run) -> ResolvedRun | 
     return replace(resolved, config=cfg)
 
 
-def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float) -> Result:
-    """The result of rank 0. If it could write none, the failure is written for it."""
+def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float, stopped_by: int | None = None) -> Result:
+    """The result of rank 0. If it could write none, the failure is written for it.
+
+    Args:
+        resolved: what ran.
+        run: the run folder.
+        exit_code: of the processes.
+        seconds: how long they ran.
+        stopped_by: the signal to stop that this process has passed on.
+    """
+    if stopped_by is not None and exit_code == -signal.SIGKILL:
+        exit_code = 128 + stopped_by  # somebody lost patience
+    is_signal = exit_code < 0 or exit_code - 128 in STOP_SIGNALS
+    if is_signal and run.result_file.is_file() and Result.read(run.result_file).status in ("completed", "verified"):
+        exit_code = 0  # it came when all was done
     if exit_code == 0 and run.joined_file.is_file():
         run = Run(Path(run.joined_file.read_text(encoding="utf-8")))
     if exit_code == 0 and run.result_file.is_file():

@@ -4,7 +4,6 @@ Torch's static rendezvous waits in C++, where Python handles no signal. Here tor
 """
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 
 from hub.config.schema import LaunchConfig
 from hub.errors import HubError, LaunchError, first_line
+from hub.system.saying import say_error
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Rendezvous(RendezvousHandler):  # type: ignore[misc]  # torch gives it no 
             )
         if waited > SAID_AFTER_SECONDS and self.missing != self._said:
             self._said = self.missing
-            print(f"hub: waiting for {self.waits_for}, for up to {self.timeout - waited:.0f} s", file=sys.stderr, flush=True)
+            say_error(f"hub: waiting for {self.waits_for}, for up to {self.timeout - waited:.0f} s")
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Wait for all machines. To be called in a thread: see `interruptible`.

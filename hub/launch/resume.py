@@ -13,6 +13,7 @@ from hub.config.option import AUTO, leaves
 from hub.config.schedule import ADAPTIVE
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError
+from hub.launch.lock import hold, release
 from hub.launch.past_end import forget_all, forget_end, has_ended
 from hub.models.finished import run_of_checkpoint
 from hub.plugins.registry import ResolvedRun
@@ -103,15 +104,22 @@ def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
         run = Run(Path(tempfile.mkdtemp(prefix="hub-machine-")))
     elif cfg.resume:
         run = Run(_folders(cfg)[0])
-        _check_same(cfg, run)
+        hold(run.path)
+        try:
+            _check_same(cfg, run)
+        except BaseException:
+            release(run.path)
+            raise
         forget_end(run)
     elif run_path:
         run = Run(run_path)
+        hold(run.path)
         forget_all(run)
         if run_path.parent == Path(cfg.output_dir):  # not of a sweep
             run.take_latest()
     else:
         run = Run.create(cfg.output_dir, cfg.run_name)
+        hold(run.path)
     write_text(run.config_file, runfile.to_text(cfg))
     # The run.yaml of a run to resume always names the backend: plan.json knows why it was chosen.
     if not (cfg.resume and because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):

@@ -6,7 +6,6 @@ one folder, even if clocks or command lines differ.
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +16,10 @@ from hub.compose import runfile
 from hub.config.option import AUTO
 from hub.config.schema import LaunchConfig, RunConfig
 from hub.errors import ConfigError
+from hub.launch.lock import release
 from hub.plugins.registry import resolve
 from hub.run import Result, Run
+from hub.system.saying import say_error
 
 
 def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Result], None]) -> int:
@@ -35,7 +36,6 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
     rank = int(os.environ["RANK"])
     message = _start(overrides, config_dir) if rank == 0 else None
 
-    from hub.launch.worker import failure_of, work
     from hub.parallel.group import broadcast_text, start_group
     from hub.system.signals import stop_request
 
@@ -48,12 +48,21 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
         return 0
     run = Run(Path(message["run_path"]), is_main=rank == 0)
     try:
-        result = work(resolve(runfile.from_text(message["config"])), run)
+        return _work(message["config"], run, rank, show)
+    finally:
+        release(run.path)
+
+
+def _work(config: str, run: Run, rank: int, show: Callable[[Result], None]) -> int:
+    from hub.launch.worker import failure_of, work
+
+    try:
+        result = work(resolve(runfile.from_text(config)), run)
     except Exception as error:
         failure = failure_of(rank, error)
         run.write_failure(failure)
         if failure.traceback is not None:
-            print(failure.traceback, file=sys.stderr, flush=True)
+            say_error(failure.traceback)
             time.sleep(0.5 if rank else 0)
         elif rank == 0:
             raise
@@ -61,7 +70,7 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
     if rank == 0:
         from hub.launch.launcher import export_after
 
-        export_after(runfile.from_text(message["config"]), result)
+        export_after(runfile.from_text(config), result)
         show(result)
     return 0
 

@@ -27,6 +27,7 @@ from hub.plugins.offers import Backend
 from hub.plugins.registry import ResolvedRun, registry, resolve
 from hub.run import Failure, Outcome, Result, Run
 from hub.secrets import without_secrets
+from hub.system.saying import drop_what_nobody_reads, say_error
 from hub.system.signals import end_process, end_with_parent, stop_request
 
 
@@ -62,7 +63,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         outcome = _run_task(cfg, run, algorithm.name, backend)
     except BaseException as caught:
         stop_request.in_loop = True  # from here on a signal is only noted, so that result.json is written whole
-        error = _cause(caught, run) or caught
+        error = _cause(caught, run) or _as_interrupted(caught, run)
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         reached = getattr(caught, "outcome", None)
         with suppress(OSError):  # a full disk may be why it failed, and the reason must not be lost
@@ -116,6 +117,14 @@ def _cause(error: BaseException, run: Run) -> LaunchError | None:
     cause = LaunchError(first.text)
     cause.exit_code = first.exit_code
     return cause
+
+
+def _as_interrupted(error: BaseException, run: Run) -> BaseException:
+    """The error, or the signal that stopped all ranks if another has ended for it already and this one has lost it."""
+    first, number = next(iter(Failure.read_all(run)), None), stop_request.signal_number
+    if isinstance(error, HubError) or number is None or first is None or first.signal_number is None:
+        return error
+    return Interrupted(f"stopped by {Signals(number).name}", number)
 
 
 def failure_of(rank: int, error: Exception) -> Failure:
@@ -206,6 +215,7 @@ def main(run_path: Path) -> int:
     """Run one worker to its end. Returns the exit code; a failure is written for the launcher to show."""
     rank = int(os.environ.get("RANK", "0"))
     run = Run(run_path, is_main=rank == 0)
+    drop_what_nobody_reads()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         stop_request.last_words = partial(_last_words, run)
@@ -216,12 +226,12 @@ def main(run_path: Path) -> int:
         return 0
     except Exception as error:
         failure = failure_of(rank, error)
-        if failure.traceback is not None:
-            print(failure.traceback, file=sys.stderr, flush=True)
         try:
             run.write_failure(failure)
         except OSError:
-            print(f"hub: {failure.message}", file=sys.stderr, flush=True)
+            say_error(f"hub: {failure.message}")
+        if failure.traceback is not None:
+            say_error(failure.traceback)
         if isinstance(error, Interrupted):
             write_interrupted(run, str(error))
         return failure.exit_code

@@ -127,5 +127,13 @@ def broadcast_bytes(given: bytes) -> bytes:
 
 
 def stop_requested() -> int | None:
-    """Return the signal that any rank received, so that all stop after the same step. None: no signal."""
-    return int(max_over_ranks(stop_request.signal_number or 0)) or None
+    """The signal that any rank received, so that all act on it after the same step. None: no signal.
+
+    It asks to stop, or (`SAVE_SIGNALS`) for a checkpoint. If ranks received different ones, the one to stop counts.
+    """
+    stop, save = stop_request.signal_number, stop_request.save_number
+    return int(max_over_ranks(_TO_STOP + stop if stop else save or 0)) % _TO_STOP or None
+
+
+_TO_STOP = 1000
+"""Added to the number of a signal that asks to stop, so that it is above all others."""

@@ -17,7 +17,7 @@ from hub.errors import DataError, Interrupted
 from hub.parallel.group import barrier, max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
 from hub.run import Outcome
-from hub.system.signals import stop_request
+from hub.system.signals import SAVE_SIGNALS, stop_request
 from hub.train.announce import ParameterCounts, announce, announce_smaller
 from hub.train.batch import split as batches
 from hub.train.checkpoints.best_model import best_stored, take_model_of
@@ -267,6 +267,9 @@ class _Fit:
         speed = self.meter.end(int(counts["num_tokens"]))
         self._keep(outcome.layout)
         stopping = stop_requested()
+        asked_to_save = stopping in SAVE_SIGNALS
+        if asked_to_save:
+            stopping = stop_request.save_number = None
         metrics: dict[str, float] = {
             "step": self.done,
             "loss": outcome.loss,
@@ -306,7 +309,7 @@ class _Fit:
         ends_pass = mix.per_pass is not None and step.place + step.size >= mix.per_pass
         epoch_due = every is not None and ends_pass and (step.epoch + 1) % every == 0
         keeps_this = self.algo.keep_best and self.evaluations.is_new_best
-        due = epoch_due or is_due(self.done, self.algo.save_every_steps)
+        due = asked_to_save or epoch_due or is_due(self.done, self.algo.save_every_steps)
         if (keeps_this or due) and not last and stopping is None:
             self._checkpoint(self.evaluations.score)
         elif self._saves:

@@ -3,9 +3,12 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hub.system.saying import say
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -20,7 +23,7 @@ class ProgressLine:
         self.first = done
         self.last_line = 0.0
         self.bar: Progress | None = None
-        if enabled and sys.stdout.isatty():
+        if enabled and sys.stdout is not None and sys.stdout.isatty():
             self.bar = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -46,26 +49,29 @@ class ProgressLine:
             + f"{metrics['packing_efficiency']:.0%} filled  {metrics['peak_memory_gb']:.1f} GB"
         )
         if self.bar is not None:
-            self.bar.update(self.task, completed=number, description=text)
+            with suppress(OSError):
+                self.bar.update(self.task, completed=number, description=text)
             return
         now = time.monotonic()
         if number in (self.first + 1, self.total) or now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (now - self.started) / max(1, number - self.first) * (self.total - number)
-            print(f"step {number}/{self.total}  {text}  left {_clock(left)}", flush=True)
+            say(f"step {number}/{self.total}  {text}  left {_clock(left)}")
 
     def say(self, text: str) -> None:
         """Print a line between the steps."""
         if not self.enabled:
             return
         if self.bar is not None:
-            self.bar.console.print(text, markup=False, highlight=False)
+            with suppress(OSError):
+                self.bar.console.print(text, markup=False, highlight=False)
         else:
-            print(text, flush=True)
+            say(text)
 
     def stop(self) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with suppress(OSError):
+                self.bar.stop()
 
 
 def _clock(seconds: float) -> str:

@@ -41,7 +41,11 @@ class StepLog:
 
     def say(self, text: str) -> None:
         """Print a line, above the progress."""
-        self._run.say(text) if self._progress is None else self._progress.say(text)
+        if self._progress is None:
+            self._run.say(text)
+        elif self._run.is_main:
+            self._progress.say(text)
+            self._run.note(text)
 
     def before_training(self, loss: float, num_samples: int) -> None:
         """Log the held-out loss before training."""

@@ -13,6 +13,7 @@ import pytest
 
 from hub import LaunchError, compose
 from hub.launch import launcher
+from hub.launch.workers import Forwarding
 from hub.run import Failure, Result, Run, read_metrics
 
 OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-3", "algo.max_steps=6"]
@@ -43,7 +44,14 @@ def one_process(tmp_path_factory) -> Result:
 @pytest.mark.slow
 def test_a_run_leaves_all_that_it_promises(one_process):
     folder = one_process.run_path
-    assert {path.name for path in folder.iterdir()} == {"run.yaml", "plan.json", "metrics.jsonl", "result.json", "model"}
+    assert {path.name for path in folder.iterdir()} == {
+        "run.yaml",
+        "plan.json",
+        "metrics.jsonl",
+        "log.txt",
+        "result.json",
+        "model",
+    }
     written = json.loads((folder / "result.json").read_text())
     for key in ("status", "algo", "backend", "model", "num_steps", "effective_batch_size", "train_loss", "eval_loss_before",
                 "eval_loss", "tokens_per_second", "peak_memory_gb", "seconds", "model_path", "base_model_path"):  # fmt: skip
@@ -192,7 +200,7 @@ def test_a_run_whose_main_rank_was_ended_since_another_had_failed_has_failed(tmp
     class Ended:
         """Workers as they may leave a run folder: rank 1 failed, and rank 0 was ended by a signal for that."""
 
-        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        def __init__(self, command: list[str], env: dict[str, str], signals: Forwarding) -> None:
             self.run = Run(Path(command[-1]))
 
         def wait(self) -> int:
@@ -202,7 +210,7 @@ def test_a_run_whose_main_rank_was_ended_since_another_had_failed_has_failed(tmp
             self.run.write_failure(Failure(rank=1, message="on fire", exit_code=1, time=1.0, traceback="..."))
             return 1
 
-    monkeypatch.setattr(launcher, "_Workers", Ended)
+    monkeypatch.setattr(launcher, "Workers", Ended)
     with pytest.raises(LaunchError, match=r"^rank 1 failed: on fire"):
         launcher.launch(compose(*OPTIONS, "launch.nproc_per_node=2", f"output_dir={tmp_path}", "run_name=it"))
     found = Result.read(tmp_path / "it" / "result.json")

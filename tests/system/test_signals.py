@@ -9,7 +9,7 @@ import pytest
 
 from hub.errors import Interrupted
 from hub.system.processes import Process
-from hub.system.signals import STARTED_BY, StopRequest
+from hub.system.signals import ECHO_SECONDS, STARTED_BY, StopRequest
 
 WAITS_IN_C = """
 import ctypes, sys
@@ -40,7 +40,11 @@ def test_a_second_signal_ends_a_run_in_this_process_and_not_the_process():
     with request.handled_here():
         assert request.signal_number is None
         signal.raise_signal(signal.SIGINT)
-        assert request.signal_number == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)  # an echo: a wrapper passes on what the terminal has sent already
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGUSR1)
+        assert (request.signal_number, request.save_number) == (signal.SIGINT, signal.SIGUSR1)
+        request.time -= ECHO_SECONDS
         with pytest.raises(Interrupted, match=r"^stopped by a second signal \(SIGTERM\)"):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is before

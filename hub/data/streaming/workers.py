@@ -26,7 +26,7 @@ from hub.data.streaming.windows import FIRST, Window, WindowState, in_order, ite
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError, HubError
 from hub.plugins.registry import warnings_shown
-from hub.system.signals import end_with_parent
+from hub.system.signals import end_with_parent, signals_blocked
 
 PIPE_BYTES = 2**20
 """How far a process is ahead: some hundred thousand tokens."""
@@ -132,13 +132,16 @@ class Processes:
         # No accelerator, no group of processes, and one core each.
         env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
         env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **warnings_shown()}
-        child = subprocess.Popen(
-            [sys.executable, "-m", "hub.data.streaming.workers"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=env,
-            start_new_session=True,
-        )
+        with (
+            signals_blocked()
+        ):  # for good in the child: a scheduler signals all processes, and this one is needed until the end
+            child = subprocess.Popen(
+                [sys.executable, "-m", "hub.data.streaming.workers"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=env,
+                start_new_session=True,
+            )
         self._children.append(child)
         assert child.stdin is not None
         assert child.stdout is not None
@@ -183,7 +186,7 @@ def main(request: Request, out: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    end_with_parent()
+    end_with_parent(at_once=True)
     # Output of a library must not get between the frames.
     frames = io.BufferedWriter(io.FileIO(os.dup(1), "wb"), 2**16)
     os.dup2(2, 1)
