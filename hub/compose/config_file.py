@@ -22,14 +22,13 @@ from hub.compose.presets import group_options, option_keys, yaml_message
 from hub.config.evaluate import CODE
 from hub.config.option import leaves
 from hub.config.schema import PARTS, RunConfig
+from hub.config.trust import RUN_CODE, of_the_machine
 from hub.errors import ConfigError
 from hub.plugins.registry import registry
 
 ENDINGS = (".yaml", ".yml", ".json")
 OF_ONE_RUN = ("run_name", "resume", "resume_with_changes")
 """Options of a run.yaml that are not taken for another run."""
-RUN_CODE = ("model.trust_remote_code", "launch.python")
-"""Options that run code. They count only if they are typed, since a file may come from anywhere."""
 _NUMBER = re.compile(r"[+-]?\d[\d_]*(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
 _KEY = re.compile(r"[\w-]+")
 
@@ -53,6 +52,7 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
     is_run = all(item.name in reader.sections for item in fields(RunConfig))
     if is_run:
         found = {name: value for name, value in found.items() if name not in OF_ONE_RUN}
+        found = {name: value for name, value in found.items() if name in RUN_CODE or not of_the_machine(name)}
     with hydra_session(config_dir) as loader:
         words = parse(typed, loader)
         names = {item.key_or_group for item in words}

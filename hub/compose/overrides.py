@@ -18,8 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, StringNode
 
 from hub.compose.options import GROUPS, exists, in_list, is_list, library_message, place_of, set_option
-from hub.compose.presets import COMPOSE_ERRORS, group_options, names_no_algorithm, preset_problems
+from hub.compose.presets import COMPOSE_ERRORS, file_that_sets, group_options, names_no_algorithm, preset_problems
+from hub.config.evaluate import CODE
 from hub.config.schema import PARTS, AlgoConfig, RunConfig
+from hub.config.trust import RUN_CODE
 from hub.errors import ConfigError, did_you_mean
 from hub.plugins.registry import Registry
 
@@ -157,6 +159,7 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any], pl
         problems += preset_problems(loader, chosen, plugins.algorithms) or [library_message(error)]
         doubtful |= set(PARTS)
         node = OmegaConf.structured(RunConfig)
+    problems += code_problems(loader, node, good, values, plugins)
     algo = next((item.value() for item in reversed(good) if item.key_or_group == "algo"), None)
     if algo is not None and not doubtful and OmegaConf.get_type(node.algo) is AlgoConfig:
         problems.append(names_no_algorithm(str(algo), plugins.algorithms))
@@ -182,6 +185,33 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any], pl
             problems.append(place + problem)
             doubtful |= _parts(name)
     return Checked(node, problems, set(PARTS) - doubtful)
+
+
+def code_problems(
+    loader: Any, node: DictConfig, good: Sequence[Override], values: Mapping[str, Any], plugins: Registry
+) -> list[str]:
+    """One line for each option that runs code, is set by a preset and was not typed. Presets may come from anywhere.
+
+    Args:
+        loader: Hydra's config loader.
+        node: the composed presets, without overrides.
+        good: overrides of the command line.
+        values: nested values of a call.
+        plugins: the installed plugins.
+    """
+    typed = {item.key_or_group for item in good} | {f"{part}.{name}" for part in PARTS for name in values.get(part, {})}
+    found = {name: OmegaConf.select(node, name) for name in RUN_CODE if name not in typed}
+    for name, marks in CODE.items():
+        named = [text for text in OmegaConf.select(node, f"evaluate.{name}") or () if any(mark in text for mark in marks)]
+        found |= {f"evaluate.{name}": named} if f"evaluate.{name}" not in typed else {}
+    lines = []
+    for name, value in found.items():
+        if value:
+            text = "true" if value is True else ",".join(value) if isinstance(value, list) else value
+            chosen = [(item.key_or_group, item.value()) for item in good if loader.repository.group_exists(item.key_or_group)]
+            file = file_that_sets(name, loader, chosen, plugins.algorithms)
+            lines.append(f"{file} sets {name}={text}, which runs code. If you trust it, type that too")
+    return lines
 
 
 def _shown(item: Override) -> str:

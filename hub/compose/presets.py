@@ -74,6 +74,26 @@ def preset_problems(loader: Any, chosen: Sequence[tuple[str, Any]], algorithms: 
     return list(dict.fromkeys(_Presets(loader, chosen, algorithms).problems()))
 
 
+def file_that_sets(name: str, loader: Any, chosen: Sequence[tuple[str, Any]], algorithms: Mapping[str, Algorithm]) -> str:
+    """The file among the chosen presets that sets an option. `a preset`, if it is not known which.
+
+    Args:
+        name: of the option.
+        loader: Hydra's config loader.
+        chosen: group and preset of each choice.
+        algorithms: the installed algorithms.
+    """
+    presets = _Presets(loader, chosen, algorithms)
+    presets.problems()
+    for path, loaded in presets.loaded.items():
+        prefix = "" if loaded.header.get("package") == "_global_" else f"{path.partition('/')[0]}."
+        if not is_dataclass(OmegaConf.get_type(loaded.config)) and name in {
+            f"{prefix}{key}" for key in option_keys(loaded.config)
+        }:
+            return _file(loaded, path)
+    return "a preset"
+
+
 class _Presets:
     """The files of the chosen presets, and those that they name."""
 

@@ -18,8 +18,8 @@ from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import HubError, Interrupted, LaunchError
 from hub.launch.auto_resume import decide
-from hub.launch.past_end import forget_end
 from hub.launch.lock import release
+from hub.launch.past_end import forget_end
 from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
 from hub.launch.workers import Forwarding, Workers

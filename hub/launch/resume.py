@@ -12,7 +12,9 @@ from hub.config.data import DataConfig
 from hub.config.option import AUTO, leaves
 from hub.config.schedule import ADAPTIVE
 from hub.config.schema import AlgoConfig, RunConfig
+from hub.config.trust import RUN_CODE
 from hub.errors import ConfigError
+from hub.launch.foreign_run import check_links, without_machine
 from hub.launch.lock import hold, release
 from hub.launch.past_end import forget_all, forget_end, has_ended
 from hub.models.finished import run_of_checkpoint
@@ -61,9 +63,9 @@ def config_to_run(cfg: RunConfig) -> RunConfig:
         date = before.data.date if cfg.data.date == AUTO else cfg.data.date
         return replace(cfg, data=replace(cfg.data, date=date))
     # These options run code, and a run folder may come from anywhere.
-    untrusted = ["model.trust_remote_code=true"] if before.model.trust_remote_code and not cfg.model.trust_remote_code else []
-    if before.launch.python and before.launch.python != cfg.launch.python:
-        untrusted.append(f"launch.python={before.launch.python}")
+    typed_now = {name: value for name, value, *_ in leaves(cfg)}
+    values = [(name, value) for name, value, *_ in leaves(before) if name in RUN_CODE and value and value != typed_now[name]]
+    untrusted = [f"{name}={'true' if value is True else value}" for name, value in values]
     untrusted += [option for option in before.evaluate.code if option not in cfg.evaluate.code]
     if untrusted:
         raise ConfigError(
@@ -74,7 +76,7 @@ def config_to_run(cfg: RunConfig) -> RunConfig:
         before = replace(before, data=replace(before.data, on_bad_row=cfg.data.on_bad_row))
     typed = {name: value for name, value, default, _ in leaves(cfg) if value != default}
     allowed = RESUME_OPTIONS | ({"model.trust_remote_code"} if before.model.trust_remote_code else set())
-    allowed |= {option.partition("=")[0] for option in before.evaluate.code}
+    allowed |= {option.partition("=")[0] for option in before.evaluate.code} | {"export.repo", "export.python"}
     dropped = [name for name in typed if name not in allowed and not name.startswith("launch.")]
     if dropped:
         raise ConfigError(
@@ -82,8 +84,10 @@ def config_to_run(cfg: RunConfig) -> RunConfig:
             "Leave that out, or type the run's command again with resume"
         )
     here = {name.removeprefix("launch."): value for name, value in typed.items() if name.startswith("launch.")}
-    launch = replace(before.launch, **here)
-    return replace(before, launch=launch, resume=cfg.resume, resume_with_changes=cfg.resume_with_changes)
+    before = without_machine(before, cfg, folder)
+    return replace(
+        before, launch=replace(before.launch, **here), resume=cfg.resume, resume_with_changes=cfg.resume_with_changes
+    )
 
 
 def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
@@ -138,6 +142,7 @@ def _folders(cfg: RunConfig) -> tuple[Path, Path]:
         else:
             hint = f"{folder} is not a run folder. Type resume={_meant(cfg, folder)}"
         raise ConfigError(f"resume={cfg.resume}: {hint}")
+    check_links(folder, str(cfg.resume))
     return folder, place
 
 

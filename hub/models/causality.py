@@ -4,9 +4,11 @@ An encoder such as BERT sees the whole text. Trained on next tokens it learns to
 write. transformers loads many of them as causal language models and does not warn.
 """
 
+import math
+
 import torch
 
-from hub.errors import ModelError, first_line
+from hub.errors import HubError, ModelError, first_line
 from hub.models.encoders import INSTEAD
 from hub.models.structure import base_of
 
@@ -45,7 +47,9 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
             one, other = (model(input_ids=row[None].to(device)).logits[0].double() for row in ids)
     except torch.OutOfMemoryError:
         return None
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+    except HubError:
+        raise
+    except Exception as error:  # whatever its files say can make it fail
         kind = str(dtype).removeprefix("torch.")
         raise ModelError(
             f"model.path: {type(base_of(model)).__name__} can't compute in {kind}: it fails in a pass over "
@@ -67,7 +71,12 @@ def check_causal(model: torch.nn.Module, vocab_size: int, device: torch.device, 
     """
     measured = look_ahead(model, vocab_size, device, dtype)
     allowed = FLOAT32_TOLERANCE if dtype == torch.float32 else TOLERANCE
-    if measured is not None and not measured <= allowed:
+    if measured is not None and not math.isfinite(measured):
+        raise ModelError(
+            f"{type(base_of(model)).__name__} gives no finite numbers for a text of {NUM_TOKENS} tokens: its weights or a "
+            "value of config.json are broken. Copy or download the model again"
+        )
+    if measured is not None and measured > allowed:
         raise ModelError(
             f"{type(base_of(model)).__name__} is no causal language model: later tokens change the logits of earlier ones "
             f"(measured {measured:.1e} of their effect on later ones, allowed {allowed:.0e}). {INSTEAD}"

@@ -31,5 +31,5 @@ def refuse_encoders(folder: Path, name: str) -> None:
         raise ModelError(
             f"{name} is an encoder-decoder model ({family}), and the hub trains models with a decoder only. {INSTEAD}"
         )
-    if family in ENCODERS and not config.get("is_decoder"):
+    if isinstance(family, str) and family in ENCODERS and not config.get("is_decoder"):
         raise ModelError(f"{name} is an encoder ({family}): it sees the tokens that it would learn to predict. {INSTEAD}")

@@ -13,6 +13,7 @@ from typing import Any
 from hub.config.finished import FinishedOptions
 from hub.config.schema import ModelConfig, RunConfig
 from hub.errors import ConfigError, ModelError
+from hub.models.safety import check_links
 from hub.run import Result
 from hub.system.files import names_apart
 
@@ -201,10 +202,11 @@ def _of_folder(model: Path, name: str, folder: Path, before: ModelConfig) -> Fin
 def _adapter_values(folder: Path) -> dict[str, Any]:
     """The config of an adapter, whose weights are there too."""
     again = "Copy or download the adapter again"
+    check_links(folder, str(folder))
     try:
         values: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         values["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ModelError(f"{folder}: {ADAPTER_CONFIG} can't be read. {again}") from None
     if not (folder / ADAPTER_WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()

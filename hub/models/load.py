@@ -9,11 +9,16 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError, first_line
+from hub.models.config_check import check_config
 from hub.models.loading_report import Fit, fit_of, fit_when_loaded, stored_tensors
 from hub.models.multimodal import auto_class
+from hub.models.reading import Read, reading
 from hub.models.safety import choose_kernels_ourselves
+from hub.models.storage import stored_as
 from hub.models.structure import outside_text
 from hub.models.wrapped_names import candidates, words_of
+
+GENERATION = "generation_config.json"
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes seconds to import, which processes that only tokenize can do without
@@ -27,11 +32,14 @@ def load_tokenizer(cfg: ModelConfig, path: Path) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: the folder has no tokenizer that transformers can read.
     """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(_refusal(cfg, error, "it has no readable tokenizer: ")) from None
-    return tokenizer
+
+    def read(folder: Path) -> PreTrainedTokenizerBase:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=cfg.trust_remote_code)
+        _try_out(tokenizer)
+        return tokenizer
+
+    trial = None if cfg.trust_remote_code else read
+    return reading(read, path, f"model.path={cfg.path}: it has no readable tokenizer", "tokenizer.json", _known, trial)
 
 
 def load_config(cfg: ModelConfig, path: Path) -> PretrainedConfig:
@@ -40,11 +48,14 @@ def load_config(cfg: ModelConfig, path: Path) -> PretrainedConfig:
     Raises:
         ModelError: it can't be read, or needs Python code of its own, which is not allowed.
     """
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_refusal(cfg, error)) from None
-    return choose_kernels_ourselves(config)
+
+    def read(folder: Path) -> PretrainedConfig:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=cfg.trust_remote_code)
+        config.get_text_config()
+        return config
+
+    trial = None if cfg.trust_remote_code else read
+    return choose_kernels_ourselves(reading(read, path, f"model.path={cfg.path}", known=_known, trial=trial))
 
 
 def check_weights(cfg: ModelConfig, path: Path) -> list[str]:
@@ -60,11 +71,15 @@ def check_weights(cfg: ModelConfig, path: Path) -> list[str]:
     Raises:
         ModelError: tensors are missing, have no place in the model, or have another shape.
     """
+    name = f"model.path={cfg.path}"
+    check_config(path, name, stored_tensors(path))
     fit = _fit(cfg, path)
     if fit is None:
+        if (trial := _trial(cfg)) is not None and stored_as(path) is None:
+            reading(trial, path, name, known=_known, trial=trial)
         return []
     if fit.refusal:
-        raise ModelError(f"model.path={cfg.path}: {fit.refusal}")
+        raise ModelError(f"{name}: {fit.refusal}")
     lines = []
     if fit.renamed:
         lines.append(
@@ -115,9 +130,10 @@ def load_causal_lm(
         options["quantization_config"] = quantization
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
         options["attn_implementation"] = "eager"  # the other kernels ignore the soft cap
-    try:
-        result: Any = auto_class(config).from_pretrained(
-            path,
+
+    def read(folder: Path) -> Any:
+        return auto_class(config).from_pretrained(
+            folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
@@ -128,10 +144,9 @@ def load_causal_lm(
             ignore_mismatched_sizes=True,  # they are refused below, with their names
             **options,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise ModelError(_refusal(cfg, error)) from None
+
     model: PreTrainedModel
-    model, info = result
+    model, info = reading(read, path, f"model.path={cfg.path}", known=_known, trial=_trial(cfg))
     if refusal := fit_when_loaded(config, path, model, info, renamed).refusal:
         raise ModelError(f"model.path={cfg.path}: {refusal}")
     if renamed:
@@ -193,15 +208,40 @@ def num_parameters(cfg: ModelConfig, path: Path) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _refusal(cfg: ModelConfig, error: Exception, what: str = "") -> str:
-    line = what + first_line(error)
+def _trial(cfg: ModelConfig) -> Read[None] | None:
+    """What fails if a model can't be built from its files, without their data. None: it takes code of its own."""
+    if cfg.trust_remote_code:
+        return None
+
+    def build(folder: Path) -> None:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class(config).from_config(config)
+        if (folder / GENERATION).is_file():
+            type(model.generation_config).from_pretrained(folder)
+
+    return build
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Use a tokenizer as data does, so that what is wrong with its files shows now."""
+    ids = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    tokenizer.decode(ids)
+    template = tokenizer.chat_template
+    for text in template.values() if isinstance(template, dict) else [template]:
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"the chat template is no text, but {type(text).__name__}")
+
+
+def _known(error: BaseException) -> str:
+    """What to say of an error of transformers whose cause is known."""
     if "automatic conversion" in str(error):
-        line = (
+        return (
             "its tensors can't be converted to those of the model, such as experts of different shapes. Copy or download the "
             "model again, so that config.json and the weights are of one model"
         )
     if "trust_remote_code" in str(error):
-        line = (
+        return (
             "it needs Python code of its own, which is not run. Type model.trust_remote_code=true only if you trust that code"
         )
-    return f"model.path={cfg.path}: {line}"
+    return "" if not isinstance(error, ImportError) else first_line(error)

@@ -142,7 +142,10 @@ def fit_of(config: PretrainedConfig, folder: Path) -> Fit | None:
 
     def loaded(mapping: dict[str, str]) -> Misfit:
         misfit = _load(model, tensors, mapping)
-        return replace(misfit, reshaped=()) if is_quantized else misfit  # packed weights have another shape
+        if not is_quantized:
+            return misfit
+        packed = {name for name, tensor in tensors.items() if not tensor.is_floating_point()}
+        return replace(misfit, reshaped=tuple(item for item in misfit.reshaped if item[0] not in packed))
 
     try:
         model = _without_data(auto_class(config), config)

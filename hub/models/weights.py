@@ -4,19 +4,23 @@ Only safetensors and JSON are downloaded and accepted. Call `local_weights` firs
 download or convert; the other processes then use the cache.
 """
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError, first_line
 from hub.models.encoders import refuse_encoders
 from hub.models.gguf import from_gguf_package, tokenizer_of_gguf_package
-from hub.models.safety import check_files
+from hub.models.reading import ModelFileError, shown
+from hub.models.safety import check_files, read_json
 from hub.models.tiny import tiny_model_path
 
 SECONDS_TO_REACH_HUB = 5
+LARGEST_INDEX = 256 * 2**20
+"""Bytes of model.safetensors.index.json. A model of 1,000,000 tensors has 100 MB."""
+
 TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 DOWNLOADED = ("*.safetensors", *TOKENIZER_FILES)
 # Other formats of the same weights, some pickled. consolidated*: Mistral's own format, as large as everything else.
@@ -130,25 +134,39 @@ def check_folder(folder: Path, name: str = "") -> None:
         shards.append(single)
     if not shards:
         raise ModelError(f"{name}: {_why_no_weights(folder)}")
+    holders: dict[str, str] = {}
     for shard in shards:
-        _check_shard(shard, name)
+        for tensor in _check_shard(shard, name):
+            if (other := holders.setdefault(tensor, shard.name)) != shard.name and not single.is_file():
+                raise ModelError(
+                    f"{name}: {other} and {shard.name} both have the tensor {tensor}, and it is not known which one counts. "
+                    "Copy or download the model again"
+                )
 
 
 def _shards(index: Path, name: str) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{name}: {index.name} can't be read. Copy or download it again") from None
+    values = read_json(index, name, LARGEST_INDEX)
+    files = _object(values, "weight_map", index, name)
+    names = list({str(shard): shard for shard in files.values()}.values())
     for shard in names:
         if not isinstance(shard, str) or shard != Path(shard).name or "\\" in shard or not shard.endswith(".safetensors"):
             raise ModelError(
                 f"{name}: {index.name} names {shard!r}. Allowed: names of safetensors files in the same folder. "
                 "Take the model from a source that you trust"
             )
+    _object(values, "metadata", index, name)  # transformers writes into it
     return [index.parent / shard for shard in names]
 
 
-def _check_shard(shard: Path, name: str) -> None:
+def _object(values: dict[str, Any], key: str, file: Path, name: str) -> dict[str, Any]:
+    value = values.get(key)
+    if not isinstance(value, dict):
+        raise ModelFileError(name, file.name, key, "" if value is None else shown(value), "it must be an object")
+    return value
+
+
+def _check_shard(shard: Path, name: str) -> list[str]:
+    """The names of the tensors in a file, whose header fits its length."""
     from safetensors import SafetensorError, safe_open
 
     if not shard.is_file():
@@ -157,9 +175,9 @@ def _check_shard(shard: Path, name: str) -> None:
         if file.read(20).startswith(b"version https://git-"):
             raise ModelError(f"{name}: {shard.name} is a Git LFS pointer, not the weights. Type in that folder: git lfs pull")
     try:
-        with safe_open(shard, framework="np"):  # reads the header and checks the length of the file
-            pass
-    except SafetensorError as error:
+        with safe_open(shard, framework="np") as opened:  # reads the header and checks the length of the file
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"{name}: {shard.name} is broken ({error}). Copy or download it again") from None
 
 

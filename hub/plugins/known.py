@@ -1,9 +1,11 @@
 """Well-known algorithms and backends, and the distributions that bring them. Besides `api.py` the only place in hub/ that
 names plugins.
 
-They are used for hints and examples only. Nothing is loaded, chosen or treated differently because it is listed here.
+They are used for hints and examples, and their names are kept for them: no other distribution takes one of these names unless
+the user names that distribution.
 """
 
+import re
 from importlib.metadata import PackageNotFoundError, distribution
 
 ALGORITHMS = {"sft": "hub-sft", "lora_sft": "hub-lora-sft", "qlora_sft": "hub-lora-sft", "osft": "hub-osft"}
@@ -29,6 +31,22 @@ EXAMPLES = (
     ),
 )
 """(What it does, command) for the overview."""
+
+
+def belongs_to(algorithm: str, distribution: str) -> str | None:
+    """The distribution to which the name of an algorithm belongs. None: to any, or to this one.
+
+    Args:
+        algorithm: its name.
+        distribution: the one that offers it.
+    """
+    owner = ALGORITHMS.get(algorithm)
+    return None if owner is None or owner == normalized(distribution) else owner
+
+
+def normalized(distribution: str) -> str:
+    """The name of a distribution as package indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def missing_algorithm(name: str) -> str | None:

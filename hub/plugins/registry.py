@@ -34,7 +34,7 @@ from hub.plugins.checks import (
     explained,
     preset_names,
 )
-from hub.plugins.known import FIRST_PLUGIN, missing_algorithm, missing_backend
+from hub.plugins.known import FIRST_PLUGIN, belongs_to, missing_algorithm, missing_backend, normalized
 from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
 from hub.run import ASKED_FOR
 from hub.system.environment import already_shown, without_repeats
@@ -67,6 +67,12 @@ class Plugin:
     """Distribution and version."""
 
     module: str
+    distribution: str = ""
+    """Its normalized name. Empty: it is not known."""
+
+    is_named: bool = False
+    """Whether the user has named the distribution, which then may take the name of a well-known algorithm."""
+
     hooks: list[str] = field(default_factory=list)
     error: str | None = None
     """Why it could not be loaded. None if it is loaded."""
@@ -103,7 +109,7 @@ class Registry:
     """`group/name` of each YAML preset -> the plugin that has it, or `the hub`."""
 
     only: set[str] | None = None
-    """The plugins that HUB_PLUGINS names. None if it is not set."""
+    """The plugins that HUB_PLUGINS names, by their entry points or distributions. None if it is not set."""
 
     _switched_off: set[tuple[str, str]] = field(default_factory=set)
 
@@ -112,7 +118,8 @@ class Registry:
         """One line for each plugin, or part of a plugin, that can't be used."""
         lines = [f"plugin {p.name} ({p.source}) is left out: {p.error}" for p in self.plugins if p.error]
         lines += [f"plugin {p.name} ({p.source}): {line}" for p in self.plugins for line in p.warnings]
-        for name in sorted((self.only or set()) - {p.name for p in self.plugins}):
+        known = {p.name for p in self.plugins} | {p.distribution for p in self.plugins}
+        for name in sorted(name for name in self.only or () if not {name, normalized(name)} & known):
             near = did_you_mean(name, [point.name for point in entry_points(group=GROUP)])
             lines.append(f"{ONLY} names {name}, but no plugin of this name is installed.{near}")
         return lines
@@ -306,13 +313,15 @@ def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry
     manager.add_hookspecs(hookspecs)
     loaded = Registry(manager, only=only, presets=dict.fromkeys(preset_names(conf_dir()), "the hub"))
     seen: dict[str, EntryPoint] = {}
-    for point in sorted(points, key=lambda p: (p.name, p.value)):
-        if only is not None and point.name not in only:
+    # Where several have the name of a well-known algorithm, the one that it belongs to comes first.
+    for point in sorted(points, key=lambda p: (p.name, belongs_to(p.name, _distribution(p)) or "", p.value)):
+        by_distribution = only is not None and normalized(_distribution(point)) in {normalized(name) for name in only}
+        if only is not None and point.name not in only and not by_distribution:
             continue
         earlier = seen.get(point.name)
         if earlier and earlier.value == point.value and _distribution(earlier) == _distribution(point):
             continue  # the same distribution is on the path twice
-        plugin = Plugin(point.name, _source(point), point.value)
+        plugin = Plugin(point.name, _source(point), point.value, normalized(_distribution(point)), by_distribution)
         loaded.plugins.append(plugin)
         if earlier:
             plugin.error = f"{_distribution(earlier)} has a plugin of this name too; uninstall one of the two"
@@ -350,6 +359,7 @@ def register(into: Registry, plugin: Plugin, module: Any) -> None:
             check_exporter(exporter, [*into.exporters.values(), *exporters[:number]])
         for number, algorithm in enumerate(algorithms):
             others = [*into.algorithms.values(), *algorithms[:number]]
+            _check_owner(algorithm.name, plugin)
             check_algorithm(algorithm, others, into.owners, into.presets)
         for number, backend in enumerate(backends):
             check_backend(backend, [*into.backends.get(backend.algorithm, {}).values(), *backends[:number]])
@@ -372,6 +382,16 @@ def register(into: Registry, plugin: Plugin, module: Any) -> None:
     if directory is not None:
         into.config_dirs.append((plugin.name, directory))
         into.presets |= dict.fromkeys(presets, f"plugin {plugin.name}")
+
+
+def _check_owner(algorithm: str, plugin: Plugin) -> None:
+    """Refuse a plugin that takes the name of a well-known algorithm, unless the user has named its distribution."""
+    owner = belongs_to(algorithm, plugin.distribution)
+    if owner and plugin.distribution and not plugin.is_named:
+        raise PluginError(
+            f"the algorithm {algorithm} belongs to {owner}, and {plugin.distribution} would take its place. Uninstall it, or, if "
+            f"you want that, name its distribution: {ONLY}={plugin.distribution}"
+        )
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -182,6 +182,82 @@ def test_what_is_a_secret(monkeypatch, tmp_path):
     assert secret_in("x0123456789x") == "the value of MY_API_KEY"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PGPASSWORD", "DB_PASS", "GITHUB_PAT", "MYSQL_PWD", "HFTOKEN", "HF_TOKEN", "WANDB_API_KEY", "OPENAI_APIKEY",
+        "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "REDIS_AUTH", "SENTRY_DSN", "azureClientSecret", "npm_config__authToken",
+        "SLACK_BOT_TOKEN_2", "DOCKER_PASSWD", "GPG_PASSPHRASE", "GOOGLE_CREDENTIALS", "DATABASE_PASSWORD_OLD",
+    ],
+)  # fmt: skip
+def test_a_secret_is_known_by_a_part_of_its_variables_name(monkeypatch, name):
+    monkeypatch.setenv(name, "Correct-Horse-7")
+    assert without_secrets("x Correct-Horse-7 y") == "x *** y"
+    assert secret_in("x=Correct-Horse-7") == f"the value of {name}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PATH",
+        "PWD",
+        "OLDPWD",
+        "MONKEY",
+        "TOKENIZERS_PARALLELISM",
+        "COMPASS",
+        "PATTERN",
+        "KEYBOARD",
+        "AUTHOR",
+        "PASSAGE",
+        "HOME",
+    ],
+)
+def test_other_variables_are_no_secrets(monkeypatch, name):
+    monkeypatch.setenv(name, "Correct-Horse-7")
+    assert without_secrets("x Correct-Horse-7 y") == "x Correct-Horse-7 y"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_" + "aB3" * 8, "ghp_" + "aB3" * 12, "github_pat_" + "aB3_" * 8, "glpat-" + "aB3-" * 6, "sk-" + "aB3" * 10,
+        "sk-ant-" + "aB3" * 10, "AIza" + "aB3_d" * 7, "AKIA" + "ABCD" * 4, "xoxb-123456789-abcdef", "pypi-" + "aB3" * 10,
+        "eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0dXJl", "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----",
+    ],
+)  # fmt: skip
+def test_a_secret_is_known_by_its_shape(secret):
+    assert without_secrets(f"a '{secret}' b") == "a '***' b"
+    assert secret_in(f"a {secret}")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://b.s3.amazonaws.com/d.jsonl?X-Amz-Credential=AK%2F1&X-Amz-Signature=ab12",
+         "https://b.s3.amazonaws.com/d.jsonl?X-Amz-Credential=***&X-Amz-Signature=***"),
+        ("https://a.blob.core.windows.net/c/d?sv=2024&sig=Ab%2F1%3D", "https://a.blob.core.windows.net/c/d?sv=2024&sig=***"),
+        ("https://x.org/d?api_key=abc&split=train", "https://x.org/d?api_key=***&split=train"),
+        ("postgresql://me:it@db/x", "postgresql://***@db/x"),
+        ("failed: PGPASSWORD=Correct-Horse psql", "failed: PGPASSWORD=*** psql"),
+    ],
+)  # fmt: skip
+def test_keys_in_urls_and_printed_variables_are_blacked_out(text, shown):
+    assert without_secrets(text) == shown
+    assert secret_in(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "algo.max_tokens_per_gpu=16384000", "eos_token: <|im_end|>", "model.revision=" + "0123abcd" * 5, "a?b=c https://x.org/?q=1",
+        "sk-learn task-force-oriented", "data.columns={messages: my_key_values}", "model.add_tokens=[<secret>]",
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_secret_stays(text):
+    assert without_secrets(text) == text
+    assert secret_in(text) is None
+
+
 def test_every_error_that_is_shown_is_blacked_out(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
     for error in (DataError(f"x {SECRETS['HF_TOKEN']}"), ConfigError([f"x {SECRETS['HF_TOKEN']}"])):

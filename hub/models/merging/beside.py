@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from hub.config.schema import ModelConfig
+from hub.errors import ModelError
 from hub.models.finished import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hub.models.model_code import complete_code
-from hub.models.safety import check_inside, read_json
+from hub.models.safety import read_json
 from hub.models.saved_folder import OF_THIS_MACHINE
+from hub.system.links import outside
 
 OTHER_WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".npz", ".onnx", ".onnx_data", ".tflite", ".gguf",
@@ -139,7 +141,8 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for file in [*sorted(folder.iterdir()), *inner]:
         name = str(file.relative_to(folder))
         if file.is_file() and not _is_weights(name) and not name.startswith(".") and file.stat().st_size <= LARGEST:
-            check_inside(file, folder, str(folder))
+            if problem := outside(file, folder):
+                raise ModelError(f"{folder}: {name} {problem}. Put the file itself there")
             yield name, file
 
 
