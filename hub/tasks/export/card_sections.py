@@ -37,7 +37,12 @@ def code(value: Any) -> str:
 def warning(exports: Sequence[Delivered]) -> Iterator[str]:
     """What stands at the top if an export was kept although it failed its check."""
     for one in exports:
-        if one.check is not None and not one.passed:
+        if one.failed:
+            yield (
+                f"> **Warning:** {code(one.path.name)} is **not the model that was trained**: {shown(one.failed)}. It was kept "
+                "by force."
+            )
+        if one.check is not None and not one.check["passed"]:
             why = f" First difference: {shown(str(one.check['differs']))}." if one.check.get("differs") else ""
             away = f"{one.check['ratio']:.3g} of what training changed ({one.check['kl']:.3g} nats per token)"
             yield (
@@ -182,7 +187,7 @@ def gate(exports: Sequence[Delivered]) -> Iterator[str]:
 def _figures(one: Delivered) -> Iterator[str]:
     check = one.check
     if check is None:
-        yield from ("", "", "", "", "", "", "not compared")
+        yield from ("", "", "", "", "", "", "**failed**" if one.failed else "not compared")
         return
     yield f"{check['kl']:.3g}"
     yield f"{check['ratio']:.3g}"

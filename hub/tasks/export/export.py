@@ -247,6 +247,7 @@ def _run(exporter: Exporter, job: Job, reference: "Reference | None") -> list[De
             num_bytes=sizes[one.path],
             seconds=seconds,
             check=check,
+            failed=one.failed,
             note=one.note,
             made_by=one.made_by,
         )
@@ -301,9 +302,11 @@ def failure_line(exporter: str, written: Written, check: dict[str, Any]) -> str:
 
 def _name(written: Written, check: dict[str, Any] | None) -> str:
     """The name of an export. If it failed its check, the name has the figure."""
-    if check is None or check["passed"]:
+    figures = [f"{check['ratio']:.2g}"] if check is not None and not check["passed"] else []
+    figures += [written.figure] if written.failed else []
+    if not figures:
         return written.path.name
-    mark = f"-differs-{check['ratio']:.2g}"
+    mark = f"-differs-{'-'.join(figures)}"
     path = written.path
     return f"{path.name}{mark}" if path.is_dir() else f"{path.stem}{mark}{path.suffix}"
 

@@ -74,6 +74,12 @@ class Written:
     explain: Callable[[], str | None] | None = None
     """Says what differs first, if the check fails: one line, or None."""
 
+    failed: str = ""
+    """What is wrong with it, found by the exporter itself and kept by `--force`: one line."""
+
+    figure: str = ""
+    """How wrong that is, for its name: `3-chats`."""
+
     note: str = ""
     """A line for the user."""
 
@@ -93,12 +99,15 @@ class Delivered:
     check: dict[str, Any] | None = None
     """What the comparison found: `kl`, `kl_base`, `ratio`, `limit`, `reader`, `passed`, `differs`. None: not compared."""
 
+    failed: str = ""
+    """What its exporter found wrong with it, and was told to keep."""
+
     note: str = ""
     made_by: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        return self.check is None or bool(self.check["passed"])
+        return not self.failed and (self.check is None or bool(self.check["passed"]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ class Exports:
         rows = []
         for one in self.exports:
             check = one.check
-            figures = ["-", "-", "-", "not compared"]
+            figures = ["-", "-", "-", "FAILED" if one.failed else "not compared"]
             if check is not None:
                 bound = f"{check['limit']:g} of change" if "limit" in check else f"{check['limit_nats']:g} nats"
                 figures = [f"{check['kl']:.2g}", f"{check['ratio']:.2g}", bound, "ok" if check["passed"] else "FAILED"]
@@ -87,6 +87,7 @@ def as_values(one: Delivered) -> dict[str, Any]:
         "num_bytes": one.num_bytes,
         "seconds": round(one.seconds, 3),
         "check": one.check,
+        "failed": one.failed,
         "note": one.note,
         "made_by": dict(one.made_by),
     }

@@ -47,7 +47,8 @@ def _exports(found: Mapping[str, Any]) -> list[Html]:
     cells: list[list[Any]] = []
     for one in found["exports"]:
         check = as_mapping(one["check"])
-        figures: list[Any] = ["-", "-", "-", "not compared"]
+        wrong = str(one.get("failed") or "")
+        figures: list[Any] = ["-", "-", "-", tag("strong", f"failed: {wrong}") if wrong else "not compared"]
         if check:
             bound = f"{check['limit']:g} of change" if "limit" in check else f"{check['limit_nats']:g} nats"
             passed = "ok" if check["passed"] else tag("strong", f"failed: {check['differs'] or 'it is too far away'}")

@@ -65,7 +65,7 @@ def asked(folder: Path | None, **options) -> Asked:
 
 
 def job(wanted: Asked, out: Path, **values) -> Job:
-    nothing = {"merged": None, "rows": list, "tokenizer": None, "done": {}, "say": print}
+    nothing = {"merged": None, "settings": None, "let_go": None, "rows": list, "tokenizer": None, "done": {}, "say": print}
     return Job(asked=wanted, out=out, final=out, **nothing | values)
 
 

@@ -14,6 +14,8 @@ from data.test_loss_fuzz import FILES
 from hub.config.export import ExportConfig
 from hub.config.generate import GenerateConfig
 from hub.errors import ModelError
+from hub.tasks.export import export
+from hub.tasks.export.card_sections import warning
 from hub.tasks.export.job import Delivered
 from hub.tasks.export.ollama.compare import differences, references, samples, system, tool, user
 from hub.tasks.export.ollama.go_template import GoTemplate
@@ -22,6 +24,7 @@ from hub.tasks.export.ollama.modelfile import modelfile, parameters, read, stop_
 from hub.tasks.export.ollama.prompts import find_prompts
 from hub.tasks.export.ollama.values import values
 from hub.tasks.export.ollama.write import added_bos, check_read_again, write
+from hub.tasks.export.result import Exports
 
 WITH_TOOLS = {"granite", "hub_chatml", "llama31", "mistral_v3", "qwen3", "tagged"}
 """Templates whose tools, calls and results Ollama can write as they do. The other ones of these drop them, or have XML."""
@@ -154,7 +157,7 @@ def job_for(folder, tokenizer, quants=("q4_k_m",), adds_bos=False, rows=(), **op
         cfg=ExportConfig(**options),
         asked=SimpleNamespace(cfg=SimpleNamespace(generate=GenerateConfig(temperature=0.2, stop=['say "x"', "\nUser:"]))),
         finished=SimpleNamespace(name="runs/My Run_1"),
-        merged=lambda: folder,
+        settings=lambda: folder,
         rows=lambda count: [list(range(length)) for length in rows],
         say=lines.append,
         lines=lines,
@@ -201,11 +204,18 @@ def test_prompts_that_ollama_cannot_write_are_refused(tmp_path):
         write(job_for(tmp_path / "one", tokenizer))
     assert str(caught.value) == (
         "ollama: prompts would not be those of training (10 sample chats). a question: '[user]Name a color.</s>' in Ollama, "
-        "'[user]Nbme b color.</s>' in training. Nothing is written. To keep it anyway, type --force"
+        "'[user]Nbme b color.</s>' in training. Nothing is written. To keep it anyway, with this figure in its "
+        "name, type --force"
     )
     job = job_for(tmp_path / "two", tokenizer, force=True)
     (written,) = write(job)
     assert "PROMPTS DIFFER from those of training: a question" in written.note
+    assert written.failed.startswith("prompts of 10 sample chats are not those of training. a question: ")
+    assert export._name(written, None) == "ollama-differs-10-chats"
+    kept = Delivered(exporter="ollama", kind="q4_k_m", path=Path("x"), num_bytes=1, seconds=0, failed=written.failed)
+    assert not kept.passed
+    assert "FAILED" in repr(Exports([kept], tmp_path))
+    assert "**not the model that was trained**: prompts of 10 sample chats" in "".join(warning([kept]))
     assert len(job.lines) == 1
 
 

@@ -1,14 +1,17 @@
-"""Metadata that llama.cpp reads and its converter leaves out, so that llama.cpp guesses: said in the file.
+"""What llama.cpp reads and its converter leaves out, so that llama.cpp guesses: said in the file.
 
 Only what llama.cpp would guess wrong is written. Real models need it seldom; those that were trained anew, or cut, do.
 """
 
+import math
 import shutil
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hub.tasks.export.gguf.container import Container, boolean, pack_container, read_container, uint32
+from hub.tasks.export.gguf.container import Container, Tensor, boolean, float32, pack_container, read_container, uint32
+from hub.tasks.export.gguf.kinds import TensorType
 
 _SPACE = "tokenizer.ggml.add_space_prefix"
 _GUESSED_PERIODS = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}
@@ -27,13 +30,23 @@ def completed(file: Path, config: Mapping[str, Any], adds_space: bool | None) ->
     """
     container = read_container(file)
     more = _space(container, adds_space) | _period(container, config) | _query_rank(container)
+    factors = _long_rope(container, config)
+    if factors:
+        more |= _scale_of_long_rope(container, config)
     if not more:
         return file
-    target = file.with_suffix(".completed")
+    target, alignment = file.with_suffix(".completed"), container.alignment
+    tensors = [*container.tensors, *(Tensor(name, (len(numbers),), TensorType.F32) for name, numbers in factors.items())]
     with target.open("wb") as written, file.open("rb") as made:
-        written.write(pack_container(container.metadata | more, container.tensors, container.alignment))
+        head = pack_container(container.metadata | more, tensors, alignment)
+        written.write(head)
         made.seek(container.data_start)
         shutil.copyfileobj(made, written, 1 << 24)
+        at = len(head) + sum(one.num_bytes + -one.num_bytes % alignment for one in container.tensors)
+        for numbers in factors.values():
+            written.seek(at)
+            written.write(struct.pack(f"<{len(numbers)}f", *numbers) + bytes(-4 * len(numbers) % alignment))
+            at = written.tell()
     return target
 
 
@@ -64,6 +77,35 @@ def _query_rank(container: Container) -> dict[str, bytes]:
     if container.architecture != "deepseek2" or key in container.metadata:
         return {}
     return {} if container.value("deepseek2.block_count") in _LAYERS_OF_LITE else {key: uint32(0)}
+
+
+def _long_rope(container: Container, config: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    """Factors of a rope for long texts. llama.cpp reads them for Llama too; the converter writes them for Phi-3 and MiniCPM."""
+    rope = _rope(config)
+    if container.architecture != "llama" or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return {}
+    names = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
+    if any(tensor.name in names for tensor in container.tensors) or not _original(config):
+        return {}
+    return {name: rope[key] for name, key in names.items() if rope.get(key)}
+
+
+def _scale_of_long_rope(container: Container, config: Mapping[str, Any]) -> dict[str, bytes]:
+    """The length up to which the short factors hold, and what attention is scaled by (`_compute_longrope_parameters`)."""
+    rope, original = _rope(config), _original(config)
+    factor = rope.get("factor") or config.get("max_position_embeddings", original) / original
+    scale = rope.get("attention_factor") or (math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0)
+    prefix = f"{container.architecture}.rope.scaling"
+    return {f"{prefix}.original_context_length": uint32(original), f"{prefix}.attn_factor": float32(scale)}
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def _original(config: Mapping[str, Any]) -> int:
+    found = _rope(config).get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or 0
+    return int(found)
 
 
 def _layers(period: int, count: int) -> Sequence[bool]:

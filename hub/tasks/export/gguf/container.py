@@ -17,7 +17,7 @@ ALIGNMENT = 32
 """Bytes to which the data of each tensor is aligned, if the file names no other number."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_UINT32, _BOOLEAN, _STRING, _ARRAY = 4, 7, 8, 9
+_UINT32, _FLOAT32, _BOOLEAN, _STRING, _ARRAY = 4, 6, 7, 8, 9
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,11 @@ def pack_container(metadata: dict[str, bytes], tensors: Iterable[Tensor], alignm
 def uint32(value: int) -> bytes:
     """A value of the metadata, as bytes."""
     return struct.pack("<II", _UINT32, value)
+
+
+def float32(value: float) -> bytes:
+    """A value of the metadata, as bytes."""
+    return struct.pack("<If", _FLOAT32, value)
 
 
 def boolean(value: bool) -> bytes:

@@ -6,20 +6,8 @@ from dataclasses import replace
 
 from hub.data.tokens.marks import CLOSE_THOUGHTS, OPEN_THOUGHTS
 from hub.tasks.export.ollama.go_text import go_string, go_text, json_of_object, json_of_tool, json_of_value
-from hub.tasks.export.ollama.probe import (
-    ASSISTANT,
-    CALL,
-    CONTENT,
-    END,
-    SYSTEM,
-    THOUGHT,
-    TOOL,
-    TOOLS,
-    USER,
-    Found,
-    Joint,
-    JsonForm,
-)
+from hub.tasks.export.ollama.probe import CONTENT, SYSTEM, THOUGHT, TOOLS, Found, Joint, JsonForm
+from hub.tasks.export.ollama.small_chats import ASSISTANT, CALL, END, TOOL, USER
 from hub.tasks.export.ollama.tree import Tree, conditions, leaves, mapped, tree
 
 _SPACE = re.compile(r"\s+\Z")

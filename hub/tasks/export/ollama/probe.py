@@ -17,7 +17,23 @@ from hub.data.tokens.edges import agreement
 from hub.data.tokens.rendering import render_prompt
 from hub.data.tokens.template_limits import limits
 from hub.errors import DataError
-from hub.tasks.export.ollama.values import READ_BY_TEMPLATES
+from hub.tasks.export.ollama.small_chats import (
+    ASSISTANT,
+    CALL,
+    END,
+    PROBED_TOOLS,
+    START,
+    SYSTEM_TEXT,
+    TOOL,
+    USER,
+    Chat,
+    arguments_of_call,
+    chats_with_tools,
+    marker,
+    name_of_call,
+    plain_chats,
+    thought,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,12 +41,8 @@ if TYPE_CHECKING:
 SYSTEM, CONTENT, THOUGHT, TOOLS, CALLS = "\ue000", "\ue001", "\ue002", "\ue003", "\ue004"
 """What stands for a text in a joint."""
 
-START, USER, ASSISTANT, CALL, TOOL, END = "", "user", "assistant", "calls", "tool", "end"
-"""Kinds of messages: the start of the chat, those of roles, answers with calls of tools, and the end behind the last one."""
-
 WHERE = "a sample chat"
 _SPACES = "\n "
-_SYSTEM_TEXT = "zqsystemzq"
 
 
 class UnknownFormError(Exception):
@@ -93,72 +105,6 @@ class Found:
     refuses_system: bool = False
 
 
-@dataclass(frozen=True)
-class Chat:
-    """A small chat of markers."""
-
-    kinds: tuple[str, ...]
-    system: bool = False
-    tools: bool = False
-    with_content: bool = False
-    """Whether messages with calls have a text, too."""
-
-    thoughts: bool = False
-    num_calls: int = 1
-    think: bool | None = None
-
-    def messages(self) -> list[JsonObject]:
-        found: list[JsonObject] = [{"role": "system", "content": _SYSTEM_TEXT}] if self.system else []
-        for place, kind in enumerate(self.kinds):
-            message: JsonObject = {"role": "assistant" if kind == CALL else kind, "content": _marker(place)}
-            if kind == CALL:
-                message["tool_calls"] = [_call(place, number) for number in range(self.num_calls)]
-                message["content"] = _marker(place) if self.with_content else ""
-            if kind == TOOL:
-                message |= {"tool_call_id": _id(place - 1, 0), "name": _name(place - 1, 0)}
-            if self.thoughts and kind in (ASSISTANT, CALL):
-                message |= {name: _thought(place) for name in READ_BY_TEMPLATES}
-            found.append(message)
-        return found
-
-
-def _marker(place: int) -> str:
-    return f"zq{place:02d}zq"
-
-
-def _thought(place: int) -> str:
-    return f"zqthought{place:02d}zq"
-
-
-def _name(place: int, number: int) -> str:
-    return f"zqname{place:02d}{number}zq"
-
-
-def _id(place: int, number: int) -> str:
-    return f"zqid{place:02d}{number}zq"
-
-
-def _arguments(place: int, number: int) -> JsonObject:
-    return {"a": f"zqvalue{place:02d}{number}zq", "b": 7}
-
-
-def _call(place: int, number: int) -> JsonObject:
-    function: JsonObject = {"name": _name(place, number), "arguments": _arguments(place, number)}
-    return {"type": "function", "id": _id(place, number), "function": function}
-
-
-def _tool(name: str) -> JsonObject:
-    properties: JsonObject = {
-        "a": {"type": "string", "description": "A text."},
-        "b": {"type": "integer", "description": "A number."},
-    }
-    parameters: JsonObject = {"type": "object", "properties": properties, "required": ["a"]}
-    return {"type": "function", "function": {"name": name, "description": "A tool.", "parameters": parameters}}
-
-
-PROBED_TOOLS = [_tool("zqtool1zq"), _tool("zqtool2zq")]
-
-
 def rendered(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[JsonObject],
@@ -200,7 +146,7 @@ def probe(tokenizer: "PreTrainedTokenizerBase", with_tools: bool = True) -> Foun
         rendered(tokenizer, Chat((USER,), system=True).messages(), None)
     except DataError:
         found.refuses_system = True
-    for chat in [*_plain(), *(_with_tools() if with_tools else ())]:
+    for chat in [*plain_chats(), *(chats_with_tools() if with_tools else ())]:
         tools = PROBED_TOOLS if chat.tools else None
         try:
             text = rendered(tokenizer, chat.messages(), tools, chat.think)
@@ -213,56 +159,20 @@ def probe(tokenizer: "PreTrainedTokenizerBase", with_tools: bool = True) -> Foun
     return found
 
 
-def _plain() -> Iterator[Chat]:
-    """Small chats without tools."""
-    u, a = USER, ASSISTANT
-    for kinds in [(u,), (u, a, u), (u, a, u, a, u), (a, u)]:
-        for system in (False, True):
-            for think in (None, True, False):
-                yield Chat(kinds, system, think=think)
-            if a in kinds:
-                yield Chat(kinds, system, thoughts=True)
-
-
-def _with_tools() -> Iterator[Chat]:
-    """Small chats with tools."""
-    u, a, c, t = USER, ASSISTANT, CALL, TOOL
-    for system in (False, True):
-        for kinds in [
-            (u,),
-            (u, a, u),
-            (u, a, u, a, u),
-            (u, c, t),
-            (u, c, t, a, u),
-            (u, c, t, c, t),
-            (u, a, u, c, t),
-            (u, c, t, a, u, c, t),
-        ]:
-            yield Chat(kinds, system, tools=True)
-            if c in kinds:
-                yield Chat(kinds, system, tools=True, with_content=True)
-                yield Chat(kinds, system, tools=True, thoughts=True)
-                yield Chat(kinds, system, tools=True, thoughts=True, with_content=True)
-        yield Chat((u, c, t, t), system, tools=True, num_calls=2)
-    for think in (True, False):
-        yield Chat((u,), tools=True, think=think)
-        yield Chat((u, c, t), tools=True, think=think)
-
-
 def _joints(found: Found, chat: Chat, text: str) -> Iterator[Joint]:
     """Cut a rendering at its texts."""
-    text = text.replace(_SYSTEM_TEXT, SYSTEM)
+    text = text.replace(SYSTEM_TEXT, SYSTEM)
     if chat.tools:
         text = _without_tools(found, text)
     for place, kind in enumerate(chat.kinds):
         if kind == CALL:
             text = _without_calls(found, chat, place, text)
-            text = text.replace(_marker(place), CONTENT)
-        text = text.replace(_thought(place), THOUGHT)
+            text = text.replace(marker(place), CONTENT)
+        text = text.replace(thought(place), THOUGHT)
     users = [place for place, kind in enumerate(chat.kinds) if kind == USER]
     at, before = 0, START
     for place, kind in enumerate((*chat.kinds, END)):
-        mark = _marker(place) if kind not in (CALL, END) else CALLS if kind == CALL else None
+        mark = marker(place) if kind not in (CALL, END) else CALLS if kind == CALL else None
         end = len(text) if mark is None else text.find(mark, at)
         if end < 0 or (mark not in (None, CALLS) and text.count(mark or "") > 1):
             raise UnknownFormError(f"leaves out or repeats the text of a message ({kind})")
@@ -309,10 +219,10 @@ def _without_calls(found: Found, chat: Chat, place: int, text: str) -> str:
     """A rendering where one character stands for the calls of a message."""
     spans = []
     for number in range(chat.num_calls):
-        name = _name(place, number)
+        name = name_of_call(place, number)
         at = text.find(name)
         for form in [found.call_form] if found.call_form else FORMS:
-            arguments = form.write(_arguments(place, number))
+            arguments = form.write(arguments_of_call(place, number))
             there = text.find(arguments)
             if there >= 0:
                 found.call_form = form
@@ -344,7 +254,7 @@ def _find_ends(tokenizer: "PreTrainedTokenizerBase", found: Found) -> None:
             text = ""
         if kind == CALL and text:
             text = _without_calls(found, chat, len(kinds) - 1, text)
-        mark = CALLS if kind == CALL else _marker(len(kinds) - 1)
+        mark = CALLS if kind == CALL else marker(len(kinds) - 1)
         tails = [text.rpartition(mark)[2]] if mark in text else []
         found.ends[kind] = _common(tokenizer, [*tails, *behind])
 
@@ -396,9 +306,9 @@ def _cut(left: str, whole: str) -> str:
 def _find_thoughts(tokenizer: "PreTrainedTokenizerBase", found: Found) -> None:
     """Whether thoughts of an earlier answer are left out."""
     messages = Chat((USER, ASSISTANT, USER)).messages()
-    messages[1] |= {"content": f"<think>\n{_thought(1)}\n</think>\n\n{_marker(1)}"}
+    messages[1] |= {"content": f"<think>\n{thought(1)}\n</think>\n\n{marker(1)}"}
     try:
         text = rendered(tokenizer, messages, None)
     except DataError:
         return
-    found.drops_thoughts = _thought(1) not in text and _marker(1) in text
+    found.drops_thoughts = thought(1) not in text and marker(1) in text

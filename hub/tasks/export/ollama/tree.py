@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hub.tasks.export.ollama.probe import ASSISTANT, CALL, CALLS, CONTENT, START, SYSTEM, THOUGHT, TOOL, TOOLS, USER
+from hub.tasks.export.ollama.probe import CALLS, CONTENT, SYSTEM, THOUGHT, TOOLS
+from hub.tasks.export.ollama.small_chats import ASSISTANT, CALL, START, TOOL, USER
 
 _MAX_DEPTH = 6
 _SHOWN, _BEFORE_SHOWN = 40, 15

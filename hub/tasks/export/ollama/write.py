@@ -36,14 +36,18 @@ def write(job: Job) -> list[Written]:
         raise ModelError("ollama: there is no GGUF file. Type to=gguf,ollama")
     known = header(files[0].path)
     prompts = find_prompts(job.tokenizer, added_bos(job.tokenizer, known))
+    failed = ""
     if prompts.failures:
         line = (
             f"ollama: prompts would not be those of training ({len(prompts.failures)} sample chats). {prompts.failures[0]}. "
-            "Nothing is written. To keep it anyway, type --force"
+            "Nothing is written. To keep it anyway, with this figure in its name, type --force"
         )
         if not job.cfg.force or not prompts.template:
-            raise ModelError(line if prompts.template else line.replace(" To keep it anyway, type --force", ""))
+            raise ModelError(
+                line if prompts.template else line.replace(" To keep it anyway, with this figure in its name, type --force", "")
+            )
         job.say(f"hub: {line}")
+        failed = f"prompts of {len(prompts.failures)} sample chats are not those of training. {prompts.failures[0]}"
         prompts.notes.insert(0, f"PROMPTS DIFFER from those of training: {prompts.failures[0]}")
     generate = job.asked.cfg.generate
     stops = stop_texts(job.tokenizer, configured_ends(job.settings()), generate.stop)
@@ -57,7 +61,8 @@ def write(job: Job) -> list[Written]:
     (job.out / README).write_text(_readme(job, files, prompts, command), encoding="utf-8")
     compared = f"prompts of {prompts.num_compared} sample chats have the token ids of training"
     note = "; ".join([compared, *prompts.notes, f"type in its folder: {command}"])
-    return [Written(kind=",".join(one.kind for one in files), path=job.out, note=note)]
+    kind, figure = ",".join(one.kind for one in files), f"{len(prompts.failures)}-chats"
+    return [Written(kind=kind, path=job.out, failed=failed, figure=figure, note=note)]
 
 
 def check_read_again(text: str, gguf: str, template: str, stops: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """A converted file is the model: its logits by llama.cpp, its tokens, its template. What differs is named."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -313,9 +314,21 @@ def test_what_the_converter_leaves_out_is_said(tmp_path: Path) -> None:
     assert completed(changed, {"layer_types": ["sliding_attention", "full_attention"] * 2}, adds_space=False) == changed
     synthetic.write(tmp_path / "cut.gguf", "deepseek2", layers=2)
     assert read_container(completed(tmp_path / "cut.gguf", {}, None)).value("deepseek2.attention.q_lora_rank") == 0
-    for one, other in zip(gguf.GGUFReader(made).tensors, gguf.GGUFReader(changed).tensors, strict=True):
-        assert one.name == other.name
-        assert (one.data == other.data).all()
+    synthetic.write(tmp_path / "long.gguf", layers=1)
+    rope = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
+    long = completed(
+        tmp_path / "long.gguf",
+        {"rope_parameters": rope, "original_max_position_embeddings": 64, "max_position_embeddings": 4096},
+        None,
+    )
+    *_, factors, short = gguf.GGUFReader(long).tensors
+    assert (factors.name, [*factors.data]) == ("rope_factors_long.weight", [2.0, 3.0])
+    assert (short.name, [*short.data]) == ("rope_factors_short.weight", [1.0, 1.5])
+    assert read_container(long).value("llama.rope.scaling.attn_factor") == pytest.approx(math.sqrt(2))
+    for before, after in ((made, changed), (tmp_path / "long.gguf", long)):
+        for one, other in zip(gguf.GGUFReader(before).tensors, gguf.GGUFReader(after).tensors, strict=False):
+            assert one.name == other.name
+            assert (one.data == other.data).all()
 
 
 def test_what_llama_cpp_does_otherwise_is_noted() -> None:
