@@ -60,7 +60,12 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
         from hub.launch.worker import work
 
         with _one_at_a_time(), stop_request.handled_here():
-            return export_after(resolved.config, work(resolved, run))
+            try:
+                return export_after(resolved.config, work(resolved, run))
+            except HubError as error:
+                if run_path is None and not isinstance(error, Interrupted) and _found_no_model(resolved.config, run):
+                    run.discard()
+                raise
     started = time.monotonic()
     exit_code = workers.wait()
     while exit_code and (smaller := _in_smaller_micro_batches(resolved, run)):
@@ -71,7 +76,10 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     try:
         return export_after(resolved.config, _result(resolved, run, exit_code, time.monotonic() - started))
     finally:
-        if run_path is None and (not _has_begun(resolved.config, run) or _is_handed_on(resolved.config, run)):
+        failures = Failure.read_all(run)
+        refused = bool(failures) and all(one.traceback is None and one.signal_number is None for one in failures)
+        found_none = refused and _found_no_model(resolved.config, run)
+        if run_path is None and (found_none or not _has_begun(resolved.config, run) or _is_handed_on(resolved.config, run)):
             run.discard()
 
 
@@ -100,6 +108,11 @@ def export_after(cfg: RunConfig, result: Result) -> Result:
 def _is_handed_on(cfg: RunConfig, run: Run) -> bool:
     """Whether this is the folder by which a machine other than the first handed its config to its workers, and none failed."""
     return cfg.launch.node_rank > 0 and not Failure.read_all(run)
+
+
+def _found_no_model(cfg: RunConfig, run: Run) -> bool:
+    """Whether a new run ended before it had its base weights: then its folder says nothing that its error does not."""
+    return cfg.resume is None and "base_model_path" not in run.plan()
 
 
 def _has_begun(cfg: RunConfig, run: Run) -> bool:
