@@ -25,7 +25,9 @@ def path_problems(path: str, revision: str | None) -> Iterator[str]:
         return
     folder = os.path.expanduser(path)  # os.path: Path's own raise errors for names that are too long
     exists = os.path.exists(folder)
-    if not exists and re.fullmatch(r"\w+", path) and os.path.isfile(conf_dir() / "model" / f"{path}.yaml"):
+    if not exists and "://" in path:
+        yield f"model.path={path}: addresses are not read. Download it and type its folder, or type ORG/NAME of the model hub"
+    elif not exists and re.fullmatch(r"\w+", path) and os.path.isfile(conf_dir() / "model" / f"{path}.yaml"):
         yield f"model.path={path}: there is no such folder. For the preset of this name type model={path}"
     elif not exists and not _ELSEWHERE.fullmatch(path):
         yield f"model.path={path}: there is no such folder. Type an existing folder or an id of the model hub"

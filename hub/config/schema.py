@@ -395,6 +395,11 @@ class RunConfig:
             yield "resume_with_changes=true is for a run that is resumed. Type resume=latest, or leave it out"
         if self.track.tool == "none" and self.track.project != TrackConfig.project:
             yield f"track.project={self.track.project}: no tracker is chosen. Type track=NAME, or leave it out"
+        if "://" in self.output_dir:
+            yield (
+                f"output_dir={self.output_dir}: this is an address, and a run folder needs a file system that can rename and "
+                "flush. Type output_dir=FOLDER, and copy the run folder when the run has ended, or mount the store as a folder"
+            )
         name = self.run_name
         if name in RESERVED_NAMES:
             yield f"run_name={name}: the hub uses this name itself, for {RESERVED_NAMES[name]}. Type another run_name, or none"

@@ -65,7 +65,12 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
         from hub.launch.worker import work
 
         with _one_at_a_time(), stop_request.handled_here():
-            return export_after(resolved.config, work(resolved, run))
+            try:
+                return export_after(resolved.config, work(resolved, run))
+            except HubError as error:
+                if run_path is None and not isinstance(error, Interrupted) and _found_no_model(resolved.config, run):
+                    run.discard()
+                raise
     finally:
         if run is not None:
             release(run.path)
@@ -84,7 +89,10 @@ def _in_processes(resolved: ResolvedRun, run: Run, workers: Workers, signals: Fo
         result = _result(resolved, run, exit_code, time.monotonic() - started, signals.stopped_by)
         return export_after(resolved.config, result, signals)
     finally:
-        if not keep_folder and (not _has_begun(resolved.config, run) or _is_handed_on(resolved.config, run)):
+        failures = Failure.read_all(run)
+        refused = bool(failures) and all(one.traceback is None and one.signal_number is None for one in failures)
+        found_none = refused and _found_no_model(resolved.config, run)
+        if not keep_folder and (found_none or not _has_begun(resolved.config, run) or _is_handed_on(resolved.config, run)):
             run.discard()
 
 
@@ -122,6 +130,11 @@ def export_after(cfg: RunConfig, result: Result, signals: Forwarding | None = No
 def _is_handed_on(cfg: RunConfig, run: Run) -> bool:
     """Whether this is the folder by which a machine other than the first handed its config to its workers, and none failed."""
     return cfg.launch.node_rank > 0 and not Failure.read_all(run)
+
+
+def _found_no_model(cfg: RunConfig, run: Run) -> bool:
+    """Whether a new run ended before it had its base weights: then its folder says nothing that its error does not."""
+    return cfg.resume is None and "base_model_path" not in run.plan()
 
 
 def _has_begun(cfg: RunConfig, run: Run) -> bool:

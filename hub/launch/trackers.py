@@ -7,6 +7,10 @@ from importlib.util import find_spec
 
 from hub.config.schema import RunConfig
 
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_LARGEST = 2**20
+"""Bytes of a file with credentials that are read."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -19,10 +23,13 @@ class Needs:
     """What pip installs."""
 
     variables: tuple[str, ...] = ()
-    """Environment variables of which one gives it credentials, or says that it needs none. Empty: it never needs any."""
+    """Environment variables of which one gives it credentials. Empty, together with `without`: it never needs any."""
 
-    files: tuple[str, ...] = ()
-    """Files that may have its credentials."""
+    without: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Environment variables that say that it needs none, each with the values that do."""
+
+    files: tuple[tuple[str, str], ...] = ()
+    """Files that may have its credentials, each with a word that stands in one that has them."""
 
     hint: str = ""
     """What to do without credentials."""
@@ -37,35 +44,49 @@ TRACKERS = {
     "wandb": Needs(
         "wandb",
         "wandb",
-        ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_DISABLED", "WANDB_ANONYMOUS", "WANDB_CONFIG_DIR"),
-        ("$NETRC", "~/.netrc", "~/_netrc", "~/.config/wandb/settings", "wandb/settings", ".wandb/settings"),
+        ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
+        (
+            ("WANDB_MODE", ("offline", "disabled", "dryrun", "shared")),
+            ("WANDB_DISABLED", _TRUE),
+            ("WANDB_ANONYMOUS", ("allow", "must")),
+        ),
+        (
+            *((file, "wandb") for file in ("$NETRC", "~/.netrc", "~/_netrc")),
+            *(
+                (f"{folder}/settings", word)
+                for folder in ("$WANDB_CONFIG_DIR", "~/.config/wandb", "wandb", ".wandb")
+                for word in ("offline", "disabled", "anonymous", "api_key")
+            ),
+        ),
         "Type wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline to upload later",
     ),
     "comet_ml": Needs(
         "comet_ml",
         "comet-ml",
-        ("COMET_API_KEY", "COMET_START_ONLINE"),
-        ("$COMET_CONFIG", "~/.comet.config", ".comet.config", ".env"),
+        ("COMET_API_KEY",),
+        (("COMET_START_ONLINE", _FALSE),),
+        (
+            *((file, "api_key") for file in ("$COMET_CONFIG", "~/.comet.config", ".comet.config")),
+            *((".env", word) for word in ("comet_api_key", "comet_start_online")),
+        ),
         "Type comet login, set COMET_API_KEY, or set COMET_START_ONLINE=0 to upload later",
     ),
     "clearml": Needs(
         "clearml",
         "clearml",
-        (
-            "CLEARML_API_ACCESS_KEY",
-            "CLEARML_AUTH_TOKEN",
-            "CLEARML_OFFLINE_MODE",
-            "CLEARML_CONFIG_PATH",
-            "TRAINS_API_ACCESS_KEY",
+        ("CLEARML_API_ACCESS_KEY", "CLEARML_AUTH_TOKEN", "CLEARML_CONFIG_PATH", "TRAINS_API_ACCESS_KEY"),
+        (("CLEARML_OFFLINE_MODE", _TRUE),),
+        tuple(
+            (file, "access_key") for file in ("$CLEARML_CONFIG_FILE", "$TRAINS_CONFIG_FILE", "~/clearml.conf", "~/trains.conf")
         ),
-        ("$CLEARML_CONFIG_FILE", "$TRAINS_CONFIG_FILE", "~/clearml.conf", "~/trains.conf"),
         "Type clearml-init, set CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY, or set CLEARML_OFFLINE_MODE=1",
     ),
     "swanlab": Needs(
         "swanlab",
         "swanlab",
-        ("SWANLAB_API_KEY", "SWANLAB_MODE", "SWANLAB_CONFIG_DIR", "SWANLAB_SECRETS_DIR"),
-        ("~/.swanlab/.netrc", ".swanlab/.netrc"),
+        ("SWANLAB_API_KEY", "SWANLAB_CONFIG_DIR", "SWANLAB_SECRETS_DIR"),
+        (("SWANLAB_MODE", ("local", "offline", "disabled")),),
+        (("~/.swanlab/.netrc", "password"), (".swanlab/.netrc", "password")),
         "Type swanlab login, set SWANLAB_API_KEY, or set SWANLAB_MODE=local",
     ),
 }
@@ -84,10 +105,27 @@ def tracker_problems(cfg: RunConfig) -> Iterator[str]:
     # find_spec also finds a folder of that name, as trackers leave behind, but without origin.
     if getattr(find_spec(needs.package), "origin", None) is None:
         yield f"track={tool} needs the package {needs.package}. Type pip install {needs.distribution} or track=none"
-    elif needs.variables and not any(os.environ.get(name) for name in needs.variables) and not any(map(_exists, needs.files)):
+    elif needs.variables and not _has_credentials(needs):
         yield f"track={tool} has no credentials here. {needs.hint}; or type track=none"
 
 
-def _exists(file: str) -> bool:
+def _has_credentials(needs: Needs) -> bool:
+    given = any(os.environ.get(name, "").strip() for name in needs.variables)
+    unneeded = any(os.environ.get(name, "").strip().lower() in values for name, values in needs.without)
+    return given or unneeded or any(_holds(*file) for file in needs.files)
+
+
+def _holds(file: str, word: str) -> bool:
+    """Whether a file has a word, in any case. A file of another program, such as ~/.netrc, may be there without it."""
     path = os.path.expanduser(os.path.expandvars(file))
-    return not path.startswith("$") and os.path.exists(path)
+    if path.startswith("$"):
+        return False
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return word in stream.read(_LARGEST).lower()
+    except IsADirectoryError:
+        return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # only the tracker can tell

@@ -308,7 +308,7 @@ def test_a_job_that_is_queued_again_begins_goes_on_and_ends_with_one_command(tmp
     assert "resuming after step 6" in capsys.readouterr().out
 
 
-def test_latest_stays_at_the_newest_run_that_began_to_train(tmp_path, hub):
+def test_latest_stays_at_the_newest_run_that_began_to_train(tmp_path, hub, monkeypatch):
     options = ["launch=inline", "algo=lora_sft", "model=tiny", "data=tiny", "algo.max_steps=1", "model.dtype=float32"]
     where = [f"output_dir={tmp_path}/other"]
     assert hub("verify", *options, *where, "run_name=first", "algo.effective_batch_size=4").code == 0
@@ -321,6 +321,10 @@ def test_latest_stays_at_the_newest_run_that_began_to_train(tmp_path, hub):
     assert hub(*options, *where, "run_name=trained").code == 0
     assert hub("verify", *options, *where, "run_name=second", "algo.effective_batch_size=4").code == 0
     assert hub(*options, *where, "run_name=failed", "algo.target_modules=[no_such]").code == 2
+    monkeypatch.setattr("hub.models.weights.hub_obstacle", lambda: "it is down")
+    said = hub(*options, *where, "run_name=unreachable", "model.path=nobody/none")
+    assert "the model hub can't be reached (it is down)" in said.err
+    assert not (tmp_path / "other/unreachable").exists()
     assert latest.resolve().name == "trained"
     assert "this run is complete" in hub("resume=latest", *where).err
     assert "has no checkpoint to go on from. To begin again type python -m hub " in hub("resume=other/failed").err

@@ -174,12 +174,22 @@ def test_the_package_and_the_credentials_are_checked_before_a_run_starts(tmp_pat
         with monkeypatch.context() as patch:
             patch.setenv(name, "x")
             assert problems() == []
-    for file in needed.files:
+            patch.setenv(name, " ")
+            assert problems() == lacking
+    for name, values in needed.without:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, values[0])
+            assert problems() == []
+            patch.setenv(name, "online")
+            assert problems() == lacking
+    for file, word in needed.files:
         if file.startswith("$"):
-            monkeypatch.setenv(file[1:], str(tmp_path / "named"))
+            monkeypatch.setenv(file[1:].partition("/")[0], str(tmp_path / "named"))
         path = Path(os.path.expandvars(os.path.expanduser(file)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_text("machine example.org login me")  # of another program
+        assert problems() == lacking
+        path.write_text(f"The {word.upper()} is here")
         assert problems() == []
         path.unlink()
     assert problems() == lacking

@@ -24,8 +24,9 @@ from hub.data.streaming.feed import Frames, SampleStream
 from hub.data.streaming.frames import from_bytes, raw_items, to_bytes
 from hub.data.streaming.windows import FIRST, Window, WindowState, in_order, items, window_from, windows
 from hub.data.tokens.encode import Encoder
-from hub.errors import DataError, HubError
+from hub.errors import DataError, HubError, one_line
 from hub.plugins.registry import warnings_shown
+from hub.secrets import without_secrets
 from hub.system.signals import end_with_parent, signals_blocked
 
 PIPE_BYTES = 2**20
@@ -182,6 +183,10 @@ def main(request: Request, out: BinaryIO) -> None:
             out.write(to_bytes(frame))
     except HubError as error:
         out.write(to_bytes(error))
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # a disk, a network or a library fails: the run ends with a checkpoint
+        out.write(to_bytes(DataError(f"{source.path}: reading it failed: {without_secrets(one_line(error))}")))
     out.flush()
 
 

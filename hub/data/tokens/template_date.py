@@ -3,7 +3,8 @@
 These call `strftime_now("%d %b %Y")`, a function that transformers gives them. A run keeps the date on which it began,
 `data.date`, so its rows are the same when it is resumed on another day, in every process, and from the token cache.
 Transformers takes no function from outside. So the call is replaced by its result in the text of the template that is rendered.
-The template that is saved with the model stays as it is.
+A call whose format is a variable is left, and calls a macro of that name, which knows the results of all codes. The template
+that is saved with the model stays as it is.
 """
 
 import re
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CALL = re.compile(r"""strftime_now\(\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\)""")
+_ANY_CALL = re.compile(r"strftime_now\s*\(")
+_CODES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdDeFGhHIjklmMnpPrRsStTuUVwWxXyYzZ%"]
+"""What a format may hold. `%%` comes last, so that what it gives is not read as a code."""
 _dates: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, datetime]" = weakref.WeakKeyDictionary()
 
 
@@ -41,9 +45,16 @@ def dated_template(tokenizer: "PreTrainedTokenizerBase", tools: list[JsonObject]
     date = _dates.get(tokenizer)
     if date is None or "strftime_now" not in text:
         return text
-    return _CALL.sub(lambda call: f'"{date.strftime(call[1] or call[2] or "")}"', text)
+    text = _CALL.sub(lambda call: f'"{date.strftime(call[1] or call[2] or "")}"', text)
+    return _macro(date) + text if _ANY_CALL.search(text) else text
+
+
+def _macro(date: datetime) -> str:
+    """A macro `strftime_now(format)` that writes a date. Nothing that follows it is changed, not even a line's end."""
+    filters = "".join(f'|replace("{code}", "{date.strftime(code)}")' for code in _CODES)
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}{{{{ '' }}}}"
 
 
 def writes_date(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the chat template of a tokenizer asks for the date."""
-    return _CALL.search(str(tokenizer.chat_template)) is not None
+    return _ANY_CALL.search(str(tokenizer.chat_template)) is not None

@@ -153,6 +153,7 @@ def set_up(
         check_gpu()
     session = start_session(cfg, run)
     path = find_weights(cfg.model, run, session)
+    run.write_plan(base_model_path=str(path))  # a run that did not get here leaves no folder
     cfg = _checked_on_weights(cfg, path, run, session, algorithm)
     tokenizer = load_tokenizer(cfg, path)
     positions = max_positions(load_config(cfg.model, path))
@@ -163,7 +164,7 @@ def set_up(
     data = prepare(cfg, tokenizer, positions, path, run.say, reads)
     if run.is_main:
         _check_same_base(cfg, run, path)
-        run.write_plan(base_model_path=str(path), base_fingerprint=fingerprint(path), data=data.report)
+        run.write_plan(base_fingerprint=fingerprint(path), data=data.report)
     if line := tokens_beyond_line(tokenizer):
         run.say(line)
     for line in data.lines:
