@@ -63,6 +63,7 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
             return export_after(resolved.config, work(resolved, run))
     finally:
         if run is not None:
+            run.write_what_waits()
             release(run.path)
 
 
