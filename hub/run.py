@@ -18,7 +18,8 @@ from uuid import uuid4
 
 from hub.errors import ConfigError, LaunchError, can_not_write, printable
 from hub.system.files import make_folder, sync_folder, write_json
-from hub.system.saying import say
+from hub.system.saying import say, say_error
+from hub.system.small_files import small_files
 from hub.tables import as_html, as_text
 
 METRICS = "metrics.jsonl"
@@ -234,6 +235,7 @@ class Run:
         self.path = path
         self.is_main = is_main
         self._latest_before: str | None = None
+        self._is_full = False
 
     @classmethod
     def create(cls, output_dir: str, name: str | None = None) -> "Run":
@@ -345,10 +347,15 @@ class Run:
             file.write(line)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl. What a full disk refuses waits in memory, and is tried again with the next line."""
         if self.is_main:
-            with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(metrics), allow_nan=False) + "\n")
+            was_full = self._is_full
+            refused = small_files.append(self.metrics_file, json.dumps(_finite(metrics), allow_nan=False) + "\n")
+            self._is_full = refused is not None
+            if refused is not None and not was_full:
+                self.say(f"{self.path} can't be written ({refused.strerror}). What is logged waits in memory. Free space there")
+            elif was_full and refused is None:
+                self.say(f"{self.path} can be written again, and has all that waited")
 
     def reached(self) -> dict[str, Any]:
         """What a run had reached by its files, as fields of `Result`: for a worker that left no result."""
@@ -368,27 +375,36 @@ class Run:
     def plan(self) -> dict[str, Any]:
         """Read plan.json. Empty if there is none yet."""
         file = self.path / "plan.json"
+        if isinstance(waiting := small_files.latest(file), dict):
+            return dict(waiting)
         decisions: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return decisions
 
     def write_plan(self, **decisions: Any) -> None:
         """Add decisions and their reasons to plan.json."""
         if self.is_main:
-            write_json(self.path / "plan.json", self.plan() | decisions)
+            small_files.write(self.path / "plan.json", self.plan() | decisions)
 
     def write_failure(self, failure: Failure) -> None:
         """Write the failure of a rank. Every rank writes its own."""
         file = self.path / f"error-rank{failure.rank}.json"
-        write_json(file, asdict(failure) | {"file": str(file)})
+        small_files.write(file, asdict(failure) | {"file": str(file)})
 
     @property
     def end_before(self) -> Path:
         """The result of a run that is resumed, until training goes on: `hub/launch/past_end.py`."""
         return self.path / ".result-before.json"
 
+    def write_what_waits(self) -> None:
+        """Try once more to write what a full disk has refused, before this process ends, and say what is lost."""
+        with suppress(OSError):
+            if (refused := small_files.flush()) is not None:
+                files = ", ".join(str(file) for file in small_files.waiting)
+                say_error(f"hub: {files} could not be written ({refused.strerror})")
+
     def write_result(self, result: Result) -> None:
         if self.is_main:
-            write_json(self.result_file, asdict(result))
+            small_files.write(self.result_file, asdict(result))
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:

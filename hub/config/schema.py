@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from hub.config import rules
 from hub.config.data import FORMATS
 from hub.config.data import DataConfig as DataConfig
+from hub.config.disk import DiskOptions
 from hub.config.evaluate import EvaluateConfig
 from hub.config.export import ExportConfig
 from hub.config.generate import GenerateConfig
@@ -217,7 +218,7 @@ class ModelConfig(TokenOptions):
 
 
 @dataclass(kw_only=True)
-class LaunchConfig:
+class LaunchConfig(DiskOptions):
     """Processes and machines."""
 
     mode: str = option(AUTO, choices=(AUTO, "process", "inline"))

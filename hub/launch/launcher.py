@@ -73,6 +73,7 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
                 raise
     finally:
         if run is not None:
+            run.write_what_waits()
             release(run.path)
 
 

@@ -1,5 +1,6 @@
 """Checks of a config against this machine: GPUs, processes, ports, packages. Nothing here imports torch."""
 
+import os
 import socket
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -30,6 +31,8 @@ def machine_problems(cfg: RunConfig) -> Iterator[str]:
             f"algo.effective_batch_size={batch} is below the number of processes ({world}): "
             f"one of them would be idle. Type algo.effective_batch_size={world} or fewer processes"
         )
+    if (spare := cfg.launch.spare_dir) and not os.path.isdir(os.path.expanduser(spare)):
+        yield f"launch.spare_dir={spare}: there is no such folder. Make it, or leave it out"
     if cfg.launch.rdzv_endpoint:
         yield from _endpoint_problem(cfg.launch.rdzv_endpoint, cfg.launch.node_rank == 0)
 

@@ -209,7 +209,7 @@ def with_absolute_paths(cfg: RunConfig) -> RunConfig:
             template=full(data.template),
             date=date.today().isoformat() if data.date == AUTO else data.date,
         ),
-        launch=replace(launch, deepspeed_config=full(launch.deepspeed_config)),
+        launch=replace(launch, deepspeed_config=full(launch.deepspeed_config), spare_dir=full(launch.spare_dir)),
         model=model if model.path.startswith(TINY) else replace(model, path=full(model.path)),
         output_dir=str(Path(os.path.expanduser(cfg.output_dir)).absolute()),
     )

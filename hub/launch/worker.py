@@ -38,6 +38,13 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         Interrupted: a signal ended training early; what was reached is saved and in result.json.
         HubError: a user error, or a failure that was foreseen.
     """
+    try:
+        return _work(resolved, run)
+    finally:
+        run.write_what_waits()
+
+
+def _work(resolved: ResolvedRun, run: Run) -> Result:
     started = time.monotonic()
     stop_request.in_loop = False
     # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
@@ -230,6 +237,7 @@ def main(run_path: Path) -> int:
             run.write_failure(failure)
         except OSError:
             say_error(f"hub: {failure.message}")
+        run.write_what_waits()
         if failure.traceback is not None:
             say_error(failure.traceback)
         if isinstance(error, Interrupted):

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from hub.errors import ConfigError
 
 _MIB = 2**20
-_WORDS = ("No space left on device", "Disk quota exceeded")
+_WORDS = ("No space left on device", "Disk quota exceeded", "StorageFull", "QuotaExceeded")
 
 
 def size_text(num_bytes: int) -> str:

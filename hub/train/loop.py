@@ -5,7 +5,7 @@ The samples of step n depend on the seed and on n only, so a resumed run sees th
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, fingerprint, samples_of
 from hub.errors import DataError, Interrupted
-from hub.parallel.group import barrier, max_over_ranks, stop_requested
+from hub.parallel.group import max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
 from hub.run import Outcome
 from hub.system.signals import SAVE_SIGNALS, stop_request
@@ -23,12 +23,21 @@ from hub.train.batch import split as batches
 from hub.train.checkpoints.best_model import best_stored, take_model_of
 from hub.train.checkpoints.checkpoint import checkpoint_name, load_checkpoint
 from hub.train.checkpoints.rehearsal import rehearse_save
-from hub.train.checkpoints.resume import check_disk, ended_by_disk, ended_by_row, options_of, resume, saves_while_training
+from hub.train.checkpoints.resume import (
+    check_disk,
+    ended_by_disk,
+    ended_by_row,
+    options_of,
+    resume,
+    saves_while_training,
+    sizes_on_disk,
+)
 from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
 from hub.train.divergence import Divergence
 from hub.train.evaluation import Evaluations, is_due
 from hub.train.kernels.compiled import num_compiled
+from hub.train.last_save import LastSave
 from hub.train.layout.flops import flops_per_token, peak_flops
 from hub.train.layout.layout import Layout, choose_layout
 from hub.train.measuring import Measurements, values_of
@@ -94,6 +103,7 @@ class _Fit:
         self.divergence = Divergence(self.log.say)
         self.watch = Watch(self.run, self.algo)
         check_disk(setup, model)
+        self.last_save = LastSave(self.run, self.cfg.launch, self.log.say, sizes_on_disk(setup, model), self._weights_writer)
         self.engine = self.session.strategy.start(model, self.optimizer)
         rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
         self.layout, self.shrink = choose_layout(setup, model, recipe.loss, counts.of_text, recipe.kernels)
@@ -101,7 +111,7 @@ class _Fit:
         flops = flops_per_token(self.cfg.model, setup.base_path, counts.trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
         announce(setup, model, counts, self.layout)
-        self._saves = saves_while_training(self.algo)
+        self._saves, self._why_not_saved = saves_while_training(self.algo), ""
         folder, keep = self.run.checkpoints_path, self.algo.keep_checkpoints
         self.writer = CheckpointWriter(folder, self.session, model, self.optimizer, self._save_model, keep, self.run.say)
 
@@ -155,8 +165,7 @@ class _Fit:
             if self.evaluations.ends_training and self.done < self.total:
                 self.log.say(self.evaluations.why_ended(self.done, self.total))
             if not self.is_complete:
-                checkpoint = self._checkpoint(self.evaluations.score, wait=True)
-                model_path = checkpoint / "model" if checkpoint else None
+                _, model_path = self._save_last(self.evaluations.score)
             self._report(self.writer.wait())
             if self.is_complete and self.algo.saves_regularly and self._saved_step != self.done:
                 self._checkpoint(self.evaluations.score, wait=True)  # with more steps the run can go on from its end
@@ -170,7 +179,7 @@ class _Fit:
                 self.run.say(line)
             self._report(self.writer.close())
         if self.is_complete:
-            self._save_result()
+            model_path = self._save_result()
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         return replace(self._reached(model_path, stopping), peak_memory_gb=round(memory, 3))
 
@@ -179,8 +188,8 @@ class _Fit:
         """Whether nothing is left to train."""
         return self.done == self.total or self.evaluations.ends_training
 
-    def _save_result(self) -> None:
-        """Write `model/`: the best model, if it is asked for and is not the last one, else the model as it is."""
+    def _save_result(self) -> Path:
+        """Write `model/`: the best model, if it is asked for and is not the last one, else the last. Returns where it is."""
         best = self.evaluations.kept_step
         if best is not None and best != self.done:
             is_taken = take_model_of(best, self.run)  # all ranks agree
@@ -198,16 +207,22 @@ class _Fit:
                     load_checkpoint(self.run.checkpoints_path / checkpoint_name(best), self.session, self.model, self.optimizer)
                     self.reparametrization.loaded()
                     self.measurements.measure(best, self.engine)
-                return
+                return self.run.model_path
             self.log.say(f"algo.keep_best: the checkpoint of step {best} is gone, so the result is the last model")
             self.evaluations.keep_last()
         if self.measurements is not None and not self.measurements.has(self.done):  # it was killed while it saved
             self._measure_more()
+        return self.last_save.model()
+
+    def _weights_writer(self) -> Callable[[Path], None]:
+        """Take the weights as they are, on all ranks. The function writes the model, on rank 0."""
         with self.reparametrization.exact():
             weights = full_weights(self.model, whole=self.session.strategy.whole)
-        if self.run.is_main:
-            self._save_model(self.run.model_path, weights)
-        barrier()
+        return lambda folder: self._save_model(folder, weights)
+
+    def _save_last(self, score: float | None = None) -> tuple[Path | None, Path | None]:
+        """Write the checkpoint of a run that ends before its last step. Returns it and its model. None: it can't be written."""
+        return self.last_save.checkpoint(lambda: (self._checkpoint(score, wait=True), self._why_not_saved), self.done)
 
     def _steps(self) -> Iterator[tuple[batches.Step, list[Unit]]]:
         """The steps to come. A row that can't be used, far in a stream, ends the run: with a checkpoint, as a signal does."""
@@ -218,9 +233,9 @@ class _Fit:
         except DataError as error:
             if not self.done:
                 raise
-            checkpoint = self._checkpoint(wait=True)
+            checkpoint, model = self._save_last()
             ended = DataError(ended_by_row(error, self.done, checkpoint, self.run.path))
-            ended.outcome = self._reached(checkpoint / "model" if checkpoint else None)
+            ended.outcome = self._reached(model)
             raise ended from None
 
     def _reached(self, model_path: Path | None = None, stopping: int | None = None) -> Outcome:
@@ -279,17 +294,15 @@ class _Fit:
             "tokens_per_second": round(speed, 1),
             "peak_memory_gb": round(peak_memory_gb(self.session.device), 3),
         }
-        if self.peak_tokens_per_second:
-            metrics["mfu"] = round(speed / self.peak_tokens_per_second, 4)
-        if compiled := num_compiled():
-            metrics["graphs_compiled"] = compiled
+        metrics |= {"mfu": round(speed / self.peak_tokens_per_second, 4)} if self.peak_tokens_per_second else {}
+        metrics |= {"graphs_compiled": compiled} if (compiled := num_compiled()) else {}
         metrics |= self.divergence.judge(self.done, outcome)
         self.log.hold(metrics)
         if self.divergence.is_hopeless:
             self.log.step(metrics)
-            checkpoint = self._checkpoint(wait=True)
+            checkpoint, model = self._save_last()
             diverged = self.divergence.error(self.done, outcome, units, self.algo.learning_rate, checkpoint)
-            diverged.outcome = self._reached(checkpoint / "model" if checkpoint else None)
+            diverged.outcome = self._reached(model)
             raise diverged
         mix, last = self.source.mix, self.done == self.total
         if (measured := self.evaluations.after_step(self.done, last, stopping is not None)) is not None:
@@ -302,15 +315,15 @@ class _Fit:
         is_measured = "eval_loss" in metrics or measures_more  # at a step that is not due to be logged, too
         if is_end or is_measured or "skipped" in metrics or is_due(self.done, self.algo.log_every_steps):
             self.log.step(metrics)
+            self.last_save.look()
             if "eval_loss" in metrics and not is_end:
                 self.watch.look(self.done, self.log.say)
         every = self.algo.save_every_epochs
         self._report(self.writer.poll())
         ends_pass = mix.per_pass is not None and step.place + step.size >= mix.per_pass
         epoch_due = every is not None and ends_pass and (step.epoch + 1) % every == 0
-        keeps_this = self.algo.keep_best and self.evaluations.is_new_best
         due = asked_to_save or epoch_due or is_due(self.done, self.algo.save_every_steps)
-        if (keeps_this or due) and not last and stopping is None:
+        if (due or (self.algo.keep_best and self.evaluations.is_new_best)) and not last and stopping is None:
             self._checkpoint(self.evaluations.score)
         elif self._saves:
             self.writer.prepare()
@@ -360,14 +373,16 @@ class _Fit:
         }
         with self.reparametrization.exact():
             saved = self.writer.save(self.done, state, wait)
-        self._report(saved)
+        self._report(saved, goes_on=not wait)
         return saved.path if saved else None
 
-    def _report(self, saved: Saved | None) -> None:
+    def _report(self, saved: Saved | None, goes_on: bool = True) -> None:
         """Log how a finished save ended. None: no save has finished."""
         if saved is None:
             return
-        if saved.path is None:
+        if saved.path is None and not goes_on:
+            self._why_not_saved = saved.failure
+        elif saved.path is None:
             self.log.say(f"no checkpoint could be written after step {saved.step}: {saved.failure}. Training continues")
         else:
             self._saved_step = saved.step

@@ -196,6 +196,14 @@ def saves_while_training(algo: AlgoConfig) -> bool:
     return algo.saves_regularly or algo.keep_best
 
 
+def sizes_on_disk(setup: Setup, model: torch.nn.Module) -> tuple[int, int]:
+    """Bytes that the saved model takes, and a checkpoint."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    is_adapter = any(not p.requires_grad for p in model.parameters())
+    saved_model = sum(p.numel() for p in trained) * (4 if is_adapter else setup.session.compute_dtype.itemsize)
+    return saved_model, saved_model + three_of_each(trained)
+
+
 def check_disk(setup: Setup, model: torch.nn.Module) -> None:
     """Report the size of checkpoints, and refuse a run that the disk has no room for.
 
@@ -206,9 +214,7 @@ def check_disk(setup: Setup, model: torch.nn.Module) -> None:
     if not run.is_main:
         return
     trained = [p for p in model.parameters() if p.requires_grad]
-    is_adapter = any(not p.requires_grad for p in model.parameters())
-    saved_model = sum(p.numel() for p in trained) * (4 if is_adapter else setup.session.compute_dtype.itemsize)
-    checkpoint = saved_model + three_of_each(trained)
+    saved_model, checkpoint = sizes_on_disk(setup, model)
     saves = saves_while_training(algo)
     # A new one is written before the oldest is removed, and the best one is kept too.
     needed = saved_model + (checkpoint * (algo.keep_checkpoints + 2) if saves else 0)
