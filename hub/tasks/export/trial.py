@@ -20,6 +20,8 @@ from hub.models.finished import ADAPTER_CONFIG, Asked, Finished
 from hub.system.leash import end_with_parent, leash
 from hub.tasks.export.checks import problems_of
 from hub.tasks.export.export import export_to
+from hub.tasks.export.exporters import in_order
+from hub.tasks.export.room import check_room
 from hub.tasks.export.verb import ExportOptions
 
 NUM_LAYERS = 2
@@ -41,10 +43,12 @@ def try_export(cfg: RunConfig, run_path: Path, base: Path, adapter: Path | None)
 
     Raises:
         ModelError: the model could not be exported after training.
+        ConfigError: there is no room for it.
     """
     from hub.models.cut import cut_adapter, cut_model
 
     begin = time.monotonic()
+    check_room(cfg.export, {one.name for one in in_order(cfg.export.to)}, base, run_path)
     folder = run_path / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
