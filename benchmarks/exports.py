@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import hub
 from benchmarks.made_tokenizers import LLAMA_3, QWEN, named_converter, write_bpe, write_sentencepiece
-from hub.errors import HubError
+from hub.errors import HubError, Interrupted
 from hub.tasks.export.gguf.converter import converter_script
 from hub.testing import write_chats
 
@@ -253,6 +253,8 @@ def measure(run: Path, known: dict[str, Any], wanted: Sequence[tuple[Sequence[st
                 column = columns[0] if len(columns) == 1 else names.get(one.exporter, f"{one.exporter} {one.kind}")
                 known[column] = one.check or {"passed": True, "note": one.note}
                 known[column]["bytes"] = one.num_bytes
+        except Interrupted:
+            raise
         except HubError as error:
             line = str(error)
             for column in columns:

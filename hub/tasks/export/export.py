@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from hub.errors import ConfigError, Interrupted, ModelError, first_line
 from hub.models.finished import Asked
+from hub.models.weights import local_weights
 from hub.plugins.offers import Exporter
 from hub.run import Run
 from hub.system.files import write_json
@@ -31,6 +32,7 @@ from hub.tasks.export.exporters import function_of, in_order, run_exporter
 from hub.tasks.export.job import Delivered, Job, Written
 from hub.tasks.export.places import aside_of, in_turn, put_in_place
 from hub.tasks.export.result import Exports, num_bytes
+from hub.tasks.export.room import check_room
 from hub.tasks.export.shared_model import SharedModel
 from hub.tasks.export.verb import ExportOptions
 
@@ -145,6 +147,8 @@ def export_to(asked: Asked, out: Path, tiny: bool = False) -> Exports:
             function_of(exporter.ready)(asked)
     if not any(exporter.writes_model for exporter in ordered):
         return _passed_on(asked, out, ordered, tiny)
+    base = local_weights(asked.model.base, say)
+    check_room(asked.cfg.export, {one.name for one in ordered}, base, out)
     say(f"hub: loading {asked.model.name}, which exports are compared with")  # torch takes seconds to import
     from hub.tasks.export.tuned import open_tuned
 

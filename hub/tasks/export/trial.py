@@ -17,8 +17,11 @@ from hub.config.export import ExportConfig
 from hub.config.schema import DataConfig, RunConfig
 from hub.errors import HubError, ModelError
 from hub.models.finished import ADAPTER_CONFIG, Asked, Finished
+from hub.system.leash import end_with_parent, leash
 from hub.tasks.export.checks import problems_of
 from hub.tasks.export.export import export_to
+from hub.tasks.export.exporters import in_order
+from hub.tasks.export.room import check_room
 from hub.tasks.export.verb import ExportOptions
 
 NUM_LAYERS = 2
@@ -40,10 +43,12 @@ def try_export(cfg: RunConfig, run_path: Path, base: Path, adapter: Path | None)
 
     Raises:
         ModelError: the model could not be exported after training.
+        ConfigError: there is no room for it.
     """
     from hub.models.cut import cut_adapter, cut_model
 
     begin = time.monotonic()
+    check_room(cfg.export, {one.name for one in in_order(cfg.export.to)}, base, run_path)
     folder = run_path / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -55,15 +60,16 @@ def try_export(cfg: RunConfig, run_path: Path, base: Path, adapter: Path | None)
         env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true", "PYTHONSAFEPATH": "1"}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
             env.pop(name, None)
-        found = subprocess.run(
-            [sys.executable, "-m", "hub.tasks.export.trial", str(folder)],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
+        with leash() as stdin:
+            found = subprocess.run(
+                [sys.executable, "-m", "hub.tasks.export.trial", str(folder)],
+                env=env,
+                stdin=stdin,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                check=False,
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     names = ", ".join(cfg.export.to)
@@ -96,6 +102,7 @@ def _try(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     try:
         _try(Path(sys.argv[1]))
     except HubError as error:

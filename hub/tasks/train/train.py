@@ -1,6 +1,8 @@
 """The task `train`: runs the training loop, to the end of the run or to the signal that stops it."""
 
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,12 +50,23 @@ def _try_export(setup: Setup, recipe: Recipe) -> None:
     if setup.run.is_main:
         try:
             setup.run.say(f"export.to={', '.join(setup.cfg.export.to)}: trying it with an untrained model of a few layers")
-            with tempfile.TemporaryDirectory(dir=setup.run.path, prefix=".untrained-") as aside:
-                setup.run.say(try_export(setup.cfg, setup.run.path, setup.base_path, _untrained_adapter(recipe, Path(aside))))
+            with _fresh(setup.run.path / ".untrained") as aside:
+                setup.run.say(try_export(setup.cfg, setup.run.path, setup.base_path, _untrained_adapter(recipe, aside)))
         except HubError as error:
             failure = str(error)
     if failure := broadcast_text(failure):
         raise ModelError(failure)
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    """An empty folder, removed in the end. What a killed run has left there is removed too."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _untrained_adapter(recipe: Recipe, aside: Path) -> Path | None:

@@ -5,6 +5,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +18,15 @@ from zoo.zoo import zoo_model
 
 import hub as hub_api
 from hub import ModelError
+from hub.config.export import ExportConfig
 from hub.models import merging
 from hub.models.fingerprint import fingerprint
 from hub.plugins.offers import Exporter
 from hub.plugins.registry import registry
-from hub.tasks.export import export, gate, places
+from hub.tasks.export import export, gate, places, room
+from hub.tasks.export.exporters import in_order
 from hub.tasks.export.job import Written
+from hub.tasks.export.shared_model import SharedModel
 
 WEIGHTS = "model.safetensors"
 SMALL = ("to=merged", "num_check_rows=2", "num_check_tokens=64")
@@ -133,6 +139,47 @@ def test_a_full_disk_leaves_what_was_there_before(run, hub, monkeypatch):
         assert "free" in said.problems[0]
         assert ".partial" not in said.err
         assert {path: path.stat().st_ino for path in (run / "exports").rglob("*")} == before, name
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [({"to": ["ollama"]}, "6.0 MiB"), ({"to": ["merged"], "dtype": "float32"}, "3.0 MiB"), ({"to": ["hub"]}, None)],
+)
+def test_room_for_all_that_is_on_the_disk_at_once_is_asked_first(tmp_path, monkeypatch, options, needed):
+    (tmp_path / WEIGHTS).write_bytes(bytes(3 * 2**20))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**21))
+    wanted = ExportConfig(**options)
+    with pytest.raises(hub_api.ConfigError, match=f"needs {needed}, and 2.0 MiB are free") if needed else nullcontext():
+        room.check_room(wanted, {one.name for one in in_order(wanted.to)}, tmp_path, tmp_path)
+
+
+def test_the_merged_model_is_made_once_and_let_go(tmp_path):
+    made = []
+
+    def make(folder):
+        assert not folder.exists()
+        folder.mkdir()
+        for name in (WEIGHTS, "config.json"):
+            (folder / name).touch()
+        made.append(folder)
+
+    model = SharedModel(tmp_path / "model", make)
+    assert model.whole() == model.whole() == model.settings()
+    model.let_go()
+    assert (names(model.settings()), len(made)) == (["config.json"], 1)
+    assert (names(model.whole()), len(made)) == (["config.json", WEIGHTS], 2)
+
+
+def test_a_child_on_a_leash_ends_with_its_parent(tmp_path):
+    (tmp_path / "child.py").write_text("import time\ntime.sleep(300)")
+    (tmp_path / "parent.py").write_text(
+        "import os, subprocess, sys\nfrom hub.system import leash\nwith leash.leash() as stdin:\n"
+        f"    subprocess.Popen([sys.executable, leash.__file__, {str(tmp_path / 'child.py')!r}], stdin=stdin)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    # It returns when nobody has its output open any more.
+    said = subprocess.run([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, timeout=120, check=False)
+    assert said.returncode == -signal.SIGKILL
 
 
 def test_space_for_the_check_is_taken_before_it_is_written(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import ConfigError, ModelError
+from hub.system import leash as leashed
+from hub.system.leash import leash
 from hub.system.memory import free_host_memory
 from hub.system.space import size_text
 from hub.tasks.export.compressed import compress_model
@@ -92,26 +94,27 @@ def run(python: str | None, task: Mapping[str, Any], file: Path, say: Callable[[
         ModelError: it failed.
     """
     file.write_text(json.dumps(task), encoding="utf-8")
-    child = subprocess.Popen(
-        [command(python), compress_model.__file__, str(file)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment(python),
-        cwd=file.parent,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    try:
-        assert child.stdout is not None
-        found, refused, last = _follow(child.stdout, say)
-        code = child.wait()
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-        file.unlink()
+    with leash() as stdin:
+        child = subprocess.Popen(
+            [command(python), leashed.__file__, compress_model.__file__, str(file)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(python),
+            cwd=file.parent,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        try:
+            assert child.stdout is not None
+            found, refused, last = _follow(child.stdout, say)
+            code = child.wait()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+            file.unlink()
     if code == 0 and found is not None:
         return found
     if "No space left on device" in (refused or last):

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from hub.errors import ModelError
+from hub.system import leash as leashed
+from hub.system.leash import leash
 from hub.system.space import check_space, is_full, says_full, too_full
 from hub.system.waiting import SECONDS_BETWEEN_LINES, Say, silent
 from hub.tasks.export.gguf.completed import completed
@@ -87,7 +89,7 @@ def convert(
             data.mkdir()
             _link(folder, data, adds_bos)
             made = Path(scratch) / "made.gguf"
-            command = [sys.executable, str(script), str(data), "--outfile", str(made), "--outtype", kind.name]
+            command = [sys.executable, leashed.__file__, str(script), str(data), "--outfile", str(made), "--outtype", kind.name]
             code, said = _run([*command, "--model-name", name], made, say)
             is_too_full = says_full(said)
             if code or not made.is_file():
@@ -113,27 +115,28 @@ def _num_bytes(folder: Path, kind: Kind) -> int:
 
 def _run(command: list[str], made: Path, say: Say) -> tuple[int, str]:
     """Run the converter, with a line now and then. Returns its exit code and what it said on stderr."""
-    child = subprocess.Popen(
-        command,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-    )
-    try:
-        while True:
-            try:
-                said = child.communicate(timeout=SECONDS_BETWEEN_LINES)[1]
-                return child.returncode, said
-            except subprocess.TimeoutExpired:
-                if made.is_file():
-                    say(f"hub: gguf: {made.stat().st_size / 2**20:,.0f} MiB written")
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
+    with leash() as stdin:
+        child = subprocess.Popen(
+            command,
+            env=_environment(),
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
+        try:
+            while True:
+                try:
+                    said = child.communicate(timeout=SECONDS_BETWEEN_LINES)[1]
+                    return child.returncode, said
+                except subprocess.TimeoutExpired:
+                    if made.is_file():
+                        say(f"hub: gguf: {made.stat().st_size / 2**20:,.0f} MiB written")
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
 
 
 def _file_name(name: str) -> str:
