@@ -3,35 +3,42 @@
 Chowdhery et al., "PaLM" (arXiv 2204.02311), appendix B, without its term for attention.
 """
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from hub.config.schema import ModelConfig
+from hub.errors import HubError
 from hub.models.load import load_config
 from hub.models.multimodal import auto_class
 from hub.models.structure import outside_text
-
-PEAK_FLOPS = {
-    "NVIDIA B200": 2250e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA A10": 125e12,
-}
-"""Peak of dense bfloat16 products in FLOPs per second, from NVIDIA's data sheets, by the driver's name of the GPU."""
+from hub.system.known_gpus import Gpu, by_driver_name, known_gpus, shipped_gpus
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return a GPU's peak in FLOPs per second; None if it is not known."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    """Return a GPU's peak in FLOPs per second; None if it is not known. known_gpus.yaml and the user's own table have it."""
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    if device.type != "cuda" or kind is None:
         return None
-    return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
+    return peak_of(torch.cuda.get_device_name(device), kind)
+
+
+def peak_of(name: str, kind: str = "bf16") -> float | None:
+    """Return the peak of a GPU by its driver's name.
+
+    Args:
+        name: as the driver writes it.
+        kind: type of the factors, one of `hub.system.known_gpus.TYPES`.
+    """
+    try:
+        gpus: Mapping[str, Gpu] = known_gpus()
+    except HubError as error:  # a mistake in the user's own table is no reason to end a run that has begun
+        warnings.warn(f"{error}. The hub's own table of GPUs is used", stacklevel=2)
+        gpus = shipped_gpus()
+    gpu = by_driver_name(name, gpus)
+    return gpu.peak.get(kind) if gpu else None
 
 
 def flops_per_token(cfg: ModelConfig, path: Path, num_trained: int) -> float | None:
