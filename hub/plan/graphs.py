@@ -43,6 +43,8 @@ def compiled(
 
     table = select_decomp_table()
     joint = aot_export_joint_simple(function, tuple(inputs), trace_joint=True, decompositions=table)
+    for node in joint.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        joint.graph.erase_node(node)  # of exports only: a run's graph has none, and its partitioner would take them for users
     joint = joint_graph_passes(joint)
     results = []
     for recompute in (False, True):
@@ -89,13 +91,23 @@ class _Buffers:
         """
         self.of: dict[Node, list[_Buffer]] = {}
         self.made_by: dict[_Buffer, Node] = {}
+        self._fill(graph, known, {node for node in graph.nodes if _is_same_type(node)})
+        if copies := {node for node in graph.nodes if _is_same_type(node)}:
+            # Inductor drops a conversion to the same type, unless two results, or a result and an input, would be one tensor.
+            there = {b for node, found in self.of.items() if node.op == "placeholder" for b in found}
+            results = {b for found in self.results(graph) for b in found}
+            copies = {n for n in copies if self.of[n][0] in results and self.of[n.all_input_nodes[0]][0] in results | there}
+            self.of, self.made_by = {}, {}
+            self._fill(graph, known, copies)
+
+    def _fill(self, graph: Graph, known: "dict[str, list[_Buffer]]", copies: set[Node]) -> None:
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr") and node.name in known:
                 self.of[node] = known[node.name]
             elif node.op == "call_function" and node.target is operator.getitem:
                 buffers = self.of[node.args[0]]
                 self.of[node] = [buffers[node.args[1]]] if len(buffers) > node.args[1] else []
-            elif node.op == "call_function" and _is_view(node):
+            elif node.op == "call_function" and node not in copies and (_is_same_type(node) or _is_view(node)):
                 self.of[node] = list(self.of[node.all_input_nodes[0]])
             elif node.op != "output":
                 tensors = _tensors(node)
@@ -110,10 +122,14 @@ class _Buffers:
         return [self.of[value] if isinstance(value, Node) else [] for value in graph.output_node().args[0]]
 
 
+def _is_same_type(node: Node) -> bool:
+    """Whether a node converts to the type that its input has already."""
+    if node.target is not torch.ops.prims.convert_element_type.default:
+        return False
+    return bool(_tensors(node.all_input_nodes[0])[0].dtype == node.args[1])
+
+
 def _is_view(node: Node) -> bool:
-    """Whether a node's result is memory of its input: a view, or a conversion to the type that it has already."""
-    if node.target is torch.ops.prims.convert_element_type.default:
-        return bool(_tensors(node.all_input_nodes[0])[0].dtype == node.args[1])
     schema = getattr(node.target, "_schema", None)
     return schema is not None and any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
 

@@ -65,6 +65,12 @@ class MemoryPlan:
     longest_that_fits: int = 0
     """Tokens of the longest sample that would fit."""
 
+    tokens_at_peak: int = 0
+    """Tokens of the largest micro-batch of a step."""
+
+    per_token: float = 0.0
+    """Bytes of activations for each further token, with the layers that are checkpointed."""
+
     lines: tuple[str, ...] = ()
     """What the reader should know: what could not be counted, what a backend said."""
 
