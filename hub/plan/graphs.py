@@ -5,6 +5,7 @@ Inductor fuses elementwise operations into one kernel, so that what lies between
 here: the very partitioner cuts, and a tensor counts only if a product, attention, or the end of a graph needs it whole.
 """
 
+import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from hub.plan.inductor import layer_memory
 from hub.plan.sizes import Events, LayerMemory, Size, total
 
 FUSED = (
@@ -49,8 +51,16 @@ def compiled(
     results = []
     for recompute in (False, True):
         forward, backward = _cut(joint, inputs, num_weights, recompute)
-        results.append(memory_of(forward.graph, backward.graph, scratch))
+        results.append(_memory(forward, backward, scratch))
     return results[0], results[1]
+
+
+def _memory(forward: GraphModule, backward: GraphModule, scratch: Callable[[Node], int]) -> LayerMemory:
+    """What a layer takes, by Inductor's own fusion. If this torch's Inductor has other parts: by `memory_of`."""
+    try:
+        return layer_memory(copy.deepcopy(forward), copy.deepcopy(backward), scratch)
+    except Exception:  # these are parts of torch that may change in any version
+        return memory_of(forward.graph, backward.graph, scratch)
 
 
 def _cut(joint: GraphModule, inputs: Sequence[torch.Tensor], num_weights: int, recompute: bool) -> tuple[GraphModule, GraphModule]:

@@ -178,20 +178,23 @@ class StandIns(Patch):
         memories: of the layers.
         num_checkpointed: the first layers that use activation checkpointing.
         offloads: whether these save nothing on the GPU, not even their input.
+        keeps_gradients: whether gradients of weights stay. Those of sharded weights go to the other processes.
     """
 
-    def __init__(self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False) -> None:
-        self._memories, self._num, self._offloads = memories, num_checkpointed, offloads
+    def __init__(self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False, keeps_gradients: bool = True) -> None:
+        self._memories, self._num, self._offloads, self._keeps = memories, num_checkpointed, offloads, keeps_gradients
 
     def apply(self, edits: Edits) -> None:
         for number, layer in enumerate(self._memories.layers):
             kind, is_checkpointed = self._memories.of(layer), number < self._num
             memory = kind.checkpointed if is_checkpointed else kind.plain
-            edits.assign(layer, "forward", _standing_in(layer, kind, memory, self._offloads and is_checkpointed))
+            edits.assign(layer, "forward", _standing_in(layer, kind, memory, self._offloads and is_checkpointed, self._keeps))
 
 
-def _standing_in(layer: torch.nn.Module, kind: KindMemory, memory: LayerMemory, offloads: bool) -> Callable[..., Any]:
-    weights = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+def _standing_in(
+    layer: torch.nn.Module, kind: KindMemory, memory: LayerMemory, offloads: bool, keeps: bool
+) -> Callable[..., Any]:
+    weights = [parameter for parameter in layer.parameters() if parameter.requires_grad] if keeps else []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]

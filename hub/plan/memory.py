@@ -91,7 +91,7 @@ class Planner:
         self.num_parameters = sum(_numel(p) for p in self.model.parameters())
         self._outside = {id(p) for p in outside_text(self.model)}
         self.lines: list[str] = []
-        self._passes: dict[bool, Passes] = {}
+        self._passes: dict[tuple[bool, torch.dtype | None], Passes] = {}
         self.variable_length = self._patch()
         self._lines: dict[Any, Line] = {}
 
@@ -117,10 +117,11 @@ class Planner:
             return False
         return True
 
-    def passes(self, compiled: bool) -> Passes:
-        """The passes of the model, with its layers compiled or not."""
-        if compiled not in self._passes:
-            self._passes[compiled] = Passes(
+    def passes(self, compiled: bool, gathered_dtype: torch.dtype | None = None) -> Passes:
+        """The passes of the model, with its layers compiled or not, and its weights as they are or as FSDP2 gathers them."""
+        key = (compiled, gathered_dtype)
+        if key not in self._passes:
+            self._passes[key] = Passes(
                 self.model,
                 self.planned.mode,
                 self.patches,
@@ -129,8 +130,9 @@ class Planner:
                 packed=True,
                 is_compiled=compiled,
                 autocast=lambda: autocast_as_on_gpu(self.dtype),
+                gathered_dtype=gathered_dtype,
             )
-        return self._passes[compiled]
+        return self._passes[key]
 
     def plan(
         self, cfg: Any, gpu: Gpu, world: int, longest: int, loads: Sequence[float], num_tokens: float = math.inf
@@ -155,7 +157,7 @@ class Planner:
         shards = strategy.num_state_shards(world) if world > 1 else 1
         gathered = gathered_by(self.model, self.layers, strategy.name if world > 1 else "ddp", world, self.dtype)
         compiled, _ = choose_compile(cfg.algo.torch_compile, self._of_text, num_tokens, torch.device("cuda"))
-        passes = self.passes(compiled)
+        passes = self.passes(compiled, gathered.dtype)
         external = self.planned.recipe.kernels is not None
 
         weights = weights_parts(self.model, world if gathered.shards_weights else 1, gathered.replicated)

@@ -1,6 +1,7 @@
 """The memory of a forward and a backward pass over the whole model, at any number of tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class Passes:
         packed: whether samples are packed into a row.
         is_compiled: whether the layers are compiled.
         autocast: makes the context of the arithmetic.
+        gathered_dtype: of the weights as FSDP2 gathers them, if it casts them. None: they are in their own.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Passes:
         packed: bool,
         is_compiled: bool,
         autocast: Callable[[], Any],
+        gathered_dtype: torch.dtype | None = None,
     ) -> None:
+        self._gathered_dtype = gathered_dtype
         self._model, self._mode, self._patches, self._layers = model, mode, patches, layers
         self._loss, self._packed, self._is_compiled, self._autocast = loss, packed, is_compiled, autocast
         self._memories: dict[int | None, LayerMemories] = {}
@@ -68,7 +72,7 @@ class Passes:
         """
         if tiled_from not in self._memories:
             memories = LayerMemories(self._layers, self._is_compiled, self._autocast, tiled_from)
-            with tensors_without_data(self._mode), self._patches.temporarily(memories):
+            with tensors_without_data(self._mode), self._gathered(), self._patches.temporarily(memories):
                 self._forward(TOKENS)
             self._memories[tiled_from] = memories
         return self._memories[tiled_from]
@@ -88,8 +92,8 @@ class Passes:
         memories = self.memories(tiled_from)
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         live = Live(scratch_of_call, rounds=True)
-        stand_ins = StandIns(memories, num_checkpointed, offloads)
-        with tensors_without_data(self._mode), self._patches.temporarily(stand_ins):
+        stand_ins = StandIns(memories, num_checkpointed, offloads, keeps_gradients=self._gathered_dtype is None)
+        with tensors_without_data(self._mode), self._gathered(), self._patches.temporarily(stand_ins):
             live.known([*self._model.parameters(), *self._model.buffers()])
             if with_gradients:
                 for parameter in trained:
@@ -108,6 +112,21 @@ class Passes:
             kept += memory.saved.at(tokens)
             kept += 0 if offloads and number < num_checkpointed else memory.output.at(tokens)
         return PassBytes(live.most_bytes, after, int(kept))
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Within it the weights are as FSDP2 gathers them."""
+        if self._gathered_dtype is None:
+            yield
+            return
+        before = [(p, p.data) for p in self._model.parameters() if p.is_floating_point() and p.dtype != self._gathered_dtype]
+        for parameter, data in before:
+            parameter.data = data.to(self._gathered_dtype)
+        try:
+            yield
+        finally:
+            for parameter, data in before:
+                parameter.data = data
 
     def _forward(self, tokens: int) -> torch.Tensor:
         with self._autocast():

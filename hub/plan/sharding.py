@@ -19,6 +19,8 @@ class Gathered:
     """Weights that each process has whole."""
 
     parts: tuple[Part, ...]
+    dtype: torch.dtype | None = None
+    """Of the weights as they are gathered, if they are cast for it."""
 
     @property
     def num_bytes(self) -> int:
@@ -63,7 +65,7 @@ def gathered_by(
     if not has_frozen:
         reduced = max((num_bytes(list(layer.parameters()), 4) for layer in layers), default=0)
         parts.append(Part("gradients on their way", largest + 2 * reduced, "FSDP2: of a layer, in float32 for two of them"))
-    return Gathered(True, replicated, tuple(parts))
+    return Gathered(True, replicated, tuple(parts), dtype if mixed else None)
 
 
 def _all_reduce(trained: list[torch.nn.Parameter], world: int) -> tuple[Part, ...]:
