@@ -36,8 +36,8 @@ WAIT_SECONDS = 0.02
 """Time of a micro-batch in which no kernel runs."""
 
 LAYER_SECONDS = {("adapters", False): 0.0056, ("adapters", True): 0.002, ("full", False): 0.004, ("full", True): 0.0015}
-"""(What trains, compiled) -> time in which Python starts the kernels of one layer's pass. The first is measured (59,091 tokens/s
-with 24 layers, steps of 16,130 tokens). The others are upper bounds, from runs that the GPU limited."""
+"""(What trains, compiled) -> time in which Python starts the kernels of one layer's pass. The first is measured (59,091
+tokens/s with 24 layers, steps of 16,130 tokens). The others are upper bounds, from runs that the GPU limited."""
 
 GATHER_SECONDS = 25e-12
 """Time in which a weight in float32 is gathered and its gradient scattered, at 900 GB/s, as far as products don't hide it."""
