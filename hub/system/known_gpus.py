@@ -12,10 +12,10 @@ from typing import Any
 from hub.errors import ConfigError, did_you_mean, first_line
 
 GIB = 2**30
-TYPES = ("bf16", "fp16", "tf32", "fp8")
+TYPES = ("bf16", "fp16", "tf32", "fp8", "fp32")
 """Types of factors whose peak may be known."""
 _SHIPPED = Path(__file__).with_suffix(".yaml")
-_FIELDS = ("names", "memory", "is_label", "bandwidth", "tflops", "capability", "watts", "source")
+_FIELDS = ("names", "memory", "is_label", "bandwidth", "tflops", "capability", "link", "watts", "source")
 _NEEDED = ("memory", "bandwidth", "tflops", "capability")
 
 
@@ -43,6 +43,9 @@ class Gpu:
 
     compute_capability: tuple[int, int]
     """The generation of its instructions, as CUDA counts them: (9, 0) for Hopper."""
+
+    link: float | None = None
+    """Bytes per second between GPUs of one machine by NVLink, both directions together. None: PCI Express."""
 
     watts: float | None = None
     """Power limit as shipped."""
@@ -181,6 +184,7 @@ def _gpu(name: str, values: Any, file: Path) -> Gpu:
         bandwidth=_number(f"{where}.bandwidth", values["bandwidth"]) * 1e9,
         peak={kind: _number(f"{where}.tflops.{kind}", value) * 1e12 for kind, value in tflops.items()},
         compute_capability=(int(capability), round(capability * 10) % 10),
+        link=_number(f"{where}.link", values["link"]) * 1e9 if "link" in values else None,
         watts=_number(f"{where}.watts", values["watts"]) if "watts" in values else None,
         source=str(values.get("source", "")),
     )
