@@ -31,6 +31,7 @@ from hub.plugins.registry import ResolvedRun
 from hub.run import ASKED_FOR, Run
 from hub.system.known_gpus import Gpu
 from hub.train.kernels.assumed import as_on_gpu
+from hub.train.layout.flops import num_multiplied
 from hub.train.recipe import Recipe
 from hub.train.setup.setup import Setup, check_strategy
 
@@ -61,6 +62,9 @@ class Load:
     quantization: Any
     frozen: bool
     whole: str | None
+    num_parameters: int
+    num_multiplied: float | None
+    """Weights that a token is multiplied with. None: not known."""
 
     def strategy(self, cfg: RunConfig, room: float, world: int) -> tuple[Replicated, str]:
         """The strategy of a run with so many processes, each with a GPU of so many bytes, and the reason. It can't be used.
@@ -101,7 +105,7 @@ class PlanSetup(Setup):
         dtype = dtype or self.session.compute_dtype
         model = model_without_data(self.cfg.model, self.model_config, dtype, quantization)
         num = sum(parameter.numel() for parameter in model.parameters())
-        self.loads.append(Load(num * dtype.itemsize, quantization, frozen, whole))
+        self.loads.append(Load(num * dtype.itemsize, quantization, frozen, whole, num, num_multiplied(model)))
         if (vocabulary := self.vocabulary) is not None:
             model.resize_token_embeddings(vocabulary.num_rows, mean_resizing=False)
         return model

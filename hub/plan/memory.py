@@ -192,7 +192,7 @@ class Planner:
             if offloaded:
                 weights.append(Part("embedding in CPU memory", -offloaded, "algo.activation_offload moves a frozen one there"))
         gradients = gradients_part(self.trained, shards)
-        optimizer = optimizer_part(self.algo, self.trained, shards)
+        optimizer = optimizer_part(cfg.algo, self.trained, shards)
         found = passes.run(tokens, num_checkpointed, several, offload, tiled_from if compiled else None)
         working = max(found.peak, 0 if several else gradients.num_bytes * shards) + gathered.num_bytes
         rest = working if several else working - gradients.num_bytes
