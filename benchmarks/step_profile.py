@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shapes import SHAPES, num_multiplied
-from benchmarks.table import BANDWIDTH, line, peak_flops
+from benchmarks.table import bandwidth_of, line, peak_flops
 from benchmarks.workloads import Workload
 
 ELEMENTWISE = "elementwise, norms, reductions"
@@ -87,7 +87,7 @@ def floor(workload: Workload, tokens: int, rows: dict[str, float], micro_batches
         gpu: name of a known GPU.
         gpus: number of GPUs over which the optimizer is sharded.
     """
-    operations, bandwidth = peak_flops(gpu), BANDWIDTH[gpu]
+    operations, bandwidth = peak_flops(gpu), bandwidth_of(gpu)
     assert operations is not None
     size = SHAPES[workload.shape]
     hidden, intermediate, layers = size["hidden_size"], size["intermediate_size"], size["num_hidden_layers"]
@@ -135,7 +135,7 @@ def report(folder: Path, workload: Workload, rows_file: Path, gpu: str | None, g
     for name, (seconds, count) in sorted(names.items(), key=lambda item: -item[1][0])[:LONGEST]:
         per_step, shown = seconds / num_steps, f"`{name.replace('|', ' ')[:NAME]}`"
         lines.append(line((shown, f"{1000 * per_step:.1f}", f"{per_step / wall:.1%}", f"{count // num_steps:,}")))
-    if gpu not in BANDWIDTH:
+    if peak_flops(gpu) is None:
         return "\n".join([*lines, "", f"The peak of {gpu or 'a CPU'} is unknown, so no minimum is given."])
     plan = json.loads((folder / "run" / "plan.json").read_text(encoding="utf-8"))
     tokens_on_one = tokens // gpus

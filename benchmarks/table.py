@@ -1,4 +1,4 @@
-"""The table of `python -m benchmarks`, and the peak figures of GPUs."""
+"""The table of `python -m benchmarks`, and the figures of the GPU that it needs."""
 
 import shutil
 import subprocess
@@ -7,15 +7,7 @@ from typing import Any
 from benchmarks.runner import Row
 from benchmarks.shapes import num_multiplied
 from benchmarks.workloads import WORKLOADS
-
-BANDWIDTH = {
-    "NVIDIA H100 80GB HBM3": 3.35e12,
-    "NVIDIA H100 PCIe": 2.0e12,
-    "NVIDIA H200": 4.8e12,
-    "NVIDIA A100-SXM4-80GB": 2.039e12,
-    "NVIDIA A100-SXM4-40GB": 1.555e12,
-}
-"""Memory bandwidth in bytes per second, from NVIDIA's data sheets."""
+from hub.system.known_gpus import by_driver_name, known_gpus
 
 HEAD = ("workload", "contender", "tokens/s", "ratio", "peak GiB", "of peak", "first step, s", "how")
 CONVENTION = (
@@ -37,11 +29,15 @@ def gpu_name() -> str | None:
 
 def peak_flops(gpu: str | None) -> float | None:
     """Return the peak of dense bfloat16 operations per second. None: unknown GPU."""
-    if gpu is None:
-        return None
-    from hub.train.layout.flops import PEAK_FLOPS
+    found = by_driver_name(gpu, known_gpus()) if gpu else None
+    return found.peak.get("bf16") if found else None
 
-    return PEAK_FLOPS.get(gpu)
+
+def bandwidth_of(gpu: str) -> float:
+    """Return the bandwidth of a known GPU's memory in bytes per second."""
+    found = by_driver_name(gpu, known_gpus())
+    assert found is not None
+    return found.bandwidth
 
 
 def share_of_peak(row: Row, shape: str, gpu: str | None, gpus: int) -> float | None:

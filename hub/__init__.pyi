@@ -165,6 +165,7 @@ def sft(
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
     export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
 ) -> Result:
     """Fine-tune all weights of a model. Needs the plugin hub-sft.
 
@@ -321,6 +322,7 @@ def sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -438,6 +440,7 @@ def lora_sft(
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
     export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
 ) -> Result:
     """Fine-tune a low-rank adapter (LoRA, arXiv 2106.09685) on a model. Needs the plugin hub-lora-sft.
 
@@ -609,6 +612,7 @@ def lora_sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -730,6 +734,7 @@ def osft(
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
     export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
 ) -> Result:
     """Fine-tune in low-importance singular directions (OSFT, arXiv 2504.07097). Needs the plugin hub-osft.
 
@@ -914,6 +919,7 @@ def osft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1019,6 +1025,7 @@ def run(
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
     export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
     **options: Any,
 ) -> Result:
     """Train with any algorithm, and wait until it ends.
@@ -1172,6 +1179,7 @@ def run(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1277,6 +1285,7 @@ def verify(
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
     export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
     **options: Any,
 ) -> Result:
     """Check on your own model, data and processes that the layout does not change the gradient. Nothing is trained.
@@ -1425,6 +1434,7 @@ def verify(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1531,6 +1541,7 @@ def show(
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
     export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
     **options: Any,
 ) -> Options:
     """Every option of a run with its value, where that comes from, and what it means. Nothing is started.
@@ -1680,6 +1691,7 @@ def show(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1782,6 +1794,7 @@ def data(
     generate: dict[str, Any] = ...,
     evaluate: dict[str, Any] = ...,
     export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
     **options: Any,
 ) -> DataReport:
     """Inspect the data of a run: lengths, trained tokens, errors. Called as `hub.data(...)`.
@@ -1930,6 +1943,7 @@ def data(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:

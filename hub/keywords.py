@@ -16,6 +16,7 @@ from hub.config.export import ExportConfig
 from hub.config.finished import FinishedVerb
 from hub.config.generate import GenerateConfig
 from hub.config.paths import file_kind, is_hub_id
+from hub.config.plan import PlanConfig
 from hub.config.schema import PARTS as SECTIONS
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.data.sources.memory import ArrowStream, is_in_memory, rows_in_memory
@@ -23,7 +24,12 @@ from hub.data.sources.rows import write_rows
 from hub.errors import ConfigError, did_you_mean
 
 PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "launch": LaunchConfig, "track": TrackConfig}
-NESTED: dict[str, type] = {"generate": GenerateConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
+NESTED: dict[str, type] = {
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "plan": PlanConfig,
+}
 """Sections whose options are one keyword of a training call, a dictionary: `evaluate={"tasks": ["hellaswag"]}`. In a verb that
 reads the section they are keywords of their own."""
 BY_ARGUMENT = ("path", "mix", "tool")

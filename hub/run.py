@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from hub.errors import ConfigError, LaunchError, can_not_write, printable
-from hub.system.files import make_folder, sync_folder, write_json
+from hub.system.files import make_folder, sync_folder
 from hub.system.saying import say, say_error
 from hub.system.small_files import small_files
 from hub.tables import as_html, as_text

@@ -11,6 +11,7 @@ from hub.config.evaluate import EvaluateConfig
 from hub.config.export import ExportConfig
 from hub.config.generate import GenerateConfig
 from hub.config.option import bounds_words, field_docs, type_words
+from hub.config.plan import PlanConfig
 from hub.config.schema import PARTS, AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.tasks.verbs import FINISHED
 
@@ -22,6 +23,7 @@ SECTIONS: dict[str, Any] = {
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "plan": PlanConfig,
 }
 HEAD = """# Options
 

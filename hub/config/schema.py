@@ -21,6 +21,7 @@ from hub.config.export import ExportConfig
 from hub.config.generate import GenerateConfig
 from hub.config.model_rules import path_problems
 from hub.config.option import AUTO, field_problems, leaves, option
+from hub.config.plan import PlanConfig
 from hub.config.schedule import ScheduleOptions
 from hub.config.stopping import StoppingOptions
 from hub.config.task import TASKS, Task
@@ -34,7 +35,7 @@ ZERO = ("zero1", "zero2", "zero3")
 """Values of `launch.strategy` that use DeepSpeed."""
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 """Values of `model.quantization`: how weights may be stored besides in full."""
-PARTS = ("algo", "model", "data", "launch", "track", "generate", "evaluate", "export")
+PARTS = ("algo", "model", "data", "launch", "track", "generate", "evaluate", "export", "plan")
 """The sections of a config. Each is a group of presets too."""
 RESERVED_NAMES = {"latest": "the link to the newest run", "data": "rows that a program had in memory"}
 """Names in `output_dir` that no run can have."""
@@ -328,6 +329,9 @@ class RunConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     """What the model is exported to."""
 
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What the run is predicted to take, and where."""
+
     output_dir: str = "runs"
     """Folder in which each run gets a run folder."""
 
@@ -362,6 +366,7 @@ class RunConfig:
             "model": self.model.problems,
             "data": partial(RunConfig.data_problems, data_formats=data_formats),
             "launch": self.launch.problems,
+            "plan": lambda cfg: cfg.plan.problems(),
         }
         problems: list[str] = []
         if "algo" in parts and type(self.algo) is AlgoConfig:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OF_THE_PACKAGE = ("*.py", "*.pyi", "*.jinja", "*.jsonl", "*.css", "*.js", "py.typed")
+OF_THE_PACKAGE = ("*.py", "*.pyi", "*.jinja", "*.jsonl", "*.css", "*.js", "*.yaml", "py.typed")
 """Files of hub/ that a wheel holds."""
 EXAMPLE = ROOT / "examples" / "plugins" / "hub-example"
 PROJECTS = {

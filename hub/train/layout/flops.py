@@ -3,35 +3,47 @@
 Chowdhery et al., "PaLM" (arXiv 2204.02311), appendix B, without its term for attention.
 """
 
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from hub.config.schema import ModelConfig
+from hub.errors import HubError
 from hub.models.load import load_config
 from hub.models.multimodal import auto_class
-from hub.models.structure import outside_text
+from hub.models.structure import expert_tensors, outside_text
+from hub.system.known_gpus import Gpu, by_driver_name, known_gpus, shipped_gpus
 
-PEAK_FLOPS = {
-    "NVIDIA B200": 2250e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA A10": 125e12,
-}
-"""Peak of dense bfloat16 products in FLOPs per second, from NVIDIA's data sheets, by the driver's name of the GPU."""
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_NUM_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return a GPU's peak in FLOPs per second; None if it is not known."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    """Return a GPU's peak in FLOPs per second; None if it is not known. known_gpus.yaml and the user's own table have it."""
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    if device.type != "cuda" or kind is None:
         return None
-    return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
+    return peak_of(torch.cuda.get_device_name(device), kind)
+
+
+def peak_of(name: str, kind: str = "bf16") -> float | None:
+    """Return the peak of a GPU by its driver's name.
+
+    Args:
+        name: as the driver writes it.
+        kind: type of the factors, one of `hub.system.known_gpus.TYPES`.
+    """
+    try:
+        gpus: Mapping[str, Gpu] = known_gpus()
+    except HubError as error:  # a mistake in the user's own table is no reason to end a run that has begun
+        warnings.warn(f"{error}. The hub's own table of GPUs is used", stacklevel=2)
+        gpus = shipped_gpus()
+    gpu = by_driver_name(name, gpus)
+    return gpu.peak.get(kind) if gpu else None
 
 
 def flops_per_token(cfg: ModelConfig, path: Path, num_trained: int) -> float | None:
@@ -45,18 +57,47 @@ def flops_per_token(cfg: ModelConfig, path: Path, num_trained: int) -> float | N
         num_trained: parameters that are trained.
 
     Returns:
-        None for a mixture of experts, since a token uses only some of its experts.
+        None for a mixture of experts whose config does not say how many experts a token uses.
     """
     config = load_config(cfg, path)
-    if any(getattr(config.get_text_config(), name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        return None
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
         model = auto_class(config).from_config(config, trust_remote_code=cfg.trust_remote_code)
+    num = num_multiplied(model)
+    return None if num is None else 4.0 * num + 2.0 * min(num_trained, num)
+
+
+def num_multiplied(model: PreTrainedModel) -> float | None:
+    """Count the weights that a token is multiplied with: matrices, without those that are looked up or of other inputs.
+
+    Of the experts of a mixture those that a token uses.
+
+    Args:
+        model: may be on the meta device.
+
+    Returns:
+        None for a mixture of experts whose config does not say how many a token uses.
+    """
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    looked_up = [embedding] if head is not embedding else []
-    looked_up += [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.weight is not embedding]
-    unused = sum(p.numel() for p in outside_text(model) if p.ndim > 1)
-    num = int(sum(p.numel() for p in model.parameters() if p.ndim > 1) - sum(weight.numel() for weight in looked_up)) - unused
-    return 4.0 * num + 2.0 * min(num_trained, num)
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)} - {id(head)}
+    unused = {id(weight) for weight in outside_text(model)} | (looked_up | {id(embedding)} - {id(head)})
+    num = sum(weight.numel() for weight in _matrices(model).values() if id(weight) not in unused)
+    if (in_experts := num_in_experts(model)) == 0:
+        return float(num)
+    config = model.config.get_text_config()
+    of_all = next((value for name in _NUM_EXPERTS if (value := getattr(config, name, None))), None)
+    used = next((value for name in _NUM_USED if (value := getattr(config, name, None))), None)
+    return num - in_experts * (1 - used / of_all) if isinstance(of_all, int) and isinstance(used, int) else None
+
+
+def num_in_experts(model: PreTrainedModel) -> int:
+    """Count the weights of the experts of a mixture that a router chooses from, not of those that all tokens share."""
+    fused = {f"{module}.{name}" for module, name in expert_tensors(model)}
+    matrices = {name: weight for name, weight in _matrices(model).items() if "shared" not in name}
+    return sum(w.numel() for name, w in matrices.items() if name in fused or re.search(r"\.experts?\.\d+\.", name))
+
+
+def _matrices(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """The weights by name, without biases and norms. The biases of fused experts have two dimensions."""
+    return {name: weight for name, weight in model.named_parameters() if weight.ndim > 1 and not name.endswith("bias")}

@@ -116,7 +116,9 @@ class _Trial:
             for weight in self.weights:
                 self._require(self.modules[weight], True)
             device, dtype = next(self.model.parameters()).device.type, self.model.dtype
-            with torch.autocast(device, dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+            # Tensors without data, of a plan, have a device that autocast does not know.
+            enabled = dtype in (torch.bfloat16, torch.float16) and device != "meta"
+            with torch.autocast("cpu" if device == "meta" else device, dtype, enabled=enabled):
                 self.read = _leaves_of(self.model(**inputs).logits)
 
     def reasons(self) -> dict[Weight, str]:

@@ -1,11 +1,14 @@
 """Operations per token, and the fraction of the peak that a run reaches."""
 
+import re
+
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hub.config.schema import ModelConfig
 from hub.testing import tiny_model_path
-from hub.train.layout.flops import flops_per_token
+from hub.train.layout.flops import flops_per_token, num_in_experts, num_multiplied
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -25,6 +28,19 @@ def test_a_weight_takes_four_operations_per_token_and_six_where_it_trains(family
     assert flops_per_token(ModelConfig(path=str(path)), path, num_trained=100) == 4 * weights + 200
 
 
-def test_a_mixture_of_experts_is_left_out():
-    path = tiny_model_path("mixtral")
-    assert flops_per_token(ModelConfig(path=str(path)), path, num_trained=0) is None
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2", "gpt_oss"])
+def test_of_a_mixture_those_experts_count_that_a_token_uses(family):
+    path = tiny_model_path(family)
+    few = AutoConfig.from_pretrained(path)
+    used = next(getattr(few, name) for name in ("num_experts_per_tok", "top_k") if hasattr(few, name))
+    name = next(name for name in ("n_routed_experts", "num_local_experts", "num_experts") if getattr(few, name, None))
+    with torch.device("meta"):
+        counted = num_multiplied(AutoModelForCausalLM.from_config(few))
+        all_experts = num_in_experts(AutoModelForCausalLM.from_config(few))
+        setattr(few, name, used)  # a model that has only the experts that a token uses
+        dense = AutoModelForCausalLM.from_config(few)
+    assert all_experts > num_in_experts(dense) > 0
+    router = sum(p.numel() for n, p in dense.named_parameters() if re.search(r"(gate|router)\.weight$", n) and p.ndim == 2)
+    routers_of_all = router / used * getattr(AutoConfig.from_pretrained(path), name)
+    assert counted == num_multiplied(dense) - router + routers_of_all
+    assert flops_per_token(ModelConfig(path=str(path)), path, num_trained=0) == 4 * counted

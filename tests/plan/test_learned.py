@@ -1,0 +1,131 @@
+"""What runs measured is found by the next plan of the same kind, whatever happens to the file."""
+
+import json
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+
+import hub.plan.learned as learned
+from hub.config.schema import RunConfig
+from hub.plan.learned import Measured, key_of, learned_file, recall, remember
+
+SHAPE = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "_name_or_path": "/home/somebody/model", "bos": 1}
+RUN = Measured(
+    peak_bytes=10 * 2**30, tokens_per_second=1000.0, first_step_seconds=30.0, longest=500, max_tokens=4096, num_checkpointed=0
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def key(length=500, gpu="h100", world=1, algorithm="a", **options):
+    cfg = RunConfig()
+    cfg.model.path, cfg.data.path, cfg.output_dir = "/home/somebody/model", "/home/somebody/chats.jsonl", "/home/somebody"
+    for name, value in options.items():
+        section, _, option = name.partition("__")
+        setattr(getattr(cfg, section), option, value)
+    return key_of(algorithm, cfg, SHAPE, gpu, world, length)
+
+
+def test_the_next_plan_of_the_same_kind_finds_it():
+    assert recall(key()).tokens_per_second is None
+    for speed in (1000.0, 1200.0, 5000.0):
+        assert remember(key(), replace(RUN, tokens_per_second=speed, predicted_peak_bytes=8 * 2**30))
+    found = recall(key(length=400))
+    assert found.tokens_per_second == 1200, "the median: one odd run decides nothing"
+    assert found.first_step_seconds == [30.0] * 3
+    assert found.peak_factor() == pytest.approx(1.25)
+    assert found.because == "measured by 3 earlier runs of this kind on this machine"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"length": 5000},
+        {"gpu": "h200"},
+        {"world": 2},
+        {"algorithm": "b"},
+        {"algo__gradient_checkpointing": "all"},
+        {"algo__optimizer": "sgd"},
+        {"launch__strategy": "fsdp"},
+        {"model__quantization": "bnb-4bit"},
+    ],
+)
+def test_another_kind_does_not(other):
+    remember(key(), RUN)
+    assert not recall(key(**other)).runs
+
+
+def test_options_that_decide_neither_memory_nor_speed_are_of_the_same_kind():
+    remember(key(), RUN)
+    assert recall(key(algo__learning_rate=1.0, algo__seed=7, algo__log_every_steps=3)).runs
+
+
+def test_the_file_names_no_person_and_no_place():
+    remember(key(), RUN)
+    text = learned_file().read_text()
+    assert "somebody" not in text
+    assert "/" not in text
+    assert "llama" in text
+
+
+def test_another_version_of_a_library_is_another_kind(monkeypatch):
+    remember(key(), RUN)
+    monkeypatch.setattr(learned, "version", lambda name: "0.0")
+    assert not recall(key()).runs
+
+
+def test_damaged_lines_are_ignored_and_said():
+    remember(key(), RUN)
+    with learned_file().open("ab") as file:
+        file.write(
+            b'{"kind": 3}\n\xff\xfe{\n[]\n' + json.dumps({"kind": "x", "peak_bytes": float("nan")}).encode() + b"\nhalf a li"
+        )
+    assert remember(key(), RUN), "the next run begins a new line"
+    found = recall(key())
+    assert len(found.runs) == 2
+    assert "5 damaged lines are ignored" in found.lines[0]
+
+
+def test_numbers_that_are_none_are_not_kept():
+    assert not remember(key(), replace(RUN, tokens_per_second=float("nan")))
+    assert not learned_file().exists()
+
+
+def test_a_cache_that_can_not_be_written_ends_no_run(cache, monkeypatch):
+    (cache / "learned").write_text("a file in the way")
+    assert not remember(key(), RUN)
+    assert recall(key()).lines
+
+
+def test_the_file_stays_small(monkeypatch):
+    monkeypatch.setattr(learned, "MAX_LINES", 20)
+    for number in range(60):
+        remember(key(), replace(RUN, peak_bytes=number + 1))
+    lines = learned_file().read_text().splitlines()
+    assert len(lines) <= 20
+    assert json.loads(lines[-1])["peak_bytes"] == 60, "the newest stay"
+    assert [path.name for path in learned_file().parent.iterdir() if path.name.startswith(".runs")] == []
+
+
+def _write(count):
+    for number in range(count):
+        assert remember(key(), replace(RUN, peak_bytes=number + 1))
+
+
+def test_writers_at_the_same_time_lose_nothing(monkeypatch):
+    monkeypatch.setattr(learned, "MAX_LINES", 10_000)
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write, args=(40,)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 2
+    lines = learned_file().read_text().splitlines()
+    assert len(lines) == 80
+    assert not recall(key()).lines
