@@ -137,6 +137,7 @@ def sft(
     pad_vocab_to_multiple_of: int | None = None,
     new_token_init: Literal["parts", "mean"] = "parts",
     revision: str | None = None,
+    adapter: str | PathLike[str] | None = None,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     trust_remote_code: bool = False,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
@@ -280,6 +281,7 @@ def sft(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -312,6 +314,7 @@ def sft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -410,6 +413,7 @@ def lora_sft(
     pad_vocab_to_multiple_of: int | None = None,
     new_token_init: Literal["parts", "mean"] = "parts",
     revision: str | None = None,
+    adapter: str | PathLike[str] | None = None,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     trust_remote_code: bool = False,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
@@ -568,6 +572,7 @@ def lora_sft(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -600,6 +605,7 @@ def lora_sft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -702,6 +708,7 @@ def osft(
     pad_vocab_to_multiple_of: int | None = None,
     new_token_init: Literal["parts", "mean"] = "parts",
     revision: str | None = None,
+    adapter: str | PathLike[str] | None = None,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     trust_remote_code: bool = False,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
@@ -873,6 +880,7 @@ def osft(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -905,6 +913,7 @@ def osft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -991,6 +1000,7 @@ def run(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -1131,6 +1141,7 @@ def run(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -1163,6 +1174,7 @@ def run(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -1250,6 +1262,7 @@ def verify(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -1385,6 +1398,7 @@ def verify(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -1417,6 +1431,7 @@ def verify(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
@@ -1503,6 +1518,7 @@ def show(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -1639,6 +1655,7 @@ def show(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -1671,6 +1688,7 @@ def show(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -1754,6 +1772,7 @@ def data(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -1889,6 +1908,7 @@ def data(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -1921,6 +1941,7 @@ def data(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -2002,6 +2023,7 @@ def chat(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2073,6 +2095,7 @@ def chat(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2135,6 +2158,7 @@ def generate(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2211,6 +2235,7 @@ def generate(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2273,6 +2298,7 @@ def serve(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2348,6 +2374,7 @@ def serve(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2408,6 +2435,7 @@ def evaluate(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2482,6 +2510,7 @@ def evaluate(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2579,6 +2608,7 @@ def export(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
     gguf_package: str | None = ...,
@@ -2668,6 +2698,7 @@ def export(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
             shell.
         quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
@@ -2727,6 +2758,7 @@ def scale(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2801,6 +2833,7 @@ def scale(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2866,6 +2899,7 @@ def average(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2944,6 +2978,7 @@ def average(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your

@@ -93,8 +93,8 @@ class LoraSftConfig(AlgoConfig):
             has = [f"algo.{name}={typed[name]}" + (f" (it has {stored[name]})" if name in stored else "") for name in others]
             raise ConfigError(
                 f"model.path={folder}: this adapter is trained further as it is, so {', '.join(has)} can't be set. Leave that "
-                f"out. For a new adapter merge this one first: python -m hub export model.path={folder} to=merged, and type the "
-                "folder that it names as model.path"
+                f"out. For a new adapter merge this one first: python -m hub export model.path={folder} to=merged, and type "
+                "the folder that it names as model.path"
             )
         return replace(self, **stored)
 
