@@ -137,6 +137,7 @@ def sft(
     pad_vocab_to_multiple_of: int | None = None,
     new_token_init: Literal["parts", "mean"] = "parts",
     revision: str | None = None,
+    adapter: str | PathLike[str] | None = None,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     trust_remote_code: bool = False,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
@@ -281,6 +282,7 @@ def sft(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -313,6 +315,7 @@ def sft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -412,6 +415,7 @@ def lora_sft(
     pad_vocab_to_multiple_of: int | None = None,
     new_token_init: Literal["parts", "mean"] = "parts",
     revision: str | None = None,
+    adapter: str | PathLike[str] | None = None,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     trust_remote_code: bool = False,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
@@ -571,6 +575,7 @@ def lora_sft(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -603,6 +608,7 @@ def lora_sft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -706,6 +712,7 @@ def osft(
     pad_vocab_to_multiple_of: int | None = None,
     new_token_init: Literal["parts", "mean"] = "parts",
     revision: str | None = None,
+    adapter: str | PathLike[str] | None = None,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     trust_remote_code: bool = False,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
@@ -878,6 +885,7 @@ def osft(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -910,6 +918,7 @@ def osft(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -997,6 +1006,7 @@ def run(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -1138,6 +1148,7 @@ def run(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -1170,6 +1181,7 @@ def run(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -1258,6 +1270,7 @@ def verify(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -1394,6 +1407,7 @@ def verify(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -1426,6 +1440,7 @@ def verify(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
@@ -1513,6 +1528,7 @@ def show(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -1650,6 +1666,7 @@ def show(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -1682,6 +1699,7 @@ def show(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -1766,6 +1784,7 @@ def data(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -1902,6 +1921,7 @@ def data(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -1934,6 +1954,7 @@ def data(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -2016,6 +2037,7 @@ def chat(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2087,6 +2109,7 @@ def chat(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2149,6 +2172,7 @@ def generate(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2225,6 +2249,7 @@ def generate(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2287,6 +2312,7 @@ def serve(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2362,6 +2388,7 @@ def serve(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2422,6 +2449,7 @@ def evaluate(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2496,6 +2524,7 @@ def evaluate(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2593,6 +2622,7 @@ def export(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
     gguf_package: str | None = ...,
@@ -2682,6 +2712,7 @@ def export(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
             shell.
         quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
@@ -2741,6 +2772,7 @@ def scale(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2815,6 +2847,7 @@ def scale(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2880,6 +2913,7 @@ def average(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
@@ -2958,6 +2992,7 @@ def average(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your

@@ -209,16 +209,23 @@ def test_a_folder_without_config_json_is_no_model(hub, tmp_path):
     nothing = "no config.json in this folder, so transformers finds no model in it."
     assert said.problems == [f"model.path=model: {nothing} Type model.path=FOLDER of a model"]
     adapter = tmp_path / "model/adapter_config.json"
-    for text, base in (("", "FOLDER_OR_HUB_ID"), ('{"base_model_name_or_path": "org/name"}', "org/name")):
+    folder = tmp_path / "model"
+    for text, wrong in (
+        ("", "adapter_config.json can't be read"),
+        ('{"base_model_name_or_path": "a/b"}', ".safetensors is missing"),
+    ):
         adapter.write_text(text)
         said = hub("algo=sft", "model.path=model", "data=tiny")
-        assert said.problems == [
-            f"model.path=model: {nothing} It holds a LoRA adapter: name its base model instead. Type model.path={base}"
-        ]
+        assert len(said.problems) == 1
+        assert wrong in said.problems[0]
+    (folder / "adapter_model.safetensors").touch()
+    said = hub("algo=sft", "model.path=model", "data=tiny")
+    assert said.problems[0].startswith(
+        f"model.path={folder} is an adapter, and this algorithm trains whole models. Type algo=lora"
+    )
     (tmp_path / "runs/a/model").mkdir(parents=True)
     (tmp_path / "runs/a/model/config.json").touch()
-    said = hub("algo=sft", "model.path=runs/a", "data=tiny")
-    assert said.problems[0].endswith("It is the folder of a run. Type model.path=runs/a/model")
+    assert hub("algo=sft", "model.path=runs/a", "data=tiny").problems[0].endswith("Type model.path=runs/a/model")
     for path, folder in (("runs/a/model/config.json", "runs/a/model"), ("file", ".")):
         (tmp_path / "file").touch()
         assert hub("algo=sft", f"model.path={path}", "data=tiny").problems == [

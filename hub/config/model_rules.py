@@ -1,6 +1,5 @@
 """Where a model may be: what is wrong with `model.path`, and what to type instead. Only names and small files are read."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -44,15 +43,4 @@ def _advice(path: str) -> str:
     folder, result = Path(os.path.expanduser(path)), os.path.join(path, "model")
     if (folder / "model/config.json").is_file():
         return f" It is the folder of a run. Type model.path={result}"
-    for adapter in (folder, folder / "model"):
-        if (adapter / "adapter_config.json").is_file():
-            return f" It holds a LoRA adapter: name its base model instead. Type model.path={_base_of(adapter)}"
     return " Type model.path=FOLDER of a model"
-
-
-def _base_of(adapter: Path) -> str:
-    try:
-        values = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        return str(values["base_model_name_or_path"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return "FOLDER_OR_HUB_ID"

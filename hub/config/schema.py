@@ -27,6 +27,7 @@ from hub.config.stopping import StoppingOptions
 from hub.config.task import TASKS, Task
 from hub.config.tokens import TokenOptions
 from hub.config.track import TrackConfig as TrackConfig
+from hub.errors import ConfigError
 from hub.secrets import secret_in, without_secrets
 
 WORK_ON_SHARDS = ("adamw", "sgd")
@@ -136,6 +137,22 @@ class AlgoConfig(StoppingOptions, ScheduleOptions):
         """
         return self
 
+    def with_adapter(self, values: Mapping[str, Any], folder: str) -> "AlgoConfig":
+        """Return these options with those of an adapter that is trained further, for an algorithm that can do that.
+
+        Args:
+            values: its adapter_config.json.
+            folder: its folder.
+
+        Raises:
+            ConfigError: the algorithm can't, or an option says something else.
+        """
+        raise ConfigError(
+            f"model.path={folder} is an adapter, and this algorithm trains whole models. Type algo=lora_sft to train it "
+            f"further, or merge it first: python -m hub export model.path={folder} to=merged, and type the folder that it "
+            "names as model.path"
+        )
+
     def problems(self, cfg: "RunConfig") -> Iterator[str]:
         """One line for each clash of options, beyond types and bounds. A subclass yields from this first."""
         yield from self.schedule_problems(self.max_steps, self.eval_every_steps)
@@ -192,6 +209,9 @@ class ModelConfig(TokenOptions):
 
     revision: str | None = None
     """Branch, tag or commit on the model hub. null: its default branch."""
+
+    adapter: str | None = None
+    """Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone."""
 
     dtype: str = option(AUTO, choices=(AUTO, "bfloat16", "float32"))
     """Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the algorithm

@@ -21,6 +21,7 @@ from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
 from hub.launch.machine import machine_problems, missing_packages
+from hub.launch.second_stage import with_stage
 from hub.launch.trackers import tracker_problems
 from hub.models.encoders import refuse_encoders
 from hub.models.storage import storage_problems, with_storage
@@ -47,6 +48,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     Raises:
         HubError: of the option, backend or data that is wrong; a ConfigError with all lines if there are several.
     """
+    cfg = with_stage(cfg)
     errors: list[HubError] = []
     try:
         cfg = _with_storage(cfg)
@@ -159,6 +161,7 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
         HubError: an option of these, or a path, is wrong.
     """
     refuse_resume(cfg, "inspects data")
+    cfg = with_stage(replace(cfg, algo=AlgoConfig()))
     if problems := cfg.problems({"data", "model"}, data_format_names()):
         raise ConfigError(problems)
     _check_tiny_model(cfg)
@@ -210,7 +213,7 @@ def with_absolute_paths(cfg: RunConfig) -> RunConfig:
             date=date.today().isoformat() if data.date == AUTO else data.date,
         ),
         launch=replace(launch, deepspeed_config=full(launch.deepspeed_config), spare_dir=full(launch.spare_dir)),
-        model=model if model.path.startswith(TINY) else replace(model, path=full(model.path)),
+        model=replace(model, path=model.path if model.path.startswith(TINY) else full(model.path), adapter=full(model.adapter)),
         output_dir=str(Path(os.path.expanduser(cfg.output_dir)).absolute()),
     )
 

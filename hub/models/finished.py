@@ -141,7 +141,7 @@ def finished_adapter(folder: Path, model: ModelConfig) -> Finished:
     Raises:
         ModelError: its config can't be read, or its base is gone.
     """
-    values = _adapter_values(folder)
+    values = adapter_values(folder)
     named = replace(model, path=str(values["base_model_name_or_path"] or ""), revision=values.get("revision"))
     return _with_base(Finished(name=folder.name, base=named, adapter=folder, before=named), folder)
 
@@ -190,7 +190,7 @@ def output_folder(out: str | None, default: Path, models: Sequence[Path]) -> Pat
 
 def _of_folder(model: Path, name: str, folder: Path, before: ModelConfig) -> Finished:
     if (model / ADAPTER_CONFIG).is_file():
-        _adapter_values(model)
+        adapter_values(model)
         return _with_base(Finished(name=name, base=before, adapter=model, run_path=folder, before=before), model)
     # What was saved has all tokens already, and its weights are stored in full.
     whole = replace(
@@ -199,7 +199,7 @@ def _of_folder(model: Path, name: str, folder: Path, before: ModelConfig) -> Fin
     return Finished(name=name, base=whole, run_path=folder, before=before)
 
 
-def _adapter_values(folder: Path) -> dict[str, Any]:
+def adapter_values(folder: Path) -> dict[str, Any]:
     """The config of an adapter, whose weights are there too."""
     again = "Copy or download the adapter again"
     check_links(folder, str(folder))

@@ -201,6 +201,10 @@ def _check_same_base(cfg: RunConfig, run: Run, path: Path) -> None:
     begun = Finished(name=f"resume={cfg.resume}", base=cfg.model, run_path=run.path, before=cfg.model)
     if cfg.resume and not cfg.resume_with_changes and (line := changed_base(begun, path)):
         raise ModelError(f"{line}. Put it back, or type resume_with_changes=true")
+    if cfg.model.adapter is not None:
+        made = Finished(name=f"model.adapter={cfg.model.adapter}", base=cfg.model, run_path=Path(cfg.model.adapter).parent)
+        if line := changed_base(made, path):
+            raise ModelError(f"{line}. Put it back, or type the base that the adapter was trained on as model.path")
 
 
 def _checked_on_weights(cfg: RunConfig, path: Path, run: Run, session: Session, algorithm: str) -> RunConfig:

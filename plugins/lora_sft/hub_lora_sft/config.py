@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from hub import AlgoConfig, RunConfig, option
 from hub.config.option import AUTO
 from hub.config.schema import QUANTIZATIONS, fp8_needs_gpu, fp8_problems
-from hub.errors import did_you_mean
+from hub.errors import ConfigError, did_you_mean
 
 BIASES: Mapping[str, Literal["none", "all", "lora_only"]] = {"none": "none", "all": "all", "lora_only": "lora_only"}
 TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
@@ -73,6 +73,30 @@ class LoraSftConfig(AlgoConfig):
     precision: str = option(AUTO, choices=(AUTO, "fp8"))
     """auto: frozen weights and compute in `model.dtype`. fp8: matrix products with frozen linear layers in 8-bit floats with a
     scale per row and token, forward and backward. Faster, less exact. Needs GPUs of Hopper's generation or later."""
+
+    def with_adapter(self, values: Mapping[str, Any], folder: str) -> "LoraSftConfig":
+        if values.get("peft_type") != "LORA":
+            raise ConfigError(
+                f"model.path={folder} is an adapter of {values.get('peft_type')}, and only LoRA is trained further"
+            )
+        stored: dict[str, Any] = {
+            "lora_r": values["r"],
+            "lora_alpha": float(values["lora_alpha"]),
+            "bias": values.get("bias", "none"),
+            "use_rslora": bool(values.get("use_rslora")),
+            "use_dora": bool(values.get("use_dora")),
+        }
+        default, of_new = type(self)(), ("target_modules", "init", "train_embeddings", "modules_to_save")
+        typed = {name: getattr(self, name) for name in (*stored, *of_new) if getattr(self, name) != getattr(default, name)}
+        others = [name for name, value in typed.items() if name in of_new or value != stored[name]]
+        if others:
+            has = [f"algo.{name}={typed[name]}" + (f" (it has {stored[name]})" if name in stored else "") for name in others]
+            raise ConfigError(
+                f"model.path={folder}: this adapter is trained further as it is, so {', '.join(has)} can't be set. Leave that "
+                f"out. For a new adapter merge this one first: python -m hub export model.path={folder} to=merged, and type "
+                "the folder that it names as model.path"
+            )
+        return replace(self, **stored)
 
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)

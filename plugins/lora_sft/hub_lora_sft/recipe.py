@@ -19,6 +19,7 @@ from hub.train.kernels.float8 import report_layers
 from hub_lora_sft.config import BIASES, LoraSftConfig, from_weights
 from hub_lora_sft.embeddings import check_tied, describe, extra_options, is_tied
 from hub_lora_sft.float8 import hold_in_fp8
+from hub_lora_sft.further import train_further
 from hub_lora_sft.inits import LOFTQ_BITS, forget_factors, reduce_base, save_adapter, scale_loftq
 from hub_lora_sft.targets import asked_but_left_out, left_out_layers, refusals_in_one_line, report, target_names
 
@@ -32,7 +33,11 @@ def build(setup: Setup) -> Recipe:
         quantization=quantization(algo, setup.session), frozen=True, whole="algo.precision=fp8" if in_fp8 else None
     )
     left_out = left_out_layers(setup, base)
-    model = add_adapters(algo, base, run, left_out, setup.vocabulary)
+    further = setup.cfg.model.adapter
+    if further is None:
+        model = add_adapters(algo, base, run, left_out, setup.vocabulary)
+    else:
+        model = train_further(algo, base, run, Path(further))
     if from_weights(algo.init):
         reduce_base(model, setup)
     if in_fp8:

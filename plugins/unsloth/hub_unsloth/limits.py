@@ -20,6 +20,8 @@ def problems(cfg: RunConfig) -> Iterator[str]:
         yield f"model.dtype=float32: Unsloth's kernels are for bfloat16. Type model.dtype=bfloat16 {NATIVE}"
     if launch.strategy not in (AUTO, "ddp"):
         yield f"launch.strategy={launch.strategy} is not for algo.backend=unsloth. Type launch.strategy=ddp {NATIVE}"
+    if cfg.model.adapter is not None:
+        yield f"model.adapter={cfg.model.adapter}: Unsloth begins adapters anew. To train this one further {NATIVE}"
     if launch.cpu_offload:
         yield f"launch.cpu_offload is not for algo.backend=unsloth. Leave it out, {NATIVE}"
     if algo.torch_compile != AUTO:
