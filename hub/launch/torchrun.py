@@ -50,6 +50,7 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
     try:
         return _work(message["config"], run, rank, show)
     finally:
+        run.write_what_waits(runfile.from_text(message["config"]).launch.spare_dir)
         release(run.path)
 
 

@@ -38,13 +38,6 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         Interrupted: a signal ended training early; what was reached is saved and in result.json.
         HubError: a user error, or a failure that was foreseen.
     """
-    try:
-        return _work(resolved, run)
-    finally:
-        run.write_what_waits()
-
-
-def _work(resolved: ResolvedRun, run: Run) -> Result:
     started = time.monotonic()
     stop_request.in_loop = False
     # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
@@ -221,7 +214,7 @@ def _joined(run: Run) -> tuple[RunConfig, Run]:
 def main(run_path: Path) -> int:
     """Run one worker to its end. Returns the exit code; a failure is written for the launcher to show."""
     rank = int(os.environ.get("RANK", "0"))
-    run = Run(run_path, is_main=rank == 0)
+    run, spare_dir = Run(run_path, is_main=rank == 0), None
     drop_what_nobody_reads()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -229,20 +222,22 @@ def main(run_path: Path) -> int:
         stop_request.install()
         end_with_parent()
         cfg, run_here = _joined(run)
+        spare_dir = cfg.launch.spare_dir
         work(resolve(cfg), run_here)
         return 0
     except Exception as error:
         failure = failure_of(rank, error)
-        try:
+        with suppress(OSError):
             run.write_failure(failure)
-        except OSError:
-            say_error(f"hub: {failure.message}")
-        run.write_what_waits()
-        if failure.traceback is not None:
-            say_error(failure.traceback)
         if isinstance(error, Interrupted):
             write_interrupted(run, str(error))
+        if not run.failure_file(rank).is_file():  # the launcher can't know it
+            say_error(f"hub: {failure.message}")
+        if failure.traceback is not None:
+            say_error(failure.traceback)
         return failure.exit_code
+    finally:
+        run.write_what_waits(spare_dir)
 
 
 def _last_words(run: Run, number: int) -> None:

@@ -68,6 +68,34 @@ class SmallFiles:
                 refused = self._try(self._values, file) or refused
         return refused
 
+    def probe(self, folder: Path) -> OSError | None:
+        """Why nothing can be written into a folder. None: something can."""
+        file = folder / f".probe-{os.getpid()}"
+        try:
+            file.write_bytes(bytes(4096))
+        except OSError as error:
+            return error
+        finally:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+        return None
+
+    def move(self, folder: Path) -> None:
+        """Write what waits into another folder, with what the files have already.
+
+        Raises:
+            OSError: it can't be written there either.
+        """
+        with self._lock:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, lines in list(self._lines.items()):
+                before = file.read_text(encoding="utf-8") if file.is_file() else ""
+                (folder / file.name).write_text(before + "".join(lines), encoding="utf-8")
+                del self._lines[file]
+            for file, value in list(self._values.items()):
+                write_json(folder / file.name, value)
+                del self._values[file]
+
     def _try(self, waiting: dict[Path, list[str]] | dict[Path, object], file: Path) -> OSError | None:
         try:
             if waiting is self._lines:

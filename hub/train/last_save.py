@@ -100,13 +100,12 @@ class LastSave:
         if not reason:
             return here
         lost = f"the model ({size_text(self._model_bytes)}) could not be saved in {here.parent}: {reason}"
-        if self._launch.spare_dir is None:
+        if (spare := self._run.spare(self._launch.spare_dir)) is None:
             raise LaunchError(f"{lost}. launch.spare_dir=FOLDER on another disk would have taken it{self._go_on()}")
-        spare = Path(self._launch.spare_dir) / self._run.path.name / "model"
-        if also := _agreed(attempt(spare)):
+        if also := _agreed(attempt(spare / "model")):
             raise LaunchError(f"{lost}, nor in {spare}: {also}{self._go_on()}")
-        self._say(f"the model is in {spare}: in {here.parent} it could not be saved ({reason})")
-        return spare
+        self._say(f"the model is in {spare / 'model'}: in {here.parent} it could not be saved ({reason})")
+        return spare / "model"
 
     def checkpoint(self, save: Callable[[], tuple[Path | None, str]], step: int) -> tuple[Path | None, Path | None]:
         """Save the checkpoint of a run that ends before its last step. If the disk stays too full, save the model alone.

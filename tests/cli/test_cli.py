@@ -251,19 +251,29 @@ def test_a_run_that_fails_in_a_sweep_is_told_and_does_not_stop_the_others(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_sigterm_ends_all_processes_saves_the_model_and_the_run_folder_says_so(tmp_path, processes):
+@pytest.mark.parametrize("addressee", ["the launcher", "all at once"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_ends_all_processes_saves_the_model_and_the_run_folder_says_so(tmp_path, processes, addressee):
     process = start(tmp_path, *LONG, f"launch.nproc_per_node={processes}")
     folder = wait_for(lambda: run_folder(tmp_path))
     wait_for(lambda: (folder / "metrics.jsonl").is_file())
-    process.send_signal(signal.SIGTERM)
+    # A scheduler signals every process, and each passes it on. SIGUSR1 asks for a checkpoint first, SIGHUP for nothing.
+    others = processes_of(folder) if addressee == "all at once" else []
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
+        for pid in (process.pid, *others):
+            os.kill(pid, number)
+        if number == signal.SIGUSR1:
+            wait_for(lambda: list(folder.glob("checkpoints/step-*")))
+            assert process.poll() is None
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert len(err.splitlines()) == 1
     assert err.startswith("hub: stopped by SIGTERM after step ")
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "interrupted"
-    assert result["num_steps"] >= 1
+    assert result["num_steps"] >= 2
+    assert Path(result["model_path"]).parent.name == f"step-{result['num_steps']:08d}"
+    assert "SIGHUP: the terminal is gone. The run goes on" in (folder / "log.txt").read_text()
     assert Path(result["model_path"], "adapter_config.json").is_file()
     wait_for(lambda: not processes_of(folder), 20)
 

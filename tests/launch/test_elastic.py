@@ -70,7 +70,7 @@ def test_what_has_not_ended_when_its_time_is_over_is_killed_and_that_is_said(dea
 def test_a_second_signal_ends_at_once(deaf):
     process, folder = deaf(grace_seconds=300)
     process.send_signal(signal.SIGINT)
-    time.sleep(1)
+    time.sleep(1.5)  # sooner it would be an echo
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)

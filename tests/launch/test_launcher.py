@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,7 @@ from hub import LaunchError, compose
 from hub.launch import launcher
 from hub.launch.workers import Forwarding
 from hub.run import Failure, Result, Run, read_metrics
+from hub.system.signals import ECHO_SECONDS, END_NOW
 
 OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-3", "algo.max_steps=6"]
 
@@ -196,26 +199,64 @@ def test_a_run_that_is_stopped_under_torchrun_was_interrupted(tmp_path, deadly):
     assert (result.status, result.error) == ("interrupted", "stopped by SIGTERM before training began")
 
 
+class Ended:
+    """Workers as they may leave a run folder."""
+
+    leaves: Callable[[Run], int]
+
+    def __init__(self, command: list[str], env: dict[str, str], signals: Forwarding) -> None:
+        self.run = Run(Path(command[-1]))
+
+    def wait(self) -> int:
+        return type(self).leaves(self.run)
+
+
+def ended(run: Run, status: str, error: str | None = None) -> None:
+    run.write_result(Result(algo="", backend="", model="", run_path=run.path, status=status, error=error, seconds=1.0))
+
+
 def test_a_run_whose_main_rank_was_ended_since_another_had_failed_has_failed(tmp_path, monkeypatch):
-    class Ended:
-        """Workers as they may leave a run folder: rank 1 failed, and rank 0 was ended by a signal for that."""
+    def leaves(run: Run) -> int:
+        ended(run, "interrupted", "stopped by SIGTERM")
+        run.write_failure(Failure(rank=0, message="stopped", exit_code=143, time=2.0, signal_number=15))
+        run.write_failure(Failure(rank=1, message="on fire", exit_code=1, time=1.0, traceback="..."))
+        return 1
 
-        def __init__(self, command: list[str], env: dict[str, str], signals: Forwarding) -> None:
-            self.run = Run(Path(command[-1]))
-
-        def wait(self) -> int:
-            ended = {"status": "interrupted", "error": "stopped by SIGTERM", "seconds": 1.0}
-            self.run.write_result(Result(algo="", backend="", model="", run_path=self.run.path, **ended))
-            self.run.write_failure(Failure(rank=0, message="stopped", exit_code=143, time=2.0, signal_number=15))
-            self.run.write_failure(Failure(rank=1, message="on fire", exit_code=1, time=1.0, traceback="..."))
-            return 1
-
+    monkeypatch.setattr(Ended, "leaves", leaves, raising=False)
     monkeypatch.setattr(launcher, "Workers", Ended)
     with pytest.raises(LaunchError, match=r"^rank 1 failed: on fire"):
         launcher.launch(compose(*OPTIONS, "launch.nproc_per_node=2", f"output_dir={tmp_path}", "run_name=it"))
     found = Result.read(tmp_path / "it" / "result.json")
     assert (found.status, found.seconds) == ("failed", 1.0)
     assert found.error.startswith("rank 1 failed: on fire")
+    assert not (tmp_path / "it" / "lock.json").exists()
+
+
+@pytest.mark.parametrize("exit_code", [143, -15])
+def test_a_signal_after_the_end_changes_nothing(tmp_path, monkeypatch, exit_code):
+    def leaves(run: Run) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended(run, "completed")
+        return exit_code
+
+    monkeypatch.setattr(Ended, "leaves", leaves, raising=False)
+    monkeypatch.setattr(launcher, "Workers", Ended)
+    assert launcher.launch(compose(*OPTIONS, f"output_dir={tmp_path}")).status == "completed"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_second_of_two_requests_ends_the_workers_at_once_and_an_echo_does_not():
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        sent: list[int] = []
+        signals = Forwarding()
+        signals.child = SimpleNamespace(poll=child.poll, send_signal=sent.append)
+        with signals.installed():
+            for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+                signal.raise_signal(number)
+            assert sent == [signal.SIGUSR2, signal.SIGTERM]
+            signals._time -= ECHO_SECONDS
+            signal.raise_signal(signal.SIGINT)
+        assert sent == [signal.SIGUSR2, signal.SIGTERM, END_NOW]
 
 
 def test_a_rendezvous_port_in_use_is_said_before_anything_starts(tmp_path):
