@@ -19,6 +19,7 @@ from hub.compose.compose import hydra_session
 from hub.compose.options import GROUPS
 from hub.compose.overrides import FromFile, parse, quoted
 from hub.compose.presets import group_options, option_keys, yaml_message
+from hub.compose.yaml_bounds import MOST_BYTES, check_nodes, check_text
 from hub.config.evaluate import CODE
 from hub.config.option import leaves
 from hub.config.schema import PARTS, RunConfig
@@ -114,7 +115,7 @@ def _text(file: str) -> str:
         raise ConfigError(f"{file} is a folder. Name a config file, or type --config-dir {file} for a folder of presets")
     try:
         with open(path, encoding="utf-8") as stream:
-            return stream.read()
+            return stream.read(MOST_BYTES + 1)
     except FileNotFoundError:
         folder = os.path.dirname(path) or "."
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -134,11 +135,15 @@ class _Reader:
         self.file = file
         self.lines: list[str] = []
         self.sections: set[str] = set()
+        check_text(text, file)
         try:
             self.loader = get_yaml_loader()(text)
             self.root = self.loader.get_single_node()
         except YAMLError as error:
             raise ConfigError(f"{file}: {yaml_message(error)}") from None
+        except RecursionError:
+            raise ConfigError(f"{file}: it is nested too deeply") from None
+        check_nodes(self.root, file)
 
     def overrides(self) -> dict[str, str]:
         """Name -> value in the notation of the command line.

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import SafeLoader, YAMLError, compose  # type: ignore[import-untyped]
 
+from hub.compose.yaml_bounds import MOST_BYTES, check_nodes, check_text
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError, first_line
 from hub.plugins.registry import registry
@@ -27,13 +28,15 @@ def from_text(text: str, source: str = "run.yaml") -> RunConfig:
         ConfigError: a value does not have the type of its option, or an option does not exist.
         PluginError: the algorithm is not installed.
     """
+    check_text(text, source)
     try:
+        check_nodes(compose(text, Loader=SafeLoader), source)
         values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
         name = values["algo"].pop("name")
         schema = OmegaConf.structured(RunConfig)
         schema.algo = registry().algorithm(name).config()
         return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(schema, values)))
-    except (OmegaConfBaseException, YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OmegaConfBaseException, YAMLError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{source} is damaged or of another version: {first_line(error)}") from None
 
 
@@ -41,4 +44,9 @@ def read(file: Path) -> RunConfig:
     """The config in a run folder's run.yaml."""
     if not file.is_file():
         raise ConfigError(f"{file}: there is no such file. Name a run folder, e.g. runs/latest")
-    return from_text(file.read_text(encoding="utf-8"), str(file))
+    try:
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(MOST_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} can't be read ({error})") from None
+    return from_text(text, str(file))

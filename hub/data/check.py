@@ -9,15 +9,22 @@ from hub.data.sources.entries import Cursor
 from hub.data.sources.files import data_files
 from hub.data.sources.read import rows_after
 from hub.errors import DataError
+from hub.system.bounds import memory_bound
 
 _SLOW = (".parquet", ".arrow")
+
+LOOK_MEMORY = 160 * 2**20
+"""Bytes that looking at data may take. What does not fit, such as a JSON list of 100 MB, is left to the workers."""
+
+LOOK_BYTES = 64 * 2**20
+"""Bytes of a file after which the look ends."""
 
 
 class Checked(NamedTuple):
     """The result of `check_rows`."""
 
     num_rows: int | None
-    """Good rows. None where counting them needs pyarrow."""
+    """Good rows. None where counting them needs pyarrow, or more memory."""
 
     complete: bool
     """Whether there are no further rows."""
@@ -34,11 +41,19 @@ def check_rows(source: DataSource, data: DataConfig, limit: int = 20_000) -> Che
     Raises:
         DataError: the first error, with file and line, or that there is no good row.
     """
+    try:
+        with memory_bound(LOOK_MEMORY):
+            return _look(source, data, limit)
+    except MemoryError:
+        return Checked(None, False)  # the workers read all of it, and have more memory
+
+
+def _look(source: DataSource, data: DataConfig, limit: int) -> Checked:
     if is_hub_id(source.path) or any(file_kind(file) in _SLOW for file in data_files(source.path, source.split)):
         return Checked(None, False)
     num_rows, formats = 0, FileFormats(source, data)
-    for number, (entry, _) in enumerate(rows_after(source.path, Cursor(), split=source.split, stream=False)):
-        if number == limit:
+    for number, (entry, cursor) in enumerate(rows_after(source.path, Cursor(), split=source.split, stream=False)):
+        if number == limit or (cursor.line and cursor.offset > LOOK_BYTES):
             return Checked(num_rows, False)
         try:
             formats.example(entry)

@@ -389,8 +389,8 @@ def _check_owner(algorithm: str, plugin: Plugin) -> None:
     owner = belongs_to(algorithm, plugin.distribution)
     if owner and plugin.distribution and not plugin.is_named:
         raise PluginError(
-            f"the algorithm {algorithm} belongs to {owner}, and {plugin.distribution} would take its place. Uninstall it, or, if "
-            f"you want that, name its distribution: {ONLY}={plugin.distribution}"
+            f"the algorithm {algorithm} belongs to {owner}, and {plugin.distribution} would take its place. Uninstall it, or, "
+            f"if you want that, name its distribution: {ONLY}={plugin.distribution}"
         )
 
 

@@ -21,12 +21,12 @@ def outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str
     home = Path(os.path.realpath(folder))
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     target = Path(os.path.realpath(path))
+    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+        return f"is a link to {target}, outside the folder"
     try:
         mode = os.stat(path).st_mode
     except OSError:  # a circle of links, or a target that does not exist
         return f"is a link to nothing ({os.readlink(path)})" if os.path.islink(path) else "can't be read"
-    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
-        return f"is a link to {target}, outside the folder"
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is no plain file"
 
 

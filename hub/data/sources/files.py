@@ -5,16 +5,19 @@ import glob
 import gzip
 import io
 import lzma
+import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from hub.config.paths import COMPRESSED, SUFFIXES, file_kind, is_hub_id, is_pattern
 from hub.data.json_values import listed
-from hub.data.sources.folders import Files, data_among, files_of
+from hub.data.sources.folders import MOST_FILES, Files, data_among, entries_of, files_of
 from hub.errors import DataError, did_you_mean
+from hub.system.links import outside
 
 
 def _open_zstd(file: Path, mode: str) -> IO[bytes]:
@@ -27,7 +30,7 @@ def _open_zip(file: Path, mode: str) -> IO[bytes]:
     archive = zipfile.ZipFile(file)
     name = _zipped(archive, file)
     try:
-        return archive.open(name)
+        return io.BufferedReader(cast(io.RawIOBase, archive.open(name)))  # lines are read in pieces
     except RuntimeError as error:  # it has a password
         raise DataError(f"{file}: can't be read ({error})") from None
 
@@ -55,6 +58,9 @@ ALLOWED = (
 )
 """What a path of data may be, in words."""
 
+MOST_RATIO, _ALWAYS_ALLOWED = 100, 2**28
+"""How many times its size a compressed file may unpack to, and bytes that any may. Data has 3 to 30, a bomb up to 1,000."""
+
 _PIECE = 2**20
 LONGEST_QUOTE = 80
 
@@ -72,6 +78,16 @@ def open_file(file: Path, offset: int = 0) -> IO[bytes]:
     while offset > 0 and (skipped := len(stream.read(min(offset, _PIECE)))):
         offset -= skipped
     return stream
+
+
+def most_unpacked(file: Path) -> float:
+    """Bytes that a file may unpack to."""
+    if file.suffix.lower() not in _OPENERS:
+        return math.inf
+    try:
+        return max(_ALWAYS_ALLOWED, MOST_RATIO * file.stat().st_size)
+    except OSError:
+        return math.inf  # opening it says why
 
 
 def content_kind(file: Path) -> str | None:
@@ -130,9 +146,9 @@ def files_line(path: str, split: str = "train") -> str | None:
 def _find(path: str, split: str) -> Files:
     local = Path(os.path.expanduser(path))  # like a shell, it leaves ~name as it is where there is no such user
     if os.path.isdir(local):  # unlike Path's, it takes a name that is too long for one that does not exist
-        found = files_of(local, split)
+        found = _inside(files_of(local, split), local)
         if found is None or not found.read:
-            children = [child for child in sorted(local.iterdir()) if not child.name.startswith(".")]
+            children = [child for child in entries_of(local) if not child.name.startswith(".")]
             inside = [f"{child.name}/" if child.is_dir() else child.name for child in children]
             content = f"It holds: {shorten(', '.join(inside))}" if inside else "It is empty"
             raise DataError(f"{path}: no data file in this folder. {content}. Allowed: {ALLOWED}")
@@ -147,9 +163,26 @@ def _find(path: str, split: str) -> Files:
     return Files([local])
 
 
+def _inside(files: Files | None, folder: Path) -> Files | None:
+    """The same files, none of which is a link out of the folder: what it leads to may be private, and would be trained on.
+
+    Raises:
+        DataError: one is.
+    """
+    for file in files.read if files is not None else ():
+        if problem := outside(file, folder):
+            raise DataError(
+                f"{folder}: {file.relative_to(folder)} {problem}. Put the file itself there, or name it as the path"
+            )
+    return files
+
+
 def _matching(path: str, pattern: Path) -> Files:
     """The data files that match a pattern, as a shell has it. `**` stands for any folders."""
-    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True)) if os.path.isfile(name)]
+    matches = list(islice(glob.iglob(str(pattern), recursive=True), MOST_FILES + 1))
+    if len(matches) > MOST_FILES:
+        raise DataError(f"{path}: more than {MOST_FILES:,} files match this pattern. Write their rows into fewer files")
+    found = [Path(name) for name in sorted(matches) if os.path.isfile(name)]
     if not found:
         raise DataError(f"{path}: no file matches this pattern.{_near_names(pattern)} Allowed: {ALLOWED}")
     others = [file for file in found if not file_kind(file)]
@@ -157,7 +190,8 @@ def _matching(path: str, pattern: Path) -> Files:
         raise DataError(
             f"{path}: {others[0].name} matches this pattern and is no kind of data file. Allowed: {', '.join(SUFFIXES)}"
         )
-    return Files(found)
+    fixed = Path(*takewhile(lambda part: not is_pattern(part), pattern.parts))
+    return _inside(Files(found), fixed if pattern.parts else Path()) or Files(found)
 
 
 def path_problem(option: str, path: str, split: str = "train") -> str | None:
@@ -189,7 +223,8 @@ def _near_names(missing: Path) -> str:
     while not os.path.isdir(folder) and folder != folder.parent:
         missing, folder = folder, folder.parent
     try:
-        names = os.listdir(folder)
+        with os.scandir(folder) as found:
+            names = [entry.name for entry in islice(found, MOST_FILES)]
     except OSError:
         return ""
     near = did_you_mean(missing.name, names)

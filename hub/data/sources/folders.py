@@ -5,8 +5,10 @@ name has the word between dots, dashes, underscores, spaces or digits. NAME-0000
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,9 @@ SPLITS = {
 
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """JSON files that describe the data beside them, and are none."""
+
+MOST_FILES = 100_000
+"""Files in a folder of data, or that match a pattern."""
 
 _DEPTH = 2
 """How deep folders beside data files are searched for others."""
@@ -112,7 +117,7 @@ def _of_saved_dict(folder: Path, split: str) -> Files:
     """The files of a split that `DatasetDict.save_to_disk` wrote."""
     inner = folder / split
     if not (inner / "state.json").is_file():
-        splits = sorted(child.name for child in folder.iterdir() if (child / "state.json").is_file())
+        splits = sorted(child.name for child in entries_of(folder) if (child / "state.json").is_file())
         raise DataError(
             f"{folder}: this folder has the datasets {', '.join(splits) or 'none'}, and none is called {split}. Type "
             f"data.split=NAME (for data.eval_path: data.eval_split=NAME), or name one of its folders"
@@ -152,11 +157,31 @@ def _data_in(folder: Path) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return [child for child in sorted(folder.iterdir()) if child.is_file() and not child.name.startswith(".")]
+    return [child for child in entries_of(folder) if child.is_file() and not child.name.startswith(".")]
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith((".", "_"))]
+    """The folders in a folder. Links to folders are not followed: they may lead anywhere, or in circles."""
+    inner = [child for child in entries_of(folder) if child.is_dir() and not child.name.startswith((".", "_"))]
+    for child in inner:
+        if child.is_symlink():
+            raise DataError(
+                f"{folder}: {child.name} is a link to a folder, which is not followed. Remove it, or name {child.resolve()}"
+            )
+    return inner
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name.
+
+    Raises:
+        DataError: it is too much.
+    """
+    with os.scandir(folder) as entries:
+        found = [folder / entry.name for entry in islice(entries, MOST_FILES + 1)]
+    if len(found) > MOST_FILES:
+        raise DataError(f"{folder}: more than {MOST_FILES:,} files lie in this folder. Write their rows into fewer files")
+    return sorted(found)
 
 
 def data_among(files: Sequence[Path]) -> list[Path]:

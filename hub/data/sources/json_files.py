@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hub.data.json_values import JsonValue, listed
 from hub.data.sources.entries import Broken, Entry, as_row, parse_value
-from hub.data.sources.files import LONGEST_QUOTE, shorten
+from hub.data.sources.files import LONGEST_QUOTE, content_kind, shorten
 from hub.data.sources.folders import SPLITS
 from hub.data.sources.text_files import lines, texts
 from hub.errors import DataError
@@ -22,10 +22,13 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 def is_whole(file: Path) -> bool:
     """Whether a JSON file must be read as a whole. Otherwise it has a row on each line, whatever its ending is."""
-    present = (line for line in lines(file) if line.error or line.text.strip())
+    present = (line for line in lines(file, cut=True) if line.error or line.text.strip())
     first = next(present, None)
     if first is None or first.error:
         return False
+    if first.is_cut:
+        # A whole data set in one line. A list of rows, or an object with one in a file that is no JSONL.
+        return first.text.lstrip().startswith("[" if content_kind(file) != ".json" else ("[", "{"))
     text, second = first.text.strip(), next(present, None)
     if text.startswith("[") and len(text) > _LONG_LINE:
         return True

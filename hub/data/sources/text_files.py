@@ -5,12 +5,12 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from hub.data.sources.entries import Broken, Entry, Row, Unread
-from hub.data.sources.files import open_file
+from hub.data.sources.files import MOST_RATIO, most_unpacked, open_file
 from hub.errors import DataError
 
 _NO_TEXT = {
@@ -27,6 +27,15 @@ _NO_TEXT = {
 
 _NUM_LOOKED_AT = 20
 
+LONGEST_LINE = 256 * 2**20
+"""Bytes of a line. A book of 1,500 pages has 4 MB."""
+
+MOST_VALUES = 10_000_000
+"""Values in a line. Each takes 60 to 100 bytes when it is parsed, so that a short text of brackets could fill the memory."""
+
+_LARGE = 2**20
+"""Bytes of a line whose values are counted."""
+
 
 class Line(NamedTuple):
     """A line of a text file."""
@@ -41,26 +50,54 @@ class Line(NamedTuple):
     error: DataError | None = None
     """Why it can't be read as text."""
 
+    is_cut: bool = False
+    """Whether this is only its beginning."""
+
     def entry(self, file: Path) -> Entry:
         """The row on this line."""
         return Broken(self.error, str(file), self.number) if self.error else Unread(self.text, str(file), self.number)
 
 
-def lines(file: Path, offset: int = 0, line: int = 0) -> Iterator[Line]:
+def lines(file: Path, offset: int = 0, line: int = 0, longest: int | None = LONGEST_LINE, cut: bool = False) -> Iterator[Line]:
     """Each line, line end included. Only a line feed ends a line, as in JSONL.
 
     Args:
         file: a text file.
         offset: byte to begin at.
         line: lines before that.
+        longest: bytes of the longest line. None: any.
+        cut: whether a longer one is given as its beginning, and is the last.
 
     Raises:
-        DataError: the file can't be read, or its first bytes are those of UTF-16 or of an archive.
+        DataError: the file can't be read, its first bytes are those of UTF-16 or of an archive, or a line is too long.
     """
+    most = most_unpacked(file)
     try:
         with open_file(file, offset) as stream:
-            for number, raw in enumerate(stream, line + 1):
+            for number in count(line + 1):
+                raw = stream.readline(-1 if longest is None else longest + 1)
+                if not raw:
+                    return
                 offset += len(raw)
+                if offset > most:
+                    raise DataError(
+                        f"{file}: it unpacks to more than {MOST_RATIO} times its size. If you trust it, unpack it, and name "
+                        "that file"
+                    )
+                if longest is not None and len(raw) > longest:
+                    if cut:
+                        yield Line(number, raw.decode(errors="ignore"), offset, is_cut=True)
+                        return
+                    raise DataError(
+                        f"{file}:{number}: this line has more than {longest >> 20} MiB, which is the most that a row may have. "
+                        "Write its text as several rows"
+                    )
+                if len(raw) > _LARGE and sum(map(raw.count, (b",", b"[", b"{"))) > MOST_VALUES:
+                    error = DataError(
+                        f"{file}:{number}: this row has more than {MOST_VALUES:,} values. Write it as several rows"
+                    )
+                    yield Line(number, "", offset, error)
+                    continue
                 if number == 1:
                     if form := next((words for magic, words in _NO_TEXT.items() if raw.startswith(magic)), None):
                         raise DataError(f"{file}: {form}")
@@ -91,7 +128,7 @@ def texts(file: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: one of them can't be read as text.
     """
-    for line in lines(file):
+    for line in lines(file, longest=None):
         if line.error:
             raise line.error
         yield line.number, line.text
