@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +10,8 @@ from typing import BinaryIO
 from hub.errors import ConfigError
 
 _MIB = 2**20
-_WORDS = ("No space left on device", "Disk quota exceeded", "StorageFull", "QuotaExceeded")
+_WORDS = re.compile(r"No space left on device|Disk quota exceeded|StorageFull|QuotaExceeded|\d+ requested and \d+ written")
+"""Of the system, of safetensors (Rust), and of NumPy's `ndarray.tofile`."""
 
 
 def size_text(num_bytes: int) -> str:
@@ -32,7 +34,7 @@ def is_full(error: BaseException) -> bool:
 
 def says_full(text: str) -> bool:
     """Whether the words of another program say that a disk is full."""
-    return any(words in text for words in _WORDS)
+    return _WORDS.search(text) is not None
 
 
 def too_full(folder: Path, what: str, needed: int, free: int | None = None) -> ConfigError:

