@@ -143,7 +143,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     command = [
         sys.executable, "-m", "hub", *case.words, f"model.path={model_of(case)}", f"data.path={rows}", f"output_dir={folder}",
         "run_name=run", f"algo.max_steps={STEPS}", f"algo.effective_batch_size={case.batch}", f"algo.torch_compile={compiled}",
-        f"data.max_seq_len={case.length}", f"launch.nproc_per_node={case.gpus}", "data.eval_fraction=0", "algo.save_every_epochs=0",
+        f"data.max_seq_len={case.length}", f"launch.nproc_per_node={case.gpus}", "data.eval_fraction=0",
     ]  # fmt: skip
     begun = time.monotonic()
     try:
