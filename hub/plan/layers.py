@@ -219,17 +219,17 @@ class _StandIn(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any, memory: LayerMemory, tokens: int, offloads: bool, hidden: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
         _take(memory.forward.peak(tokens), hidden)
-        ctx.memory, ctx.tokens = memory, tokens
+        ctx.memory, ctx.tokens, ctx.offloads = memory, tokens, offloads
         ctx.saved = _bytes(memory.saved.at(tokens), hidden)
         ctx.like = (hidden.shape, hidden.dtype, [(weight.shape, weight.dtype) for weight in weights])
-        ctx.hidden = None if offloads else hidden.detach()
+        ctx.hidden = None if offloads or not hidden.requires_grad else hidden.detach()
         return torch.empty_like(hidden)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         shape, dtype, weights = ctx.like
-        if ctx.hidden is None:
+        if ctx.offloads:
             ctx.hidden = gradient.new_empty(shape, dtype=dtype)
         _take(ctx.memory.backward.peak(ctx.tokens), gradient)
         ctx.saved = ctx.hidden = None
