@@ -110,6 +110,20 @@ def data(overrides: list[str], flags: Flags) -> int:
     return 1 if report.spoils else 0
 
 
+def plan(overrides: list[str], flags: Flags) -> int:
+    """Plan a run: memory, layout, time and price, before it runs and on hardware that is not here."""
+    with _stdout_for_json(flags.json) as stdout:
+        from hub.launch.planning import plan as plan_run
+
+        found = plan_run(overrides, flags.config_dir, say=lambda text: print(text, file=sys.stderr))
+        if flags.json:
+            print_json(found.as_json(), stdout)
+        else:
+            text = repr(found)
+            print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
+    return 0 if found.chosen.memory.fits else 1
+
+
 def show(words: list[str], flags: Flags) -> int:
     """Print the composed config: each option, its value, its source, its meaning."""
     from hub.cli.show import options_of, page, problems_of, select
@@ -230,6 +244,16 @@ VERBS = {
         "Inspect the data of a run: lengths, trained tokens, errors.",
         examples=(("the data of a run", "python -m hub data model=tiny data.path=chats.jsonl"),),
         notes="Only the options of data. and model. matter. The exit code is 1 if there are errors.",
+    ),
+    "plan": Verb(
+        plan,
+        "Plan a run: memory, layout, time and price, on hardware that need not be here.",
+        examples=(
+            ("on a GPU", "python -m hub plan algo=lora_sft model=llama3_1_8b data.path=chats.jsonl plan.gpu=rtx4090"),
+            ("on eight of them", "python -m hub plan algo=sft model=llama3_1_8b data.path=chats.jsonl plan.gpu=h100 plan.gpus=8"),
+            ("algorithms side by side", "python -m hub plan algo=sft model=llama3_1_8b plan.gpu=h100 plan.compare=algo"),
+        ),
+        notes="It needs the model's config.json, no weights and no GPU. The exit code is 1 if the run does not fit.",
     ),
     "show": Verb(
         show,

@@ -15,6 +15,10 @@ class Reparametrization:
     def placed(self) -> None:
         """Called once the strategy has placed the model: devices and sharding of the weights are final."""
 
+    def memory(self) -> list[tuple[str, int, str]]:
+        """What it holds beside the model on each GPU once the model is placed, as (name, bytes, why). For plans."""
+        return []
+
     def project_gradients(self) -> None:
         """Remove forbidden directions from the gradients. Called after they are reduced over ranks, before clipping."""
 

@@ -1,1 +1,1 @@
-"""Plan: what a run would take on a GPU that need not be here: memory, time, disk, and what to change if it does not fit."""
+"""What a run would take before it runs: memory, layout, time. Nothing here needs weights or a GPU."""

@@ -48,6 +48,10 @@ class Backend:
     """`"package.module:function"`, imported in a worker only. The function is `build(setup) -> Recipe` (`hub.recipe`). The
     function itself if it is defined in this process (`hub.register`), where it trains then."""
 
+    plan: str | None = None
+    """`"package.module:function"`, for a `build` that reads weights or data: `plan(setup) -> Recipe` returns the same model on
+    torch's meta device, from shapes alone. None: `build` itself is called so, for `python -m hub plan`."""
+
     needs: tuple[str, ...] = ()
     """Top-level modules that must be installed. They are looked up, not imported."""
 

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from hub.config.schema import FP8_HINT, FP8_NEEDS
 from hub.errors import ConfigError
 from hub.run import ASKED_FOR, Run
+from hub.train.kernels.assumed import is_assumed
 
 LARGEST = 439.0
 """A row's largest magnitude in fp8. float8_e4m3fn, which has 3 bits of mantissa and no infinity (arXiv 2209.05433), goes to
@@ -73,6 +74,8 @@ def product(a: torch.Tensor, b: torch.Tensor, a_scales: torch.Tensor, b_scales: 
     Returns:
         (t, n) bfloat16. Without a GPU the sums are exact before rounding: a reference for tests.
     """
+    if is_assumed():
+        return a.new_empty((a.shape[0], b.shape[0]), dtype=torch.bfloat16)
     if a.is_cuda:
         scales = {"scale_a": a_scales, "scale_b": b_scales[None]}
         return torch._scaled_mm(a, b.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True)

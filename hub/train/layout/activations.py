@@ -20,10 +20,8 @@ from hub.train.kernels.host_embedding import offload_embedding
 from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.tiles import MIN_TOKENS, tiles_from
 from hub.train.layout.memory_budget import (
-    COLLECTIVES_COST,
     CPU_TOKENS,
     ENOUGH_TOKENS,
-    MAX_MASK_TOKENS,
     MAX_TOKENS,
     Line,
     PassMemory,
@@ -31,7 +29,9 @@ from hub.train.layout.memory_budget import (
     choose_max_tokens,
     describe,
     draw_loads,
+    limits,
     measure,
+    pass_memory,
     requested_max_tokens,
     room_for_activations,
 )
@@ -76,7 +76,7 @@ class Activations:
         self.loss, self.packed, self.external = loss, packed, external
         self.requested = requested_max_tokens(setup.cfg.algo, setup.data.longest)
         self.checkpointing = setup.cfg.algo.gradient_checkpointing
-        self.most = MAX_TOKENS if variable_length else MAX_MASK_TOKENS
+        self.variable_length = variable_length
         self.device = setup.session.device
         requested = setup.cfg.algo.activation_offload
         self.offload_because = ASKED_FOR if requested != AUTO else "it fits without"
@@ -124,8 +124,7 @@ class Activations:
         cautious = repeatable or self.external is not None or not strategy.recovers_memory
         room = room_for_activations(self.model, self.device, num_shards, repeatable, cautious)
         room = -max_over_ranks(-room)
-        cost = COLLECTIVES_COST if strategy.shards_weights else 0
-        most = self.most * 2 if cost and self.most == MAX_TOKENS else self.most
+        most, cost = limits(self.variable_length, strategy.shards_weights)
         # A requested budget is planned for in full if no step can be repeated.
         loads = self._loads() if (cost and not self.requested) or (self.requested and not cautious) else []
 
@@ -198,16 +197,11 @@ class Activations:
         fits = self.checkpointing != "all" and not max_over_ranks(float(plain.per_token * tokens > room))
         if fits:
             plain = measure_passes()
-        without = PassMemory(plain, plain, 0)
-        if self.checkpointing == "none" or (fits and is_enough(without)):
-            return without
+        if self.checkpointing == "none" or (fits and is_enough(PassMemory(plain, plain, 0))):
+            return pass_memory(self.checkpointing, plain, None, len(self.layers), fits)
         with self.patches.temporarily(Checkpointing(self.layers, self.offload)):
             checkpointed = measure_passes()
-        if self.checkpointing == "all":
-            plain = checkpointed
-        elif not fits:
-            plain = max(plain, checkpointed, key=lambda line: line.per_token)
-        return PassMemory(plain, checkpointed, len(self.layers))
+        return pass_memory(self.checkpointing, plain, checkpointed, len(self.layers), fits)
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -7,7 +7,7 @@ any token budget and any number of checkpointed layers.
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,6 +137,50 @@ def choose_max_tokens(
     return (max(longest, tokens // 256 * 256), memory.num_layers) if tokens >= longest else None
 
 
+def limits(variable_length: bool, shards_weights: bool) -> tuple[int, float]:
+    """Return the token budget beyond which nothing is gained, and what the collectives of a micro-batch cost as tokens of work.
+
+    Args:
+        variable_length: whether the work of attention grows with each sample's own length, not with the row's.
+        shards_weights: whether each layer's weights are all-gathered in each micro-batch.
+    """
+    most = MAX_TOKENS if variable_length else MAX_MASK_TOKENS
+    cost = COLLECTIVES_COST if shards_weights else 0
+    return most * 2 if cost and most == MAX_TOKENS else most, cost
+
+
+def pass_memory(checkpointing: str, plain: Line, checkpointed: Line | None, num_layers: int, fits: bool) -> PassMemory:
+    """Return the memory of a pass for any number of checkpointed layers, from that of none and of all.
+
+    Args:
+        checkpointing: `algo.gradient_checkpointing`.
+        plain: without activation checkpointing.
+        checkpointed: with all layers checkpointed. None: nothing would be gained by it.
+        num_layers: of the model.
+        fits: whether `plain` is measured. If not, it is taken to be no less than `checkpointed`.
+    """
+    if checkpointing == "none" or checkpointed is None:
+        return PassMemory(plain, plain, 0)
+    if checkpointing == "all":
+        plain = checkpointed
+    elif not fits:
+        plain = max(plain, checkpointed, key=lambda line: line.per_token)
+    return PassMemory(plain, checkpointed, num_layers)
+
+
+def room_left(free: float, trained: Iterable[torch.Tensor], num_shards: int, cautious: bool) -> float:
+    """Return the bytes for activations: free memory without the gradients and two moments of the trained weights.
+
+    Args:
+        free: bytes of a GPU that are free once the model is on it.
+        trained: its trained weights.
+        num_shards: processes that shard gradients and moments.
+        cautious: leave more memory free.
+    """
+    fraction = CAUTIOUS_FRACTION if cautious else FREE_MEMORY_FRACTION
+    return float((free - three_of_each(trained) / num_shards) * fraction)
+
+
 def largest_micro_batch(loads: Sequence[float], max_tokens: int) -> int:
     """Return the tokens of these loads' largest micro-batch. A load's micro-batches are balanced: within 2 % on real data."""
     return min(max_tokens, math.ceil(max((1.02 * load / math.ceil(load / max_tokens) for load in loads), default=max_tokens)))
@@ -195,9 +239,7 @@ def room_for_activations(
     if repeatable:
         tensors = (*model.parameters(), *model.buffers())
         free = total - sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    fraction = CAUTIOUS_FRACTION if cautious else FREE_MEMORY_FRACTION
-    return float((free - three_of_each(trained) / num_shards) * fraction)
+    return room_left(free, [p for p in model.parameters() if p.requires_grad], num_shards, cautious)
 
 
 def measure(passes: Sequence[Callable[[], int]], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> Line:

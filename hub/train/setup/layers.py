@@ -116,7 +116,9 @@ class _Trial:
             for weight in self.weights:
                 self._require(self.modules[weight], True)
             device, dtype = next(self.model.parameters()).device.type, self.model.dtype
-            with torch.autocast(device, dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+            # Tensors without data, of a plan, have a device that autocast does not know.
+            enabled = dtype in (torch.bfloat16, torch.float16) and device != "meta"
+            with torch.autocast("cpu" if device == "meta" else device, dtype, enabled=enabled):
                 self.read = _leaves_of(self.model(**inputs).logits)
 
     def reasons(self) -> dict[Weight, str]:
@@ -216,6 +218,8 @@ def _kind(weight: Weight) -> str:
 
 def _text(model: PreTrainedModel) -> dict[str, object]:
     embeddings = input_embeddings(model).weight
+    if embeddings.device.type == "meta":  # a mask, or positions, would be looked into
+        return {"input_ids": torch.zeros((1, NUM_TOKENS), dtype=torch.int64, device="meta"), "use_cache": False}
     ids = np.random.default_rng(0).integers(0, len(embeddings), NUM_TOKENS).astype(np.int32)
     return model_inputs(model, pad([Sample(ids, np.ones(NUM_TOKENS, dtype=bool), "")], 0).to(embeddings.device))
 

@@ -92,17 +92,7 @@ class Setup:
         weights_bytes = num_parameters(self.cfg.model, self.base_path) * dtype.itemsize if several else 0
         trained_fraction = 0.0 if frozen else 1.0
         strategy, why = choose_strategy(launch, session.group, weights_bytes, trained_fraction, session.compute_dtype)
-        is_8bit = getattr(quantization, "load_in_8bit", False) or self.cfg.model.quantization == "bnb-8bit"
-        if is_8bit and strategy.name == "fsdp":
-            instead = "algo.load_in_4bit=true algo.load_in_8bit=false, or " if quantization is not None else ""
-            raise ConfigError(f"launch.strategy=fsdp can't shard 8-bit weights. Type {instead}launch.strategy=ddp")
-        if whole and strategy.shards_weights:
-            raise ConfigError(f"{whole} needs all weights on each process ({why}). Leave it out, or type launch.strategy=ddp")
-        if strategy.name not in ("ddp", "split") and self.cfg.algo.optimizer not in WORK_ON_SHARDS:
-            raise ConfigError(
-                f"algo.optimizer={self.cfg.algo.optimizer} can't work on sharded weights (launch.strategy={strategy.name}). "
-                "Type algo.optimizer=adamw"
-            )
+        check_strategy(self.cfg, strategy.name, strategy.shards_weights, why, quantization, whole)
         session.strategy = strategy
         self.run.write_plan(strategy=strategy.name, strategy_because=why)
         if session.group.world > 1:
@@ -128,6 +118,35 @@ class Setup:
         """The tokens of the run, if options ask for others than the model is stored with. None: they do not."""
         model = self.cfg.model
         return vocabulary_of(model, self.base_path, self.tokenizer) if model.changes_vocab else None
+
+
+def check_strategy(
+    cfg: RunConfig, name: str, shards_weights: bool, why: str, quantization: QuantizationConfigMixin | None, whole: str | None
+) -> None:
+    """Check that a strategy can hold the weights.
+
+    Args:
+        cfg: the config of the run.
+        name: of the strategy.
+        shards_weights: whether it shards the weights.
+        why: it was chosen.
+        quantization: how the weights are quantized while they are loaded.
+        whole: an option that needs all weights on each process.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    is_8bit = getattr(quantization, "load_in_8bit", False) or cfg.model.quantization == "bnb-8bit"
+    if is_8bit and name == "fsdp":
+        instead = "algo.load_in_4bit=true algo.load_in_8bit=false, or " if quantization is not None else ""
+        raise ConfigError(f"launch.strategy=fsdp can't shard 8-bit weights. Type {instead}launch.strategy=ddp")
+    if whole and shards_weights:
+        raise ConfigError(f"{whole} needs all weights on each process ({why}). Leave it out, or type launch.strategy=ddp")
+    if name not in ("ddp", "split") and cfg.algo.optimizer not in WORK_ON_SHARDS:
+        raise ConfigError(
+            f"algo.optimizer={cfg.algo.optimizer} can't work on sharded weights (launch.strategy={name}). "
+            "Type algo.optimizer=adamw"
+        )
 
 
 def set_up(

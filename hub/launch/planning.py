@@ -1,0 +1,78 @@
+"""The verb `plan`: the options are checked as for a run, then `hub.tasks.plan` plans it. Nothing here imports torch."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hub.compose.compose import compose
+from hub.config.schema import AlgoConfig, RunConfig
+from hub.errors import ConfigError, PluginError
+from hub.launch.preflight import check_paths, refuse_resume, with_absolute_paths
+from hub.plugins.registry import data_format_names, registry
+
+if TYPE_CHECKING:
+    from hub.tasks.plan.planning import Planned
+
+
+def plan(
+    words: Sequence[str],
+    config_dir: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> "Planned":
+    """Plan a run: its memory, layout, time and disk. Nothing is started, and no weights are needed.
+
+    Args:
+        words: overrides as typed.
+        config_dir: a further folder with config groups.
+        values: nested values of the config that are set last, of a Python call.
+        say: receives lines for the user.
+
+    Raises:
+        HubError: what is wrong, one line each.
+    """
+    # Where the package kernels is installed, transformers would fetch code from the model hub.
+    os.environ.setdefault("USE_HUB_KERNELS", "0")
+
+    def composed(more: Sequence[str]) -> RunConfig:
+        return _checked(compose(*words, *more, values=values, config_dir=config_dir))
+
+    cfg = composed(())
+    from hub.parallel.session import quiet_libraries
+    from hub.tasks.plan.planning import plan_run
+
+    quiet_libraries()
+    name = next((word.partition("=")[2] for word in reversed(words) if word.startswith("algo=")), "")
+    return plan_run(cfg, composed, say, name)
+
+
+def _checked(cfg: RunConfig) -> RunConfig:
+    """Check the options, and make paths absolute. A plan may have no data, and be for a machine that has what this one lacks.
+
+    Raises:
+        ConfigError: options are wrong.
+    """
+    refuse_resume(cfg, "plans a run")
+    if type(cfg.algo) is AlgoConfig:
+        raise ConfigError(f"hub plan: no algorithm is named. Type algo={' or algo='.join(registry().algorithms)}")
+    has_data = bool(cfg.data.path or cfg.data.mix)
+    parts = {"algo", "model", "launch", *(("data",) if has_data else ())}
+    problems = [*cfg.problems(parts, data_format_names()), *cfg.plan.problems()]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    cfg = with_absolute_paths(cfg)
+    if has_data:
+        check_paths(cfg)
+    return replace(cfg, algo=replace(cfg.algo, backend=_backend(cfg)))
+
+
+def _backend(cfg: RunConfig) -> str:
+    """The backend of a run on a machine that has what it needs: what was asked for, else the hub's own."""
+    if cfg.algo.backend != "auto":
+        return cfg.algo.backend
+    name = registry().algorithm_of(cfg.algo).name
+    offered = registry().backends.get(name, {})
+    if not offered:
+        raise PluginError(f"algo={name} has no backend")
+    return "native" if "native" in offered else max(offered.values(), key=lambda backend: backend.priority).name

@@ -1,0 +1,266 @@
+"""What each decoder layer of a model takes in a pass. One layer of each kind is run, over tensors without data."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from hub.models.patches import Edits, Patch
+from hub.plan.graphs import compiled
+from hub.plan.live import Live
+from hub.plan.scratch import scratch_of_call, scratch_of_node
+from hub.plan.sizes import LayerMemory, Size
+from hub.train.kernels.checkpointing import Checkpointing
+from hub.train.kernels.tiles import TiledMlp
+from hub.train.kernels.unpack import packed_tensors
+
+
+@dataclass(frozen=True)
+class KindMemory:
+    """What layers of one kind take."""
+
+    plain: LayerMemory
+    checkpointed: LayerMemory
+    """With activation checkpointing."""
+
+    result: Any
+    """The layer's results: `HIDDEN` in the place of the hidden states."""
+
+
+HIDDEN = object()
+"""Stands for the hidden states among a layer's results."""
+
+
+@dataclass
+class LayerMemories(Patch):
+    """Finds out what the layers of a model take: applied, a pass of the model runs one layer of each kind.
+
+    Args:
+        layers: a model's decoder layers.
+        is_compiled: whether they are compiled in training.
+        autocast: makes the context of the arithmetic.
+        tiled_from: tokens from which on the MLPs of checkpointed layers are tiled. None: they are not.
+    """
+
+    layers: Sequence[torch.nn.Module]
+    is_compiled: bool
+    autocast: Callable[[], Any]
+    tiled_from: int | None = None
+    kinds: dict[Any, KindMemory] = field(default_factory=dict)
+    kind_of: dict[int, Any] = field(default_factory=dict)
+    """`id` of a layer -> its kind, a key of `kinds`."""
+
+    def apply(self, edits: Edits) -> None:
+        for layer in self.layers:
+            edits.assign(layer, "forward", self._measuring(layer, layer.forward))
+
+    def of(self, layer: torch.nn.Module) -> KindMemory:
+        """What a layer takes, once a pass has run."""
+        return self.kinds[self.kind_of[id(layer)]]
+
+    def _measuring(self, layer: torch.nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            # Compiled layers get inputs with a gradient always (`CompiledForward`).
+            has_gradient = self.is_compiled or hidden.requires_grad
+            key = (kind_of(layer), _shapes(args, kwargs), has_gradient)
+            if key not in self.kinds:
+                self.kinds[key] = self._measure(layer, plain, args, kwargs)
+            self.kind_of[id(layer)] = key
+            out = torch.empty_like(hidden)
+            out.requires_grad_(has_gradient or any(parameter.requires_grad for parameter in layer.parameters()))
+            return results_with(self.kinds[key].result, out)
+
+        return forward
+
+    def _measure(self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any) -> KindMemory:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        with torch.no_grad():
+            out = plain(*args, **kwargs)
+        leaves = [value for value in tree_leaves(out) if isinstance(value, torch.Tensor)]
+        first = next(value for value in leaves if value.shape == hidden.shape)
+        result = tree_map(lambda value: HIDDEN if value is first else value, out)
+        del out, leaves, first
+        if self.is_compiled:
+            memories = [self._graphs(layer, plain, args, kwargs, tiled) for tiled in {None, self.tiled_from}]
+            return KindMemory(memories[0][0], memories[-1][1], result)
+        return KindMemory(self._run(layer, plain, args, kwargs, False), self._run(layer, plain, args, kwargs, True), result)
+
+    def _graphs(
+        self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any, tiled_from: int | None
+    ) -> tuple[LayerMemory, LayerMemory]:
+        """What a compiled layer takes."""
+        named = dict(layer.named_parameters()) | dict(layer.named_buffers())
+        names, packed = list(named), _Packed(layer)
+        weights = [*named.values(), *packed.tensors]
+        flat, spec = tree_flatten((args, kwargs))
+        places = [i for i, value in enumerate(flat) if isinstance(value, torch.Tensor)]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        inputs = [torch.empty_like(flat[i]).requires_grad_() if flat[i] is hidden else flat[i].detach() for i in places]
+
+        def function(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            values = list(flat)
+            for place, tensor in zip(places, tensors[len(weights) :], strict=True):
+                values[place] = tensor
+            own_args, own_kwargs = tree_unflatten(values, spec)
+            with packed.replaced(tensors[len(names) : len(weights)]), self.autocast():
+                out = torch.func.functional_call(layer, dict(zip(names, tensors, strict=False)), own_args, own_kwargs)
+            return (next(t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.shape == hidden.shape),)
+
+        edits = Edits()
+        edits.assign(layer, "forward", plain)
+        if tiled_from is not None:
+            TiledMlp(layer, tiled_from).apply(edits)
+        try:
+            return compiled(function, [*weights, *inputs], len(weights), scratch_of_node)
+        finally:
+            edits.undo()
+
+    def _run(
+        self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any, checkpointed: bool
+    ) -> LayerMemory:
+        """What a layer takes that is not compiled: its passes are run, and counted operation by operation."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        own = torch.empty_like(hidden).requires_grad_(hidden.requires_grad)
+        args, kwargs = tree_map(lambda value: own if value is hidden else value, (args, kwargs))
+        edits = Edits()
+        edits.assign(layer, "forward", plain)
+        if checkpointed:
+            Checkpointing([layer]).apply(edits)
+        live = Live(scratch_of_call)
+        live.known([*layer.parameters(), *layer.buffers(), own])
+        live.known(value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor))
+        weights = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        before = [parameter.grad for parameter in weights]
+        for parameter in weights:
+            parameter.grad = None
+        try:
+            with live, self.autocast():
+                out = layer.forward(*args, **kwargs)
+            out = next(t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.shape == hidden.shape)
+            output = Size.of(out.untyped_storage().nbytes())
+            gradient = torch.empty_like(out)
+            live.known([gradient])
+            forward = live.take_events()
+            if out.requires_grad:
+                with live:
+                    torch.autograd.backward(out, gradient)
+            return LayerMemory(forward, live.take_events(), output)
+        finally:
+            edits.undo()
+            for parameter, gradient_before in zip(weights, before, strict=True):
+                parameter.grad = gradient_before
+
+
+class _Packed:
+    """The tensors of 4-bit weights in a layer: no parameters, but inputs of a compiled graph all the same."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self._modules = [module for module in layer.modules() if packed_tensors(module)]
+        self.tensors = [tensor for module in self._modules for tensor in packed_tensors(module)]
+
+    @contextmanager
+    def replaced(self, tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Within it the layers have these tensors."""
+        before = [vars(module)["hub_packed"] for module in self._modules]
+        left = iter(tensors)
+        for module, parts in zip(self._modules, before, strict=True):
+            vars(module)["hub_packed"] = tuple(next(left) if isinstance(part, torch.Tensor) else part for part in parts)
+        try:
+            yield
+        finally:
+            for module, parts in zip(self._modules, before, strict=True):
+                vars(module)["hub_packed"] = parts
+
+
+class StandIns(Patch):
+    """Layers that compute nothing: each takes and keeps the memory that a real one would.
+
+    Args:
+        memories: of the layers.
+        num_checkpointed: the first layers that use activation checkpointing.
+        offloads: whether these save nothing on the GPU, not even their input.
+        keeps_gradients: whether gradients of weights stay. Those of sharded weights go to the other processes.
+    """
+
+    def __init__(self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False, keeps_gradients: bool = True) -> None:
+        self._memories, self._num, self._offloads, self._keeps = memories, num_checkpointed, offloads, keeps_gradients
+
+    def apply(self, edits: Edits) -> None:
+        for number, layer in enumerate(self._memories.layers):
+            kind, is_checkpointed = self._memories.of(layer), number < self._num
+            memory = kind.checkpointed if is_checkpointed else kind.plain
+            offloads, is_compiled = self._offloads and is_checkpointed, self._memories.is_compiled
+            edits.assign(layer, "forward", _standing_in(layer, kind, memory, offloads, self._keeps, is_compiled))
+
+
+def _standing_in(
+    layer: torch.nn.Module, kind: KindMemory, memory: LayerMemory, offloads: bool, keeps: bool, is_compiled: bool
+) -> Callable[..., Any]:
+    weights = [parameter for parameter in layer.parameters() if parameter.requires_grad] if keeps else []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        tokens = hidden.shape[0] * hidden.shape[1]
+        if is_compiled and not hidden.requires_grad:
+            hidden.requires_grad_()
+        out = _StandIn.apply(memory, tokens, offloads, hidden, *weights)  # type: ignore[no-untyped-call]  # torch gives it no types
+        return results_with(kind.result, out)
+
+    return forward
+
+
+class _StandIn(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(
+        ctx: Any, memory: LayerMemory, tokens: int, offloads: bool, hidden: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        _take(memory.forward.peak(tokens), hidden)
+        ctx.memory, ctx.tokens = memory, tokens
+        ctx.saved = _bytes(memory.saved.at(tokens), hidden)
+        ctx.like = (hidden.shape, hidden.dtype, [(weight.shape, weight.dtype) for weight in weights])
+        ctx.hidden = None if offloads else hidden.detach()
+        return torch.empty_like(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        shape, dtype, weights = ctx.like
+        if ctx.hidden is None:
+            ctx.hidden = gradient.new_empty(shape, dtype=dtype)
+        _take(ctx.memory.backward.peak(ctx.tokens), gradient)
+        ctx.saved = ctx.hidden = None
+        of_weights = [gradient.new_empty(shape, dtype=dtype) for shape, dtype in weights]
+        of_hidden = gradient.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[3] else None
+        return None, None, None, of_hidden, *of_weights
+
+
+def _bytes(number: float, like: torch.Tensor) -> torch.Tensor | None:
+    return like.new_empty(int(number), dtype=torch.uint8) if number >= 1 else None
+
+
+def _take(number: float, like: torch.Tensor) -> None:
+    """Take so many bytes for a moment."""
+    _bytes(number, like)
+
+
+def results_with(results: Any, hidden: torch.Tensor) -> Any:
+    """A layer's results with these hidden states."""
+    return tree_map(lambda value: hidden if value is HIDDEN else value, results)
+
+
+def kind_of(layer: torch.nn.Module) -> tuple[Any, ...]:
+    """What is alike in layers that take the same memory: classes, and shapes and types of their tensors."""
+    tensors = tuple((name, tuple(p.shape), p.dtype, p.requires_grad) for name, p in layer.named_parameters())
+    return type(layer), tensors, tuple(type(module) for module in layer.modules())
+
+
+def _shapes(args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """The shapes of a layer's arguments: with a mask or without, with the results of earlier layers or without."""
+    return tuple(
+        (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)
+        for value in tree_leaves((args, kwargs), is_leaf=lambda value: value is None)
+    )

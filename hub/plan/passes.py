@@ -1,0 +1,148 @@
+"""The memory of a forward and a backward pass over the whole model, at any number of tokens."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hub.models.patches import ModelPatches
+from hub.models.structure import text_config
+from hub.plan.build import tensors_without_data
+from hub.plan.layers import LayerMemories, StandIns
+from hub.plan.live import Live
+from hub.plan.scratch import scratch_of_call
+from hub.plan.sizes import TOKENS
+from hub.train.batch.collate import MicroBatch
+
+Loss = Callable[[torch.nn.Module, MicroBatch], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PassBytes:
+    """Bytes of a pass beyond the model, and beyond its gradients if they were there before."""
+
+    peak: int
+    after_forward: int
+    """What is there between the two passes."""
+
+    layers: int
+    """What the layers keep of it, their inputs counted."""
+
+
+class Passes:
+    """Runs passes of a model without data.
+
+    Args:
+        model: with tensors of `mode`.
+        mode: of its tensors.
+        patches: the owner of the model's patches.
+        layers: its decoder layers.
+        loss: of a micro-batch.
+        packed: whether samples are packed into a row.
+        is_compiled: whether the layers are compiled.
+        autocast: makes the context of the arithmetic.
+        gathered_dtype: of the weights as FSDP2 gathers them, if it casts them. None: they are in their own.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        mode: FakeTensorMode,
+        patches: ModelPatches,
+        layers: list[torch.nn.Module],
+        loss: Loss,
+        packed: bool,
+        is_compiled: bool,
+        autocast: Callable[[], Any],
+        gathered_dtype: torch.dtype | None = None,
+    ) -> None:
+        self._gathered_dtype = gathered_dtype
+        self._model, self._mode, self._patches, self._layers = model, mode, patches, layers
+        self._loss, self._packed, self._is_compiled, self.autocast = loss, packed, is_compiled, autocast
+        self._memories: dict[int | None, LayerMemories] = {}
+
+    def memories(self, tiled_from: int | None = None) -> LayerMemories:
+        """What the layers take. Found out once.
+
+        Args:
+            tiled_from: tokens from which on the MLPs of checkpointed layers are tiled. None: they are not.
+        """
+        if tiled_from not in self._memories:
+            memories = LayerMemories(self._layers, self._is_compiled, self.autocast, tiled_from)
+            with tensors_without_data(self._mode), self._gathered(), self._patches.temporarily(memories):
+                self._forward(TOKENS)
+            self._memories[tiled_from] = memories
+        return self._memories[tiled_from]
+
+    def run(
+        self, tokens: int, num_checkpointed: int, with_gradients: bool = True, offloads: bool = False, tiled_from: int | None = None
+    ) -> PassBytes:
+        """Run a forward and a backward pass.
+
+        Args:
+            tokens: of the row.
+            num_checkpointed: layers with activation checkpointing.
+            with_gradients: whether the gradients of the weights are there before, as in every micro-batch but a step's first.
+            offloads: whether checkpointed layers save their input in CPU memory.
+            tiled_from: as for `memories`.
+        """
+        memories = self.memories(tiled_from)
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        live = Live(scratch_of_call, rounds=True)
+        stand_ins = StandIns(memories, num_checkpointed, offloads, keeps_gradients=self._gathered_dtype is None)
+        with tensors_without_data(self._mode), self._gathered(), self._patches.temporarily(stand_ins):
+            live.known([*self._model.parameters(), *self._model.buffers()])
+            if with_gradients:
+                for parameter in trained:
+                    parameter.grad = torch.empty_like(parameter)
+                live.known(parameter.grad for parameter in trained if parameter.grad is not None)
+            with live:
+                loss = self._forward(tokens)
+                after = live.num_bytes
+                loss.backward()
+            for parameter in trained:
+                parameter.grad = None
+        kept = 0.0
+        for number, layer in enumerate(self._layers):
+            kind = memories.of(layer)
+            memory = kind.checkpointed if number < num_checkpointed else kind.plain
+            kept += memory.saved.at(tokens)
+            kept += 0 if offloads and number < num_checkpointed else memory.output.at(tokens)
+        return PassBytes(live.most_bytes, after, int(kept))
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Within it the weights are as FSDP2 gathers them."""
+        if self._gathered_dtype is None:
+            yield
+            return
+        before = [(p, p.data) for p in self._model.parameters() if p.is_floating_point() and p.dtype != self._gathered_dtype]
+        for parameter, data in before:
+            parameter.data = data.to(self._gathered_dtype)
+        try:
+            yield
+        finally:
+            for parameter, data in before:
+                parameter.data = data
+
+    def _forward(self, tokens: int) -> torch.Tensor:
+        with self.autocast():
+            return self._loss(self._model, row(tokens, self._packed, text_config(self._model).vocab_size))
+
+
+def row(tokens: int, packed: bool, vocab_size: int) -> MicroBatch:
+    """A micro-batch of one sample, in which every token has a loss. To be called within a FakeTensorMode."""
+    ids = torch.zeros((1, tokens), dtype=torch.int64)
+    return MicroBatch(
+        input_ids=ids,
+        position_ids=torch.arange(tokens)[None],
+        attention_mask=None if packed else torch.ones_like(ids),
+        loss_positions=torch.arange(tokens),
+        targets=torch.zeros(tokens, dtype=torch.int64),
+        num_tokens=tokens,
+        starts=torch.tensor([0, tokens], dtype=torch.int32) if packed else None,
+        longest=tokens if packed else 0,
+    )

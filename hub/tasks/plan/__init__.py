@@ -1,0 +1,1 @@
+"""The verb `plan`: memory, layout, time and price of a run before it runs."""
