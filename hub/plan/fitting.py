@@ -6,7 +6,7 @@ planner's own, and nothing is listed that was not tried.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import combinations
 from typing import NamedTuple
@@ -85,13 +85,13 @@ class Fix:
     what: str
     loses: Loses
     tried: Tried
-    num_gpus: int = 1
+    more_gpus: float = 1.0
     """GPUs over those of the run as it was asked for."""
 
     @property
     def price(self) -> float:
         """GPU time over that of the run as it was asked for."""
-        return self.tried.slowdown * self.num_gpus
+        return self.tried.slowdown * self.more_gpus
 
     @property
     def line(self) -> str:
@@ -120,12 +120,13 @@ class _Search:
         return self.known[overrides]
 
 
-def fixes(changes: Sequence[Change], peak_of: PeakOf, max_tries: int = MAX_TRIES) -> list[Fix]:
+def fixes(changes: Sequence[Change], peak_of: PeakOf, world: int = 1, max_tries: int = MAX_TRIES) -> list[Fix]:
     """The mildest ways to make a run fit: each change alone where that is enough, else some together.
 
     Args:
         changes: from `changes_of`.
         peak_of: plans the run with some overrides added.
+        world: GPUs of the run as it was asked for.
         max_tries: plans to make at most.
 
     Returns:
@@ -137,6 +138,7 @@ def fixes(changes: Sequence[Change], peak_of: PeakOf, max_tries: int = MAX_TRIES
     together = [change for change in changes if not change.alone and change.loses < least]
     several = (fix for number in range(2, len(together) + 1) if (fix := _together(together, number, search)))
     found += [fix] if (fix := next(several, None)) else []
+    found = [replace(fix, more_gpus=fix.more_gpus / world) if fix.more_gpus > 1 else fix for fix in found]
     return sorted(found, key=lambda fix: (fix.loses, fix.price))
 
 
@@ -164,9 +166,9 @@ def _together(changes: Sequence[Change], number: int, search: _Search) -> Fix | 
 
 def _fix(parts: Sequence[tuple[tuple[str, ...], str, Loses]], tried: Tried) -> Fix:
     overrides = tuple(override for each, _, _ in parts for override in each)
-    gpus = next((int(override.partition("=")[2]) for override in overrides if override.startswith("plan.gpus=")), 1)
+    gpus = next((float(override.partition("=")[2]) for override in overrides if override.startswith("plan.gpus=")), 1.0)
     what = ", ".join(words for _, words, _ in parts)
-    return Fix(overrides=overrides, what=what, loses=max(loses for _, _, loses in parts), tried=tried, num_gpus=gpus)
+    return Fix(overrides=overrides, what=what, loses=max(loses for _, _, loses in parts), tried=tried, more_gpus=gpus)
 
 
 def changes_of(

@@ -66,7 +66,7 @@ def config(algo, **model):
 
 
 def found(cfg, model, data=None, fits=0, world=1, algorithms=()):
-    return fixes(changes_of(cfg, data, model.longest, fits, world, algorithms), model)
+    return fixes(changes_of(cfg, data, model.longest, fits, world, algorithms), model, world)
 
 
 def test_the_mildest_comes_first_with_its_price():
@@ -81,6 +81,11 @@ def test_the_mildest_comes_first_with_its_price():
     assert said[0].line == "algo.load_in_4bit=true  (frozen weights in 4 bits (NF4); 5% more time)"
     assert said[1].price == pytest.approx(1.1), "two GPUs for 55 % of the time"
     assert "45% less time" in said[1].line
+    four = next(
+        fix for fix in found(config(AlgoConfig()), MadeUp(weights=70, activations=2), world=2) if len(fix.overrides) == 2
+    )
+    assert four.overrides[0] == "plan.gpus=4"
+    assert four.price == pytest.approx(4 / 2 * 1.1 / 4), "over the two that were asked for"
     assert all(fix.tried.fits and fix.tried.peak_bytes <= CARD for fix in said)
 
 
