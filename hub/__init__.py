@@ -6,6 +6,7 @@ from hub.system import interrupt as _interrupt
 
 with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
     from hub import data as data
+    from hub import plan as plan
     from hub.api import finished_calls, lora_sft, osft, register, run, sft, show, verify
     from hub.compose.compose import compose
     from hub.config.data import DataSource
@@ -66,6 +67,7 @@ __all__ = [
     "lora_sft",
     "option",
     "osft",
+    "plan",
     "register",
     "report",
     "run",

@@ -12,6 +12,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 import hub.data as data_package
+import hub.plan as plan_package
 from hub.config.finished import FinishedVerb
 from hub.config.schema import PARTS as SECTIONS
 from hub.config.schema import AlgoConfig
@@ -172,6 +173,34 @@ def check_data(data: Data, *, model: str | PathLike[str], algo: str | None = Non
     return DataReport(examined.report(), page(examined, tokenizer), examined.spoils)
 
 
+def plan_run(
+    algo: str,
+    *,
+    model: str | PathLike[str],
+    data: Data | None = None,
+    **options: Any,
+) -> Any:
+    """Plan a run: memory, layout, time and price, before it runs and on hardware that is not here. Called as `hub.plan(...)`.
+
+    Args:
+        algo: as of `run`, and so are all other arguments.
+        model: the model. Its config.json is enough.
+        data: the data. None: samples of 2,048 tokens are assumed.
+        options: the options that the run would have. Those of the plan are a dictionary:
+            `plan={"gpu": "rtx4090", "gpus": 2}`.
+
+    Returns:
+        The plan, which shows itself as a page. `.as_json()` has every figure.
+
+    Raises:
+        HubError: an option, the model, the data or the GPU is wrong.
+    """
+    from hub.launch.planning import plan as plan_words
+
+    overrides, values = arguments(algo, model, data, options.pop("track", "none"), options)
+    return plan_words(overrides, values=values)
+
+
 class _Signature(Signature):
     """The signature of a call with every option, from which a running notebook completes. Plugins load when it is asked for."""
 
@@ -209,6 +238,20 @@ class _CallableData(ModuleType):
 
 # The verbs are calls of the same names, and a package has this one. Python lets a module have a class of its own.
 data_package.__class__ = _CallableData
+
+
+class _CallablePlan(ModuleType):
+    """The package hub.plan, which is the verb `plan` too."""
+
+    __signature__ = _Signature(plan_run)
+
+    def __call__(self, algo: str, *, model: str | PathLike[str], data: Data | None = None, **options: Any) -> Any:
+        return plan_run(algo, model=model, data=data, **options)
+
+    __call__.__doc__, __call__.__qualname__ = plan_run.__doc__, "plan"
+
+
+plan_package.__class__ = _CallablePlan
 
 
 def ask(

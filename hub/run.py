@@ -69,6 +69,9 @@ class Result:
     peak_memory_gb: float | None = None
     """Maximum over the processes: allocated by torch on a GPU, resident on a CPU. 1 GB = 2**30 bytes."""
 
+    predicted_peak_memory_gb: float | None = None
+    """`peak_memory_gb` as `hub plan` predicts it. None: on a CPU, or if the run ended before it was computed."""
+
     seconds: float = 0.0
     """Run time of the worker."""
 
@@ -112,7 +115,7 @@ class Result:
             ("training loss", f"{self.train_loss:.4f}" if self.train_loss is not None else ""),
             ("held-out loss", " -> ".join(losses)),
             ("tokens/s", f"{self.tokens_per_second:,.0f}" if self.tokens_per_second else ""),
-            ("peak memory", f"{self.peak_memory_gb:.1f} GB" if self.peak_memory_gb is not None else ""),
+            ("peak memory", self._peak()),
             ("time", f"{self.seconds:,.0f} s"),
             ("checks", f"{len(checks) - num_failed} passed, {num_failed} failed, see {file}" if checks else ""),
             ("diagnosis", "; ".join(finding["title"] for finding in self.diagnosis)),
@@ -121,6 +124,12 @@ class Result:
             ("run folder", str(self.run_path)),
         ]
         return [(name, value) for name, value in rows if value]
+
+    def _peak(self) -> str:
+        if self.peak_memory_gb is None:
+            return ""
+        predicted = self.predicted_peak_memory_gb
+        return f"{self.peak_memory_gb:.1f} GB" + ("" if predicted is None else f", predicted {predicted:.1f} GB")
 
     def _steps(self) -> str:
         if not self.num_steps:
@@ -185,6 +194,7 @@ class Outcome:
     stopped_by: int | None = None
     """Number of the signal that ended training before its last step."""
 
+    predicted_peak_memory_gb: float | None = None
     diagnosis: list[dict[str, Any]] = field(default_factory=list)
     """What the curves show to be wrong. The task fills it in."""
 

@@ -32,7 +32,8 @@ PATH = "str | PathLike[str]"
 COMMON: tuple[Any, ...] = (DataConfig, ModelConfig, LaunchConfig, TrackConfig)
 CALLS = ("sft", "lora_sft", "osft")
 """Calls for one algorithm: they have exactly its options, and all are keywords."""
-FUNCTIONS, RESULTS = {"data": "check_data"}, {"data": "DataReport", "show": "Options"}
+FUNCTIONS = {"data": "check_data", "plan": "plan_run"}
+RESULTS = {"data": "DataReport", "plan": "Any", "show": "Options"}
 OPEN = "options of the algorithm that are not listed here."
 
 
@@ -60,7 +61,7 @@ def stub(algorithms: Sequence[str]) -> str:
     lines += [f"__version__: str\n\n{_exported()}\n"]
     for name in algorithms:
         lines += [*_function(name, type(compose(f"algo={name}").algo)), ""]
-    for name in ("run", "verify", "show", "data"):
+    for name in ("run", "verify", "show", "data", "plan"):
         lines += [*_function(name, AlgoConfig), ""]
     lines += [
         "def register(",
@@ -154,6 +155,8 @@ def _leading(name: str) -> dict[str, Argument]:
     algo = Argument("str" if name == "verify" else "str | None", "" if name == "verify" else " = None", "")
     if name == "data":
         return {"data": data, "model": model, "algo": algo}
+    if name == "plan":
+        return {"algo": Argument("str", "", ""), "model": model, "data": Argument("_Data | None", " = None", "")}
     first = {} if name in CALLS else {"algo": algo}
     return first | {"model": model, "data": data, "track": Argument("str | None", ' = "none"', "")}
 

@@ -64,11 +64,15 @@ class LayerMemories(Patch):
     def _measuring(self, layer: torch.nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            key = (kind_of(layer), _shapes(args, kwargs))
+            # Compiled layers get inputs with a gradient always (`CompiledForward`).
+            has_gradient = self.is_compiled or hidden.requires_grad
+            key = (kind_of(layer), _shapes(args, kwargs), has_gradient)
             if key not in self.kinds:
                 self.kinds[key] = self._measure(layer, plain, args, kwargs)
             self.kind_of[id(layer)] = key
-            return results_with(self.kinds[key].result, torch.empty_like(hidden))
+            out = torch.empty_like(hidden)
+            out.requires_grad_(has_gradient or any(parameter.requires_grad for parameter in layer.parameters()))
+            return results_with(self.kinds[key].result, out)
 
         return forward
 
@@ -120,7 +124,7 @@ class LayerMemories(Patch):
     ) -> LayerMemory:
         """What a layer takes that is not compiled: its passes are run, and counted operation by operation."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        own = torch.empty_like(hidden).requires_grad_()
+        own = torch.empty_like(hidden).requires_grad_(hidden.requires_grad)
         args, kwargs = tree_map(lambda value: own if value is hidden else value, (args, kwargs))
         edits = Edits()
         edits.assign(layer, "forward", plain)
@@ -141,8 +145,9 @@ class LayerMemories(Patch):
             gradient = torch.empty_like(out)
             live.known([gradient])
             forward = live.take_events()
-            with live:
-                torch.autograd.backward(out, gradient)
+            if out.requires_grad:
+                with live:
+                    torch.autograd.backward(out, gradient)
             return LayerMemory(forward, live.take_events(), output)
         finally:
             edits.undo()
@@ -188,18 +193,19 @@ class StandIns(Patch):
         for number, layer in enumerate(self._memories.layers):
             kind, is_checkpointed = self._memories.of(layer), number < self._num
             memory = kind.checkpointed if is_checkpointed else kind.plain
-            edits.assign(layer, "forward", _standing_in(layer, kind, memory, self._offloads and is_checkpointed, self._keeps))
+            offloads, is_compiled = self._offloads and is_checkpointed, self._memories.is_compiled
+            edits.assign(layer, "forward", _standing_in(layer, kind, memory, offloads, self._keeps, is_compiled))
 
 
 def _standing_in(
-    layer: torch.nn.Module, kind: KindMemory, memory: LayerMemory, offloads: bool, keeps: bool
+    layer: torch.nn.Module, kind: KindMemory, memory: LayerMemory, offloads: bool, keeps: bool, is_compiled: bool
 ) -> Callable[..., Any]:
     weights = [parameter for parameter in layer.parameters() if parameter.requires_grad] if keeps else []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         tokens = hidden.shape[0] * hidden.shape[1]
-        if not hidden.requires_grad:
+        if is_compiled and not hidden.requires_grad:
             hidden.requires_grad_()
         out = _StandIn.apply(memory, tokens, offloads, hidden, *weights)  # type: ignore[no-untyped-call]  # torch gives it no types
         return results_with(kind.result, out)
@@ -213,22 +219,23 @@ class _StandIn(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any, memory: LayerMemory, tokens: int, offloads: bool, hidden: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
         _take(memory.forward.peak(tokens), hidden)
-        ctx.memory, ctx.tokens = memory, tokens
+        ctx.memory, ctx.tokens, ctx.offloads = memory, tokens, offloads
         ctx.saved = _bytes(memory.saved.at(tokens), hidden)
         ctx.like = (hidden.shape, hidden.dtype, [(weight.shape, weight.dtype) for weight in weights])
-        ctx.hidden = None if offloads else hidden.detach()
+        ctx.hidden = None if offloads or not hidden.requires_grad else hidden.detach()
         return torch.empty_like(hidden)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         shape, dtype, weights = ctx.like
-        if ctx.hidden is None:
+        if ctx.offloads:
             ctx.hidden = gradient.new_empty(shape, dtype=dtype)
         _take(ctx.memory.backward.peak(ctx.tokens), gradient)
         ctx.saved = ctx.hidden = None
         of_weights = [gradient.new_empty(shape, dtype=dtype) for shape, dtype in weights]
-        return None, None, None, gradient.new_empty(shape, dtype=dtype), *of_weights
+        of_hidden = gradient.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[3] else None
+        return None, None, None, of_hidden, *of_weights
 
 
 def _bytes(number: float, like: torch.Tensor) -> torch.Tensor | None:

@@ -61,7 +61,7 @@ class Passes:
     ) -> None:
         self._gathered_dtype = gathered_dtype
         self._model, self._mode, self._patches, self._layers = model, mode, patches, layers
-        self._loss, self._packed, self._is_compiled, self._autocast = loss, packed, is_compiled, autocast
+        self._loss, self._packed, self._is_compiled, self.autocast = loss, packed, is_compiled, autocast
         self._memories: dict[int | None, LayerMemories] = {}
 
     def memories(self, tiled_from: int | None = None) -> LayerMemories:
@@ -71,7 +71,7 @@ class Passes:
             tiled_from: tokens from which on the MLPs of checkpointed layers are tiled. None: they are not.
         """
         if tiled_from not in self._memories:
-            memories = LayerMemories(self._layers, self._is_compiled, self._autocast, tiled_from)
+            memories = LayerMemories(self._layers, self._is_compiled, self.autocast, tiled_from)
             with tensors_without_data(self._mode), self._gathered(), self._patches.temporarily(memories):
                 self._forward(TOKENS)
             self._memories[tiled_from] = memories
@@ -129,7 +129,7 @@ class Passes:
                 parameter.data = data
 
     def _forward(self, tokens: int) -> torch.Tensor:
-        with self._autocast():
+        with self.autocast():
             return self._loss(self._model, row(tokens, self._packed, text_config(self._model).vocab_size))
 
 

@@ -11,6 +11,7 @@ from hub.parallel.group import broadcast_text
 from hub.run import Outcome
 from hub.tasks.export.trial import try_export
 from hub.tasks.train.measurements import TrainMeasurements, verdicts, wanted
+from hub.tasks.train.prediction import Prediction
 from hub.tasks.verbs import FINISHED
 from hub.train.loop import fit
 from hub.train.recipe import Recipe
@@ -27,7 +28,12 @@ def train(setup: Setup, recipe: Recipe) -> Outcome:
     if setup.cfg.export.to and setup.cfg.resume is None:
         _try_export(setup, recipe)
     measurements = TrainMeasurements(setup) if wanted(setup.cfg.evaluate) else None
-    outcome = fit(setup, recipe, measurements)
+    prediction = Prediction(setup)
+    try:
+        outcome = fit(setup, recipe, measurements)
+    finally:
+        prediction.close()
+    outcome = prediction.compared(outcome)
     try:
         recipe.finish(outcome)
     except Exception as error:

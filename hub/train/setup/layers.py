@@ -218,6 +218,8 @@ def _kind(weight: Weight) -> str:
 
 def _text(model: PreTrainedModel) -> dict[str, object]:
     embeddings = input_embeddings(model).weight
+    if embeddings.device.type == "meta":  # a mask, or positions, would be looked into
+        return {"input_ids": torch.zeros((1, NUM_TOKENS), dtype=torch.int64, device="meta"), "use_cache": False}
     ids = np.random.default_rng(0).integers(0, len(embeddings), NUM_TOKENS).astype(np.int32)
     return model_inputs(model, pad([Sample(ids, np.ones(NUM_TOKENS, dtype=bool), "")], 0).to(embeddings.device))
 

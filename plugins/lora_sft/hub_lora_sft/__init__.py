@@ -16,8 +16,8 @@ def hub_algorithms() -> Iterable[Algorithm]:
 @hookimpl
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate", "peft")
-    build = "hub_lora_sft.recipe:build"
-    return [Backend(name="native", algorithm="lora_sft", build=build, needs=needs, needs_gpu=needs_gpu)]
+    build, plan = "hub_lora_sft.recipe:build", "hub_lora_sft.recipe:plan"
+    return [Backend(name="native", algorithm="lora_sft", build=build, plan=plan, needs=needs, needs_gpu=needs_gpu)]
 
 
 @hookimpl

@@ -1,6 +1,7 @@
 """LoRA on one page: load the model (in 4 or 8 bits or fp8 if set), add the adapters."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def build(setup: Setup) -> Recipe:
             forget_factors(run)
 
     return Recipe(model=model, save=save, finish=finish)
+
+
+def plan(setup: Setup) -> Recipe:
+    """Build the recipe of a model without data, for `hub plan`. An initialization from the weights has the same shapes."""
+    return build(replace(setup, cfg=replace(setup.cfg, algo=replace(setup.cfg.algo, init="default"))))
 
 
 def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | None:

@@ -15,4 +15,5 @@ def hub_algorithms() -> Iterable[Algorithm]:
 @hookimpl
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate")
-    return [Backend(name="native", algorithm="osft", build="hub_osft.recipe:build", needs=needs)]
+    build, plan = "hub_osft.recipe:build", "hub_osft.recipe:plan"
+    return [Backend(name="native", algorithm="osft", build=build, plan=plan, needs=needs)]

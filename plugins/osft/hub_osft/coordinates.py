@@ -82,6 +82,16 @@ class FastReparametrization(Reparametrization):
         if self.embeddings is not None:
             self.embeddings.placed()
 
+    def memory(self) -> list[tuple[str, int, str]]:
+        protected = sum(stack.protected.nbytes for stack in self._stacks)
+        # Without a corner the layers hold the free directions, as buffers.
+        free = sum(part.free.nbytes for part in self.parts if part.corner and part.free is not None)
+        return [
+            ("base weights", sum(part.weight.nbytes for part in self.parts), "OSFT: each trained weight as it was"),
+            ("protected directions", protected, "OSFT: gradients are projected by them"),
+            ("free directions", free, "OSFT: changes lie within them"),
+        ]
+
     @torch.no_grad()
     def project_gradients(self) -> None:
         for stack in self._stacks:
@@ -141,6 +151,10 @@ class FactoredReparametrization(Reparametrization):
             layers: each with U_h (M, k) and Q (p, f), float32.
         """
         self.layers = list(layers)
+
+    def memory(self) -> list[tuple[str, int, str]]:
+        num_bytes = sum(protected.nbytes + free.nbytes for _, protected, free in self.layers)
+        return [("directions", num_bytes, "OSFT: gradients and factors are projected by them")]
 
     @torch.no_grad()
     def project_gradients(self) -> None:

@@ -69,7 +69,7 @@ def find_directions(
     session, run, algo = setup.session, setup.run, setup.cfg.algo
     assert isinstance(algo, OsftConfig)
     store = run.path / "directions"
-    shapes = {target.name: _shapes(target, algo, session) for target in targets}
+    shapes = {target.name: shapes_of(target, algo, session) for target in targets}
     started = time.monotonic()
     source = ""
     if session.group.is_main:
@@ -131,7 +131,7 @@ def _of_matrix(matrix: torch.Tensor, num_free: int, algo: OsftConfig, dtype: tor
     return {"free": space.free.float(), "kept": space.protected.to(dtype), "scale": space.scale.float()}
 
 
-def _shapes(target: Target, algo: OsftConfig, session: Session) -> Shapes:
+def shapes_of(target: Target, algo: OsftConfig, session: Session) -> Shapes:
     """Shapes and dtypes of a target's directions, before they are computed."""
     if target.num_free == target.size and not algo.protect_strength:
         return {}

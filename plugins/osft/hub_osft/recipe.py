@@ -14,7 +14,7 @@ from hub.recipe import Recipe, Reparametrization, Setup
 from hub.train.setup.layers import in_words
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, NEW_TOKENS, OsftConfig
 from hub_osft.coordinates import FactoredReparametrization, FastReparametrization, Part
-from hub_osft.directions import Directions, by_spectrum, find_directions
+from hub_osft.directions import Directions, by_spectrum, find_directions, shapes_of
 from hub_osft.embeddings import FreeRows, as_target, is_tied
 from hub_osft.layers import OsftExperts, OsftFactored, OsftLinear, name_in_plain_model
 from hub_osft.protect import Protection
@@ -80,6 +80,30 @@ def build(setup: Setup) -> Recipe:
             shutil.rmtree(run.path / "directions", ignore_errors=True)
 
     return Recipe(model=model, save=save, reparametrization=coordinates, finish=finish)
+
+
+def plan(setup: Setup) -> Recipe:
+    """Build the recipe of a model without data, for `hub plan`: directions have their shapes and no numbers.
+
+    With `rank_policy=adaptive` the data decides how many directions of each weight are free; here all have the same fraction.
+    """
+    algo = setup.cfg.algo
+    assert isinstance(algo, OsftConfig)
+    model = setup.load_model(frozen=True)
+    targets = with_ratio(find_targets(model, algo, left_out_weights(setup, model, algo)), algo.ratio)
+    if algo.rank_policy == ADAPTIVE:
+        setup.run.say("algo.rank_policy=adaptive: as many directions are taken to be free in each weight")
+    meta = torch.device("meta")
+    directions = {
+        target.name: {
+            name: torch.empty(shape, dtype=dtype, device=meta)
+            for name, (shape, dtype) in shapes_of(target, algo, setup.session).items()
+        }
+        for target in targets
+    }
+    set_trainable(model, algo, setup.run, targets)
+    coordinates = with_coordinates(model, algo, targets, directions, meta)
+    return Recipe(model=model, save=lambda *_: None, reparametrization=coordinates)
 
 
 def set_trainable(

@@ -1,0 +1,141 @@
+"""Memory of a run by tracing: what a traced pass says is what a pass takes, and the layout is the run's own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hub.compose.compose import compose
+from hub.errors import HubError
+from hub.launch.planning import plan
+from hub.models.weights import local_tokenizer
+from hub.plan.build import tensors_without_data
+from hub.plan.graphs import compiled
+from hub.plan.live import Live
+from hub.plan.memory import Planner
+from hub.plan.passes import row
+from hub.plan.sizes import TOKENS, Size
+from hub.plugins.registry import resolve
+from hub.system.known_gpus import known_gpus
+from hub.train.layout.memory_budget import Line, PassMemory, choose_max_tokens
+
+
+def planner(*words: str, dtype: torch.dtype = torch.bfloat16) -> Planner:
+    resolved = resolve(compose(*words, "model=tiny"), check_needs=False)
+    return Planner(resolved, Path(local_tokenizer(resolved.config.model, print)), dtype)
+
+
+def test_sizes_of_tensors_grow_with_the_tokens_as_their_shapes_say() -> None:
+    assert Size.of(TOKENS * 64) == Size(per_token=64)
+    assert Size.of(TOKENS**2 * 2) == Size(per_pair=2)
+    assert Size.of(1000) == Size(fixed=1024)
+    assert (Size(per_token=64) + Size(fixed=512)).at(10) == 1152
+
+
+def test_live_tensors_are_counted_alike_with_data_and_without() -> None:
+    def peak() -> tuple[int, int]:
+        layer, x = torch.nn.Linear(32, 64, bias=False), torch.zeros(TOKENS, 32, requires_grad=True)
+        live = Live()
+        live.known([layer.weight, x])
+        with live:
+            y = torch.nn.functional.silu(layer(x))
+            kept = live.num_bytes
+            y.sum().backward()
+        return kept, live.most_bytes
+
+    with FakeTensorMode():
+        without_data = peak()
+    assert without_data == peak()
+    # The product and its activation are kept, 64 numbers of 4 bytes each; backward adds their gradients.
+    assert without_data[0] == 2 * TOKENS * 64 * 4
+
+
+@pytest.mark.parametrize("words", [("algo=lora_sft",), ("algo=sft",)])
+def test_layers_that_stand_in_take_what_real_layers_take(words: tuple[str, ...]) -> None:
+    planned = planner(*words, "algo.torch_compile=none")
+    passes, tokens = planned.passes(compiled=False), 256
+    predicted = passes.run(tokens, num_checkpointed=0, with_gradients=False)
+    live = Live(rounds=True)
+    with tensors_without_data(planned.planned.mode):
+        live.known([*planned.model.parameters(), *planned.model.buffers()])
+        with live:
+            with passes.autocast():
+                loss = planned.loss(planned.model, row(tokens, True, 64))
+            after_forward = live.num_bytes
+            loss.backward()
+    assert predicted.after_forward == pytest.approx(after_forward, rel=0.05)
+    assert predicted.peak == pytest.approx(live.most_bytes, rel=0.05)
+
+
+def test_compiled_layers_keep_what_their_products_need() -> None:
+    with FakeTensorMode():
+        first, second = torch.zeros(64, 16), torch.zeros(16, 64)
+        x = torch.zeros(TOKENS, 16, requires_grad=True)
+
+        def function(first: torch.Tensor, second: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (torch.nn.functional.silu(x @ first.t()) @ second.t(),)
+
+        plain, checkpointed = compiled(function, [first, second, x], 2)
+    # With frozen weights the gradient needs the input of the activation alone, 64 numbers of 4 bytes.
+    assert plain.saved == Size(per_token=256)
+    assert plain.output == Size(per_token=64)
+    assert checkpointed.saved == Size()
+    assert checkpointed.backward.peak(1000) >= plain.saved.at(1000)
+
+
+def test_plan_chooses_the_layout_that_a_run_would_choose() -> None:
+    planned, gpu = planner("algo=lora_sft"), known_gpus()["rtx3060"]
+    cfg = compose("algo=lora_sft", "model=tiny", "launch.gpu_memory_gb=0.56")
+    found = planned.plan(cfg, gpu, 1, 300, [9000.0])
+    memory = PassMemory(Line(*found.plain), Line(*found.checkpointed), found.num_layers)
+    assert (found.max_tokens, found.num_checkpointed) == choose_max_tokens(memory, found.room_bytes, 300)
+    assert found.peak_bytes == sum(part.num_bytes for part in found.parts)
+    assert found.fits
+    assert found.peak_bytes <= 0.56 * 2**30
+    several = planned.plan(cfg, gpu, 2, 300, [9000.0])
+    assert several.world == 2
+
+
+def test_full_fine_tuning_counts_weights_gradients_and_moments() -> None:
+    planned = planner("algo=sft")
+    found = planned.plan(compose("algo=sft", "model=tiny"), known_gpus()["h100"], 1, 128, [1000.0])
+    sizes = {part.name: part.num_bytes for part in found.parts}
+    assert sizes["optimizer"] == 2 * sizes["trained weights"]
+    assert sizes["gradients"] == sizes["trained weights"]
+    sharded = planned.plan(compose("algo=sft", "model=tiny", "launch.strategy=fsdp"), known_gpus()["h100"], 2, 128, [1000.0])
+    assert {part.name: part.num_bytes for part in sharded.parts}["optimizer"] == pytest.approx(sizes["optimizer"] / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("words", [("algo=osft",), ("algo=osft", "algo.subspace=weights"), ("algo=lora_sft", "algo.init=pissa")])
+def test_backends_that_read_weights_are_planned_from_shapes(words: tuple[str, ...]) -> None:
+    found = planner(*words).plan(compose(*words, "model=tiny"), known_gpus()["h100"], 1, 128, [1000.0])
+    assert found.fits
+    assert found.num_trained < found.num_parameters
+
+
+def test_page_and_json_of_a_plan() -> None:
+    found = plan(["algo=lora_sft", "model=tiny", "data=tiny", "plan.gpu=rtx3060", "plan.learn=false"])
+    assert "fits" in repr(found)
+    assert "GiB" in repr(found)
+    values = found.as_json()
+    assert values["memory"]["peak_bytes"] == found.chosen.memory.peak_bytes
+    assert values["work"]["num_steps"] == found.work.num_steps
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["model=tiny"], "hub plan: no algorithm is named"),
+        (["algo=sft", "model=tiny", "plan.gpu=rtx4900"], "plan.gpu=rtx4900"),
+        (["algo=sft", "model=tiny", "plan.gpus=0"], "plan.gpus=0 is not allowed"),
+        (["algo=sft", "model.path=./nowhere"], "model.path="),
+        (["algo=sft", "model=tiny", "data=tiny", "data.max_seq_len=100000"], "data.max_seq_len=100000"),
+    ],
+)
+def test_mistakes_in_a_plan_are_said_in_one_line(words: list[str], line: str) -> None:
+    with pytest.raises(HubError) as refused:
+        plan(words)
+    assert line in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
