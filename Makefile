@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow zoo lint format types wheel-test check clean
+.PHONY: help install demo test test-slow zoo mutants lint format types wheel-test check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -47,6 +47,12 @@ test-slow: $(VENV)/.llama $(VENV)/.weights ## what is left out of the everyday t
 zoo: $(VENV)/.installed ## train every architecture, and compare with an independent loop, two minutes
 	OMP_NUM_THREADS=1 JOBS=$(JOBS) PYTHONPATH=tests $(BIN)/python -W ignore -m zoo.examine $(ALGO) $(ARCH)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m zoo.saved $(ARCH)
+
+# Small mistakes, made one at a time in a forked process: FILE=hub/train/schedule.py for those of a file, all: hours.
+# BASE=main for those of the lines that differ from a commit; SECONDS=300 ends it then, and what is not tried is counted.
+mutants: $(VENV)/.installed ## which small mistakes do no tests notice? FILE=..., or BASE=COMMIT SECONDS=300
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m mutants $(FILE) \
+		$(if $(BASE),--base $(BASE)) $(if $(SECONDS),--seconds $(SECONDS))
 
 lint: $(VENV)/.installed ## ruff and import-linter: mistakes, format, layers
 	$(BIN)/ruff check .

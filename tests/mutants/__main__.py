@@ -40,9 +40,11 @@ def reasons_of(file: str) -> dict[str, str]:
 def changed_lines(base: str) -> dict[str, set[int]]:
     """The lines of each file that differ from a commit."""
     command = ["git", "diff", "--unified=0", "--no-color", base, "--", *ALL]
-    diff = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"--base {base}: {done.stderr.strip()}")
     lines: dict[str, set[int]] = {}
-    for line in diff.splitlines():
+    for line in done.stdout.splitlines():
         if line.startswith("+++ "):
             file = line[4:].removeprefix("b/")
         elif line.startswith("@@"):
@@ -98,7 +100,10 @@ def main() -> int:
     )
     os.chdir(ROOT)
     deadline = time.monotonic() + asked.seconds
-    for name in IMPORTED if files else ():
+    if not files:
+        print(f"no line of {', '.join(ALL)} differs from {asked.base}")
+        return 0
+    for name in IMPORTED:
         if find_spec(name.partition(".")[0]):
             importlib.import_module(name)
     gc.freeze()

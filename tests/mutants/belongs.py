@@ -24,7 +24,8 @@ TESTS: dict[str, str] = {
     "hub/train/checkpoints/*": "tests/train/checkpoints tests/train/test_reference.py tests/train/test_stopping.py "
     "tests/launch/test_resume.py",
     "hub/train/*": "tests/train/test_reference.py tests/train/test_loop.py tests/train/test_stopping.py",
-    "hub/data/samples/*": "tests/data/test_units.py tests/data/test_mix.py tests/data/test_prepare.py tests/data/test_encode.py",
+    "hub/data/samples/mix.py": "tests/data/test_mix.py",
+    "hub/data/samples/*": "tests/data/test_units.py tests/data/test_mix.py tests/data/test_prepare.py",
     "hub/data/streaming/*": "tests/data/test_stream.py",
     "hub/data/token_cache.py": "tests/data/test_token_cache.py",
     "hub/data/tokens/*": "tests/data/test_template.py tests/data/test_encode.py tests/data/test_loss_fuzz.py "
@@ -54,12 +55,8 @@ def tests_of(file: str) -> list[str]:
     """The test files and folders that belong to a file, by their paths in the project."""
     named = next((tests.split() for pattern, tests in TESTS.items() if fnmatch(file, pattern)), [])
     own = f"tests/{Path(file).relative_to('hub').parent}/test_{Path(file).stem}.py" if file.startswith("hub/") else ""
-    found = dict.fromkeys([*([own] if own else []), *named])
-    return [
-        test
-        for test in found
-        if (ROOT / test).exists() and not any(other != test and test.startswith(f"{other}/") for other in found)
-    ]
+    there = [test for test in dict.fromkeys([*([own] if own else []), *named]) if (ROOT / test).exists()]
+    return [test for test in there if not any(test.startswith(f"{folder}/") for folder in there)]
 
 
 def all_files() -> list[str]:

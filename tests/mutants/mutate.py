@@ -97,10 +97,8 @@ class Module:
             return undo
 
         undo = change()
-        if shown is owner:
-            after = ast.unparse(owner)
-        else:
-            after = "" if new is None else ast.unparse(new)
+        made = owner if shown is owner else new
+        after = "" if made is None else ast.unparse(made)
         undo()
         self._add(where, before, after, in_function, change)
 

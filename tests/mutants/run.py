@@ -21,15 +21,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
-
 from mutants.belongs import ROOT, tests_of
 from mutants.mutate import Module, Mutant
 from mutants.source import use_source
@@ -74,6 +73,10 @@ class Session:
         self.file, self.chosen, self.module, self.say, self.deadline = file, chosen, module, say, deadline
         self.baseline = Baseline()
         self.at_import: list[Mutant] = []
+        self.steady: set[str] = set()
+        """Tests that were seen to pass in a forked process without a mutant."""
+        self.unsteady: set[str] = set()
+        """Tests that were seen to fail there."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -81,7 +84,7 @@ class Session:
         for item in session.items:
             with _traced(self.module.name) as lines, _starting_processes() as started_processes:
                 started = time.monotonic()
-                reports = runtestprotocol(item, nextitem=None, log=False)
+                reports = runtestprotocol(item, nextitem=_between(session), log=False)
             self.baseline.seconds[item.nodeid] = time.monotonic() - started
             if any(report.failed for report in reports):
                 self.baseline.failed.append(item.nodeid)
@@ -93,37 +96,51 @@ class Session:
         caches = [made for made in gc.get_objects() if isinstance(made, functools._lru_cache_wrapper) and _is_ours(made)]
         gc.collect()
         gc.freeze()
+
+        def here(mutant: Mutant) -> None:
+            swap.make(mutant)
+            for cache in caches:
+                cache.cache_clear()
+
         for mutant in self.chosen:
             if time.monotonic() > self.deadline:
                 break
-            names = self.baseline.reaching(mutant)
             if not mutant.in_function or not swap.fits(mutant):
                 self.at_import.append(mutant)
                 continue
-            tried = None
-            if names:
+            tried = self._try(mutant, items, self.baseline.reaching(mutant), here)
+            if tried.survived and self.baseline.start_processes:
+                names = sorted(self.baseline.start_processes, key=self.baseline.seconds.__getitem__)
 
-                def work(names: list[str] = names, mutant: Mutant = mutant) -> str | None:
-                    swap.make(mutant)
-                    for cache in caches:
-                        cache.cache_clear()
-                    return _first_failure([items[name] for name in names])
+                def elsewhere(mutant: Mutant) -> None:
+                    session._setupstate.teardown_exact(None)  # what has started already has no mutant
+                    _for_other_processes(self.file, mutant)
 
-                tried = _tried(mutant, work, self._most_seconds(names))
-            if tried is None or tried.survived:
-                names = sorted(set(self.baseline.start_processes) - set(names), key=self.baseline.seconds.__getitem__)
-                if names:
-
-                    def elsewhere(names: list[str] = names, mutant: Mutant = mutant) -> str | None:
-                        _for_other_processes(self.file, mutant)
-                        return _first_failure([items[name] for name in names])
-
-                    tried = _tried(mutant, elsewhere, self._most_seconds(names))
-            self.say(tried or Tried(mutant, True, "no test reaches it"))
+                tried = self._try(mutant, items, names, elsewhere)
+            self.say(tried)
         return True
 
-    def _most_seconds(self, names: list[str]) -> float:
-        return LEAST_SECONDS + 10 * sum(self.baseline.seconds[name] for name in names)
+    def _try(self, mutant: Mutant, items: dict[str, pytest.Item], names: list[str], make: Callable[[Mutant], None]) -> Tried:
+        """Run tests on a mutant, which `make` makes, in a forked process."""
+        while names := [name for name in names if name not in self.unsteady]:
+            most = LEAST_SECONDS + 10 * sum(self.baseline.seconds[name] for name in names)
+
+            def work(names: list[str] = names) -> str | None:
+                make(mutant)
+                return _first_failure([items[name] for name in names])
+
+            tried = _tried(mutant, work, most)
+            if tried.survived or tried.by in self.steady or tried.by not in items:
+                return tried
+            # A test may fail for another reason than the mutant, such as another order of tests.
+            before = [items[name] for name in names[: names.index(tried.by) + 1]]
+            without = _tried(mutant, lambda before=before: _first_failure(before), most)
+            if without.survived:
+                self.steady.add(tried.by)
+                return tried
+            self.unsteady.add(without.by)
+            self.unsteady.add(tried.by)
+        return Tried(mutant, True, "no test reaches it")
 
 
 def run_file(file: str, chosen: list[Mutant], module: Module, deadline: float, say: Callable[[Tried], None]) -> list[str]:
@@ -205,10 +222,15 @@ def _pytest(tests: list[str], folder: Path, plugin: object | None = None) -> int
     return int(pytest.main([*options, *tests], plugins=[plugin] if plugin else []))
 
 
+def _between(session: pytest.Session) -> pytest.Item:
+    """A next test for pytest, so that it keeps what the whole session has, as the server of tests/warm, and nothing else."""
+    return SimpleNamespace(listchain=lambda: [session])  # type: ignore[return-value]
+
+
 def _first_failure(items: list[pytest.Item]) -> str | None:
     """Run tests until one fails. Returns its name."""
-    for number, item in enumerate(items):
-        reports = runtestprotocol(item, nextitem=items[number + 1] if number + 1 < len(items) else None, log=False)
+    for item in items:
+        reports = runtestprotocol(item, nextitem=_between(item.session), log=False)
         if any(report.failed for report in reports):
             return item.nodeid
     return None
@@ -238,10 +260,8 @@ def _tried(mutant: Mutant, work: Callable[[], str | None], most_seconds: float) 
         said = file.read(4000)
     bell.cancel()
     os.waitpid(child, 0)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what its tests started and did not end
-    except ProcessLookupError:
-        pass
     if said == b"\0":
         return Tried(mutant, True, "all tests pass")
     return Tried(mutant, False, said.decode() or f"ended, or took over {most_seconds:.0f} s")

@@ -1,12 +1,11 @@
 """Runs one ragged batch through many layouts and stores each layout's gradient. Started by test_layouts.py, on 1 to 4 ranks.
 
-python -m torch.distributed.run --nproc-per-node=2 layouts.py MODEL OUT [MUTANT]
+python -m torch.distributed.run --nproc-per-node=2 layouts.py MODEL OUT [MOST_TOKENS_ON_LAST_RANK]
 """
 
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -23,12 +22,7 @@ from hub.parallel.session import Session
 from hub.parallel.strategy import Replicated
 from hub.system.signals import end_process, stop_request
 from hub.train import step
-from hub.train.batch import collate
-from hub.train.batch.split import split
-from hub.train.layout import layout as layouts
 from hub.train.layout.layout import Layout
-from hub.train.losses import objective
-from hub.train.losses.causal_lm import Loss, causal_lm_loss
 from hub.train.losses.objective import NextToken, Objective
 from hub.train.step import Criterion, evaluate, log_probabilities, weigh
 
@@ -84,30 +78,11 @@ def num_apart(layout: Layout, units: list[Unit], world: int) -> tuple[int, int]:
     return sum(a != b for a, b in pairs), sum(a[0] != b[0] for a, b in pairs)
 
 
-def mean_per_micro_batch(model, micro):
-    return causal_lm_loss(model, micro) / max(1, len(micro.targets)) * 10
-
-
-def shifted_count(sample):
-    return int(sample.loss_mask.sum()) + 1
-
-
-def leaking_attention(samples):
-    packed = collate.pack(samples)
-    positions = torch.arange(packed.num_tokens)[None]
-    return collate.MicroBatch(packed.input_ids, positions, None, packed.loss_positions, packed.targets, packed.num_tokens)
-
-
-def values_of_another_unit(session, model, units, layout, criterion):
-    values, layout = log_probabilities(session, model, units, layout, criterion)
-    return values.roll(1), layout
-
-
-def passes(session, model, units, layout, criterion, find_values=log_probabilities) -> float:
+def passes(session, model, units, layout, criterion) -> float:
     """As train_step does it: all ranks again in smaller micro-batches when one runs out of memory."""
     values = None
     if criterion.needs_values:
-        values, layout = find_values(session, model, units, layout, criterion)
+        values, layout = log_probabilities(session, model, units, layout, criterion)
     _, weights = weigh(criterion.objective, units, values)
 
     def attempt(smaller: Layout) -> torch.Tensor:
@@ -126,59 +101,6 @@ def little_memory(model, most_tokens: int) -> None:
         return forward(input_ids=input_ids, **rest)
 
     model.forward = limited
-
-
-@dataclass
-class Run:
-    """What `main` runs: correct, or with the one mistake of a mutant."""
-
-    session: Session
-    loss: Loss = causal_lm_loss
-    find_values: Callable[..., tuple[torch.Tensor, Layout]] = log_probabilities
-
-    names: tuple[str, ...] = tuple(OBJECTIVES)
-    """Batches to run. Some mutants know only rows of one sample."""
-
-    sees_weights: bool = True
-    num_dropped: int = 0
-    mean_per_rank: bool = False
-
-
-def mistaken(run: Run, model, mutant: str) -> Run:
-    """Build in the mistake of a mutant. An empty name changes nothing."""
-    group, singles = run.session.group, tuple(name for name in OBJECTIVES if name != "pairs")
-    if mutant == "mean_per_micro_batch":
-        return replace(run, loss=mean_per_micro_batch, names=singles)
-    if mutant == "little_memory_on_the_last_rank" and group.rank == group.world - 1:
-        little_memory(model, 120)
-    if mutant == "shifted_count":
-        objective.num_loss_tokens = shifted_count
-        return replace(run, names=singles)
-    if mutant == "leaking_attention":
-        layouts.pack = leaking_attention
-    if mutant == "mean_per_rank":
-        alone = Session(type(group)(0, 1, 0, group.device), run.session.accelerator, torch.float32)
-        return replace(run, session=alone, names=singles, mean_per_rank=True)
-    if mutant == "values_of_another_unit":
-        return replace(run, find_values=values_of_another_unit)
-    if mutant == "dropped_tail":
-        return replace(run, num_dropped=2)
-    return replace(run, sees_weights=mutant != "another_weight")
-
-
-def without_weights(model, micro):
-    return causal_lm_loss(model, replace(micro, weights=None))
-
-
-def mean_of_each_rank(run: Run, model, group, samples: list[Sample], layout: Layout, criterion: Criterion) -> float:
-    """Each rank takes the mean over its own samples, and the ranks' gradients are averaged."""
-    parts = split([len(sample) for sample in samples], 2, layout.max_tokens, 0.01)[group.rank]
-    mine = [samples[i] for part in parts for i in part] or samples[:1]
-    local = step.accumulate_gradients(run.session, model, mine, replace(layout, max_tokens=10**6), criterion)
-    sum_gradients(model.parameters())
-    for parameter in model.parameters():
-        parameter.grad /= group.world
-    return float(local)
 
 
 def agree(group: Ranks) -> None:
@@ -204,30 +126,27 @@ def agree(group: Ranks) -> None:
     assert layer.bias.grad.eq(group.world**2).all()
 
 
-def main(model_path: str, out: Path, mutant: str = "") -> None:
+def main(model_path: str, out: Path, most_tokens_on_last_rank: str = "") -> None:
     group = start_group()
     if group.world > 1:
         agree(group)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     model.train()
-    run = mistaken(Run(Session(group, Accelerator(cpu=True), torch.float32)), model, mutant)
-    for name in run.names:
+    session = Session(group, Accelerator(cpu=True), torch.float32)
+    if most_tokens_on_last_rank and group.rank == group.world - 1:
+        little_memory(model, int(most_tokens_on_last_rank))
+    for name, objective in OBJECTIVES.items():
         units = units_of(name)
         samples = samples_of(units)
         total, longest = sum(map(len, samples)), max(map(len, samples))
-        units = units[: len(units) - run.num_dropped]
-        criterion = Criterion(OBJECTIVES[name], run.loss if run.sees_weights else without_weights)
+        criterion = Criterion(objective)
         for micro_batches, packed in product((1, 2, 4), (True, False)):
             bound = max(longest, -(-total // (group.world * micro_batches)) + longest // 2)
             layout = Layout(bound, packed, pad_id=0, cost_ratio=0.01)
             model.zero_grad()
-            if run.mean_per_rank:
-                local = mean_of_each_rank(run, model, group, samples, layout, criterion)
-                layout = replace(layout, max_tokens=10**6)
-            else:
-                local = passes(run.session, model, units, layout, criterion, run.find_values)
-                sum_gradients(model.parameters())
-            mean, _ = evaluate(run.session, model, units, layout, criterion)
+            local = passes(session, model, units, layout, criterion)
+            sum_gradients(model.parameters())
+            mean, _ = evaluate(session, model, units, layout, criterion)
             if group.rank == 0:
                 gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
                 gradients["_eval_loss"] = torch.tensor([mean], dtype=torch.float64)

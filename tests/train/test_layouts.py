@@ -12,8 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from hub.testing import tiny_model_path
-from hub.train.layout import layout
-from hub.train.losses import objective
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
@@ -34,12 +32,12 @@ def reference(name: str) -> dict[str, torch.Tensor]:
     return layouts_module().reference(str(tiny_model_path("llama")), name)
 
 
-def gradients_of(folder: Path, ranks: int, mutant: str = "") -> dict[str, dict[str, torch.Tensor]]:
+def gradients_of(folder: Path, ranks: int, most_tokens_on_last_rank: str = "") -> dict[str, dict[str, torch.Tensor]]:
     if ranks == 1:
-        layouts_module().main(str(tiny_model_path("llama")), folder, mutant)
+        layouts_module().main(str(tiny_model_path("llama")), folder, most_tokens_on_last_rank)
     else:
         run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command = [*run, str(SCRIPT), str(tiny_model_path("llama")), str(folder), *([mutant] if mutant else [])]
+        command = [*run, str(SCRIPT), str(tiny_model_path("llama")), str(folder), most_tokens_on_last_rank]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
     return {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
@@ -73,23 +71,5 @@ def test_gradients_and_evaluation_are_those_of_one_sample_at_a_time_in_float64(t
 
 
 def test_a_rank_that_runs_out_of_memory_makes_all_do_the_step_again_in_smaller_pieces_with_the_same_result(tmp_path):
-    found = gradients_of(tmp_path, 2, "little_memory_on_the_last_rank")
+    found = gradients_of(tmp_path, 2, "120")
     assert max(difference(gradients, reference(name.split("-")[0])) for name, gradients in found.items()) < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    "mutant", ["mean_per_micro_batch", "mean_per_rank", "shifted_count", "leaking_attention", "dropped_tail"]
-)
-def test_a_broken_variant_is_caught(tmp_path, mutant, monkeypatch):
-    for module, name in ((objective, "num_loss_tokens"), (layout, "pack")):  # a mutant replaces them; pytest puts them back
-        monkeypatch.setattr(module, name, getattr(module, name))
-    found = gradients_of(tmp_path, 2 if mutant == "mean_per_rank" else 1, mutant)
-    ragged = {name: gradients for name, gradients in found.items() if name.startswith("ragged")}
-    assert max(difference(gradients, reference("ragged")) for gradients in ragged.values()) > 100 * TOLERANCE
-
-
-@pytest.mark.parametrize("mutant", ["values_of_another_unit", "another_weight"])
-def test_a_broken_objective_of_pairs_is_caught(tmp_path, mutant):
-    found = gradients_of(tmp_path, 1, mutant)
-    pairs = [gradients for name, gradients in found.items() if name.startswith("pairs")]
-    assert min(difference(gradients, reference("pairs")) for gradients in pairs) > 100 * TOLERANCE

@@ -49,12 +49,9 @@ def out_of_memory_above(monkeypatch, num_tokens: int) -> None:
 
 
 def test_out_of_memory_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
-    expected = train(tmp_path / "roomy")
+    """That the numbers are those of a run with room: test_reference.py."""
     out_of_memory_above(monkeypatch, 300)
-    found = train(tmp_path / "narrow")
-    for mine, theirs in zip(found.metrics, expected.metrics, strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-        assert mine["num_samples"] == theirs["num_samples"]
+    found = train(tmp_path)
     assert found.effective_batch_size == 16
     assert "Next time type algo.max_tokens_per_gpu=256" in capsys.readouterr().out
     assert json.loads((found.run_path / "plan.json").read_text())["max_tokens_per_gpu"] == 256

@@ -1,4 +1,4 @@
-"""A whole run against a loop of its own: NumPy and plain transformers in float64, one sample at a time, none of the hub's code."""
+"""A whole run against a loop of its own: NumPy and plain transformers in float64, one sample at a time."""
 
 import json
 import random
@@ -37,7 +37,7 @@ OPTIONS = ["algo=sft", "model.path=tiny:qwen2", "launch=inline", "model.dtype=fl
 def rows(name, count: int, seed: int):
     """Chats of unequal lengths, as a file."""
     dice = random.Random(seed)
-    words = "the of and a to in is you that it he was for on are as with his they I".split()
+    words = ["the", "of", "and", "a", "to", "in", "is", "you", "that", "it", "he", "was", "for", "on", "are", "as", "with"]
 
     def text(most: int) -> str:
         return " ".join(dice.choices(words, k=dice.randint(1, most)))

@@ -15,7 +15,8 @@ from hub.train import loop, step
 
 OPTIONS = ["algo=lora_sft", "model.path=tiny:qwen2", "data=tiny", "launch=inline", "model.dtype=float32", "algo.max_steps=3",
            "algo.effective_batch_size=2", "algo.learning_rate=1e-2", "data.eval_fraction=0.05", "algo.lora_r=4",
-           "algo.lora_alpha=6", "algo.lora_dropout=0.25", "algo.use_rslora=true", "algo.bias=all", "algo.init=gaussian"]  # fmt: skip
+           "algo.lora_alpha=6", "algo.lora_dropout=0.25", "algo.use_rslora=true", "algo.init=gaussian",
+           "algo.bias=all"]  # fmt: skip
 
 
 def test_scale_dropout_biases_and_first_numbers_of_the_adapters_are_those_of_the_options(tmp_path, monkeypatch):

@@ -52,9 +52,9 @@ def test_the_saved_model_loads_and_differs_from_the_first_in_free_directions_onl
     of_checkpoint = weights(result.run_path / "checkpoints/step-00000005/model")
     assert first.keys() == last.keys() == of_checkpoint.keys()
     rounding = 2**-8 if "model.dtype=bfloat16" in form else 2**-22
-    for (name, before), last in product(first.items(), (last, of_checkpoint)):
-        before = before.to(last[name].dtype).double()
-        change = last[name].double() - before
+    for (name, before), saved in product(first.items(), (last, of_checkpoint)):
+        before = before.to(saved[name].dtype).double()
+        change = saved[name].double() - before
         if "proj" not in name:
             assert not change.any()
             continue
