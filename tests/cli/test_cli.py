@@ -21,8 +21,11 @@ TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
 LONG = (*TINY, "algo.max_steps=100000", "algo.num_epochs=100000")
 
 
+started: list[subprocess.Popen[str]] = []
+
+
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "hub", *words],
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -30,6 +33,18 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    started.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on():
+    """What a test started and could not end is killed, and its workers notice that."""
+    yield
+    while started:
+        process = started.pop()
+        process.kill()
+        process.communicate()
 
 
 INTERRUPT = """
