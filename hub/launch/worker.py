@@ -19,6 +19,7 @@ from typing import Any
 
 from hub.compose import runfile
 from hub.config.schema import RunConfig
+from hub.config.trust import machine_options
 from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
 from hub.plugins.offers import Backend
 from hub.plugins.registry import ResolvedRun, registry, resolve
@@ -71,7 +72,8 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         raise error from None
     if outcome.stopped_by is not None:
         signal_name = Signals(outcome.stopped_by).name
-        command = f"python -m hub {shlex.quote(f'resume={run.path}')}"
+        typed_again = (f"{name}={value}" for name, value in machine_options(cfg))  # a run's folder does not decide them
+        command = shlex.join(["python", "-m", "hub", f"resume={run.path}", *typed_again])
         message = f"stopped by {signal_name} after step {outcome.num_steps}. To continue, type {command}"
         final = result("interrupted", error=message, outcome=outcome)
     else:
