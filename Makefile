@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow zoo mutants lint format types wheel-test check clean
+.PHONY: help install demo test test-slow fuzz zoo mutants lint format types wheel-test check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -42,6 +42,11 @@ test: $(VENV)/.llama ## the everyday tests, two at a time; ARGS="-k packing" for
 
 test-slow: $(VENV)/.llama $(VENV)/.weights ## what is left out of the everyday tests: compiling, notebooks, some with processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) -m slow $(ARGS)
+
+# Each target takes new seeds until its share of the time is over.
+SECONDS ?= 600
+fuzz: $(VENV)/.installed ## random model files, rows, options, templates and checkpoints, ten minutes; SECONDS=3600 for longer
+	HUB_FUZZ_SECONDS=$(SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/security/test_fuzz.py --numprocesses $(JOBS) $(ARGS)
 
 # The tiny architectures of tests/zoo by three algorithms, as a table; ALGO=lora_sft ARCH=mamba,jamba for some of them.
 zoo: $(VENV)/.installed ## train every architecture, and compare with an independent loop, two minutes

@@ -20,6 +20,7 @@ from typing import Any
 
 from hub.compose import runfile
 from hub.config.schema import RunConfig
+from hub.config.trust import machine_options
 from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
 from hub.launch.ending import write_interrupted
 from hub.launch.past_end import restore_end
@@ -78,7 +79,8 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
         run.begin()  # a backend with a trainer of its own does not
     if outcome.stopped_by is not None:
         signal_name = Signals(outcome.stopped_by).name
-        command = f"To continue, type python -m hub {shlex.quote(f'resume={run.path}')}"
+        typed_again = (f"{name}={value}" for name, value in machine_options(cfg))  # a run's folder does not decide them
+        command = f"To continue, type {shlex.join(['python', '-m', 'hub', f'resume={run.path}', *typed_again])}"
         if not run.has_checkpoint:
             command = "No checkpoint could be written"
         message = f"stopped by {signal_name} after step {outcome.num_steps}. {command}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError, first_line
@@ -73,6 +73,8 @@ def check_weights(cfg: ModelConfig, path: Path) -> list[str]:
     """
     name = f"model.path={cfg.path}"
     check_config(path, name, stored_tensors(path))
+    if (path / GENERATION).is_file():
+        reading(GenerationConfig.from_pretrained, path, name, GENERATION, trial=GenerationConfig.from_pretrained)
     fit = _fit(cfg, path)
     if fit is None:
         if (trial := _trial(cfg)) is not None and stored_as(path) is None:

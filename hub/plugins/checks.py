@@ -16,6 +16,7 @@ from hub.config.option import AUTO
 from hub.config.schema import AlgoConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig, TrackConfig
 from hub.errors import PluginError, did_you_mean, one_line
 from hub.plugins import hookspecs
+from hub.plugins.known import belongs_to
 from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
 
 HOOKS: dict[str, tuple[str, ...]] = {
@@ -133,6 +134,26 @@ def _check_composes(config: type[AlgoConfig]) -> None:
             f"the options class {config.__name__} can't be composed: {one_line(error)}. Every option needs a "
             "default, and a type: int, float, bool, str, None or a union of these, list[...], dict[str, ...], Any"
         ) from None
+
+
+def check_owner(algorithm: str, distribution: str, is_named: bool, variable: str) -> None:
+    """Refuse a plugin that takes the name of a well-known algorithm, unless the user has named its distribution.
+
+    Args:
+        algorithm: its name.
+        distribution: the one that offers it. Empty: it is not known.
+        is_named: whether the user has named it.
+        variable: the environment variable that names it.
+
+    Raises:
+        PluginError: the name belongs to another one.
+    """
+    owner = belongs_to(algorithm, distribution)
+    if owner and distribution and not is_named:
+        raise PluginError(
+            f"the algorithm {algorithm} belongs to {owner}, and {distribution} would take its place. Uninstall it, or, if you "
+            f"want that, name its distribution: {variable}={distribution}"
+        )
 
 
 def check_backend(backend: Backend, others: Collection[Backend]) -> None:

@@ -31,6 +31,7 @@ from hub.plugins.checks import (
     check_hooks,
     check_list,
     check_metric,
+    check_owner,
     explained,
     preset_names,
 )
@@ -359,7 +360,7 @@ def register(into: Registry, plugin: Plugin, module: Any) -> None:
             check_exporter(exporter, [*into.exporters.values(), *exporters[:number]])
         for number, algorithm in enumerate(algorithms):
             others = [*into.algorithms.values(), *algorithms[:number]]
-            _check_owner(algorithm.name, plugin)
+            check_owner(algorithm.name, plugin.distribution, plugin.is_named, ONLY)
             check_algorithm(algorithm, others, into.owners, into.presets)
         for number, backend in enumerate(backends):
             check_backend(backend, [*into.backends.get(backend.algorithm, {}).values(), *backends[:number]])
@@ -382,16 +383,6 @@ def register(into: Registry, plugin: Plugin, module: Any) -> None:
     if directory is not None:
         into.config_dirs.append((plugin.name, directory))
         into.presets |= dict.fromkeys(presets, f"plugin {plugin.name}")
-
-
-def _check_owner(algorithm: str, plugin: Plugin) -> None:
-    """Refuse a plugin that takes the name of a well-known algorithm, unless the user has named its distribution."""
-    owner = belongs_to(algorithm, plugin.distribution)
-    if owner and plugin.distribution and not plugin.is_named:
-        raise PluginError(
-            f"the algorithm {algorithm} belongs to {owner}, and {plugin.distribution} would take its place. Uninstall it, or, "
-            f"if you want that, name its distribution: {ONLY}={plugin.distribution}"
-        )
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hub.config.schema import ModelConfig
 from hub.errors import ModelError
-from hub.models.load import load_causal_lm, load_config
+from hub.models.load import check_weights, load_causal_lm, load_config, load_tokenizer
 from hub.models.safety import check_files, ignored_settings
 from hub.models.weights import check_folder
 
@@ -235,3 +235,51 @@ def test_no_preset_switches_remote_code_on():
 def test_the_checks_take_the_models_that_the_hub_writes(folder):
     check_files(folder, "model")
     assert ignored_settings(folder, False) == []
+
+
+def examined(folder: Path) -> str:
+    """The line about a broken folder."""
+    model = ModelConfig(path="x")
+
+    def read() -> None:
+        check_folder(folder, "model.path=x")
+        check_weights(model, folder)
+        load_tokenizer(model, folder)
+
+    with pytest.raises(ModelError) as caught:
+        read()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "named"),
+    [
+        ("config.json", {"quantization_config": "4bit"}, 'quantization_config="4bit" can\'t be used (it must be an object)'),
+        ("config.json", {"dtype": "float17"}, 'dtype="float17" can\'t be used'),
+        ("config.json", {"num_attention_heads": 0}, "num_attention_heads=0 can't be used"),
+        ("config.json", {"hidden_size": "64"}, 'hidden_size="64" can\'t be used'),
+        ("config.json", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "x"}}, 'rope_parameters.rope_type="x"'),
+        ("config.json", {"attention_dropout": 1.5}, "attention_dropout=1.5 can't be used (a rate of dropout is at least 0"),
+        ("config.json", {"model_type": ["llama"]}, 'model_type=["llama"] can\'t be used (it must be a text)'),
+        ("generation_config.json", {"pad_token_id": "x"}, 'pad_token_id="x" can\'t be used'),
+        ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "chat_template"),
+        ("tokenizer_config.json", {"eos_token": ["</s>"]}, "eos_token"),
+        ("tokenizer.json", {"model": {}}, "can't be used"),
+    ],
+)
+def test_broken_fields_are_named(folder, file, values, named):
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    edit(folder / file, **values)
+    said = examined(folder)
+    assert f"{file}" in said
+    assert named in said
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "head_dim", "vocab_size", "hidden_size", "max_position_embeddings"])
+def test_sizes_that_no_file_can_hold_are_refused_before_anything_is_built(folder, field):
+    for value, reason in ((2**31, "with these files it is at most"), (-1, "must not be negative")):
+        edit(folder / "config.json", **{field: value})
+        said = examined(folder)
+        assert f"config.json: {field}={value} can't be used" in said
+        assert reason in said

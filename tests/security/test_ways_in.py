@@ -15,7 +15,7 @@ from hub.compose.compose import compose
 from hub.compose.config_file import file_overrides
 from hub.config.schema import LaunchConfig
 from hub.config.trust import OF_THE_COMPUTATION
-from hub.data.sources import folders
+from hub.data.sources import files, folders, text_files
 from hub.data.sources.files import data_files
 from hub.errors import ConfigError, DataError, ModelError
 from hub.launch.resume import config_to_run
@@ -177,7 +177,7 @@ def test_links_out_of_a_folder_of_data_are_refused(tmp_path, monkeypatch):
     (data / "b.jsonl").write_text("{}\n")
     (data / "c.jsonl").symlink_to("b.jsonl")
     assert [file.name for file in data_files(str(data))] == ["b.jsonl", "c.jsonl"]
-    for module in (folders, sys.modules["hub.data.sources.files"]):
+    for module in (folders, files):
         monkeypatch.setattr(module, "MOST_FILES", 1)
     for path in (str(data), f"{data}/*.jsonl"):
         with pytest.raises(DataError, match="more than 1 files"):
@@ -200,6 +200,22 @@ def test_a_yaml_file_that_unfolds_is_one_line(tmp_path, text):
         with pytest.raises(ConfigError) as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+def test_a_line_or_a_file_that_unfolds_is_one_line(tmp_path, monkeypatch):
+    for name, value in (("LONGEST_LINE", 2**20), ("MOST_VALUES", 1000), ("_LARGE", 100), ("MOST_RATIO", 10)):
+        monkeypatch.setattr(text_files, name, value)
+    monkeypatch.setattr(files, "_ALWAYS_ALLOWED", 2**16)
+    monkeypatch.setattr(files, "MOST_RATIO", 10)
+    (tmp_path / "values.jsonl").write_text('{"a": [' + "[]," * 2000 + "1]}\n")
+    with gzip.open(tmp_path / "bomb.jsonl.gz", "wb") as stream:
+        stream.write(b'{"prompt": "a", "completion": "b"}\n' * 10_000)
+    (tmp_path / "line.jsonl").write_bytes(b"{" + b" " * 2**21)
+    expected = {"values": "more than 1,000 values", "bomb": "unpacks to more than 10 times", "line": "more than 1 MiB"}
+    for name, said in expected.items():
+        file = next(tmp_path.glob(f"{name}.*"))
+        with pytest.raises(DataError, match=said):
+            _ = [line.entry(file).read() for line in text_files.lines(file, longest=2**20)]
 
 
 LOOK = """
