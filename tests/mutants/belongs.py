@@ -6,10 +6,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 TESTS: dict[str, str] = {
-    "hub/train/schedule.py": "tests/train/test_schedule.py tests/train/test_reference.py",
+    "hub/train/schedule.py": "tests/train/test_schedule.py",
     "hub/train/optim.py": "tests/train/test_schedule.py tests/train/test_reference.py tests/train/test_adamw_bf16.py",
     "hub/train/adamw_bf16.py": "tests/train/test_adamw_bf16.py",
-    "hub/train/best.py": "tests/train/test_best.py tests/train/test_stopping.py",
+    "hub/train/best.py": "tests/train/test_best.py",
     "hub/train/evaluation.py": "tests/train/test_stopping.py tests/train/test_loop.py tests/tasks/test_train_measurements.py",
     "hub/train/track*.py": "tests/train/test_tracker.py",
     "hub/train/diagnosis.py": "tests/train/test_diagnosis.py",
