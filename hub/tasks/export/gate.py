@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from hub.errors import ModelError
 from hub.system.space import check_space, is_full, reserve, too_full
 from hub.system.waiting import counted, silent
-from hub.tasks.export.job import Reader, Say, Written
+from hub.tasks.export.job import Reader, ReaderOfSeveral, Say, Written
 
 LEAST_CHANGE = 0.05
 """Smallest denominator in nats per token. Arithmetic in bfloat16, as llama.cpp has it for such files, is worth 0.0003
@@ -94,8 +94,7 @@ def keep(tuned: Reader, rows: Sequence[Row], chats: Sequence[Chat], folder: Path
     """
     values: Any = None
     place, count = 0, sum(len(row.positions) for row in rows)
-    for row in counted(rows, len(rows), "hub: reference: {} rows", say):
-        found = log_probabilities(tuned, row)
+    for found in counted(log_probabilities(tuned, rows), len(rows), "hub: reference: {} rows", say):
         if found.isnan().any():
             raise ModelError(
                 "the model that was trained gives numbers that are not finite, so there is nothing to export. Training has "
@@ -132,8 +131,8 @@ def _on_disk(file: Path, shape: tuple[int, int]) -> Any:
 def measure(reference: Reference, reader: Reader, say: Say = silent) -> tuple[float, float]:
     """KL(tuned || other) in nats per token, and the share of positions where both have the same most likely word."""
     total, same, place = 0.0, 0, 0
-    for row in counted(reference.rows, len(reference.rows), "hub: compared on {} rows", say):
-        other = log_probabilities(reader, row)
+    rows = reference.rows
+    for other in counted(log_probabilities(reader, rows), len(rows), "hub: compared on {} rows", say):
         tuned = torch.from_numpy(np.array(reference.log_probabilities[place : place + len(other)]))
         total += float(divergence(tuned, other).sum())
         same += int((tuned.argmax(-1) == other.argmax(-1)).sum())
@@ -141,10 +140,12 @@ def measure(reference: Reference, reader: Reader, say: Say = silent) -> tuple[fl
     return total / place, same / place
 
 
-def log_probabilities(reader: Reader, row: Row) -> torch.Tensor:
-    """Log-probabilities of the next word at the positions of a row: (positions, vocabulary), float32."""
-    logits = reader.logits(row.ids)[list(row.positions)]
-    return torch.log_softmax(logits.float(), dim=-1)
+def log_probabilities(reader: Reader, rows: Sequence[Row]) -> Iterator[torch.Tensor]:
+    """Yield log-probabilities of the next word at the positions of each row: (positions, vocabulary), float32."""
+    ids = [row.ids for row in rows]
+    several = reader.logits_of(ids) if isinstance(reader, ReaderOfSeveral) else map(reader.logits, ids)
+    for row, logits in zip(rows, several, strict=True):
+        yield torch.log_softmax(logits[list(row.positions)].float(), dim=-1)
 
 
 def divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """What an exporter gets, and what it returns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hub.config.export import ExportConfig
 from hub.models.finished import Asked, Finished
@@ -49,6 +49,15 @@ class Reader(Protocol):
     @property
     def ends(self) -> frozenset[int]:
         """Ids of the tokens that end an answer."""
+        ...
+
+
+@runtime_checkable
+class ReaderOfSeveral(Protocol):
+    """A reader that is quicker for several texts at once."""
+
+    def logits_of(self, rows: Sequence[Sequence[int]]) -> "Iterator[torch.Tensor]":
+        """The logits of each text, as `Reader.logits` gives them."""
         ...
 
 

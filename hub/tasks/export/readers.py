@@ -13,6 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hub.tasks.generate.engine import shape_of
 from hub.tasks.loading import Loaded, device_here
 
+_NUM_LOGITS = 2**26
+"""Logits that are computed at once: 256 MiB in float32."""
+
+_MOST_TOKENS = 4096
+
 
 class ModelReader:
     """A loaded model with its tokenizer."""
@@ -26,6 +31,19 @@ class ModelReader:
         """The logits behind each token: (tokens, vocabulary), float32, on the CPU."""
         logits: torch.Tensor = self._forward(ids).logits[0]
         return logits.float().cpu()
+
+    @torch.no_grad()
+    def logits_of(self, rows: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """The same for rows, several at once: the weights of a large model are read once for all of them.
+
+        Rows are padded behind their ends, which no earlier token sees.
+        """
+        for group in _groups(rows, _NUM_LOGITS // max(1, len(self.loaded.tokenizer))):
+            longest = max(map(len, group))
+            batch = torch.tensor([[*row, *[0] * (longest - len(row))] for row in group], device=self.loaded.device)
+            logits = self._run(batch).logits
+            for number, row in enumerate(group):
+                yield logits[number, : len(row)].float().cpu()
 
     @torch.no_grad()
     def hidden(self, ids: Sequence[int]) -> list[torch.Tensor] | None:
@@ -53,9 +71,23 @@ class ModelReader:
         return shape_of(self.loaded).stop_ids
 
     def _forward(self, ids: Sequence[int], **options: Any) -> Any:
-        row = torch.tensor([list(ids)], device=self.loaded.device)
+        return self._run(torch.tensor([list(ids)], device=self.loaded.device), **options)
+
+    def _run(self, batch: torch.Tensor, **options: Any) -> Any:
         with self.loaded.autocast():
-            return self.loaded.model(input_ids=row, use_cache=False, **options)
+            return self.loaded.model(input_ids=batch, use_cache=False, **options)
+
+
+def _groups(rows: Sequence[Sequence[int]], num_tokens: int) -> Iterator[list[Sequence[int]]]:
+    """Rows in their order, as many at once as have so many tokens when they are padded to the longest, and one at least."""
+    group: list[Sequence[int]] = []
+    for row in rows:
+        if group and max(map(len, (*group, row))) * (len(group) + 1) > min(num_tokens, _MOST_TOKENS):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from hub import ConfigError, ModelError
 from hub.config.export import ExportConfig
 from hub.launch.finished import asked_for
 from hub.models import merging
+from hub.tasks.export import readers
 from hub.tasks.export.gate import check, differences_of_chats
 from hub.tasks.export.job import Written
 from hub.tasks.export.readers import open_folder
@@ -163,6 +164,17 @@ def test_a_merge_is_the_trained_model(examine, run):
     assert result["kl_base"] > 0.1, "training changed the model"
     assert result["ratio"] < 1e-6
     assert (result["top1"], result["differs"]) == (1.0, None)
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba2"])
+def test_rows_that_are_read_together_are_those_read_alone(monkeypatch, name):
+    monkeypatch.setattr(readers, "_MOST_TOKENS", 40)
+    rows = [list(range(5, 5 + count)) for count in (3, 17, 9, 2)]
+    with open_folder(zoo_model(name)) as reader:
+        together = list(reader.logits_of(rows))
+        for logits, row in zip(together, rows, strict=True):
+            assert torch.allclose(logits, reader.logits(row), atol=1e-5)
+    assert [len(group) for group in readers._groups(rows, 10**9)] == [2, 2]
 
 
 def test_an_end_that_is_missing_is_found_out(examine, runs, tmp_path):
