@@ -99,6 +99,8 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("launch.rdzv_endpoint=nowhere.invalid:1234", "launch.rdzv_endpoint=nowhere.invalid:1234: the host"),
         ("launch.python=/no/python", "launch.python=/no/python: there is no such interpreter"),
         ("run_name=a/b", "run_name='a/b' is not the name of a folder"),
+        ("output_dir=s3://b/runs", "output_dir=s3://b/runs: this is an address, and a run folder needs a file system"),
+        ("model.path=s3://b/m", "model.path=s3://b/m: addresses are not read. Download it and type its folder"),
         ("run_name=latest", "run_name=latest: the hub uses this name itself, for the link to the newest run. Type another"),
         ("run_name=", "run_name= is empty. Type run_name=VALUE, or leave it out"),
         ("resume=", "resume= is empty. Type resume=VALUE, or leave it out"),

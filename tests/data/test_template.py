@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from data.fuzz import tokenizer_for
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from hub.config.data import TEMPLATES
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
+from hub.data.tokens import template_date
 from hub.data.tokens.omissions import omission_lines
 from hub.data.tokens.spelling import encode_fast, spelling
 from hub.data.tokens.template import encode, fallback_line, load_template, render, require_template, template_report
@@ -641,3 +643,27 @@ def test_a_tokenizer_that_changes_a_text_says_so_by_the_number_of_bytes():
     assert [given is None for given in found] == [False, True, False]
     (_, _), (ids, mask), (_, _) = tokenize(tokenizer, texts, [[(0, 1)]] * 3)
     assert tokenizer.decode(ids[mask]) == "fi"
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("\n {{ strftime_now('%d %b %Y') }}!\n", "\n 08 Nov 2026!"),
+        ("{% set form = '%-d.%m' %}\n\n{{ strftime_now(form) }}", "\n8.11"),
+        ("{% macro day(form) %}{{ strftime_now(form) }}{% endmacro %}{{ day('%Y: 100%%') }}", "2026: 100%"),
+        ("{% if strftime_now is defined %}{{ strftime_now('%B') }}{% endif %}", "November"),
+    ],
+)
+def test_every_call_for_the_date_writes_that_of_the_run(text, written):
+    class Dated:
+        chat_template = text
+
+        def get_chat_template(self, tools=None):
+            return text
+
+    tokenizer = Dated()
+    template_date.set_date(tokenizer, "2026-11-08")
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers has it
+    environment.globals["strftime_now"] = lambda form: "today"
+    assert environment.from_string(template_date.dated_template(tokenizer, None)).render() == written
+    assert template_date.writes_date(tokenizer)

@@ -220,6 +220,11 @@ def test_what_decides_the_meaning_of_the_trained_numbers_can_not_change(tmp_path
         ConfigError, match=r"algo.lora_alpha: 32.0 then, 8.0 now. The numbers in .*/step-00000007 mean something"
     ):
         inline(tmp_path, "resume=latest", "algo.lora_alpha=8", "resume_with_changes=true")
+    with pytest.raises(
+        ConfigError, match=r"5 steps are asked for, and .*/step-00000007 is of step 7\. Type a larger algo\.max"
+    ):
+        inline(tmp_path, "resume=latest", "algo.max_steps=5", "resume_with_changes=true")
+    assert Result.read(stopped / "result.json").status == "interrupted"
 
 
 def test_changed_data_is_refused(tmp_path, monkeypatch):

@@ -160,10 +160,15 @@ class Save:
         sync_folder(self.aside)
         if self._metrics.is_file():
             sync_file(self._metrics)
-        remove(self.target)
+        before = self.target.with_name(f"{self.target.name}-before")  # one of the same step stays until this one is there
+        if self.target.exists():
+            remove(before)
+            self.target.rename(before)
         self.aside.rename(self.target)
         sync_folder(self.folder)
         sync_folder(self.folder.parent)  # of the first one, and for plan.json
+        if before.exists():
+            remove(before)
         remove_old(self.folder, self._keep)
 
     def _weights(self) -> dict[str, torch.Tensor]:
