@@ -134,7 +134,9 @@ def model_of(case: Case) -> Path:
 
 def run(case: Case, folder: Path) -> dict[str, Any]:
     """Run a case, and return its row."""
-    workload = Workload(algo="sft", shape="1b" if case.shape in OTHERS else case.shape, lengths=Lengths(longest=case.length), batch=case.batch)
+    workload = Workload(
+        algo="sft", shape="1b" if case.shape in OTHERS else case.shape, lengths=Lengths(longest=case.length), batch=case.batch
+    )
     rows = folder / "rows.jsonl"
     write_rows(rows, workload, STEPS)
     if case.shape in OTHERS:

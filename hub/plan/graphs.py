@@ -25,6 +25,7 @@ FUSED = (
 )  # fmt: skip
 """Operators that Inductor fuses and torch does not tag as elementwise: copies, indices, reductions."""
 
+
 def compiled(
     function: Callable[..., tuple[torch.Tensor, ...]],
     inputs: Sequence[torch.Tensor],
@@ -63,7 +64,9 @@ def _memory(forward: GraphModule, backward: GraphModule, scratch: Callable[[Node
         return memory_of(forward.graph, backward.graph, scratch)
 
 
-def _cut(joint: GraphModule, inputs: Sequence[torch.Tensor], num_weights: int, recompute: bool) -> tuple[GraphModule, GraphModule]:
+def _cut(
+    joint: GraphModule, inputs: Sequence[torch.Tensor], num_weights: int, recompute: bool
+) -> tuple[GraphModule, GraphModule]:
     """Cut a joint graph as torch.compile does. With `recompute` all of the forward pass is computed again."""
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch.utils.checkpoint import CheckpointPolicy
@@ -122,7 +125,8 @@ class _Buffers:
             elif node.op != "output":
                 tensors = _tensors(node)
                 self.of[node] = [
-                    _Buffer(f"{id(graph)}/{node.name}/{i}", tensor.numel() * tensor.element_size()) for i, tensor in enumerate(tensors)
+                    _Buffer(f"{id(graph)}/{node.name}/{i}", tensor.numel() * tensor.element_size())
+                    for i, tensor in enumerate(tensors)
                 ]
                 if node.op == "call_function":
                     self.made_by |= dict.fromkeys(self.of[node], node)
@@ -174,7 +178,9 @@ def memory_of(forward: Graph, backward: Graph, scratch: Callable[[Node], int]) -
     )
 
 
-def _events(graph: Graph, buffers: _Buffers, given: set[_Buffer], saved: set[_Buffer], scratch: Callable[[Node], int]) -> Events:
+def _events(
+    graph: Graph, buffers: _Buffers, given: set[_Buffer], saved: set[_Buffer], scratch: Callable[[Node], int]
+) -> Events:
     """Run through a graph, and record what is allocated and freed.
 
     Args:

@@ -186,7 +186,9 @@ class StandIns(Patch):
         keeps_gradients: whether gradients of weights stay. Those of sharded weights go to the other processes.
     """
 
-    def __init__(self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False, keeps_gradients: bool = True) -> None:
+    def __init__(
+        self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False, keeps_gradients: bool = True
+    ) -> None:
         self._memories, self._num, self._offloads, self._keeps = memories, num_checkpointed, offloads, keeps_gradients
 
     def apply(self, edits: Edits) -> None:

@@ -199,7 +199,9 @@ class Planner:
         if rest < 0:
             gradients, rest = gradients_part(self.trained, shards), 0
         kept = min(found.layers, rest)
-        words = f"{tokens:,} tokens in {len(self.layers) - num_checkpointed} layers, and the inputs of {num_checkpointed} others"
+        words = (
+            f"{tokens:,} tokens in {len(self.layers) - num_checkpointed} layers, and the inputs of {num_checkpointed} others"
+        )
         parts = [*weights, gradients, optimizer, *context]
         parts += [
             Part("kept for the backward pass", kept, words),
