@@ -49,9 +49,8 @@ def needs(preset: str, algo: str, lengths: Sequence[int] = LENGTHS) -> list[Need
         None for a length that the model does not take.
     """
     from hub.launch.planning import composed_with
-    from hub.tasks.plan.planning import Case, Session
-
     from hub.system.known_gpus import known_gpus
+    from hub.tasks.plan.planning import Case, Session
 
     gpus = list(known_gpus().values())
     most = int(SHAPES[preset]["max_position_embeddings"])

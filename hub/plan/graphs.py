@@ -9,7 +9,6 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -21,7 +20,7 @@ FUSED = (
     "prims.convert_element_type", "prims.iota", "aten.cat", "aten.index", "aten.embedding", "aten.gather", "aten.full",
     "aten.constant_pad_nd", "aten.slice_scatter", "aten.select_scatter", "aten.arange", "aten.empty", "aten.clone",
     "aten.scalar_tensor", "aten.where", "aten._to_copy", "aten.full_like", "aten.zeros_like", "aten.ones_like", "aten.copy",
-    "aten._assert_tensor_metadata", "aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.any", "aten.var_mean", "aten.max", "aten.min", "aten.prod",
+    "aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.any", "aten.var_mean", "aten.max", "aten.min", "aten.prod",
 )  # fmt: skip
 """Operators that Inductor fuses and torch does not tag as elementwise: copies, indices, reductions."""
 
@@ -75,9 +74,8 @@ def _cut(
     for node in joint.graph.nodes:
         node.meta.pop("recompute", None)
         node.meta.pop("ac_graph_id", None)
-        if node.op == "placeholder" and "tangents" in str(node.target):
-            after_tangents.add(node)
-        elif any(before in after_tangents for before in node.all_input_nodes):
+        is_tangent = node.op == "placeholder" and "tangents" in str(node.target)
+        if is_tangent or any(before in after_tangents for before in node.all_input_nodes):
             after_tangents.add(node)
         elif recompute and node.op == "call_function":
             node.meta["recompute"], node.meta["ac_graph_id"] = CheckpointPolicy.MUST_RECOMPUTE, 0

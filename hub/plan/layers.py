@@ -83,7 +83,7 @@ class LayerMemories(Patch):
         leaves = [value for value in tree_leaves(out) if isinstance(value, torch.Tensor)]
         first = next(value for value in leaves if value.shape == hidden.shape)
         result = tree_map(lambda value: HIDDEN if value is first else value, out)
-        del out, leaves, first
+        del out, leaves
         if self.is_compiled:
             memories = [self._graphs(layer, plain, args, kwargs, tiled) for tiled in {None, self.tiled_from}]
             return KindMemory(memories[0][0], memories[-1][1], result)
