@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from hub.plan.sizes import Events, LayerMemory, Size
 
+
 @dataclass
 class _Step:
     """One kernel, or one operator of a library."""
@@ -153,4 +154,3 @@ def _events(schedule: _Schedule, saved: set[str]) -> Events:
         changes += [-Size.of(sizes[n]) for n in new if n not in last and n not in results]
         made |= {n for n in new if n in last or n in results}
     return Events(changes)
-

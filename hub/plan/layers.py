@@ -83,7 +83,7 @@ class LayerMemories(Patch):
         leaves = [value for value in tree_leaves(out) if isinstance(value, torch.Tensor)]
         first = next(value for value in leaves if value.shape == hidden.shape)
         result = tree_map(lambda value: HIDDEN if value is first else value, out)
-        del out, leaves, first
+        del out, leaves
         if self.is_compiled:
             memories = [self._graphs(layer, plain, args, kwargs, tiled) for tiled in {None, self.tiled_from}]
             return KindMemory(memories[0][0], memories[-1][1], result)
@@ -186,7 +186,9 @@ class StandIns(Patch):
         keeps_gradients: whether gradients of weights stay. Those of sharded weights go to the other processes.
     """
 
-    def __init__(self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False, keeps_gradients: bool = True) -> None:
+    def __init__(
+        self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False, keeps_gradients: bool = True
+    ) -> None:
         self._memories, self._num, self._offloads, self._keeps = memories, num_checkpointed, offloads, keeps_gradients
 
     def apply(self, edits: Edits) -> None:
@@ -219,17 +221,17 @@ class _StandIn(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any, memory: LayerMemory, tokens: int, offloads: bool, hidden: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
         _take(memory.forward.peak(tokens), hidden)
-        ctx.memory, ctx.tokens = memory, tokens
+        ctx.memory, ctx.tokens, ctx.offloads = memory, tokens, offloads
         ctx.saved = _bytes(memory.saved.at(tokens), hidden)
         ctx.like = (hidden.shape, hidden.dtype, [(weight.shape, weight.dtype) for weight in weights])
-        ctx.hidden = None if offloads else hidden.detach()
+        ctx.hidden = None if offloads or not hidden.requires_grad else hidden.detach()
         return torch.empty_like(hidden)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         shape, dtype, weights = ctx.like
-        if ctx.hidden is None:
+        if ctx.offloads:
             ctx.hidden = gradient.new_empty(shape, dtype=dtype)
         _take(ctx.memory.backward.peak(ctx.tokens), gradient)
         ctx.saved = ctx.hidden = None

@@ -64,8 +64,8 @@ def test_layers_that_stand_in_take_what_real_layers_take(words: tuple[str, ...])
                 loss = planned.loss(planned.model, row(tokens, True, 64))
             after_forward = live.num_bytes
             loss.backward()
-    assert predicted.after_forward == pytest.approx(after_forward, rel=0.03)
-    assert predicted.peak == pytest.approx(live.most_bytes, rel=0.03)
+    assert predicted.after_forward == pytest.approx(after_forward, rel=0.05)
+    assert predicted.peak == pytest.approx(live.most_bytes, rel=0.05)
 
 
 def test_compiled_layers_keep_what_their_products_need() -> None:
@@ -107,7 +107,9 @@ def test_full_fine_tuning_counts_weights_gradients_and_moments() -> None:
     assert {part.name: part.num_bytes for part in sharded.parts}["optimizer"] == pytest.approx(sizes["optimizer"] / 2, rel=0.05)
 
 
-@pytest.mark.parametrize("words", [("algo=osft",), ("algo=osft", "algo.subspace=weights"), ("algo=lora_sft", "algo.init=pissa")])
+@pytest.mark.parametrize(
+    "words", [("algo=osft",), ("algo=osft", "algo.subspace=weights"), ("algo=lora_sft", "algo.init=pissa")]
+)
 def test_backends_that_read_weights_are_planned_from_shapes(words: tuple[str, ...]) -> None:
     found = planner(*words).plan(compose(*words, "model=tiny"), known_gpus()["h100"], 1, 128, [1000.0])
     assert found.fits
@@ -138,4 +140,3 @@ def test_mistakes_in_a_plan_are_said_in_one_line(words: list[str], line: str) ->
         plan(words)
     assert line in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
-

@@ -14,7 +14,13 @@ def page(plan: "Planned") -> str:
     chosen = plan.chosen
     memory, gpu = chosen.memory, chosen.gpu
     number = f"{memory.world} x " if memory.world > 1 else ""
-    verdict = "fits" if memory.fits else f"does not fit: {gib(memory.missing_bytes)} are missing" if memory.missing_bytes else "does not fit"
+    verdict = (
+        "fits"
+        if memory.fits
+        else f"does not fit: {gib(memory.missing_bytes)} are missing"
+        if memory.missing_bytes
+        else "does not fit"
+    )
     if not plan.asked and memory.fits:
         verdict += ". It is the smallest known GPU that does"
     lines = [
@@ -53,7 +59,9 @@ def _choices(plan: "Planned") -> "list[tuple[str, str]]":
     ]
     if memory.world > 1:
         rows.append(("strategy", memory.strategy))
-    rows.append(("longest sample", f"of {memory.longest_that_fits:,} tokens would fit" if memory.longest_that_fits else "none fits"))
+    rows.append(
+        ("longest sample", f"of {memory.longest_that_fits:,} tokens would fit" if memory.longest_that_fits else "none fits")
+    )
     if plan.data is not None:
         rows.append(("data", plan.data.how))
     if work is not None:
@@ -70,7 +78,12 @@ def _choices(plan: "Planned") -> "list[tuple[str, str]]":
         if cost.price is not None:
             rows.append(("price", f"{cost.price[0]:.2f} to {cost.price[2]:.2f}"))
     disk = plan.disk
-    rows.append(("disk", f"{gib(disk.total)}: the model {gib(disk.model)}, {disk.num_checkpoints} checkpoints of {gib(disk.checkpoint)}"))
+    rows.append(
+        (
+            "disk",
+            f"{gib(disk.total)}: the model {gib(disk.model)}, {disk.num_checkpoints} checkpoints of {gib(disk.checkpoint)}",
+        )
+    )
     if disk.exports:
         rows[-1] = ("disk", f"{rows[-1][1]}, exports {gib(disk.exports)}")
     return rows
