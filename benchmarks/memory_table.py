@@ -53,7 +53,6 @@ def needs(preset: str, algo: str, lengths: Sequence[int] = LENGTHS) -> list[Need
     Returns:
         None for a length that the model does not take.
     """
-<<<<<<< HEAD
     import torch
 
     from hub.compose.compose import compose
@@ -61,11 +60,6 @@ def needs(preset: str, algo: str, lengths: Sequence[int] = LENGTHS) -> list[Need
     from hub.plugins.registry import resolve
     from hub.system.known_gpus import known_gpus
     from hub.train.layout.memory_budget import draw_loads
-=======
-    from hub.launch.planning import composed_with
-    from hub.system.known_gpus import known_gpus
-    from hub.tasks.plan.planning import Case, Session
->>>>>>> h23
 
     gpus, folder = list(known_gpus().values()), folder_of(preset)
     words = [f"algo={algo}", "algo.backend=native", f"model.path={folder}"]
