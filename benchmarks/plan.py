@@ -37,8 +37,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "gemma2_2b": {
         "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000, "sliding_window": 4096, "query_pre_attn_scalar": 256,
-        "max_position_embeddings": 8192,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000, "sliding_window": 4096,
+        "query_pre_attn_scalar": 256, "max_position_embeddings": 8192,
     },
     "mixtral_1b": {
         "model_type": "mixtral", "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 16,

@@ -323,7 +323,7 @@ def sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -613,7 +613,7 @@ def lora_sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -920,7 +920,7 @@ def osft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1180,7 +1180,7 @@ def run(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1435,7 +1435,7 @@ def verify(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1692,7 +1692,7 @@ def show(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1944,7 +1944,7 @@ def data(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2198,7 +2198,7 @@ def plan(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:

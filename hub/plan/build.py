@@ -233,8 +233,8 @@ def build_without_data(
         raise
     except Exception as error:
         raise PluginError(
-            f"algo={resolved.algorithm.name}: its backend {backend.name} can't build its model without data, so its memory can't "
-            f"be predicted ({type(error).__name__}: {one_line(error)})"
+            f"algo={resolved.algorithm.name}: its backend {backend.name} can't build its model without data, so its memory "
+            f"can't be predicted ({type(error).__name__}: {one_line(error)})"
         ) from error
     if not isinstance(recipe, Recipe):
         raise PluginError(

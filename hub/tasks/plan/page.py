@@ -1,16 +1,15 @@
 """A plan as text: what takes memory, what the run would choose, how long it takes, what to change."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 from hub.plan.gpus import gib
+from hub.plan.prediction import Part
 from hub.tables import as_text
 
-if TYPE_CHECKING:
-    from hub.tasks.plan.planning import OnGpu, Planned
 
-
-def page(plan: "Planned") -> str:
-    """Return a plan's page."""
+def page(plan: Any) -> str:
+    """Return the page of a plan (`hub.tasks.plan.planning.Planned`)."""
     chosen = plan.chosen
     memory, gpu = chosen.memory, chosen.gpu
     number = f"{memory.world} x " if memory.world > 1 else ""
@@ -43,13 +42,13 @@ def page(plan: "Planned") -> str:
     return "\n".join(lines)
 
 
-def _parts(parts: "tuple[object, ...]") -> list[str]:
-    rows = [(getattr(part, "name"), gib(getattr(part, "num_bytes")), getattr(part, "because")) for part in parts]  # noqa: B009
+def _parts(parts: Sequence[Part]) -> list[str]:
+    rows = [(part.name, gib(part.num_bytes), part.because) for part in parts]
     widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
     return [f"  {name:<{widths[0]}}  {size:>{widths[1]}}  {because}" for name, size, because in rows]
 
 
-def _choices(plan: "Planned") -> "list[tuple[str, str]]":
+def _choices(plan: Any) -> list[tuple[str, str]]:
     memory, speed, cost, work = plan.chosen.memory, plan.chosen.speed, plan.chosen.cost, plan.work
     layers = f"{memory.num_checkpointed} of {memory.num_layers} layers recompute their activations"
     offload = ", their inputs wait in CPU memory" if memory.offload else ""
@@ -89,7 +88,7 @@ def _choices(plan: "Planned") -> "list[tuple[str, str]]":
     return rows
 
 
-def _table(compared: "tuple[tuple[str, OnGpu | str], ...]") -> list[str]:
+def _table(compared: Sequence[tuple[str, Any]]) -> list[str]:
     """Plans side by side."""
     head = ("", "fits", "peak", "micro-batch", "recomputed", "tokens/s", "time")
     rows = [head]

@@ -325,6 +325,8 @@ def plan_run(cfg: RunConfig, again: Again, say: Callable[[str], None] = lambda t
             case.longest,
         )
         recalled = recall(key)
+        if (factor := recalled.peak_factor()) is not None:
+            lines.append(f"{recalled.because}: the peak was {factor:.1%} of what was predicted")
         chosen = _learned(case, chosen, recalled, work)
     return Planned(
         name=name or case.resolved.algorithm.name,
