@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.preset_shapes import SHAPES, folder_of
+from hub.plan.prediction import MemoryPlan
+from hub.system.known_gpus import Gpu
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 BEGIN, END = "<!-- table: python -m benchmarks.memory_table --write -->", "<!-- end of the table -->"
@@ -20,6 +22,9 @@ LENGTHS = (2048, 8192, 32768)
 """Tokens of the longest sample."""
 
 LEAST = ("algo.gradient_checkpointing=all", "algo.activation_offload=all")
+BATCH = 32
+"""Samples of a step."""
+
 NO_GPU = "none"
 
 
@@ -48,30 +53,29 @@ def needs(preset: str, algo: str, lengths: Sequence[int] = LENGTHS) -> list[Need
     Returns:
         None for a length that the model does not take.
     """
-    from hub.launch.planning import composed_with
-    from hub.tasks.plan.planning import Case, Session
+    import torch
 
+    from hub.compose.compose import compose
+    from hub.plan.memory import Planner
+    from hub.plugins.registry import resolve
     from hub.system.known_gpus import known_gpus
+    from hub.train.layout.memory_budget import draw_loads
 
-    gpus = list(known_gpus().values())
-    most = int(SHAPES[preset]["max_position_embeddings"])
-    again = composed_with([f"algo={algo}", f"model.path={folder_of(preset)}", "plan.learn=false"])
-    session = Session(again, lambda line: None)
+    gpus, folder = list(known_gpus().values()), folder_of(preset)
+    words = [f"algo={algo}", "algo.backend=native", f"model.path={folder}"]
+    planner = Planner(resolve(compose(*words), check_needs=False), folder, torch.bfloat16)
 
-    def case(length: int, *more: str) -> Case:
-        return Case.of(session, again([f"data.max_seq_len={length}", *more]))
+    def plan(gpu: Gpu, length: int, *more: str) -> MemoryPlan:
+        return planner.plan(compose(*words, *more), gpu, 1, length, draw_loads([length], BATCH))
 
     found: list[Need | None] = []
     for length in lengths:
-        if length > most:
+        if length > int(SHAPES[preset]["max_position_embeddings"]):
             found.append(None)
             continue
-        frugal = case(length, *LEAST, f"algo.max_tokens_per_gpu={length}").on(gpus[-1], 1)
-        least = frugal.memory.peak_bytes
-        usual = case(length)
+        least = plan(gpus[-1], length, *LEAST, f"algo.max_tokens_per_gpu={length}").peak_bytes
         able = (gpu for gpu in gpus if gpu.has_bfloat16 and gpu.memory_bytes >= least)
-        smallest = next((gpu.name for gpu in able if usual.on(gpu, 1).memory.fits), None)
-        found.append(Need(least / 2**30, smallest))
+        found.append(Need(least / 2**30, next((gpu.name for gpu in able if plan(gpu, length).fits), None)))
     return found
 
 

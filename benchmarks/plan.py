@@ -31,14 +31,14 @@ LIMIT = 240.0
 
 OTHERS: dict[str, dict[str, Any]] = {
     "qwen3_0.6b": {
-        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True,
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True,
         "max_position_embeddings": 40960,
     },
     "gemma2_2b": {
-        "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
-        "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000, "sliding_window": 4096, "query_pre_attn_scalar": 256,
-        "max_position_embeddings": 8192,
+        "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000, "sliding_window": 4096,
+        "query_pre_attn_scalar": 256, "max_position_embeddings": 8192,
     },
     "mixtral_1b": {
         "model_type": "mixtral", "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 16,
@@ -134,7 +134,9 @@ def model_of(case: Case) -> Path:
 
 def run(case: Case, folder: Path) -> dict[str, Any]:
     """Run a case, and return its row."""
-    workload = Workload(algo="sft", shape="1b" if case.shape in OTHERS else case.shape, lengths=Lengths(longest=case.length), batch=case.batch)
+    workload = Workload(
+        algo="sft", shape="1b" if case.shape in OTHERS else case.shape, lengths=Lengths(longest=case.length), batch=case.batch
+    )
     rows = folder / "rows.jsonl"
     write_rows(rows, workload, STEPS)
     if case.shape in OTHERS:

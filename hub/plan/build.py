@@ -111,7 +111,9 @@ class PlanSetup(Setup):
         return model
 
 
-def model_without_data(cfg: ModelConfig, config: "PretrainedConfig", dtype: torch.dtype, quantization: Any = None) -> "PreTrainedModel":
+def model_without_data(
+    cfg: ModelConfig, config: "PretrainedConfig", dtype: torch.dtype, quantization: Any = None
+) -> "PreTrainedModel":
     """A model as `load_causal_lm` loads it, on torch's meta device: with its shapes, types, and layers in 4 or 8 bits.
 
     Args:
@@ -208,7 +210,16 @@ def build_without_data(
     session = Session(Group(0, 1, 0, torch.device("cpu")), None, dtype)  # type: ignore[arg-type]  # nothing is tracked
     run = QuietRun(Path(tempfile.gettempdir()))
     setup = PlanSetup(
-        cfg, run, session, folder, tokenizer, data, None, resolved.algorithm.name, lambda hook, **values: None, config  # type: ignore[arg-type]
+        cfg,
+        run,
+        session,
+        folder,
+        tokenizer,
+        data,
+        None,
+        resolved.algorithm.name,
+        lambda hook, **values: None,
+        config,  # type: ignore[arg-type]
     )
     backend = resolved.backend
     build = backend.plan or backend.build
@@ -222,11 +233,13 @@ def build_without_data(
         raise
     except Exception as error:
         raise PluginError(
-            f"algo={resolved.algorithm.name}: its backend {backend.name} can't build its model without data, so the memory can't be "
-            f"predicted ({type(error).__name__}: {one_line(error)})"
+            f"algo={resolved.algorithm.name}: its backend {backend.name} can't build its model without data, so its memory "
+            f"can't be predicted ({type(error).__name__}: {one_line(error)})"
         ) from error
     if not isinstance(recipe, Recipe):
-        raise PluginError(f"algo={resolved.algorithm.name}: its backend {backend.name} has a trainer of its own, which can't be planned")
+        raise PluginError(
+            f"algo={resolved.algorithm.name}: its backend {backend.name} has a trainer of its own, which can't be planned"
+        )
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         without_data(recipe.model)
@@ -314,4 +327,3 @@ def tensors_without_data(mode: FakeTensorMode) -> Iterator[None]:
     """Within it new tensors have no data, and kernels behave as on a GPU."""
     with mode, as_on_gpu():
         yield
-

@@ -20,9 +20,10 @@ FUSED = (
     "prims.convert_element_type", "prims.iota", "aten.cat", "aten.index", "aten.embedding", "aten.gather", "aten.full",
     "aten.constant_pad_nd", "aten.slice_scatter", "aten.select_scatter", "aten.arange", "aten.empty", "aten.clone",
     "aten.scalar_tensor", "aten.where", "aten._to_copy", "aten.full_like", "aten.zeros_like", "aten.ones_like", "aten.copy",
-    "aten._assert_tensor_metadata", "aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.any", "aten.var_mean", "aten.max", "aten.min", "aten.prod",
+    "aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.any", "aten.var_mean", "aten.max", "aten.min", "aten.prod",
 )  # fmt: skip
 """Operators that Inductor fuses and torch does not tag as elementwise: copies, indices, reductions."""
+
 
 def compiled(
     function: Callable[..., tuple[torch.Tensor, ...]],
@@ -62,7 +63,9 @@ def _memory(forward: GraphModule, backward: GraphModule, scratch: Callable[[Node
         return memory_of(forward.graph, backward.graph, scratch)
 
 
-def _cut(joint: GraphModule, inputs: Sequence[torch.Tensor], num_weights: int, recompute: bool) -> tuple[GraphModule, GraphModule]:
+def _cut(
+    joint: GraphModule, inputs: Sequence[torch.Tensor], num_weights: int, recompute: bool
+) -> tuple[GraphModule, GraphModule]:
     """Cut a joint graph as torch.compile does. With `recompute` all of the forward pass is computed again."""
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch.utils.checkpoint import CheckpointPolicy
@@ -71,7 +74,8 @@ def _cut(joint: GraphModule, inputs: Sequence[torch.Tensor], num_weights: int, r
     for node in joint.graph.nodes:
         node.meta.pop("recompute", None)
         node.meta.pop("ac_graph_id", None)
-        if (node.op == "placeholder" and "tangents" in str(node.target)) or any(before in after_tangents for before in node.all_input_nodes):
+        is_tangent = node.op == "placeholder" and "tangents" in str(node.target)
+        if is_tangent or any(before in after_tangents for before in node.all_input_nodes):
             after_tangents.add(node)
         elif recompute and node.op == "call_function":
             node.meta["recompute"], node.meta["ac_graph_id"] = CheckpointPolicy.MUST_RECOMPUTE, 0
@@ -119,7 +123,8 @@ class _Buffers:
             elif node.op != "output":
                 tensors = _tensors(node)
                 self.of[node] = [
-                    _Buffer(f"{id(graph)}/{node.name}/{i}", tensor.numel() * tensor.element_size()) for i, tensor in enumerate(tensors)
+                    _Buffer(f"{id(graph)}/{node.name}/{i}", tensor.numel() * tensor.element_size())
+                    for i, tensor in enumerate(tensors)
                 ]
                 if node.op == "call_function":
                     self.made_by |= dict.fromkeys(self.of[node], node)
@@ -171,7 +176,9 @@ def memory_of(forward: Graph, backward: Graph, scratch: Callable[[Node], int]) -
     )
 
 
-def _events(graph: Graph, buffers: _Buffers, given: set[_Buffer], saved: set[_Buffer], scratch: Callable[[Node], int]) -> Events:
+def _events(
+    graph: Graph, buffers: _Buffers, given: set[_Buffer], saved: set[_Buffer], scratch: Callable[[Node], int]
+) -> Events:
     """Run through a graph, and record what is allocated and freed.
 
     Args:

@@ -154,4 +154,3 @@ def _events(schedule: _Schedule, saved: set[str]) -> Events:
         changes += [-Size.of(sizes[n]) for n in new if n not in last and n not in results]
         made |= {n for n in new if n in last or n in results}
     return Events(changes)
-

@@ -83,7 +83,7 @@ class LayerMemories(Patch):
         leaves = [value for value in tree_leaves(out) if isinstance(value, torch.Tensor)]
         first = next(value for value in leaves if value.shape == hidden.shape)
         result = tree_map(lambda value: HIDDEN if value is first else value, out)
-        del out, leaves, first
+        del out, leaves
         if self.is_compiled:
             memories = [self._graphs(layer, plain, args, kwargs, tiled) for tiled in {None, self.tiled_from}]
             return KindMemory(memories[0][0], memories[-1][1], result)
@@ -186,7 +186,9 @@ class StandIns(Patch):
         keeps_gradients: whether gradients of weights stay. Those of sharded weights go to the other processes.
     """
 
-    def __init__(self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False, keeps_gradients: bool = True) -> None:
+    def __init__(
+        self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False, keeps_gradients: bool = True
+    ) -> None:
         self._memories, self._num, self._offloads, self._keeps = memories, num_checkpointed, offloads, keeps_gradients
 
     def apply(self, edits: Edits) -> None:

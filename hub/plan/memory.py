@@ -153,7 +153,7 @@ class Planner:
         memory_bytes = gpu.memory_bytes
         if cfg.launch.gpu_memory_gb is not None:
             memory_bytes = min(memory_bytes, int(cfg.launch.gpu_memory_gb * GIB))
-        strategy, why = self.planned.load.strategy(cfg, memory_bytes, world)
+        strategy, _ = self.planned.load.strategy(cfg, memory_bytes, world)
         shards = strategy.num_state_shards(world) if world > 1 else 1
         gathered = gathered_by(self.model, self.layers, strategy.name if world > 1 else "ddp", world, self.dtype)
         compiled, _ = choose_compile(cfg.algo.torch_compile, self._of_text, num_tokens, torch.device("cuda"))
@@ -199,7 +199,9 @@ class Planner:
         if rest < 0:
             gradients, rest = gradients_part(self.trained, shards), 0
         kept = min(found.layers, rest)
-        words = f"{tokens:,} tokens in {len(self.layers) - num_checkpointed} layers, and the inputs of {num_checkpointed} others"
+        words = (
+            f"{tokens:,} tokens in {len(self.layers) - num_checkpointed} layers, and the inputs of {num_checkpointed} others"
+        )
         parts = [*weights, gradients, optimizer, *context]
         parts += [
             Part("kept for the backward pass", kept, words),

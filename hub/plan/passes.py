@@ -78,7 +78,12 @@ class Passes:
         return self._memories[tiled_from]
 
     def run(
-        self, tokens: int, num_checkpointed: int, with_gradients: bool = True, offloads: bool = False, tiled_from: int | None = None
+        self,
+        tokens: int,
+        num_checkpointed: int,
+        with_gradients: bool = True,
+        offloads: bool = False,
+        tiled_from: int | None = None,
     ) -> PassBytes:
         """Run a forward and a backward pass.
 

@@ -98,7 +98,9 @@ def optimizer_part(algo: AlgoConfig, trained: Sequence[torch.nn.Parameter], shar
     for parameter in trained:
         numel = -(-parameter.numel() // shards)
         if name == "adafactor":
-            rows = sum(parameter.numel() // parameter.shape[dim] for dim in (-1, -2)) if parameter.ndim >= 2 else parameter.numel()
+            rows = (
+                sum(parameter.numel() // parameter.shape[dim] for dim in (-1, -2)) if parameter.ndim >= 2 else parameter.numel()
+            )
             num_bytes += rounded(4 * rows // shards)
         elif name == "adamw_8bit" and parameter.numel() >= MIN_8BIT:
             num_bytes += 2 * (rounded(numel) + rounded(4 * -(-numel // BLOCK_8BIT)))

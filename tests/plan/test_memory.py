@@ -107,7 +107,9 @@ def test_full_fine_tuning_counts_weights_gradients_and_moments() -> None:
     assert {part.name: part.num_bytes for part in sharded.parts}["optimizer"] == pytest.approx(sizes["optimizer"] / 2, rel=0.05)
 
 
-@pytest.mark.parametrize("words", [("algo=osft",), ("algo=osft", "algo.subspace=weights"), ("algo=lora_sft", "algo.init=pissa")])
+@pytest.mark.parametrize(
+    "words", [("algo=osft",), ("algo=osft", "algo.subspace=weights"), ("algo=lora_sft", "algo.init=pissa")]
+)
 def test_backends_that_read_weights_are_planned_from_shapes(words: tuple[str, ...]) -> None:
     found = planner(*words).plan(compose(*words, "model=tiny"), known_gpus()["h100"], 1, 128, [1000.0])
     assert found.fits
@@ -138,4 +140,3 @@ def test_mistakes_in_a_plan_are_said_in_one_line(words: list[str], line: str) ->
         plan(words)
     assert line in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
-

@@ -1,20 +1,25 @@
 """A plan as text: what takes memory, what the run would choose, how long it takes, what to change."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 from hub.plan.gpus import gib
+from hub.plan.prediction import Part
 from hub.tables import as_text
 
-if TYPE_CHECKING:
-    from hub.tasks.plan.planning import OnGpu, Planned
 
-
-def page(plan: "Planned") -> str:
-    """Return a plan's page."""
+def page(plan: Any) -> str:
+    """Return the page of a plan (`hub.tasks.plan.planning.Planned`)."""
     chosen = plan.chosen
     memory, gpu = chosen.memory, chosen.gpu
     number = f"{memory.world} x " if memory.world > 1 else ""
-    verdict = "fits" if memory.fits else f"does not fit: {gib(memory.missing_bytes)} are missing" if memory.missing_bytes else "does not fit"
+    verdict = (
+        "fits"
+        if memory.fits
+        else f"does not fit: {gib(memory.missing_bytes)} are missing"
+        if memory.missing_bytes
+        else "does not fit"
+    )
     if not plan.asked and memory.fits:
         verdict += ". It is the smallest known GPU that does"
     lines = [
@@ -37,13 +42,13 @@ def page(plan: "Planned") -> str:
     return "\n".join(lines)
 
 
-def _parts(parts: "tuple[object, ...]") -> list[str]:
-    rows = [(getattr(part, "name"), gib(getattr(part, "num_bytes")), getattr(part, "because")) for part in parts]  # noqa: B009
+def _parts(parts: Sequence[Part]) -> list[str]:
+    rows = [(part.name, gib(part.num_bytes), part.because) for part in parts]
     widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
     return [f"  {name:<{widths[0]}}  {size:>{widths[1]}}  {because}" for name, size, because in rows]
 
 
-def _choices(plan: "Planned") -> "list[tuple[str, str]]":
+def _choices(plan: Any) -> list[tuple[str, str]]:
     memory, speed, cost, work = plan.chosen.memory, plan.chosen.speed, plan.chosen.cost, plan.work
     layers = f"{memory.num_checkpointed} of {memory.num_layers} layers recompute their activations"
     offload = ", their inputs wait in CPU memory" if memory.offload else ""
@@ -53,7 +58,9 @@ def _choices(plan: "Planned") -> "list[tuple[str, str]]":
     ]
     if memory.world > 1:
         rows.append(("strategy", memory.strategy))
-    rows.append(("longest sample", f"of {memory.longest_that_fits:,} tokens would fit" if memory.longest_that_fits else "none fits"))
+    rows.append(
+        ("longest sample", f"of {memory.longest_that_fits:,} tokens would fit" if memory.longest_that_fits else "none fits")
+    )
     if plan.data is not None:
         rows.append(("data", plan.data.how))
     if work is not None:
@@ -70,13 +77,18 @@ def _choices(plan: "Planned") -> "list[tuple[str, str]]":
         if cost.price is not None:
             rows.append(("price", f"{cost.price[0]:.2f} to {cost.price[2]:.2f}"))
     disk = plan.disk
-    rows.append(("disk", f"{gib(disk.total)}: the model {gib(disk.model)}, {disk.num_checkpoints} checkpoints of {gib(disk.checkpoint)}"))
+    rows.append(
+        (
+            "disk",
+            f"{gib(disk.total)}: the model {gib(disk.model)}, {disk.num_checkpoints} checkpoints of {gib(disk.checkpoint)}",
+        )
+    )
     if disk.exports:
         rows[-1] = ("disk", f"{rows[-1][1]}, exports {gib(disk.exports)}")
     return rows
 
 
-def _table(compared: "tuple[tuple[str, OnGpu | str], ...]") -> list[str]:
+def _table(compared: Sequence[tuple[str, Any]]) -> list[str]:
     """Plans side by side."""
     head = ("", "fits", "peak", "micro-batch", "recomputed", "tokens/s", "time")
     rows = [head]

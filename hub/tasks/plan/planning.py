@@ -94,7 +94,12 @@ class Planned:
             "work": None if self.work is None else asdict(self.work),
             "disk_bytes": {**asdict(self.disk), "total": self.disk.total},
             "fixes": [
-                {"overrides": list(fix.overrides), "what": fix.what, "slowdown": fix.tried.slowdown, "peak_bytes": fix.tried.peak_bytes}
+                {
+                    "overrides": list(fix.overrides),
+                    "what": fix.what,
+                    "slowdown": fix.tried.slowdown,
+                    "peak_bytes": fix.tried.peak_bytes,
+                }
                 for fix in self.fixes
             ],
             "compared": [
@@ -127,7 +132,11 @@ def _on_gpu_json(found: OnGpu) -> dict[str, Any]:
 
 
 def _data_json(data: DataTokens) -> dict[str, Any]:
-    kept = {item.name: getattr(data, item.name) for item in fields(data) if item.name not in ("mix", "lengths", "population", "lines")}
+    kept = {
+        item.name: getattr(data, item.name)
+        for item in fields(data)
+        if item.name not in ("mix", "lengths", "population", "lines")
+    }
     return {**kept, "exact": data.exact, "tokens_per_pass": data.tokens_per_pass}
 
 
@@ -196,7 +205,11 @@ class _Case:
         folder = session.folder(cfg)
         cfg = with_storage(cfg, folder)
         resolved = resolve(cfg, check_needs=False)
-        if problems := [*storage_problems(cfg, resolved.algorithm.name), *cfg.algo.problems(cfg), *resolved.backend.problems(cfg)]:
+        if problems := [
+            *storage_problems(cfg, resolved.algorithm.name),
+            *cfg.algo.problems(cfg),
+            *resolved.backend.problems(cfg),
+        ]:
             raise ConfigError(list(dict.fromkeys(problems)))
         config = load_config(cfg.model, folder)
         return cls(session, resolved, config, session.data(cfg, config))
@@ -298,11 +311,22 @@ def plan_run(cfg: RunConfig, again: Again, say: Callable[[str], None] = lambda t
     work = work_of(case.cfg, case.tokens, world) if case.tokens is not None else None
     lines = [line for line in chosen.memory.lines if line]
     if case.tokens is None:
-        lines.append(f"no data is named, so samples of {case.longest:,} tokens are assumed. Type data.path=FILE for steps and time")
+        lines.append(
+            f"no data is named, so samples of {case.longest:,} tokens are assumed. Type data.path=FILE for steps and time"
+        )
     recalled = None
     if cfg.plan.learn:
-        key = key_of(case.resolved.algorithm.name, case.cfg, case.config.get_text_config().to_dict(), chosen.gpu.name, world, case.longest)
+        key = key_of(
+            case.resolved.algorithm.name,
+            case.cfg,
+            case.config.get_text_config().to_dict(),
+            chosen.gpu.name,
+            world,
+            case.longest,
+        )
         recalled = recall(key)
+        if (factor := recalled.peak_factor()) is not None:
+            lines.append(f"{recalled.because}: the peak was {factor:.1%} of what was predicted")
         chosen = _learned(case, chosen, recalled, work)
     return Planned(
         name=name or case.resolved.algorithm.name,
@@ -375,4 +399,3 @@ def _compared(session: _Session, case: _Case, gpu: Gpu, world: int, gpus: Any) -
             except HubError as error:
                 found.append((name, str(error).splitlines()[0]))
     return found
-
