@@ -121,6 +121,11 @@ class AlgoConfig(StoppingOptions, ScheduleOptions):
     backend: str = AUTO
     """Backend that runs the algorithm. auto: the available one of the highest priority."""
 
+    @property
+    def data_format(self) -> str | None:
+        """The format that `data.format=auto` means for this algorithm, as `preference`. None: the rows tell."""
+        return None
+
     def with_paths(self, full: Callable[[Any, str], Any]) -> "AlgoConfig":
         """Return these options with local paths made absolute, for an algorithm with path options.
 
