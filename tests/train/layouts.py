@@ -199,7 +199,7 @@ def main(model_path: str, out: Path, mutant: str = "") -> None:
             else:
                 local = passes(run.session, model, units, layout, criterion, run.find_values)
                 sum_gradients(model.parameters())
-            mean, _ = evaluate(run.session, model, units, layout, criterion)
+            mean = evaluate(run.session, model, units, layout, criterion).loss
             if group.rank == 0:
                 gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
                 gradients["_eval_loss"] = torch.tensor([mean], dtype=torch.float64)

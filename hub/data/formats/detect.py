@@ -6,7 +6,7 @@ alpaca             {"instruction": "...", "input": "...", "output": "...", "syst
 prompt_completion  {"prompt": "...", "completion": "...", "system": "..."}: texts, or lists of messages
 tokens             {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
 preference         {"prompt": "...", "chosen": "...", "rejected": "..."}, or a list of answers with scores: two samples
-judged             {"prompt": "...", "completion": "...", "label": true}. Only for an algorithm that asks for it
+judged             {"prompt": "...", "completion": "...", "label": true}, or a preference. Only where it is asked for
 chosen             the same rows, of which the prompt and the chosen answer are a conversation. Only with data.format=chosen
 document           {"text": "..."} or {"document": "..."}, or any column that data.text_column names
 
@@ -42,6 +42,7 @@ class _Format(NamedTuple):
 
 
 PREFERENCE = "preference"
+_SEVERAL_FORMS = (PREFERENCE, "judged")
 _DOCUMENT_FIELDS = ("text", "document")
 _FORMATS = {
     "messages": _Format(("messages",), converters.from_messages),
@@ -161,7 +162,7 @@ def _from_own(row: Row, format: str, text_column: str | None = None) -> RowExamp
         column = next((name for name in _DOCUMENT_FIELDS if row.value.get(name) is not None), _DOCUMENT_FIELDS[0])
         return converters.from_document(row, column)
     spec = _FORMATS[format]
-    if format != PREFERENCE:  # it has several forms, and says itself what is missing
+    if format not in _SEVERAL_FORMS:  # which say themselves what is missing
         _require_fields(row, format, spec.required)
     return spec.convert(row, format)
 

@@ -55,11 +55,18 @@ def from_preference(row: Row, format: str) -> ExampleGroup:
 
 
 def from_judged(row: Row, format: str) -> ExampleGroup:
-    """A prompt, its completion, and whether that is good.
+    """A prompt, its completion, and whether that is good. A pair is taken too: its answers are a good and a bad one.
 
     Raises:
         DataError: it can't be trained on.
     """
+    if row.value.get("label") is None and any(row.value.get(name) is not None for name in (*PAIR, *_LISTS)):
+        return from_preference(row, format)
+    if missing := [name for name in ("prompt", "completion", "label") if row.value.get(name) is None]:
+        raise DataError(
+            f"{row.where}: this row has no {missing[0]}. A row of the format {format} has prompt, completion and label (true or "
+            f"false), or chosen and rejected. Its fields: {listed(row.value)}"
+        )
     label = row.value["label"]
     if isinstance(label, str):  # in a CSV file
         label = {"true": True, "false": False}.get(label.strip().lower(), label)
