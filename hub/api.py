@@ -207,8 +207,10 @@ class _Signature(Signature):
         return MappingProxyType(known | {name: one for name, one in every.items() if name not in known} | {rest.name: rest})
 
 
-for call, algorithm in ((sft, "sft"), (lora_sft, "lora_sft"), (osft, "osft"), (run, None), (verify, None), (show, None)):
-    vars(call)["__signature__"] = _Signature(call, algorithm)
+for call in (sft, lora_sft, osft, dpo, lora_dpo, osft_dpo):
+    vars(call)["__signature__"] = _Signature(call, call.__name__)
+for call in (run, verify, show):
+    vars(call)["__signature__"] = _Signature(call)
 
 
 class _CallableData(ModuleType):

@@ -478,7 +478,7 @@ def test_an_algorithm_for_single_samples_refuses_groups_in_one_line(tokenizer, p
         check_roles([*units, *plain], ROLES, "dpo")
     assert str(caught.value) == (
         "pairs.jsonl:1: this row has one sample. algo=dpo trains on rows with the samples chosen, rejected. Type "
-        "data.format=pair"
+        "data.format=preference or pair"
     )
     rollouts = [Group(tuple(replace(plain[0]) for _ in range(4)), "rollout 1")]
     with pytest.raises(
