@@ -54,7 +54,10 @@ def test_an_unknown_keyword_is_a_type_error_with_the_nearest_names(options, text
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("qlora_sft", r"'qlora_sft'\. Type hub\.run\(\"qlora_sft\", \.\.\.\)$"), ("lora", r"Did you mean lora_sft or lora_dpo\?$")],
+    [
+        ("qlora_sft", r"'qlora_sft'\. Type hub\.run\(\"qlora_sft\", \.\.\.\)$"),
+        ("lora", r"Did you mean lora_sft or lora_dpo\?$"),
+    ],
 )
 def test_a_name_that_is_not_there_has_a_hint(name, text):
     with pytest.raises(AttributeError, match=text):

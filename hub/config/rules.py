@@ -12,6 +12,7 @@ from hub.config.option import AUTO, field_problems
 from hub.config.paths import is_hub_id
 from hub.errors import did_you_mean
 
+
 def data_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator[str]:
     """One line for each clash within the options of the data, streaming aside.
 

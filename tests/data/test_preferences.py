@@ -18,7 +18,11 @@ from hub.testing import tiny_model_path
 ASK = {"role": "user", "content": "why?"}
 SYSTEM = {"role": "system", "content": "be kind"}
 GOOD, BAD = {"role": "assistant", "content": "since"}, {"role": "assistant", "content": "no"}
-MORE, GOOD2, BAD2 = {"role": "user", "content": "and?"}, {"role": "assistant", "content": "so"}, {"role": "assistant", "content": "eh"}
+MORE, GOOD2, BAD2 = (
+    {"role": "user", "content": "and?"},
+    {"role": "assistant", "content": "so"},
+    {"role": "assistant", "content": "eh"},
+)
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
 HH = "\n\nHuman: why?\n\nAssistant: "
@@ -112,15 +116,27 @@ PAIR = {"prompt": "why?", "chosen": "since", "rejected": "no"}
         (PAIR | {"rejected": None}, "this row has no rejected answer. A row of the format preference has chosen and rejected"),
         ({"prompt": "why?", "chosen": "since"}, "this row has no rejected answer"),
         ({"messages": [ASK, GOOD]}, "this row has no chosen answer. A row of the format preference has chosen and rejected"),
-        ({"chosen": [ASK, GOOD], "rejected": [MORE, BAD]}, "chosen and rejected have different prompts: message 1 is 'why?' in"),
+        (
+            {"chosen": [ASK, GOOD], "rejected": [MORE, BAD]},
+            "chosen and rejected have different prompts: message 1 is 'why?' in",
+        ),
         ({"chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, MORE, BAD]}, "different prompts: message 2 is 'why?' in the one"),
         ({"chosen": [ASK, GOOD, MORE, GOOD2], "rejected": [ASK, GOOD]}, "rejected is only the beginning of the other one"),
         ({"chosen": "since", "rejected": "no"}, "chosen: chosen without a prompt must be a list of messages, or a text that"),
         (PAIR | {"chosen": "since", "rejected": " "}, "rejected: message 2 (assistant) has empty content"),
-        ({"prompt": "why?", "completions": ["a"], "scores": [1]}, "completions must be a list of two answers or more, each with"),
-        ({"prompt": "why?", "completions": ["a", "b"], "scores": [1]}, "completions has 2 answers, scores has 1. Each answer needs"),
+        (
+            {"prompt": "why?", "completions": ["a"], "scores": [1]},
+            "completions must be a list of two answers or more, each with",
+        ),
+        (
+            {"prompt": "why?", "completions": ["a", "b"], "scores": [1]},
+            "completions has 2 answers, scores has 1. Each answer needs",
+        ),
         ({"prompt": "why?", "completions": ["a", "b"], "scores": [1, "x"]}, "the score of answer 2 is 'x', not a number"),
-        ({"prompt": "why?", "completions": ["a", "b"], "scores": [1, 1]}, "all completions have the score 1, so none is better"),
+        (
+            {"prompt": "why?", "completions": ["a", "b"], "scores": [1, 1]},
+            "all completions have the score 1, so none is better",
+        ),
     ],
 )
 def test_a_row_that_is_no_pair_is_one_line(row, reason):
@@ -149,7 +165,9 @@ def test_a_row_that_is_not_judged_is_one_line(change, reason):
 def test_without_an_algorithm_for_them_rows_of_preferences_are_refused_at_once(tmp_path):
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps(PAIR) + "\n")
-    with pytest.raises(DataError, match="This algorithm trains on answers, not on preferences. To train on the chosen ones type"):
+    with pytest.raises(
+        DataError, match="This algorithm trains on answers, not on preferences. To train on the chosen ones type"
+    ):
         check_rows(DataSource(path=str(file)), DataConfig())
     assert check_rows(DataSource(path=str(file), format="preference"), DataConfig()).num_rows == 1
 

@@ -325,7 +325,10 @@ def test_a_sample_that_is_bad_or_without_loss_refuses_the_row_and_names_its_role
         ),
         ("return {}", "but gave none. This is a bug in its plugin"),
         ("return dict.fromkeys(('chosen', 'rejected', 'other'), {})", "but gave chosen: an object, rejected: an object, other"),
-        ("return {'chosen': row, 'rejected': row}", "chosen: it has several samples itself (chosen, rejected). This is a bug in its plugin"),
+        (
+            "return {'chosen': row, 'rejected': row}",
+            "chosen: it has several samples itself (chosen, rejected). This is a bug in its plugin",
+        ),
         ("return {'chosen': {'x': 1}, 'rejected': {}}", "chosen: these fields are of no known format: x"),
     ],
 )

@@ -31,7 +31,9 @@ def _of_swaps(pairs: Sequence[ScannedPair]) -> Iterator[Finding]:
     scored = [pair for pair in pairs if pair.scores is not None]
     lower = [pair.where for pair in scored if pair.scores is not None and pair.scores[0] < pair.scores[1]]
     if lower:
-        what = f"pairs in which the chosen answer has the lower score, of {len(scored):,} with scores: their labels may be swapped"
+        what = (
+            f"pairs in which the chosen answer has the lower score, of {len(scored):,} with scores: their labels may be swapped"
+        )
         yield Finding("bad", what, len(lower), _first(lower), "Swap chosen and rejected, or take them out")
     known = {(pair.prompt, pair.chosen, pair.rejected): pair.where for pair in pairs if pair.chosen != pair.rejected}
     both = [

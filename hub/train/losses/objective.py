@@ -58,7 +58,6 @@ class Objective(ABC):
             values: the log-probabilities, float64, shaped as `units`.
         """
 
-
     def prepare(self, passes: "Passes") -> None:
         """Compute what the objective needs of the model as training begins. Called once on all ranks, before the first step.
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from hub_lora_sft.config import needs_gpu
+
 from hub import Algorithm, Backend, hookimpl
 from hub.config.schema import fp8_needs_gpu
 from hub_dpo.config import DpoConfig, LoraDpoConfig, OsftDpoConfig
-from hub_lora_sft.config import needs_gpu
 
 
 @hookimpl

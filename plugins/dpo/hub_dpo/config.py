@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from hub import AlgoConfig, RunConfig, option
-from hub.config.option import AUTO
 from hub_lora_sft.config import LoraSftConfig
 from hub_osft.config import OsftConfig
 from hub_sft.config import SftConfig
+
+from hub import AlgoConfig, RunConfig, option
+from hub.config.option import AUTO
 
 BASE, NONE = "base", "none"
 LORA_RATE, FULL_RATE, OSFT_RATE = 1e-5, 5e-7, 5e-6

@@ -124,7 +124,9 @@ class References:
                 f"{where}: computed again after training, its reference differs by {most:.2g} nats a token (allowed {allowed:g}). "
                 "Something beside what trains has changed, so the margins of this run were wrong. Please report it"
             )
-        setup.run.say(f"reference: {done} log-probabilities computed again after training, largest difference {most:.1e} a token")
+        setup.run.say(
+            f"reference: {done} log-probabilities computed again after training, largest difference {most:.1e} a token"
+        )
 
     def _compute(self, passes: Passes, chunks: Sequence[tuple[list[Unit], bool]]) -> dict[bytes, float]:
         found: dict[bytes, float] = {}

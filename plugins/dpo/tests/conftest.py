@@ -19,7 +19,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def pairs(tmp_path: Path) -> Path:
     """24 pairs of which the chosen answer can be learned. Their lengths differ."""
     rows = [
-        {"prompt": f"what is {n} + 1?", "chosen": f"it is {n + 1}" + " indeed" * (n % 3), "rejected": "I do not know " * (1 + n % 4)}
+        {
+            "prompt": f"what is {n} + 1?",
+            "chosen": f"it is {n + 1}" + " indeed" * (n % 3),
+            "rejected": "I do not know " * (1 + n % 4),
+        }
         for n in range(24)
     ]
     return write(tmp_path / "pairs.jsonl", rows)
