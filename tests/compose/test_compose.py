@@ -28,7 +28,7 @@ def problems(*overrides: str, **values: object) -> list[str]:
         ("algo=sft lora_r=8", "lora_r: this algorithm has no such option; algo.lora_r is of algo=lora_dpo and algo=lora_sft"),
         ("algo=lora_sft epochs=3", "epochs: there is no such option. Did you mean algo.num_epochs?"),
         ("algo=lora_sft algo.lr=3", "algo.lr: there is no such option. Here it is algo.learning_rate"),
-        ("algo=sft rank=8", "rank: this algorithm has no such option; algo.lora_r is of algo=lora_dpo and algo=lora_sft. Leave it out,"),
+        ("algo=sft rank=8", "rank: this algorithm has no such option; algo.lora_r is of algo=lora_dpo and algo=lora_sft."),
         ("algo=sft algo.foo=8", "algo.foo: there is no such option. python -m hub show algo=sft lists all."),
         ("data.files=x", "data.files: there is no such option. Here it is data.path"),
         ("data.famly=x", "data.famly: there is no such option. Did you mean model.family?"),

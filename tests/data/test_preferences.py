@@ -55,7 +55,7 @@ def converted(value, format="preference") -> ExampleGroup:
             [BAD],
         ),
         (  # UltraFeedback as it was made
-            {"instruction": "why?", "completions": [{"response": "no", "overall_score": 2}, {"response": "since", "overall_score": 7}]},
+            {"instruction": "why?", "completions": [{"response": r, "overall_score": s} for r, s in (("no", 2), ("since", 7))]},
             [ASK],
             [GOOD],
             [BAD],
@@ -166,7 +166,7 @@ def test_without_an_algorithm_for_them_rows_of_preferences_are_refused_at_once(t
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps(PAIR) + "\n")
     with pytest.raises(
-        DataError, match="This algorithm trains on answers, not on preferences. To train on the chosen ones type"
+        DataError, match=r"This algorithm trains on answers, not on preferences\. To train on the chosen ones type"
     ):
         check_rows(DataSource(path=str(file)), DataConfig())
     assert check_rows(DataSource(path=str(file), format="preference"), DataConfig()).num_rows == 1

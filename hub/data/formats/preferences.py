@@ -64,8 +64,8 @@ def from_judged(row: Row, format: str) -> ExampleGroup:
         return from_preference(row, format)
     if missing := [name for name in ("prompt", "completion", "label") if row.value.get(name) is None]:
         raise DataError(
-            f"{row.where}: this row has no {missing[0]}. A row of the format {format} has prompt, completion and label (true or "
-            f"false), or chosen and rejected. Its fields: {listed(row.value)}"
+            f"{row.where}: this row has no {missing[0]}. A row of the format {format} has prompt, completion and label (true "
+            f"or false), or chosen and rejected. Its fields: {listed(row.value)}"
         )
     label = row.value["label"]
     if isinstance(label, str):  # in a CSV file
@@ -118,8 +118,8 @@ def _check_difference(where: str, chosen: list[JsonObject], rejected: list[JsonO
     first, second = chosen[shared], rejected[shared]
     if "assistant" not in (first["role"], second["role"]) or shared == 0:
         raise DataError(
-            f"{where}: chosen and rejected have different prompts: message {shared + 1} is {_short(first['content'])} in the one "
-            f"and {_short(second['content'])} in the other. Give both the same prompt, or take the row out"
+            f"{where}: chosen and rejected have different prompts: message {shared + 1} is {_short(first['content'])} in the "
+            f"one and {_short(second['content'])} in the other. Give both the same prompt, or take the row out"
         )
     if first["role"] != second["role"]:
         raise DataError(

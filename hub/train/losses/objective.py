@@ -58,7 +58,7 @@ class Objective(ABC):
             values: the log-probabilities, float64, shaped as `units`.
         """
 
-    def prepare(self, passes: "Passes") -> None:
+    def prepare(self, passes: "Passes") -> None:  # noqa: B027 - most need nothing
         """Compute what the objective needs of the model as training begins. Called once on all ranks, before the first step.
 
         A resumed run calls it too, before the weights of its checkpoint are loaded.
@@ -67,7 +67,7 @@ class Objective(ABC):
             passes: of the model, on the units of the run.
         """
 
-    def finish(self, passes: "Passes") -> None:
+    def finish(self, passes: "Passes") -> None:  # noqa: B027
         """Check something once training has ended and the model is saved. Called on all ranks. What it raises ends the run.
 
         Args:
@@ -103,12 +103,13 @@ class Passes:
     """Passes of the model that a run trains, for an objective that needs more than the steps give."""
 
     chunks: Callable[[], Iterator[tuple[Sequence[Unit], bool]]]
-    """Yields the units that the run will see, as `completed` gives them: those of each step together, then those of the evaluation
-    set. Each with whether it is a step. Not to be called for a stream."""
+    """Yields the units that the run will see, as `completed` gives them: those of each step together, then those of the
+    evaluation set. Each with whether it is a step. Not to be called for a stream."""
 
     log_probabilities: Callable[[Sequence[Unit], bool], torch.Tensor]
-    """Function of units, and whether as in a step (else in evaluation mode): the log-probability of each loss token, sample after
-    sample, (T,) float64 on the CPU, equal on all ranks. The passes are those of training, without gradient. All ranks call it."""
+    """Function of units, and whether as in a step (else in evaluation mode): the log-probability of each loss token, sample
+    after sample, (T,) float64 on the CPU, equal on all ranks. The passes are those of training, without gradient. All ranks
+    call it."""
 
     layout: Any
     """How passes are split: a `hub.train.layout.layout.Layout`."""

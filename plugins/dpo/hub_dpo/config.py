@@ -62,8 +62,8 @@ class PreferenceOptions:
     orpo, cpo. The last three take no reference. docs/preferences.md has the formulas."""
 
     beta: float | None = option(None, gt=0)
-    """How strongly the model is held to the reference: smaller lets it go further. orpo: weight of the odds ratio. null: 0.1, for
-    simpo 2.0."""
+    """How strongly the model is held to the reference: smaller lets it go further. orpo: weight of the odds ratio. null: 0.1,
+    for simpo 2.0."""
 
     gamma: float | None = option(None, ge=0)
     """With simpo: the margin by which the chosen answer is to win. null: half of beta."""
@@ -120,7 +120,7 @@ class PreferenceOptions:
         if self.label_smoothing and not traits.smoothed:
             yield f"{chosen} takes no algo.label_smoothing. Leave it out, or type algo.loss={with_smoothing}"
         if self.loss == "exo" and not self.label_smoothing:
-            yield f"{chosen} needs algo.label_smoothing above 0: its target is the smoothed label. Type algo.label_smoothing=0.001"
+            yield f"{chosen} needs algo.label_smoothing above 0, its target. Type algo.label_smoothing=0.001"
         if self.length_normalized and not traits.normalized:
             why = "is a mean per token by its definition" if traits.normalized is None else "takes no algo.length_normalized"
             yield f"{chosen} {why}. Leave algo.length_normalized out, or type algo.loss={with_length}"
@@ -135,7 +135,7 @@ class PreferenceOptions:
             yield f"{chosen} takes no algo.sft_weight. Leave it out"
         yield from self._reference_problems(cfg)
         if cfg.data.text_column is not None or cfg.data.block_size is not None:
-            yield "data.text_column and data.block_size are for raw documents, and preferences are pairs of answers. Leave them out"
+            yield "data.text_column and data.block_size are for raw documents, not for preferences. Leave them out"
         if cfg.data.loss_on == "all":
             yield "data.loss_on=all would count the prompt, which chosen and rejected share. Type data.loss_on=assistant"
 
@@ -147,11 +147,11 @@ class PreferenceOptions:
             return
         if self.reference == NONE:
             free = ", ".join(name for name, one in LOSSES.items() if not one.reference)
-            yield f"{chosen} compares with a reference, but algo.reference=none. Leave it out, or type algo.loss= with one of {free}"
+            yield f"{chosen} compares with a reference, but algo.reference=none. Leave it out, or type algo.loss=NAME: {free}"
         if cfg.data.streaming:
             yield (
-                f"{chosen} computes the reference's log-probabilities of all rows before training, and data.streaming=true reads "
-                "them while training. Type data.streaming=false, or algo.loss=simpo"
+                f"{chosen} computes the reference's log-probabilities of all rows before training, and data.streaming=true "
+                "reads them meanwhile. Type data.streaming=false, or algo.loss=simpo"
             )
         path = os.path.expanduser(self.reference)
         if os.path.isfile(os.path.join(path, "adapter_config.json")):
@@ -161,8 +161,8 @@ class PreferenceOptions:
             )
         elif self.reference not in (AUTO, BASE, NONE) and not os.path.isdir(path) and self.reference.count("/") != 1:
             yield (
-                f"algo.reference={self.reference}: there is no such folder. Allowed: base, none, a model's folder, or ORG/NAME of "
-                "the model hub"
+                f"algo.reference={self.reference}: there is no such folder. Allowed: base, none, a model's folder, or "
+                "ORG/NAME of the model hub"
             )
 
 
@@ -175,7 +175,7 @@ class DpoConfig(PreferenceOptions, SftConfig):
     """Learning from preferences with all weights. By default DPO (arXiv 2305.18290)."""
 
     learning_rate: float = option(FULL_RATE, gt=0)
-    """Peak learning rate. The loss counts whole answers, so steps are large: a tenth of what answers alone are trained with."""
+    """Peak learning rate. The loss counts whole answers, so steps are large: a tenth of the rate for answers alone."""
 
     num_epochs: float = option(1.0, gt=0)
     """Passes over the pairs. From the second on, pairs that were seen are told apart by heart."""
@@ -196,7 +196,7 @@ class LoraDpoConfig(PreferenceOptions, LoraSftConfig):
     """Learning from preferences with LoRA adapters, also on a model in 4 bits. By default DPO (arXiv 2305.18290)."""
 
     learning_rate: float = option(LORA_RATE, gt=0)
-    """Peak learning rate. The loss counts whole answers, so steps are large: a twentieth of what answers alone are trained with."""
+    """Peak learning rate. The loss counts whole answers, so steps are large: a twentieth of the rate for answers alone."""
 
     num_epochs: float = option(1.0, gt=0)
     """Passes over the pairs. From the second on, pairs that were seen are told apart by heart."""
@@ -217,7 +217,7 @@ class OsftDpoConfig(PreferenceOptions, OsftConfig):
     """Learning from preferences within OSFT's free directions, which keeps what the model knows. By default DPO."""
 
     learning_rate: float = option(OSFT_RATE, gt=0)
-    """Peak learning rate: ten times that of all weights, as for answers, since only some directions of each matrix are trained."""
+    """Peak learning rate: ten times that of all weights, as for answers: only some directions of each matrix are trained."""
 
     num_epochs: float = option(1.0, gt=0)
     """Passes over the pairs. From the second on, pairs that were seen are told apart by heart."""

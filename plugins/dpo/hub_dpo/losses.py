@@ -1,25 +1,39 @@
 """The losses of preferences, each a formula of the log-probabilities of whole answers.
 
-For a prompt x with a chosen answer y_w and a rejected one y_l, in nats: w = log pi(y_w | x) and l = log pi(y_l | x) are sums over the
-tokens of an answer, its end-of-turn token included, n_w and n_l their numbers, and W, L the same sums under the reference.
-With h = (w - W) - (l - L), with b = beta, e = label_smoothing, s the logistic function:
+For a prompt x with a chosen answer y_w and a rejected one y_l, in nats: w = log pi(y_w | x) and l = log pi(y_l | x) are sums
+over the tokens of an answer, its end-of-turn token included, n_w and n_l their numbers, and W, L the same sums under the
+reference.
+With h = (w - W) - (l - L), b = beta, e = label_smoothing, and s the logistic function:
 
-    dpo       -(1 - e) log s(b h) - e log s(-b h)         Rafailov et al. 2305.18290, equation 7; e: conservative DPO
-    robust    ((1 - e) (-log s(b h)) - e (-log s(-b h))) / (1 - 2 e)                          Chowdhury et al. 2403.00409
-    ipo       ((w - W) / n_w - (l - L) / n_l - 1 / (2 b))^2                                   Azar et al. 2310.12036, equation 17
-    hinge     max(0, 1 - b h)                             Zhao et al. 2305.10425 (SLiC); Liu et al. 2309.06657 (RSO)
-    exo       KL((s(b h), s(-b h)) || (1 - e, e))         Ji et al. 2402.00856, equation 16
-    nca       -log s(b (w - W)) - log s(-b (w - W)) / 2 - log s(-b (l - L)) / 2               Chen et al. 2402.05369
-    sppo      (w - W - 1 / (2 b))^2 + (l - L + 1 / (2 b))^2                                   Wu et al. 2405.00675, equation 4.7
-    apo_zero  1 - s(b (w - W)) + s(b (l - L))             D'Oosterlinck et al. 2408.06266, equation 7
-    apo_down  s(b (w - W)) + 1 - s(b h)                   equation 8 there
-    simpo     -log s(b (w / n_w - l / n_l) - gamma)       Meng et al. 2405.14734, equation 6
-    orpo      -w / n_w - b log s(logit(w / n_w) - logit(l / n_l)), logit(m) = m - log(1 - exp m)   Hong et al. 2403.07691, equations 6, 7
-    cpo       -log s(b (w - l))                           Xu et al. 2401.08417
-    kto       for each answer y alone, see `kto`          Ethayarajh et al. 2402.01306, equation 8
+dpo       -(1 - e) log s(b h) - e log s(-b h)
+          Rafailov et al., arXiv 2305.18290, equation 7. With e above 0: conservative DPO
+robust    (-(1 - e) log s(b h) + e log s(-b h)) / (1 - 2 e)
+          Chowdhury et al., arXiv 2403.00409
+ipo       ((w - W) / n_w - (l - L) / n_l - 1 / (2 b))^2
+          Azar et al., arXiv 2310.12036, equation 17, with means per token as its authors use it
+hinge     max(0, 1 - b h)
+          Zhao et al., arXiv 2305.10425 (SLiC); Liu et al., arXiv 2309.06657 (RSO)
+exo       KL((s(b h), s(-b h)) || (1 - e, e))
+          Ji et al., arXiv 2402.00856, equation 16
+nca       -log s(b (w - W)) - log s(-b (w - W)) / 2 - log s(-b (l - L)) / 2
+          Chen et al., arXiv 2402.05369
+sppo      (w - W - 1 / (2 b))^2 + (l - L + 1 / (2 b))^2
+          Wu et al., arXiv 2405.00675, equation 4.7 with certain wins
+apo_zero  1 - s(b (w - W)) + s(b (l - L))
+          D'Oosterlinck et al., arXiv 2408.06266, equation 7
+apo_down  s(b (w - W)) + 1 - s(b h)
+          equation 8 there
+simpo     -log s(b (w / n_w - l / n_l) - gamma)
+          Meng et al., arXiv 2405.14734, equation 6
+orpo      -w / n_w - b log s(logit(w / n_w) - logit(l / n_l)), logit(m) = m - log(1 - exp m)
+          Hong et al., arXiv 2403.07691, equations 6 and 7
+cpo       -log s(b (w - l))
+          Xu et al., arXiv 2401.08417
+kto       for each answer alone, see `kto`
+          Ethayarajh et al., arXiv 2402.01306, equation 8
 
-ipo has means per token as its authors use it; the paper has sums. With length_normalized, w - W and l - L in h are means per
-token (Lambert et al. 2411.15124). sft_weight adds -w / n_w times it (Pang et al. 2404.19733, equation 1).
+With length_normalized, w - W and l - L in h are means per token. sft_weight adds -w / n_w times it (Pang et al., arXiv
+2404.19733, equation 1).
 """
 
 import math
@@ -58,8 +72,8 @@ class Pairs:
 
     def per_token(self) -> "Pairs":
         """The same with means over the tokens of an answer in place of sums."""
-        w, l = self.chosen_length, self.rejected_length
-        return Pairs(self.chosen / w, self.rejected / l, self.chosen_reference / w, self.rejected_reference / l, w, l)
+        n, m = self.chosen_length, self.rejected_length
+        return Pairs(self.chosen / n, self.rejected / m, self.chosen_reference / n, self.rejected_reference / m, n, m)
 
 
 def pair_losses(pairs: Pairs, algo: PreferenceOptions) -> Tensor:

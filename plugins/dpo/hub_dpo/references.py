@@ -1,8 +1,8 @@
 """The reference's log-probabilities: computed once before the first step, kept in the cache and in the run folder.
 
-`algo.reference=base` is the model as training begins: adapters add nothing yet, OSFT's coordinates are zero, all weights are those
-of the base. So no second model is in memory, whatever trains. The passes are those of training: the units of a step together, in
-the same micro-batches, so that the first step finds the model exactly at its reference.
+`algo.reference=base` is the model as training begins: adapters add nothing yet, OSFT's coordinates are zero, all weights are
+those of the base. So no second model is in memory, whatever trains. The passes are those of training: the units of a step
+together, in the same micro-batches, so that the first step finds the model exactly at its reference.
 """
 
 import hashlib
@@ -121,8 +121,8 @@ class References:
         setup.run.write_plan(references_checked=done, references_moved=most)
         if not most <= allowed:
             raise ModelError(
-                f"{where}: computed again after training, its reference differs by {most:.2g} nats a token (allowed {allowed:g}). "
-                "Something beside what trains has changed, so the margins of this run were wrong. Please report it"
+                f"{where}: computed again after training, its reference differs by {most:.2g} nats a token (allowed "
+                f"{allowed:g}). Something beside what trains has changed, so the margins were wrong. Please report it"
             )
         setup.run.say(
             f"reference: {done} log-probabilities computed again after training, largest difference {most:.1e} a token"
@@ -215,25 +215,25 @@ class _OtherModel:
             different = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
             raise ConfigError(
                 f"algo.reference={asked} has another vocabulary: {len(theirs):,} tokens, the model has {len(ours):,}, and "
-                f"{different[0]!r} is not the same. A reference must give the same tokens a probability. Type algo.reference=base"
+                f"{different[0]!r} is not the same. A reference must know the same tokens. Type algo.reference=base"
             )
 
     @contextmanager
     def loaded(self, layout: Layout) -> Iterator[Callable[[Sequence[Unit], bool], torch.Tensor]]:
         """Load it, and give its log-probabilities of units. Its rows are padded: no kernel of the hub is on."""
         session = self._setup.session
-        model = load_causal_lm(self._model, self.path, session.device, session.compute_dtype).eval()
+        models = [load_causal_lm(self._model, self.path, session.device, session.compute_dtype).eval()]
         padded, criterion = replace(layout, packed=False), Criterion()
 
         def values_of(units: Sequence[Unit], training: bool) -> torch.Tensor:
             nonlocal padded
-            values, padded = log_probabilities(session, model, units, padded, criterion)
+            values, padded = log_probabilities(session, models[0], units, padded, criterion)
             return values
 
         try:
             yield values_of
         finally:
-            del model
+            models.clear()
             if session.device.type == "cuda":
                 torch.cuda.empty_cache()
 

@@ -88,7 +88,7 @@ def sigmoid(x):
     return 1 / (1 + torch.exp(-x))
 
 
-def formula(algo, w, l, W, L, n, m):
+def formula(algo, w, l, W, L, n, m):  # noqa: E741 - as in the papers
     """The loss of one pair, from the papers. w, l: sums of the answers; W, L: of the reference; n, m: numbers of tokens."""
     b, e = algo.strength, algo.label_smoothing
     win, lose = (w - W, l - L)
@@ -128,7 +128,7 @@ def formula(algo, w, l, W, L, n, m):
 
 def expected(algo, units):
     """The step's mean loss and its gradient in float64, without the hub's code."""
-    _, exact, other = models()
+    exact = models()[1]
     exact.zero_grad()
     known = Known()
     total, count, estimates, judged = 0.0, 0, [], []

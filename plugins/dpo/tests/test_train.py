@@ -125,7 +125,7 @@ def test_judged_answers_and_losses_without_a_reference_train(train, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(train):
     options = {"max_steps": 4, "save_every_steps": 2, "learning_rate": 1e-3, "mode": "process"}
-    alone, two = train(**options, nproc=1), train(**options, nproc=2, max_tokens_per_gpu=64)
+    alone, two = train(**options, nproc=1), train(**options, nproc=2, max_tokens_per_gpu=80)
     assert [line["loss"] for line in two.metrics] == pytest.approx([line["loss"] for line in alone.metrics], abs=1e-5)
     assert two.metrics[0]["loss"] == pytest.approx(LN_2, abs=1e-15)
     assert two.metrics[-1]["margin"] == pytest.approx(alone.metrics[-1]["margin"], rel=1e-3)
