@@ -1045,8 +1045,8 @@ def dpo(
             which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
             split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
-        learning_rate: Peak learning rate. The loss counts whole answers, so steps are large: a tenth of what answers alone are
-            trained with. Above 0.
+        learning_rate: Peak learning rate. The loss counts whole answers, so steps are large: a tenth of the rate for answers
+            alone. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
         warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
         warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
@@ -1342,8 +1342,8 @@ def lora_dpo(
             which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
             split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
-        learning_rate: Peak learning rate. The loss counts whole answers, so steps are large: a twentieth of what answers alone
-            are trained with. Above 0.
+        learning_rate: Peak learning rate. The loss counts whole answers, so steps are large: a twentieth of the rate for
+            answers alone. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
         warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
         warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
@@ -1658,8 +1658,8 @@ def osft_dpo(
             which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
             split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
-        learning_rate: Peak learning rate: ten times that of all weights, as for answers, since only some directions of each
-            matrix are trained. Above 0.
+        learning_rate: Peak learning rate: ten times that of all weights, as for answers: only some directions of each matrix
+            are trained. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
         warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
         warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least

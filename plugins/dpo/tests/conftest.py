@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,28 @@ def train(tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
         return hub.run(algo, model="tiny", output_dir=tmp_path / "runs", **({"data": pairs} | usual | options))
 
     return run
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command line answered."""
+
+    code: int
+    out: str
+    problems: list[str]
+
+
+@pytest.fixture(name="hub")
+def _hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs a command line in this process, in an empty folder."""
+    from hub.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> Said:
+        capsys.readouterr()
+        code = main(words)
+        said = capsys.readouterr()
+        return Said(code, said.out, [line.removeprefix("hub: ") for line in said.err.splitlines()])
+
+    return call
