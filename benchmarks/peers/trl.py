@@ -129,7 +129,7 @@ def _learn_preferences(task: Task, folder: Path, attention: str) -> None:
         peft_config=adapters,
     )
     words = ["no checkpointing", "references precomputed"] if tuned else ["all layers checkpointed"]
-    trainer.train(made, task, folder, trainer.in_words(task, task.micro_rows, *words, attention))
+    trainer.train(made, task, folder, ", ".join([f"{task.micro_rows} pairs, padded", *words, attention]))
 
 
 _peer = partial(
