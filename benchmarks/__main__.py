@@ -97,6 +97,7 @@ def make_task(contender: str, workload: Workload, steps: int, folder: Path) -> T
         gpus=num_processes(workload),
         least_memory=workload.least_memory,
         ours=workload.ours,
+        pairs=workload.pairs,
     )
 
 

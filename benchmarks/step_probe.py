@@ -7,16 +7,29 @@ beside the run folder.
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.peers.step_log import StepLog
-from hub import Run, RunConfig, hookimpl
+from hub import DataFormat, Run, RunConfig, hookimpl
 
 PROFILE = "HUB_BENCHMARK_PROFILE"
 
 _open: list[tuple[Any, float, list[int]]] = []
 """The running profiler, its start, and the tokens of the steps since."""
+
+
+def pair_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Convert a row of tokens to the samples of a pair."""
+    prompt = row["prompt_ids"]
+    answers = {role: row[f"{role}_ids"] for role in ("chosen", "rejected")}
+    return {role: {"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids} for role, ids in answers.items()}
+
+
+@hookimpl
+def hub_data_formats() -> Iterable[DataFormat]:
+    fields = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return [DataFormat(name="token_pair", fields=fields, convert=pair_of, roles=("chosen", "rejected"))]
 
 
 @hookimpl

@@ -55,6 +55,10 @@ class Workload:
     ours: dict[str, Any] = field(default_factory=lambda: dict(STEADY))
     """Options of the hub."""
 
+    pairs: bool = False
+    """Whether rows are pairs of answers, for DPO. `batch` and `micro_rows` then count pairs, and each answer is up to
+    `lengths.longest` tokens long."""
+
     gpus: int = 1
     """Minimum number of GPUs. If above 1, all visible GPUs are used."""
 
@@ -73,7 +77,8 @@ class Workload:
     @property
     def kind(self) -> str:
         """Return full, lora or qlora."""
-        return {"sft": "full", "lora_sft": "lora", "qlora_sft": "qlora"}[self.algo]
+        what = self.algo.removesuffix("_sft").removesuffix("_dpo")
+        return {"sft": "full", "dpo": "full"}.get(what, what)
 
     @property
     def flops(self) -> int:
@@ -87,6 +92,7 @@ class Workload:
 
 
 LEAST = STEADY | {"max_tokens_per_gpu": 4096, "gradient_checkpointing": "all", "activation_offload": "all"}
+DPO_PEERS = ("trl", "trl_tuned")
 WORKLOADS: dict[str, Workload] = {
     "full_1b": Workload(algo="sft", shape="1b", batch=64),
     "full_1b_bf16": Workload(
@@ -112,9 +118,19 @@ WORKLOADS: dict[str, Workload] = {
         algo="qlora_sft", shape="8b", lengths=Lengths(longest=8192), batch=1, micro_rows=1,
         ours=STEADY | {"gradient_checkpointing": "all", "activation_offload": "all"}, least_memory=True, search=True,
     ),
+    "dpo_1b": Workload(algo="dpo", shape="1b", batch=32, pairs=True, peers=DPO_PEERS),
+    "lora_dpo_1b": Workload(algo="lora_dpo", shape="1b", batch=32, pairs=True, peers=DPO_PEERS),
+    "lora_dpo_8b": Workload(algo="lora_dpo", shape="8b", batch=16, micro_rows=2, pairs=True, peers=DPO_PEERS),
+    "dpo_tiny": Workload(
+        algo="lora_dpo", shape="tiny", lengths=Lengths(longest=128, mean=60), batch=4, micro_rows=2, ours={}, pairs=True,
+        peers=DPO_PEERS,
+    ),
     "tiny": Workload(algo="lora_sft", shape="tiny", lengths=Lengths(longest=256, mean=60), batch=8, micro_rows=2, ours={}),
 }  # fmt: skip
-"""`tiny` runs anywhere, as a quick check."""
+"""`tiny` and `dpo_tiny` run anywhere, as a quick check."""
+
+PROMPT = 0.3
+"""The part of an answer's tokens that is its prompt, in rows of pairs."""
 
 
 def write_rows(file: Path, workload: Workload, steps: int) -> dict[str, float]:
@@ -123,6 +139,8 @@ def write_rows(file: Path, workload: Workload, steps: int) -> dict[str, float]:
     Returns:
         `tokens` and `squares`: the mean of the rows' lengths, and of their squares.
     """
+    if workload.pairs:
+        return _write_pairs(file, workload, steps)
     lengths = workload.lengths.draw(math.ceil(workload.batch * steps * (SPARE if workload.packed else 1)))
     dice, vocab = random.Random(0), SHAPES[workload.shape]["vocab_size"]
     with file.open("w", encoding="utf-8") as stream:
@@ -131,3 +149,15 @@ def write_rows(file: Path, workload: Workload, steps: int) -> dict[str, float]:
             ids = [dice.randrange(3, vocab) for _ in range(length)]
             stream.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
     return {"tokens": sum(lengths) / len(lengths), "squares": sum(length**2 for length in lengths) / len(lengths)}
+
+
+def _write_pairs(file: Path, workload: Workload, steps: int) -> dict[str, float]:
+    """Write JSONL with random tokens: a prompt and two answers in each row. Both with the prompt have the workload's lengths."""
+    lengths = workload.lengths.draw(2 * workload.batch * steps)
+    dice, vocab = random.Random(0), SHAPES[workload.shape]["vocab_size"]
+    with file.open("w", encoding="utf-8") as stream:
+        for first, second in zip(lengths[::2], lengths[1::2], strict=True):
+            prompt = max(4, round(PROMPT * min(first, second)))
+            ids = [[dice.randrange(3, vocab) for _ in range(count)] for count in (prompt, first - prompt, second - prompt)]
+            stream.write(json.dumps(dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), ids, strict=True))) + "\n")
+    return {"tokens": 2 * sum(lengths) / len(lengths), "squares": 2 * sum(length**2 for length in lengths) / len(lengths)}

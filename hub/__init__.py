@@ -7,7 +7,7 @@ from hub.system import interrupt as _interrupt
 with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
     from hub import data as data
     from hub import plan as plan
-    from hub.api import finished_calls, lora_sft, osft, register, run, sft, show, verify
+    from hub.api import dpo, finished_calls, lora_dpo, lora_sft, osft, osft_dpo, register, run, sft, show, verify
     from hub.compose.compose import compose
     from hub.config.data import DataSource
     from hub.config.option import option
@@ -60,13 +60,16 @@ __all__ = [
     "chat",
     "compose",
     "data",
+    "dpo",
     "evaluate",
     "export",
     "generate",
     "hookimpl",
+    "lora_dpo",
     "lora_sft",
     "option",
     "osft",
+    "osft_dpo",
     "plan",
     "register",
     "report",

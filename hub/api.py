@@ -37,6 +37,21 @@ def osft(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
     return _train_with("osft", model, data, options)
 
 
+def dpo(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
+    """Learn from preferences with all weights (DPO, arXiv 2305.18290, and its kin). See `run`. Needs the plugin hub-dpo."""
+    return _train_with("dpo", model, data, options)
+
+
+def lora_dpo(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
+    """Learn from preferences with a low-rank adapter. See `run`. Needs the plugin hub-dpo."""
+    return _train_with("lora_dpo", model, data, options)
+
+
+def osft_dpo(*, model: str | PathLike[str], data: Data, **options: Any) -> Result:
+    """Learn from preferences in low-importance singular directions. See `run`. Needs the plugin hub-dpo."""
+    return _train_with("osft_dpo", model, data, options)
+
+
 def _train_with(algo: str, model: str | PathLike[str], data: Data, options: dict[str, Any]) -> Result:
     if "algo" in options:
         raise TypeError(f"{algo}() trains with this algorithm only. For another one type run({options['algo']!r}, ...)")
@@ -221,8 +236,10 @@ class _Signature(Signature):
         return MappingProxyType(known | {name: one for name, one in every.items() if name not in known} | {rest.name: rest})
 
 
-for call, algorithm in ((sft, "sft"), (lora_sft, "lora_sft"), (osft, "osft"), (run, None), (verify, None), (show, None)):
-    vars(call)["__signature__"] = _Signature(call, algorithm)
+for call in (sft, lora_sft, osft, dpo, lora_dpo, osft_dpo):
+    vars(call)["__signature__"] = _Signature(call, call.__name__)
+for call in (run, verify, show):
+    vars(call)["__signature__"] = _Signature(call)
 
 
 class _CallableData(ModuleType):

@@ -13,7 +13,7 @@ from hub.models.check_loaded import check_loaded
 from hub.models.load import train_only, trainable_in_float32
 from hub.parallel.reparametrization import Reparametrization
 from hub.train.kernels.external import ExternalKernels
-from hub.train.losses.objective import NextToken, Objective
+from hub.train.losses.objective import NextToken, Objective, Passes
 from hub.train.recipe import Recipe, Save
 from hub.train.setup.setup import Setup
 
@@ -21,6 +21,7 @@ __all__ = [
     "ExternalKernels",
     "NextToken",
     "Objective",
+    "Passes",
     "Recipe",
     "Reparametrization",
     "Save",

@@ -42,7 +42,7 @@ def in_empty_folder(tmp_path, monkeypatch):
         ({"lr": 1}, r"lora_sft has no option 'lr'\. Here it is learning_rate\."),
         ({"algo.lora_r": 1}, r"lora_sft has no option 'algo.lora_r'\. Here it is lora_r\."),
         ({"model_name": "x"}, r"lora_sft has no option 'model_name'\. Here it is model\."),
-        ({"master_weights": True}, r"lora_sft has no option 'master_weights'\. master_weights is an option of sft\."),
+        ({"master_weights": True}, r"lora_sft has no option 'master_weights'\. master_weights is an option of dpo and sft\."),
         ({"zzz": 1}, r"hub.show\('lora_sft'\) lists all"),
         ({"algo": "sft"}, r"lora_sft\(\) trains with this algorithm only\. For another one type run\('sft', ...\)"),
     ],
@@ -54,7 +54,10 @@ def test_an_unknown_keyword_is_a_type_error_with_the_nearest_names(options, text
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("qlora_sft", r"'qlora_sft'\. Type hub\.run\(\"qlora_sft\", \.\.\.\)$"), ("lora", r"Did you mean lora_sft\?$")],
+    [
+        ("qlora_sft", r"'qlora_sft'\. Type hub\.run\(\"qlora_sft\", \.\.\.\)$"),
+        ("lora", r"Did you mean lora_sft or lora_dpo\?$"),
+    ],
 )
 def test_a_name_that_is_not_there_has_a_hint(name, text):
     with pytest.raises(AttributeError, match=text):
@@ -116,7 +119,7 @@ def test_a_mistake_is_a_hub_error(arguments, text, tmp_path):
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("lora", "algo=lora: there is no such algorithm. Did you mean lora_sft or qlora_sft?"),
+        ("lora", "algo=lora: there is no such algorithm. Did you mean lora_sft or lora_dpo or qlora_sft?"),
         ("sft,osft", "algo=sft,osft: there is no such algorithm. Did you mean osft?"),
         ("LoRA X", "algo=LoRA X: there is no such algorithm. Installed: "),
     ],

@@ -87,7 +87,7 @@ def test_nothing_chosen_is_told_at_once(hub):
         ("data.mix=[a.jsonl]", "data.mix[0]=a.jsonl is not allowed. Allowed: a list of {path, weight, epochs,"),
         ("data.mix=a.jsonl", "data.mix=a.jsonl is not allowed. Allowed: a list of {path, weight, epochs,"),
         ("data.format=alpaka", "data.format=alpaka is not allowed. Allowed: auto, messages, sharegpt, alpaca,"),
-        ("data.format=preference", "data.format=preference is not allowed. Allowed: auto, messages,"),
+        ("data.format=preferences", "data.format=preferences is not allowed. Allowed: auto, messages,"),
         ("data.template=chatlm", "data.template=chatlm: there is no such file. Allowed: FILE.jinja, or plain, alpaca,"),
         ("data.loss_on=user", "data.loss_on=user is not allowed. Allowed: assistant, last, completion, all"),
         ("data.on_long=cut", "data.on_long=cut is not allowed. Allowed: auto, drop, truncate, split, error"),

@@ -56,6 +56,9 @@ class Task:
     ours: dict[str, Any]
     """Options for the hub."""
 
+    pairs: bool = False
+    """Whether rows are pairs of answers, as `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+
     @classmethod
     def read(cls, folder: Path) -> "Task":
         return cls(**json.loads((folder / "task.json").read_text(encoding="utf-8")))

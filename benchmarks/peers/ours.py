@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.peers import LEARNING_RATE, LORA_ALPHA, LORA_RANK, Peer, Task, step_log
 
 ALGORITHMS = {"full": "sft", "lora": "lora_sft", "qlora": "qlora_sft"}
+PREFERENCES = {"full": "dpo", "lora": "lora_dpo", "qlora": "qlora_dpo"}
 
 
 def command(task: Task, folder: Path) -> list[str]:
@@ -45,7 +46,10 @@ def main(folder: Path) -> None:
         "num_epochs": 99, "effective_batch_size": task.batch, "nproc_per_node": task.gpus, "max_seq_len": task.longest,
         "output_dir": folder, "run_name": "run",
     }  # fmt: skip
-    hub.run(ALGORITHMS[task.kind], model=task.model, data=task.rows, **options, **adapters, **task.ours)
+    algorithm = ALGORITHMS[task.kind]
+    if task.pairs:
+        algorithm, options["format"] = PREFERENCES[task.kind], "token_pair"
+    hub.run(algorithm, model=task.model, data=task.rows, **options, **adapters, **task.ours)
 
 
 CONTENDERS = {

@@ -58,6 +58,9 @@ def main(folder: Path) -> None:
     # With FSDP accelerate does the checkpointing.
     asked = {"gradient_checkpointing": (checkpointed or offloaded) and task.gpus == 1, "activation_offloading": offloaded}
     # Before the model is loaded: it initializes the process group, which decides where weights are loaded.
+    if task.pairs:
+        _learn_preferences(task, folder, attention)
+        return
     args = SFTConfig(**trainer.options(task, folder, task.micro_rows), **asked, use_liger_kernel=liger)
     load: dict[str, Any] = {"quantization_config": four_bit} if task.kind == "qlora" else {}
     if task.gpus == 1 and cuda:
@@ -84,6 +87,49 @@ def main(folder: Path) -> None:
     if task.gpus > 1:
         words.append("FSDP2" if made.is_fsdp_enabled else "DDP")
     trainer.train(made, task, folder, trainer.in_words(task, task.micro_rows, *words))
+
+
+def _learn_preferences(task: Task, folder: Path, attention: str) -> None:
+    """Train with DPOTrainer on one GPU. `trl` as shipped: all layers checkpointed. `trl_tuned`: none, references precomputed."""
+    import json
+
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    from benchmarks.peers import trainer
+
+    class OnTheseTokens(DPOTrainer):  # type: ignore[misc]  # TRL has no types
+        """TRL's trainer on rows that are tokens already."""
+
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+            return dataset
+
+    tuned = task.contender == "trl_tuned"
+    options = trainer.options(task, folder, task.micro_rows)
+    for name in ("packing", "packing_strategy", "dataset_kwargs"):
+        options.pop(name, None)
+    options |= {"gradient_accumulation_steps": max(1, task.batch // task.micro_rows), "max_length": None, "beta": 0.1}
+    args = DPOConfig(**options, gradient_checkpointing=not tuned, precompute_ref_log_probs=tuned)
+    load: dict[str, Any] = {"dtype": torch.bfloat16 if torch.cuda.is_available() else torch.float32}
+    load |= {"attn_implementation": attention, **({"device_map": {"": 0}} if torch.cuda.is_available() else {})}
+    adapters = None
+    if task.kind != "full":
+        adapters = LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear")
+    with open(task.rows, encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    made = OnTheseTokens(
+        model=AutoModelForCausalLM.from_pretrained(task.model, **load),
+        ref_model=None if adapters or tuned else AutoModelForCausalLM.from_pretrained(task.model, **load),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(task.model),
+        peft_config=adapters,
+    )
+    words = ["no checkpointing", "references precomputed"] if tuned else ["all layers checkpointed"]
+    trainer.train(made, task, folder, ", ".join([f"{task.micro_rows} pairs, padded", *words, attention]))
 
 
 _peer = partial(

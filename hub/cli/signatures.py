@@ -30,7 +30,7 @@ HEAD = '''"""The signatures of the hub's Python calls, for editors and type chec
 '''
 PATH = "str | PathLike[str]"
 COMMON: tuple[Any, ...] = (DataConfig, ModelConfig, LaunchConfig, TrackConfig)
-CALLS = ("sft", "lora_sft", "osft")
+CALLS = ("sft", "lora_sft", "osft", "dpo", "lora_dpo", "osft_dpo")
 """Calls for one algorithm: they have exactly its options, and all are keywords."""
 FUNCTIONS = {"data": "check_data", "plan": "plan_run"}
 RESULTS = {"data": "DataReport", "plan": "Any", "show": "Options"}

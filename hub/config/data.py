@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from hub.config.option import AUTO, option
 
-FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "tokens", "preference", "chosen", "document")
+FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "tokens", "preference", "judged", "chosen", "document")
 """The hub's own data formats. Plugins add others."""
 
 TEMPLATES = ("plain", "alpaca", "chatml", "gemma", "llama3", "mistral", "phi3", "vicuna", "zephyr")
@@ -75,7 +75,8 @@ class DataConfig:
 
     format: str = AUTO
     """Format of the rows: messages, sharegpt, alpaca, prompt_completion, tokens, chosen, document, or a format of a plugin.
-    auto: detected from the field names, and logged."""
+    For preferences: preference (pairs, or answers with scores), judged. auto: the one that the algorithm trains on, if it has
+    one, else detected from the field names. It is logged."""
 
     columns: dict[str, str] = field(default_factory=dict)
     """Other names of columns: `data.columns.prompt=question` reads the column question as prompt. Fields of messages too:

@@ -12,9 +12,6 @@ from hub.config.option import AUTO, field_problems
 from hub.config.paths import is_hub_id
 from hub.errors import did_you_mean
 
-NOT_TRAINABLE = ("preference",)
-"""Formats that are recognized, but can't be chosen with `data.format`."""
-
 
 def data_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator[str]:
     """One line for each clash within the options of the data, streaming aside.
@@ -53,7 +50,7 @@ def data_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator[s
 
 def format_problems(data: DataConfig, data_formats: Collection[str]) -> Iterator[str]:
     """One line for each format that does not exist, or that clashes with an option for raw documents."""
-    allowed = [name for name in data_formats if name not in NOT_TRAINABLE]
+    allowed = list(data_formats)
     for name, source in _named_sources(data):
         if source.format != AUTO and source.format not in allowed:
             near = did_you_mean(source.format, allowed)

@@ -129,6 +129,11 @@ class AlgoConfig(StoppingOptions, ScheduleOptions):
         """Whether there are checkpoints to resume from: during training, and one of the last step."""
         return self.save_every_steps is not None or self.save_every_epochs is not None
 
+    @property
+    def data_format(self) -> str | None:
+        """The format that `data.format=auto` means for this algorithm, as `preference`. None: the rows tell."""
+        return None
+
     def with_paths(self, full: Callable[[Any, str], Any]) -> "AlgoConfig":
         """Return these options with local paths made absolute, for an algorithm with path options.
 

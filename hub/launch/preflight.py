@@ -187,7 +187,10 @@ def refuse_resume(cfg: RunConfig, does: str) -> None:
 
 
 def with_absolute_paths(cfg: RunConfig) -> RunConfig:
-    """Make local paths absolute, since workers may run in another folder, and make a file of tiny data."""
+    """Make local paths absolute, since workers may run in another folder, and make a file of tiny data.
+
+    The algorithm's own format takes the place of `data.format=auto`.
+    """
 
     def full(path: Any, option: str = "") -> Any:
         if option and path and path.startswith(TINY):
@@ -211,6 +214,7 @@ def with_absolute_paths(cfg: RunConfig) -> RunConfig:
             eval_path=full(data.eval_path, "data.eval_path"),
             template=full(data.template),
             date=date.today().isoformat() if data.date == AUTO else data.date,
+            format=cfg.algo.data_format or AUTO if data.format == AUTO else data.format,
         ),
         launch=replace(launch, deepspeed_config=full(launch.deepspeed_config), spare_dir=full(launch.spare_dir)),
         model=replace(model, path=model.path if model.path.startswith(TINY) else full(model.path), adapter=full(model.adapter)),

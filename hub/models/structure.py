@@ -111,3 +111,25 @@ def expert_tensors(model: torch.nn.Module) -> list[tuple[str, str]]:
             if parameter.ndim == 3 or (parameter.ndim == 2 and not parameter_name.endswith("bias")):
                 tensors.append((name, parameter_name))
     return tensors
+
+
+def without_dropout(model: torch.nn.Module, but: str = "") -> list[str]:
+    """Set dropout and router noise of a model to 0, for passes that must give the same numbers again.
+
+    Args:
+        model: any model.
+        but: part of the names of modules that keep theirs. Empty: none does.
+
+    Returns:
+        Names of the modules that had some.
+    """
+    changed = []
+    for path, module in model.named_modules():
+        if but and but in path:
+            continue
+        for name, value in list(vars(module).items()):
+            is_dropout = name == "p" and "Dropout" in type(module).__name__
+            if (is_dropout or "drop" in name or "jitter" in name) and isinstance(value, float) and value > 0:
+                setattr(module, name, 0.0)
+                changed.append(path)
+    return changed

@@ -8,7 +8,16 @@ the user names that distribution.
 import re
 from importlib.metadata import PackageNotFoundError, distribution
 
-ALGORITHMS = {"sft": "hub-sft", "lora_sft": "hub-lora-sft", "qlora_sft": "hub-lora-sft", "osft": "hub-osft"}
+ALGORITHMS = {
+    "sft": "hub-sft",
+    "lora_sft": "hub-lora-sft",
+    "qlora_sft": "hub-lora-sft",
+    "osft": "hub-osft",
+    "dpo": "hub-dpo",
+    "lora_dpo": "hub-dpo",
+    "qlora_dpo": "hub-dpo",
+    "osft_dpo": "hub-dpo",
+}
 """Algorithm or preset of one -> the distribution to install for it."""
 
 BACKENDS = {("lora_sft", "unsloth"): "hub-unsloth"}

@@ -5,14 +5,14 @@ nothing is found may still be a bad one.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from hub.train.curves import SIGMA_OF_MAD, Curves, Level, Numbers, read_curves
+from hub.train.curves import SIGMA_OF_MAD, Curves, Level, Numbers, number, read_curves
 from hub.train.findings import Change, Finding
 from hub.train.remedies import Remedies
 
@@ -20,6 +20,9 @@ FEWEST_STEPS = 20
 """Logged steps below which nothing is said about the curve of the training loss."""
 
 NEVER_BELOW = 1e-12
+
+MOST_LOST = -0.3
+"""Mean log-ratio to the reference of a chosen answer, in nats a token, below which it is said to have collapsed."""
 
 
 def diagnose(
@@ -43,8 +46,40 @@ def diagnose(
     Returns:
         The findings, the gravest first. Empty: none, or too little to tell.
     """
-    curves = read_curves(lines)
-    run = _Run(curves, Remedies(curves, algo, num_steps, batch_size, num_units), streaming)
+    logged = list(lines)
+    curves = read_curves(logged)
+    remedies = Remedies(curves, algo, num_steps, batch_size, num_units)
+    collapsed = chosen_collapsed(logged, remedies)
+    return [*([collapsed] if collapsed else []), *_of_curves(_Run(curves, remedies, streaming), num_steps)]
+
+
+def chosen_collapsed(lines: Sequence[Mapping[str, Any]], options: Remedies) -> Finding | None:
+    """Of preferences: the chosen answers became far less likely than under the reference, and the rejected ones even less.
+
+    The margin grows all the same, and the probability goes to answers that are neither.
+
+    Args:
+        lines: of metrics.jsonl.
+        options: of the run.
+    """
+    ratios = np.array([number(line, "log_ratio_chosen") for line in lines], dtype=np.float64)
+    ratios = ratios[np.isfinite(ratios)]
+    if len(ratios) < 3:
+        return None
+    last = ratios[-max(3, len(ratios) // 10) :]
+    mean, error = float(last.mean()), float(last.std(ddof=1)) / math.sqrt(len(last))
+    if mean + 3 * error > MOST_LOST:
+        return None
+    evidence = (
+        f"at the end a token of a chosen answer has {math.exp(mean):.0%} of its probability under the reference "
+        f"({mean:.3g} nats a token)"
+    )
+    advice = "The margin grows as long as the rejected answers lose more; the probability goes to answers that are neither"
+    return Finding("chosen_collapsed", evidence, tuple([*options.hold_chosen(), *options.rate(1 / 3)]), advice)
+
+
+def _of_curves(run: "_Run", num_steps: int | None) -> list[Finding]:
+    curves = run.curves
     if len(curves.losses) < 3:
         return [found] if (found := run.too_high_by_skips()) else []
     if float(curves.losses.min()) < 0 or (len(curves.held_out) and float(curves.held_out.min()) < 0):

@@ -12,6 +12,7 @@ TITLES = {
     "underfitting": "underfitting",
     "rate_too_low": "nothing is learned",
     "batch_too_small": "the batch is too small",
+    "chosen_collapsed": "the chosen answers lose probability",
 }
 
 

@@ -40,12 +40,14 @@ from hub.train.kernels.compiled import num_compiled
 from hub.train.last_save import LastSave
 from hub.train.layout.flops import flops_per_token, peak_flops
 from hub.train.layout.layout import Layout, choose_layout
+from hub.train.losses.objective import figures_of
 from hub.train.measuring import Measurements, values_of
 from hub.train.meters import Meter, counts_of, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups, restore_schedule
+from hub.train.passes import RunChunks, passes_of
 from hub.train.recipe import Recipe, check_units
 from hub.train.setup.setup import Setup
-from hub.train.step import evaluate, train_step
+from hub.train.step import evaluate, members, train_step
 from hub.train.step_log import StepLog
 from hub.train.tracker import Tracking
 from hub.train.watch import Watch
@@ -96,6 +98,8 @@ class _Fit:
         """Step of the newest checkpoint that this process wrote."""
         self._resumed_from: Path | None = None
         """The checkpoint that a resumed run goes on from."""
+        self.figures: dict[str, float] = {}
+        """What the objective has of the newest evaluation, besides the loss."""
         self.meter = Meter()
         self.tracking = Tracking(self.cfg, self.run, self.session.accelerator, setup.algorithm)
         self.log = StepLog(self.run, self.tracking, self._observe, self.total)
@@ -111,6 +115,8 @@ class _Fit:
         flops = flops_per_token(self.cfg.model, setup.base_path, counts.trained) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
         announce(setup, model, counts, self.layout)
+        chunks = RunChunks(setup, self.source, self.criterion)
+        self.passes = passes_of(setup, self.engine, self.criterion, lambda: self.layout, self._keep, chunks)
         self._saves, self._why_not_saved = saves_while_training(self.algo), ""
         folder, keep = self.run.checkpoints_path, self.algo.keep_checkpoints
         self.writer = CheckpointWriter(folder, self.session, model, self.optimizer, self._save_model, keep, self.run.say)
@@ -139,6 +145,7 @@ class _Fit:
 
     def _train(self) -> Outcome:
         self._observe("hub_run_start", cfg=self.cfg, run=self.run)
+        self.recipe.objective.prepare(self.passes)
         if self.cfg.resume:
             self._resume()
         self.run.begin()
@@ -146,7 +153,7 @@ class _Fit:
         if self.done == 0:
             before = self.evaluations.before_training()
             if before is not None:
-                self.log.before_training(before, len(self.data.evaluation))
+                self.log.before_training(before, len(self.data.evaluation), self.figures)
             if self.measurements is not None:
                 figures = self.measurements.measure(0, self.engine)
                 self.evaluations.before_measured(figures)
@@ -180,6 +187,7 @@ class _Fit:
             self._report(self.writer.close())
         if self.is_complete:
             model_path = self._save_result()
+            self.recipe.objective.finish(self.passes)
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         return replace(self._reached(model_path, stopping), peak_memory_gb=round(memory, 3))
 
@@ -258,6 +266,7 @@ class _Fit:
 
     def _step(self, step: batches.Step, units: list[Unit]) -> int | None:
         """Run one step: train, log, evaluate, save. Return the signal that asks to stop, if there is one."""
+        units = list(self.recipe.objective.completed(units))
         self.meter.begin()
         rate = self.optimizer.param_groups[0]["lr"]
         counts: dict[str, float] = {}
@@ -295,6 +304,7 @@ class _Fit:
             "peak_memory_gb": round(peak_memory_gb(self.session.device), 3),
         }
         metrics |= {"mfu": round(speed / self.peak_tokens_per_second, 4)} if self.peak_tokens_per_second else {}
+        metrics |= figures_of(self.recipe.objective, members(units), outcome.values, is_start=self.done == 1)
         metrics |= {"graphs_compiled": compiled} if (compiled := num_compiled()) else {}
         metrics |= self.divergence.judge(self.done, outcome)
         self.log.hold(metrics)
@@ -306,7 +316,7 @@ class _Fit:
             raise diverged
         mix, last = self.source.mix, self.done == self.total
         if (measured := self.evaluations.after_step(self.done, last, stopping is not None)) is not None:
-            metrics["eval_loss"] = measured
+            metrics |= {"eval_loss": measured, **self.figures}
         ends = last or self.evaluations.ends_training
         measures_more = self.measurements is not None and (ends or is_due(self.done, self.cfg.evaluate.every_steps))
         if measures_more:
@@ -338,9 +348,13 @@ class _Fit:
         """Return the loss on the evaluation set. None without one."""
         if not self.data.evaluation:
             return None
-        loss, layout = evaluate(self.session, self.engine, self.data.evaluation, self.layout, self.criterion)
-        self._keep(layout)
-        return loss
+        objective = self.recipe.objective
+        units = objective.completed(self.data.evaluation)
+        found = evaluate(self.session, self.engine, units, self.layout, self.criterion)
+        self._keep(found.layout)
+        figures = figures_of(objective, members(units), found.values, is_start=self.done == 0)
+        self.figures = {f"eval_{name}": value for name, value in figures.items()}
+        return found.loss
 
     def _measure_more(self) -> dict[str, float]:
         """Measure what is measured besides the held-out loss, and act on it."""

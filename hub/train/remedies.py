@@ -78,6 +78,18 @@ class Remedies:
         same = f"with algo.lora_alpha={2 * alpha:g}" if isinstance(alpha, int | float) else ""
         return [Change("algo.lora_r", f"{2 * rank}", same)]
 
+    def hold_chosen(self) -> list[Change]:
+        """Hold the chosen answers up, as far as the algorithm learns from preferences."""
+        changes = []
+        if "sft_weight" in self.algo and not self.algo["sft_weight"]:
+            changes.append(Change("algo.sft_weight", "1", "adds the likelihood of the chosen answers to what is learned"))
+        if "beta" in self.algo:
+            beta = self.algo["beta"] or 0.1
+            changes.append(
+                Change("algo.beta", short(3 * beta, 2), f"holds the model closer to the reference than {short(beta, 2)}")
+            )
+        return changes
+
     def batch(self, factor: float) -> Change | None:
         if self.batch_size is None or "effective_batch_size" not in self.algo:
             return None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
@@ -65,6 +66,9 @@ class StepOutcome:
     layout: Layout
     """The layout that fit. Smaller than the one asked for if memory ran out."""
 
+    values: torch.Tensor | None = None
+    """The log-probabilities of the step's loss tokens before its update, (T,). None: the objective does not depend on them."""
+
     @property
     def finite(self) -> bool:
         """Whether loss and gradients are finite. If not, no weight changed."""
@@ -114,7 +118,20 @@ def train_step(
     except torch.OutOfMemoryError:
         raise ModelError(OPTIMIZER_OUT_OF_MEMORY) from None  # half of the weights may have changed, so no retry
     optimizer.zero_grad(set_to_none=True)
-    return StepOutcome(total / criterion.objective.divisor(members(units)), norm, layout)
+    return StepOutcome(total / criterion.objective.divisor(members(units)), norm, layout, values)
+
+
+class Evaluated(NamedTuple):
+    """The outcome of an evaluation. Equal on all ranks."""
+
+    loss: float
+    """The objective's mean over all units."""
+
+    layout: Layout
+    """The layout that fit."""
+
+    values: torch.Tensor | None
+    """As `StepOutcome.values`."""
 
 
 def accumulate_gradients(
@@ -210,34 +227,36 @@ def token_places(batch: MicroBatch, samples: Sequence[Sample]) -> torch.Tensor:
 @torch.no_grad()
 def evaluate(
     session: Session, model: torch.nn.Module, units: Sequence[Unit], layout: Layout, criterion: Criterion
-) -> tuple[float, Layout]:
-    """Compute the objective's mean over all units, in evaluation mode. Equal on all ranks, and for any layout.
-
-    Returns:
-        The loss, and the layout that fit.
-    """
+) -> Evaluated:
+    """Compute the objective's mean over all units, in evaluation mode. Equal on all ranks, and for any layout."""
     model.eval()
+    values = None
     try:
-        size = EVALUATION_CHUNK * session.group.world
-        chunks = [units[start : start + size] for start in range(0, len(units), size)]
+        chunks = evaluation_chunks(units, session.group.world)
         if criterion.needs_values:
-            loss_sum, layout = _loss_of_values(session, model, chunks, layout, criterion)
+            values, layout = _values(session, model, chunks, layout, criterion)
+            loss_sum, _ = token_weights(criterion.objective, members(units), values)
         else:
             loss_sum, layout = _sum_of_losses(session, model, chunks, layout, criterion)
     finally:
         model.train()
-    return float(loss_sum) / criterion.objective.divisor(members(units)), layout
+    return Evaluated(float(loss_sum) / criterion.objective.divisor(members(units)), layout, values)
 
 
-def _loss_of_values(
+def evaluation_chunks(units: Sequence[Unit], world: int) -> list[Sequence[Unit]]:
+    """The units that an evaluation splits into micro-batches at once."""
+    size = EVALUATION_CHUNK * world
+    return [units[start : start + size] for start in range(0, len(units), size)]
+
+
+def _values(
     session: Session, model: torch.nn.Module, chunks: Sequence[Sequence[Unit]], layout: Layout, criterion: Criterion
 ) -> tuple[torch.Tensor, Layout]:
     values = []
     for chunk in chunks:
         of_chunk, layout = log_probabilities(session, model, chunk, layout, criterion)
         values.append(of_chunk)
-    units = [unit for chunk in chunks for unit in chunk]
-    return token_weights(criterion.objective, members(units), torch.cat(values))[0], layout
+    return torch.cat(values), layout
 
 
 def _sum_of_losses(

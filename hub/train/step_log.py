@@ -47,11 +47,11 @@ class StepLog:
             self._progress.say(text)
             self._run.note(text)
 
-    def before_training(self, loss: float, num_samples: int) -> None:
-        """Log the held-out loss before training."""
-        self._for_first_line["eval_loss_before"] = loss
-        self.say(f"held-out loss before training {loss:.4f} ({num_samples} samples)")
-        self._tracking.log(0, {"eval_loss": loss})
+    def before_training(self, loss: float, num_samples: int, figures: dict[str, float]) -> None:
+        """Log the held-out loss before training, and what the objective has besides."""
+        self._for_first_line |= {f"{name}_before": value for name, value in {"eval_loss": loss, **figures}.items()}
+        self.say(f"held-out loss before training {loss:.4f} ({num_samples} samples{_shares(figures)})")
+        self._tracking.log(0, {"eval_loss": loss, **figures})
 
     def measured_before(self, values: dict[str, float]) -> None:
         """Log what was measured before training, in the tracker. evaluation.json has it too."""
@@ -83,7 +83,7 @@ class StepLog:
         if self._progress is not None:
             self._progress.step(step, metrics)
         if "eval_loss" in metrics:
-            self.say(f"held-out loss {metrics['eval_loss']:.4f} after step {step}")
+            self.say(f"held-out loss {metrics['eval_loss']:.4f} after step {step}{_shares(metrics)}")
         self._tracking.log(step, metrics)
 
     def restore(self, eval_loss_before: float | None) -> None:
@@ -92,3 +92,9 @@ class StepLog:
         self._recent.extend(line["loss"] for line in lines[-NUM_RECENT:])
         if eval_loss_before is not None and not any("eval_loss_before" in line for line in lines):
             self._for_first_line["eval_loss_before"] = eval_loss_before
+
+
+def _shares(figures: dict[str, float]) -> str:
+    """The held-out accuracy and margin in words, of an objective that has them."""
+    names = ("eval_accuracy", "eval_likelier", "eval_margin")
+    return "".join(f", {name.removeprefix('eval_')} {figures[name]:.4g}" for name in names if name in figures)

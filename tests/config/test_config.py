@@ -143,7 +143,7 @@ def test_every_option_has_a_meaning_of_its_own():
 
 def test_the_page_of_options_is_up_to_date():
     written = Path(__file__).parents[2] / "docs" / "options.md"
-    assert written.read_text(encoding="utf-8") == page(["sft", "lora_sft", "osft"]), (
+    assert written.read_text(encoding="utf-8") == page(["sft", "lora_sft", "osft", "dpo", "lora_dpo", "osft_dpo"]), (
         "run: python -m hub.cli.options_page, see the page"
     )
 

@@ -262,3 +262,34 @@ def test_training_reports_copies_and_samples_of_the_evaluation_set_in_the_traini
     assert any(
         line.startswith("Warning: 1 of 1 samples of the evaluation set are in the training data") for line in prepared.lines
     )
+
+
+def test_pairs_whose_labels_may_be_swapped_and_a_bias_to_long_answers_are_found(tmp_path, tokenizer):
+    def examined(rows):
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cfg = RunConfig(model=ModelConfig(path="m"), data=DataConfig(path=str(tmp_path / "pairs.jsonl")))
+        return {finding.what: finding for finding in examine(cfg, tokenizer, 512).findings}
+
+    def pair(number, chosen, rejected, **fields):
+        return {"prompt": f"What is {number} + 1?", "chosen": chosen, "rejected": rejected} | fields
+
+    good = [pair(n, str(n + 1), f"{n - 1} it is") if n % 2 else pair(n, f"it is {n + 1}", "no") for n in range(40)]
+    assert [finding.level for finding in examined(good).values()] == ["look"]  # that they are preferences
+    long = [pair(100 + n, f"{101 + n}, of course", "no") for n in range(40)]
+    spoilt = [
+        pair(1, "0 it is", "2"),
+        pair(300, "Yes  it is", "yes it is"),
+        pair(301, "a", "b", score_chosen=1.0, score_rejected=4.0),
+    ]
+    found = examined([*good, *long, *spoilt, pair(302, "same", "same")])
+    starts = {
+        "pairs in which the chosen answer has the lower score, of 1 with scores": ("bad", 1),
+        "pairs are contradicted by another one": ("bad", 1),
+        "pairs whose answers differ in case and spaces only": ("look", 1),
+        "pairs in which the chosen answer is the longer one, of": ("look", 61),
+        "rows can't be used": ("bad", 1),
+    }
+    for start, (level, count) in starts.items():
+        (finding,) = [each for what, each in found.items() if what.startswith(start)]
+        assert finding.level == level, start
+        assert abs(finding.count - count) <= (2 if count > 1 else 0), start

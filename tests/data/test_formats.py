@@ -158,7 +158,6 @@ def test_fields_that_nothing_reads_are_told():
         ({"texts": "x"}, "these fields are of no known format: texts. Allowed: messages has messages; sharegpt"),
         ({"texts": "x"}, "document has text or document. For a column with texts type data.text_column=NAME"),
         ({"messages": [USER, ANSWER], "chosen": "x", "rejected": "y"}, "are of several formats (messages, preference)"),
-        ({"prompt": "x", "chosen": "y", "rejected": "z"}, "To train on the chosen ones type data.format=chosen"),
         ({"messages": [USER, ANSWER], "unmask": "yes"}, "unmask is a text. Allowed: true or false"),
         ({"messages": [USER, ANSWER | {"loss": "no"}]}, 'message 2 has loss="no". Allowed: true, false, 0, 1'),
         ({"messages": [USER | {"loss": True}, ANSWER]}, "message 1 (user) has loss=true. Only the assistant's"),

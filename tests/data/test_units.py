@@ -325,7 +325,10 @@ def test_a_sample_that_is_bad_or_without_loss_refuses_the_row_and_names_its_role
         ),
         ("return {}", "but gave none. This is a bug in its plugin"),
         ("return dict.fromkeys(('chosen', 'rejected', 'other'), {})", "but gave chosen: an object, rejected: an object, other"),
-        ("return {'chosen': row, 'rejected': row}", "chosen: rows with chosen and rejected answers say which is better"),
+        (
+            "return {'chosen': row, 'rejected': row}",
+            "chosen: it has several samples itself (chosen, rejected). This is a bug in its plugin",
+        ),
         ("return {'chosen': {'x': 1}, 'rejected': {}}", "chosen: these fields are of no known format: x"),
     ],
 )
@@ -342,11 +345,11 @@ def test_a_broken_conversion_is_one_line_with_the_place(tokenizer, install, tmp_
         check_rows(DataSource(path=path), DataConfig())
 
 
-def test_a_format_without_roles_that_gives_its_own_fields_back_is_one_line_too(tokenizer, install, tmp_path):
+def test_a_format_without_roles_may_give_pairs_in_the_hubs_own_format(tokenizer, install, tmp_path):
     install(source=PLUGIN.replace(', roles=("chosen", "rejected")', "").replace("BODY", "return row"))
     path = write(tmp_path / "pairs.jsonl", PAIRS)
-    with pytest.raises(DataError, match=r"^pairs\.jsonl:1: rows with chosen and rejected answers"):
-        prepare(config(path), tokenizer, None)
+    prepared = prepare(config(path), tokenizer, None)
+    assert {tuple(sample.role for sample in unit.samples) for unit in prepared.train} == {("chosen", "rejected")}
 
 
 def test_fields_that_nothing_reads_are_named_with_their_role(tokenizer, install, tmp_path):
@@ -478,7 +481,7 @@ def test_an_algorithm_for_single_samples_refuses_groups_in_one_line(tokenizer, p
         check_roles([*units, *plain], ROLES, "dpo")
     assert str(caught.value) == (
         "pairs.jsonl:1: this row has one sample. algo=dpo trains on rows with the samples chosen, rejected. Type "
-        "data.format=pair"
+        "data.format=preference or pair"
     )
     rollouts = [Group(tuple(replace(plain[0]) for _ in range(4)), "rollout 1")]
     with pytest.raises(

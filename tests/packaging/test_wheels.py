@@ -24,6 +24,7 @@ PROJECTS = {
     "hub_lora_sft": ROOT / "plugins" / "lora_sft",
     "hub_osft": ROOT / "plugins" / "osft",
     "hub_unsloth": ROOT / "plugins" / "unsloth",
+    "hub_dpo": ROOT / "plugins" / "dpo",
     "hub_example": EXAMPLE,
 }
 
@@ -101,13 +102,14 @@ def test_the_command_line_answers_from_an_empty_folder(python, tmp_path):
     overview = run(python, "-m", "hub", cwd=tmp_path)
     for word in ("lora_sft", "sft", "bitfit", "llama3_8b", "smollm2_135m"):
         assert f" {word} " in overview
-    assert "norm_tuning, qlora_sft" in run(python, "-m", "hub", "--help", cwd=tmp_path)
+    assert "norm_tuning, qlora_dpo, qlora_sft" in run(python, "-m", "hub", "--help", cwd=tmp_path)
     listed = run(python, "-m", "hub", "plugins", cwd=tmp_path)
     for line in (
         "example  hub-example 0.1.0  (hub_example)",
         "sft  hub-sft 0.1.0  (hub_sft)",
         "lora_sft  hub-lora-sft 0.1.0",
         "osft  hub-osft 0.1.0",
+        "dpo  hub-dpo 0.1.0",
         "backend unsloth of lora_sft (priority -10): not installed: unsloth, unsloth_zoo. Type: pip install",
     ):
         assert line in listed

@@ -146,7 +146,7 @@ def main(model_path: str, out: Path, most_tokens_on_last_rank: str = "") -> None
             model.zero_grad()
             local = passes(session, model, units, layout, criterion)
             sum_gradients(model.parameters())
-            mean, _ = evaluate(session, model, units, layout, criterion)
+            mean = evaluate(session, model, units, layout, criterion).loss
             if group.rank == 0:
                 gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
                 gradients["_eval_loss"] = torch.tensor([mean], dtype=torch.float64)

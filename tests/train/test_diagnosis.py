@@ -204,3 +204,16 @@ def test_a_run_that_was_made_to_overfit_does_so_and_says_it(tmp_path, capsys):
     said_lines = [line for line in capsys.readouterr().out.splitlines() if "overfitting: " in line]
     assert [line.split(": ")[0] for line in said_lines] == ["step 80", "overfitting"]  # as soon as it shows, and at the end
     assert said_lines[-1].startswith(f"overfitting: {found[0]['evidence']}")
+
+
+def test_chosen_answers_that_lose_their_probability_are_said_though_the_margin_grows():
+    algo = {"learning_rate": 1e-5, "beta": None, "sft_weight": None, "num_epochs": 1.0}
+
+    def of(fall):
+        losses = made(1, lambda done: 0.69 - 0.4 * done, 0.05, 40)
+        return diagnose([line | {"log_ratio_chosen": -fall * line["step"] / 40} for line in losses], algo, 40, 16, 640)
+
+    (found,) = [one for one in of(0.8) if one.kind == "chosen_collapsed"]
+    assert "a token of a chosen answer has 46% of its probability under the reference" in found.evidence
+    assert [str(change).split(" ")[0] for change in found.changes][:2] == ["algo.sft_weight=1", "algo.beta=0.3"]
+    assert not [one for one in of(0.1) if one.kind == "chosen_collapsed"]

@@ -1,13 +1,17 @@
 """Inspects all data of a run: every row as it was written, and the tokens that it becomes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING
 
-from hub.config.schema import RunConfig
+from hub.config.schema import AlgoConfig, RunConfig
 from hub.data.doctor.findings import Finding, of_duplicates, of_omissions, of_rendered, of_rows, of_texts
+from hub.data.doctor.pair_findings import of_pairs
 from hub.data.doctor.scan import MAX_ROWS, Scan, ScannedRow, scan
+from hub.data.formats.detect import PREFERENCE
+from hub.data.formats.file_format import FileFormats
 from hub.data.json_values import JsonObject
 from hub.data.samples.counts import Counts
 from hub.data.samples.histogram import Lengths, lengths_of
@@ -15,7 +19,9 @@ from hub.data.samples.length import length_limit
 from hub.data.samples.mix import eval_source_of, num_held_out, source_names, sources_of
 from hub.data.samples.reports import Omissions, SourceReport
 from hub.data.samples.sample import Sample, Unit
+from hub.data.sources.entries import Cursor
 from hub.data.sources.files import files_line
+from hub.data.sources.read import rows_after
 from hub.data.tokens.rendered_before import RenderedBefore
 from hub.data.tokens.template import fallback_line, load_template, template_report
 from hub.data.tokens.vocabulary import tokens_beyond, tokens_beyond_line
@@ -78,6 +84,10 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
     Raises:
         HubError: the data can't be read at all.
     """
+    findings: list[Finding] = []
+    if _holds_preferences(cfg):
+        cfg = replace(cfg, data=replace(cfg.data, format=PREFERENCE))
+        findings.append(Finding("look", "the rows are preferences, which algo=lora_dpo and its siblings learn from", 1))
     limit = length_limit(cfg, max_positions)
     if cfg.data.template:
         load_template(tokenizer, cfg.data.template)
@@ -89,7 +99,6 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
     all_scans = [*scans, *evaluation_scans]
     every_source = [*sources, *filter(None, [evaluation_source])]
     counts = Counts.merge([each.counts for each in all_scans])
-    findings: list[Finding] = []
     template = counts.loss_line() if counts.units else "Nothing is trained."
     if counts.formats - _NOT_RENDERED:
         template = template_report(tokenizer, counts.whole_samples(), cfg.data.loss_on)
@@ -101,6 +110,7 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
     findings += of_omissions(counts, tokenizer)
     findings += of_rendered(rendered)
     findings += of_texts(all_scans)
+    findings += of_pairs([pair for each in all_scans for pair in each.pairs])
     findings += of_duplicates(*_split(scans, evaluation_scans, cfg))
     unseen = set.intersection(*(set(each.unseen_columns) for each in all_scans))
     findings += [Finding("bad", line, 1) for line in sorted(unseen)]
@@ -133,6 +143,15 @@ def examine(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions:
             "num_loss_tokens": totals["num_loss_tokens"],
         },
     )
+
+
+def _holds_preferences(cfg: RunConfig) -> bool:
+    """Whether the first row is a preference, and no algorithm is chosen that would say what it takes."""
+    source = sources_of(cfg.data)[0]
+    if type(cfg.algo) is not AlgoConfig:
+        return False
+    entries = rows_after(source.path, Cursor(), source.subset, source.split, stream=False)
+    return any(FileFormats(source, cfg.data).holds_preferences(entry) for entry, _ in islice(entries, 1))
 
 
 def _split(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hub.config.data import DataSource
 from hub.config.schema import RunConfig
 from hub.data.doctor.oddities import BROKEN_TEXT, odd_order
+from hub.data.doctor.pairs import ScannedPair, scanned_pair
 from hub.data.formats.examples import Conversation, Document, Example, ExampleGroup, RowExample
 from hub.data.formats.file_format import FileFormats
 from hub.data.samples.counts import Counts
@@ -56,6 +57,9 @@ class Scan:
     orders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """What is odd in the order of turns -> where."""
 
+    pairs: list[ScannedPair] = field(default_factory=list)
+    """Of preferences: what is compared."""
+
     unseen_columns: list[str] = field(default_factory=list)
     """What is wrong with each name of `data.columns` that no row has."""
 
@@ -91,8 +95,11 @@ def scan(
         items = encode(entry)
         rows.append(items)
         if not items[0].bad:
-            examples = _examples(formats.example(entry))
+            example = formats.example(entry)
+            examples = _examples(example)
             _record(result, items, examples)
+            if isinstance(example, ExampleGroup) and (pair := scanned_pair(items[0], example, entry.read().value)):
+                result.pairs.append(pair)
             rendered.add(result.rows[-1].where, examples)
     result.has_more = next(entries, None) is not None
     result.unseen_columns = formats.unseen_columns()

@@ -3,7 +3,6 @@
 import json
 import re
 from contextlib import suppress
-from typing import NoReturn
 
 from hub.data.formats.examples import Conversation, Document, Tokens
 from hub.data.formats.messages import KNOWN_FIELDS, called_functions, check_messages, message_list
@@ -46,11 +45,14 @@ LOSS_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "assistant
 _MASKS_OF_TEXTS = ("special_tokens_mask", "global_attention_mask")
 """Masks that tokenizers give, and that say nothing about the loss."""
 
-OPTIONAL = (*BESIDE, "system", "input", "history", "prompt", "labels", "attention_mask", *LOSS_MASKS)
+SCORED = ("completions", "responses", "scores", "ratings")
+"""Fields of rows with several answers and their scores."""
+
+OPTIONAL = (*BESIDE, "system", "input", "history", "prompt", "labels", "attention_mask", *LOSS_MASKS, *SCORED)
 """Fields that some format reads where a row has them."""
 
 
-def _conversation(
+def conversation(
     row: Row,
     format: str,
     messages: list[JsonObject],
@@ -58,7 +60,19 @@ def _conversation(
     known: tuple[str, ...] = (),
     completion: int | None = None,
 ) -> Conversation:
-    """Check messages and the fields beside them: tools, unmask, those that nothing reads."""
+    """Check messages and the fields beside them: tools, unmask, those that nothing reads.
+
+    Args:
+        row: where the fields beside the messages are.
+        format: the name of its format.
+        messages: as they were read.
+        optional: fields of `BESIDE` that this format has.
+        known: its other fields.
+        completion: the first message of the completion. None: the row has none.
+
+    Raises:
+        DataError: it can't be trained on.
+    """
     unused = [name for name, value in row.value.items() if name not in (*known, *optional) and value is not None]
     unused += sorted({f"messages[].{name}" for message in messages for name in message if name not in KNOWN_FIELDS})
     checked, without_loss = check_messages(messages, row.where)
@@ -80,8 +94,12 @@ def _unmask(row: Row) -> bool:
     return bool(value)
 
 
-def _with_system(messages: list[JsonObject], row: Row) -> list[JsonObject]:
-    """The messages behind the one in the field system."""
+def with_system(messages: list[JsonObject], row: Row) -> list[JsonObject]:
+    """The messages behind the one in the field system.
+
+    Raises:
+        DataError: there is another system message.
+    """
     system = row.value.get("system")
     if system in (None, ""):
         return messages
@@ -96,8 +114,8 @@ def from_messages(row: Row, format: str) -> Conversation:
     Raises:
         DataError: it can't be trained on.
     """
-    messages = _with_system(message_list(row.value["messages"], row.where, "messages"), row)
-    return _conversation(row, format, messages, BESIDE, ("messages", "system"))
+    messages = with_system(message_list(row.value["messages"], row.where, "messages"), row)
+    return conversation(row, format, messages, BESIDE, ("messages", "system"))
 
 
 def from_sharegpt(row: Row, format: str) -> Conversation:
@@ -122,7 +140,7 @@ def from_sharegpt(row: Row, format: str) -> Conversation:
         message = {key: item for key, item in turn.items() if key not in ("from", "value")}
         message |= {"role": _SHAREGPT_ROLES[speaker], "content": value}
         messages.append(message)
-    return _conversation(row, format, _with_system(messages, row), BESIDE, ("conversations", "system"))
+    return conversation(row, format, with_system(messages, row), BESIDE, ("conversations", "system"))
 
 
 def from_alpaca(row: Row, format: str) -> Conversation:
@@ -132,7 +150,7 @@ def from_alpaca(row: Row, format: str) -> Conversation:
         DataError: it can't be trained on.
     """
     value = row.value
-    messages = _with_system([], row)
+    messages = with_system([], row)
     history = json_if_text(value.get("history") or [], row.where, "history")
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
         raise DataError(f"{row.where}: history must be a list of pairs [instruction, answer]")
@@ -145,7 +163,7 @@ def from_alpaca(row: Row, format: str) -> Conversation:
         asked = f"{asked}\n\n{context}" if asked else context
     messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": value["output"]}]
     known = ("instruction", "output", "input", "system", "history")
-    return _conversation(row, format, messages, (), known, len(messages) - 1)
+    return conversation(row, format, messages, (), known, len(messages) - 1)
 
 
 def from_prompt_completion(row: Row, format: str) -> Conversation:
@@ -154,12 +172,12 @@ def from_prompt_completion(row: Row, format: str) -> Conversation:
     Raises:
         DataError: it can't be trained on.
     """
-    prompt = _with_system(_as_messages(row.value["prompt"], "user", row.where, "prompt"), row)
-    completion = _as_messages(row.value["completion"], "assistant", row.where, "completion")
-    return _conversation(row, format, prompt + completion, ("tools",), ("prompt", "completion", "system"), len(prompt))
+    prompt = with_system(as_messages(row.value["prompt"], "user", row.where, "prompt"), row)
+    completion = as_messages(row.value["completion"], "assistant", row.where, "completion")
+    return conversation(row, format, prompt + completion, ("tools",), ("prompt", "completion", "system"), len(prompt))
 
 
-def _as_messages(value: JsonValue, role: str, where: str, name: str) -> list[JsonObject]:
+def as_messages(value: JsonValue, role: str, where: str, name: str) -> list[JsonObject]:
     """A text as one message, or a list of messages, which CSV has as JSON text.
 
     Raises:
@@ -174,18 +192,6 @@ def _as_messages(value: JsonValue, role: str, where: str, name: str) -> list[Jso
     return message_list(value, where, name) if isinstance(value, list) else [{"role": role, "content": value}]
 
 
-def from_preference(row: Row, format: str) -> NoReturn:
-    """Refused: it needs an algorithm for preferences.
-
-    Raises:
-        DataError: it can't be trained on.
-    """
-    raise DataError(
-        f"{row.where}: rows with chosen and rejected answers say which is better. This algorithm trains on answers, not on "
-        "preferences. To train on the chosen ones type data.format=chosen"
-    )
-
-
 def from_chosen(row: Row, format: str) -> Conversation:
     """The prompt and the chosen answer of a row of preferences.
 
@@ -195,22 +201,26 @@ def from_chosen(row: Row, format: str) -> Conversation:
     known = ("prompt", "chosen", "rejected", "system")
     prompt, chosen = row.value.get("prompt"), row.value["chosen"]
     prompt = None if prompt == "" else prompt  # an empty cell
-    answer = _as_messages(chosen, "assistant", row.where, "chosen")
+    answer = as_messages(chosen, "assistant", row.where, "chosen")
     if prompt is None and isinstance(chosen, str) and len(answer) == 1:
-        messages = _with_system(_transcript(chosen, row.where), row)
-        return _conversation(row, format, messages, ("tools",), known, len(messages) - 1)
-    before = [] if prompt is None else _as_messages(prompt, "user", row.where, "prompt")
+        messages = with_system(transcript(chosen, row.where), row)
+        return conversation(row, format, messages, ("tools",), known, len(messages) - 1)
+    before = [] if prompt is None else as_messages(prompt, "user", row.where, "prompt")
     if len(answer) > 1 and before and answer[0].get("role") != "assistant":
         before = []  # the chosen conversation begins with the prompt
-    messages = _with_system(before + answer, row)
+    messages = with_system(before + answer, row)
     completion = len(messages) - len(answer) if before else max(len(messages) - 1, 0)
-    return _conversation(row, format, messages, ("tools",), known, completion)
+    return conversation(row, format, messages, ("tools",), known, completion)
 
 
-def _transcript(text: str, where: str) -> list[JsonObject]:
-    """A conversation in one text, as some preference datasets have it: turns that begin with Human: and Assistant:."""
+def transcript(text: str, where: str, name: str = "chosen") -> list[JsonObject]:
+    """A conversation in one text, as some preference datasets have it: turns that begin with Human: and Assistant:.
+
+    Raises:
+        DataError: the text is not of this form.
+    """
     if not text.startswith(_HUMAN) or _ANSWER not in text:
-        raise DataError(f"{where}: chosen without a prompt must be a list of messages, or a text that begins with {_HUMAN!r}")
+        raise DataError(f"{where}: {name} without a prompt must be a list of messages, or a text that begins with {_HUMAN!r}")
     messages: list[JsonObject] = []
     for exchange in text.split(_HUMAN)[1:]:
         asked, *answers = exchange.split(_ANSWER)

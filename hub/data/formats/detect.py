@@ -5,7 +5,8 @@ sharegpt           {"conversations": [{"from": "human", "value": "..."}, ...], "
 alpaca             {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}
 prompt_completion  {"prompt": "...", "completion": "...", "system": "..."}: texts, or lists of messages
 tokens             {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
-preference         {"prompt": "...", "chosen": "...", "rejected": "..."}: recognized, but trained on only as `chosen`
+preference         {"prompt": "...", "chosen": "...", "rejected": "..."}, or a list of answers with scores: two samples
+judged             {"prompt": "...", "completion": "...", "label": true}, or a preference. Only where it is asked for
 chosen             the same rows, of which the prompt and the chosen answer are a conversation. Only with data.format=chosen
 document           {"text": "..."} or {"document": "..."}, or any column that data.text_column names
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hub.config.paths import file_kind
-from hub.data.formats import converters
+from hub.data.formats import converters, preferences
 from hub.data.formats.examples import Example, ExampleGroup, RowExample, naming_role
 from hub.data.json_values import JsonObject, JsonValue, kind_of, listed
 from hub.data.sources.entries import Row
@@ -31,19 +32,27 @@ class _Format(NamedTuple):
     required: tuple[str, ...]
     """Fields that tell the format from the others."""
 
-    convert: Callable[[Row, str], Example]
+    convert: Callable[[Row, str], RowExample]
+
+    roles: tuple[str, ...] = ()
+    """The roles of its samples. Empty: it has one sample, or the row tells."""
+
+    detected: bool = True
+    """Whether the fields of a row tell it. If not, `data.format` or the algorithm asks for it."""
 
 
+PREFERENCE = "preference"
+_SEVERAL_FORMS = (PREFERENCE, "judged")
 _DOCUMENT_FIELDS = ("text", "document")
-_NOT_DETECTED = ("chosen",)
 _FORMATS = {
     "messages": _Format(("messages",), converters.from_messages),
     "sharegpt": _Format(("conversations",), converters.from_sharegpt),
     "alpaca": _Format(("instruction", "output"), converters.from_alpaca),
     "prompt_completion": _Format(("prompt", "completion"), converters.from_prompt_completion),
     "tokens": _Format(("input_ids",), converters.from_tokens),
-    "preference": _Format(("chosen", "rejected"), converters.from_preference),
-    "chosen": _Format(("chosen",), converters.from_chosen),
+    PREFERENCE: _Format(preferences.PAIR, preferences.from_preference, preferences.PAIR),
+    "judged": _Format(("prompt", "completion", "label"), preferences.from_judged, detected=False),
+    "chosen": _Format(("chosen",), converters.from_chosen, detected=False),
 }
 _BUG = "This is a bug in its plugin"
 
@@ -57,7 +66,7 @@ def read_fields() -> set[str]:
 def detect(row: Row) -> str:
     """The format of a row, from the names of its fields.
 
-    A plugin's format wins over `preference`, which is only recognized in order to be refused.
+    A plugin's format wins over `preference`, which an algorithm has to ask for.
 
     Raises:
         DataError: they are those of no format, or of several.
@@ -92,9 +101,9 @@ def _detect(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:
     present = set(row.value)
     # Parquet gives every field to every row, null where a row lacks it: fields with a value count first.
     for names in ({name for name in present if row.value[name] is not None}, present):
-        matches = [name for name, required in known.items() if names.issuperset(required) and name not in _NOT_DETECTED]
+        matches = [name for name, required in known.items() if names.issuperset(required) and _is_detected(name)]
         if any(name not in _FORMATS for name in matches):
-            matches = [name for name in matches if name != "preference"]
+            matches = [name for name in matches if name != PREFERENCE]
         if len(matches) > 1:
             raise DataError(
                 f"{row.where}: these fields are of several formats ({', '.join(matches)}): {listed(row.value)}. "
@@ -109,8 +118,18 @@ def _detect(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:
     raise DataError(_unknown(row, known))
 
 
+def _is_detected(name: str) -> bool:
+    return name not in _FORMATS or _FORMATS[name].detected
+
+
+def formats_of(roles: tuple[str, ...]) -> list[str]:
+    """The formats whose rows have samples of these roles."""
+    own = [name for name, spec in _FORMATS.items() if spec.roles == roles]
+    return [*own, *(name for name, item in plugins.data_formats().items() if item.roles == roles)]
+
+
 def _unknown(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:
-    allowed = "; ".join(f"{name} has {listed(required)}" for name, required in known.items() if name not in _NOT_DETECTED)
+    allowed = "; ".join(f"{name} has {listed(required)}" for name, required in known.items() if _is_detected(name))
     fields = {field for required in known.values() for field in required}
     shape = _hint(row)
     near = next((hint for field in sorted(set(row.value) - fields) if (hint := did_you_mean(field, fields))), "")
@@ -136,14 +155,15 @@ def _hint(row: Row) -> str:
     return ""
 
 
-def _from_own(row: Row, format: str, text_column: str | None = None) -> Example:
+def _from_own(row: Row, format: str, text_column: str | None = None) -> RowExample:
     if text_column is not None:
         return converters.from_document(row, text_column)
     if format == "document":
         column = next((name for name in _DOCUMENT_FIELDS if row.value.get(name) is not None), _DOCUMENT_FIELDS[0])
         return converters.from_document(row, column)
     spec = _FORMATS[format]
-    _require_fields(row, format, spec.required)
+    if format not in _SEVERAL_FORMS:  # which say themselves what is missing
+        _require_fields(row, format, spec.required)
     return spec.convert(row, format)
 
 
@@ -180,10 +200,13 @@ def _from_plugin(row: Row, item: DataFormat) -> RowExample:
 def _of_role(row: Row, role: str, fields: JsonObject) -> Example:
     """What becomes one of several samples of a row. A message names its role."""
     with naming_role(row.where, role):
-        return _inner(row, fields)
+        example = _inner(row, fields)
+        if isinstance(example, ExampleGroup):
+            raise DataError(f"{row.where}: it has several samples itself ({', '.join(example.examples)}). {_BUG}")
+        return example
 
 
-def _inner(row: Row, fields: JsonObject) -> Example:
+def _inner(row: Row, fields: JsonObject) -> RowExample:
     """What a plugin's `convert` gave. It is in a format of the hub's own, never in another plugin's."""
     inner = Row(fields, row.file, row.line)
     return _from_own(inner, _detect(inner, {name: spec.required for name, spec in _FORMATS.items()}))

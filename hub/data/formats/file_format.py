@@ -7,9 +7,10 @@ from hub.config.data import DataConfig, DataSource
 from hub.config.option import AUTO
 from hub.config.paths import is_hub_id
 from hub.data.formats.columns import has_column, renamed, unseen_column
-from hub.data.formats.detect import convert, detect
+from hub.data.formats.detect import PREFERENCE, convert, detect
 from hub.data.formats.examples import RowExample
 from hub.data.formats.missing import without_missing
+from hub.data.formats.preferences import REFUSED
 from hub.data.sources.entries import Cursor, Entry, Row
 from hub.data.sources.read import rows_after
 from hub.errors import DataError
@@ -39,6 +40,15 @@ class FileFormats:
         row = self._read(entry)
         return convert(row, self._format(row), self._data.text_column)
 
+    def holds_preferences(self, entry: Entry) -> bool:
+        """Whether the fields of a row say that it is a preference, and no format is asked for."""
+        if self._data.text_column is not None or self._source.format != AUTO:
+            return False
+        try:
+            return detect(self._read(entry)) == PREFERENCE
+        except DataError:
+            return False
+
     def unseen_columns(self) -> list[str]:
         """What is wrong with each name of `data.columns` that no row has had so far."""
         return [unseen_column("data.columns", self._source.columns, name) for name in sorted(self._unseen)]
@@ -57,7 +67,10 @@ class FileFormats:
             return self._source.format
         if row.file not in self._formats:
             self._formats[row.file] = self._detect(row)
-        return self._formats[row.file] or detect(row)
+        format = self._formats[row.file] or detect(row)
+        if format == PREFERENCE:  # an algorithm that learns from them asks for this format
+            raise DataError(f"{row.where}: {REFUSED}")
+        return format
 
     def _detect(self, row: Row) -> str | None:
         """The format of most of the first rows of a file. None: they are of no known format."""

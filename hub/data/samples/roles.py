@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from hub.data.formats.detect import PREFERENCE, formats_of
 from hub.data.samples.sample import Group, Sample, Unit
 from hub.errors import DataError
 from hub.plugins import registry as plugins
@@ -46,7 +47,7 @@ def check_roles(units: Iterable[Unit], roles: tuple[str, ...], algorithm: str) -
         present = tuple(sample.role for sample in unit.samples)
         if present == roles:
             continue
-        names = [name for name, item in plugins.data_formats().items() if item.roles == roles]
+        names = formats_of(roles)
         todo = f"Type data.format={' or '.join(names)}" if names else "Install a plugin with such a data format"
         has = f"the samples {', '.join(present)}" if any(present) else "one sample"
         raise DataError(
@@ -59,7 +60,7 @@ def _several(group: Group, algorithm: str) -> str:
     gives = f"data.format={group.format} gives" if group.format else f"{group.where}: there are"
     named = f" ({', '.join(roles)})" if all(roles) else ""
     item = plugins.data_formats().get(group.format)
-    if item is not None and "chosen" in item.fields:
+    if group.format == PREFERENCE or (item is not None and "chosen" in item.fields):
         todo = "Type data.format=chosen to train on the chosen answers, or algo=NAME of an algorithm for such rows"
     else:
         todo = "Type data.format=NAME of a format with one sample a row, or algo=NAME of an algorithm for such rows"

@@ -1,6 +1,7 @@
 """Sections of the report on one run: what came, what is wrong, what was asked, what was decided, how to go on."""
 
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from shlex import quote
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from hub.tasks.report import afterwards
 from hub.tasks.report.markup import Html, Table, code, commands, folded, joined, note, plain, section, table, tag, typed
 from hub.tasks.report.record import NOT_FINISHED, Record, as_mapping, last_step
+from hub.train.curves import number
 from hub.train.diagnosis import FEWEST_STEPS
 from hub.train.findings import Finding
 
@@ -44,6 +46,7 @@ def _figures(record: Record) -> Iterator[tuple[str, str]]:
         before, after = float(curves.held_out[0]), float(curves.held_out[-1])
     if isinstance(after, int | float):
         yield "held-out loss", f"{before:.4g} → {after:.4g}" if isinstance(before, int | float) else f"{after:.4g}"
+    yield from _preferences(record)
     loss = result.get("train_loss")
     if loss is None and len(curves.losses) >= 3:
         loss = curves.end.mean
@@ -61,6 +64,21 @@ def _figures(record: Record) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{memory:.1f} GB"
     if isinstance(seconds := result.get("seconds"), int | float) and seconds:
         yield "time", duration(seconds)
+
+
+def _preferences(record: Record) -> Iterator[tuple[str, str]]:
+    """What an objective of preferences has on the evaluation set, before and after."""
+    for name, title in (
+        ("eval_accuracy", "held-out accuracy"),
+        ("eval_likelier", "chosen is likelier"),
+        ("eval_margin", "margin"),
+    ):
+        before = next((number(line, f"{name}_before") for line in record.lines if f"{name}_before" in line), math.nan)
+        after = next((number(line, name) for line in reversed(record.lines) if name in line), math.nan)
+        if math.isfinite(after):
+            shown = f"{after:.3g}" if name == "eval_margin" else f"{after:.1%}"
+            first = f"{before:.3g}" if name == "eval_margin" else f"{before:.1%}"
+            yield title, f"{first} → {shown}" if math.isfinite(before) else shown
 
 
 def duration(seconds: float) -> str:

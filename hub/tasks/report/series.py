@@ -1,7 +1,7 @@
 """The curves of a report: which there are, and few enough points of each."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -48,6 +48,7 @@ def charts_of(record: Record) -> list[Chart]:
         Chart("Loss", "nats per token", [*loss, held_out]),
         Chart("Held-out loss", "nats per token", [held_out] if len(held_out.values) > 2 else []),
     ]
+    charts += [Chart(title, unit, list(_of_preferences(record, named))) for title, unit, named in _PREFERENCES]
     for title, unit, name, zero in _REST:
         charts.append(Chart(title, unit, [Series(title.lower(), *_column(record, name))], zero))
     try:
@@ -55,6 +56,28 @@ def charts_of(record: Record) -> list[Chart]:
     except ODD_VALUES as error:
         record.problems.append(f"evaluation.json: its steps can't be read: {first_line(error)}")
     return [chart for chart in map(_with_points, charts) if chart.series]
+
+
+_PREFERENCES = (
+    ("Rewards", "", {"reward_chosen": "chosen", "reward_rejected": "rejected", "margin": "margin"}),
+    (
+        "Pairs told apart",
+        "fraction",
+        {"accuracy": "by reward", "eval_accuracy": "held-out", "eval_likelier": "held-out, likelier"},
+    ),
+    ("Log-ratio to the reference", "nats per token", {"log_ratio_chosen": "chosen", "log_ratio_rejected": "rejected"}),
+    ("Log-probability of an answer", "nats", {"logp_chosen": "chosen", "logp_rejected": "rejected"}),
+)
+"""Charts of what an objective of preferences logs: title, unit, and the label of each value."""
+
+
+def _of_preferences(record: Record, named: Mapping[str, str]) -> Iterator[Series]:
+    for color, (name, label) in enumerate(named.items()):
+        steps, values = _column(record, name)
+        if name.startswith("eval_"):
+            _, before = _column(record, f"{name}_before")
+            steps, values = np.concatenate([np.zeros(len(before)), steps]), np.concatenate([before, values])
+        yield Series(label, steps, values, "dots" if name.startswith("eval_") else "line", color)
 
 
 def _measured(record: Record) -> list[Chart]:

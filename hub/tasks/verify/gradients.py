@@ -25,6 +25,7 @@ from hub.train.kernels.rope import rope_by_length
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, takes_positions
 from hub.train.losses.objective import NextToken, token_weights
+from hub.train.passes import passes_of
 from hub.train.setup.setup import Setup
 
 MOST_SAMPLES = 32
@@ -102,7 +103,8 @@ class Measure:
         self.trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         asked, num = setup.cfg.algo.effective_batch_size, len(self.data.train)
         self.batch_size = batches.auto_batch_size(num) if asked == AUTO else int(asked)
-        self.units = self._choose()
+        self.units = list(criterion.objective.completed(self._choose()))
+        criterion.objective.prepare(passes_of(setup, model, criterion, lambda: layout, lambda used: None, [(self.units, True)]))
         self.samples = samples_of(self.units)
         self.num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in self.samples)
         # Counted independently of training, whose count is checked.
@@ -287,18 +289,6 @@ class Measure:
 def _can_select(model: torch.nn.Module) -> bool:
     """Return whether the output layer can compute chosen positions only. It can't if the layers are on several devices."""
     return len(set(getattr(model, "hf_device_map", {}).values())) < 2 and takes_positions(model)
-
-
-def disable_dropout(model: torch.nn.Module) -> bool:
-    """Disable dropout and router noise, which differ between layouts by nature. Return whether there was any."""
-    had_any = False
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            is_dropout = name == "p" and "Dropout" in type(module).__name__
-            if (is_dropout or "drop" in name or "jitter" in name) and isinstance(value, float) and value > 0:
-                setattr(module, name, 0.0)
-                had_any = True
-    return had_any
 
 
 def _square(tensor: torch.Tensor) -> float:

@@ -15,11 +15,11 @@ import torch
 from hub.data.prepare import Sample
 from hub.data.samples.sample import samples_of
 from hub.errors import VerifyError
-from hub.models.structure import max_positions
+from hub.models.structure import max_positions, without_dropout
 from hub.parallel.group import barrier, max_over_ranks
 from hub.run import Outcome
 from hub.system.files import write_json
-from hub.tasks.verify.gradients import Gradient, Measure, OneByOne, disable_dropout
+from hub.tasks.verify.gradients import Gradient, Measure, OneByOne
 from hub.train.batch import collate
 from hub.train.layout import isolation
 from hub.train.layout.layout import Layout, choose_layout
@@ -62,7 +62,7 @@ def verify(setup: Setup, recipe: Recipe) -> Outcome:
     check_units(setup, recipe.objective)
     session.strategy.place(model)
     layout, shrink = choose_layout(setup, model, recipe.loss, sum(p.numel() for p in model.parameters()))
-    had_dropout = disable_dropout(model)
+    had_dropout = without_dropout(model)
     proof = _Proof(setup, model, recipe.criterion, layout, shrink)
     run.say(
         f"verifying in {proof.dtype_name} on {len(proof.samples)} samples, {sum(map(len, proof.samples))} tokens, "

@@ -7,12 +7,14 @@ weighted next-token loss serves every objective, in every layout.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 
-from hub.data.samples.sample import Sample
+from hub.data.samples.sample import Sample, Unit
 from hub.errors import PluginError
 from hub.train.batch.collate import num_loss_tokens
 
@@ -56,6 +58,65 @@ class Objective(ABC):
             values: the log-probabilities, float64, shaped as `units`.
         """
 
+    def prepare(self, passes: "Passes") -> None:  # noqa: B027 - most need nothing
+        """Compute what the objective needs of the model as training begins. Called once on all ranks, before the first step.
+
+        A resumed run calls it too, before the weights of its checkpoint are loaded.
+
+        Args:
+            passes: of the model, on the units of the run.
+        """
+
+    def finish(self, passes: "Passes") -> None:  # noqa: B027
+        """Check something once training has ended and the model is saved. Called on all ranks. What it raises ends the run.
+
+        Args:
+            passes: of the model as it is now.
+        """
+
+    def completed(self, units: Sequence[Unit]) -> Sequence[Unit]:
+        """Add to the units of a step, or of the evaluation set, samples whose log-probabilities the loss needs beside theirs.
+
+        Called on all ranks, which must get the same.
+
+        Args:
+            units: as they were drawn.
+        """
+        return units
+
+    def figures(self, units: Sequence[Sequence[Sample]], values: Sequence[UnitValues], is_start: bool) -> Mapping[str, float]:
+        """Compute what is logged beside the loss, of an objective that depends on values. On all ranks.
+
+        Args:
+            units: the samples of each unit.
+            values: as of `loss`.
+            is_start: whether the values are those of the model as training began.
+
+        Returns:
+            Name -> value: for metrics.jsonl, and with `eval_` before it for the evaluation set.
+        """
+        return {}
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of the model that a run trains, for an objective that needs more than the steps give."""
+
+    chunks: Callable[[], Iterator[tuple[Sequence[Unit], bool]]]
+    """Yields the units that the run will see, as `completed` gives them: those of each step together, then those of the
+    evaluation set. Each with whether it is a step. Not to be called for a stream."""
+
+    log_probabilities: Callable[[Sequence[Unit], bool], torch.Tensor]
+    """Function of units, and whether as in a step (else in evaluation mode): the log-probability of each loss token, sample
+    after sample, (T,) float64 on the CPU, equal on all ranks. The passes are those of training, without gradient. All ranks
+    call it."""
+
+    layout: Any
+    """How passes are split: a `hub.train.layout.layout.Layout`."""
+
+    describes: Mapping[str, object]
+    """What decides how the passes round: device, dtype, form of the rows. As JSON."""
+
 
 class NextToken(Objective):
     """Cross entropy of the next token. Every loss token has weight 1, and the divisor is their number."""
@@ -96,6 +157,22 @@ def token_weights(
         raise PluginError(f"{name}.loss must return a scalar that is differentiable in `values`, but returned {found}")
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach().reshape(()), -gradient.float()
+
+
+def figures_of(
+    objective: Objective, units: Sequence[Sequence[Sample]], log_probabilities: torch.Tensor | None, is_start: bool
+) -> dict[str, float]:
+    """Compute what an objective logs beside the loss.
+
+    Args:
+        objective: the objective.
+        units: the samples of each unit.
+        log_probabilities: (T,) of all loss tokens, sample after sample. None: the objective does not depend on them.
+        is_start: whether they are those of the model as training began.
+    """
+    if log_probabilities is None:
+        return {}
+    return dict(objective.figures(units, _by_unit(units, log_probabilities.double()), is_start))
 
 
 def constant_weights(objective: Objective, units: Sequence[Sequence[Sample]]) -> torch.Tensor | None:

@@ -59,7 +59,7 @@ def test_gradient_and_evaluation_are_those_of_the_loss_itself(objective):
         sample.loss_mask[-1] = True
     session = Session(Group(0, 1, 0, torch.device("cpu")), Accelerator(cpu=True), torch.float32)
     layout, criterion = Layout(40, True, 0, 0.0), Criterion(objective)
-    mean, _ = evaluate(session, model, samples, layout, criterion)
+    mean = evaluate(session, model, samples, layout, criterion).loss
     values = log_probabilities(session, model, samples, layout, criterion)[0] if criterion.needs_values else None
     accumulate_gradients(session, model, samples, layout, criterion, weigh(objective, samples, values)[1])
     found = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
