@@ -108,12 +108,15 @@ class Session:
             if not mutant.in_function or not swap.fits(mutant):
                 self.at_import.append(mutant)
                 continue
-            tried = self._try(mutant, items, self.baseline.reaching(mutant), here)
+            # A test that starts processes may compare them with this one, so all of them must be alike.
+            alone = [name for name in self.baseline.reaching(mutant) if name not in self.baseline.start_processes]
+            tried = self._try(mutant, items, alone, here)
             if tried.survived and self.baseline.start_processes:
                 names = sorted(self.baseline.start_processes, key=self.baseline.seconds.__getitem__)
 
                 def elsewhere(mutant: Mutant) -> None:
                     session._setupstate.teardown_exact(None)  # what has started already has no mutant
+                    here(mutant)
                     _for_other_processes(self.file, mutant)
 
                 tried = self._try(mutant, items, names, elsewhere)

@@ -11,7 +11,7 @@ import torch
 from hub.config.schema import AlgoConfig
 from hub.errors import ConfigError
 from hub.train.optim import make_scheduler, observe_loss, restore_schedule
-from hub.train.schedule import rate_of_step
+from hub.train.schedule import rate_of_step, warmup_steps
 
 SCHEDULES = {
     "constant": lambda left, step, peak: 1.0,
@@ -88,6 +88,24 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused():
         rates(10, warmup_steps=4, lr_scheduler="warmup_stable_decay", lr_decay_steps=8)
     with pytest.raises(ConfigError, match=r"^algo.lr_num_cycles=8 does not fit the run of 10 steps, 7 of them from the peak"):
         rates(10, warmup_steps=4, lr_scheduler="cosine_with_restarts", lr_num_cycles=8)
+
+
+def test_the_longest_that_fits_is_not_refused_and_what_is_not_set_is_as_documented():
+    assert rates(10, warmup_steps=4, lr_scheduler="cosine_with_restarts", lr_num_cycles=7)[3:] == [1.0] * 7
+    assert warmup_steps(AlgoConfig(), 100) == 3
+    assert rates(3, lr_scheduler="warmup_stable_decay", lr_decay_type="linear", warmup_steps=0) == [1.0] * 3
+    for name, factor in (("reduce_lr_on_plateau", 0.1), ("greedy", 0.95)):
+        rate = rate_of_step(AlgoConfig(lr_scheduler=name, warmup_steps=0), 100)
+        assert (rate.factor, rate.patience, rate.num_worse, rate.num_better) == (factor, 10, 0, 0)
+
+
+@pytest.mark.parametrize(("name", "least"), [("reduce_lr_on_plateau", 1e-4), ("greedy", 1e-6)])
+def test_a_loss_is_better_if_it_is_lower_by_more_than_the_least_change(name, least):
+    for change, best in ((least, 1.0), (1.5 * least, 1.0 - 1.5 * least)):
+        rate = rate_of_step(AlgoConfig(lr_scheduler=name, warmup_steps=0), 10)
+        for loss in (1.0, 1.0 - change):
+            rate.observe(loss)
+        assert rate.best == best
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.2])
