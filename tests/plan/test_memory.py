@@ -51,7 +51,7 @@ def test_live_tensors_are_counted_alike_with_data_and_without() -> None:
     assert without_data[0] == 2 * TOKENS * 64 * 4
 
 
-@pytest.mark.parametrize("words", [("algo=lora_sft",), ("algo=sft",)])
+@pytest.mark.parametrize("words", [("algo=lora_sft",), pytest.param(("algo=sft",), marks=pytest.mark.slow)])
 def test_layers_that_stand_in_take_what_real_layers_take(words: tuple[str, ...]) -> None:
     planned = planner(*words, "algo.torch_compile=none")
     passes, tokens = planned.passes(compiled=False), 256
@@ -107,6 +107,7 @@ def test_full_fine_tuning_counts_weights_gradients_and_moments() -> None:
     assert {part.name: part.num_bytes for part in sharded.parts}["optimizer"] == pytest.approx(sizes["optimizer"] / 2, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [("algo=osft",), ("algo=osft", "algo.subspace=weights"), ("algo=lora_sft", "algo.init=pissa")]
 )
