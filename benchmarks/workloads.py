@@ -152,7 +152,7 @@ def write_rows(file: Path, workload: Workload, steps: int) -> dict[str, float]:
 
 
 def _write_pairs(file: Path, workload: Workload, steps: int) -> dict[str, float]:
-    """Write JSONL with random tokens: a prompt and two answers in each row. Both with the prompt have the workload's lengths."""
+    """Write JSONL with random tokens: a prompt and two answers a row, which have the workload's lengths with it."""
     lengths = workload.lengths.draw(2 * workload.batch * steps)
     dice, vocab = random.Random(0), SHAPES[workload.shape]["vocab_size"]
     with file.open("w", encoding="utf-8") as stream:

@@ -236,8 +236,8 @@ class _Signature(Signature):
         return MappingProxyType(known | {name: one for name, one in every.items() if name not in known} | {rest.name: rest})
 
 
-for call in (sft, lora_sft, osft, dpo, lora_dpo, osft_dpo):
-    vars(call)["__signature__"] = _Signature(call, call.__name__)
+for of_algorithm in (sft, lora_sft, osft, dpo, lora_dpo, osft_dpo):
+    vars(of_algorithm)["__signature__"] = _Signature(of_algorithm, of_algorithm.__name__)
 for call in (run, verify, show):
     vars(call)["__signature__"] = _Signature(call)
 

@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
 
 
 def _learn_preferences(task: Task, folder: Path, attention: str) -> None:
-    """Train with DPOTrainer on one GPU. `trl` as shipped: all layers checkpointed. `trl_tuned`: none, references precomputed."""
+    """Train with DPOTrainer on one GPU. `trl` as shipped: layers checkpointed. `trl_tuned`: none, references precomputed."""
     import json
 
     import torch

@@ -9,7 +9,7 @@ from hub_lora_sft.config import LoraSftConfig
 from hub_osft.config import OsftConfig
 from hub_sft.config import SftConfig
 
-from hub import AlgoConfig, RunConfig, option
+from hub import RunConfig, option
 from hub.config.option import AUTO
 
 BASE, NONE = "base", "none"
@@ -183,8 +183,10 @@ class DpoConfig(PreferenceOptions, SftConfig):
     effective_batch_size: int | str = option(16, ge=1)
     """Pairs per optimizer step over all processes, exactly."""
 
-    def with_paths(self, full: Callable[[Any, str], Any]) -> AlgoConfig:
-        return _with_reference(super().with_paths(full), full)
+    def with_paths(self, full: Callable[[Any, str], Any]) -> "DpoConfig":
+        made: Any = super().with_paths(full)
+        whole: DpoConfig = replace(made, reference=self.with_absolute_reference(full))
+        return whole
 
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
@@ -204,8 +206,10 @@ class LoraDpoConfig(PreferenceOptions, LoraSftConfig):
     effective_batch_size: int | str = option(16, ge=1)
     """Pairs per optimizer step over all processes, exactly."""
 
-    def with_paths(self, full: Callable[[Any, str], Any]) -> AlgoConfig:
-        return _with_reference(super().with_paths(full), full)
+    def with_paths(self, full: Callable[[Any, str], Any]) -> "LoraDpoConfig":
+        made: Any = super().with_paths(full)
+        whole: LoraDpoConfig = replace(made, reference=self.with_absolute_reference(full))
+        return whole
 
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
@@ -225,14 +229,11 @@ class OsftDpoConfig(PreferenceOptions, OsftConfig):
     effective_batch_size: int | str = option(16, ge=1)
     """Pairs per optimizer step over all processes, exactly."""
 
-    def with_paths(self, full: Callable[[Any, str], Any]) -> AlgoConfig:
-        return _with_reference(super().with_paths(full), full)
+    def with_paths(self, full: Callable[[Any, str], Any]) -> "OsftDpoConfig":
+        made: Any = super().with_paths(full)
+        whole: OsftDpoConfig = replace(made, reference=self.with_absolute_reference(full))
+        return whole
 
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
         yield from self.preference_problems(cfg)
-
-
-def _with_reference(algo: AlgoConfig, full: Callable[[Any, str], Any]) -> AlgoConfig:
-    assert isinstance(algo, PreferenceOptions)
-    return replace(algo, reference=algo.with_absolute_reference(full))

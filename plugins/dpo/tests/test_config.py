@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ("algo.beta=0", "algo.beta=0 is not allowed. Allowed: a number or null; above 0"),
+        ("algo.beta=0", "algo.beta=0.0 is not allowed. Allowed: a number above 0"),
         ("algo.loss=dop", "algo.loss=dop is not allowed. Allowed: dpo, robust, ipo,"),
         ("algo.loss=simpo algo.reference=base", "algo.loss=simpo takes no reference, but algo.reference=base. Leave it out"),
         ("algo.reference=none", "algo.loss=dpo compares with a reference, but algo.reference=none. Leave it out, or type"),
