@@ -109,7 +109,7 @@ class Module:
             if field in ("annotation", "returns", "decorator_list", "type_params") or isinstance(node, ast.JoinedStr):
                 continue
             for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if isinstance(child, ast.AST) and not _is_text(child):
+                if isinstance(child, ast.AST) and not _is_text(child) and not _is_strict(child):
                     self._of_place(node, field, index, child, inside)
 
     def _of_place(self, owner: ast.AST, field: str, index: int | None, node: ast.AST, inside: bool) -> None:
@@ -142,7 +142,7 @@ class Module:
             self._replace(node, "op", None, ast.Or() if isinstance(node.op, ast.And) else ast.And(), inside)
         elif isinstance(node, ast.Call):
             for number, keyword in enumerate(node.keywords):
-                if keyword.arg is not None:
+                if keyword.arg is not None and not _is_strict(keyword):
                     self._replace(node, "keywords", number, None, inside)
             if isinstance(node.func, (ast.Name, ast.Attribute)):
                 field = "id" if isinstance(node.func, ast.Name) else "attr"
@@ -194,6 +194,11 @@ def _expressions(node: ast.expr) -> Iterator[ast.expr]:
 def _is_text(node: ast.AST) -> bool:
     """Whether it is a docstring, or the text under a field."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_strict(node: ast.AST) -> bool:
+    """Whether it is the `strict` of `zip`, which checks and changes nothing."""
+    return isinstance(node, ast.keyword) and node.arg == "strict"
 
 
 @contextmanager
