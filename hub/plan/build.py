@@ -151,7 +151,8 @@ def model_without_data(
 
         quantizer = AutoHfQuantizer.from_config(quantization)
         quantizer._process_model_before_weight_loading(model, device_map={"": "cpu"})
-        model.is_quantized, model.hf_quantizer = True, quantizer
+        for name, value in (("is_quantized", True), ("hf_quantizer", quantizer)):
+            setattr(model, name, value)
         setattr(model, f"is_loaded_in_{'8' if quantization.load_in_8bit else '4'}bit", True)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -215,8 +216,8 @@ def build_without_data(
         session,
         folder,
         tokenizer,
-        data,
-        None,
+        data,  # type: ignore[arg-type]  # a backend that needs it can't be planned without
+        None,  # type: ignore[arg-type]  # nothing is drawn
         resolved.algorithm.name,
         lambda hook, **values: None,
         config,  # type: ignore[arg-type]
@@ -278,6 +279,7 @@ def without_data(model: torch.nn.Module) -> None:
         if is_4bit(module) and module.weight.device.type == "meta":
             module._parameters["weight"] = packed_weight(module)
             known[id(module.weight)] = module.weight
+        held: Any
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if tensor is not None:
@@ -294,16 +296,18 @@ def packed_weight(layer: Any) -> torch.nn.Parameter:
     weight = layer.weight
     numel, block, nested_block = weight.numel(), weight.blocksize, 256
     num_blocks = -(-numel // block)
-    packed = torch.nn.Parameter(torch.empty(((numel + 1) // 2, 1), dtype=torch.uint8), requires_grad=False)
+    packed: Any = torch.nn.Parameter(torch.empty(((numel + 1) // 2, 1), dtype=torch.uint8), requires_grad=False)
+    new_state: Any = QuantState
     state = {"shape": weight.shape, "code": torch.empty(16), "blocksize": block, "quant_type": weight.quant_type}
     dtype = layer.compute_dtype or torch.bfloat16
     if weight.compress_statistics:
-        nested = QuantState(absmax=torch.empty(-(-num_blocks // nested_block)), code=torch.empty(256), blocksize=nested_block)
+        nested = new_state(absmax=torch.empty(-(-num_blocks // nested_block)), code=torch.empty(256), blocksize=nested_block)
         absmax = torch.empty(num_blocks, dtype=torch.uint8)
-        packed.quant_state = QuantState(absmax=absmax, dtype=dtype, offset=torch.empty(()), state2=nested, **state)
+        packed.quant_state = new_state(absmax=absmax, dtype=dtype, offset=torch.empty(()), state2=nested, **state)
     else:
-        packed.quant_state = QuantState(absmax=torch.empty(num_blocks), dtype=dtype, **state)
-    return packed
+        packed.quant_state = new_state(absmax=torch.empty(num_blocks), dtype=dtype, **state)
+    weights: torch.nn.Parameter = packed
+    return weights
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -44,15 +45,15 @@ def compiled(
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 
     table = select_decomp_table()
-    joint = aot_export_joint_simple(function, tuple(inputs), trace_joint=True, decompositions=table)
+    joint: Any = aot_export_joint_simple(function, tuple(inputs), trace_joint=True, decompositions=table)
     for node in joint.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
         joint.graph.erase_node(node)  # of exports only: a run's graph has none, and its partitioner would take them for users
     joint = joint_graph_passes(joint)
-    results = []
+    found = []
     for recompute in (False, True):
         forward, backward = _cut(joint, inputs, num_weights, recompute)
-        results.append(_memory(forward, backward, scratch))
-    return results[0], results[1]
+        found.append(_memory(forward, backward, scratch))
+    return found[0], found[1]
 
 
 def _memory(forward: GraphModule, backward: GraphModule, scratch: Callable[[Node], int]) -> LayerMemory:
@@ -131,7 +132,8 @@ class _Buffers:
 
     def results(self, graph: Graph) -> list[list[_Buffer]]:
         """The buffers of each of a graph's results."""
-        return [self.of[value] if isinstance(value, Node) else [] for value in graph.output_node().args[0]]
+        values: Any = graph.output_node().args[0]
+        return [self.of[value] if isinstance(value, Node) else [] for value in values]
 
 
 def _is_same_type(node: Node) -> bool:

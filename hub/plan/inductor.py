@@ -45,7 +45,8 @@ def layer_memory(forward: GraphModule, backward: GraphModule, scratch: Callable[
         backward: of it.
         scratch: bytes that an operator's kernel takes for itself while it runs.
     """
-    names = [node.name if isinstance(node, Node) else "" for node in forward.graph.output_node().args[0]]
+    results: Any = forward.graph.output_node().args[0]
+    names = [node.name if isinstance(node, Node) else "" for node in results]
     first = _schedule(forward, scratch)
     places = dict(zip(names, first.outputs, strict=True))
     given = {node.name for node in forward.graph.find_nodes(op="placeholder")}

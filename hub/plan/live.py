@@ -23,7 +23,7 @@ class Live(TorchDispatchMode):  # type: ignore[misc]
     """
 
     def __init__(self, scratch: Mapping[str, Any] | None = None, rounds: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rounds = rounds
         self.events = Events()
         self.num_bytes = 0

@@ -57,7 +57,9 @@ def build(setup: Setup) -> Recipe:
 
 def plan(setup: Setup) -> Recipe:
     """Build the recipe of a model without data, for `hub plan`. An initialization from the weights has the same shapes."""
-    return build(replace(setup, cfg=replace(setup.cfg, algo=replace(setup.cfg.algo, init="default"))))
+    algo = setup.cfg.algo
+    assert isinstance(algo, LoraSftConfig)
+    return build(replace(setup, cfg=replace(setup.cfg, algo=replace(algo, init="default"))))
 
 
 def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | None:
