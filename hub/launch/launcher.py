@@ -81,6 +81,7 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
 def _in_processes(resolved: ResolvedRun, run: Run, workers: Workers, signals: Forwarding, keep_folder: bool) -> Result:
     """Wait for the processes of a run and return its result."""
     started = time.monotonic()
+    before = run.end_before.read_bytes() if run.end_before.is_file() else None
     exit_code = workers.wait()
     while exit_code and signals.stopped_by is None and (smaller := _in_smaller_micro_batches(resolved, run)):
         resolved = smaller
@@ -88,7 +89,7 @@ def _in_processes(resolved: ResolvedRun, run: Run, workers: Workers, signals: Fo
             workers = _start_workers(resolved.config, run, signals)
         exit_code = workers.wait()
     try:
-        result = _result(resolved, run, exit_code, time.monotonic() - started, signals.stopped_by)
+        result = _result(resolved, run, exit_code, time.monotonic() - started, signals.stopped_by, before)
         return export_after(resolved.config, result, signals)
     finally:
         failures = Failure.read_all(run)
@@ -211,7 +212,9 @@ def _in_smaller_micro_batches(resolved: ResolvedRun, run: Run) -> ResolvedRun | 
     return replace(resolved, config=cfg)
 
 
-def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float, stopped_by: int | None = None) -> Result:
+def _result(
+    resolved: ResolvedRun, run: Run, exit_code: int, seconds: float, stopped_by: int | None = None, before: bytes | None = None
+) -> Result:
     """The result of rank 0. If it could write none, the failure is written for it.
 
     Args:
@@ -220,6 +223,7 @@ def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float, sto
         exit_code: of the processes.
         seconds: how long they ran.
         stopped_by: the signal to stop that this process has passed on.
+        before: the result that a resumed run had. If it is there again, the run could not be resumed, and it stays.
     """
     result_file = run.result_file
     if not result_file.is_file() and (spare := run.spare(resolved.config.launch.spare_dir)) is not None:
@@ -251,7 +255,8 @@ def _result(resolved: ResolvedRun, run: Run, exit_code: int, seconds: float, sto
         code = 1
     stopped = signal_number in STOP_SIGNALS
     result = Result.read(result_file) if result_file.is_file() else None
-    if result is not None and result.status == "interrupted" and not stopped:
+    is_restored = result is not None and result_file.read_bytes() == before
+    if result is not None and result.status == "interrupted" and not stopped and not is_restored:
         # Rank 0 was ended by a signal, because another rank had failed.
         run.write_result(replace(result, status="failed", error=message))
     if result is None:
