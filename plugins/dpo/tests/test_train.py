@@ -127,5 +127,6 @@ def test_two_processes_train_as_one_does(train):
     options = {"max_steps": 4, "save_every_steps": 2, "learning_rate": 1e-3, "mode": "process"}
     alone, two = train(**options, nproc=1), train(**options, nproc=2, max_tokens_per_gpu=80)
     assert [line["loss"] for line in two.metrics] == pytest.approx([line["loss"] for line in alone.metrics], abs=1e-5)
-    assert two.metrics[0]["loss"] == pytest.approx(LN_2, abs=1e-15)
+    # The references are those of one process, from the cache: other micro-batches round differently.
+    assert two.metrics[0]["loss"] == pytest.approx(LN_2, abs=1e-6)
     assert two.metrics[-1]["margin"] == pytest.approx(alone.metrics[-1]["margin"], rel=1e-3)
