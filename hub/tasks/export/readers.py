@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hub.models.widened import is_narrow, widened
+from hub.system.memory import allowed_memory, free_host_memory
 from hub.tasks.generate.engine import shape_of
 from hub.tasks.loading import Loaded, device_here
 
@@ -18,6 +20,9 @@ _NUM_LOGITS = 2**26
 
 _MOST_TOKENS = 4096
 
+_FREE_SHARE = 0.85
+"""Share of the free memory that a model in float32 may take."""
+
 
 class ModelReader:
     """A loaded model with its tokenizer."""
@@ -25,6 +30,7 @@ class ModelReader:
     def __init__(self, loaded: Loaded, name: str = "") -> None:
         self.name = name or f"transformers {transformers.__version__}"
         self.loaded = loaded
+        self._widens = loaded.dtype == torch.float32 and is_narrow(loaded.model)
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
@@ -74,7 +80,7 @@ class ModelReader:
         return self._run(torch.tensor([list(ids)], device=self.loaded.device), **options)
 
     def _run(self, batch: torch.Tensor, **options: Any) -> Any:
-        with self.loaded.autocast():
+        with self.loaded.autocast(), widened(self.loaded.model) if self._widens else nullcontext():
             return self.loaded.model(input_ids=batch, use_cache=False, **options)
 
 
@@ -91,26 +97,36 @@ def _groups(rows: Sequence[Sequence[int]], num_tokens: int) -> Iterator[list[Seq
 
 
 @contextmanager
-def open_folder(folder: Path, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Iterator[ModelReader]:
-    """Open a model folder with plain transformers, as anyone would who knows nothing of the hub.
+def open_folder(folder: Path, trust_remote_code: bool = False) -> Iterator[ModelReader]:
+    """Open a model folder with plain transformers, as anyone would who knows nothing of the hub. The arithmetic is in float32.
 
     Args:
         folder: of the model.
         trust_remote_code: whether its own code may run.
-        dtype: of the arithmetic.
     """
     device = device_here()
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
+        folder,
+        dtype=torch.float32 if fits_in_float32(folder) else "auto",
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     model = model.to(device).eval().requires_grad_(False)
-    loaded = Loaded(folder.name, model, tokenizer, device, dtype, None, folder)
+    loaded = Loaded(folder.name, model, tokenizer, device, torch.float32, None, folder)
     try:
         yield ModelReader(loaded)
     finally:
         del model, loaded
         free_memory()
+
+
+def fits_in_float32(*folders: Path) -> bool:
+    """Whether the weights of some folders fit into the free memory in float32. They are taken to be stored in 16 bits."""
+    device = device_here()
+    free = free_host_memory() if device.type == "cpu" else allowed_memory(device)
+    stored = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    return 2 * stored < _FREE_SHARE * free
 
 
 def free_memory() -> None:

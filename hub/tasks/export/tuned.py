@@ -2,32 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hub.config.option import AUTO
-from hub.config.schema import ModelConfig, RunConfig
+from hub.config.schema import ModelConfig
 from hub.errors import HubError, Interrupted, ModelError, first_line
 from hub.models import merging
 from hub.models.fingerprint import changed_base
 from hub.models.finished import Asked, Finished
 from hub.models.load import load_config
 from hub.models.merging.quantized import Kind
-from hub.models.structure import max_positions
+from hub.models.structure import base_of, max_positions
 from hub.models.weights import local_weights
 from hub.parallel.session import quiet_libraries
-from hub.system.memory import allowed_memory, free_host_memory
 from hub.tasks.export.gate import Reference, keep, measure, sample_chats
 from hub.tasks.export.job import Say
-from hub.tasks.export.readers import ModelReader, free_memory
+from hub.tasks.export.readers import ModelReader, fits_in_float32, free_memory
 from hub.tasks.export.rows import rows_to_compare, training_rows
-from hub.tasks.loading import device_here, load_finished, tokenizer_of
-
-_FREE_SHARE = 0.85
-"""Share of the free memory that a model in float32 may take."""
+from hub.tasks.loading import Loaded, load_finished, tokenizer_of
 
 
 @dataclass
@@ -91,8 +87,7 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
         positions = max_positions(load_config(finished.base, path))
         yield Tuned(asked, None, tokenizer_of(asked.cfg, finished, path), path, notes, say, positions)
         return
-    dtype = arithmetic(finished, asked.cfg)
-    loaded = load_finished(asked, finished, say, dtype)
+    loaded = _load(asked, finished, say)
     rows, what = rows_to_compare(asked, loaded)
     chats = sample_chats(loaded.tokenizer)
     tokens = sum(len(row.positions) for row in rows)
@@ -108,7 +103,7 @@ def open_tuned(asked: Asked, folder: Path, say: Say) -> Iterator[Tuned]:
     free_memory()
     if finished.adapter is None and finished.before is not None:
         say("hub: loading the model that training began with, to know how much training changed")
-        reference.kl_base = _change_of(asked, reference, finished.before, dtype, say, notes)
+        reference.kl_base = _change_of(asked, reference, finished.before, say, notes)
     if what != "held-out rows":
         notes.append(f"compared on {what}, since there is no evaluation set")
     if reference.kl_base is None:
@@ -130,16 +125,14 @@ def _check_base(asked: Asked, say: Say, notes: list[str]) -> None:
     notes.append(line)
 
 
-def _change_of(
-    asked: Asked, reference: Reference, base: ModelConfig, dtype: torch.dtype | None, say: Say, notes: list[str]
-) -> float | None:
+def _change_of(asked: Asked, reference: Reference, base: ModelConfig, say: Say, notes: list[str]) -> float | None:
     """KL(tuned || base) of a whole model. None: what it began with is gone or has changed."""
     try:
         path = local_weights(base, lambda line: None)
         if line := changed_base(asked.model, path):
             notes.append(line)
             return None
-        before = load_finished(asked, Finished(name="before training", base=base), say, dtype)
+        before = _load(asked, Finished(name="before training", base=base), say)
     except Interrupted:
         raise
     except HubError as error:
@@ -151,13 +144,16 @@ def _change_of(
     return change
 
 
-def arithmetic(finished: Finished, cfg: RunConfig) -> torch.dtype | None:
-    """float32 if the model fits into memory in it, else None: that of `model.dtype`."""
-    path = finished.folder or local_weights(finished.base, lambda line: None)
-    files = [*path.glob("*.safetensors")]
-    if finished.adapter is not None:
-        files += [*local_weights(finished.base, lambda line: None).glob("*.safetensors")]
-    device = device_here()
-    free = free_host_memory() if device.type == "cpu" else allowed_memory(device)
-    stored = sum(file.stat().st_size for file in files)
-    return torch.float32 if 2 * stored < _FREE_SHARE * free else None
+def _load(asked: Asked, finished: Finished, say: Say) -> Loaded:
+    """Load a model for arithmetic in float32. Where its weights do not fit into memory in float32 they stay as they are.
+
+    A quantized model computes as in training.
+    """
+    folders = [finished.folder] if finished.folder is not None else []
+    if finished.adapter is not None or not folders:
+        folders.append(local_weights(finished.base, lambda line: None))
+    fits = fits_in_float32(*folders)
+    loaded = load_finished(asked, finished, say, torch.float32 if fits else None)
+    if fits or getattr(base_of(loaded.model), "is_quantized", False):
+        return loaded
+    return replace(loaded, dtype=torch.float32)
