@@ -156,6 +156,7 @@ def test_a_run_returns_its_result_and_shows_what_the_worker_prints(tmp_path, cap
     assert "step 2/2" in said
 
 
+@pytest.mark.slow
 def test_the_model_of_the_last_run_is_meant_where_latest_stands(tmp_path):
     options = {"data": "tiny", "max_steps": 1, "mode": "inline", "effective_batch_size": 4}
     first = hub.sft(model="tiny", **options)
@@ -223,6 +224,7 @@ def test_several_sources_are_a_list_of_dictionaries_or_of_sources(tmp_path):
         hub.lora_sft(model="tiny", data=[{"path": "a.jsonl", "wieght": 1}])
 
 
+@pytest.mark.slow
 def test_rows_of_a_program_are_trained_on_and_resumed_by_their_content(tmp_path):
     rows = [{"prompt": f"What is {number} + 0?", "completion": str(number)} for number in range(20)]
     options = {"model": "tiny", "output_dir": tmp_path, "mode": "inline", "max_steps": 2, "effective_batch_size": 8}

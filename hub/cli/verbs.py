@@ -254,11 +254,8 @@ VERBS = {
         plan,
         "Plan a run: memory, layout, time and price, on hardware that need not be here.",
         examples=(
-            ("on a GPU", "python -m hub plan algo=lora_sft model=llama3_1_8b data.path=chats.jsonl plan.gpu=rtx4090"),
-            (
-                "on eight of them",
-                "python -m hub plan algo=sft model=llama3_1_8b data.path=chats.jsonl plan.gpu=h100 plan.gpus=8",
-            ),
+            ("on a GPU", "python -m hub plan algo=lora_sft model=llama3_1_8b plan.gpu=rtx4090"),
+            ("on eight of them", "python -m hub plan algo=sft model=llama3_1_8b plan.gpu=h100 plan.gpus=8"),
             ("algorithms side by side", "python -m hub plan algo=sft model=llama3_1_8b plan.gpu=h100 plan.compare=algo"),
         ),
         notes="It needs the model's config.json, no weights and no GPU. The exit code is 1 if the run does not fit.",

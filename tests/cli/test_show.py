@@ -48,8 +48,8 @@ def test_show_fits_80_columns_and_has_a_section_for_each_part(hub):
     assert max(map(len, lines)) <= 80
     heads = [line for line in lines if line and not line.startswith(" ")]
     starts = ["algo=lora_sft: LoRA", "model: The model", "data: Training", "launch: Processes", "track: Trackers"]
-    starts += ["generate: How", "evaluate: What", "export: What the", "The run"]
-    assert [head for start in starts for head in heads if head.startswith(start)] == [*heads[:1], *heads[2:10]]
+    starts += ["generate: How", "evaluate: What", "export: What the", "plan: What the", "The run"]
+    assert [head for start in starts for head in heads if head.startswith(start)] == [*heads[:1], *heads[2:11]]
 
 
 def test_show_takes_parts_of_names(hub):
@@ -59,7 +59,9 @@ def test_show_takes_parts_of_names(hub):
         "show lora_rank: no option has this in its name. Did you mean lora_r or node_rank or lora_alpha? "
         "Type e.g. show algo. for a section"
     ]
-    assert hub("show", "algo.lora_r").problems == ["show algo.lora_r: this is of an algorithm. Type algo=lora_sft as well"]
+    assert hub("show", "algo.lora_r").problems == [
+        "show algo.lora_r: this is of an algorithm. Type algo=lora_dpo or algo=lora_sft as well"
+    ]
     assert hub("show", "zzz").problems[0].endswith("For options of an algorithm type algo=NAME as well")
 
 

@@ -265,6 +265,9 @@ def test_training_reports_copies_and_samples_of_the_evaluation_set_in_the_traini
 
 
 def test_pairs_whose_labels_may_be_swapped_and_a_bias_to_long_answers_are_found(tmp_path, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = CHATML  # other tests change it
+
     def examined(rows):
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         cfg = RunConfig(model=ModelConfig(path="m"), data=DataConfig(path=str(tmp_path / "pairs.jsonl")))

@@ -272,6 +272,7 @@ def test_a_rendezvous_port_in_use_is_said_before_anything_starts(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm_python_here")
 def test_two_machines_meet_in_one_run_folder_and_walk_the_same_path(tmp_path, one_process):
     """Two launchers, each with a process of its own, as on two machines that share a disk."""

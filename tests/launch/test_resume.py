@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from hub import ConfigError, compose
 from hub.errors import Interrupted, ModelError
 from hub.launch.launcher import launch
+from hub.launch.lock import release
 from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
 from hub.run import ASKED_FOR, Result, read_metrics
@@ -93,11 +94,16 @@ def test_kill_and_resume_end_bit_for_bit_as_the_run_that_was_not_killed(tmp_path
 def test_the_reason_for_the_backend_stays_when_a_run_goes_on(tmp_path):
     resolved = prepare(compose("launch=inline", f"output_dir={tmp_path}", *OPTIONS))
     run = open_run(resolved)
+    release(run.path)
     run.write_plan(backend=resolved.backend.name)
+    checkpoint = run.checkpoints_path / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").touch()
     assert run.plan()["backend_because"] == resolved.backend_because != ASKED_FOR
     again = prepare(config_to_run(compose(f"resume={run.path}")))
     assert again.backend_because == ASKED_FOR
     assert open_run(again).plan()["backend_because"] == resolved.backend_because
+    release(run.path)
     run.write_plan(backend="another")
     assert open_run(again).plan()["backend_because"] == ASKED_FOR
 
@@ -272,6 +278,7 @@ def test_a_checkpoint_of_other_weights_is_refused_by_their_names(tmp_path, stopp
     assert shapes in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_queued_again_begins_goes_on_and_ends_with_one_command(tmp_path, monkeypatch, capsys):
     from hub.train import loop
 

@@ -75,7 +75,7 @@ def test_a_folder_that_the_algorithm_can_not_train_is_refused_before_a_run_folde
     said = hub(*words.split(), f"model.path={folder}", *RUN)
     (problem,) = said.problems
     assert problem.startswith(line.format(folder))
-    assert ("Type algo=lora_sft, or model.path=" in problem) == ("can't train the" in line)
+    assert ("algo=lora_sft, or model.path=" in problem) == ("can't train the" in line)
     assert said.code == 2
     assert not (tmp_path / "runs").exists()
 

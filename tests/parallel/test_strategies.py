@@ -59,6 +59,7 @@ def same_weights(one: Result, other: Result, file: str) -> None:
         assert torch.allclose(first[name], second[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algo", "file"), [("sft", "model.safetensors"), ("lora_sft", "adapter_model.safetensors")])
 def test_shares_train_like_the_whole_and_checkpoints_go_from_one_to_the_other(tmp_path, algo, file):
     whole = alone(tmp_path / "whole", f"algo={algo}")

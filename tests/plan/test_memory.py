@@ -84,6 +84,7 @@ def test_compiled_layers_keep_what_their_products_need() -> None:
     assert checkpointed.backward.peak(1000) >= plain.saved.at(1000)
 
 
+@pytest.mark.slow
 def test_plan_chooses_the_layout_that_a_run_would_choose() -> None:
     planned, gpu = planner("algo=lora_sft"), known_gpus()["rtx3060"]
     cfg = compose("algo=lora_sft", "model=tiny", "launch.gpu_memory_gb=0.56")
@@ -117,6 +118,7 @@ def test_backends_that_read_weights_are_planned_from_shapes(words: tuple[str, ..
     assert found.num_trained < found.num_parameters
 
 
+@pytest.mark.slow
 def test_page_and_json_of_a_plan() -> None:
     found = plan(["algo=lora_sft", "model=tiny", "data=tiny", "plan.gpu=rtx3060", "plan.learn=false"])
     assert "fits" in repr(found)

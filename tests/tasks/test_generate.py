@@ -432,6 +432,7 @@ def test_mistakes_of_generate_are_one_line_each(hub, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_asked_from_python_and_compared_with_its_base(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["algo=lora_sft", "model=tiny", "data=tiny", "algo.max_steps=2", "algo.learning_rate=0.01", "algo.warmup_ratio=0"]

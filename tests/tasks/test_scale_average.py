@@ -16,9 +16,10 @@ def runs(tmp_path_factory):
     """Two adapters, one of a rate that is too low, and a whole model."""
     folder = tmp_path_factory.mktemp("runs")
     common = OPTIONS | {"output_dir": folder}
-    hub.lora_sft(**common, run_name="good", learning_rate=1e-2, save_every_steps=2)
+    hub.lora_sft(**common, run_name="good", learning_rate=1e-2, save_every_steps=2, keep_checkpoints=3)
     hub.lora_sft(**common, run_name="cold", learning_rate=1e-3, seed=3, lora_r=4)
     hub.sft(**common, run_name="whole", learning_rate=5e-3)
+    shutil.copytree(folder / "whole/model", folder / "copy")
     return folder
 
 
@@ -93,8 +94,7 @@ def test_the_last_models_of_a_run_are_its_result_and_its_checkpoints(runs):
 
 @pytest.mark.slow
 def test_folders_are_averaged_too_and_none_is_lost(runs):
-    copy = shutil.copytree(runs / "whole/model", runs / "copy")
-    found = hub.average(runs=[copy, runs / "whole"], weights=[2, 1], out=runs / "mixed")
+    found = hub.average(runs=[runs / "copy", runs / "whole"], weights=[2, 1], out=runs / "mixed")
     assert [model["weight"] for model in found.models[:2]] == pytest.approx([2 / 3, 1 / 3])
     assert found.models[2]["losses"] == pytest.approx(found.models[0]["losses"], abs=1e-6)
     half = hub.scale(run=runs / "good", alpha=0.5).path

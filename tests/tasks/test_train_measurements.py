@@ -25,6 +25,7 @@ def by_name(rows: list[dict]) -> dict:
     return {(row["set"], row["metric"]): row for row in rows}
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_evaluate_and_training_does_not_notice(tmp_path, capsys):
     plain = train(tmp_path / "plain")
     result = train(tmp_path, *MEASURED, "evaluate.every_steps=2")

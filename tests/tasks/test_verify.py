@@ -38,7 +38,7 @@ def test_a_right_loop_is_verified_and_nothing_is_trained_or_saved(hub, tmp_path,
     assert said.code == 0, said.err
     run = tmp_path / "runs" / "latest"
     assert json.loads((run / "result.json").read_text())["status"] == "verified"
-    assert {file.name for file in run.iterdir()} == {"run.yaml", "plan.json", "result.json", "verify.json"}
+    assert {file.name for file in run.iterdir()} == {"run.yaml", "plan.json", "result.json", "verify.json", "log.txt"}
     found = verified(tmp_path)
     assert found["holds"]
     assert found["dtype"] == "float32", "what the machine prefers would hide mistakes"

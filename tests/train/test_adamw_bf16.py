@@ -165,7 +165,8 @@ def test_gradients_in_bfloat16_are_summed_over_ranks_and_measured_in_float32(mon
 
 
 OPTIONS = ("algo=sft", "model=tiny", "data=tiny", "launch=inline", "model.dtype=bfloat16", "algo.master_weights=false",
-           "algo.effective_batch_size=8", "algo.learning_rate=1e-3", "algo.max_steps=8", "algo.save_every_steps=3")  # fmt: skip
+           "algo.effective_batch_size=8", "algo.learning_rate=1e-3", "algo.max_steps=8", "algo.save_every_steps=3",
+           "algo.keep_checkpoints=3")  # fmt: skip
 
 
 def test_a_run_in_bfloat16_learns_and_is_resumed_bit_for_bit(tmp_path, capsys):

@@ -155,7 +155,10 @@ def test_a_run_is_adamw_by_the_book_and_a_checkpoint_is_its_state_at_the_step(tm
     moved = max(np.abs(reference.weights[name] - start[name]).max() for name in start)
     assert near(load_file(result.model_path / "model.safetensors"), reference.weights, moved)
     folders = sorted((result.run_path / "checkpoints").iterdir())
-    assert [folder.name for folder in folders] == ["step-00000004"]  # after the second pass of three
+    assert [folder.name for folder in folders] == [
+        "step-00000004",
+        "step-00000006",
+    ]  # after the second pass of three, and the last step
     weights, m, v = then
     assert near(load_file(folders[0] / "trainable.safetensors"), weights, moved)
     assert near(load_file(folders[0] / "model" / "model.safetensors"), weights, moved)

@@ -44,7 +44,7 @@ def test_the_first_step_finds_the_model_at_its_reference_and_pairs_are_learned(t
 
 
 def test_references_come_from_the_cache_and_a_resumed_run_has_those_that_it_began_with(train, pairs, monkeypatch, capsys):
-    whole = train(max_steps=5, save_every_steps=2, run_name="whole")
+    whole = train(max_steps=5, save_every_steps=2, keep_checkpoints=3, run_name="whole")
     computed = []
     monkeypatch.setattr(References, "_compute", lambda self, passes, chunks: computed.append(chunks) or {})
     again = train(max_steps=5, learning_rate=5e-3, run_name="again")

@@ -172,6 +172,7 @@ def test_what_a_weight_matters_is_scaled_from_the_tokens_measured_to_all(monkeyp
     assert min(alone.values()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_a_run_that_began_without_a_strength_goes_on_without_one(tmp_path, monkeypatch, ratio, run, run_and_stop):
     options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", f"algo.unfreeze_rank_ratio={ratio}"]
@@ -195,6 +196,7 @@ def test_data_to_protect_with_several_samples_a_row_is_refused(monkeypatch, cach
         protect._read(setup, cfg.algo)
 
 
+@pytest.mark.slow
 def test_protection_of_another_model_is_refused(tmp_path, run):
     result = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.save_protection=true",
                  "algo.target_patterns=attention", "algo.max_steps=1")  # fmt: skip
@@ -242,6 +244,7 @@ def beside_few_words(tmp_path):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tied", "strength"), [(True, 0), (False, 0), (True, 3000)])
 def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
     tmp_path, beside_few_words, tied, strength, capsys, run

@@ -151,6 +151,7 @@ def test_a_pattern_for_weights_that_can_not_train_is_refused(tmp_path, run):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["algo.subspace=activations", "algo.parametrization=factored"])
 def test_experts_that_a_form_leaves_frozen_are_named(tmp_path, capsys, form, run):
     protected = ["algo.protect_data=tiny:chats"] if "activations" in form else []
@@ -162,6 +163,7 @@ def test_experts_that_a_form_leaves_frozen_are_named(tmp_path, capsys, form, run
             run(tmp_path, "model.path=tiny:mixtral", form, *protected, "algo.target_patterns=mlp")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_bit_for_bit_even_when_the_cache_is_gone(tmp_path, monkeypatch, run, run_and_stop):
     options = ["algo.save_every_steps=2", "algo.weight_decay=0.1", "algo.train_norms=true"]
     whole = run(tmp_path, *options)
@@ -182,6 +184,7 @@ def test_the_layout_changes_nothing(tmp_path, processes, command):
     assert command(tmp_path / "runs", "verify", f"launch.nproc_per_node={processes}").status == "verified"
 
 
+@pytest.mark.slow
 def test_two_processes_with_whole_copies_and_with_shares_train_as_one(tmp_path, run, command):
     options = ["algo.weight_decay=0.1", "algo.train_norms=true", "algo.save_every_steps=3"]
     one = run(tmp_path, *options)

@@ -111,6 +111,7 @@ def test_the_hubs_loop_trains_what_unsloth_loads(train, tmp_path):
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(plan["base_model_path"]), theirs / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "fault", "line"),
     [

@@ -84,6 +84,7 @@ def everything(files: dict[str, bytes]) -> bytes:
     return b"".join(name.encode() + content for name, content in files.items())
 
 
+@pytest.mark.slow
 def test_a_merged_model_and_then_its_adapter_are_pushed_privately_and_without_a_trace_of_the_machine(run, model_hub, capsys):
     found = hub.export(run=run, to=["merged", "hub"], repo="me/tuned", dtype="float32")
     files = model_hub.repos["me/tuned"]

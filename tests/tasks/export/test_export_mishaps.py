@@ -45,6 +45,7 @@ def trained(tmp_path_factory):
         "effective_batch_size": 8,
         "eval_fraction": 0.2,
         "max_steps": 1,
+        "save_every_steps": 1,
         "output_dir": folder,
     }
     hub_api.lora_sft(**common, run_name="adapter")

@@ -93,6 +93,7 @@ def test_the_end_of_training_writes_a_card_of_what_the_run_has(run):
     assert "More Information Needed" not in card
 
 
+@pytest.mark.slow
 def test_every_export_gets_a_card_with_its_check_and_one_that_failed_says_so_first(run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     found = hub.export(run=run, to=["merged"], dtype="float32")

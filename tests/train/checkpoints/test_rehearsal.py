@@ -116,6 +116,7 @@ def test_a_save_that_needs_the_weights_gets_them(tmp_path, monkeypatch, capsys):
     assert "the whole model is saved once before training: its save can't be tried without data" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_nothing_is_changed_by_the_try(tmp_path, monkeypatch):
     with_it = train(tmp_path / "with")
     monkeypatch.setattr("hub.train.loop.rehearse_save", lambda *ignored: None)

@@ -119,6 +119,7 @@ def all_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
     return len(found) == len(expected) and all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_undone_in_any_legal_order_the_model_is_as_it_was(model, seed):
     expected, patches, order = loss_and_gradient(model), patches_of(model), all_patches(model)
