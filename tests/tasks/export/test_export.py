@@ -263,7 +263,7 @@ def test_a_program_that_the_config_of_a_run_names_is_not_run(runs, tmp_path):
     text = (run / "run.yaml").read_text()
     assert "python: null" in text
     (run / "run.yaml").write_text(re.sub(r"(?s)(export:.*?)python: null", r"\1python: /bin/evil", text, count=1))
-    with pytest.raises(ConfigError, match="which runs code. If you trust the file, type that too"):
+    with pytest.raises(ConfigError, match=r"which runs code\. If you trust the file, type that too"):
         hub_export(run, ["to=compressed"])
 
 
