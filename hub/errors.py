@@ -64,6 +64,10 @@ class LaunchError(HubError):
     exit_code = 1
 
 
+LOST_CONNECTION = "the connection to another process of this run was lost: it has ended (killed, or out of CPU memory?)"
+"""What a process says of which another one has ended, and that knows no more."""
+
+
 class DivergedError(HubError):
     """Loss or gradients were NaN or infinite in several steps in a row."""
 
