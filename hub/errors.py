@@ -1,5 +1,6 @@
 """Errors for the user, shown as one line without a traceback. The default exit code is 2."""
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -63,6 +64,10 @@ class LaunchError(HubError):
     exit_code = 1
 
 
+LOST_CONNECTION = "the connection to another process of this run was lost: it has ended (killed, or out of CPU memory?)"
+"""What a process says of which another one has ended, and that knows no more."""
+
+
 class DivergedError(HubError):
     """Loss or gradients were NaN or infinite in several steps in a row."""
 
@@ -82,6 +87,11 @@ class Interrupted(HubError):
         super().__init__(message)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+    @classmethod
+    def before_training(cls, signal_number: int) -> "Interrupted":
+        """The error of a run that a signal stops before its first step."""
+        return cls(f"stopped by {signal.Signals(signal_number).name} before training began", signal_number)
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

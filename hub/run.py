@@ -275,6 +275,9 @@ class Run:
     def take_latest(self) -> None:
         """Let `latest` point here, unless it points to a run that began to train: it does so once this one begins, too."""
         latest = self.path.parent / "latest"
+        if latest.exists() and not latest.is_symlink():
+            self.say(f"{latest} is no link, so it stays as it is: it does not lead to this run")
+            return
         self._latest_before = os.readlink(latest) if latest.is_symlink() else None
         if not Run(latest).has_begun:
             self._point_latest_to(self.path.name)

@@ -133,7 +133,7 @@ class Stops:
 
 
 def _run_folder(folder: Path) -> Path | None:
-    runs = sorted(path for path in (folder / "runs").glob("*") if path.is_dir() and not path.is_symlink())
+    runs = sorted(path for path in (folder / "runs").glob("*") if (path / "run.yaml").is_file() and not path.is_symlink())
     return runs[-1] if runs else None
 
 

@@ -165,7 +165,7 @@ class Surroundings:
 
 
 def _run(folder: Path) -> Path | None:
-    runs = sorted(path for path in (folder / "runs").glob("*") if path.is_dir() and not path.is_symlink())
+    runs = sorted(path for path in (folder / "runs").glob("*") if (path / "run.yaml").is_file() and not path.is_symlink())
     return runs[-1] if runs else None
 
 

@@ -84,7 +84,7 @@ def judge(
     if ended.code == 0:
         if run is None or not (run / "result.json").is_file():
             return bad("says that it is completed, but there is no result")
-        if json.loads((run / "result.json").read_text(encoding="utf-8"))["status"] != "completed":
+        if not _is_completed(run):
             return bad("exit code 0, but result.json says otherwise")
         differs = reference.differs(run)
         return bad(f"completed with {differs}") if differs else Verdict(True, "completed")
@@ -92,6 +92,10 @@ def judge(
         return bad(f"exit code {ended.code}")
     if not ended.err.strip() and ended.code > 0 and not 128 < ended.code < 160:
         return bad("nothing is said")
+    if _is_completed(run):  # its worker came to the end without the process that was killed
+        assert run is not None
+        differs = reference.differs(run)
+        return bad(f"completed with {differs}") if differs else Verdict(True, "killed, but completed")
     reached = len(read_metrics(run / "metrics.jsonl")) if run is not None and (run / "metrics.jsonl").is_file() else 0
     kept = _newest_step(run)
     again = go_on(run)
@@ -106,6 +110,11 @@ def judge(
         return bad(f"went on to {differs}", again)
     ending = "stopped, went on" if kept else "stopped before its first checkpoint, began again"
     return Verdict(True, ending, max(0, reached - kept))
+
+
+def _is_completed(run: Path | None) -> bool:
+    file = None if run is None else run / "result.json"
+    return file is not None and file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "completed"
 
 
 def _newest_step(run: Path | None) -> int:

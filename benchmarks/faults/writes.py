@@ -10,7 +10,8 @@ from benchmarks.faults.process import Ended, Fault, Forks
 from benchmarks.faults.verdict import Reference, Verdict, judge
 
 OPTIONS = ("model=tiny", "data=tiny", "model.dtype=float32", "algo.max_steps=6", "algo.save_every_steps=2",
-           "algo.eval_every_steps=3", "algo.effective_batch_size=8", "algo.deterministic=true", "launch=inline")  # fmt: skip
+           "algo.eval_every_steps=3", "algo.effective_batch_size=8", "algo.deterministic=true", "launch=inline",
+           "launch.wait_for_disk_minutes=0.02")  # fmt: skip
 ALGORITHMS = {"lora_sft": ("algo.lora_dropout=0.1",), "sft": (), "osft": ()}
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 COUNTS = {"once": 1, "for a while": 12, "for ever": -1}

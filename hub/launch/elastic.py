@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,14 +24,14 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from hub.compose import runfile
 from hub.config.schema import LaunchConfig
-from hub.errors import HubError
+from hub.errors import LOST_CONNECTION, HubError
 from hub.launch.ending import write_interrupted
 from hub.launch.rendezvous import Rendezvous, interruptible
 from hub.plugins.registry import warnings_shown
 from hub.run import Failure, Run
 from hub.system.processes import Process
 from hub.system.saying import drop_what_nobody_reads, say_error
-from hub.system.signals import END_NOW, HANDLED, SAVE_SIGNALS, STARTED_BY, end_with_parent, signals_blocked
+from hub.system.signals import END_NOW, HANDLED, SAVE_SIGNALS, STARTED_BY, STOP_SIGNALS, end_with_parent, signals_blocked
 
 
 class Agent(LocalElasticAgent):  # type: ignore[misc]  # torch gives it no types
@@ -140,8 +140,27 @@ def main(run_path: Path) -> int:
         return error.exit_code
     if not result.is_failed():
         return 0
+    with suppress(OSError):
+        write_killed(run, {rank: failure.exitcode for rank, failure in result.failures.items()})
     exit_code = min(result.failures.values(), key=lambda failure: failure.timestamp).exitcode
     return int(exit_code if exit_code > 0 else 128 - exit_code)
+
+
+def write_killed(run: Run, exit_codes: Mapping[int, int]) -> None:
+    """Write the failure of each rank that a signal has killed, since it could not.
+
+    It comes before those of ranks that have only lost the connection to it.
+
+    Args:
+        run: the run folder.
+        exit_codes: of the ranks that failed. Below 0: minus the number of the signal.
+    """
+    lost = [failure.time for failure in Failure.read_all(run) if failure.message == LOST_CONNECTION]
+    when = min(lost, default=time.time()) - 1e-3
+    for rank, code in exit_codes.items():
+        if code < 0 and -code not in (*STOP_SIGNALS, END_NOW) and not run.failure_file(rank).is_file():
+            message = f"rank {rank} was killed by {signal.Signals(-code).name} and left no report (out of CPU memory?)"
+            run.write_failure(Failure(rank=rank, message=message, exit_code=1, time=when))
 
 
 def _spec(cfg: LaunchConfig, run_path: Path) -> WorkerSpec:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hub.compose import runfile
 from hub.config.schema import RunConfig
-from hub.errors import HubError, Interrupted, LaunchError
+from hub.errors import LOST_CONNECTION, HubError, Interrupted, LaunchError
 from hub.launch.auto_resume import decide
 from hub.launch.lock import release
 from hub.launch.past_end import forget_end
@@ -256,8 +256,9 @@ def _result(
     stopped = signal_number in STOP_SIGNALS
     result = Result.read(result_file) if result_file.is_file() else None
     is_restored = result is not None and result_file.read_bytes() == before
-    if result is not None and result.status == "interrupted" and not stopped and not is_restored:
-        # Rank 0 was ended by a signal, because another rank had failed.
+    ended_by_other = result is not None and (result.status == "interrupted" or result.error == LOST_CONNECTION)
+    if result is not None and ended_by_other and not stopped and not is_restored:
+        # Rank 0 was ended by a signal, or by a lost connection, because another rank had failed.
         run.write_result(replace(result, status="failed", error=message))
     if result is None:
         run.write_result(

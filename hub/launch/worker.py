@@ -21,7 +21,7 @@ from typing import Any
 from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.config.trust import machine_options
-from hub.errors import ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
+from hub.errors import LOST_CONNECTION, ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
 from hub.launch.ending import write_interrupted
 from hub.launch.past_end import restore_end
 from hub.plugins.offers import Backend
@@ -30,6 +30,9 @@ from hub.run import Failure, Outcome, Result, Run
 from hub.secrets import without_secrets
 from hub.system.saying import drop_what_nobody_reads, say_error
 from hub.system.signals import end_process, end_with_parent, stop_request
+
+_OF_A_LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""Words of the messages of gloo and NCCL. The type is RuntimeError, or below it, as of other errors."""
 
 
 def work(resolved: ResolvedRun, run: Run) -> Result:
@@ -63,8 +66,9 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
     try:
         outcome = _run_task(cfg, run, algorithm.name, backend)
     except BaseException as caught:
+        stopped = _stopped_before_training(caught)
         stop_request.in_loop = True  # from here on a signal is only noted, so that result.json is written whole
-        error = _cause(caught, run) or _as_interrupted(caught, run)
+        error = _cause(stopped, run) or _lost_connection(_as_interrupted(stopped, run))
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         reached = getattr(caught, "outcome", None)
         with suppress(OSError):  # a full disk may be why it failed, and the reason must not be lost
@@ -121,6 +125,14 @@ def _cause(error: BaseException, run: Run) -> LaunchError | None:
     return cause
 
 
+def _stopped_before_training(error: BaseException) -> BaseException:
+    """The error, or the signal before training that it came of: a library may raise another in place of `Interrupted`."""
+    number = stop_request.signal_number
+    if number is None or stop_request.in_loop or isinstance(error, Interrupted):
+        return error
+    return Interrupted.before_training(number)
+
+
 def _as_interrupted(error: BaseException, run: Run) -> BaseException:
     """The error, or the signal that stopped all ranks if another has ended for it already and this one has lost it."""
     first, number = next(iter(Failure.read_all(run)), None), stop_request.signal_number
@@ -129,7 +141,13 @@ def _as_interrupted(error: BaseException, run: Run) -> BaseException:
     return Interrupted(f"stopped by {Signals(number).name}", number)
 
 
-def failure_of(rank: int, error: Exception) -> Failure:
+def _lost_connection(error: BaseException) -> BaseException:
+    """The error, or one line if it is what gloo or NCCL raise when another process has ended."""
+    lost = isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_A_LOST_CONNECTION)
+    return LaunchError(LOST_CONNECTION) if lost else error
+
+
+def failure_of(rank: int, error: BaseException) -> Failure:
     """What a rank writes to its error file when an error ends it."""
     if isinstance(error, HubError):
         return Failure(
@@ -227,7 +245,8 @@ def main(run_path: Path) -> int:
         spare_dir = cfg.launch.spare_dir
         work(resolve(cfg), run_here)
         return 0
-    except Exception as error:
+    except Exception as caught:
+        error = _lost_connection(_stopped_before_training(caught))
         failure = failure_of(rank, error)
         with suppress(OSError):
             run.write_failure(failure)

@@ -8,7 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from hub.system.signals import stop_request
+from hub.errors import Interrupted
+from hub.system.signals import SAVE_SIGNALS, stop_request
 
 TIMEOUT = timedelta(minutes=30)
 """Timeout of a collective. Long, since rank 0 may prepare data or weights while the others wait."""
@@ -133,6 +134,20 @@ def stop_requested() -> int | None:
     """
     stop, save = stop_request.signal_number, stop_request.save_number
     return int(max_over_ranks(_TO_STOP + stop if stop else save or 0)) % _TO_STOP or None
+
+
+def end_if_stopped() -> None:
+    """End on all ranks if a signal to stop came to any of them before training.
+
+    What a model or a library tries before training may take the exception that a signal raises for a failure of its own, and
+    choose another way: training must not begin after that. All ranks must call it.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    number = stop_requested()
+    if number is not None and number not in SAVE_SIGNALS:
+        raise Interrupted.before_training(number)
 
 
 _TO_STOP = 1000

@@ -117,7 +117,7 @@ class StopRequest:
             raise Interrupted(f"stopped by a second signal ({signal.Signals(number).name})", number)
         self.signal_number, self.time = number, time.time()
         if not self.in_loop:
-            raise Interrupted(f"stopped by {signal.Signals(number).name} before training began", number)
+            raise Interrupted.before_training(number)
 
 
 stop_request = StopRequest()

@@ -14,7 +14,7 @@ import torch
 from hub.config.option import AUTO
 from hub.data.samples.sample import Unit, fingerprint, samples_of
 from hub.errors import DataError, Interrupted
-from hub.parallel.group import max_over_ranks, stop_requested
+from hub.parallel.group import end_if_stopped, max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
 from hub.run import Outcome
 from hub.system.signals import SAVE_SIGNALS, stop_request
@@ -159,6 +159,7 @@ class _Fit:
                 self.evaluations.before_measured(figures)
                 self.log.measured_before(values_of(figures))
         stop_request.in_loop = True
+        end_if_stopped()
         # Objects made so far live to the end. Frozen, they cost Python's collector no time while the GPU waits.
         gc.collect()
         gc.freeze()

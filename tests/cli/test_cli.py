@@ -339,6 +339,17 @@ def test_a_killed_launcher_leaves_no_worker_behind_and_a_result(tmp_path, monkey
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_lies_where_the_link_to_the_latest_run_goes_stays(tmp_path, is_folder, capsys):
+    latest = tmp_path / "latest"
+    latest.mkdir() if is_folder else latest.write_text("mine")
+    run = package.Run.create(tmp_path, "it")
+    run.begin()
+    assert f"{latest} is no link, so it stays as it is" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"it", "latest"}
+    assert latest.is_dir() if is_folder else latest.read_text() == "mine"
+
+
 def test_the_line_that_loads_a_model_trusts_its_code_if_the_run_did(tmp_path):
     for trusted in (False, True):
         run = package.Run.create(tmp_path, f"run-{trusted}")

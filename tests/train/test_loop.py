@@ -21,6 +21,8 @@ from hub.models.structure import layers_of
 from hub.run import Result, Run, read_metrics
 from hub.system.signals import stop_request
 from hub.train import loop
+from hub.train.checkpoints import rehearsal
+from hub.train.layout.isolation import Trial
 from hub.train.losses.causal_lm import causal_lm_loss, token_log_probabilities
 from hub.train.losses.objective import NextToken
 from hub.train.meters import SpikeMeter
@@ -88,6 +90,17 @@ def test_no_room_for_the_optimizers_state_ends_the_run_with_what_to_type(tmp_pat
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(ModelError, match=r"algo\.optimizer=adamw_8bit"):
         train(tmp_path)
+
+
+@pytest.mark.parametrize(("place", "name"), [(Trial, "_run"), (rehearsal, "read_back")])
+def test_a_signal_that_is_taken_for_a_models_failure_stops_the_run_before_its_first_step(tmp_path, monkeypatch, place, name):
+    """Else the run trains in another layout than it would have, or says that its model can't be saved."""
+    monkeypatch.setattr(place, name, lambda *args, **others: stop_request._receive(signal.SIGTERM, None))
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before training began"):
+        train(tmp_path, "run_name=it")
+    assert Result.read(tmp_path / "it/result.json").status == "interrupted"
+    assert not read_metrics(tmp_path / "it/metrics.jsonl")
+    assert not list((tmp_path / "it").glob("checkpoints/step-*"))
 
 
 @pytest.mark.parametrize(("place", "name"), [(setup, "save_whole_model"), (loop.Tracking, "end"), (Run, "write_result")])
