@@ -234,7 +234,7 @@ def _joined(run: Run) -> tuple[RunConfig, Run]:
 def main(run_path: Path) -> int:
     """Run one worker to its end. Returns the exit code; a failure is written for the launcher to show."""
     rank = int(os.environ.get("RANK", "0"))
-    run, spare_dir = Run(run_path, is_main=rank == 0), None
+    run, spare_dir, minutes = Run(run_path, is_main=rank == 0), None, 0.0
     drop_what_nobody_reads()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -244,6 +244,7 @@ def main(run_path: Path) -> int:
         cfg, run_here = _joined(run)
         spare_dir = cfg.launch.spare_dir
         work(resolve(cfg), run_here)
+        minutes = cfg.launch.wait_for_disk_minutes
         return 0
     except Exception as caught:
         error = _lost_connection(_stopped_before_training(caught))
@@ -258,7 +259,8 @@ def main(run_path: Path) -> int:
             say_error(failure.traceback)
         return failure.exit_code
     finally:
-        run.write_what_waits(spare_dir)
+        if lost := run.write_what_waits(spare_dir, minutes):
+            say_error(f"hub: {lost}")
 
 
 def _last_words(run: Run, number: int) -> None:
