@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -19,6 +20,7 @@ from uuid import uuid4
 from hub.errors import ConfigError, LaunchError, can_not_write, printable
 from hub.system.files import make_folder, sync_folder
 from hub.system.saying import say, say_error
+from hub.system.signals import stop_request
 from hub.system.small_files import small_files
 from hub.tables import as_html, as_text
 
@@ -412,21 +414,35 @@ class Run:
         """The result of a run that is resumed, until training goes on: `hub/launch/past_end.py`."""
         return self.path / ".result-before.json"
 
-    def write_what_waits(self, spare_dir: str | None = None) -> None:
-        """Try once more to write what a full disk has refused, before this process ends, and say what is lost.
+    def write_what_waits(self, spare_dir: str | None = None, minutes: float = 0.0) -> str:
+        """Write what a full disk has refused, before this process ends.
 
         Args:
             spare_dir: folder on another disk, `launch.spare_dir`, which takes it otherwise.
+            minutes: how long to try, `launch.wait_for_disk_minutes`. A signal to stop ends that.
+
+        Returns:
+            What could not be written, in a line. Empty: nothing.
         """
+        until, stopped, refused, said = time.monotonic() + minutes * 60, stop_request.signal_number, None, False
         with suppress(OSError):
-            if (refused := small_files.flush()) is None:
-                return
-            files = ", ".join(str(file) for file in small_files.waiting)
+            while (refused := small_files.flush()) is not None and spare_dir is None:
+                if time.monotonic() >= until or stop_request.signal_number != stopped:
+                    break
+                if not said:
+                    names = ", ".join(file.name for file in small_files.waiting)
+                    self.say(f"{names} can't be written yet ({refused.strerror}): trying for up to {minutes:g} minutes")
+                said = True
+                time.sleep(min(5.0, minutes * 6))
+        if refused is None:
+            return ""
+        files = ", ".join(str(file) for file in small_files.waiting)
+        with suppress(OSError):
             if (spare := self.spare(spare_dir)) is not None:
                 small_files.move(spare)
                 say_error(f"hub: {files} could not be written ({refused.strerror}). What they would have is in {spare}")
-            else:
-                say_error(f"hub: {files} could not be written ({refused.strerror})")
+                return ""
+        return f"{files} could not be written ({refused.strerror})"
 
     def spare(self, spare_dir: str | None) -> Path | None:
         """The folder of this run below `launch.spare_dir`. None without one."""

@@ -27,7 +27,7 @@ from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.run import Failure, Result, Run
 from hub.system.cores import usable_cores
 from hub.system.processes import Process
-from hub.system.saying import say
+from hub.system.saying import say, say_error
 from hub.system.signals import STARTED_BY, STOP_SIGNALS, signals_blocked, stop_request
 from hub.system.small_files import small_files
 
@@ -52,30 +52,37 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     if ended is not None:
         return ended
     resolved = prepare(config_to_run(cfg))
+    is_inline = resolved.config.launch.mode == "inline"
     run: Run | None = None
+    done: Result | None = None
     try:
         with Forwarding().installed() as signals:
             with signals_blocked():
                 run = open_run(resolved, run_path)
                 signals.log = run.note
                 say(f"hub: {resolved.algorithm.name} with backend {resolved.backend.name}, run folder {run.path}")
-                inline = resolved.config.launch.mode == "inline"
-                workers = None if inline else _start_workers(resolved.config, run, signals)
+                workers = None if is_inline else _start_workers(resolved.config, run, signals)
             if workers is not None:
                 return _in_processes(resolved, run, workers, signals, keep_folder=run_path is not None)
         from hub.launch.worker import work
 
         with _one_at_a_time(), stop_request.handled_here():
             try:
-                return export_after(resolved.config, work(resolved, run))
+                done = work(resolved, run)
+                return export_after(resolved.config, done)
             except HubError as error:
                 if run_path is None and not isinstance(error, Interrupted) and _found_no_model(resolved.config, run):
                     run.discard()
                 raise
     finally:
         if run is not None:
-            run.write_what_waits(resolved.config.launch.spare_dir)
+            disk = resolved.config.launch
+            lost = run.write_what_waits(disk.spare_dir, disk.wait_for_disk_minutes if done else 0.0)
             release(run.path)
+            if lost and done is not None:
+                raise LaunchError(f"the run is done, but {lost}")
+            if lost:
+                say_error(f"hub: {lost}")
 
 
 def _in_processes(resolved: ResolvedRun, run: Run, workers: Workers, signals: Forwarding, keep_folder: bool) -> Result:

@@ -50,7 +50,8 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
     try:
         return _work(message["config"], run, rank, show)
     finally:
-        run.write_what_waits(runfile.from_text(message["config"]).launch.spare_dir)
+        if lost := run.write_what_waits(runfile.from_text(message["config"]).launch.spare_dir):
+            say_error(f"hub: {lost}")
         release(run.path)
 
 

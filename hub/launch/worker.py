@@ -30,6 +30,7 @@ from hub.run import Failure, Outcome, Result, Run
 from hub.secrets import without_secrets
 from hub.system.saying import drop_what_nobody_reads, say_error
 from hub.system.signals import end_process, end_with_parent, stop_request
+from hub.system.small_files import may_pass
 
 _OF_A_LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 """Words of the messages of gloo and NCCL. The type is RuntimeError, or below it, as of other errors."""
@@ -68,7 +69,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
     except BaseException as caught:
         stopped = _stopped_before_training(caught)
         stop_request.in_loop = True  # from here on a signal is only noted, so that result.json is written whole
-        error = _cause(stopped, run) or _lost_connection(_as_interrupted(stopped, run))
+        error = _cause(stopped, run) or _foreseen(_as_interrupted(stopped, run))
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         reached = getattr(caught, "outcome", None)
         with suppress(OSError):  # a full disk may be why it failed, and the reason must not be lost
@@ -141,10 +142,16 @@ def _as_interrupted(error: BaseException, run: Run) -> BaseException:
     return Interrupted(f"stopped by {Signals(number).name}", number)
 
 
-def _lost_connection(error: BaseException) -> BaseException:
-    """The error, or one line if it is what gloo or NCCL raise when another process has ended."""
-    lost = isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_A_LOST_CONNECTION)
-    return LaunchError(LOST_CONNECTION) if lost else error
+def _foreseen(error: BaseException) -> BaseException:
+    """The error, or one line if another process has ended, of which gloo and NCCL tell, or if a disk is full or broken."""
+    if isinstance(error, HubError) or not isinstance(error, Exception):
+        return error
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_A_LOST_CONNECTION):
+        return LaunchError(LOST_CONNECTION)
+    if may_pass(error) and not isinstance(error, TimeoutError):  # that is a network's
+        what = one_line(error)
+        return LaunchError(f"a disk is full or broken: {what}. Make room there, or type output_dir=FOLDER on another disk")
+    return error
 
 
 def failure_of(rank: int, error: BaseException) -> Failure:
@@ -234,7 +241,7 @@ def _joined(run: Run) -> tuple[RunConfig, Run]:
 def main(run_path: Path) -> int:
     """Run one worker to its end. Returns the exit code; a failure is written for the launcher to show."""
     rank = int(os.environ.get("RANK", "0"))
-    run, spare_dir = Run(run_path, is_main=rank == 0), None
+    run, spare_dir, minutes = Run(run_path, is_main=rank == 0), None, 0.0
     drop_what_nobody_reads()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -244,9 +251,10 @@ def main(run_path: Path) -> int:
         cfg, run_here = _joined(run)
         spare_dir = cfg.launch.spare_dir
         work(resolve(cfg), run_here)
+        minutes = cfg.launch.wait_for_disk_minutes
         return 0
     except Exception as caught:
-        error = _lost_connection(_stopped_before_training(caught))
+        error = _foreseen(_stopped_before_training(caught))
         failure = failure_of(rank, error)
         with suppress(OSError):
             run.write_failure(failure)
@@ -258,7 +266,8 @@ def main(run_path: Path) -> int:
             say_error(failure.traceback)
         return failure.exit_code
     finally:
-        run.write_what_waits(spare_dir)
+        if lost := run.write_what_waits(spare_dir, minutes):
+            say_error(f"hub: {lost}")
 
 
 def _last_words(run: Run, number: int) -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from hub import LaunchError, compose
-from hub.launch import launcher
+from hub.launch import launcher, worker
 from hub.launch.workers import Forwarding
 from hub.run import Failure, Result, Run, read_metrics
 from hub.system.signals import ECHO_SECONDS, END_NOW
@@ -295,3 +295,13 @@ def test_two_machines_meet_in_one_run_folder_and_walk_the_same_path(tmp_path, on
     assert (result.run_path / "checkpoints" / "step-00000004" / "random-rank1.safetensors").is_file()
     assert result.eval_loss == pytest.approx(one_process.eval_loss, rel=1e-5)
     assert all("completed: 6 steps" in text for text in said)
+
+
+def test_a_run_that_is_done_and_whose_result_the_disk_refuses_does_not_end_as_completed(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "work", lambda resolved, run: Result.read(run.result_file))
+    monkeypatch.setattr(
+        Result, "read", lambda file: Result(algo="", backend="", model="", run_path=tmp_path, status="completed")
+    )
+    monkeypatch.setattr(Run, "write_what_waits", lambda self, spare_dir, minutes: f"result.json, {minutes:g} minutes")
+    with pytest.raises(LaunchError, match=r"^the run is done, but result\.json, 30 minutes$"):
+        launcher.launch(compose(*OPTIONS, "launch=inline", f"output_dir={tmp_path}", "run_name=it"))

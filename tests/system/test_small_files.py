@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 
 import pytest
 
@@ -46,10 +47,14 @@ def test_lines_that_a_full_disk_refuses_come_later_whole_and_in_order(tmp_path, 
     assert capsys.readouterr().out == (
         f"{tmp_path} can't be written ({os.strerror(number)}). What is logged waits in memory. Free space there\n"
     )
-    run.write_what_waits()
-    assert capsys.readouterr().err == (
-        f"hub: {run.metrics_file}, {tmp_path / 'plan.json'} could not be written ({os.strerror(number)})\n"
-    )
+    refused = f"{run.metrics_file}, {tmp_path / 'plan.json'} could not be written ({os.strerror(number)})"
+    assert run.write_what_waits() == refused
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(time, "monotonic", lambda: float(sum(waited)))
+    assert run.write_what_waits(minutes=0.5) == refused
+    assert sum(waited) == 30
+    assert capsys.readouterr().out.endswith(f" can't be written yet ({os.strerror(number)}): trying for up to 0.5 minutes\n")
     disk.room = 10**6
     run.log({"step": 4})
     assert [line["step"] for line in read_metrics(run.metrics_file)] == [1, 2, 3, 4]

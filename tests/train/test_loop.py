@@ -1,7 +1,9 @@
 """The loop when a step fails: out of memory, NaN, spikes, an evaluation that does not fit."""
 
+import errno
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -14,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hub import ConfigError, DivergedError, HubError, ModelError, compose
+from hub import ConfigError, DivergedError, HubError, LaunchError, ModelError, compose
 from hub.errors import Interrupted
 from hub.launch.launcher import launch
 from hub.models.structure import layers_of
@@ -101,6 +103,15 @@ def test_a_signal_that_is_taken_for_a_models_failure_stops_the_run_before_its_fi
     assert Result.read(tmp_path / "it/result.json").status == "interrupted"
     assert not read_metrics(tmp_path / "it/metrics.jsonl")
     assert not list((tmp_path / "it").glob("checkpoints/step-*"))
+
+
+def test_a_disk_that_is_full_before_training_is_said_in_a_line(tmp_path, monkeypatch):
+    def full(model, folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    monkeypatch.setattr(rehearsal, "make_generation_config_savable", full)
+    with pytest.raises(LaunchError, match=r"^a disk is full or broken: OSError: .*No space left.*output_dir=FOLDER"):
+        train(tmp_path)
 
 
 @pytest.mark.parametrize(("place", "name"), [(setup, "save_whole_model"), (loop.Tracking, "end"), (Run, "write_result")])
