@@ -13,7 +13,7 @@ from hub.config.option import AUTO, leaves
 from hub.config.schedule import ADAPTIVE
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.config.trust import RUN_CODE
-from hub.errors import ConfigError
+from hub.errors import ConfigError, can_not_write
 from hub.launch.foreign_run import check_links, without_machine
 from hub.launch.lock import hold, release
 from hub.launch.past_end import forget_all, forget_end, has_ended
@@ -100,7 +100,7 @@ def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
         run_path: an existing folder to use instead of a new one. What a run without a checkpoint left there is removed.
 
     Raises:
-        ConfigError: the run to resume is complete already, or was another one.
+        ConfigError: the run to resume is complete already, or was another one; or the folder can't be written.
     """
     cfg, because = resolved.config, resolved.backend_because
     if cfg.launch.node_rank > 0:
@@ -124,7 +124,11 @@ def open_run(resolved: ResolvedRun, run_path: Path | None = None) -> Run:
     else:
         run = Run.create(cfg.output_dir, cfg.run_name)
         hold(run.path)
-    write_text(run.config_file, runfile.to_text(cfg))
+    try:
+        write_text(run.config_file, runfile.to_text(cfg))
+    except OSError as error:
+        release(run.path)
+        raise can_not_write(run.path, error) from None
     # The run.yaml of a run to resume always names the backend: plan.json knows why it was chosen.
     if not (cfg.resume and because == ASKED_FOR and run.plan().get("backend") == cfg.algo.backend):
         run.write_plan(backend_because=because)

@@ -1,5 +1,6 @@
 """A killed run that is resumed ends bit for bit as the one that was not killed."""
 
+import errno
 import json
 import os
 import re
@@ -340,3 +341,16 @@ def test_latest_stays_at_the_newest_run_that_began_to_train(tmp_path, hub, monke
     assert latest.resolve().name == "trained"
     assert "this run is complete" in hub("resume=latest", *where).err
     assert "has no checkpoint to go on from. To begin again type python -m hub " in hub("resume=other/failed").err
+
+
+def test_a_disk_that_is_full_at_the_start_is_a_line_and_keeps_no_lock(tmp_path, monkeypatch):
+    resolved = prepare(compose("launch=inline", f"output_dir={tmp_path}", "run_name=a", *OPTIONS))
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hub.launch.resume.write_text", full)
+        with pytest.raises(ConfigError, match=r"my runs/a.*No space left on device"):
+            open_run(resolved)
+    assert not (tmp_path / "a" / "lock.json").exists()
