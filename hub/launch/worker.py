@@ -259,7 +259,8 @@ def main(run_path: Path) -> int:
         with suppress(OSError):
             run.write_failure(failure)
         if isinstance(error, Interrupted):
-            write_interrupted(run, str(error))
+            with suppress(HubError, OSError):  # the launcher writes it, too
+                write_interrupted(run, str(error))
         if not run.failure_file(rank).is_file():  # the launcher can't know it
             say_error(f"hub: {failure.message}")
         if failure.traceback is not None:
