@@ -1110,7 +1110,7 @@ def dpo(
             `eval_every_steps`.
         best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
             measures every `evaluate.every_steps` steps, e.g. exact_match.
-        num_epochs: Passes over the pairs. From the second on, pairs that were seen are told apart by heart. Above 0.
+        num_epochs: Epochs over the pairs. In a second one the model has seen the answers and memorizes them. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
         effective_batch_size: Pairs per optimizer step over all processes, exactly. At least 1.
@@ -1417,7 +1417,7 @@ def lora_dpo(
             `eval_every_steps`.
         best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
             measures every `evaluate.every_steps` steps, e.g. exact_match.
-        num_epochs: Passes over the pairs. From the second on, pairs that were seen are told apart by heart. Above 0.
+        num_epochs: Epochs over the pairs. In a second one the model has seen the answers and memorizes them. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
         effective_batch_size: Pairs per optimizer step over all processes, exactly. At least 1.
@@ -1743,7 +1743,7 @@ def osft_dpo(
             `eval_every_steps`.
         best_by: What the best evaluation is chosen by: loss (held-out), or the name of a metric or task that `evaluate`
             measures every `evaluate.every_steps` steps, e.g. exact_match.
-        num_epochs: Passes over the pairs. From the second on, pairs that were seen are told apart by heart. Above 0.
+        num_epochs: Epochs over the pairs. In a second one the model has seen the answers and memorizes them. Above 0.
         max_steps: Number of optimizer steps. It decides in place of `num_epochs`: the data is passed over as often as the steps
             take. None: `num_epochs` decides. At least 1.
         effective_batch_size: Pairs per optimizer step over all processes, exactly. At least 1.

@@ -178,7 +178,7 @@ class DpoConfig(PreferenceOptions, SftConfig):
     """Peak learning rate. The loss counts whole answers, so steps are large: a tenth of the rate for answers alone."""
 
     num_epochs: float = option(1.0, gt=0)
-    """Passes over the pairs. From the second on, pairs that were seen are told apart by heart."""
+    """Epochs over the pairs. In a second one the model has seen the answers and memorizes them."""
 
     effective_batch_size: int | str = option(16, ge=1)
     """Pairs per optimizer step over all processes, exactly."""
@@ -201,7 +201,7 @@ class LoraDpoConfig(PreferenceOptions, LoraSftConfig):
     """Peak learning rate. The loss counts whole answers, so steps are large: a twentieth of the rate for answers alone."""
 
     num_epochs: float = option(1.0, gt=0)
-    """Passes over the pairs. From the second on, pairs that were seen are told apart by heart."""
+    """Epochs over the pairs. In a second one the model has seen the answers and memorizes them."""
 
     effective_batch_size: int | str = option(16, ge=1)
     """Pairs per optimizer step over all processes, exactly."""
@@ -224,7 +224,7 @@ class OsftDpoConfig(PreferenceOptions, OsftConfig):
     """Peak learning rate: ten times that of all weights, as for answers: only some directions of each matrix are trained."""
 
     num_epochs: float = option(1.0, gt=0)
-    """Passes over the pairs. From the second on, pairs that were seen are told apart by heart."""
+    """Epochs over the pairs. In a second one the model has seen the answers and memorizes them."""
 
     effective_batch_size: int | str = option(16, ge=1)
     """Pairs per optimizer step over all processes, exactly."""
