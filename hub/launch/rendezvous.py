@@ -73,8 +73,11 @@ class Rendezvous(RendezvousHandler):  # type: ignore[misc]  # torch gives it no 
     @property
     def waits_for(self) -> str:
         """Whom this machine waits for, in words."""
-        ranks = ", ".join(map(str, self.missing))
-        return f"{len(self.missing)} of {self.num_machines} machines at {self.endpoint} (launch.node_rank={ranks})"
+        return self._in_words(self.missing)
+
+    def _in_words(self, ranks: list[int]) -> str:
+        those = ", ".join(map(str, ranks))
+        return f"{len(ranks)} of {self.num_machines} machines at {self.endpoint} (launch.node_rank={those})"
 
     def watch(self) -> None:
         """Say whom this machine waits for, after a while and when that changes.
@@ -83,17 +86,18 @@ class Rendezvous(RendezvousHandler):  # type: ignore[misc]  # torch gives it no 
             LaunchError: it has waited for too long.
         """
         waited = time.monotonic() - self._started
-        if self.complete or not self.missing:
+        missing = self.missing  # read once: the thread that waits changes it
+        if self.complete or not missing:
             return
         if waited > self.timeout:
             self._gave_up = True
             raise LaunchError(
-                f"{self.waits_for} did not come within launch.rdzv_timeout_seconds={self.timeout:g}. Start the same command "
-                "there with that launch.node_rank, and check that this address and port can be reached from all machines"
+                f"{self._in_words(missing)} did not come within launch.rdzv_timeout_seconds={self.timeout:g}. Start the same "
+                "command there with that launch.node_rank, and check that all machines reach this address and port"
             )
-        if waited > SAID_AFTER_SECONDS and self.missing != self._said:
-            self._said = self.missing
-            say_error(f"hub: waiting for {self.waits_for}, for up to {self.timeout - waited:.0f} s")
+        if waited > SAID_AFTER_SECONDS and missing != self._said:
+            self._said = missing
+            say_error(f"hub: waiting for {self._in_words(missing)}, for up to {self.timeout - waited:.0f} s")
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Wait for all machines. To be called in a thread: see `interruptible`.
