@@ -19,7 +19,7 @@ import psutil
 from benchmarks.checkpoint_probe import FILE
 from benchmarks.plugin import as_plugin
 from benchmarks.shapes import SHAPES, made
-from hub.run import read_metrics
+from hub.result import read_metrics
 
 MODES = {"none": "no checkpoints", "beside": "written beside training", "waiting": "training waits"}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from hub.run import read_metrics
+from hub.result import read_metrics
 
 OPTIONS = ["algo=sft", "model=tiny", "model.dtype=float32", "launch.nproc_per_node=1", "data.streaming=true",
            "algo.max_steps=30", "algo.effective_batch_size=64"]  # fmt: skip

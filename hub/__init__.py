@@ -16,7 +16,8 @@ with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
     from hub.plugins.hookspecs import hookimpl
     from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
     from hub.reports import DataReport, Options
-    from hub.run import Outcome, Result, Run
+    from hub.result import Outcome, Result
+    from hub.run import Run
     from hub.version import VERSION
 
 __version__ = VERSION

@@ -17,7 +17,8 @@ from hub.plugins.hookspecs import hookimpl
 from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
 from hub.recipe import Recipe, Setup
 from hub.reports import DataReport, Options
-from hub.run import Outcome, Result, Run
+from hub.result import Outcome, Result
+from hub.run import Run
 
 __version__: str
 

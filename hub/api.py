@@ -18,7 +18,7 @@ from hub.config.schema import PARTS as SECTIONS
 from hub.config.schema import AlgoConfig
 from hub.keywords import TOP, Data, arguments, finished_arguments, section_of_keyword
 from hub.reports import DataReport, Option, Options
-from hub.run import Result
+from hub.result import Result
 from hub.tasks.verbs import FINISHED
 
 

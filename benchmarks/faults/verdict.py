@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.process import Ended
-from hub.run import read_metrics
+from hub.result import read_metrics
 
 LOGGED = ("step", "epoch", "loss", "learning_rate", "grad_norm", "num_tokens", "num_loss_tokens", "eval_loss")
 """What two runs with equal steps have in common. The rest are times and memory."""

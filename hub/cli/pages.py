@@ -8,7 +8,8 @@ from hub.errors import did_you_mean
 from hub.plugins.known import INSTALL_ONE
 from hub.plugins.offers import Backend
 from hub.plugins.registry import registry
-from hub.run import Result, Run
+from hub.result import Result
+from hub.run import Run
 
 
 def show_plugins() -> None:

@@ -17,7 +17,7 @@ from hub.cli.flags import FLAGS, OF_CONFIG, Flags, Verb
 from hub.config.finished import FinishedVerb
 from hub.config.task import TASKS
 from hub.errors import ConfigError
-from hub.run import Result
+from hub.result import Result
 from hub.system.saying import drop_what_nobody_reads, lost_output, say_error
 from hub.tables import for_terminal
 from hub.tasks.verbs import FINISHED

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from hub.compose import runfile
 from hub.config.schema import RunConfig
 from hub.errors import ConfigError
-from hub.run import Result, Run
+from hub.result import Result
+from hub.run import Run
 
 AUTO = "auto"
 

@@ -2,7 +2,8 @@
 
 from hub.compose import runfile
 from hub.plugins.registry import registry
-from hub.run import Result, Run
+from hub.result import Result
+from hub.run import Run
 from hub.system.small_files import small_files
 
 

@@ -24,7 +24,8 @@ from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
 from hub.launch.workers import Forwarding, Workers
 from hub.plugins.registry import ResolvedRun, warnings_shown
-from hub.run import Failure, Result, Run
+from hub.result import Result
+from hub.run import Failure, Run
 from hub.system.cores import usable_cores
 from hub.system.processes import Process
 from hub.system.saying import say, say_error

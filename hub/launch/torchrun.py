@@ -18,7 +18,8 @@ from hub.config.schema import LaunchConfig, RunConfig
 from hub.errors import ConfigError
 from hub.launch.lock import release
 from hub.plugins.registry import resolve
-from hub.run import Result, Run
+from hub.result import Result
+from hub.run import Run
 from hub.system.saying import say_error
 
 

@@ -26,7 +26,8 @@ from hub.launch.ending import write_interrupted
 from hub.launch.past_end import restore_end
 from hub.plugins.offers import Backend
 from hub.plugins.registry import ResolvedRun, registry, resolve
-from hub.run import Failure, Outcome, Result, Run
+from hub.result import Outcome, Result
+from hub.run import Failure, Run
 from hub.secrets import without_secrets
 from hub.system.saying import drop_what_nobody_reads, say_error
 from hub.system.signals import end_process, end_with_parent, stop_request

@@ -14,7 +14,7 @@ from hub.config.finished import FinishedOptions
 from hub.config.schema import ModelConfig, RunConfig
 from hub.errors import ConfigError, ModelError
 from hub.models.safety import check_links
-from hub.run import Result
+from hub.result import Result
 from hub.system.files import names_apart
 
 LATEST = "latest"

@@ -13,7 +13,8 @@ import pluggy
 if TYPE_CHECKING:
     from hub.config.schema import RunConfig
     from hub.plugins.offers import Algorithm, Backend, DataFormat, Exporter, Metric
-    from hub.run import Result, Run
+    from hub.result import Result
+    from hub.run import Run
 
 hookspec = pluggy.HookspecMarker("hub")
 hookimpl = pluggy.HookimplMarker("hub")

@@ -16,7 +16,7 @@ from hub.data.samples.sample import Unit, fingerprint, samples_of
 from hub.errors import DataError, Interrupted
 from hub.parallel.group import end_if_stopped, max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
-from hub.run import Outcome
+from hub.result import Outcome
 from hub.system.signals import SAVE_SIGNALS, stop_request
 from hub.train.announce import ParameterCounts, announce, announce_smaller
 from hub.train.batch import split as batches

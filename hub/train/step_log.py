@@ -3,7 +3,8 @@
 from collections import deque
 from contextlib import suppress
 
-from hub.run import NUM_RECENT, Run, read_metrics
+from hub.result import NUM_RECENT, read_metrics
+from hub.run import Run
 from hub.train.progress import ProgressLine
 from hub.train.setup.setup import Observe
 from hub.train.tracker import Tracking

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from hub.config.schema import AlgoConfig
-from hub.run import Run, read_metrics
+from hub.result import read_metrics
+from hub.run import Run
 from hub.train.diagnosis import diagnose
 from hub.train.findings import Finding
 

@@ -16,7 +16,8 @@ from hub.config.option import option
 from hub.config.schema import RunConfig
 from hub.launch.finished import asked_for
 from hub.models.finished import Asked, finished_run
-from hub.run import Result, Run
+from hub.result import Result
+from hub.run import Run
 from hub.testing import tiny_model_path
 
 

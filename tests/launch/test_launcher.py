@@ -16,7 +16,8 @@ import pytest
 from hub import LaunchError, compose
 from hub.launch import launcher, worker
 from hub.launch.workers import Forwarding
-from hub.run import Failure, Result, Run, read_metrics
+from hub.result import Result, read_metrics
+from hub.run import Failure, Run
 from hub.system.signals import ECHO_SECONDS, END_NOW
 
 OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-3", "algo.max_steps=6"]

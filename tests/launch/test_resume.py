@@ -22,7 +22,8 @@ from hub.launch.launcher import launch
 from hub.launch.lock import release
 from hub.launch.preflight import prepare
 from hub.launch.resume import config_to_run, open_run
-from hub.run import ASKED_FOR, Result, read_metrics
+from hub.result import Result, read_metrics
+from hub.run import ASKED_FOR
 from hub.testing import write_chats
 
 pytestmark = pytest.mark.usefixtures("warm_python")

@@ -12,7 +12,7 @@ import torch
 from hub import ConfigError, HubError, Interrupted, compose
 from hub.compose import runfile
 from hub.launch.launcher import launch
-from hub.run import Result
+from hub.result import Result
 from hub.testing import write_chats
 from hub.train import loop
 

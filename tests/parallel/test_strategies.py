@@ -16,7 +16,7 @@ from zoo.zoo import zoo_model
 from hub import ConfigError, compose
 from hub.launch.launcher import launch
 from hub.parallel.zero import engine_config
-from hub.run import Result
+from hub.result import Result
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 

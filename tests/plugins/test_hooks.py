@@ -16,7 +16,8 @@ from hub.launch.worker import check_takes_setup
 from hub.plugins import hookspecs
 from hub.plugins.checks import HOOKS
 from hub.plugins.registry import load
-from hub.run import Result, Run
+from hub.result import Result
+from hub.run import Run
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from hub.run import Run, read_metrics
+from hub.result import read_metrics
+from hub.run import Run
 from hub.system import small_files as module
 from hub.system.small_files import SmallFiles
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from hub import LaunchError, compose
 from hub.launch.launcher import launch
-from hub.run import Result, read_metrics
+from hub.result import Result, read_metrics
 from hub.system.signals import stop_request
 from hub.train import last_save, loop
 from hub.train.checkpoints import save

@@ -20,7 +20,8 @@ from hub import ConfigError, DivergedError, HubError, LaunchError, ModelError, c
 from hub.errors import Interrupted
 from hub.launch.launcher import launch
 from hub.models.structure import layers_of
-from hub.run import Result, Run, read_metrics
+from hub.result import Result, read_metrics
+from hub.run import Run
 from hub.system.signals import stop_request
 from hub.train import loop
 from hub.train.checkpoints import rehearsal

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from hub import ConfigError, compose
 from hub.errors import Interrupted
 from hub.launch.launcher import launch
-from hub.run import Result
+from hub.result import Result
 from hub.train import loop
 
 # Ten samples and a high rate: the held-out loss falls first and rises later.

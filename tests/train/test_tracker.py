@@ -22,7 +22,8 @@ from hub.config.track import TRACKERS
 from hub.errors import ConfigError, Interrupted
 from hub.launch import trackers as tracker_checks
 from hub.launch.launcher import launch
-from hub.run import Result, Run
+from hub.result import Result
+from hub.run import Run
 from hub.testing import write_chats
 from hub.train import loop
 from hub.train.trackers import TOOLS

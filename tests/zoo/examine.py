@@ -36,7 +36,7 @@ from hub.config.schema import RunConfig
 from hub.data.prepare import Prepared, prepare
 from hub.errors import HubError
 from hub.launch.launcher import launch
-from hub.run import Outcome, Result
+from hub.result import Outcome, Result
 from hub.tasks.train import train
 from hub.train.batch.split import epoch_order
 

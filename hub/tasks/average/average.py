@@ -23,7 +23,8 @@ from hub.models.finished import (
     output_folder,
     run_folder,
 )
-from hub.run import Result, Run
+from hub.result import Result
+from hub.run import Run
 from hub.tables import as_columns, as_html
 from hub.tasks.average.verb import AverageOptions
 

@@ -17,7 +17,7 @@ from hub.config.evaluate import NONE, EvaluateConfig
 from hub.errors import ConfigError
 from hub.models.load import load_config
 from hub.models.structure import max_positions
-from hub.run import Outcome
+from hub.result import Outcome
 from hub.system.files import write_json
 from hub.tasks.evaluate.checks import sharded_line
 from hub.tasks.evaluate.measure import Figure, Measurement, measure, result_rows

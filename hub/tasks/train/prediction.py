@@ -11,7 +11,7 @@ import torch
 
 from hub.models.load import load_config
 from hub.plan.learned import Measured, key_of, remember
-from hub.run import Outcome
+from hub.result import Outcome
 from hub.system.files import write_json
 from hub.system.known_gpus import by_driver_name, known_gpus
 from hub.system.memory import GIB, allowed_memory

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hub.errors import HubError, ModelError
 from hub.parallel.group import broadcast_text
-from hub.run import Outcome
+from hub.result import Outcome
 from hub.tasks.export.trial import try_export
 from hub.tasks.train.measurements import TrainMeasurements, verdicts, wanted
 from hub.tasks.train.prediction import Prediction

@@ -17,7 +17,7 @@ from hub.data.samples.sample import samples_of
 from hub.errors import VerifyError
 from hub.models.structure import max_positions, without_dropout
 from hub.parallel.group import barrier, max_over_ranks
-from hub.run import Outcome
+from hub.result import Outcome
 from hub.system.files import write_json
 from hub.tasks.verify.gradients import Gradient, Measure, OneByOne
 from hub.train.batch import collate

@@ -16,7 +16,8 @@ from hub.errors import ConfigError, DataError, HubError, LaunchError
 from hub.parallel.group import barrier, broadcast_text
 from hub.parallel.optimizer_state import group_numbers, restore_groups
 from hub.parallel.sharded_tensors import local_tensor
-from hub.run import Result, Run
+from hub.result import Result
+from hub.run import Run
 from hub.system.memory import three_of_each
 from hub.train.checkpoints.checkpoint import checkpoints, damage, load_checkpoint, newest_valid, read_state
 from hub.train.checkpoints.set_aside import go_on_from

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from hub.parallel.group import Group
 from hub.parallel.sharded_tensors import StoredTensors, write_shards
-from hub.run import METRICS
+from hub.result import METRICS
 from hub.system.files import sync_file, sync_folder, write_json
 from hub.train.checkpoints.checkpoint import MANIFEST, Files, checkpoint_name, remove, remove_old, seal
 from hub.train.checkpoints.cpu_copies import Key

@@ -9,7 +9,8 @@ import shutil
 from itertools import count
 from pathlib import Path
 
-from hub.run import METRICS, Run, read_metrics
+from hub.result import METRICS, read_metrics
+from hub.run import Run
 from hub.system.files import sync_file, sync_folder, write_text
 
 

@@ -12,7 +12,7 @@ from train.checkpoints.test_checkpoint import SESSION, make, step, writer
 from hub import compose
 from hub.launch.preflight import prepare
 from hub.launch.resume import open_run
-from hub.run import read_metrics
+from hub.result import read_metrics
 from hub.train.checkpoints.checkpoint import load_checkpoint, newest_valid
 
 NUM_SAVES = 3
