@@ -25,6 +25,9 @@ LEAST_CHANGE = 0.05
 """Smallest denominator in nats per token. Arithmetic in bfloat16, as llama.cpp has it for such files, is worth 0.0003
 (SmolLM2)."""
 
+ROUNDING_LIMIT = 0.1
+"""Largest share of what training changed that may be the rounding of the program that reads an export."""
+
 LAYER_LIMIT = 0.05
 """How much a single layer may add to the difference of hidden states, as a share of their size. A layer of little weight can be
 wrong and hardly move a probability. Rounding to bfloat16 adds up to 0.01 in the last layer (SmolLM2), swapped queries and keys
@@ -169,13 +172,18 @@ def check(reference: Reference, written: Written, reader: Reader, say: Say = sil
 
     Returns:
         `kl` and `kl_base` in nats per token, `ratio`, `limit` or `limit_nats`, `top1` (the share of positions with the same
-        most likely word), `reader`, `passed`, and `differs`: what differs first, if it did not pass.
+        most likely word), `reader`, `passed`, and `differs`: what differs first, if it did not pass. `rounding`, if it was
+        asked for: what the reader's arithmetic costs, in nats per token.
     """
     words = [*differences_of_chats(reference, reader), *reader.differences()]
     kl, top1 = measure(reference, reader, say)
     ratio = kl / max(reference.kl_base or 0.0, LEAST_CHANGE)
     of_bits = written.limit_nats is not None
     close = bool(kl <= (written.limit_nats or 0.0)) if of_bits else bool(ratio <= written.limit)  # NaN is not close
+    rounding = None
+    if not close and not of_bits and written.rounding is not None and ratio <= ROUNDING_LIMIT:
+        rounding = written.rounding()
+        close = kl <= rounding
     shares = [] if of_bits and close else _layers(reference, reader)
     jumps = [number for number, share in enumerate(_steps(shares)) if not share <= LAYER_LIMIT]
     whole = close and not words and (of_bits or not jumps)
@@ -188,6 +196,7 @@ def check(reference: Reference, written: Written, reader: Reader, say: Say = sil
         "kl_base": reference.kl_base,
         "ratio": ratio,
         **({"limit_nats": written.limit_nats} if of_bits else {"limit": written.limit}),
+        **({} if rounding is None else {"rounding": rounding}),
         "top1": top1,
         "positions": len(reference.log_probabilities),
         "rows": len(reference.rows),

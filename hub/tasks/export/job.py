@@ -80,6 +80,10 @@ class Written:
     limit_nats: float | None = None
     """For weights of fewer bits: the largest KL(tuned || export) in nats per token that passes, in place of `limit`."""
 
+    rounding: Callable[[], float] | None = None
+    """If its program computes in fewer bits than the reference: what that costs the right model, as KL in nats per token. An
+    export farther away than `limit`, but no farther than this, passes. It is asked only then."""
+
     explain: Callable[[], str | None] | None = None
     """Says what differs first, if the check fails: one line, or None."""
 

@@ -97,23 +97,24 @@ def _groups(rows: Sequence[Sequence[int]], num_tokens: int) -> Iterator[list[Seq
 
 
 @contextmanager
-def open_folder(folder: Path, trust_remote_code: bool = False) -> Iterator[ModelReader]:
-    """Open a model folder with plain transformers, as anyone would who knows nothing of the hub. The arithmetic is in float32.
+def open_folder(folder: Path, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Iterator[ModelReader]:
+    """Open a model folder with plain transformers, as anyone would who knows nothing of the hub.
 
     Args:
         folder: of the model.
         trust_remote_code: whether its own code may run.
+        dtype: of the arithmetic. In float32 a model that does not fit into memory so is widened layer by layer.
     """
     device = device_here()
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch.float32 if fits_in_float32(folder) else "auto",
+        dtype=dtype if dtype != torch.float32 or fits_in_float32(folder) else "auto",
         trust_remote_code=trust_remote_code,
         local_files_only=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     model = model.to(device).eval().requires_grad_(False)
-    loaded = Loaded(folder.name, model, tokenizer, device, torch.float32, None, folder)
+    loaded = Loaded(folder.name, model, tokenizer, device, dtype, None, folder)
     try:
         yield ModelReader(loaded)
     finally:

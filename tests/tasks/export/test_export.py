@@ -19,7 +19,7 @@ from hub.models import merging
 from hub.tasks.export import readers
 from hub.tasks.export.gate import check, differences_of_chats
 from hub.tasks.export.job import Written
-from hub.tasks.export.readers import open_folder
+from hub.tasks.export.readers import ModelReader, open_folder
 from hub.tasks.export.tuned import open_tuned
 from hub.tasks.export.verb import VERB
 
@@ -54,12 +54,12 @@ def examine(runs, tmp_path_factory):
         with open_tuned(asked, tmp_path_factory.mktemp("kept"), print) as tuned:
             kept[name] = (tuned, tuned.merge(tmp_path_factory.mktemp("merged") / "model"))
 
-    def of(name, mutate):
+    def of(name, mutate, **options):
         tuned, merged = kept[name]
         folder = shutil.copytree(merged, tmp_path_factory.mktemp("mutant") / "model")
         mutate(folder, tuned)
         with open_folder(folder) as reader:
-            return check(tuned.reference, Written(kind="model", path=folder), reader)
+            return check(tuned.reference, Written(kind="model", path=folder, **options), reader)
 
     return of
 
@@ -155,6 +155,25 @@ def test_what_is_not_the_trained_model_is_found_out(examine, run, mutate, found)
     result = examine(run, mutate)
     assert not result["passed"], result
     assert found in result["differs"]
+
+
+def shaken(weights):
+    draw = torch.Generator().manual_seed(0)
+    for tensor in weights.values():
+        tensor *= 1 + 0.12 * torch.randn(tensor.shape, generator=draw)
+
+
+def test_what_the_reader_itself_rounds_passes_and_nothing_beyond(examine, monkeypatch):
+    monkeypatch.setattr(ModelReader, "hidden", lambda reader, ids: None)  # as llama.cpp, which shows none
+    far = examine("dense", edited(shaken))
+    assert 0.01 < far["ratio"] < 0.1
+    assert not far["passed"]
+    enough = examine("dense", edited(shaken), rounding=lambda: 1.1 * far["kl"])
+    too_little = examine("dense", edited(shaken), rounding=lambda: 0.9 * far["kl"])
+    assert enough["passed"], enough
+    assert enough["rounding"] == pytest.approx(1.1 * far["kl"])
+    assert not too_little["passed"]
+    assert not examine("dense", not_merged, rounding=lambda: 100.0)["passed"], "no rounding is the whole change"
 
 
 @pytest.mark.parametrize("run", ["dense", "experts"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hub.config.export import NONE, TRAIN
@@ -74,10 +75,18 @@ def _written(job: Job, folder: Path, kind: Kind, file: Path, note: str = "") -> 
         path=file,
         open=partial(open_file, file, job.tokenizer),
         limit_nats=kind.limit_nats,
+        rounding=partial(_rounding, job, folder) if kind.name == "bf16" else None,
         explain=lambda: by_design[0] if by_design else _where(job, kind),
         note=" ".join([note, *(f"{line}." for line in by_design)]).strip(),
         made_by={package: found for package in _PACKAGES if (found := _version(package))},
     )
+
+
+def _rounding(job: Job, folder: Path) -> float:
+    """What arithmetic in bfloat16 costs this model, in nats per token: llama.cpp rounds what it multiplies these weights by."""
+    opened = partial(open_folder, folder, job.finished.base.trust_remote_code, torch.bfloat16)
+    found = job.look(Written(kind="the merged model in bfloat16 arithmetic", path=folder, open=opened))
+    return float(found["kl"]) if found is not None else 0.0
 
 
 def _where(job: Job, kind: Kind) -> str | None:
