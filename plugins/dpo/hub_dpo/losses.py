@@ -30,7 +30,7 @@ orpo      -w / n_w - b log s(logit(w / n_w) - logit(l / n_l)), logit(m) = m - lo
 cpo       -log s(b (w - l))
           Xu et al., arXiv 2401.08417
 kto       for each answer alone, see `kto`
-          Ethayarajh et al., arXiv 2402.01306, equation 8
+          Ethayarajh et al., arXiv 2402.01306, equation 7
 
 With length_normalized, w - W and l - L in h are means per token. sft_weight adds -w / n_w times it (Pang et al., arXiv
 2404.19733, equation 1).
