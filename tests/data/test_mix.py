@@ -10,7 +10,7 @@ import pytest
 
 from hub.config.data import DataConfig, DataSource
 from hub.config.schema import RunConfig
-from hub.data.samples.mix import make_mix, num_held_out, single, source_names
+from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, single, source_names, sources_of
 from hub.data.samples.sample import Group, Sample, fingerprint
 from hub.parallel.group import Group as Ranks
 from hub.train.batch.split import num_steps, step_sizes, steps
@@ -30,6 +30,58 @@ def test_weights_that_divide_the_batch_give_every_step_the_same_composition():
     assert mix.shares == (Fraction(7, 10), Fraction(3, 10))
     assert set(mix.counts([10] * 200)) == {(7, 3)}
     assert mix.per_pass == 1429
+
+
+def test_what_a_step_has_left_over_goes_to_the_source_that_is_most_behind_and_of_equals_to_the_first():
+    thirds = mix_of([None] * 3, {"weight": 1}, {"weight": 1}, {"weight": 1})
+    assert list(thirds.counts([4, 4, 4, 5])) == [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1)]
+    assert thirds.drawn([4, 4]) == [3, 3, 2]
+    uneven = mix_of([None] * 3, {"weight": 5}, {"weight": 3}, {"weight": 2})
+    assert list(uneven.counts([1] * 10)) == [
+        (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (1, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0),
+    ]  # fmt: skip
+    behind = mix_of([None] * 3, {"weight": 3}, {"weight": 2}, {"weight": 1})
+    assert list(behind.counts([5, 2])) == [(2, 2, 1), (1, 1, 0)], "half of 2 is whole, so the first source gets no more"
+
+
+def test_in_whole_passes_no_source_gives_more_than_it_has_before_the_end_of_a_pass():
+    mix = mix_of([5, 1], {}, {})
+    assert list(mix.counts([4, 2, 4, 2])) == [(3, 1), (2, 0), (3, 1), (2, 0)]
+    with pytest.raises(ValueError, match="beyond the end of a pass"):
+        list(mix.counts([4, 3]))
+    of_which_one_is_whole = mix_of([2, 9, 9], {"weight": 3}, {"weight": 2}, {"weight": 1})
+    assert of_which_one_is_whole.per_pass == 4
+    assert list(of_which_one_is_whole.counts([4])) == [(2, 1, 1)]
+
+
+def test_a_pass_over_one_source_is_its_units_times_its_epochs_and_one_at_least():
+    (half, none, many) = (mix_of([size], {"epochs": epochs}) for size, epochs in ((1, 0.3), (None, 2), (4, 2.5)))
+    assert (half.per_pass, none.per_pass, many.per_pass) == (1, None, 10)
+    assert many.sizes == (4,)
+    assert many.shares == (1,)
+    assert mix_of([7], {}).per_pass == 7
+
+
+def test_a_pass_is_never_empty():
+    assert mix_of([1, 1], {"weight": 1, "epochs": 0.1}, {"weight": 1}).per_pass == 1
+    assert mix_of([0, 0], {}, {}).per_pass == 1
+    assert mix_of([None, 5], {}, {}).shares == (0, 1)
+    assert mix_of([None, 9], {"weight": 2}, {"weight": 1}).per_pass is None
+
+
+def test_sources_take_what_the_data_has_unless_they_have_their_own():
+    data = DataConfig(
+        path="p", format="messages", subset="s", split="all", num_rows=3, columns={"a": "b"},
+        eval_path="e", eval_split="test",
+    )  # fmt: skip
+    (one,) = sources_of(data)
+    common = {"format": "messages", "columns": {"a": "b"}}
+    assert one == DataSource(path="p", subset="s", split="all", num_rows=3, **common)
+    assert eval_source_of(data) == DataSource(path="e", split="test", **common)
+    assert eval_source_of(replace(data, eval_path=None)) is None
+    own = DataSource(path="x", format="text", columns={"c": "d"})
+    mixed = replace(data, mix=[DataSource(path="y"), own])
+    assert sources_of(mixed) == [DataSource(path="y", **common), own]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -145,9 +197,9 @@ def test_one_source_is_a_mix_of_one():
 
 def test_names_are_those_of_the_files_and_no_two_are_alike():
     named = [DataSource(path=path) for path in ("x/a.jsonl", "y/a.jsonl", "org/chats", "in/**/*.jsonl")] + [
-        DataSource(path="z", name="mine")
-    ]
-    assert source_names(named) == ("a", "a-2", "chats", "in", "mine")
+        DataSource(path="z", name="mine"), DataSource(path="*.jsonl"),
+    ]  # fmt: skip
+    assert source_names(named) == ("a", "a-2", "chats", "in", "mine", "*.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,13 @@ class Mix:
             ValueError: a step goes beyond the end of a pass.
         """
         given, total = [0] * len(self.shares), 0
-        each_pass = [share * (self.per_pass or 1) for share in self.shares]
-        whole = self.per_pass is not None and all(number.denominator == 1 for number in each_pass)
+        each_pass = [share * self.per_pass for share in self.shares] if self.per_pass else []
+        whole = all(number.denominator == 1 for number in each_pass)
         for size in step_sizes:
-            # Where a pass has a whole number of each source, none gives more before its end.
-            turn = total // (self.per_pass or 1) + 1
-            left = [int(number) * turn - have if whole else size for number, have in zip(each_pass, given, strict=True)]
+            left = [size] * len(given)
+            if self.per_pass and whole:  # a pass has a whole number of each source, so none gives more before its end
+                turn = total // self.per_pass + 1
+                left = [int(number) * turn - have for number, have in zip(each_pass, given, strict=True)]
             total += size
             behind = [share * total - have for share, have in zip(self.shares, given, strict=True)]
             counts = [min(math.floor(share * size), most) for share, most in zip(self.shares, left, strict=True)]
@@ -128,16 +129,16 @@ def make_mix(sources: Sequence[DataSource], sizes: Sequence[int | None]) -> Mix:
         size = sizes[0]
         per_pass = None if size is None else max(1, round(size * _exact(sources[0].epochs or 1)))
         return Mix(names, tuple(sizes), (Fraction(1),), per_pass)
-    if all(source.weight is None for source in sources):
+    weights = [_exact(source.weight) for source in sources if source.weight is not None]
+    if not weights:
         counts = [round((size or 0) * _exact(source.epochs or 1)) for source, size in zip(sources, sizes, strict=True)]
         total = max(1, sum(counts))
         return Mix(names, tuple(sizes), tuple(Fraction(count, total) for count in counts), total)
-    weights = [_exact(source.weight or 0) for source in sources]
     shares = tuple(weight / sum(weights) for weight in weights)
     measure = next((i for i, source in enumerate(sources) if source.epochs), max(range(len(shares)), key=lambda i: shares[i]))
     size = sizes[measure]
     per_pass = None
-    if size is not None and shares[measure]:
+    if size is not None:
         per_pass = max(1, round(size * _exact(sources[measure].epochs or 1) / shares[measure]))
     return Mix(names, tuple(sizes), shares, per_pass)
 
