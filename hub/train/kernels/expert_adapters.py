@@ -1,10 +1,11 @@
-"""PEFT's adapters on single parameters (`target_parameters`), computed beside the parameter: experts of a mixture, linear layers.
+"""PEFT's adapters on single parameters (`target_parameters`), computed beside the parameters: of experts, and of linear layers.
 
 PEFT (`ParamWrapper`) computes the changed parameter in each pass. What is trained, saved and merged is the same.
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from peft.tuners.lora import ParamWrapper
@@ -34,10 +35,9 @@ class ExpertAdapters(Patch):
             if kind is None:
                 self.others.append(name)
                 continue
-            before = type(wrapper)
             # A method of a class, and not of an instance: torch.compile then has one version for all layers.
+            edits.record(wrapper, "__class__", partial(setattr, wrapper, "__class__", type(wrapper)))
             wrapper.__class__ = kind
-            edits.record(wrapper, "__class__", lambda w=wrapper, before=before: setattr(w, "__class__", before))
 
 
 class GroupedExperts(ParamWrapper):
@@ -46,10 +46,12 @@ class GroupedExperts(ParamWrapper):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The experts' pass with the adapters of all of their tensors."""
         if kwargs or len(args) != 2 or any(one.disable_adapters or one.merged for one in wrappers(self)):
-            return cast(torch.Tensor, ParamWrapper.forward(self, x, *args, **kwargs))
+            return ParamWrapper.forward(self, x, *args, **kwargs)
         experts: Any = self.get_base_layer()
         adapters = {
-            one.parameter_name: [factors(one, name, experts.is_transposed) for name in one.active_adapters if name in one.lora_A]
+            one.parameter_name: [
+                factors(one, name, experts.is_transposed) for name in one.active_adapters if name in one.lora_A
+            ]
             for one in wrappers(self)
         }
         return experts_forward(experts, x, args[0], args[1], adapters)
@@ -61,13 +63,13 @@ class LinearBeside(ParamWrapper):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's product, and that of the adapter."""
         if args or kwargs or self.disable_adapters or self.merged:
-            return cast(torch.Tensor, ParamWrapper.forward(self, x, *args, **kwargs))
+            return ParamWrapper.forward(self, x, *args, **kwargs)
         result: torch.Tensor = self.base_layer(x)
         dtype = result.dtype
         for name in self.active_adapters:
             if name in self.lora_A:
-                inner = self.lora_A[name](self._cast_input_dtype(x, self.lora_A[name].weight.dtype))
-                result = result + self.lora_B[name](inner) * self.scaling[name]
+                a: Any = self.lora_A[name]
+                result = result + self.lora_B[name](a(self._cast_input_dtype(x, a.weight.dtype))) * self.scaling[name]
         return result.to(dtype)
 
 
@@ -98,8 +100,8 @@ def factors(wrapper: ParamWrapper, adapter: str, is_transposed: bool) -> Factors
         adapter: its name in PEFT.
         is_transposed: whether the tensor is (experts, in, out).
     """
-    number = wrapper.num_experts
-    a, b = wrapper.lora_A[adapter].weight, wrapper.lora_B[adapter].weight
+    own: Any = wrapper
+    number, a, b = own.num_experts, own.lora_A[adapter].weight, own.lora_B[adapter].weight
     a = a.reshape(number, -1, a.shape[-1])
     b = b.reshape(len(b), -1, number).permute(2, 0, 1)
     left, right = (b, a) if getattr(wrapper, "_did_swap_in_out_features", False) else (a.mT, b.mT)

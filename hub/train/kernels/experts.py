@@ -37,7 +37,7 @@ class Factors(NamedTuple):
 
 
 def wide_and_narrow(experts: nn.Module) -> tuple[str, str]:
-    """The names of the two tensors of experts that `is_known`: of the product into the inner features, and of that out of them."""
+    """The names of the tensors of experts that `is_known`: of the product into the inner features, and of that out of them."""
     return ("gate_up_proj" if experts.has_gate else "up_proj"), "down_proj"
 
 
@@ -46,10 +46,14 @@ def is_known(experts: nn.Module) -> bool:
     marks = ("has_gate", "has_bias", "is_transposed", "num_experts")
     if not all(hasattr(experts, name) for name in marks) or getattr(experts, "_is_expert_parallel", False):
         return False
-    if not hasattr(type(experts).forward, "__wrapped__") or not hasattr(experts, "_apply_gate" if experts.has_gate else "act_fn"):
+    if not hasattr(type(experts).forward, "__wrapped__") or not hasattr(
+        experts, "_apply_gate" if experts.has_gate else "act_fn"
+    ):
         return False
     tensors = [getattr(experts, name, None) for name in wide_and_narrow(experts)]
-    return all(isinstance(tensor, torch.Tensor) and tensor.ndim == 3 and len(tensor) == experts.num_experts for tensor in tensors)
+    return all(
+        isinstance(tensor, torch.Tensor) and tensor.ndim == 3 and len(tensor) == experts.num_experts for tensor in tensors
+    )
 
 
 def experts_forward(
@@ -111,7 +115,7 @@ def _of_kernel_size(rows: torch.Tensor, first: torch.Tensor, second: torch.Tenso
 
 
 class _Dispatched(torch.autograd.Function):
-    """Each token once for each of its experts, sorted by expert. The gradient of a token is a sum, without an atomic addition."""
+    """Each token once for each of its experts, sorted by expert. The gradient of a token is a sum, in the same order always."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, order: torch.Tensor, back: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,9 @@ def group_ends(groups: torch.Tensor, number: int) -> torch.Tensor:
         groups: (rows,) sorted integers from 0 to `number` - 1.
         number: of groups.
     """
-    return torch.searchsorted(groups, torch.arange(number, device=groups.device, dtype=groups.dtype), right=True, out_int32=True)
+    return torch.searchsorted(
+        groups, torch.arange(number, device=groups.device, dtype=groups.dtype), right=True, out_int32=True
+    )
 
 
 def grouped_product(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
