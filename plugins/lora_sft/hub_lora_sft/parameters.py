@@ -67,7 +67,7 @@ def targets_of(asked: str | list[str], model: PreTrainedModel, left_out: Mapping
             f"algo.target_modules: {', '.join(asked)} can't get an adapter ({reasons}). Type algo.target_modules=auto"
         )
     else:
-        layers = target_names(words, model, out)
+        layers = target_names(words, model, out, [name for name in stacks if name not in left_out])
     taken = _taken(model, layers)
     weights = dict(model.named_parameters(remove_duplicate=False))
     plain = [name for name in taken if weights[f"{name}.weight"].is_floating_point()]

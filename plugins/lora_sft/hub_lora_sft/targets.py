@@ -43,13 +43,16 @@ def left_out_layers(setup: Setup, model: PreTrainedModel) -> dict[str, str]:
     return {name: reasons[name] for name in weights.values() if name in reasons}
 
 
-def target_names(asked: str | list[str], model: PreTrainedModel, left_out: Mapping[str, str] | None = None) -> list[str]:
+def target_names(
+    asked: str | list[str], model: PreTrainedModel, left_out: Mapping[str, str] | None = None, experts: Sequence[str] = ()
+) -> list[str]:
     """Return the full names of the layers that get an adapter.
 
     Args:
         asked: auto, all-linear, attention, mlp, or the last parts of module names.
         model: the model without adapters.
         left_out: layers that get none, with the reason. None: every linear layer can get one.
+        experts: names of the experts' tensors that can get one, for what is allowed.
 
     Raises:
         ConfigError: a name that no linear layer has, or only layers that are left out; or nothing is left.
@@ -57,7 +60,7 @@ def target_names(asked: str | list[str], model: PreTrainedModel, left_out: Mappi
     left_out = left_out or {}
     every = linear_layers(model)
     layers = [name for name in every if name not in left_out]
-    known = leaves(layers)
+    known = leaves([*layers, *experts])
     allowed = f"Allowed: {', '.join(known)}" if known else "It has none that can"
     if isinstance(asked, str):
         if chosen := of_group(asked, layers):
@@ -66,14 +69,19 @@ def target_names(asked: str | list[str], model: PreTrainedModel, left_out: Mappi
         raise ConfigError(
             f"algo.target_modules={asked}: no such layer of this model can get an adapter. "
             + (f"Left out: {reasons}. " if reasons else "")
-            + (f"Linear layers that can: {', '.join(known)}. Type algo.target_modules=auto" if known else "Type algo=sft")
+            + (
+                f"Linear layers that can: {', '.join(leaves(layers))}. Type algo.target_modules=auto"
+                if layers
+                else "Type algo=sft"
+            )
         )
     matched: set[str] = set()
     for word in asked:
         named = [name for name in every if name == word or name.endswith(f".{word}")]
         if not named and any(f".{name}".endswith(f".{word}") for name, _ in model.named_modules()):
             raise ConfigError(
-                f"algo.target_modules: {word} gets no adapter, only linear layers below the output layer do. {allowed}. "
+                f"algo.target_modules: {word} gets no adapter, only linear layers below the output layer"
+                f"{' and experts' if experts else ''} do. {allowed}. "
                 f"To train it as a whole type algo.modules_to_save=[{word}]"
             )
         if not named:
