@@ -88,7 +88,7 @@ class StoredAdapter:
         return {module: self._product(module, side["A"], side["B"], rows[_stem(module)]) for module, side in sides.items()}
 
     def parameters_of(self, module: str) -> list[str]:
-        """The names that the tensors of experts may have to which the adapters of a module of peft belong. Empty: to its weight."""
+        """The names of the tensors that the adapters of a module of peft may belong to. Empty: to the module's weight."""
         found = [f"{_stem(module)}.{name.rpartition('.')[2]}" for name in self.config.get("target_parameters") or ()]
         targets = set(self.config.get("target_parameters") or ())
         return sorted({name for name in found if any(f".{name}".endswith(f".{target}") for target in targets)})

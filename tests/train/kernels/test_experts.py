@@ -84,7 +84,10 @@ def difference(family, break_it=None):
         break_it(wrapper)
     result = wrapper(x, CHOSEN, weights)
     found = [result, *torch.autograd.grad(result, inputs, seed, allow_unused=True)]
-    off = [1.0 if one is None else float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, wanted)]
+    off = [
+        1.0 if one is None else float((one - other).abs().max() / other.abs().max())
+        for one, other in zip(found, wanted, strict=True)
+    ]
     return max(off)
 
 
