@@ -31,18 +31,23 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[
 
 
 class Product(NamedTuple):
-    """What an adapter adds to one weight: scaling * B A."""
+    """What an adapter adds to one weight, or to each matrix of a tensor of experts: scaling * B A."""
 
     a: torch.Tensor
-    """(r, in), as stored."""
+    """(r, in), or (experts, r, in)."""
 
     b: torch.Tensor
-    """(out, r)."""
+    """(out, r), or (experts, out, r)."""
 
     scaling: float
 
+    @property
+    def num_experts(self) -> int:
+        """Matrices of a tensor of experts. 1: it is a single weight."""
+        return len(self.a) if self.a.ndim == 3 else 1
+
     def dense(self) -> torch.Tensor:
-        """Scaling * B A, (out, in) float64."""
+        """Scaling * B A, (out, in) or (experts, out, in), float64."""
         return self.scaling * (self.b.double() @ self.a.double())
 
 
@@ -77,7 +82,37 @@ class StoredAdapter:
         for name, tensor in self.tensors.items():
             if found := _FACTOR.fullmatch(name):
                 sides.setdefault(found["module"], {})[found["side"]] = tensor
-        return {module: Product(side["A"], side["B"], self._scaling(module, len(side["A"]))) for module, side in sides.items()}
+        rows: Counter[str] = Counter()
+        for module, side in sides.items():
+            rows[_stem(module)] += len(side["A"])
+        return {module: self._product(module, side["A"], side["B"], rows[_stem(module)]) for module, side in sides.items()}
+
+    def parameters_of(self, module: str) -> list[str]:
+        """The names of the tensors that the adapters of a module of peft may belong to. Empty: to the module's weight."""
+        found = [f"{_stem(module)}.{name.rpartition('.')[2]}" for name in self.config.get("target_parameters") or ()]
+        targets = set(self.config.get("target_parameters") or ())
+        return sorted({name for name in found if any(f".{name}".endswith(f".{target}") for target in targets)})
+
+    def _product(self, module: str, a: torch.Tensor, b: torch.Tensor, rows: int) -> Product:
+        """The product of a module.
+
+        Args:
+            module: its name in peft.
+            a: as stored.
+            b: as stored.
+            rows: of A, of all adapters on tensors of the same module.
+        """
+        ranks = {name: self._rank(name) for name in self.parameters_of(module)}
+        number = rows // sum(ranks.values()) if ranks else 1
+        if number <= 1:
+            return Product(a, b, self._scaling(module.removeprefix(PREFIX), len(a)))
+        rank = len(a) // number
+        scalings = {self._scaling(name, rank) for name, own in ranks.items() if own == rank}
+        if len(scalings) != 1 or rank * number != len(a):
+            raise ModelError(f"{self.folder}: whose adapter {module} is can't be told from its config")
+        # peft (ParamWrapper): the experts are outside in A, and inside in B
+        stacked = b.reshape(len(b), rank, number).permute(2, 0, 1)
+        return Product(a.reshape(number, rank, -1), stacked, scalings.pop())
 
     @property
     def others(self) -> dict[str, torch.Tensor]:
@@ -95,8 +130,10 @@ class StoredAdapter:
             or any(name[: dot.start()].endswith(whole) for dot in re.finditer(r"\.", name))
         }
 
-    def _scaling(self, module: str, rank: int) -> float:
-        name = module.removeprefix(PREFIX)
+    def _rank(self, name: str) -> int:
+        return int(_of_pattern(self.config.get("rank_pattern") or {}, name, self.config["r"]))
+
+    def _scaling(self, name: str, rank: int) -> float:
         alpha = _of_pattern(self.config.get("alpha_pattern") or {}, name, self.config["lora_alpha"])
         return float(alpha / (rank**0.5 if self.config.get("use_rslora") else rank))
 
@@ -110,6 +147,11 @@ class StoredAdapter:
             shutil.copytree(self.folder, aside, ignore=shutil.ignore_patterns(WEIGHTS, ADAPTER_CONFIG))
             save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, aside / WEIGHTS, {"format": "pt"})
             (aside / ADAPTER_CONFIG).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _stem(module: str) -> str:
+    """The module of the plain model that adapters belong to: those of several tensors wrap each other."""
+    return module.removeprefix(PREFIX).replace(".base_layer", "")
 
 
 def _of_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
@@ -161,15 +203,32 @@ def average(adapters: Sequence[StoredAdapter], weights: Sequence[float], rank: i
         parts = [(w, products[module]) for w, products in zip(weights, every, strict=True) if module in products and w != 0]
         if not parts:
             continue
-        a = torch.cat([part.a.double() for _, part in parts])
-        b = torch.cat([w * part.scaling * part.b.double() for w, part in parts], dim=1)
-        if rank is not None and len(a) > rank:
+        a = torch.cat([part.a.double() for _, part in parts], dim=-2)
+        b = torch.cat([w * part.scaling * part.b.double() for w, part in parts], dim=-1)
+        if rank is not None and a.shape[-2] > rank:
             a, b = _of_rank(a, b, rank)
-        stored, ranks[module] = parts[0][1].a.dtype, len(a)
-        kinds = _names(first if module in every[0] else _having(adapters, every, module), module)
+        stored, one = parts[0][1].a.dtype, first if module in every[0] else _having(adapters, every, module)
+        _note_rank(ranks, one, module, a)
+        kinds = _names(one, module)
+        if a.ndim == 3:
+            a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
         tensors[kinds["A"]], tensors[kinds["B"]] = a.to(stored), b.to(stored)
     tensors |= _averaged_others(adapters, weights)
     return StoredAdapter(first.folder, _config(adapters, ranks), tensors)
+
+
+def _note_rank(ranks: dict[str, int], adapter: StoredAdapter, module: str, a: torch.Tensor) -> None:
+    """Note the rank of an averaged module under the pattern by which peft finds it.
+
+    Raises:
+        ConfigError: tensors of the same module have different ranks, and peft would need their names.
+    """
+    name = re.escape(module.removeprefix(PREFIX))
+    if a.ndim == 3:
+        leaves = "|".join(re.escape(one.rpartition(".")[2]) for one in adapter.parameters_of(module))
+        name = rf"{re.escape(_stem(module))}\.({leaves})"
+    if ranks.setdefault(name, a.shape[-2]) != a.shape[-2]:
+        raise ConfigError(f"{adapter.folder}: the average has different ranks for the tensors of {_stem(module)}. Type rank=N")
 
 
 def _having(adapters: Sequence[StoredAdapter], every: Sequence[dict[str, Product]], module: str) -> StoredAdapter:
@@ -187,17 +246,19 @@ def _of_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor,
     left, left_small = torch.linalg.qr(b)
     right, right_small = torch.linalg.qr(a.mT)
     u, values, v = torch.linalg.svd(left_small @ right_small.mT)
-    roots = values[:rank].sqrt()
-    return roots[:, None] * (v[:rank] @ right.mT), (left @ u[:, :rank]) * roots
+    roots = values[..., :rank].sqrt()
+    return roots[..., :, None] * (v[..., :rank, :] @ right.mT), (left @ u[..., :rank]) * roots[..., None, :]
 
 
 def _config(adapters: Sequence[StoredAdapter], ranks: dict[str, int]) -> dict[str, Any]:
     """The config of an average whose products have the scaling 1."""
     config = dict(adapters[0].config)
     common = Counter(ranks.values()).most_common(1)[0][0]
-    pattern = {re.escape(module.removeprefix(PREFIX)): rank for module, rank in ranks.items() if rank != common}
+    pattern = {name: rank for name, rank in ranks.items() if rank != common}
     named = [adapter.config.get("target_modules") or () for adapter in adapters]
     targets = named[0] if any(isinstance(one, str) for one in named) else sorted({name for one in named for name in one})
+    if parameters := {name for adapter in adapters for name in adapter.config.get("target_parameters") or ()}:
+        config["target_parameters"] = sorted(parameters)
     config |= {"r": common, "lora_alpha": common, "rank_pattern": pattern, "alpha_pattern": pattern, "use_rslora": False}
     return config | {"target_modules": targets, "init_lora_weights": True, "lora_dropout": 0.0}
 

@@ -113,6 +113,40 @@ def expert_tensors(model: torch.nn.Module) -> list[tuple[str, str]]:
     return tensors
 
 
+def expert_stacks(model: torch.nn.Module) -> list[tuple[str, str]]:
+    """Those of `expert_tensors` that hold one matrix for each expert: with three dimensions."""
+    return [(name, one) for name, one in expert_tensors(model) if getattr(model.get_submodule(name), one).ndim == 3]
+
+
+def routers(model: "PreTrainedModel") -> list[str]:
+    """Names of the linear layers that choose experts: in the block of a mixture's experts, with an output for each of them.
+
+    Routers of a class of their own are no linear layers, and not among them.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    blocks: dict[str, set[int]] = {}
+    """Name of the module that holds experts and their router -> the number of experts."""
+
+    for name, parameter in expert_tensors(model):
+        holder, inside = model.get_submodule(name), [part for part in name.split(".") if "expert" in part.lower()]
+        block = name.partition(f".{inside[0]}")[0] if inside else name.rpartition(".")[0]
+        tensor = getattr(holder, parameter)
+        blocks.setdefault(block, set()).add(len(tensor) if tensor.ndim == 3 else getattr(holder, "moe_num_experts", 0))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and name.endswith(".experts"):
+            blocks.setdefault(name.removesuffix(".experts"), set()).add(len(module))
+
+    def chooses(name: str, layer: torch.nn.Module) -> bool:
+        block = next((block for block in blocks if name.startswith(f"{block}.")), None)
+        if block is None or ("expert" in (rest := name[len(block) :]) and "router" not in rest):
+            return False
+        outputs = layer.out_features if isinstance(layer, torch.nn.Linear) else getattr(layer, "nf", 0)
+        return outputs in blocks[block]
+
+    return [n for n, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D) and chooses(n, layer)]
+
+
 def without_dropout(model: torch.nn.Module, but: str = "") -> list[str]:
     """Set dropout and router noise of a model to 0, for passes that must give the same numbers again.
 

@@ -119,6 +119,9 @@ class Way:
     max_tokens: int
     """Tokens of a micro-batch of one process."""
 
+    trained_of_token: float | None = None
+    """Trained weights that a token meets: of a mixture's experts those of the ones it uses. None: all."""
+
     checkpointed: float = 0.0
     """Share of the layers with activation checkpointing."""
 
@@ -201,7 +204,8 @@ def speed_of(shape: Shape, way: Way, gpu: Gpu, mean_square: float, tokens_per_st
     limit = "launches" if launches > busy else max(seconds, key=lambda name: seconds[name])
     middle = way.world / per_token
     low, high, measured, because = _range(shape, way, gpu, limit)
-    counted = 4 * shape.multiplied + 2 * min(way.num_trained, shape.multiplied)
+    trained = way.num_trained if way.trained_of_token is None else way.trained_of_token
+    counted = 4 * shape.multiplied + 2 * min(trained, shape.multiplied)
     return Speed(
         low=low * middle,
         middle=middle,

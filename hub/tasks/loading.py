@@ -19,6 +19,7 @@ from hub.errors import LaunchError, ModelError, first_line
 from hub.models import load
 from hub.models.fingerprint import changed_base
 from hub.models.finished import ADAPTER_WEIGHTS, Asked, Finished
+from hub.models.patches import patches_of
 from hub.models.structure import max_positions
 from hub.models.tokens import resize_embeddings, vocabulary_of
 from hub.models.weights import local_weights
@@ -114,14 +115,19 @@ def tokenizer_of(cfg: RunConfig, finished: Finished, base_path: Path) -> PreTrai
 def _with_adapter(model: Any, folder: Path) -> Any:
     try:
         from peft import PeftModel
+
+        from hub.train.kernels.expert_adapters import ExpertAdapters
     except ImportError:
         raise LaunchError(f"{folder} is an adapter, which needs peft. Type pip install peft") from None
     try:
-        return PeftModel.from_pretrained(model, str(folder))
+        adapted = PeftModel.from_pretrained(model, str(folder))
     except SafetensorError as error:
         raise ModelError(f"{folder}: {ADAPTER_WEIGHTS} is broken ({error}). Copy or download the adapter again") from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{folder}: this adapter can't be put on {model.config.name_or_path}: {first_line(error)}") from None
+    if getattr(adapted.peft_config["default"], "target_parameters", None):
+        patches_of(adapted).apply(ExpertAdapters(adapted))
+    return adapted
 
 
 def _quantization(cfg: RunConfig, dtype: torch.dtype) -> QuantizationConfigMixin | None:

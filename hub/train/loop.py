@@ -38,7 +38,7 @@ from hub.train.divergence import Divergence
 from hub.train.evaluation import Evaluations, is_due
 from hub.train.kernels.compiled import num_compiled
 from hub.train.last_save import LastSave
-from hub.train.layout.flops import flops_per_token, peak_flops
+from hub.train.layout.flops import flops_per_token, num_trained_of_token, peak_flops
 from hub.train.layout.layout import Layout, choose_layout
 from hub.train.losses.objective import figures_of
 from hub.train.measuring import Measurements, values_of
@@ -112,7 +112,7 @@ class _Fit:
         rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
         self.layout, self.shrink = choose_layout(setup, model, recipe.loss, counts.of_text, recipe.kernels)
         peak = peak_flops(self.session.device, self.session.compute_dtype)
-        flops = flops_per_token(self.cfg.model, setup.base_path, counts.trained) if peak else None
+        flops = flops_per_token(self.cfg.model, setup.base_path, num_trained_of_token(model)) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
         announce(setup, model, counts, self.layout)
         chunks = RunChunks(setup, self.source, self.criterion)

@@ -20,10 +20,10 @@ from hub.tasks.scale.replaced import of_strength, on_line, replaced_by
 BASE = tiny_model_path("llama")
 
 
-def make(folder, seed: int, **options):
+def make(folder, seed: int, base=BASE, **options):
     """An adapter with random factors, saved by peft."""
     torch.manual_seed(seed)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE), LoraConfig(task_type="CAUSAL_LM", **options))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **options))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -31,10 +31,10 @@ def make(folder, seed: int, **options):
     return folder
 
 
-def change(folder) -> dict[str, torch.Tensor]:
+def change(folder, base=BASE) -> dict[str, torch.Tensor]:
     """What an adapter adds to each weight, by merging it with peft."""
-    before = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float64)
-    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float64), folder)
+    before = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64), folder)
     after = merged.merge_and_unload()
     return {name: tensor - before.state_dict()[name] for name, tensor in after.state_dict().items()}
 
@@ -67,6 +67,32 @@ def test_an_average_is_that_of_the_products_and_not_of_the_factors(two, tmp_path
     expected = mixed(changes, [0.3, 0.5])
     assert max(float(tensor.abs().max()) for tensor in expected.values()) > 0.1
     assert difference(change(tmp_path / "averaged"), expected) < 1e-7
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_adapters_on_experts_are_averaged_expert_by_expert(tmp_path, family):
+    base, named = tiny_model_path(family), {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]}
+    both = named | {"target_parameters": ["gate_up_proj", "experts.down_proj"]}
+    pattern = {r".*\.down_proj": 4}
+    first = make(tmp_path / "1", 1, base, r=2, lora_alpha=6, rank_pattern=pattern, **both)
+    second = make(tmp_path / "2", 2, base, r=3, lora_alpha=5, use_rslora=True, **named)
+    changes = [change(folder, base) for folder in (first, second)]
+    read = [StoredAdapter.read(folder) for folder in (first, second)]
+    assert {product.num_experts for adapter in read for product in adapter.products.values()} == {1, 4}
+    with pytest.raises(ConfigError, match=r"the average has different ranks for the tensors of .*experts\. Type rank=N"):
+        average(read, [0.3, 0.5])
+    average([read[1], read[1]], [0.3, 0.5]).write(tmp_path / "exact")
+    expected = mixed([changes[1], changes[1]], [0.3, 0.5])
+    assert max(float(tensor.abs().max()) for tensor in expected.values()) > 0.1
+    assert difference(change(tmp_path / "exact", base), expected) < 1e-6
+    average(read, [0.5, 0.5], rank=2).write(tmp_path / "small")
+    found, dense = change(tmp_path / "small", base), mixed(changes, [0.5, 0.5])
+    name = "model.layers.1.mlp.experts.down_proj"
+    for expert in range(4):
+        u, values, v = torch.linalg.svd(dense[name][expert], full_matrices=False)
+        assert float((found[name][expert] - (u[:, :2] * values[:2]) @ v[:2]).abs().max()) < 1e-6
+    scaled(read[1], 2.0).write(tmp_path / "scaled")
+    assert difference(change(tmp_path / "scaled", base), mixed([changes[1]], [2.0])) < 1e-6
 
 
 def test_an_average_of_a_smaller_rank_is_the_best_one(two, tmp_path):

@@ -26,6 +26,7 @@ from hub.plan.speed import Speed, Way, shape_of, speed_of
 from hub.plan.work import Cost, Disk, Work, cost_of, disk_of, export_bytes, first_step_seconds, work_of
 from hub.plugins.registry import ResolvedRun, registry, resolve
 from hub.system.known_gpus import Gpu, known_gpus
+from hub.train.layout.flops import num_trained_of_token
 from hub.train.layout.memory_budget import draw_loads
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ class _Case:
         stored = next((p.num_bytes for p in memory.parts if "4 bits" in p.because), 0)
         way = Way(
             num_trained=memory.num_trained,
+            trained_of_token=num_trained_of_token(planner.model),
             max_tokens=memory.max_tokens,
             checkpointed=memory.num_checkpointed / max(1, memory.num_layers),
             world=memory.world,

@@ -15,11 +15,14 @@ from hub.config.schema import ModelConfig
 from hub.errors import HubError
 from hub.models.load import load_config
 from hub.models.multimodal import auto_class
-from hub.models.structure import expert_tensors, outside_text
+from hub.models.structure import base_of, expert_tensors, outside_text
 from hub.system.known_gpus import Gpu, by_driver_name, known_gpus, shipped_gpus
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _NUM_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
+
+_SINGLE = re.compile(r"\.experts?\.\d+\.")
+"""Of the name of a weight of a single expert."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
@@ -46,7 +49,7 @@ def peak_of(name: str, kind: str = "bf16") -> float | None:
     return gpu.peak.get(kind) if gpu else None
 
 
-def flops_per_token(cfg: ModelConfig, path: Path, num_trained: int) -> float | None:
+def flops_per_token(cfg: ModelConfig, path: Path, num_trained: float) -> float | None:
     """Count the FLOPs of a token: 4 for each weight that it is multiplied with, and 2 more for each that is trained.
 
     Attention itself and activation checkpointing are not counted.
@@ -54,7 +57,7 @@ def flops_per_token(cfg: ModelConfig, path: Path, num_trained: int) -> float | N
     Args:
         cfg: of the model.
         path: the model's folder. The model is built without weights, so quantized and sharded weights are counted in full.
-        num_trained: parameters that are trained.
+        num_trained: parameters that are trained, of experts those that a token uses (`num_trained_of_token`).
 
     Returns:
         None for a mixture of experts whose config does not say how many experts a token uses.
@@ -85,17 +88,43 @@ def num_multiplied(model: PreTrainedModel) -> float | None:
     num = sum(weight.numel() for weight in _matrices(model).values() if id(weight) not in unused)
     if (in_experts := num_in_experts(model)) == 0:
         return float(num)
+    share = _share_used(model)
+    return None if share is None else num - in_experts * (1 - share)
+
+
+def num_trained_of_token(model: torch.nn.Module) -> float:
+    """Count the trained weights that a token meets: of the experts' own, and of their adapters, those of the experts it uses.
+
+    Args:
+        model: with `requires_grad` set on what trains. PEFT's wrappers may be around its parts.
+    """
+    base = base_of(model)
+    stacks = tuple(f"{module.replace('.base_layer', '')}." for module, _ in expert_tensors(base))
+    in_experts, others = 0, 0
+    for name, weight in base.named_parameters():
+        plain = name.replace(".base_layer", "")
+        is_of_experts = plain.startswith(stacks) or (_SINGLE.search(plain) and "shared" not in plain)
+        if weight.requires_grad and is_of_experts:
+            in_experts += weight.numel()
+        elif weight.requires_grad:
+            others += weight.numel()
+    share = _share_used(base)
+    return others + in_experts * (1.0 if share is None else share)
+
+
+def _share_used(model: PreTrainedModel) -> float | None:
+    """The share of a mixture's experts that a token uses. None: the config does not say."""
     config = model.config.get_text_config()
     of_all = next((value for name in _NUM_EXPERTS if (value := getattr(config, name, None))), None)
     used = next((value for name in _NUM_USED if (value := getattr(config, name, None))), None)
-    return num - in_experts * (1 - used / of_all) if isinstance(of_all, int) and isinstance(used, int) else None
+    return used / of_all if isinstance(of_all, int) and isinstance(used, int) else None
 
 
 def num_in_experts(model: PreTrainedModel) -> int:
     """Count the weights of the experts of a mixture that a router chooses from, not of those that all tokens share."""
     fused = {f"{module}.{name}" for module, name in expert_tensors(model)}
     matrices = {name: weight for name, weight in _matrices(model).items() if "shared" not in name}
-    return sum(w.numel() for name, w in matrices.items() if name in fused or re.search(r"\.experts?\.\d+\.", name))
+    return sum(w.numel() for name, w in matrices.items() if name in fused or _SINGLE.search(name))
 
 
 def _matrices(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:

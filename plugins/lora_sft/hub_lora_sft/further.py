@@ -13,6 +13,7 @@ from hub.models.loading_report import difference
 from hub.models.structure import expert_tensors, outside_text
 from hub_lora_sft.config import LoraSftConfig
 from hub_lora_sft.embeddings import check_tied, is_tied
+from hub_lora_sft.parameters import compute_beside
 from hub_lora_sft.targets import report
 
 
@@ -46,6 +47,7 @@ def train_further(algo: LoraSftConfig, model: PreTrainedModel, run: Run, folder:
         raise ModelError(f"model.path={folder}: this adapter does not fit its base: {misfit.words()}")
     set_peft_model_state_dict(adapted, stored)
     report(run, adapted, experts, {})
+    compute_beside(adapted, run)
     run.write_plan(adapter=str(folder), adapter_because="model.path names it: it is trained further, with its rank and layers")
     run.say(f"the adapter {folder} is trained further: rank {config.r}, alpha {config.lora_alpha:g}")
     return adapted

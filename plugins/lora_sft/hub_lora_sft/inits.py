@@ -14,7 +14,7 @@ A0 and B0 are in the run folder, since a resumed run needs exactly these: they m
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,16 +188,29 @@ def forget_factors(run: Run) -> None:
     (run.path / FILE).unlink(missing_ok=True)
 
 
+def check_init(init: str, parameters: Sequence[str]) -> None:
+    """Check that adapters on these single parameters can begin so.
+
+    Raises:
+        ConfigError: there are some, and this initialization is one of linear layers.
+    """
+    if parameters and init not in ("default", "gaussian"):
+        raise _of_linear_layers(init, parameters[0])
+
+
+def _of_linear_layers(init: str, name: str) -> ConfigError:
+    return ConfigError(
+        f"algo.init={init} works on linear layers, and {name} is none. Type algo.init=default, or algo.target_modules=attention"
+    )
+
+
 def _adapted(model: PeftModel, init: str) -> Iterator[tuple[str, Linear]]:
     """The layers that have an adapter."""
     for name, layer in model.named_modules():
         if isinstance(layer, Linear):
             yield name, layer
         elif isinstance(layer, LoraLayer):
-            raise ConfigError(
-                f"algo.init={init} works on linear layers, and {name.removeprefix('base_model.model.')} is none. "
-                "Type algo.init=default, or algo.target_modules=attention"
-            )
+            raise _of_linear_layers(init, name.removeprefix("base_model.model."))
 
 
 def _weight(layer: Linear, init: str, name: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hub import Outcome, Run
 from hub.models.load import trainable_in_float32
-from hub.models.structure import expert_tensors, outside_text
+from hub.models.structure import expert_tensors, linear_layers, outside_text
 from hub.models.tokens import Vocabulary
 from hub.parallel.session import Session
 from hub.recipe import Recipe, Setup
@@ -21,8 +21,9 @@ from hub_lora_sft.config import BIASES, LoraSftConfig, from_weights
 from hub_lora_sft.embeddings import check_tied, describe, extra_options, is_tied
 from hub_lora_sft.float8 import hold_in_fp8
 from hub_lora_sft.further import train_further
-from hub_lora_sft.inits import LOFTQ_BITS, forget_factors, reduce_base, save_adapter, scale_loftq
-from hub_lora_sft.targets import asked_but_left_out, left_out_layers, refusals_in_one_line, report, target_names
+from hub_lora_sft.inits import LOFTQ_BITS, check_init, forget_factors, reduce_base, save_adapter, scale_loftq
+from hub_lora_sft.parameters import compute_beside, targets_of
+from hub_lora_sft.targets import left_out_layers, refusals_in_one_line, report
 
 
 def build(setup: Setup) -> Recipe:
@@ -33,7 +34,7 @@ def build(setup: Setup) -> Recipe:
     base = setup.load_model(
         quantization=quantization(algo, setup.session), frozen=True, whole="algo.precision=fp8" if in_fp8 else None
     )
-    left_out = left_out_layers(setup, base)
+    left_out, layers = left_out_layers(setup, base), set(linear_layers(base))
     further = setup.cfg.model.adapter
     if further is None:
         model = add_adapters(algo, base, run, left_out, setup.vocabulary)
@@ -42,7 +43,7 @@ def build(setup: Setup) -> Recipe:
     if from_weights(algo.init):
         reduce_base(model, setup)
     if in_fp8:
-        report_layers(run, *hold_in_fp8(model, left_out))
+        report_layers(run, *hold_in_fp8(model, layers & left_out.keys()))
 
     def save(trained: PeftModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         save_adapter(trained, folder, weights)
@@ -88,8 +89,9 @@ def add_adapters(
         left_out: layers that get no adapter, each with the reason.
         vocabulary: the tokens, with those that are new.
     """
-    asked, experts = algo.target_modules, expert_tensors(model)
-    targets = target_names(asked, model, left_out)
+    experts = expert_tensors(model)
+    targets = targets_of(algo.target_modules, model, left_out)
+    check_init(algo.init, targets.parameters)
     # peft declares an int, but takes a quotient.
     options: dict[str, Any] = {"lora_alpha": algo.lora_alpha}
     if algo.init != "default" and not from_weights(algo.init):
@@ -98,7 +100,10 @@ def add_adapters(
         from peft import LoftQConfig
 
         options["loftq_config"] = LoftQConfig(loftq_bits=LOFTQ_BITS)
-    extra, tied = extra_options(algo, model, vocabulary, targets), is_tied(model)
+    names = [*targets.layers, *targets.parameters]
+    extra, tied = extra_options(algo, model, vocabulary, names), is_tied(model)
+    if targets.parameters:
+        options["target_parameters"] = targets.parameters
     with refusals_in_one_line(algo, experts):
         adapted = get_peft_model(
             model,
@@ -106,11 +111,11 @@ def add_adapters(
                 task_type="CAUSAL_LM",
                 r=algo.lora_r,
                 lora_dropout=algo.lora_dropout,
-                target_modules=targets,
+                target_modules=targets.layers,
                 bias=BIASES[algo.bias],
                 use_rslora=algo.use_rslora,
                 use_dora=algo.use_dora,
-                fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
+                fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets.layers[:1]),
                 **options,
                 **extra,
             ),
@@ -126,5 +131,6 @@ def add_adapters(
             "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')"
         )
     trainable_in_float32(adapted)
-    report(run, adapted, experts, asked_but_left_out(asked, targets, left_out, adapted))
+    report(run, adapted, experts, targets.left_out)
+    compute_beside(adapted, run)
     return adapted

@@ -1,4 +1,4 @@
-"""Which layers get an adapter, which are left out and why, and what has one in the end."""
+"""Which layers and which experts get an adapter, which are left out and why, and what has one in the end."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,25 +10,29 @@ from transformers import PreTrainedModel
 
 from hub import ConfigError, Run
 from hub.errors import did_you_mean, first_line
-from hub.models.structure import linear_layers
+from hub.models.structure import expert_stacks, linear_layers
 from hub.recipe import Setup
 from hub.train.setup.layers import in_words, unsuited
 from hub_lora_sft.config import LoraSftConfig
 
 REFUSED = "PEFT refuses the layer, since fused kernels read its weight"
-REPLACED = "PEFT adapts the experts' tensors instead"
 
 
 def left_out_layers(setup: Setup, model: PreTrainedModel) -> dict[str, str]:
-    """Return the linear layers that an adapter would not train right, each with the reason. Found by a pass over a few tokens.
+    """Return the linear layers, and the tensors of experts, that an adapter would not train right, each with the reason.
+
+    Found by a pass over a few tokens.
 
     Args:
         setup: for the device and the log.
         model: the model without adapters.
     """
-    names = linear_layers(model)
-    tried = unsuited(model, [(name, "weight") for name in names], setup.session.device, setup.run.say)
-    reasons = {name: reason for (name, _), reason in tried.items()}
+    names, experts = linear_layers(model), expert_stacks(model)
+    weights = {(name, "weight"): name for name in names} | {tensor: ".".join(tensor) for tensor in experts}
+    reasons = {
+        weights[weight]: reason
+        for weight, reason in unsuited(model, list(weights), setup.session.device, setup.run.say).items()
+    }
     # Without it, PEFT raises an error when adapters are added.
     check = getattr(LoraModel, "_check_target_module_compatiblity", None)
     for name in names if check is not None else ():
@@ -36,16 +40,19 @@ def left_out_layers(setup: Setup, model: PreTrainedModel) -> dict[str, str]:
             cast(Any, check)(None, LoraConfig(), model, name.rpartition(".")[2])
         except ValueError:
             reasons.setdefault(name, REFUSED)
-    return {name: reasons[name] for name in names if name in reasons}
+    return {name: reasons[name] for name in weights.values() if name in reasons}
 
 
-def target_names(asked: str | list[str], model: PreTrainedModel, left_out: Mapping[str, str] | None = None) -> list[str]:
+def target_names(
+    asked: str | list[str], model: PreTrainedModel, left_out: Mapping[str, str] | None = None, experts: Sequence[str] = ()
+) -> list[str]:
     """Return the full names of the layers that get an adapter.
 
     Args:
         asked: auto, all-linear, attention, mlp, or the last parts of module names.
         model: the model without adapters.
         left_out: layers that get none, with the reason. None: every linear layer can get one.
+        experts: names of the experts' tensors that can get one, for what is allowed.
 
     Raises:
         ConfigError: a name that no linear layer has, or only layers that are left out; or nothing is left.
@@ -53,23 +60,28 @@ def target_names(asked: str | list[str], model: PreTrainedModel, left_out: Mappi
     left_out = left_out or {}
     every = linear_layers(model)
     layers = [name for name in every if name not in left_out]
-    known = _leaves(layers)
+    known = leaves([*layers, *experts])
     allowed = f"Allowed: {', '.join(known)}" if known else "It has none that can"
     if isinstance(asked, str):
-        if chosen := _group(asked, layers):
+        if chosen := of_group(asked, layers):
             return chosen
-        reasons = in_words((name, left_out[name]) for name in _group(asked, list(left_out)))
+        reasons = in_words((name, left_out[name]) for name in of_group(asked, list(left_out)))
         raise ConfigError(
             f"algo.target_modules={asked}: no such layer of this model can get an adapter. "
             + (f"Left out: {reasons}. " if reasons else "")
-            + (f"Linear layers that can: {', '.join(known)}. Type algo.target_modules=auto" if known else "Type algo=sft")
+            + (
+                f"Linear layers that can: {', '.join(leaves(layers))}. Type algo.target_modules=auto"
+                if layers
+                else "Type algo=sft"
+            )
         )
     matched: set[str] = set()
     for word in asked:
         named = [name for name in every if name == word or name.endswith(f".{word}")]
         if not named and any(f".{name}".endswith(f".{word}") for name, _ in model.named_modules()):
             raise ConfigError(
-                f"algo.target_modules: {word} gets no adapter, only linear layers below the output layer do. {allowed}. "
+                f"algo.target_modules: {word} gets no adapter, only linear layers below the output layer"
+                f"{' and experts' if experts else ''} do. {allowed}. "
                 f"To train it as a whole type algo.modules_to_save=[{word}]"
             )
         if not named:
@@ -93,15 +105,18 @@ def report(run: Run, model: PeftModel, experts: Sequence[tuple[str, str]], left_
     layers, parameters = adapted(model)
     if left_out:
         run.say(f"without an adapter: {in_words(left_out.items())}")
-    names = [".".join(tensor) for tensor in experts]
-    with_one = [name for name in names if name in set(parameters)]
+    names = {".".join(tensor) for tensor in experts}
+    with_one = names & set(parameters)
     if not with_one and names:
         run.say(f"the experts' weights are {len(names)} fused tensors, which get no adapter: they stay frozen")
     elif names:
+        held = {name.rpartition(".")[0] for name in with_one}
+        number = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and _module_of(name) in held)
         rest = " (the others are frozen)" if len(with_one) < len(names) else ""
-        run.say(f"adapters for each expert in {len(with_one)} of the experts' {len(names)} fused tensors{rest}")
+        fused = f"{len(with_one)} of the experts' {len(names)} fused tensors{rest}"
+        run.say(f"adapters for each expert in {fused}: {number:,} parameters")
     run.write_plan(
-        target_modules=_leaves(layers), target_parameters=_leaves(parameters), num_adapters=len(layers) + len(parameters)
+        target_modules=leaves(layers), target_parameters=leaves(parameters), num_adapters=len(layers) + len(parameters)
     )
 
 
@@ -140,31 +155,18 @@ def adapted(model: PeftModel) -> tuple[list[str], list[str]]:
     return layers, parameters
 
 
-def asked_but_left_out(
-    asked: str | list[str], targets: Sequence[str], left_out: Mapping[str, str], model: PeftModel
-) -> dict[str, str]:
-    """Return the layers that were asked for and have no adapter, each with the reason.
-
-    Args:
-        asked: as for `target_names`.
-        targets: what that returned.
-        left_out: as for `target_names`.
-        model: with adapters. For some mixtures PEFT takes the experts' tensors instead of linear layers of the same names.
-    """
-    layers, _ = adapted(model)
-    if isinstance(asked, str):
-        missing = {name: left_out[name] for name in _group(asked, list(left_out))}
-    else:
-        missing = {n: r for n, r in left_out.items() if any(n == word or n.endswith(f".{word}") for word in asked)}
-    return missing | dict.fromkeys([name for name in targets if name not in set(layers)], REPLACED)
-
-
-def _group(asked: str, names: Sequence[str]) -> list[str]:
+def of_group(asked: str, names: Sequence[str]) -> list[str]:
     """The layers of auto, all-linear, attention or mlp."""
     if asked in ("auto", "all-linear"):
         return list(names)
     return [name for name in names if ("attn" in name or "attention" in name) == (asked == "attention")]
 
 
-def _leaves(names: Sequence[str]) -> list[str]:
+def leaves(names: Sequence[str]) -> list[str]:
+    """Return the last parts of names, each once."""
     return sorted({name.rpartition(".")[2] for name in names})
+
+
+def _module_of(parameter: str) -> str:
+    """The module of the plain model that a parameter of an adapter belongs to."""
+    return parameter.removeprefix("base_model.model.").replace(".base_layer", "").partition(".lora_")[0]

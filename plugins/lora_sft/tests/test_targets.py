@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_lora_sft.targets import REFUSED, REPLACED, target_names
+from hub_lora_sft.parameters import ROUTER
+from hub_lora_sft.targets import REFUSED, target_names
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -28,21 +29,18 @@ def run(tmp_path: Path, family: str, *overrides: str) -> Result:
     return launch(compose(*OPTIONS, f"model.path={folder_of(family)}", f"output_dir={tmp_path}", *overrides))
 
 
-EXPERTS = "the experts' weights are 4 fused tensors, which get no adapter: they stay frozen"
+EACH, FUSED = "adapters for each expert in", "fused tensors"
+FROZEN = "the experts' weights are 6 fused tensors, which get no adapter: they stay frozen"
 
 
 @pytest.mark.parametrize(
     ("family", "left_out", "line", "num_adapters"),
     [
         ("mamba", {"dt_proj": READ, "out_proj": REFUSED}, None, 4),
-        ("phimoe", {"router": NOT_A_PRODUCT}, EXPERTS, 8),
+        ("phimoe", {"router": NOT_A_PRODUCT}, f"{EACH} 4 of the experts' 4 {FUSED}: 65,536 parameters", 12),
+        ("dbrx", {"router.layer": ROUTER}, FROZEN, 4),
         ("zamba", {"gate_proj": SHARED, "q_proj": SHARED}, None, 14),
-        (
-            "deepseek_v2",
-            {"shared_experts.gate_proj": REPLACED},
-            "adapters for each expert in 2 of the experts' 2 fused tensors",
-            10,
-        ),
+        ("deepseek_v2", {}, f"{EACH} 2 of the experts' 2 {FUSED}: 14,336 parameters", 16),
     ],
 )
 def test_with_default_options_the_adapter_loads_and_merges_to_the_trained_model(
@@ -50,14 +48,16 @@ def test_with_default_options_the_adapter_loads_and_merges_to_the_trained_model(
 ):
     result = run(tmp_path, family)
     lines = capsys.readouterr().out.splitlines()
-    (out,) = (text for text in lines if text.startswith("without an adapter: "))
+    out = "".join(text for text in lines if text.startswith("without an adapter: "))
+    assert bool(out) == bool(left_out)
     assert all(reason in out for reason in left_out.values())
-    assert [text for text in lines if "experts' " in text.removeprefix(out)] == ([line] if line else [])
+    assert [text for text in lines if "experts' " in text and text != out] == ([line] if line else [])
     plan = json.loads((result.run_path / "plan.json").read_text())
     saved = load_file(result.model_path / "adapter_model.safetensors")
     assert plan["num_adapters"] == num_adapters == sum(".lora_A." in name for name in saved)
     assert not any(f".{name}." in key for name in left_out for key in saved)
-    assert plan["target_parameters"] == (["down_proj", "gate_up_proj"] if family == "deepseek_v2" else [])
+    of_layers = ["weight"] if family == "deepseek_v2" else []  # PEFT has other plans with the names of dense layers
+    assert plan["target_parameters"] == (["down_proj", "gate_up_proj", *of_layers] if line and line != FROZEN else [])
     assert all(tensor.any() for tensor in saved.values())
 
     ids = torch.arange(40, 80)[None]
@@ -98,7 +98,18 @@ def test_with_default_options_the_adapter_loads_and_merges_to_the_trained_model(
             "PEFT can't add these adapters: lora.ParamWrapper does not work with use_dora=True. "
             "Type algo.use_dora=false, or algo.target_modules=attention, which leaves the experts out",
         ),
-        ("deepseek_v2", ["algo.target_modules=[gate_proj]"], "Choose other layers with algo.target_modules"),
+        ("mixtral", ["algo.lora_dropout=0.1"], "Type algo.lora_dropout=0, or algo.target_modules=attention, which leaves the "),
+        (
+            "mixtral",
+            ["algo.init=orthogonal"],
+            "algo.init=orthogonal works on linear layers, and model.layers.0.mlp.experts.gate_up_proj is none. "
+            "Type algo.init=default, or algo.target_modules=attention",
+        ),
+        (
+            "mixtral",
+            ["algo.target_modules=[gate]"],
+            "gate gets no adapter, only linear layers below the output layer and experts do. Allowed: down_proj, gate_",
+        ),
     ],
 )
 def test_layers_that_can_not_have_an_adapter_are_refused_in_one_line(tmp_path, family, overrides, text):

@@ -4,11 +4,13 @@ import re
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hub.config.schema import ModelConfig
+from hub.models.structure import expert_stacks
 from hub.testing import tiny_model_path
-from hub.train.layout.flops import flops_per_token, num_in_experts, num_multiplied
+from hub.train.layout.flops import flops_per_token, num_in_experts, num_multiplied, num_trained_of_token
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -44,3 +46,15 @@ def test_of_a_mixture_those_experts_count_that_a_token_uses(family):
     routers_of_all = router / used * getattr(AutoConfig.from_pretrained(path), name)
     assert counted == num_multiplied(dense) - router + routers_of_all
     assert flops_per_token(ModelConfig(path=str(path)), path, num_trained=0) == 4 * counted
+
+
+@pytest.mark.parametrize(("family", "share"), [("mixtral", 2 / 4), ("deepseek_v2", 2 / 4), ("llama", 1.0)])
+def test_of_adapters_on_experts_those_count_that_a_token_uses(family, share):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_model_path(family)))
+        stacks = [".".join(tensor) for tensor in expert_stacks(model)]
+        adapted = get_peft_model(model, LoraConfig(target_modules=["o_proj"], target_parameters=stacks, r=3))
+    trained = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
+    in_experts = sum(number for name, number in trained.items() if ".experts." in name)
+    assert bool(in_experts) == bool(stacks)
+    assert num_trained_of_token(adapted) == sum(trained.values()) - in_experts * (1 - share)

@@ -1,0 +1,193 @@
+"""Adapters on experts, computed in groups: against a loop over tokens and experts in float64, written without PEFT."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+from zoo.zoo import zoo_model
+
+from hub.models.patches import patches_of
+from hub.models.structure import expert_stacks, layers_of
+from hub.train.kernels import expert_adapters, experts
+from hub.train.kernels.checkpointing import Checkpointing
+from hub.train.kernels.compiled import CompiledLayers, num_compiled
+from hub.train.kernels.expert_adapters import ExpertAdapters, GroupedExperts, outermost, wrappers
+from hub.train.kernels.experts import Factors
+from hub.train.kernels.grouped import group_ends, grouped_product
+
+EXPERTS, R, ALPHA = 4, 3, 5.0
+FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v2", "nemotron_h")
+CHOSEN = torch.tensor([[0, 1], [3, 0], [1, 3], [0, 3], [3, 1], [1, 0], [0, 1]])
+"""The experts of 7 tokens. Expert 2 gets none."""
+
+
+def model_with_adapters(family, dtype=torch.float64, **config):
+    settings = AutoConfig.from_pretrained(zoo_model(family), **config)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)  # biases, routers
+    named = [".".join(tensor) for tensor in expert_stacks(model)]
+    adapted = get_peft_model(model, LoraConfig(target_modules=["o_proj"], target_parameters=named, r=R, lora_alpha=ALPHA))
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" in name:
+            parameter.data.normal_(0, 0.2)
+    return adapted
+
+
+def by_hand(wrapper, x, weights, factors):
+    """The result for each token and expert, by the shapes of A and B alone. `factors`: (A, B) by the tensor's name."""
+    module = wrapper.get_base_layer()
+    kind, result = type(module).__name__, []
+
+    def product(name, row, expert):
+        a, b = factors[name]
+        matrix, bias = getattr(module, name)[expert], getattr(module, f"{name}_bias", None)
+        matrix = matrix if kind == "GptOssExperts" else matrix.T  # (in, out)
+        # PEFT 0.19 and later: A has the experts outside, (experts * r, in), and B inside, (out, r * experts).
+        own_a, own_b = a[R * expert : R * (expert + 1)], b[:, expert::EXPERTS]
+        return row @ matrix + ALPHA / R * (own_b @ (own_a @ row)) + (0 if bias is None else bias[expert])
+
+    for token, row in enumerate(x):
+        total = 0
+        for place, expert in enumerate(CHOSEN[token].tolist()):
+            inner = product("up_proj" if kind == "NemotronHExperts" else "gate_up_proj", row, expert)
+            if kind == "NemotronHExperts":
+                inner = torch.relu(inner) ** 2
+            elif kind == "GptOssExperts":  # arXiv 2508.10925: gate and up alternate, both are bounded
+                gate, up = inner[::2].clamp(max=7.0), inner[1::2].clamp(-7.0, 7.0)
+                inner = (up + 1) * gate * torch.sigmoid(1.702 * gate)
+            else:
+                gate, up = inner.chunk(2)
+                inner = torch.nn.functional.silu(gate) * up
+            total = total + weights[token, place] * product("down_proj", inner, expert)
+        result.append(total)
+    return torch.stack(result)
+
+
+def difference(family, break_it=None):
+    """The largest relative difference of the result, and of the gradients of x, the weights, and each A and B."""
+    model = model_with_adapters(family)
+    patches_of(model).apply(ExpertAdapters(model))
+    wrapper = outermost(model)[0][1]
+    assert type(wrapper) is GroupedExperts
+    x = torch.randn(len(CHOSEN), 64, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(CHOSEN.shape, dtype=torch.float64, requires_grad=True)
+    seed = torch.randn(len(CHOSEN), 64, dtype=torch.float64)
+    factors = {one.parameter_name: (one.lora_A["default"].weight, one.lora_B["default"].weight) for one in wrappers(wrapper)}
+    assert len(factors) == 2
+    inputs = [x, weights, *(factor for pair in factors.values() for factor in pair)]
+    expected = by_hand(wrapper, x, weights, factors)
+    wanted = [expected, *torch.autograd.grad(expected, inputs, seed)]
+    if break_it is not None:
+        break_it(wrapper)
+    result = wrapper(x, CHOSEN, weights)
+    found = [result, *torch.autograd.grad(result, inputs, seed, allow_unused=True)]
+    off = [
+        1.0 if one is None else float((one - other).abs().max() / other.abs().max())
+        for one, other in zip(found, wanted, strict=True)
+    ]
+    return max(off)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_results_and_gradients_are_those_of_a_loop_over_experts(family):
+    assert difference(family) < 1e-12
+
+
+def test_what_is_compared_notices_mistakes(monkeypatch):
+    plain, product = expert_adapters.factors, grouped_product
+
+    def without_alpha(*given):
+        return plain(*given)._replace(scaling=1.0)
+
+    def of_other_experts(*given):
+        first, second, scaling = plain(*given)
+        return Factors(first, second.roll(1, 0), scaling)
+
+    def experts_inside(wrapper, adapter, is_transposed):
+        a = wrapper.lora_A[adapter].weight
+        first = a.reshape(-1, wrapper.num_experts, a.shape[-1]).permute(1, 2, 0)
+        return plain(wrapper, adapter, is_transposed)._replace(first=first)
+
+    def without_one(rows, matrices, ends):
+        keep = torch.arange(len(matrices))[:, None, None] != 3
+        return product(rows, matrices * keep if matrices.shape[-1] == R else matrices, ends)
+
+    for mistake in (without_alpha, of_other_experts, experts_inside):
+        monkeypatch.setattr(expert_adapters, "factors", mistake)
+        assert difference("mixtral") > 1e-3
+    monkeypatch.setattr(expert_adapters, "factors", plain)
+    monkeypatch.setattr(experts, "grouped_product", without_one)
+    assert difference("mixtral") > 1e-3
+
+
+def test_merged_disabled_and_undone_it_is_the_same_model():
+    model = model_with_adapters("gpt_oss", torch.float32).eval()
+    ids, patches = torch.arange(40, 60)[None], patches_of(model)
+
+    def logits():
+        return model(input_ids=ids, use_cache=False).logits.detach()
+
+    theirs = logits()
+    with model.disable_adapter():
+        base = logits()
+    patch = patches.apply(ExpertAdapters(model))
+    assert patch.others == []
+    assert (logits() - theirs).abs().max() < 1e-4 < 0.1 < (base - theirs).abs().max()
+    with model.disable_adapter():
+        assert torch.equal(logits(), base)
+    model.merge_adapter()
+    assert (logits() - theirs).abs().max() < 1e-4
+    model.unmerge_adapter()
+    patches.undo(patch)
+    assert not any(isinstance(module, GroupedExperts) for module in model.modules())
+
+
+def test_experts_of_a_kind_that_is_not_known_keep_pefts_way():
+    for family in ("jetmoe", "llama4_text"):
+        model = model_with_adapters(family, torch.float32)
+        assert len(patches_of(model).apply(ExpertAdapters(model)).others) == len(outermost(model))
+
+
+@pytest.mark.slow
+def test_one_graph_serves_all_layers_of_any_length_with_checkpointing(monkeypatch):
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: plain(function, backend="aot_eager"))
+    model = model_with_adapters("mixtral", torch.float32, num_hidden_layers=3).train()
+    patches, trained = patches_of(model), [p for p in model.parameters() if p.requires_grad]
+    patches.apply(ExpertAdapters(model))
+
+    def gradients(length):
+        logits = model(input_ids=torch.arange(30, 30 + 2 * length).view(2, length), use_cache=False).logits
+        return torch.autograd.grad(logits.square().mean(), trained)
+
+    expected = [gradients(20), gradients(33)]
+    patches.apply(CompiledLayers(layers_of(model)))
+    patches.apply(Checkpointing(layers_of(model)))
+    before = num_compiled()
+    found = [gradients(20), gradients(33)]
+    assert num_compiled() - before == 1
+    for ours, others in zip(found, expected, strict=True):
+        assert all((one - other).abs().max() < 1e-5 for one, other in zip(ours, others, strict=True))
+
+
+def test_frozen_matrices_need_no_saved_rows():
+    rows = torch.randn(6, 5, requires_grad=True)
+    ends = group_ends(torch.tensor([0, 0, 2, 2, 2, 3]), EXPERTS)
+    assert ends.tolist() == [2, 2, 5, 6]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (saved.append(tensor.shape), tensor)[1], lambda tensor: tensor
+    ):
+        grouped_product(rows, torch.randn(EXPERTS, 5, 7), ends)
+        grouped_product(rows, torch.randn(EXPERTS, 5, 7, requires_grad=True), ends)
+    assert [shape == rows.shape for shape in saved] == [False, False, True, False, False]
+
+
+def test_factors_of_any_rank_are_padded_to_what_the_kernel_takes(monkeypatch):
+    monkeypatch.setattr(experts, "is_native", lambda rows, sizes: all(size % 8 == 0 for size in sizes))
+    first, second = experts._of_kernel_size(torch.zeros(2, 8), torch.ones(EXPERTS, 8, 3), torch.ones(EXPERTS, 3, 16))
+    assert (first.shape, second.shape) == ((EXPERTS, 8, 8), (EXPERTS, 8, 16))
+    assert torch.equal(first @ second, torch.full((EXPERTS, 8, 16), 3.0))
