@@ -8,6 +8,7 @@ tried on the model itself.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from hub.data.prepare import Sample
 from hub.errors import ModelError, first_line
 from hub.models.structure import input_embeddings
+from hub.system.memory import is_out_of_memory
+from hub.train.attempts import twice
 from hub.train.batch.collate import pad
 from hub.train.losses.causal_lm import model_inputs
 
@@ -59,10 +62,10 @@ def unsuited(
     reasons = dict.fromkeys(_shared(model, weights), SHARED)
     trial = _Trial(model, weights)
     try:
-        trial.run(_text(model))
-    except torch.OutOfMemoryError:
-        raise
+        twice(model, partial(trial.run, _text(model)))
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         if next(model.parameters()).device.type == device.type:
             quantized = "It is quantized: try it without that. " if getattr(model, "is_quantized", False) else ""
             raise ModelError(
