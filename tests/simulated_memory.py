@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
@@ -12,7 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from hub.system.memory import GIB
 from hub.train.kernels.offload import ActivationOffload
-from hub.train.layout import activations
+from hub.train.layout import activations, measured_passes
+
+TOKENS = 512
+"""Tokens of the largest pass that measures: a CPU is busy with fewer than a GPU."""
 
 
 class SimulatedMemory(TorchDispatchMode):
@@ -64,8 +67,10 @@ class SimulatedMemory(TorchDispatchMode):
                 self._is_paused = before
 
         with (
-            mock.patch.object(activations, "memory_of", lambda device: self),
+            mock.patch.object(activations, "memory_of", return_value=self),
             mock.patch.object(ActivationOffload, "_on_copy_stream", elsewhere),
+            mock.patch.object(activations, "ENOUGH_TOKENS", TOKENS),
+            mock.patch.object(measured_passes, "FIRST_TOKENS", TOKENS // 4),
             self,
         ):
             yield
@@ -95,8 +100,8 @@ class SimulatedMemory(TorchDispatchMode):
             self.num_failures += 1
             free = max(0.0, self.limit - self._now) if math.isfinite(self.limit) else 0.0
             raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size / 2**10:.2f} KiB. GPU 0 has a total capacity of 1.00 GiB of which "
-                f"{free / 2**10:.2f} KiB is free."
+                f"CUDA out of memory. Tried to allocate {size / 2**10:.2f} KiB. GPU 0 has a total capacity of 1.00 GiB "
+                f"of which {free / 2**10:.2f} KiB is free."
             )
         self._sizes[storage._cdata] = size
         self._now += size
@@ -105,10 +110,3 @@ class SimulatedMemory(TorchDispatchMode):
 
     def _freed(self, key: int) -> None:
         self._now -= self._sizes.pop(key)
-
-
-class NoMemory(SimulatedMemory):
-    """An endless one, to count what a run allocates."""
-
-
-__all__ = ["NoMemory", "SimulatedMemory", "nullcontext"]

@@ -46,6 +46,8 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
     try:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             one, other = (model(input_ids=row[None].to(device)).logits[0].double() for row in ids)
+        change = (one - other).square().mean(-1).sqrt()
+        return float(change[:NUM_KEPT].mean() / change[NUM_KEPT:].mean().clamp(min=1e-30))
     except HubError:
         raise
     except Exception as error:  # whatever its files say can make it fail
@@ -60,8 +62,6 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
         ) from error
     finally:
         model.train(was_training)
-    change = (one - other).square().mean(-1).sqrt()
-    return float(change[:NUM_KEPT].mean() / change[NUM_KEPT:].mean().clamp(min=1e-30))
 
 
 def check_causal(model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype) -> None:

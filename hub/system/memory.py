@@ -58,7 +58,7 @@ class Shortage:
         free = f"{in_gib(self.free)} were free"
         if not self.missing:
             return f"{asked}, and {free} in smaller pieces"
-        return f"{asked} and {free}: {in_gib(self.missing)} are missing"
+        return f"{asked} and {free}: at least {in_gib(self.missing)} are missing"
 
 
 def in_gib(num_bytes: float) -> str:

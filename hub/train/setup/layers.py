@@ -8,7 +8,6 @@ tried on the model itself.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ def unsuited(
     reasons = dict.fromkeys(_shared(model, weights), SHARED)
     trial = _Trial(model, weights)
     try:
-        twice(model, partial(trial.run, _text(model)))
+        twice(model, lambda: trial.run(_text(model)))
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
