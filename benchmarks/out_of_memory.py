@@ -141,9 +141,12 @@ class Runs:
         cfg = replace(self._cfg, run_name=f"run-{self._number}")
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            # Nothing is taken from an earlier run. What takes time and no memory is left out.
-            variables = {"HUB_CACHE": str(self._folder / f"cache-{self._number}")}
-            stack.enter_context(mock.patch.dict(os.environ, variables))
+            # Nothing but the model is taken from an earlier run. What takes time and no memory is left out.
+            cache = self._folder / "cache"
+            for made in cache.glob("*"):
+                if made.name != "tiny":
+                    shutil.rmtree(made)
+            stack.enter_context(mock.patch.dict(os.environ, {"HUB_CACHE": str(cache)}))
             stack.enter_context(mock.patch.object(worker, "_write_card"))
             stack.enter_context(mock.patch.object(loop, "gc"))
             stack.enter_context(memory.on())

@@ -21,10 +21,11 @@ PLACES = {
     "tasks/export/": "the export does not fit",
     "train/checkpoints/": "the model can't be saved or restored",
     "train/optim": "the optimizer's state does not fit",
+    "hub_lora_sft/": "the adapters do not fit beside the weights",
     "hub_osft/": "OSFT's passes and decompositions before training do not fit",
     "hub_dpo/": "the passes of the reference do not fit",
     "parallel/": "the weights, or gradients on their way, do not fit",
-    "train/setup/": "a pass over a few tokens does not fit beside the weights",
+    "train/setup/layers": "a pass over a few tokens does not fit beside the weights",
     "train/layout/": "a pass over a few tokens does not fit beside the weights",
 }
 """Part of a source file's name -> what did not fit if memory ran out there. The innermost file of the hub counts."""

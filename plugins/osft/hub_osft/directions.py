@@ -157,11 +157,15 @@ def check_finite(setup: Setup, model: PreTrainedModel, targets: Sequence[Target]
         ModelError: one is not finite.
     """
     for target in targets:
-        if not bool(torch.isfinite(target.weight(model)).all()):
+        if not twice(model, partial(_is_finite, target.weight(model))):
             raise ModelError(
                 f"model.path={setup.cfg.model.path}: {target.name} has NaN or infinity, so it has no spectrum. "
                 "Download the model again, or take an earlier checkpoint"
             )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    return bool(torch.isfinite(weight).all())
 
 
 class _Search:
