@@ -152,8 +152,10 @@ class Runs:
             stack.enter_context(memory.on())
             result = launch(cfg)
             plan = json.loads((result.run_path / "plan.json").read_text(encoding="utf-8"))
+            reached = Reached([line["loss"] for line in result.metrics], plan)
+        assert reached.losses, "it says no loss"
         shutil.rmtree(result.run_path)
-        return Reached([line["loss"] for line in result.metrics], plan)
+        return reached
 
     def verdict(self, what: str, memory: Any, expected: Reached) -> Verdict:
         """Run with this memory, and judge how it ends."""
