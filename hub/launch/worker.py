@@ -70,7 +70,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
     except BaseException as caught:
         stopped = _stopped_before_training(caught)
         stop_request.in_loop = True  # from here on a signal is only noted, so that result.json is written whole
-        error = _cause(stopped, run) or _foreseen(_as_interrupted(stopped, run))
+        error = _cause(stopped, run) or _foreseen(_as_interrupted(stopped, run), cfg)
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         reached = getattr(caught, "outcome", None)
         with suppress(OSError):  # a full disk may be why it failed, and the reason must not be lost
@@ -143,10 +143,18 @@ def _as_interrupted(error: BaseException, run: Run) -> BaseException:
     return Interrupted(f"stopped by {Signals(number).name}", number)
 
 
-def _foreseen(error: BaseException) -> BaseException:
-    """The error, or one line if another process has ended, of which gloo and NCCL tell, or if a disk is full or broken."""
+def _foreseen(error: BaseException, cfg: RunConfig | None = None) -> BaseException:
+    """The error, or one line.
+
+    Of a process that has ended, of which gloo and NCCL tell, of memory that ran out, and of a disk that is full or broken.
+    """
     if isinstance(error, HubError) or not isinstance(error, Exception):
         return error
+    if cfg is not None and "torch" in sys.modules:
+        from hub.train.setup.less_memory import out_of_memory
+
+        if (ended := out_of_memory(error, cfg)) is not None:
+            return ended
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_A_LOST_CONNECTION):
         return LaunchError(LOST_CONNECTION)
     if may_pass(error) and not isinstance(error, TimeoutError):  # that is a network's

@@ -10,7 +10,8 @@ import torch
 
 from hub.errors import HubError, ModelError, first_line
 from hub.models.encoders import INSTEAD
-from hub.models.structure import base_of
+from hub.models.structure import base_of, waits_for_others
+from hub.system.memory import free_after_failure, is_out_of_memory
 
 TOLERANCE, FLOAT32_TOLERANCE = 1e-2, 1e-4
 """Largest effect of later tokens on earlier logits that passes as rounding, as a fraction of their effect on later logits.
@@ -45,11 +46,15 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
     try:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             one, other = (model(input_ids=row[None].to(device)).logits[0].double() for row in ids)
-    except torch.OutOfMemoryError:
-        return None
+        change = (one - other).square().mean(-1).sqrt()
+        return float(change[:NUM_KEPT].mean() / change[NUM_KEPT:].mean().clamp(min=1e-30))
     except HubError:
         raise
     except Exception as error:  # whatever its files say can make it fail
+        if is_out_of_memory(error):
+            if waits_for_others(model):
+                raise
+            return None
         kind = str(dtype).removeprefix("torch.")
         raise ModelError(
             f"model.path: {type(base_of(model)).__name__} can't compute in {kind}: it fails in a pass over "
@@ -57,8 +62,6 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
         ) from error
     finally:
         model.train(was_training)
-    change = (one - other).square().mean(-1).sqrt()
-    return float(change[:NUM_KEPT].mean() / change[NUM_KEPT:].mean().clamp(min=1e-30))
 
 
 def check_causal(model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -70,6 +73,9 @@ def check_causal(model: torch.nn.Module, vocab_size: int, device: torch.device, 
         ModelError: they do, or the model fails on a short text.
     """
     measured = look_ahead(model, vocab_size, device, dtype)
+    if measured is None:
+        free_after_failure()
+        measured = look_ahead(model, vocab_size, device, dtype)
     allowed = FLOAT32_TOLERANCE if dtype == torch.float32 else TOLERANCE
     if measured is not None and not math.isfinite(measured):
         raise ModelError(

@@ -87,7 +87,12 @@ def reading(
 
 
 def is_of_files(error: BaseException) -> bool:
-    """Whether an error can come from the content of files. Signals can't. A panic of Rust code is no `Exception`, and can."""
+    """Whether an error can come from the content of files. Signals and a lack of memory can't.
+
+    A panic of Rust code is no `Exception`, and can.
+    """
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # torch's own: it is not imported here
+        return False
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 

@@ -167,3 +167,11 @@ def without_dropout(model: torch.nn.Module, but: str = "") -> list[str]:
                 setattr(module, name, 0.0)
                 changed.append(path)
     return changed
+
+
+def waits_for_others(model: torch.nn.Module) -> bool:
+    """Whether processes wait for each other within a pass of a model, since its weights are sharded (FSDP2, ZeRO-3).
+
+    Then a process that runs out of memory in it can't go on alone: what it raises ends the run.
+    """
+    return any(hasattr(parameter, "placements") or hasattr(parameter, "ds_id") for parameter in model.parameters())

@@ -16,7 +16,7 @@ from hub.errors import ConfigError
 from hub.parallel.group import Group, start_group
 from hub.parallel.strategy import Replicated
 from hub.run import ASKED_FOR, Run
-from hub.system.memory import GIB
+from hub.system.memory import GIB, bound_for_torch, outside_torch
 
 
 @dataclass
@@ -44,7 +44,7 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
     """Initialize the process group, choose the precision, seed everything, set up the tracker."""
     quiet_libraries()
     group = start_group()
-    limit_memory(cfg.launch.gpu_memory_gb, group.device)
+    limit_memory(cfg.launch.gpu_memory_gb, group.device, group.world)
     dtype, why = choose_dtype(cfg.model.dtype, group.device)
     if cfg.chosen_task.compares_gradients and dtype == torch.float32:
         why = f"{cfg.chosen_task.name} compares gradients"
@@ -61,27 +61,34 @@ def start_session(cfg: RunConfig, run: Run) -> Session:
     return Session(group, accelerator, dtype)
 
 
-def limit_memory(limit: float | None, device: torch.device) -> None:
-    """Limit the GPU memory of this process.
+def limit_memory(limit: float | None, device: torch.device, world: int = 1) -> None:
+    """Limit the GPU memory of this process. What the driver and NCCL take for it counts too.
 
     Args:
         limit: GiB. None: no limit.
         device: this process's device.
+        world: number of processes.
 
     Raises:
-        ConfigError: there is no GPU, or it has less memory.
+        ConfigError: there is no GPU, it has less memory, or the limit leaves nothing for torch.
     """
     if device.type != "cuda":
         if limit is not None:
             raise ConfigError(f"launch.gpu_memory_gb={limit:g}: there is no GPU here. Leave it out")
         return
-    total = torch.cuda.get_device_properties(device).total_memory / GIB
-    if limit is not None and limit > total:
-        raise ConfigError(f"launch.gpu_memory_gb={limit:g} is more than the GPU has ({total:.1f}). Type less, or leave it out")
+    total = torch.cuda.get_device_properties(device).total_memory
+    if limit is not None and limit * GIB > total:
+        raise ConfigError(
+            f"launch.gpu_memory_gb={limit:g} is more than the GPU has ({total / GIB:.1f}). Type less, or leave it out"
+        )
+    for_torch = bound_for_torch(total, limit, world)
+    if not for_torch:
+        least = outside_torch(world) / GIB
+        raise ConfigError(f"launch.gpu_memory_gb={limit:g} leaves nothing: CUDA itself takes {least:g} of it. Type more")
     torch.cuda.empty_cache()  # memory that an earlier run in this process cached must not count
     torch.cuda.reset_peak_memory_stats(device)
     for number in range(torch.cuda.device_count()):
-        torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit / total, number)
+        torch.cuda.set_per_process_memory_fraction(for_torch / total, number)
 
 
 def quiet_libraries() -> None:

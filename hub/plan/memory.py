@@ -20,7 +20,8 @@ from hub.plan.prediction import MemoryPlan, Part
 from hub.plan.sharding import Gathered, gathered_by
 from hub.plan.static import gradients_part, optimizer_part, size_of, trained_of, weights_parts
 from hub.plugins.registry import ResolvedRun
-from hub.system.known_gpus import GIB, Gpu
+from hub.system.known_gpus import Gpu
+from hub.system.memory import CONTEXT, NCCL, bound_for_torch, bound_of
 from hub.train.kernels.attention import UnsuitedError, VarlenAttention
 from hub.train.kernels.head import FusedHead
 from hub.train.kernels.hidden_states import HiddenStatesIn
@@ -32,19 +33,15 @@ from hub.train.layout.memory_budget import (
     Line,
     PassMemory,
     choose_max_tokens,
+    choose_offloaded,
     largest_micro_batch,
     limits,
     pass_memory,
     requested_max_tokens,
     room_left,
+    wants_offload,
 )
 from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
-
-CONTEXT = GIB // 2
-"""What the driver takes of a GPU for a process: the CUDA context and the code of its kernels. Torch does not count it."""
-
-NCCL = GIB // 2
-"""What NCCL's buffers take beside it, if there are several GPUs."""
 
 WORKSPACE = 8320 * 1024
 """Workspace of cuBLAS in torch (`CUBLAS_WORKSPACE_CONFIG`'s default), for each of the two threads that make products."""
@@ -150,10 +147,9 @@ class Planner:
         Raises:
             ConfigError: the options do not fit.
         """
-        memory_bytes = gpu.memory_bytes
-        if cfg.launch.gpu_memory_gb is not None:
-            memory_bytes = min(memory_bytes, int(cfg.launch.gpu_memory_gb * GIB))
-        strategy, _ = self.planned.load.strategy(cfg, memory_bytes, world)
+        memory_bytes = int(bound_of(gpu.memory_bytes, cfg.launch.gpu_memory_gb))
+        for_torch = bound_for_torch(gpu.memory_bytes, cfg.launch.gpu_memory_gb, world)
+        strategy, _ = self.planned.load.strategy(cfg, for_torch, world)
         shards = strategy.num_state_shards(world) if world > 1 else 1
         gathered = gathered_by(self.model, self.layers, strategy.name if world > 1 else "ddp", world, self.dtype)
         compiled, _ = choose_compile(cfg.algo.torch_compile, self._of_text, num_tokens, torch.device("cuda"))
@@ -177,11 +173,19 @@ class Planner:
 
         memory = self._pass_memory(passes, cfg.algo.gradient_checkpointing, budget, gathered)
         offload = cfg.algo.activation_offload == "all"
-        choice = budget.choose(memory)
+        choice, fits_longest = budget.choose(memory), memory.checkpointed.tokens(room)
         if requested and cfg.algo.gradient_checkpointing != AUTO:
             choice = requested, len(self.layers) if cfg.algo.gradient_checkpointing == "all" else 0
-        if choice is None and cfg.algo.activation_offload == AUTO and cfg.algo.gradient_checkpointing != "none":
-            offload = True
+        if cfg.algo.activation_offload == AUTO and cfg.algo.gradient_checkpointing != "none" and not external:
+            offload = choice is None
+            if not cautious and wants_offload(choice, longest, most, requested, lambda: loads):
+                line = self._offloaded_line(passes, requested, compiled)
+                more_room = room_left(free + self._tiles(strategy.shards_weights)[1], self.trained, shards, cautious)
+                fitting = choose_offloaded(line, more_room, longest, most, requested)
+                if fitting is not None and fitting > (choice or (0, 0))[0]:
+                    choice, offload = (fitting, len(self.layers)), True
+                if offload:
+                    room, fits_longest = more_room, line.tokens(more_room)
         max_tokens, num_checkpointed = choice or (requested or longest, memory.num_layers)
         tokens = max(longest, min(max_tokens, largest_micro_batch(loads, max_tokens) if loads else max_tokens))
         several = any(load > max_tokens for load in loads) or not loads
@@ -211,7 +215,6 @@ class Planner:
         peak = sum(part.num_bytes for part in parts)
         missing = max(0, peak - memory_bytes)
         line = memory.with_checkpointed(num_checkpointed)
-        fits_longest = memory.checkpointed.tokens(room)
         return MemoryPlan(
             parts=tuple(part for part in parts if part.num_bytes),
             max_tokens=max_tokens,
@@ -262,6 +265,16 @@ class Planner:
         enough = fits and (budget.choose(without) or (0, 0))[0] >= (budget.requested or budget.most)
         checkpointed = None if checkpointing == "none" or enough else line(len(self.layers))
         return pass_memory(checkpointing, plain, checkpointed, len(self.layers), fits)
+
+    def _offloaded_line(self, passes: Passes, requested: int | None, compiled: bool) -> Line:
+        """What a run's measured passes would give with all layers checkpointed and their inputs in CPU memory."""
+        tokens = max(2, min(requested or ENOUGH_TOKENS, ENOUGH_TOKENS))
+        tiled_from = self._tiles(shards_weights=False)[0] if compiled else None
+        key = (id(passes), tokens, "offloaded")
+        if key not in self._lines:
+            points = [(n, passes.run(n, len(self.layers), True, True, tiled_from).peak) for n in (tokens // 2, tokens)]
+            self._lines[key] = Line.through([(n, float(peak)) for n, peak in points])
+        return self._lines[key]
 
     def _tiles(self, shards_weights: bool) -> tuple[int | None, int]:
         """With offload: the tokens from which on MLPs are tiled, and the bytes of the embedding that goes to CPU memory."""

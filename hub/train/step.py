@@ -8,7 +8,6 @@ retried with more checkpointed layers, or in smaller micro-batches.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from hub.errors import ModelError, NoMemoryError
 from hub.parallel.group import sum_over_ranks, summed_over_ranks
 from hub.parallel.session import Session
 from hub.plugins.known import ADAPTERS, QUANTIZED_ADAPTERS
+from hub.system.memory import Shortage, free_after_failure, is_out_of_memory, shortage_of
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
@@ -30,9 +30,10 @@ NO_SMALLER_LAYOUT = (
     f"data.max_seq_len, or algo={QUANTIZED_ADAPTERS}"
 )
 
-OPTIMIZER_OUT_OF_MEMORY = (
-    "out of memory in the optimizer's step: there is no room for its state. Type algo.optimizer=adamw_8bit, "
-    f"algo={ADAPTERS}, or launch.strategy=fsdp on several GPUs"
+OPTIMIZER_OUT_OF_MEMORY = "out of memory in the optimizer's step: there is no room for its state"
+INSTEAD_OF_MOMENTS = (
+    f"Type algo.optimizer=adamw_8bit, algo={ADAPTERS}, or launch.strategy=fsdp on several GPUs. The verb `plan` with the same "
+    "options tries what else fits"
 )
 
 EVALUATION_CHUNK = 64
@@ -115,8 +116,11 @@ def train_step(
     on_cpu_during_step(layout)
     try:
         total, norm = session.strategy.update(optimizer, max_grad_norm, loss_sum if step_loss is None else step_loss)
-    except torch.OutOfMemoryError:
-        raise ModelError(OPTIMIZER_OUT_OF_MEMORY) from None  # half of the weights may have changed, so no retry
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Half of the weights may have changed, so no retry.
+        raise ModelError(f"{OPTIMIZER_OUT_OF_MEMORY} ({shortage_of(error)}). {INSTEAD_OF_MOMENTS}") from None
     optimizer.zero_grad(set_to_none=True)
     return StepOutcome(total / criterion.objective.divisor(members(units)), norm, layout, values)
 
@@ -312,24 +316,28 @@ def retry_on_oom(
     """
     while True:
         mine: torch.Tensor | None = None
-        with suppress(torch.OutOfMemoryError):
+        shortage = Shortage()
+        try:
             mine = attempt(layout)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = shortage_of(error)
+        out = f"out of memory with micro-batches of {layout.max_tokens} tokens"
         if mine is None and not recovers:
             smaller = layout.halved(max(len(sample) for sample in samples))
             if smaller is None:
-                raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NO_SMALLER_LAYOUT}")
+                raise ModelError(f"{out} ({shortage}), {NO_SMALLER_LAYOUT}")
             raise NoMemoryError(
-                f"out of memory with micro-batches of {layout.max_tokens} tokens. "
-                f"Type algo.max_tokens_per_gpu={smaller.max_tokens} resume=latest",
+                f"{out} ({shortage}). Type algo.max_tokens_per_gpu={smaller.max_tokens} resume=latest",
                 smaller.max_tokens,
             )
         # The exception references the tensors of the failed pass. Here it is freed.
         (num_out,) = sum_over_ranks(float(mine is None))
         if mine is not None and not num_out:
             return summed_over_ranks(mine), layout
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_after_failure()
         smaller = shrink(layout, max(len(sample) for sample in samples))
         if smaller is None:
-            raise ModelError(f"out of memory with micro-batches of {layout.max_tokens} tokens, {NO_SMALLER_LAYOUT}")
+            raise ModelError(f"{out} ({shortage}), {NO_SMALLER_LAYOUT}")
         layout = smaller

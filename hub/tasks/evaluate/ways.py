@@ -16,8 +16,9 @@ import torch
 from hub.config.option import AUTO
 from hub.data.samples.sample import Sample
 from hub.models.patches import Patch, patches_of
-from hub.models.structure import base_of, text_config
+from hub.models.structure import base_of, text_config, waits_for_others
 from hub.parallel.group import max_over_ranks
+from hub.system.memory import is_out_of_memory
 from hub.tasks.evaluate.passes import Floats, Row, Scorer, collate, plain_inputs
 from hub.tasks.evaluate.scoring_head import ScoringHead
 from hub.tasks.evaluate.shared_prefixes import Ids, SharedPrefixes, order_of, share
@@ -107,9 +108,9 @@ def _try_shared(loaded: Loaded) -> SharedPrefixes | None:
         scorer = Scorer(loaded, True, patch, None, None)
         together = scorer.scores([Row.of_sample(sample) for sample in samples])
         worst = _worst(alone, [scores.log_probabilities for scores in together], ids, loaded.dtype)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # whatever a model raises, it is not for this way
+    except Exception as error:  # whatever a model raises, it is not for this way
+        if is_out_of_memory(error) and waits_for_others(model):
+            raise
         worst = float("inf")
     # On every rank the same decision.
     if max_over_ranks(worst) <= 1 and isinstance(patch, SharedPrefixes):

@@ -14,7 +14,7 @@ from hub.plan.learned import Measured, key_of, remember
 from hub.result import Outcome
 from hub.system.files import write_json
 from hub.system.known_gpus import by_driver_name, known_gpus
-from hub.system.memory import GIB, allowed_memory
+from hub.system.memory import GIB
 from hub.tasks.plan.beside import PREDICTED
 from hub.train.layout.layout import expected_tokens
 from hub.train.layout.memory_budget import draw_loads
@@ -39,7 +39,7 @@ class Prediction:
         setup, group = self._setup, self._setup.session.group
         lengths = [len(sample) for sample in setup.data.train[:NUM_LENGTHS]]
         facts = {
-            "memory_bytes": int(allowed_memory(group.device)),
+            "memory_bytes": torch.cuda.get_device_properties(group.device).total_memory,  # the limit is in run.yaml
             "capability": torch.cuda.get_device_capability(group.device),
             "world": group.world,
             "longest": setup.data.longest,

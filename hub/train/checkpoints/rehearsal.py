@@ -26,12 +26,15 @@ from hub.parallel.group import broadcast_text
 from hub.parallel.session import Session
 from hub.parallel.strategy import full_weights
 from hub.run import Run
+from hub.system.memory import is_out_of_memory, shortage_of
 from hub.train.checkpoints.save import SaveModel
 
 SMALL_BYTES = 2**26
 """Size of the saved weights up to which the model is written as it is."""
 
 FOLDER = ".rehearsal"
+
+LESS = "Type algo.load_in_4bit=true, launch.strategy=fsdp on several GPUs, or a smaller model"
 
 PARTS = {"generation/configuration_utils": "generation config", "/configuration_": "config", "/tokenization_": "tokenizer"}
 """Part of a source file's name in transformers -> what failed if an error passed through it. The first that applies."""
@@ -149,6 +152,8 @@ def _failure(cfg: ModelConfig, folder: Path, save_model: SaveModel, weights: dic
         )
     except Exception as error:  # whatever the model's classes or a plugin raise
         what = one_line(error)
+        if is_out_of_memory(error):
+            return f"out of memory: the model can't be saved ({shortage_of(error)}). {LESS}"
         if isinstance(error, OSError) or "os error" in what.lower():  # the words of safetensors' own exception for a full disk
             return f"{begin} it can't be saved: {what}. Type output_dir=FOLDER with a writable folder that has room"
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]

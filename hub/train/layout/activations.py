@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 
@@ -12,13 +11,15 @@ from hub.models.patches import ModelPatches
 from hub.models.structure import base_of, input_embeddings, text_config
 from hub.parallel.group import max_over_ranks
 from hub.run import ASKED_FOR
-from hub.system.memory import free_host_memory_for_each
+from hub.system.memory import GpuMemory, Shortage, free_host_memory_for_each, in_gib, memory_of
+from hub.train.attempts import too_little
 from hub.train.batch.collate import MicroBatch, pack, pad
 from hub.train.kernels.checkpointing import Checkpointing, num_checkpointed
 from hub.train.kernels.external import ExternalKernels
-from hub.train.kernels.host_embedding import offload_embedding
+from hub.train.kernels.host_embedding import EmbeddingOnHost, offload_embedding
 from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.tiles import MIN_TOKENS, tiles_from
+from hub.train.layout.measured_passes import FIRST_TOKENS, MeasuredPasses
 from hub.train.layout.memory_budget import (
     CPU_TOKENS,
     ENOUGH_TOKENS,
@@ -27,14 +28,16 @@ from hub.train.layout.memory_budget import (
     PassMemory,
     bytes_per_token,
     choose_max_tokens,
+    choose_offloaded,
     describe,
     draw_loads,
     limits,
-    measure,
     pass_memory,
     requested_max_tokens,
     room_for_activations,
+    wants_offload,
 )
+from hub.train.setup.less_memory import instead
 from hub.train.setup.setup import Setup
 
 NUM_CANDIDATES = 1000
@@ -78,14 +81,15 @@ class Activations:
         self.checkpointing = setup.cfg.algo.gradient_checkpointing
         self.variable_length = variable_length
         self.device = setup.session.device
+        self.memory: GpuMemory | None = memory_of(self.device)
         requested = setup.cfg.algo.activation_offload
         self.offload_because = ASKED_FOR if requested != AUTO else "it fits without"
-        if self.device.type != "cuda":
+        if self.memory is None:
             self.offload_because = "there is no GPU: all is in CPU memory"
             if requested == "all":
                 setup.run.say(f"algo.activation_offload=all changes nothing: {self.offload_because.partition(': ')[0]}")
         self.may_offload = requested == AUTO and self.checkpointing != "none" and external is None
-        self.offload = self._make_offload() if requested == "all" and self.device.type == "cuda" else None
+        self.offload = self._make_offload() if requested == "all" and self.memory is not None else None
 
     def choose(self) -> tuple[int, int, str]:
         """Choose the token budget and the number of checkpointed layers, and turn their checkpointing on.
@@ -94,7 +98,7 @@ class Activations:
             Both, and the reason for the budget.
         """
         all_or_none = len(self.layers) if self.checkpointing == "all" else 0
-        if self.device.type != "cuda":
+        if self.memory is None:
             because = ASKED_FOR if self.requested else "enough to keep the CPU busy"
             max_tokens = self.requested or max(self.setup.data.longest, CPU_TOKENS)
             return max_tokens, self._checkpoint(all_or_none), because
@@ -116,14 +120,28 @@ class Activations:
         self.patches.apply(Checkpointing(self.layers[before : before + more], self.offload))
         return before + more
 
+    def offload_more(self) -> bool:
+        """Let all layers checkpoint and offload their inputs, if memory runs out and nothing else is left.
+
+        Returns:
+            Whether that takes less memory than before: False if it is on already, or the user or a library decides it.
+        """
+        if not self.may_offload or self.offload is not None or self.memory is None:
+            return False
+        self._turn_on_offload("the longest sample did not fit otherwise")
+        for patch in reversed(self.patches.all(Checkpointing)):
+            self.patches.undo(patch)
+        self.patches.apply(Checkpointing(self.layers, self.offload))
+        self.setup.run.write_plan(activation_offload=True, activation_offload_because=self.offload_because)
+        return True
+
     def _choose_by_memory(self) -> tuple[int, int, str]:
         longest = self.setup.data.longest
         strategy = self.setup.session.strategy
-        num_shards, repeatable = strategy.num_state_shards(self.setup.session.group.world), self.setup.cfg.algo.deterministic
+        repeatable = self.setup.cfg.algo.deterministic
         # Bytes are estimated if runs must be alike, and a rank that holds shards of the others' layers can't go on alone.
         cautious = repeatable or self.external is not None or not strategy.recovers_memory
-        room = room_for_activations(self.model, self.device, num_shards, repeatable, cautious)
-        room = -max_over_ranks(-room)
+        room = self._room(cautious)
         most, cost = limits(self.variable_length, strategy.shards_weights)
         # A requested budget is planned for in full if no step can be repeated.
         loads = self._loads() if (cost and not self.requested) or (self.requested and not cautious) else []
@@ -137,15 +155,98 @@ class Activations:
             return not max_over_ranks(float(max_tokens < (self.requested or most)))
 
         memory = self._measure(room, is_enough)
-        choice = decide(memory)
-        if max_over_ranks(float(choice is None)) and self.may_offload:
-            self.offload = self._make_offload()
-            self.offload_because = f"{self.requested or longest} tokens do not fit without, even with all layers checkpointed"
-            self.setup.run.say(f"inputs of checkpointed layers are offloaded to CPU memory: {self.offload_because}")
+        choice = _agreed(decide(memory) if memory is not None else None)
+        line = None if memory is None else memory.with_checkpointed(memory.num_layers)
+        if self.may_offload and self.offload is None:
+            if choice is None:
+                self._turn_on_offload(
+                    f"{self.requested or longest} tokens do not fit without, even with all layers checkpointed"
+                )
+            if not cautious and wants_offload(choice, longest, most, self.requested, self._loads):
+                choice, room, line = self._choose_offloaded(choice, room, line, most)
+        if choice is None and not cautious:
+            self._check_longest(line, room)
         max_tokens, num = choice or (self.requested or longest, len(self.layers))
-        max_tokens, num = int(-max_over_ranks(-max_tokens)), int(max_over_ranks(num))
-        because = ASKED_FOR if self.requested else describe(memory, room, num)
+        if self.requested:
+            because = ASKED_FOR
+        elif line is None:
+            because = "no pass but one of the longest sample alone fits"
+        else:
+            per_token = line if self.offload is not None or memory is None else memory.with_checkpointed(num)
+            because = describe(per_token, room)
         return max_tokens, self._checkpoint(num), because
+
+    def _choose_offloaded(
+        self, choice: tuple[int, int] | None, room: float, line: Line | None, most: int
+    ) -> tuple[tuple[int, int] | None, float, Line | None]:
+        """Measure with offload on. It stays on if that fits more tokens, or if nothing fits without it.
+
+        Args:
+            choice: without it.
+            room: bytes for activations, without it.
+            line: memory of a pass, without it.
+            most: budget beyond which nothing is gained.
+
+        Returns:
+            The same three of what is on now.
+        """
+        assert self.memory is not None
+        was_on = self.offload is not None
+        if not was_on:
+            self.offload = self._make_offload()
+        more_room = self._room(cautious=False)
+        with self.patches.temporarily(Checkpointing(self.layers, self.offload)):
+            measured = self._passes().line(self.requested or ENOUGH_TOKENS, more_room)
+        found = None
+        if measured is not None:
+            found = choose_offloaded(measured, more_room, self.setup.data.longest, most, self.requested)
+        offloaded = _agreed(None if found is None else (found, len(self.layers)))
+        if was_on:
+            return offloaded, more_room, measured
+        if offloaded is None or choice is None or offloaded[0] <= choice[0]:
+            self.offload = None
+            self.patches.decide("embedding_on_host", False, "it fits without")
+            if (moved := self.patches.find(EmbeddingOnHost)) is not None:
+                self.patches.undo(moved)
+            return choice, room, line
+        self._say_offload(f"only {choice[0]} tokens fit without")
+        return offloaded, more_room, measured
+
+    def _turn_on_offload(self, because: str) -> None:
+        self.offload = self._make_offload()
+        self._say_offload(because)
+
+    def _say_offload(self, because: str) -> None:
+        self.offload_because = because
+        self.setup.run.say(f"inputs of checkpointed layers are offloaded to CPU memory: {because}")
+
+    def _room(self, cautious: bool) -> float:
+        """Bytes for activations, the fewest of all ranks."""
+        assert self.memory is not None
+        session, repeatable = self.setup.session, self.setup.cfg.algo.deterministic
+        num_shards = session.strategy.num_state_shards(session.group.world)
+        return -max_over_ranks(-room_for_activations(self.model, self.memory, num_shards, repeatable, cautious))
+
+    def _check_longest(self, line: Line | None, room: float) -> None:
+        """Run the longest sample alone, with all that saves memory, since nothing that was measured says that it fits.
+
+        Raises:
+            ModelError: it does not fit.
+        """
+        sample = max(samples_of(self.setup.data.train[:NUM_CANDIDATES]), key=len)
+        checkpoints = self.external is None and self.checkpointing != "none"
+        with self.patches.temporarily(Checkpointing(self.layers if checkpoints else [], self.offload)):
+            shortage = self._passes().shortage([sample])
+        if shortage is None:
+            return
+        fits = 0 if line is None else line.tokens(room)
+        if shortage.missing is None and line is not None:
+            shortage = Shortage(line.fixed + line.per_token * len(sample), max(0.0, room))
+        eased = "with all layers checkpointed" if checkpoints else "without activation checkpointing"
+        eased += " and their inputs in CPU memory" if self.offload is not None else ""
+        weights = in_gib(sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())))
+        what = f"a sample of {len(sample):,} tokens does not fit beside weights of {weights}, {eased}"
+        raise too_little(what, shortage, instead(self.setup.cfg, optimizer=room <= 0, fits=fits))
 
     def _make_offload(self) -> ActivationOffload:
         """Make the offload of all layers' inputs, and of attention's results if CPU memory has room for both.
@@ -175,42 +276,55 @@ class Activations:
         self.patches.apply(Checkpointing(self.layers[:num], self.offload))
         return num
 
-    def _measure(self, room: float, is_enough: Callable[[PassMemory], bool]) -> PassMemory:
+    def _measure(self, room: float, is_enough: Callable[[PassMemory], bool]) -> PassMemory | None:
         """Measure a pass without checkpointing and with all layers checkpointed; estimate both if a measurement is unsafe.
 
         The second pass is left out if the first one is enough: it may have to be compiled for that.
+
+        Returns:
+            None if not even a pass over few tokens fits.
         """
+        strategy = self.setup.session.strategy
         # A measurement differs a little between runs, and with it the cut into micro-batches: other sums, other dropout.
-        estimated = self.setup.session.strategy.has_engine or self.setup.cfg.algo.deterministic
+        estimated = strategy.has_engine or self.setup.cfg.algo.deterministic
         config = text_config(self.model)
         plain, checkpointed = (Line(bytes_per_token(config, is_checkpointed)) for is_checkpointed in (False, True))
         if self.external is not None:
             plain = checkpointed = Line(bytes_per_token(config, self.external.checkpoints))
-        samples = self._samples(plain.tokens(room))
-        tokens = sum(len(sample) for sample in samples)
-        if estimated or not self.layers or max_over_ranks(float(checkpointed.per_token * tokens > room)):
+        most = plain.tokens(room)
+        fewest = sum(map(len, self._samples(min(FIRST_TOKENS, most))))
+        is_unsafe = not strategy.recovers_memory and bool(max_over_ranks(float(checkpointed.per_token * fewest > room)))
+        if estimated or not self.layers or is_unsafe:
             return PassMemory(plain, checkpointed, len(self.layers) if self.external is None else 0)
-        measure_passes = partial(measure, self._passes(samples), self._trained(), self.device)
+        passes = self._passes()
         if self.external is not None:
-            as_it_is = measure_passes()
-            return PassMemory(as_it_is, as_it_is, 0)
-        fits = self.checkpointing != "all" and not max_over_ranks(float(plain.per_token * tokens > room))
-        if fits:
-            plain = measure_passes()
-        if self.checkpointing == "none" or (fits and is_enough(PassMemory(plain, plain, 0))):
-            return pass_memory(self.checkpointing, plain, None, len(self.layers), fits)
+            as_it_is = passes.line(most, room)
+            return None if as_it_is is None else PassMemory(as_it_is, as_it_is, 0)
+        measured = None
+        if self.checkpointing != "all" and not max_over_ranks(float(plain.per_token * fewest > room)):
+            measured = passes.line(most, room)
+        if self.checkpointing == "none":
+            return None if measured is None else pass_memory("none", measured, None, len(self.layers), fits=True)
+        if measured is not None and is_enough(PassMemory(measured, measured, 0)):
+            return pass_memory(self.checkpointing, measured, None, len(self.layers), fits=True)
         with self.patches.temporarily(Checkpointing(self.layers, self.offload)):
-            checkpointed = measure_passes()
-        return pass_memory(self.checkpointing, plain, checkpointed, len(self.layers), fits)
+            least = passes.line(most, room)
+        if least is None:
+            return None
+        return pass_memory(self.checkpointing, measured or plain, least, len(self.layers), measured is not None)
 
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def _passes(self, samples: list[Sample]) -> list[Callable[[], int]]:
-        """Return passes of two sizes, which tell the fixed bytes from those of each token. One long row has one size."""
-        fewer = self._samples(sum(map(len, samples)) // 2)
-        sizes = [fewer, samples] if sum(map(len, fewer)) < sum(map(len, samples)) else [samples]
-        return [partial(self._pass, part) for part in sizes]
+    def _passes(self) -> MeasuredPasses:
+        assert self.memory is not None
+        return MeasuredPasses(
+            self.memory,
+            self.device,
+            self._pass,
+            self._samples,
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            self.setup.session.strategy.recovers_memory,
+            self.setup.data.longest,
+            instead(self.setup.cfg),
+        )
 
     def _pass(self, samples: Sequence[Sample]) -> int:
         """Run one forward and backward pass. Returns its number of tokens."""
@@ -230,3 +344,10 @@ class Activations:
                 chosen.append(sample)
                 most -= len(sample)
         return chosen or [min(samples, key=len)]
+
+
+def _agreed(choice: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The choice of all ranks: the fewest tokens, the most checkpointed layers. None if it is None on any of them."""
+    tokens, num = choice or (0, 0)
+    fewest, most = int(-max_over_ranks(-float(tokens))), int(max_over_ranks(float(num)))
+    return (fewest, most) if fewest else None

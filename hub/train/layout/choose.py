@@ -1,13 +1,17 @@
 """GPU optimizations of a run: which ones it uses, and why. Each is tried on the model itself before it stays on."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from hub.config.option import AUTO
 from hub.models.patches import ModelPatches
-from hub.models.structure import base_of, output_layer, text_config
+from hub.models.structure import base_of, output_layer, text_config, waits_for_others
+from hub.parallel.group import max_over_ranks
 from hub.run import ASKED_FOR
+from hub.system.memory import is_out_of_memory
+from hub.train.attempts import twice
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
 from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention_4
@@ -125,12 +129,25 @@ def _try_fused_head(
     if not packed or not takes_positions(model) or head is None:
         return False, "samples are padded, or the model's output layer is of another kind"
     batch = pack(random_samples(vocab_size, (19, 40), 0)).to(device)
-    plain_loss = _loss(model, batch, dtype)
     patch = FusedHead(head)
-    with patches.temporarily(patch):
-        fused_loss = _loss(model, batch, dtype)
-    difference = abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)
-    if not difference <= HEAD_TOLERANCE:
+
+    def losses() -> tuple[float, float]:
+        plain_loss = _loss(model, batch, dtype)
+        with patches.temporarily(patch):
+            return plain_loss, _loss(model, batch, dtype)
+
+    difference, short = math.inf, False
+    try:
+        plain_loss, fused_loss = twice(model, losses)
+        difference = abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)
+    except Exception as error:
+        if not is_out_of_memory(error) or waits_for_others(model):
+            raise
+        short = True
+    # On every rank the same decision.
+    if max_over_ranks(float(short)):
+        return False, "memory is too short to compare it with the plain layer"
+    if max_over_ranks(float(not difference <= HEAD_TOLERANCE)):
         return False, f"the fused layer's loss differs (relative difference {difference:.0e})"
     patches.apply(patch)
     problem = kernel_problem(device.type)

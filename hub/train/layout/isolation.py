@@ -28,14 +28,17 @@ show it: a leak is there in each.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from hub.data.prepare import Sample
-from hub.models.structure import max_positions, text_config
+from hub.models.structure import max_positions, text_config, waits_for_others
 from hub.parallel.group import max_over_ranks
+from hub.system.memory import is_out_of_memory
+from hub.train.attempts import twice
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.losses.causal_lm import model_inputs
 
@@ -216,10 +219,13 @@ class Trial:
         self._alone: list[torch.Tensor] = []
         self._problem = ""
         try:
-            with self._trying():
-                self._alone = [self._run(None, [sample])[0] for sample in self._samples]
+            self._alone = twice(model, self._each_alone)
         except Exception as error:
-            self._problem = _named(error)
+            self._problem = self._named(error)
+
+    def _each_alone(self) -> list[torch.Tensor]:
+        with self._trying():
+            return [self._run(None, [sample])[0] for sample in self._samples]
 
     def leak(self) -> Leak:
         """Measure the effect of packing, in the order of the samples that shows least. Equal on all ranks.
@@ -231,10 +237,10 @@ class Trial:
             worst = Leak(float("inf"), FLOAT32_LIMIT, self._problem)
             if not self._problem:
                 try:
-                    found.append(self._effects(len(found)))
+                    found.append(twice(self._model, partial(self._effects, len(found))))
                     worst = self._judge(found)
                 except Exception as error:
-                    worst = replace(worst, problem=_named(error))
+                    worst = replace(worst, problem=self._named(error))
             # On every rank the same decision, and as many passes.
             measured, allowed = max_over_ranks(worst.measured), -max_over_ranks(-worst.allowed)
             problem = worst.problem or "another process can't" if np.isinf(measured) else ""
@@ -296,10 +302,11 @@ class Trial:
                     repeat=False,
                 )
             found = Leak(effects.apart, FLOAT32_LIMIT if self._dtype not in LEAST_LIMIT else MOST_LIMIT)
-        except torch.OutOfMemoryError:
-            found = Leak(0.0, 0.0)  # rows as long as this will not be chosen either
         except Exception as error:
-            found = replace(found, problem=_named(error))
+            if is_out_of_memory(error) and not waits_for_others(self._model):
+                found = Leak(0.0, 0.0)  # rows as long as this will not be chosen either
+            else:
+                found = replace(found, problem=self._named(error))
         return "" if max_over_ranks(float(not found.passes)) == 0 else str(found)
 
     def _run(self, batch: MicroBatch | None, samples: Sequence[Sample]) -> list[torch.Tensor]:
@@ -313,6 +320,18 @@ class Trial:
             logits: torch.Tensor = self._model(**inputs).logits[0]
         parts = logits.split(list(map(len, samples)))
         return [log_probabilities(part, sample) for part, sample in zip(parts, samples, strict=True)]
+
+    def _named(self, error: Exception) -> str:
+        """Name an error of the trial. Memory that runs out is none of the model's: then rows are padded, which needs no trial.
+
+        Raises:
+            OutOfMemoryError: it is that, and another rank waits within the pass.
+        """
+        if is_out_of_memory(error):
+            if waits_for_others(self._model):
+                raise error
+            return f"out of memory in a pass over {sum(map(len, self._samples))} tokens"
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
     @contextmanager
     def _trying(self) -> Iterator[None]:
@@ -348,14 +367,3 @@ def can_pack(
 ) -> tuple[bool, str]:
     """Decide whether packing is safe for a model as it is, see `Trial`. Returns the reason too."""
     return Trial(model, vocab_size, device, dtype, inputs, most_tokens).can_pack()
-
-
-def _named(error: Exception) -> str:
-    """Name an error of the trial. One about memory is none of the model's.
-
-    Raises:
-        OutOfMemoryError: it is that.
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -95,7 +95,8 @@ def choose_layout(
         external: the kernels of an external library, in place of the hub's.
 
     Returns:
-        The layout; and what to do in training if memory runs out: more activation checkpointing, then half the tokens.
+        The layout; and what to do in training if memory runs out: more activation checkpointing, then half the tokens, at last
+        offload.
 
     Raises:
         ModelError: the model sees later tokens.
@@ -138,8 +139,11 @@ def choose_layout(
     )
 
     def shrink(layout: Layout, longest: int) -> Layout | None:
-        more = memory.checkpoint_more()
-        return layout.halved(longest) if more is None else replace(layout, num_checkpointed=more)
+        if (more := memory.checkpoint_more()) is not None:
+            return replace(layout, num_checkpointed=more)
+        if (smaller := layout.halved(longest)) is not None:
+            return smaller
+        return replace(layout, num_checkpointed=len(layers)) if memory.offload_more() else None
 
     return layout, shrink
 

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from hub.config.option import AUTO
 from hub.config.schema import AlgoConfig
 from hub.errors import ConfigError
-from hub.system.memory import GIB, allowed_memory, three_of_each
+from hub.system.memory import GIB, GpuMemory, three_of_each
 
 CPU_TOKENS = 1024
 """Token budget on a CPU. Longer rows gain nothing: all cores are busy, and attention grows with the square of a packed row."""
@@ -137,6 +137,45 @@ def choose_max_tokens(
     return (max(longest, tokens // 256 * 256), memory.num_layers) if tokens >= longest else None
 
 
+def wants_offload(
+    choice: tuple[int, int] | None, longest: int, most: int, requested: int | None, loads: Callable[[], Sequence[float]]
+) -> bool:
+    """Return whether it is worth trying what takes least memory: all layers checkpointed, their inputs in CPU memory.
+
+    It is if nothing fits without it, or so few tokens that a GPU is not busy. The copies run beside the layers.
+
+    Args:
+        choice: without it, from `choose_max_tokens`.
+        longest: tokens of the longest sample.
+        most: budget beyond which nothing is gained.
+        requested: the budget, if the user has set it.
+        loads: gives the tokens of a process in a step, for some steps.
+    """
+    if choice is None or requested:
+        return choice is None
+    enough = max(longest, min(ENOUGH_TOKENS, most))
+    return choice[0] < enough and choice[0] < max(loads(), default=math.inf)
+
+
+def choose_offloaded(line: Line, room: float, longest: int, most: int, requested: int | None = None) -> int | None:
+    """Choose the token budget with all layers checkpointed and their inputs in CPU memory: what keeps a GPU busy, or what fits.
+
+    Args:
+        line: memory of such a pass.
+        room: bytes that are free for it.
+        longest: tokens of the longest sample.
+        most: budget beyond which nothing is gained.
+        requested: the budget, if the user has set it.
+
+    Returns:
+        None if not even the longest sample fits, or not the requested budget.
+    """
+    tokens = line.tokens(room)
+    if requested:
+        return requested if tokens >= requested else None
+    return max(longest, min(most, ENOUGH_TOKENS, tokens // 256 * 256)) if tokens >= longest else None
+
+
 def limits(variable_length: bool, shards_weights: bool) -> tuple[int, float]:
     """Return the token budget beyond which nothing is gained, and what the collectives of a micro-batch cost as tokens of work.
 
@@ -221,56 +260,27 @@ def most_tokens(cfg: AlgoConfig, device: torch.device) -> int:
     return max(requested, CPU_TOKENS if device.type == "cpu" else 2 * MAX_TOKENS)
 
 
-def room_for_activations(
-    model: torch.nn.Module, device: torch.device, num_shards: int, repeatable: bool, cautious: bool
-) -> float:
+def room_for_activations(model: torch.nn.Module, memory: GpuMemory, num_shards: int, repeatable: bool, cautious: bool) -> float:
     """Return the bytes for activations: free memory without the gradients and two moments of the trained weights.
 
     Args:
         model: placed, without gradients.
-        device: a GPU.
+        memory: of its GPU.
         num_shards: processes that shard gradients and moments.
         repeatable: the same in every run on such a GPU, as if the GPU were otherwise empty.
         cautious: leave more memory free.
     """
-    torch.cuda.empty_cache()
-    total = allowed_memory(device)
-    free: float = min(torch.cuda.mem_get_info(device)[0], total - torch.cuda.memory_reserved(device))
+    memory.release()
+    free = memory.free()
     if repeatable:
         tensors = (*model.parameters(), *model.buffers())
-        free = total - sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        free = memory.allowed() - sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return room_left(free, [p for p in model.parameters() if p.requires_grad], num_shards, cautious)
 
 
-def measure(passes: Sequence[Callable[[], int]], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> Line:
-    """Measure the peak memory of a pass forward and backward with gradients allocated before.
-
-    Args:
-        passes: functions that run one pass each and return its number of tokens, ascending.
-        parameters: the trained ones, whose gradients are removed afterwards.
-        device: a GPU.
-    """
-    points: list[tuple[int, float]] = []
-    try:
-        with torch.random.fork_rng([device]):
-            passes[-1]()  # compiles, allocates the gradients, and lets libraries allocate their buffers
-            for run_pass in passes:
-                torch.cuda.reset_peak_memory_stats(device)
-                before = torch.cuda.memory_allocated(device)
-                tokens = run_pass()
-                points.append((tokens, float(torch.cuda.max_memory_allocated(device) - before)))
-        return Line.through(points)
-    finally:
-        for parameter in parameters:
-            parameter.grad = None
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def describe(memory: PassMemory, room: float, num_checkpointed: int) -> str:
+def describe(line: Line, room: float) -> str:
     """Return the reason for the token budget, for plan.json."""
-    per_token = memory.with_checkpointed(num_checkpointed).per_token
-    return f"{room / GIB:.1f} GB are free for activations, a token takes {per_token / 2**20:.2f} MB"
+    return f"{room / GIB:.1f} GB are free for activations, a token takes {line.per_token / 2**20:.2f} MB"
 
 
 def bytes_per_token(config: PretrainedConfig, checkpointed: bool) -> float:

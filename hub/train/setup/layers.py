@@ -18,6 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from hub.data.prepare import Sample
 from hub.errors import ModelError, first_line
 from hub.models.structure import input_embeddings
+from hub.system.memory import is_out_of_memory
+from hub.train.attempts import twice
 from hub.train.batch.collate import pad
 from hub.train.losses.causal_lm import model_inputs
 
@@ -59,10 +61,10 @@ def unsuited(
     reasons = dict.fromkeys(_shared(model, weights), SHARED)
     trial = _Trial(model, weights)
     try:
-        trial.run(_text(model))
-    except torch.OutOfMemoryError:
-        raise
+        twice(model, lambda: trial.run(_text(model)))
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         if next(model.parameters()).device.type == device.type:
             quantized = "It is quantized: try it without that. " if getattr(model, "is_quantized", False) else ""
             raise ModelError(

@@ -29,7 +29,10 @@ from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
 from hub.parallel.session import Session, start_session
 from hub.run import ASKED_FOR, Run
+from hub.system.memory import Shortage, free_after_failure, is_out_of_memory, memory_of, shortage_of
+from hub.train.attempts import too_little
 from hub.train.kernels.float8 import check_gpu
+from hub.train.setup.less_memory import instead
 from hub.train.setup.samples import SampleSource, make_sample_source
 
 Observe = Callable[..., None]
@@ -102,7 +105,15 @@ class Setup:
     def _load(
         self, device: torch.device | str, dtype: torch.dtype, quantization: QuantizationConfigMixin | None
     ) -> PreTrainedModel:
-        model = load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
+        shortage: Shortage | None = None
+        try:
+            model = load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = shortage_of(error)
+        if shortage is not None:  # here what was loaded is free again
+            raise self._weights_too_large(dtype, quantization, shortage)
         if (vocabulary := self.vocabulary) is not None:
             resize_embeddings(model, vocabulary, self.cfg.model, self.run.say)
             self.run.write_plan(
@@ -112,6 +123,20 @@ class Setup:
                 new_tokens=vocabulary.new,
             )
         return model
+
+    def _weights_too_large(
+        self, dtype: torch.dtype, quantization: QuantizationConfigMixin | None, shortage: Shortage
+    ) -> ModelError:
+        """The error of weights that do not fit: of all of them, if it is known what they take."""
+        free_after_failure()
+        number = num_parameters(self.cfg.model, self.base_path)
+        memory = memory_of(self.session.device)
+        if quantization is None and self.cfg.model.quantization is None and memory is not None:
+            found = Shortage(float(number * dtype.itemsize), memory.free())
+            shortage = found if found.missing else shortage
+        words = "quantized" if quantization or self.cfg.model.quantization else f"in {str(dtype).removeprefix('torch.')}"
+        what = f"the weights do not fit: {number:,} numbers, {words}"
+        return too_little(what, shortage, instead(self.cfg, activations=False))
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from hub import AlgoConfig, ConfigError, ModelError
 from hub.config.option import AUTO
@@ -27,7 +28,8 @@ from hub.parallel.group import broadcast_bytes, max_over_ranks
 from hub.parallel.sharded_tensors import local_tensor
 from hub.recipe import Passes, Recipe, Setup
 from hub.system.cache import cache_dir, make_once
-from hub.system.memory import free_host_memory_for_each
+from hub.system.memory import free_host_memory_for_each, is_out_of_memory, shortage_of
+from hub.train.attempts import too_little
 from hub.train.layout.layout import Layout
 from hub.train.setup.setup import find_weights
 from hub.train.step import Criterion, log_probabilities
@@ -218,11 +220,23 @@ class _OtherModel:
                 f"{different[0]!r} is not the same. A reference must know the same tokens. Type algo.reference=base"
             )
 
+    def _load(self) -> PreTrainedModel:
+        session = self._setup.session
+        try:
+            model = load_causal_lm(self._model, self.path, session.device, session.compute_dtype)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            what = f"algo.reference={self._asked} does not fit beside the model that trains"
+            raise too_little(what, shortage_of(error), "Type algo.reference=base, which takes no second model") from None
+        model.eval()
+        return model
+
     @contextmanager
     def loaded(self, layout: Layout) -> Iterator[Callable[[Sequence[Unit], bool], torch.Tensor]]:
         """Load it, and give its log-probabilities of units. Its rows are padded: no kernel of the hub is on."""
         session = self._setup.session
-        models = [load_causal_lm(self._model, self.path, session.device, session.compute_dtype).eval()]
+        models = [self._load()]
         padded, criterion = replace(layout, packed=False), Criterion()
 
         def values_of(units: Sequence[Unit], training: bool) -> torch.Tensor:

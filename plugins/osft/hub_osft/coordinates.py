@@ -8,6 +8,7 @@ weight and the coordinates, never by adding small numbers to bfloat16, where the
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from hub.models.rounding import rounded
 from hub.parallel.reparametrization import Reparametrization
 from hub.parallel.sharded_tensors import local_region, local_tensor
 from hub.parallel.strategy import full
+from hub.train.attempts import twice
 from hub_osft.embeddings import FreeRows
 from hub_osft.layers import OsftFactored
 from hub_osft.subspace import change_of, oriented, project_, project_exactly, pull_to_base_
@@ -121,7 +123,7 @@ class FastReparametrization(Reparametrization):
     def exact(self) -> Iterator[None]:
         with torch.no_grad():
             for number, part in enumerate(self.parts):
-                _form_exactly_(part, f"osft {number}")
+                twice(part.module, partial(_form_exactly_, part, f"osft {number}"))
         yield
         self.loaded()
 
@@ -170,7 +172,7 @@ class FactoredReparametrization(Reparametrization):
     def exact(self) -> Iterator[None]:
         with torch.no_grad():
             for number, (layer, _, _) in enumerate(self.layers):
-                layer.weight.copy_(_to_be_saved(layer.full_weight(torch.float64), layer.weight.dtype, f"osft {number}"))
+                twice(layer, partial(_keep_exactly_, layer, f"osft {number}"))
         yield
 
     @staticmethod
@@ -282,6 +284,10 @@ def _form_exactly_(part: Part, name: str) -> None:
     free = None if part.q is None else part.q.double()
     exact = base.double() + change_of(coordinates.double(), free, part.left)
     local_tensor(part.weight).copy_(_to_be_saved(exact, part.weight.dtype, name)[_rows(part.weight)])
+
+
+def _keep_exactly_(layer: OsftFactored, name: str) -> None:
+    layer.weight.copy_(_to_be_saved(layer.full_weight(torch.float64), layer.weight.dtype, name))
 
 
 def _to_be_saved(exact: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from hub import ConfigError, ModelError
 from hub.parallel.group import barrier, broadcast_text
 from hub.parallel.session import Session
 from hub.system.cache import cache_dir, make_once
+from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
 from hub_osft.config import FACTORED, OsftConfig
 from hub_osft.subspace import decompose, oriented, split
@@ -155,11 +157,15 @@ def check_finite(setup: Setup, model: PreTrainedModel, targets: Sequence[Target]
         ModelError: one is not finite.
     """
     for target in targets:
-        if not bool(torch.isfinite(target.weight(model)).all()):
+        if not twice(model, partial(_is_finite, target.weight(model))):
             raise ModelError(
                 f"model.path={setup.cfg.model.path}: {target.name} has NaN or infinity, so it has no spectrum. "
                 "Download the model again, or take an earlier checkpoint"
             )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    return bool(torch.isfinite(weight).all())
 
 
 class _Search:
@@ -174,13 +180,16 @@ class _Search:
         started = shown = time.monotonic()
         for done, number in enumerate(numbers, 1):
             target = self.targets[number]
-            self.results[target.name] = self.find(target, target.weight(self.model).detach().to(self.setup.session.device))
+            self.results[target.name] = twice(self.model, partial(self._found, target))
             then(number)
             now = time.monotonic()
             if now - shown > SECONDS_BETWEEN_LINES:
                 shown = now
                 left = (now - started) / done * (len(numbers) - done)
                 self.setup.run.say(f"directions: {done} of {len(numbers)} weights, about {left:.0f} s left")
+
+    def _found(self, target: Target) -> Directions:
+        return self.find(target, target.weight(self.model).detach().to(self.setup.session.device))
 
     def run_and_write(self, folder: Path) -> None:
         """Compute all directions, and write them while the next ones are computed."""

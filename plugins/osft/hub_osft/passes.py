@@ -1,11 +1,15 @@
 """Passes of a model over data to protect, without training on it: batches of samples, and the model's device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
 from hub.data.prepare import Sample
+from hub.models.structure import waits_for_others
+from hub.train.attempts import on_all_ranks, too_little
+from hub.train.setup.less_memory import instead
 from hub.train.setup.setup import Setup
 
 
@@ -26,6 +30,33 @@ def batches(samples: Sequence[Sample], max_tokens: int, rank: int, world: int) -
         groups[-1].append(sample)
     groups += [[] for _ in range(-len(groups) % world)]
     yield from groups[rank::world]
+
+
+def in_smaller_passes(setup: Setup, model: torch.nn.Module, run: Callable[[int], bool], max_tokens: int, longest: int) -> None:
+    """Run passes over data, and from the beginning in half as many tokens each if memory runs out on any rank.
+
+    Args:
+        setup: of the run.
+        model: of the passes.
+        run: does all of them, given the most tokens of one. It may be called again, and begins anew then.
+        max_tokens: to begin with.
+        longest: tokens of the longest sample.
+
+    Raises:
+        ModelError: not even the longest sample fits alone.
+    """
+    if waits_for_others(model):
+        run(max_tokens)
+        return
+    while True:
+        _, shortage = on_all_ranks(partial(run, max_tokens))
+        if shortage is None:
+            return
+        if max_tokens <= longest:
+            what = f"a pass over a sample of {longest:,} tokens to protect does not fit"
+            raise too_little(what, shortage, instead(setup.cfg))
+        max_tokens = max(longest, max_tokens // 2)
+        setup.run.say(f"out of memory: the data to protect is run in passes of at most {max_tokens:,} tokens")
 
 
 @contextmanager

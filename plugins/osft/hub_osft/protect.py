@@ -32,7 +32,7 @@ from hub.train.setup.setup import Setup
 from hub_osft.config import ADAPTIVE, PROTECTION, OsftConfig
 from hub_osft.directions import Directions, check_finite
 from hub_osft.embeddings import weight_of
-from hub_osft.passes import batches, on_device
+from hub_osft.passes import batches, in_smaller_passes, on_device
 from hub_osft.sensitivity import measure_sensitivity, relative
 from hub_osft.targets import Target
 
@@ -219,14 +219,21 @@ class Protection:
         before = {name: total.clone() for name, total in self.sums.items()} if session.group.world > 1 else {}
         was_training = self.model.training
         self.model.eval()
-        try:
+        started = dict(self.sums), dict(self.cosines)
+
+        def run(max_tokens: int) -> bool:
+            self.sums, self.cosines = dict(started[0]), dict(started[1])
             with torch.no_grad(), session.autocast(), on_device(self.setup, self.model):
-                for chosen in batches(samples, BATCH_TOKENS[session.device.type], session.group.rank, session.group.world):
+                for chosen in batches(samples, max_tokens, session.group.rank, session.group.world):
                     batch = pad(chosen or [samples[0]], 0).to(session.device)
                     assert batch.attention_mask is not None
                     mask[:] = [batch.attention_mask.bool() & bool(chosen)]
                     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
                     self.model(**inputs, position_ids=batch.position_ids, use_cache=False)
+            return True
+
+        try:
+            in_smaller_passes(self.setup, self.model, run, BATCH_TOKENS[session.device.type], max(map(len, samples)))
         finally:
             self.model.train(was_training)
             for handle in handles:

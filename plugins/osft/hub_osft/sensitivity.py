@@ -20,7 +20,7 @@ from hub import ModelError
 from hub.data.prepare import Sample
 from hub.train.batch.collate import pad
 from hub.train.setup.setup import Setup
-from hub_osft.passes import batches, on_device
+from hub_osft.passes import batches, in_smaller_passes, on_device
 from hub_osft.targets import Target
 
 MAX_TOKENS = 16384
@@ -54,7 +54,7 @@ def measure_sensitivity(
     chosen = _some(samples, seed)
     tokens = sum(map(len, chosen))
     setup.run.say(f"measuring on {tokens:,} tokens how much each of {len(targets)} weights matters to the protected data")
-    sums = torch.zeros(len(targets), dtype=torch.float64, device=session.device)
+    sums = torch.zeros(len(targets), dtype=torch.float64, device=session.device)  # the hooks add to it
     embedded: list[torch.Tensor] = []
 
     def watch(number: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
@@ -74,9 +74,12 @@ def measure_sensitivity(
     handles.append(model.get_input_embeddings().register_forward_hook(begin))
     was_training = model.training
     model.eval()
-    try:
+
+    def run(max_tokens: int) -> bool:
+        sums.zero_()
+        embedded.clear()
         with on_device(setup, model):
-            for number, group in enumerate(batches(chosen, PASS_TOKENS, session.group.rank, session.group.world)):
+            for number, group in enumerate(batches(chosen, max_tokens, session.group.rank, session.group.world)):
                 batch = pad(group or chosen[:1], 0).to(session.device)
                 inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
                 with session.autocast():
@@ -94,6 +97,10 @@ def measure_sensitivity(
                     )
                 torch.autograd.grad(loss, embedded, allow_unused=True)
                 embedded.clear()
+        return True
+
+    try:
+        in_smaller_passes(setup, model, run, PASS_TOKENS, max(map(len, chosen)))
     finally:
         model.train(was_training)
         for handle in handles:

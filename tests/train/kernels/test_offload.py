@@ -198,6 +198,8 @@ def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, of
     monkeypatch.setattr(activations, "ActivationOffload", lambda device, **options: "offload")
     monkeypatch.setattr(activations, "room_for_activations", lambda *args: room)
     monkeypatch.setattr(activations.Activations, "_measure", lambda self, *_: PassMemory(Line(1000.0), Line(120.0), 10))
+    measured = SimpleNamespace(line=lambda most, room: Line(15.0), shortage=lambda samples: None)
+    monkeypatch.setattr(activations, "MeasuredPasses", lambda *_: measured)
     cfg = compose("algo=sft", "model=tiny", "data=tiny", f"algo.activation_offload={option}")
     session = SimpleNamespace(
         device=torch.device("cuda"), strategy=Replicated(), group=SimpleNamespace(world=1), compute_dtype=torch.bfloat16
@@ -206,7 +208,7 @@ def test_auto_is_for_samples_that_fit_no_other_way(monkeypatch, option, room, of
     setup = SimpleNamespace(
         cfg=cfg,
         session=session,
-        data=SimpleNamespace(longest=5000),
+        data=SimpleNamespace(longest=5000, train=[Sample(np.zeros(9, np.int32), np.ones(9, dtype=bool), "")]),
         run=SimpleNamespace(say=said.append, write_plan=lambda **_: None),
     )
     model, layers = load(), [torch.nn.Module() for _ in range(10)]
