@@ -163,7 +163,8 @@ def main() -> None:
     words = ["num_check_rows=2", "num_check_tokens=64"] if asked.quick else []
     words = ["num_check_rows=0"] if asked.unchecked else words
     for to in asked.to:
-        command = [sys.executable, "-m", "hub", "export", f"model.path={work / 'adapter'}", f"to={to}", f"out={work / to}", "force=true"]
+        command = [sys.executable, "-m", "hub", "export", f"model.path={work / 'adapter'}", f"to={to}", f"out={work / to}"]
+        command += ["force=true"]
         command += [f"quant={','.join(asked.quant)}"] if to == "gguf" else []
         what = f"gguf {' '.join(asked.quant)}" if to == "gguf" else to
         watched = watch([*command, *words], work)
