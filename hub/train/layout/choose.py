@@ -1,5 +1,7 @@
 """GPU optimizations of a run: which ones it uses, and why. Each is tried on the model itself before it stays on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +14,9 @@ from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
 from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention_4
 from hub.train.kernels.head import FusedHead, kernel_problem
+from hub.train.kernels.logit_map import measured_map
 from hub.train.layout.isolation import Trial, random_samples
-from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
+from hub.train.losses.causal_lm import causal_lm_loss, model_inputs, takes_positions
 
 WORTH_COMPILING = 5e15
 """Parameters times tokens of a run from which on compiling (half a minute or so) pays."""
@@ -125,8 +128,17 @@ def _try_fused_head(
     if not packed or not takes_positions(model) or head is None:
         return False, "samples are padded, or the model's output layer is of another kind"
     batch = pack(random_samples(vocab_size, (19, 40), 0)).to(device)
+
+    def logits() -> torch.Tensor:
+        with _trying(model, device, dtype):
+            made: torch.Tensor = model(**model_inputs(model, batch)).logits
+            return made
+
+    logit_map = measured_map(patches, head, logits)
+    if logit_map is None:
+        return False, "the model changes its output layer's result by something else than a scale and a soft cap"
     plain_loss = _loss(model, batch, dtype)
-    patch = FusedHead(head)
+    patch = FusedHead(head, model, logit_map)
     with patches.temporarily(patch):
         fused_loss = _loss(model, batch, dtype)
     difference = abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)
@@ -135,7 +147,8 @@ def _try_fused_head(
     patches.apply(patch)
     problem = kernel_problem(device.type)
     slower = f". Its loss is made of plain operations, which is slower: {problem}" if problem else ""
-    return True, f"same loss as the plain layer's (relative difference {difference:.0e}){slower}"
+    mapped = "" if logit_map.is_identity else f". Logits are {logit_map}, as measured"
+    return True, f"same loss as the plain layer's (relative difference {difference:.0e}){mapped}{slower}"
 
 
 def choose_compile(requested: str, num_parameters: int, num_tokens: float, device: torch.device) -> tuple[bool, str]:
@@ -158,12 +171,18 @@ def choose_compile(requested: str, num_parameters: int, num_tokens: float, devic
     return work >= WORTH_COMPILING, f"parameters times tokens is {work:.0e}, compiling pays from {WORTH_COMPILING:.0e} on"
 
 
-@torch.no_grad()
 def _loss(model: torch.nn.Module, batch: MicroBatch, dtype: torch.dtype) -> float:
+    with _trying(model, batch.input_ids.device, dtype):
+        return float(causal_lm_loss(model, batch))
+
+
+@contextmanager
+def _trying(model: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Run the model as a trial: without gradient and dropout."""
     was_training = model.training
     model.eval()
     try:
-        with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
-            return float(causal_lm_loss(model, batch))
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            yield
     finally:
         model.train(was_training)
