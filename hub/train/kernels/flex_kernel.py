@@ -4,10 +4,12 @@ Dong et al., "Flex Attention: A Programming Model for Generating Optimized Atten
 """
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from hub.errors import one_line
@@ -77,8 +79,15 @@ def _on_cpu(
     from torch._higher_order_ops.flex_attention import flex_attention as operator
     from torch.nn.attention.flex_attention import _identity
 
-    output, sums, *_ = operator(query, key, value, score_mod or _identity, mask.as_tuple(), scale, dict(OPTIONS))
+    # In a checkpointed layer it would run the layer again to differentiate the score's function.
+    saved = nullcontext() if torch.compiler.is_compiling() else saved_tensors_hooks(_as_it_is, _as_it_is)
+    with saved:
+        output, sums, *_ = operator(query, key, value, score_mod or _identity, mask.as_tuple(), scale, dict(OPTIONS))
     return output, sums * 0.6931471805599453  # they are in base 2
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _with_sinks(output: torch.Tensor, sums: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
@@ -119,17 +128,26 @@ def attend(
     """
     if torch.compiler.is_compiling() or query.device.type == "cpu":
         return _attend(query, key, value, seen, scale, softcap, sinks)
+    return _by_kernel(query, key, value, seen, scale, softcap, sinks)
+
+
+def _by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: SeenBlocks,
+    scale: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Compute it by compiled kernels. Every input has a gradient, also in evaluation, and lengths may change: so one is enough."""
     wants_gradient = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Every input has a gradient, also in evaluation, and lengths may change: one version serves all.
         parts = [part if part.requires_grad else part.detach().requires_grad_() for part in (query, key, value)]
         for part in parts:
             if part.shape[2] > 1:
                 torch._dynamo.maybe_mark_dynamic(part, 2)
-        for part in seen:
-            for dim, size in enumerate(part.shape):
-                if size > 1:
-                    torch._dynamo.maybe_mark_dynamic(part, dim)
+        seen.mark_dynamic()
         output = _compiled()(*parts, seen, scale, softcap, sinks)
     return output if wants_gradient else output.detach()
 
@@ -183,8 +201,8 @@ def _difference(kind: HeadKind, seen: SeenBlocks, device: torch.device, dtype: t
     exact = [part.detach().float().requires_grad_() for part in parts]
     last = exact[3] if kind.sinks else None
     expected = plain_attention(exact[0], exact[1], exact[2], seen.low, kind.scale, kind.softcap, last)
-    found = [output, *torch.autograd.grad(output, parts, gradient)]
-    wanted = [expected, *torch.autograd.grad(expected, exact, gradient.float())]
+    found = [output.detach(), *torch.autograd.grad(output, parts, gradient)]
+    wanted = [expected.detach(), *torch.autograd.grad(expected, exact, gradient.float())]
     return max(float((one.float() - other).norm() / other.norm()) for one, other in zip(found, wanted, strict=True))
 
 

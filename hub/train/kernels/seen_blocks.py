@@ -34,6 +34,13 @@ class SeenBlocks(NamedTuple):
     full_q_num_blocks: torch.Tensor
     full_q_indices: torch.Tensor
 
+    def mark_dynamic(self) -> None:
+        """Tell the compiler that the numbers of tokens and blocks may change."""
+        for part in self:
+            for dim, size in enumerate(part.shape):
+                if size > 1:
+                    torch._dynamo.maybe_mark_dynamic(part, dim)
+
 
 def first_seen(positions: torch.Tensor, window: int | None = None, chunk: int | None = None) -> torch.Tensor:
     """Return the first token that each token of a row sees, (T,) int32.

@@ -9,10 +9,13 @@ import torch
 from hub.config.option import AUTO
 from hub.models.patches import ModelPatches
 from hub.models.structure import base_of, output_layer, text_config
+from hub.parallel.group import max_over_ranks
 from hub.run import ASKED_FOR
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
 from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention_4
+from hub.train.kernels.flex import FlexAttention, observed
+from hub.train.kernels.flex_kernel import problem as flex_problem
 from hub.train.kernels.head import FusedHead, kernel_problem
 from hub.train.kernels.logit_map import measured_map
 from hub.train.layout.isolation import Trial, random_samples
@@ -30,7 +33,7 @@ class Attention:
     """A run's attention, and whether it isolates packed samples."""
 
     name: str
-    """`variable-length`, with the kernel's name if it is not torch's, or the model's own."""
+    """`variable-length`, with the kernel's name if it is not torch's, `FlexAttention`, or the model's own."""
 
     because: str
     packed: bool
@@ -53,7 +56,7 @@ def choose_attention(
     """Choose the attention of a run, turn it on, and find out whether samples can be packed with it.
 
     On a GPU in half precision it is variable-length attention if the model isolates packed samples with it: FlashAttention 4 in
-    runs that are worth compiling it, or torch's.
+    runs that are worth compiling it, or torch's. If they lack what the model needs, it is FlexAttention, on the same condition.
 
     Args:
         patches: the owner of the model's patches. The decision goes to it as well.
@@ -80,25 +83,41 @@ def _choose_attention(
     dtype: torch.dtype,
     long: bool,
 ) -> Attention:
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or own == "eager":
-        because = "variable-length attention needs a GPU, half precision, and a model that is not set to eager attention"
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        because = "variable-length attention and FlexAttention need a GPU and half precision"
         return Attention(own, because, *trial.can_pack())
-    config = text_config(model)
-    problem = flash4.problem(config, device, dtype) if long else "the run is too short to compile it"
-    because = f"torch's; not FlashAttention 4: {problem or 'packed samples would see each other'}"
-    candidates: list[tuple[str, str, Kernel | None]] = [("variable-length", because, None)]
-    if not problem:
-        because = "the fastest known for this GPU and heads of this size"
-        candidates.insert(0, ("variable-length, FlashAttention 4", because, flash_attention_4()))
-    for name, because, kernel in candidates:
+    refused = "the model is made for eager attention"  # a soft cap, sinks: the kernels lack it
+    for name, because, kernel in [] if own == "eager" else _varlen_kernels(model, device, dtype, long):
         patch = VarlenAttention(model, name, kernel)
         with patches.temporarily(patch):
             packed, packed_because = trial.can_pack()
         if packed:
             patches.apply(patch)
             return Attention(name, because, packed, packed_because, variable_length=True)
-    because = "packed samples would see each other with variable-length attention, or it lacks what the model needs"
+        refused = packed_because
+    flex = FlexAttention(model)
+    with patches.temporarily(flex), observed() as kinds:
+        packed, packed_because = trial.can_pack()
+    problem = flex_problem(kinds, device, dtype) if packed else packed_because
+    if max_over_ranks(float(bool(problem))) == 0:
+        patches.apply(flex)
+        because = f"torch's FlexAttention; not variable-length attention: {refused}"
+        return Attention("FlexAttention", because, packed, packed_because, variable_length=True)
+    because = f"not variable-length attention: {refused}; not FlexAttention: {problem or 'another process can not use it'}"
     return Attention(own, because, *trial.can_pack())
+
+
+def _varlen_kernels(
+    model: torch.nn.Module, device: torch.device, dtype: torch.dtype, long: bool
+) -> list[tuple[str, str, Kernel | None]]:
+    """The variable-length kernels to try, the fastest first: name, why it is this one, and the kernel (None: torch's)."""
+    problem = flash4.problem(text_config(model), device, dtype) if long else "the run is too short to compile it"
+    because = f"torch's; not FlashAttention 4: {problem or 'packed samples would see each other'}"
+    torchs: tuple[str, str, Kernel | None] = ("variable-length", because, None)
+    if problem:
+        return [torchs]
+    because = "the fastest known for this GPU and heads of this size"
+    return [("variable-length, FlashAttention 4", because, flash_attention_4()), torchs]
 
 
 def choose_head(
