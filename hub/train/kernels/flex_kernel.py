@@ -140,7 +140,7 @@ def _by_kernel(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Compute it by compiled kernels. Every input has a gradient, also in evaluation, and lengths may change: so one is enough."""
+    """Compute it by compiled kernels. Every input has a gradient, also in evaluation, and lengths may change: one is enough."""
     wants_gradient = torch.is_grad_enabled()
     with torch.enable_grad():
         parts = [part if part.requires_grad else part.detach().requires_grad_() for part in (query, key, value)]
