@@ -13,6 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from hub.errors import one_line
+from hub.train.kernels.assumed import is_assumed
+from hub.train.kernels.attention import UnsuitedError, torch_kernel
 from hub.train.kernels.seen_blocks import BLOCK, SeenBlocks, first_seen, seen_blocks
 
 OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
@@ -126,9 +128,26 @@ def attend(
     Returns:
         (R, heads, T, value size).
     """
+    if is_assumed():
+        return _without_data(query, key, value, sinks)
     if torch.compiler.is_compiling() or query.device.type == "cpu":
         return _attend(query, key, value, seen, scale, softcap, sinks)
     return _by_kernel(query, key, value, seen, scale, softcap, sinks)
+
+
+def _without_data(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """Return what the kernels would, for tensors without data: torch's other kernel for packed rows saves the same tensors."""
+    if value.shape[-1] != query.shape[-1]:
+        raise UnsuitedError("a plan of FlexAttention for values of another size than keys")
+    rows, _, length, _ = query.shape
+    kernel = torch_kernel(query.device)
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in kernel.options else {"is_causal": True}
+    if "enable_gqa" in kernel.options:
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    starts = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
+    flat = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
+    output = kernel.attend(*flat, starts, starts, length, length, **options).unflatten(0, (rows, length)).transpose(1, 2)
+    return _with_sinks(output, output[..., 0].float(), sinks)
 
 
 def _by_kernel(
