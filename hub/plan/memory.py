@@ -23,6 +23,7 @@ from hub.plugins.registry import ResolvedRun
 from hub.system.known_gpus import Gpu
 from hub.system.memory import CONTEXT, NCCL, bound_for_torch, bound_of
 from hub.train.kernels.attention import UnsuitedError, VarlenAttention
+from hub.train.kernels.flex import FlexAttention
 from hub.train.kernels.head import FusedHead
 from hub.train.kernels.hidden_states import HiddenStatesIn
 from hub.train.kernels.tiles import MIN_TOKENS, tiles_from
@@ -104,15 +105,21 @@ class Planner:
                 self.patches.apply(UnpackByKernel(packed))
         if not half:
             return False
-        varlen = self.patches.apply(VarlenAttention(self.model))
-        try:
-            self.passes(compiled=self.algo.torch_compile != "none").memories()
-        except UnsuitedError as problem:
-            self.patches.undo(varlen)
+        problem: Exception | None = None
+        for attention in (VarlenAttention(self.model), FlexAttention(self.model)):
+            self.patches.apply(attention)
+            try:
+                self.passes(compiled=self.algo.torch_compile != "none").memories()
+                return True
+            except Exception as error:
+                # Models that compute their attention themselves can't take FlexAttention's masks.
+                if not isinstance(error, UnsuitedError) and problem is None:
+                    raise
+                problem = problem or error
+            self.patches.undo(attention)
             self._passes.clear()
-            self.lines.append(f"attention is the model's own: {first_line(problem)}")
-            return False
-        return True
+        self.lines.append(f"attention is the model's own: {first_line(problem) if problem else ''}")
+        return False
 
     def passes(self, compiled: bool, gathered_dtype: torch.dtype | None = None) -> Passes:
         """The passes of the model, with its layers compiled or not, and its weights as they are or as FSDP2 gathers them."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from zoo.zoo import zoo_model
 
 from hub.compose.compose import compose
 from hub.errors import HubError
@@ -49,6 +50,16 @@ def test_live_tensors_are_counted_alike_with_data_and_without() -> None:
     assert without_data == peak()
     # The product and its activation are kept, 64 numbers of 4 bytes each; backward adds their gradients.
     assert without_data[0] == 2 * TOKENS * 64 * 4
+
+
+def test_a_model_with_soft_caps_and_windows_takes_memory_in_line_with_the_tokens() -> None:
+    folder = zoo_model("gemma2")
+    words = ("algo=lora_sft", f"model.path={folder}", "data.path=rows.jsonl", "algo.torch_compile=none")
+    planned = Planner(resolve(compose(*words), check_needs=False), folder, torch.bfloat16)
+    assert planned.variable_length
+    assert planned.lines == []
+    least, more, most = (planned.passes(compiled=False).run(tokens, num_checkpointed=0).peak for tokens in (1024, 2048, 4096))
+    assert most - more == pytest.approx(2 * (more - least), rel=0.01)
 
 
 @pytest.mark.parametrize("words", [("algo=lora_sft",), pytest.param(("algo=sft",), marks=pytest.mark.slow)])

@@ -22,7 +22,7 @@ from hub.tasks.evaluate.scoring_head import ScoringHead, log_probabilities
 from hub.tasks.evaluate.shared_prefixes import Ids, Shared, SharedPrefixes, num_shared, order_of, share
 from hub.tasks.loading import Loaded
 from hub.train.batch.collate import MicroBatch, pack, pad
-from hub.train.kernels.attention import VarlenAttention
+from hub.train.kernels.attention import PackedAttention
 from hub.train.layout.isolation import random_samples
 from hub.train.layout.memory_budget import CPU_TOKENS, FREE_MEMORY_FRACTION, MAX_MASK_TOKENS, MAX_TOKENS, Line
 from hub.train.losses.causal_lm import model_inputs, takes_positions
@@ -222,7 +222,7 @@ class Scorer:
             points.append((sum(lengths), float(torch.cuda.max_memory_allocated(device) - before)))
         torch.cuda.empty_cache()
         free = min(torch.cuda.mem_get_info(device)[0], allowed_memory(device) - torch.cuda.memory_reserved(device))
-        most = MAX_TOKENS if self.shared or patches_of(self.loaded.model).find(VarlenAttention) else MAX_MASK_TOKENS
+        most = MAX_TOKENS if self.shared or patches_of(self.loaded.model).find(PackedAttention) else MAX_MASK_TOKENS
         fitting = Line.through(points[1:]).tokens(free * FREE_MEMORY_FRACTION) if len(points) > 1 else MEASURED_TOKENS[0]
         self.max_tokens = max(length, min(most, fitting))
 

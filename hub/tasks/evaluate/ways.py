@@ -23,7 +23,7 @@ from hub.tasks.evaluate.passes import Floats, Row, Scorer, collate, plain_inputs
 from hub.tasks.evaluate.scoring_head import ScoringHead
 from hub.tasks.evaluate.shared_prefixes import Ids, SharedPrefixes, order_of, share
 from hub.tasks.loading import Loaded
-from hub.train.kernels.attention import VarlenAttention
+from hub.train.kernels.attention import PackedAttention, VarlenAttention
 from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.rope import rope_by_length, use_own_rope
 from hub.train.layout.isolation import LEAST_LIMIT, LEAST_SPREAD, MOST_LIMIT, NOISE_FACTOR, Trial, random_samples
@@ -74,9 +74,9 @@ def open_scorer(loaded: Loaded, longest: int, batch_size: int | str = AUTO) -> I
 
 @contextmanager
 def own_attention(loaded: Loaded) -> Iterator[None]:
-    """Within it the model has its own attention, also while it is trained: variable-length attention can't generate."""
+    """Within it the model has its own attention, also while it is trained: attention over packed rows can't generate."""
     patches = patches_of(loaded.model)
-    patch = patches.find(VarlenAttention)
+    patch = patches.find(PackedAttention)
     if patch is None:
         yield
         return
@@ -145,7 +145,7 @@ def _can_pack(loaded: Loaded, longest: int) -> bool:
     trial = Trial(model, text_config(model).vocab_size, device, dtype, most_tokens=max(longest, MAX_MASK_TOKENS))
     own = str(getattr(base_of(model).config, "_attn_implementation", None))
     half = device.type == "cuda" and dtype in LEAST_LIMIT
-    if half and own != "eager" and patches.find(VarlenAttention) is None:
+    if half and own != "eager" and patches.find(PackedAttention) is None:
         patch = VarlenAttention(model)
         with patches.temporarily(patch):
             packed, _ = trial.can_pack()

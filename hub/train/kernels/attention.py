@@ -177,22 +177,19 @@ def sample_bounds(batch: MicroBatch) -> dict[str, object]:
     return {"cu_seq_lens_q": batch.starts, "cu_seq_lens_k": batch.starts, "max_length_q": longest, "max_length_k": longest}
 
 
-class VarlenAttention(Patch):
-    """The model's attention is the variable-length kernel.
+class PackedAttention(Patch):
+    """The model's attention is one of transformers' registry, which takes packed rows without a matrix of tokens x tokens.
 
     Args:
         model: a transformers model.
+        registered: name of the attention in the registry.
         name: for plan.json.
-        kernel: None: torch's.
     """
 
-    def __init__(self, model: torch.nn.Module, name: str = "variable-length", kernel: Kernel | None = None) -> None:
-        self._base, self._name, self._kernel = base_of(model), name, kernel
+    def __init__(self, model: torch.nn.Module, registered: str, name: str) -> None:
+        self._base, self._registered, self._name = base_of(model), registered, name
 
     def apply(self, edits: Edits) -> None:
-        kernel = self._kernel or torch_kernel(next(self._base.parameters()).device)
-        # Without a mask registered under its name, transformers makes none, nor waits for the GPU to look for packed rows.
-        AttentionInterface.register(kernel.name, partial(varlen_attention, kernel))
         before = [(config, config._attn_implementation) for config in configs_of(self._base)]
 
         def undo() -> None:
@@ -202,10 +199,30 @@ class VarlenAttention(Patch):
 
         edits.record(self._base, "attention", undo)
         for config, _ in before:
-            config._attn_implementation = kernel.name
+            config._attn_implementation = self._registered
 
     def report(self, plan: dict[str, object]) -> None:
         plan["attention"] = self._name
+
+
+class VarlenAttention(PackedAttention):
+    """The model's attention is the variable-length kernel.
+
+    Args:
+        model: a transformers model.
+        name: for plan.json.
+        kernel: None: torch's.
+    """
+
+    def __init__(self, model: torch.nn.Module, name: str = "variable-length", kernel: Kernel | None = None) -> None:
+        super().__init__(model, VARLEN if kernel is None else kernel.name, name)
+        self._kernel = kernel
+
+    def apply(self, edits: Edits) -> None:
+        kernel = self._kernel or torch_kernel(next(self._base.parameters()).device)
+        # Without a mask registered under its name, transformers makes none, nor waits for the GPU to look for packed rows.
+        AttentionInterface.register(self._registered, partial(varlen_attention, kernel))
+        super().apply(edits)
 
 
 def uses_varlen(model: torch.nn.Module) -> bool:

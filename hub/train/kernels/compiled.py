@@ -16,13 +16,14 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from hub.models.patches import Edits, Patch
 from hub.train.kernels.offload import ActivationOffload
+from hub.train.kernels.seen_blocks import SeenBlocks
 from hub.train.kernels.tiles import TiledMlp
 
 RECOMPILE_LIMIT = 64
 """Versions of one layer's code: of its few kinds, with and without a mask, with one row and with several."""
 
-ATTENTION = ("torch_attn.", "hub.flash4_")
-"""Prefixes of the names of attention's operators (`torch.nn.attention.varlen`, `hub.train.kernels.flash4`)."""
+ATTENTION = ("torch_attn.", "hub.flash4_", "flex_attention")
+"""Prefixes of the names of attention's operators (`torch.nn.attention.varlen`, `hub.train.kernels.flash4`, FlexAttention)."""
 
 LONG_ROWS = 4096
 """Tokens of the longest sample from which on attention's result is offloaded rather than computed again: the time of attention
@@ -99,7 +100,8 @@ class CompiledForward:
             *sizes, _ = hidden.shape
             if sizes[-1] == 1:
                 # torch takes a length of 1 for a constant, which would be one more version
-                return _checkpoint(self._layer, *args, **kwargs) if checkpoints else self._plain(*args, **kwargs)
+                run = partial(checkpoint, self._plain, use_reentrant=False) if checkpoints else self._plain
+                return run(*args, **kwargs)
             if torch.is_grad_enabled() and not hidden.requires_grad:
                 hidden.requires_grad_()
             starts = kwargs.get("cu_seq_lens_q")
@@ -149,6 +151,8 @@ def _mark_dynamic(value: object, sizes: Collection[int]) -> None:
         for dim, size in enumerate(value.shape[:2] if value.ndim == 3 else value.shape):
             if size in sizes and size > 1:
                 torch._dynamo.maybe_mark_dynamic(value, dim)
+    elif isinstance(value, SeenBlocks):
+        value.mark_dynamic()
     elif isinstance(value, dict):
         for part in value.values():
             _mark_dynamic(part, sizes)

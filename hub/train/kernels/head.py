@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,11 +18,15 @@ import torch
 
 from hub.errors import one_line
 from hub.models.patches import Edits, Patch, patches_of
+from hub.models.structure import base_of
 from hub.train.kernels.assumed import is_assumed
+from hub.train.kernels.logit_map import LogitMap
 
 CHUNK_BYTES = 2**27
 """Logits at a time: enough rows that products are fast. Twice as many if the weight is trained, since each chunk reads and
 writes its whole gradient."""
+
+AS_THEY_ARE = LogitMap()
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,46 @@ class FusedHead(Patch):
 
     Args:
         head: a linear layer, with or without a bias.
+        model: whose output layer it is. Needed if the model changes logits.
+        logit_map: what the model makes of the layer's result, before it returns it as `logits`.
     """
 
-    def __init__(self, head: torch.nn.Linear) -> None:
-        self._head = head
+    def __init__(self, head: torch.nn.Linear, model: torch.nn.Module | None = None, logit_map: LogitMap = AS_THEY_ARE) -> None:
+        self._head, self.logit_map = head, logit_map
+        self._model = None if model is None or logit_map.is_identity else base_of(model)
         self._plain: Callable[[torch.Tensor], torch.Tensor] = head.forward
         self._wanted: _Wanted | None = None
+        self._result: torch.Tensor | None = None
 
     def apply(self, edits: Edits) -> None:
         self._plain = self._head.forward
         edits.assign(self._head, "forward", self._forward)
+        if self._model is not None:
+            edits.assign(self._model, "forward", self._returning_result(self._model.forward))
 
     def report(self, plan: dict[str, object]) -> None:
         plan["fused_head"] = True
+
+    def _returning_result(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """Put the cross entropies in place of what the model made of them: it took them for logits."""
+
+        @wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = plain(*args, **kwargs)
+            if self._wanted is not None:
+                output.logits, self._result = self._result, None
+            return output
+
+        return forward
 
     def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
         wanted = self._wanted
         if wanted is None:
             return self._plain(hidden)
+        self._result = self._cross_entropy(hidden, wanted)
+        return self._result
+
+    def _cross_entropy(self, hidden: torch.Tensor, wanted: _Wanted) -> torch.Tensor:
         hidden = hidden.flatten(0, -2)
         if not len(wanted.targets):
             return hidden.float().sum(-1) * 0.0 if wanted.each else hidden.float().sum() * 0.0
@@ -65,8 +91,8 @@ class FusedHead(Patch):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         weight, bias = self._head.weight, self._head.bias
         if wanted.each:
-            return token_cross_entropies(hidden, weight, bias, wanted.targets)
-        return linear_cross_entropy(hidden, weight, bias, wanted.targets, wanted.weights)
+            return token_cross_entropies(hidden, weight, bias, wanted.targets, self.logit_map)
+        return linear_cross_entropy(hidden, weight, bias, wanted.targets, wanted.weights, self.logit_map)
 
     @contextmanager
     def summing(self, targets: torch.Tensor, weights: torch.Tensor | None = None) -> Iterator[None]:
@@ -86,7 +112,7 @@ class FusedHead(Patch):
         try:
             yield
         finally:
-            self._wanted = None
+            self._wanted = self._result = None
 
 
 def fused_head(model: torch.nn.Module) -> FusedHead | None:
@@ -100,8 +126,9 @@ def linear_cross_entropy(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     token_weights: torch.Tensor | None = None,
+    logit_map: LogitMap = AS_THEY_ARE,
 ) -> torch.Tensor:
-    """Weighted sum of the cross entropies of `hidden @ weight.T + bias`, in nats. Scalar, float32.
+    """Weighted sum of the cross entropies of `logit_map(hidden @ weight.T + bias)`, in nats. Scalar, float32.
 
     Products are made in the type of `hidden`; losses and the gradients of weight and bias are summed in float32.
 
@@ -111,33 +138,40 @@ def linear_cross_entropy(
         bias: (V,) or None.
         targets: (N,) integers below V.
         token_weights: (N,) float32; None: all are 1. Takes no gradient.
+        logit_map: applied to each logit.
     """
     if not torch.is_grad_enabled():
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     loss: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch gives it no types
-        hidden, weight, bias, targets, token_weights
+        hidden, weight, bias, targets, token_weights, logit_map
     )
     return loss
 
 
 @torch.no_grad()
 def token_cross_entropies(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    logit_map: LogitMap = AS_THEY_ARE,
 ) -> torch.Tensor:
-    """Cross entropy of each row of `hidden @ weight.T + bias`, in nats. Shape (N,), float32, without gradient.
+    """Cross entropy of each row of `logit_map(hidden @ weight.T + bias)`, in nats. Shape (N,), float32, without gradient.
 
     Args:
         hidden: (N, H), N > 0.
         weight: (V, H), in any type.
         bias: (V,) or None.
         targets: (N,) integers below V.
+        logit_map: applied to each logit.
     """
     losses_and_gradient = _implementation(hidden.device.type, hidden.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         used = weight.to(hidden.dtype)
         rows = _rows_per_chunk(len(hidden), used)
         chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
-        return torch.cat([losses_and_gradient(_chunk_logits(part, used, bias), wanted, None)[0] for part, wanted in chunks])
+        made = [losses_and_gradient(_chunk_logits(part, used, bias), wanted, None, logit_map) for part, wanted in chunks]
+        return torch.cat([losses for losses, _ in made])
 
 
 def _rows_per_chunk(num_rows: int, weight: torch.Tensor, times: int = 1) -> int:
@@ -162,6 +196,7 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         token_weights: torch.Tensor | None,
+        logit_map: LogitMap,
     ) -> torch.Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         losses_and_gradient = _implementation(hidden.device.type, hidden.dtype)
@@ -174,7 +209,8 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             for start in range(0, len(hidden), rows):
                 part = hidden[start : start + rows]
                 wanted = None if token_weights is None else token_weights[start : start + rows]
-                losses, gradient = losses_and_gradient(_chunk_logits(part, used, bias), targets[start : start + rows], wanted)
+                logits = _chunk_logits(part, used, bias)
+                losses, gradient = losses_and_gradient(logits, targets[start : start + rows], wanted, logit_map)
                 loss += losses.sum() if wanted is None else losses @ wanted
                 if grad_hidden is not None:
                     torch.mm(gradient, used, out=grad_hidden[start : start + rows])
@@ -191,20 +227,25 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve once
         scaled = [None if g is None else g.mul_(upstream[0]).to(kind) for g, kind in zip(gradients, ctx.types, strict=True)]
-        return *scaled, None, None
+        return *scaled, None, None, None
 
 
 def _losses_and_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, logit_map: LogitMap
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of each row of (n, V) logits, unweighted, and the gradient of the weighted sum, in the logits' type."""
-    log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
+    """Cross entropy of each row of (n, V) mapped logits, unweighted, and the gradient of the weighted sum in the logits."""
+    mapped = logits if logit_map.is_identity else logit_map(logits)
+    log_probabilities = torch.log_softmax(mapped, -1, dtype=torch.float32)
     targets = targets.unsqueeze(-1)
     losses = -log_probabilities.gather(-1, targets).squeeze(-1)
     gradient = log_probabilities.exp_()
     gradient.scatter_(-1, targets, gradient.gather(-1, targets) - 1)
     if weights is not None:
         gradient *= weights.unsqueeze(-1)
+    if logit_map.cap is not None:
+        gradient *= 1 - (mapped / logit_map.cap).square()  # the derivative of the hyperbolic tangent
+    if logit_map.scale != 1:
+        gradient *= logit_map.scale
     return losses, gradient.to(logits.dtype)
 
 
@@ -217,13 +258,16 @@ def kernel_problem(device_type: str) -> str:
 
     try:
         logits, targets = torch.zeros(1, 2, device=device_type), torch.zeros(1, dtype=torch.int64, device=device_type)
-        losses, _ = losses_and_gradient(logits, targets, None)
-        return "" if abs(float(losses) - math.log(2)) < 1e-6 else f"it gives {float(losses)} for the logarithm of 2"
+        for logit_map in (AS_THEY_ARE, LogitMap(0.5), LogitMap(0.5, 30.0)):
+            losses, _ = losses_and_gradient(logits.clone(), targets, None, logit_map)
+            if abs(float(losses) - math.log(2)) >= 1e-6:
+                return f"it gives {float(losses)} for the logarithm of 2"
+        return ""
     except Exception as error:  # whatever a compiler raises, plain operations do the same
         return one_line(error)
 
 
-_LossesAndGradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+_LossesAndGradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, LogitMap], tuple[torch.Tensor, torch.Tensor]]
 
 
 def _implementation(device_type: str, dtype: torch.dtype) -> _LossesAndGradient:
@@ -238,7 +282,7 @@ def _implementation(device_type: str, dtype: torch.dtype) -> _LossesAndGradient:
 
 
 def _as_the_kernel(
-    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, logit_map: LogitMap
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return tensors as the kernel does, for tensors without data: it writes the gradient over the logits."""
     return logits.new_empty(len(logits), dtype=torch.float32), logits

@@ -1,6 +1,8 @@
 """GPU optimizations of a run: which ones it uses, and why. Each is tried on the model itself before it stays on."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +17,12 @@ from hub.train.attempts import twice
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
 from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention_4
+from hub.train.kernels.flex import FlexAttention, observed
+from hub.train.kernels.flex_kernel import problem as flex_problem
 from hub.train.kernels.head import FusedHead, kernel_problem
+from hub.train.kernels.logit_map import measured_map
 from hub.train.layout.isolation import Trial, random_samples
-from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
+from hub.train.losses.causal_lm import causal_lm_loss, model_inputs, takes_positions
 
 WORTH_COMPILING = 5e15
 """Parameters times tokens of a run from which on compiling (half a minute or so) pays."""
@@ -31,7 +36,7 @@ class Attention:
     """A run's attention, and whether it isolates packed samples."""
 
     name: str
-    """`variable-length`, with the kernel's name if it is not torch's, or the model's own."""
+    """`variable-length`, with the kernel's name if it is not torch's, `FlexAttention`, or the model's own."""
 
     because: str
     packed: bool
@@ -54,7 +59,7 @@ def choose_attention(
     """Choose the attention of a run, turn it on, and find out whether samples can be packed with it.
 
     On a GPU in half precision it is variable-length attention if the model isolates packed samples with it: FlashAttention 4 in
-    runs that are worth compiling it, or torch's.
+    runs that are worth compiling it, or torch's. If they lack what the model needs, it is FlexAttention, on the same condition.
 
     Args:
         patches: the owner of the model's patches. The decision goes to it as well.
@@ -81,25 +86,41 @@ def _choose_attention(
     dtype: torch.dtype,
     long: bool,
 ) -> Attention:
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or own == "eager":
-        because = "variable-length attention needs a GPU, half precision, and a model that is not set to eager attention"
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        because = "variable-length attention and FlexAttention need a GPU and half precision"
         return Attention(own, because, *trial.can_pack())
-    config = text_config(model)
-    problem = flash4.problem(config, device, dtype) if long else "the run is too short to compile it"
-    because = f"torch's; not FlashAttention 4: {problem or 'packed samples would see each other'}"
-    candidates: list[tuple[str, str, Kernel | None]] = [("variable-length", because, None)]
-    if not problem:
-        because = "the fastest known for this GPU and heads of this size"
-        candidates.insert(0, ("variable-length, FlashAttention 4", because, flash_attention_4()))
-    for name, because, kernel in candidates:
+    refused = "the model is made for eager attention"  # a soft cap, sinks: the kernels lack it
+    for name, because, kernel in [] if own == "eager" else _varlen_kernels(model, device, dtype, long):
         patch = VarlenAttention(model, name, kernel)
         with patches.temporarily(patch):
             packed, packed_because = trial.can_pack()
         if packed:
             patches.apply(patch)
             return Attention(name, because, packed, packed_because, variable_length=True)
-    because = "packed samples would see each other with variable-length attention, or it lacks what the model needs"
+        refused = packed_because
+    flex = FlexAttention(model)
+    with patches.temporarily(flex), observed() as kinds:
+        packed, packed_because = trial.can_pack()
+    problem = flex_problem(kinds, device, dtype) if packed else packed_because
+    if max_over_ranks(float(bool(problem))) == 0:
+        patches.apply(flex)
+        because = f"torch's FlexAttention; not variable-length attention: {refused}"
+        return Attention("FlexAttention", because, packed, packed_because, variable_length=True)
+    because = f"not variable-length attention: {refused}; not FlexAttention: {problem or 'another process can not use it'}"
     return Attention(own, because, *trial.can_pack())
+
+
+def _varlen_kernels(
+    model: torch.nn.Module, device: torch.device, dtype: torch.dtype, long: bool
+) -> list[tuple[str, str, Kernel | None]]:
+    """The variable-length kernels to try, the fastest first: name, why it is this one, and the kernel (None: torch's)."""
+    problem = flash4.problem(text_config(model), device, dtype) if long else "the run is too short to compile it"
+    because = f"torch's; not FlashAttention 4: {problem or 'packed samples would see each other'}"
+    torchs: tuple[str, str, Kernel | None] = ("variable-length", because, None)
+    if problem:
+        return [torchs]
+    because = "the fastest known for this GPU and heads of this size"
+    return [("variable-length, FlashAttention 4", because, flash_attention_4()), torchs]
 
 
 def choose_head(
@@ -129,16 +150,24 @@ def _try_fused_head(
     if not packed or not takes_positions(model) or head is None:
         return False, "samples are padded, or the model's output layer is of another kind"
     batch = pack(random_samples(vocab_size, (19, 40), 0)).to(device)
-    patch = FusedHead(head)
 
-    def losses() -> tuple[float, float]:
+    def logits() -> torch.Tensor:
+        with _trying(model, device, dtype):
+            made: torch.Tensor = model(**model_inputs(model, batch)).logits
+            return made
+
+    def fused() -> tuple[FusedHead | None, float, float]:
+        logit_map = measured_map(patches, head, logits)
+        if logit_map is None:
+            return None, 0.0, 0.0
+        patch = FusedHead(head, model, logit_map)
         plain_loss = _loss(model, batch, dtype)
         with patches.temporarily(patch):
-            return plain_loss, _loss(model, batch, dtype)
+            return patch, plain_loss, _loss(model, batch, dtype)
 
-    difference, short = math.inf, False
+    patch, difference, short = None, math.inf, False
     try:
-        plain_loss, fused_loss = twice(model, losses)
+        patch, plain_loss, fused_loss = twice(model, fused)
         difference = abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)
     except Exception as error:
         if not is_out_of_memory(error) or waits_for_others(model):
@@ -147,12 +176,15 @@ def _try_fused_head(
     # On every rank the same decision.
     if max_over_ranks(float(short)):
         return False, "memory is too short to compare it with the plain layer"
+    if max_over_ranks(float(patch is None)) or patch is None:
+        return False, "the model changes its output layer's result by something else than a scale and a soft cap"
     if max_over_ranks(float(not difference <= HEAD_TOLERANCE)):
         return False, f"the fused layer's loss differs (relative difference {difference:.0e})"
     patches.apply(patch)
     problem = kernel_problem(device.type)
     slower = f". Its loss is made of plain operations, which is slower: {problem}" if problem else ""
-    return True, f"same loss as the plain layer's (relative difference {difference:.0e}){slower}"
+    mapped = "" if patch.logit_map.is_identity else f". Logits are {patch.logit_map}, as measured"
+    return True, f"same loss as the plain layer's (relative difference {difference:.0e}){mapped}{slower}"
 
 
 def choose_compile(requested: str, num_parameters: int, num_tokens: float, device: torch.device) -> tuple[bool, str]:
@@ -175,12 +207,18 @@ def choose_compile(requested: str, num_parameters: int, num_tokens: float, devic
     return work >= WORTH_COMPILING, f"parameters times tokens is {work:.0e}, compiling pays from {WORTH_COMPILING:.0e} on"
 
 
-@torch.no_grad()
 def _loss(model: torch.nn.Module, batch: MicroBatch, dtype: torch.dtype) -> float:
+    with _trying(model, batch.input_ids.device, dtype):
+        return float(causal_lm_loss(model, batch))
+
+
+@contextmanager
+def _trying(model: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Run the model as a trial: without gradient and dropout."""
     was_training = model.training
     model.eval()
     try:
-        with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
-            return float(causal_lm_loss(model, batch))
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            yield
     finally:
         model.train(was_training)

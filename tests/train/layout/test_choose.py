@@ -112,7 +112,7 @@ def test_a_cpu_keeps_the_models_own_attention_and_output_layer():
     patches = ModelPatches(model)
     attention = choose_attention(patches, model, 512, CPU, torch.float32)
     assert (attention.packed, attention.name) == (True, "sdpa")
-    assert attention.because.startswith("variable-length attention needs a GPU")
+    assert attention.because == "variable-length attention and FlexAttention need a GPU and half precision"
     assert not choose_head(patches, model, 512, CPU, torch.float32, attention.packed)
     assert not patches.applied
     assert patches.plan() == {
