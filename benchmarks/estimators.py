@@ -51,7 +51,8 @@ CASES = (
 def on_meta(folder: str, **_: Any) -> torch.nn.Module:
     """A model without weights, in place of one that is loaded."""
     with torch.device("meta"):
-        return AutoModel.from_config(AutoConfig.from_pretrained(folder))
+        model: torch.nn.Module = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    return model
 
 
 def training_hub_estimate(package: Path) -> Callable[..., tuple[float, float, float]]:
