@@ -32,9 +32,8 @@ class ExpertAdapters(Patch):
         agreed: dict[type, bool] = {}
         for name, wrapper in outermost(self._model):
             kind = _kind_of(wrapper, agreed)
-            if kind is None:
+            if kind is WholeTensors:
                 self.others.append(name)
-                continue
             # A method of a class, and not of an instance: torch.compile then has one version for all layers.
             edits.record(wrapper, "__class__", partial(setattr, wrapper, "__class__", type(wrapper)))
             wrapper.__class__ = kind
@@ -73,6 +72,15 @@ class LinearBeside(ParamWrapper):
         return result.to(dtype)
 
 
+class WholeTensors(ParamWrapper):
+    """Adapters that PEFT computes. A compiler can't follow how it exchanges parameters, and does not try here."""
+
+    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]  # torch gives it no types
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """PEFT's own pass."""
+        return ParamWrapper.forward(self, x, *args, **kwargs)
+
+
 def outermost(model: nn.Module) -> list[tuple[str, ParamWrapper]]:
     """The adapters on parameters by name: of each module the one that wraps the others."""
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, ParamWrapper)]
@@ -92,7 +100,7 @@ def factors(wrapper: ParamWrapper, adapter: str, is_transposed: bool) -> Factors
     """The factors of an adapter on a tensor of all experts.
 
     PEFT has A as (experts * r, a) with the experts outside, and B as (b, r * experts) with the experts inside
-    (`ParamWrapper.get_delta_weight`). From 0.19 on, what it adds to a tensor (experts, b, a) is B A, and to one that the module
+    (`ParamWrapper.get_delta_weight`). From 0.19.1 on, what it adds to a tensor (experts, b, a) is B A, and to one that the module
     calls transposed, (experts, a, b), it is A^T B^T. Before, it was the latter for all.
 
     Args:
@@ -109,14 +117,14 @@ def factors(wrapper: ParamWrapper, adapter: str, is_transposed: bool) -> Factors
     return Factors(first, second, wrapper.scaling[adapter])
 
 
-def _kind_of(wrapper: ParamWrapper, agreed: dict[type, bool]) -> type[ParamWrapper] | None:
-    """The class that computes an adapter, tried once for each class of experts. None: PEFT's own."""
+def _kind_of(wrapper: ParamWrapper, agreed: dict[type, bool]) -> type[ParamWrapper]:
+    """The class that computes an adapter, tried once for each class of experts."""
     base = wrapper.get_base_layer()
     names = [one.parameter_name for one in wrappers(wrapper)]
     if isinstance(base, nn.Linear):
-        return LinearBeside if names == ["weight"] else None
+        return LinearBeside if names == ["weight"] else WholeTensors
     if not is_known(base) or not set(names) <= set(wide_and_narrow(base)) or base.num_experts == 1:
-        return None
+        return WholeTensors
     if type(base) not in agreed:
         agreed[type(base)] = agrees(base)
-    return GroupedExperts if agreed[type(base)] else None
+    return GroupedExperts if agreed[type(base)] else WholeTensors

@@ -95,7 +95,7 @@ def _linear(
 ) -> torch.Tensor:
     """The product of sorted rows with the tensor of a name, its adapters and its bias."""
     weight: torch.Tensor = getattr(experts, name)
-    rows = rows.to(weight.dtype)
+    rows = rows.to(weight.dtype).contiguous()
     result = grouped_product(rows, weight if experts.is_transposed else weight.transpose(-2, -1), ends)
     for first, second, scaling in adapters:
         first, second = _of_kernel_size(rows, first.to(rows.dtype), second.to(rows.dtype))

@@ -44,9 +44,13 @@ def is_native(rows: torch.Tensor, sizes: Sequence[int]) -> bool:
     """Whether torch's kernel takes rows of this type, with these numbers of columns of the factors."""
     if _native is None or rows.device.type != "cuda" or rows.dtype != torch.bfloat16:
         return False
-    if torch.version.hip is None and torch.cuda.get_device_capability(rows.device) < (8, 0):
-        return False
-    return all(size * rows.element_size() % ALIGNED == 0 for size in sizes)
+    return _is_capable(rows.device.index) and all(size * rows.element_size() % ALIGNED == 0 for size in sizes)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
+def _is_capable(device: int | None) -> bool:
+    """Whether a GPU is of a generation that torch's kernel is made for."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class _Product(torch.autograd.Function):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hub import ConfigError, Run
 from hub.models.patches import patches_of
-from hub.models.structure import expert_stacks, linear_layers, routers
+from hub.models.structure import expert_stacks, expert_tensors, linear_layers, routers
 from hub.train.kernels.expert_adapters import ExpertAdapters, outermost
 from hub_lora_sft.targets import leaves, of_group, target_names
 
@@ -91,6 +91,24 @@ def compute_beside(model: PeftModel, run: Run) -> None:
     run.write_plan(
         expert_adapters="whole" if others == len(wrapped) else "grouped and whole" if others else "grouped",
         expert_adapters_because=WHOLE if others else GROUPED,
+    )
+
+
+def say_what_stays_in_full(model: PreTrainedModel, run: Run) -> None:
+    """Log how many weights of experts a quantized model has in full, and write it to plan.json.
+
+    Args:
+        model: as loaded in 4 or 8 bits. bitsandbytes quantizes linear layers only.
+        run: for the log and plan.json.
+    """
+    stacks = [getattr(model.get_submodule(name), one) for name, one in expert_tensors(model)]
+    full = [tensor for tensor in stacks if tensor.is_floating_point()]
+    if not full:
+        return
+    number, dtype = sum(tensor.numel() for tensor in full), str(full[0].dtype).removeprefix("torch.")
+    run.say(f"the experts' {number:,} weights stay in {dtype}: bitsandbytes quantizes linear layers only")
+    run.write_plan(
+        experts_kept_in=dtype, experts_kept_in_because="they are fused tensors, and bitsandbytes quantizes linear layers only"
     )
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hub_lora_sft.parameters import GROUPED, targets_of
+from hub_lora_sft.parameters import GROUPED, TAKEN, targets_of
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -104,3 +104,16 @@ def test_experts_and_routers_are_targets_by_group_and_by_name(family, asked, lay
     targets = targets_of(asked, model, {})
     assert {name.rpartition(".")[2] for name in targets.layers} == layers
     assert {name.rpartition(".")[2] for name in targets.parameters} == parameters
+
+
+@pytest.mark.slow
+def test_in_4_bits_the_experts_stay_in_full_and_layers_whose_names_peft_takes_are_left_out(tmp_path, capsys):
+    pytest.importorskip("bitsandbytes")
+    quantized = ["algo.load_in_4bit=true", "data.eval_fraction=0", "algo.max_steps=1", f"model.path={zoo_model('deepseek_v2')}"]
+    result = launch(compose(*OPTIONS, *quantized, "model.dtype=bfloat16", f"output_dir={tmp_path}"))
+    said = capsys.readouterr().out
+    assert "the experts' 24,576 weights stay in bfloat16: bitsandbytes quantizes linear layers only" in said
+    assert f"1 x shared_experts.gate_proj, 2 others ({TAKEN})" in said
+    plan = json.loads((result.run_path / "plan.json").read_text())
+    assert (plan["experts_kept_in"], plan["expert_adapters"]) == ("bfloat16", "grouped")
+    assert sorted(plan["target_parameters"]) == ["down_proj", "gate_up_proj"]

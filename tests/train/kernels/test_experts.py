@@ -45,7 +45,7 @@ def by_hand(wrapper, x, weights, factors):
         a, b = factors[name]
         matrix, bias = getattr(module, name)[expert], getattr(module, f"{name}_bias", None)
         matrix = matrix if kind == "GptOssExperts" else matrix.T  # (in, out)
-        # PEFT 0.19 and later: A has the experts outside, (experts * r, in), and B inside, (out, r * experts).
+        # PEFT 0.19.1 and later: A has the experts outside, (experts * r, in), and B inside, (out, r * experts).
         own_a, own_b = a[R * expert : R * (expert + 1)], b[:, expert::EXPERTS]
         return row @ matrix + ALPHA / R * (own_b @ (own_a @ row)) + (0 if bias is None else bias[expert])
 
