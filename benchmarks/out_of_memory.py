@@ -266,9 +266,10 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-memory-")))
         lines = stack.enter_context(args.jsonl.open("a", encoding="utf-8")) if args.jsonl else None
         for algo in args.algos:
-            runs = Runs(algo, folder)
-            several = args.processes > 1
-            found = cells_of_processes(runs, args.every, args.processes, folder) if several else cells(runs, args.every)
+            place = folder / algo
+            place.mkdir()
+            runs, several = Runs(algo, place), args.processes > 1
+            found = cells_of_processes(runs, args.every, args.processes, place) if several else cells(runs, args.every)
             for verdict in found:
                 endings[algo, ("" if verdict.good else "BAD: ") + verdict.ending] += 1
                 bad += not verdict.good

@@ -87,7 +87,7 @@ class AlgoConfig(StoppingOptions, ScheduleOptions):
 
     activation_offload: str = option(AUTO, choices=(AUTO, "none", "all"))
     """CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a GPU. auto: only if the
-    longest sample does not fit otherwise. all: always."""
+    longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always."""
 
     torch_compile: str = option(AUTO, choices=(AUTO, "none", "layers"))
     """torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than compiling costs."""
@@ -279,7 +279,8 @@ class LaunchConfig(DiskOptions):
     that do not fit otherwise."""
 
     gpu_memory_gb: float | None = option(None, gt=0)
-    """Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it. null: all."""
+    """Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed layers, offload
+    and tiled MLPs follow from it, in a run and in `plan`. null: all."""
 
     grace_seconds: float = option(300.0, gt=0)
     """With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before they are

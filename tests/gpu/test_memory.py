@@ -7,8 +7,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hub import compose
 from hub.launch.launcher import launch
+from hub.system.memory import CONTEXT, GIB
 from hub.testing import tokenizer, write_chats
 from hub.train.layout import activations
+
+BESIDE_TORCH = CONTEXT / GIB
+"""Of a limit, what the driver takes."""
 
 LAYOUT = ("algo=sft", "algo.effective_batch_size=256", "algo.max_steps=3", "launch=inline", "algo.num_epochs=9")
 
@@ -33,7 +37,7 @@ def test_a_token_budget_set_too_high_gives_the_same_run_in_smaller_micro_batches
     bound = ("algo.max_tokens_per_gpu=1000000", "algo.gradient_checkpointing=none", "model.dtype=float32")
     free, plan = train(parts, tmp_path / "free", *bound)
     assert plan["max_tokens_per_gpu"] == 1000000
-    limit = f"launch.gpu_memory_gb={0.5 * free.peak_memory_gb}"
+    limit = f"launch.gpu_memory_gb={BESIDE_TORCH + 0.5 * free.peak_memory_gb}"
     short, plan = train(parts, tmp_path / "short", *bound, limit)
     assert plan["max_tokens_per_gpu"] < 1000000
     assert plan["max_tokens_per_gpu_because"] == "memory ran out above it"
@@ -47,7 +51,7 @@ def test_less_memory_makes_layers_checkpoint_and_is_not_exceeded(parts, tmp_path
     free, plan = train(parts, tmp_path / "free", bound)
     assert plan["layers_recomputed"] == 0, plan
     limit = 0.75 * free.peak_memory_gb
-    short, plan = train(parts, tmp_path / "short", bound, f"launch.gpu_memory_gb={limit}")
+    short, plan = train(parts, tmp_path / "short", bound, f"launch.gpu_memory_gb={BESIDE_TORCH + limit}")
     assert plan["layers_recomputed"] > 0, plan
     assert plan["max_tokens_per_gpu"] == 30000, plan
     assert short.peak_memory_gb < limit, plan
@@ -61,7 +65,7 @@ def test_a_plan_that_needs_too_much_memory_makes_more_layers_checkpoint(parts, t
     assert plan["layers_recomputed"] == 0, plan
     monkeypatch.setattr(activations, "choose_max_tokens", lambda *options: (30000, 0))
     limit = 0.75 * free.peak_memory_gb
-    short, plan = train(parts, tmp_path / "short", bound, f"launch.gpu_memory_gb={limit}")
+    short, plan = train(parts, tmp_path / "short", bound, f"launch.gpu_memory_gb={BESIDE_TORCH + limit}")
     assert plan["layers_recomputed"] > 0, plan
     assert plan["max_tokens_per_gpu"] == 30000, plan
     losses = [[line["loss"] for line in result.metrics] for result in (free, short)]

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from transformers import AutoModelForCausalLM
 
 from hub.data.samples.sample import Group, Sample, Unit, samples_of
 from hub.parallel.group import Group as Ranks
-from hub.parallel.group import barrier, start_group, stop_requested, sum_gradients
+from hub.parallel.group import barrier, max_over_ranks, start_group, stop_requested, sum_gradients
 from hub.parallel.session import Session
 from hub.parallel.strategy import Replicated
 from hub.system.signals import end_process, stop_request
 from hub.train import step
+from hub.train.attempts import on_all_ranks
 from hub.train.layout.layout import Layout
+from hub.train.layout.measured_passes import MeasuredPasses
 from hub.train.losses.objective import NextToken, Objective
 from hub.train.step import Criterion, evaluate, log_probabilities, weigh
 
@@ -126,10 +129,35 @@ def agree(group: Ranks) -> None:
     assert layer.bias.grad.eq(group.world**2).all()
 
 
+def measure_alike(group: Ranks) -> None:
+    """Memory is short on the last rank alone: all ranks try fewer tokens, and none waits for another."""
+    ran: list[int] = []
+
+    def run(chosen: list[Sample]) -> int:
+        ran.append(sum(map(len, chosen)))
+        if group.rank == group.world - 1 and ran[-1] > 500:
+            raise torch.OutOfMemoryError("no room")
+        return ran[-1]
+
+    def choose(most: int) -> list[Sample]:
+        ends = np.cumsum([len(sample) for sample in batch("ragged")])
+        return batch("ragged")[: max(1, int((ends <= most).sum()))]
+
+    memory = SimpleNamespace(allocated=int, peak=lambda: 1000 * ran[-1], release=bool, reset_peak=bool)
+    line = MeasuredPasses(memory, group.device, run, choose, [], recovers=True, longest=60, instead="").line(900, 1e9)
+    assert line is not None
+    assert line.per_token == 1000
+    assert max_over_ranks(float(ran[-1])) == ran[-1] <= 500
+    assert -max_over_ranks(-float(max(ran))) > 500  # the last rank tried more too
+    assert on_all_ranks(lambda: choose(1) if group.rank else run(batch("ragged")))[1] is None
+    assert on_all_ranks(lambda: run(batch("ragged")))[1] is not None
+
+
 def main(model_path: str, out: Path, most_tokens_on_last_rank: str = "") -> None:
     group = start_group()
     if group.world > 1:
         agree(group)
+        measure_alike(group)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     model.train()
     session = Session(group, Accelerator(cpu=True), torch.float32)

@@ -18,7 +18,7 @@ from hub_osft.sensitivity import measure_sensitivity
 from hub_osft.targets import find_targets
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hub import DataError, HubError, Result, RunConfig
 from hub.config.schema import ModelConfig
@@ -146,6 +146,23 @@ def test_weights_that_matter_more_have_a_larger_penalty(tmp_path, monkeypatch, r
     both = torch.tensor([[sensitivity[name], moved[name]] for name in sensitivity]).log()
     assert both[:, 0].max() - both[:, 0].min() > 2
     assert torch.corrcoef(both.T)[0, 1] > 0.8
+
+
+@pytest.mark.slow
+def test_passes_over_data_to_protect_begin_anew_in_fewer_tokens_when_memory_runs_out(tmp_path, monkeypatch, run, capsys):
+    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.save_protection=true", "algo.max_steps=1"]
+    whole = load_file(run(tmp_path / "whole", *options).model_path / "protection.safetensors")
+    real = LlamaForCausalLM.forward
+
+    def limited(self, input_ids, **named):
+        if input_ids.numel() > 400 and not self.training:
+            raise torch.OutOfMemoryError("no room")
+        return real(self, input_ids=input_ids, **named)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", limited)
+    narrow = load_file(run(tmp_path / "narrow", *options).model_path / "protection.safetensors")
+    assert "out of memory: the data to protect is run in passes of at most 256 tokens" in capsys.readouterr().out
+    assert all(torch.allclose(narrow[name].double(), whole[name].double(), rtol=1e-4, atol=1e-3) for name in whole)
 
 
 def test_what_a_weight_matters_is_asked_where_tokens_count(tmp_path, monkeypatch, run):
