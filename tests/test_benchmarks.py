@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluation, step_profile
+from benchmarks import attention, evaluation, step_profile
 from benchmarks.context import Fit, search
 from benchmarks.evaluation_answers import chosen_ends
 from benchmarks.peers import Step, Task, peers
@@ -190,3 +190,14 @@ def test_ends_are_chosen_that_give_answers_of_about_a_length():
         lengths = [next((place for place, token in enumerate(ids, 1) if token in ends), len(ids)) for ids in free]
         assert 0.7 * mean <= sum(lengths) / len(lengths) <= mean
         assert min(lengths) < mean / 1.5 < mean * 1.5 < max(lengths)
+
+
+def test_attention_is_compared_by_each_way_that_is_here_and_the_others_say_why_not(capsys):
+    attention.main(
+        ["--head-sizes", "16", "--heads", "4", "--key-heads", "2", "--tokens", "70", "--softcap", "5", "--rounds", "1"]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    ways = {line.split("|")[2].strip(): float(line.split("|")[6]) for line in lines if line.startswith("| 16 ")}
+    assert {"eager", "FlexAttention"} <= ways.keys()
+    assert max(ways.values()) < 1e-5
+    assert "sdpa, heads of 16: UnsuitedError: it has no soft cap" in lines

@@ -52,6 +52,7 @@ def test_live_tensors_are_counted_alike_with_data_and_without() -> None:
     assert without_data[0] == 2 * TOKENS * 64 * 4
 
 
+@pytest.mark.slow
 def test_a_model_with_soft_caps_and_windows_takes_memory_in_line_with_the_tokens() -> None:
     folder = zoo_model("gemma2")
     words = ("algo=lora_sft", f"model.path={folder}", "data.path=rows.jsonl", "algo.torch_compile=none")

@@ -35,8 +35,8 @@ class _Group:
 class _Offloaded:
     """A tensor in CPU memory, and the copy back once it has begun."""
 
-    def __init__(self, tensor: torch.Tensor, pieces: list[torch.Tensor], group: _Group) -> None:
-        self.shape, self.pieces, self.group = tensor.shape, pieces, group
+    def __init__(self, tensor: torch.Tensor, order: list[int], pieces: list[torch.Tensor], group: _Group) -> None:
+        self.shape, self.order, self.pieces, self.group = tensor.permute(order).shape, order, pieces, group
         self.back: torch.Tensor | None = None
         self.arrived: torch.cuda.Event | None = None
         self.was_fetched = False
@@ -157,14 +157,15 @@ class ActivationOffload:
     def _offload(self, tensor: torch.Tensor, group: _Group) -> torch.Tensor | _Offloaded:
         if not self._is_worth_it(tensor):
             return tensor
-        if self._copy_stream is not None and not (tensor.is_contiguous() and self._has_room(tensor.nbytes)):
+        order = _memory_order(tensor)
+        if self._copy_stream is not None and not (tensor.permute(order).is_contiguous() and self._has_room(tensor.nbytes)):
             return tensor
         pieces = []
         with self._on_copy_stream():
-            for part in _cut(tensor):
+            for part in _cut(tensor.permute(order)):
                 pieces.append(torch.empty_like(part, device="cpu", pin_memory=self._copy_stream is not None))
                 pieces[-1].copy_(part, non_blocking=True)
-        return _Offloaded(tensor, pieces, group)
+        return _Offloaded(tensor, order, pieces, group)
 
     def _fetch(self, held: torch.Tensor | _Offloaded) -> torch.Tensor:
         if isinstance(held, torch.Tensor):
@@ -179,7 +180,8 @@ class ActivationOffload:
         assert tensor is not None
         if held.arrived is not None:
             torch.cuda.current_stream(self._device).wait_event(held.arrived)
-        return tensor
+        # As it lay in memory: compiled layers count on it.
+        return tensor.permute([held.order.index(dim) for dim in range(tensor.ndim)])
 
     def _bring_back_all(self, group: _Group | None) -> None:
         for reference in group.tensors if group is not None else ():
@@ -207,6 +209,11 @@ class ActivationOffload:
         self._copy_stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copy_stream):
             yield
+
+
+def _memory_order(tensor: torch.Tensor) -> list[int]:
+    """Return the dimensions by their strides, the largest first. FlexAttention's result lies in another order than its own."""
+    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
 
 
 def _cut(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,12 +1,13 @@
 """FlexAttention over packed rows, compared with plain attention of each sample alone. tests/gpu has the kernels themselves."""
 
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AutoModelForCausalLM
 from zoo.zoo import zoo_model
 
@@ -14,13 +15,14 @@ from hub.data.prepare import Sample
 from hub.models.patches import ModelPatches, patches_of
 from hub.models.structure import layers_of
 from hub.train.batch.collate import pack, pad
-from hub.train.kernels import flex, flex_kernel
+from hub.train.kernels import compiled, flex, flex_kernel
 from hub.train.kernels.attention import UnsuitedError, VarlenAttention, torch_kernel
 from hub.train.kernels.checkpointing import Checkpointing
 from hub.train.kernels.compiled import CompiledLayers, num_compiled
 from hub.train.kernels.flex import FlexAttention
 from hub.train.kernels.flex_kernel import HeadKind, attend, plain_attention
-from hub.train.kernels.seen_blocks import first_seen, seen_blocks
+from hub.train.kernels.offload import ActivationOffload
+from hub.train.kernels.seen_blocks import BLOCK, first_seen, seen_blocks
 from hub.train.layout import choose
 from hub.train.layout.isolation import Trial
 from hub.train.losses.causal_lm import causal_lm_loss
@@ -198,9 +200,25 @@ LENGTHS = [(30, 7, 19), (5,) * 20, (2,), (1,), (300, 20, 200), (128, 128), (600,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "versions"), [("gemma2", 1), ("gpt_oss", 1), ("llama4_text", 3)])
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_one_version_of_a_compiled_layer_serves_all_lengths_and_windows(monkeypatch, name, versions, checkpointed):
+@pytest.mark.parametrize(
+    ("name", "checkpointed", "versions"), [("gemma2", True, 1), ("gpt_oss", False, 1), ("llama4_text", False, 3)]
+)
+def test_one_version_of_a_compiled_layer_serves_all_lengths_and_windows(monkeypatch, name, checkpointed, versions):
+    counts = compiled_counts(monkeypatch, name, [Checkpointing] if checkpointed else [])
+    assert counts == [versions] * len(LENGTHS)
+
+
+@pytest.mark.slow
+def test_a_long_rows_attention_is_offloaded_as_it_lies_in_memory(monkeypatch):
+    monkeypatch.setattr(compiled, "LONG_ROWS", 256)
+    inputs = ActivationOffload(CPU, 1, tiles_from=10**6)
+    counts = compiled_counts(monkeypatch, "gpt_oss", [lambda layers: Checkpointing(layers, inputs)])
+    assert counts[0] == 1
+    assert counts[-1] == 2  # long rows save attention's result
+
+
+def compiled_counts(monkeypatch, name, more) -> list[int]:
+    """Compare gradients of compiled layers with those of plain ones. Returns how many graphs there were after each row."""
     real = torch.compile
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="aot_eager"))
@@ -209,21 +227,21 @@ def test_one_version_of_a_compiled_layer_serves_all_lengths_and_windows(monkeypa
     patches.apply(FlexAttention(model))
     rows = [pack(random_samples(lengths)) for lengths in LENGTHS]
     expected = [gradients(model, [row]) for row in rows]
-    patches.apply(CompiledLayers(layers_of(model)))
-    if checkpointed:
-        patches.apply(Checkpointing(layers_of(model)))
-    before = num_compiled()
+    for patch in (CompiledLayers, *more):
+        patches.apply(patch(layers_of(model)))
+    before, counts = num_compiled(), []
     for row, right in zip(rows, expected, strict=True):
         assert (gradients(model, [row]) - right).norm() <= 1e-5 * right.norm()
-        assert num_compiled() - before == versions
+        counts.append(num_compiled() - before)
+    return counts
 
 
 @pytest.mark.slow
 def test_one_version_of_the_kernel_serves_all_lengths_and_windows_and_passes_without_gradient(monkeypatch):
     real = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(flex_kernel, "_compiled", lambda: compiled)
-    compiled = real(flex_kernel._attend, backend="aot_eager")
+    kernel = real(flex_kernel._attend, backend="aot_eager")
+    monkeypatch.setattr(flex_kernel, "_compiled", lambda: kernel)
     before = num_compiled()
     for lengths in [(30, 7, 19), (5,) * 20, (2,), (300, 20, 200), (128, 128), (600,)]:
         positions = torch.cat([torch.arange(length) for length in lengths])
@@ -235,3 +253,28 @@ def test_one_version_of_the_kernel_serves_all_lengths_and_windows_and_passes_wit
             assert not found.requires_grad
             assert torch.allclose(found, plain_attention(*parts, seen.low, 0.25, 20.0), atol=1e-5)
             assert num_compiled() - before == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler of C++")
+def test_a_kernel_that_skips_blocks_gives_the_same_by_these_lists():
+    def attend_by_kernel(query, key, value, seen):
+        def sees(row, head, place, other):
+            return (other <= place) & (other >= seen.low[place])
+
+        length = query.shape[2]
+        mask = BlockMask((length, length), *seen[1:], BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=sees)
+        return flex_attention(query, key, value, flex_kernel._capped(20.0), mask, 0.2, enable_gqa=True)
+
+    torch._dynamo.reset()
+    run, before = torch.compile(attend_by_kernel), num_compiled()
+    for lengths in [(300, 20, 200), (130,), (900, 3, 17, 400)]:
+        for window in (None, 50, 300):
+            seen = seen_blocks(first_seen(torch.cat([torch.arange(n) for n in lengths]), window))
+            parts = [torch.randn(1, heads, sum(lengths), 32) for heads in (4, 2, 2)]
+            for part in parts:
+                torch._dynamo.maybe_mark_dynamic(part, 2)
+            seen.mark_dynamic()
+            with torch.no_grad():
+                assert torch.allclose(run(*parts, seen), plain_attention(*parts, seen.low, 0.2, 20.0), atol=1e-5)
+    assert num_compiled() - before == 1

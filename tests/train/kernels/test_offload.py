@@ -55,6 +55,14 @@ def gradients(num: int, inputs: ActivationOffload | None) -> list[torch.Tensor]:
     return [p.grad for p in model.parameters()]
 
 
+def test_a_tensor_comes_back_as_it_lay_in_memory():
+    inputs = ActivationOffload(CPU, min_bytes=1)
+    for tensor in (torch.randn(1, 5, 3, 7), torch.randn(2, 5, 3, 7).transpose(1, 2), torch.randn(6, 4).T):
+        back = inputs._fetch(inputs._offload(tensor, offload._Group(None)))
+        assert torch.equal(back, tensor)
+        assert back.stride() == tensor.stride()
+
+
 @pytest.mark.parametrize("num", [1, 4])
 def test_gradients_are_bit_equal(num, monkeypatch):
     monkeypatch.setattr(offload, "PIECE_BYTES", 1000)
