@@ -29,6 +29,7 @@ from hub.plugins.registry import ResolvedRun, registry, resolve
 from hub.result import Outcome, Result
 from hub.run import Failure, Run
 from hub.secrets import without_secrets
+from hub.system import timeline
 from hub.system.saying import drop_what_nobody_reads, say_error
 from hub.system.signals import end_process, end_with_parent, stop_request
 from hub.system.small_files import may_pass
@@ -173,6 +174,7 @@ def failure_of(rank: int, error: BaseException) -> Failure:
 
 def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Outcome:
     """Prepare the setup, let the backend build its recipe, and run the task on it."""
+    timeline.begin("imports")
     build, task = backend.build, cfg.chosen_task
     build_recipe, name = (_imported(build), build) if isinstance(build, str) else (build, f"{backend.algorithm}:build")
     check_takes_setup(build_recipe, name)
@@ -185,12 +187,15 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Out
     setup = set_up(cfg, run, algorithm, registry().observe, reads)
     if setup.cfg.model.quantization != cfg.model.quantization and (problems := list(backend.problems(setup.cfg))):
         raise ConfigError(problems)  # of a model from the model hub it is known only now how it is stored
+    timeline.begin("model")
     recipe = build_recipe(setup)
     if isinstance(recipe, Outcome) and task.takes_steps:
         return recipe  # the backend has a trainer of its own, which has done all
     if not isinstance(recipe, Recipe):
         raise PluginError(f"{name} must return hub.recipe.Recipe, not {recipe!r:.60}")
-    outcome: Outcome = _imported(task.function)(setup, recipe)
+    with timeline.stage("imports"):
+        run_task = _imported(task.function)
+    outcome: Outcome = run_task(setup, recipe)
     return outcome
 
 
@@ -244,6 +249,7 @@ def main(run_path: Path) -> int:
     rank = int(os.environ.get("RANK", "0"))
     run, spare_dir, minutes = Run(run_path, is_main=rank == 0), None, 0.0
     drop_what_nobody_reads()
+    timeline.take_over(run.say if run.is_main else None)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         stop_request.last_words = partial(_last_words, run)
@@ -268,6 +274,7 @@ def main(run_path: Path) -> int:
             say_error(failure.traceback)
         return failure.exit_code
     finally:
+        timeline.close()
         if lost := run.write_what_waits(spare_dir, minutes):
             say_error(f"hub: {lost}")
 

@@ -19,6 +19,7 @@ from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.host_embedding import offload_embedding
 from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.tiles import MIN_TOKENS, tiles_from
+from hub.train.layout.kept_memory import compile_as_measured, measured_memory
 from hub.train.layout.memory_budget import (
     CPU_TOKENS,
     ENOUGH_TOKENS,
@@ -136,7 +137,7 @@ class Activations:
             max_tokens, _ = decide(memory) or (0, 0)
             return not max_over_ranks(float(max_tokens < (self.requested or most)))
 
-        memory = self._measure(room, is_enough)
+        room, memory = measured_memory(room, lambda: self._measure(room, is_enough))
         choice = decide(memory)
         if max_over_ranks(float(choice is None)) and self.may_offload:
             self.offload = self._make_offload()
@@ -145,7 +146,11 @@ class Activations:
         max_tokens, num = choice or (self.requested or longest, len(self.layers))
         max_tokens, num = int(-max_over_ranks(-max_tokens)), int(max_over_ranks(num))
         because = ASKED_FOR if self.requested else describe(memory, room, num)
-        return max_tokens, self._checkpoint(num), because
+        num = self._checkpoint(num)
+        compile_as_measured(
+            self.patches, lambda: self._pass(self._samples(max_tokens)), self._trained(), self.device, not cautious
+        )
+        return max_tokens, num, because
 
     def _make_offload(self) -> ActivationOffload:
         """Make the offload of all layers' inputs, and of attention's results if CPU memory has room for both.

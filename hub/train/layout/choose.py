@@ -8,6 +8,7 @@ from hub.config.option import AUTO
 from hub.models.patches import ModelPatches
 from hub.models.structure import base_of, output_layer, text_config
 from hub.run import ASKED_FOR
+from hub.system.answers import measured
 from hub.train.batch.collate import MicroBatch, pack
 from hub.train.kernels import flash4
 from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention_4
@@ -125,11 +126,15 @@ def _try_fused_head(
     if not packed or not takes_positions(model) or head is None:
         return False, "samples are padded, or the model's output layer is of another kind"
     batch = pack(random_samples(vocab_size, (19, 40), 0)).to(device)
-    plain_loss = _loss(model, batch, dtype)
     patch = FusedHead(head)
-    with patches.temporarily(patch):
-        fused_loss = _loss(model, batch, dtype)
-    difference = abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)
+
+    def compare() -> float:
+        plain_loss = _loss(model, batch, dtype)
+        with patches.temporarily(patch):
+            fused_loss = _loss(model, batch, dtype)
+        return abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)
+
+    difference = measured("equality", compare, float)
     if not difference <= HEAD_TOLERANCE:
         return False, f"the fused layer's loss differs (relative difference {difference:.0e})"
     patches.apply(patch)

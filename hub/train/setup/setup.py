@@ -29,6 +29,7 @@ from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
 from hub.parallel.session import Session, start_session
 from hub.run import ASKED_FOR, Run
+from hub.system import timeline
 from hub.train.kernels.float8 import check_gpu
 from hub.train.setup.samples import SampleSource, make_sample_source
 
@@ -102,7 +103,8 @@ class Setup:
     def _load(
         self, device: torch.device | str, dtype: torch.dtype, quantization: QuantizationConfigMixin | None
     ) -> PreTrainedModel:
-        model = load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
+        with timeline.stage("weights"):
+            model = load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
         if (vocabulary := self.vocabulary) is not None:
             resize_embeddings(model, vocabulary, self.cfg.model, self.run.say)
             self.run.write_plan(
@@ -170,10 +172,13 @@ def set_up(
     """
     if getattr(cfg.algo, "precision", AUTO) == "fp8":
         check_gpu()
+    timeline.begin("device")
     session = start_session(cfg, run)
+    timeline.begin("files")
     path = find_weights(cfg.model, run, session)
     run.write_plan(base_model_path=str(path))  # a run that did not get here leaves no folder
     cfg = _checked_on_weights(cfg, path, run, session, algorithm)
+    timeline.begin("data")
     tokenizer = load_tokenizer(cfg, path)
     positions = max_positions(load_config(cfg.model, path))
     if session.group.world > 1:

@@ -1,0 +1,83 @@
+"""The memory of a pass, as it was measured now or by an earlier run of the same kind."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from hub.models.patches import ModelPatches
+from hub.system.answers import is_known, measured, was_reused, withdraw
+from hub.train.kernels.compiled import CompiledLayers
+from hub.train.layout.memory_budget import Line, PassMemory
+
+LEAST_ROOM, MOST_ROOM = 0.99, 1.05
+"""Memory that is free for activations, over that at the measurement, within which the measurement holds. With less the layout
+would not fit. With much more another process had taken some, and there is a better one."""
+
+
+def measured_memory(room: float, measure: Callable[[], PassMemory]) -> tuple[float, PassMemory]:
+    """Measure the memory of a pass, or take what was measured before if as much is free as then.
+
+    Args:
+        room: bytes that are free for activations. The same on all ranks.
+        measure: measures. All ranks call it.
+
+    Returns:
+        The room that the layout is to be chosen for, that of the measurement; and the memory of a pass.
+    """
+
+    def now() -> tuple[float, PassMemory]:
+        return room, measure()
+
+    if is_known("memory"):
+        before, memory = measured("memory", now, _read, _write)
+        if LEAST_ROOM * before <= room <= MOST_ROOM * before:
+            return before, memory
+        withdraw("memory")
+    return measured("memory", now, _read, _write)
+
+
+def compile_as_measured(
+    patches: ModelPatches,
+    run_pass: Callable[[], int],
+    parameters: Sequence[torch.nn.Parameter],
+    device: torch.device,
+    may_fail: bool,
+) -> None:
+    """Compile the layers by a pass like those of the measurement, if that was reused.
+
+    The compiler looks at the lengths that it meets first. So the code is what it was in the run that measured.
+
+    Args:
+        patches: the owner of the model's patches.
+        run_pass: runs a pass forward and backward.
+        parameters: the trained ones, whose gradients are removed afterwards.
+        device: a GPU.
+        may_fail: whether a rank that runs out of memory leaves no other waiting. Then the first step eases, as any step does.
+    """
+    if not was_reused("memory") or patches.find(CompiledLayers) is None:
+        return
+    try:
+        with torch.random.fork_rng([device]):
+            run_pass()
+    except torch.OutOfMemoryError:
+        if not may_fail:
+            raise
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _write(found: tuple[float, PassMemory]) -> dict[str, Any]:
+    room, memory = found
+    lines = {
+        name: [line.per_token, line.fixed] for name, line in (("plain", memory.plain), ("checkpointed", memory.checkpointed))
+    }
+    return {"room": room, "num_layers": memory.num_layers, **lines}
+
+
+def _read(held: dict[str, Any]) -> tuple[float, PassMemory]:
+    plain, checkpointed = (Line(*map(float, held[name])) for name in ("plain", "checkpointed"))
+    return float(held["room"]), PassMemory(plain, checkpointed, int(held["num_layers"]))
