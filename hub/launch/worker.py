@@ -30,6 +30,7 @@ from hub.result import Outcome, Result
 from hub.run import Failure, Run
 from hub.secrets import without_secrets
 from hub.system import timeline
+from hub.system.early import make_gpu_context, read_ahead, without_collector
 from hub.system.saying import drop_what_nobody_reads, say_error
 from hub.system.signals import end_process, end_with_parent, stop_request
 from hub.system.small_files import may_pass
@@ -176,13 +177,15 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Out
     """Prepare the setup, let the backend build its recipe, and run the task on it."""
     timeline.begin("imports")
     build, task = backend.build, cfg.chosen_task
-    build_recipe, name = (_imported(build), build) if isinstance(build, str) else (build, f"{backend.algorithm}:build")
-    check_takes_setup(build_recipe, name)
+    with without_collector(freeze=cfg.launch.mode != "inline"):
+        build_recipe, name = (_imported(build), build) if isinstance(build, str) else (build, f"{backend.algorithm}:build")
+        check_takes_setup(build_recipe, name)
 
-    from hub.recipe import Recipe
-    from hub.tasks.evaluate.metrics import load_metrics, reader
-    from hub.train.setup.setup import set_up
+        from hub.recipe import Recipe
+        from hub.tasks.evaluate.metrics import load_metrics, reader
+        from hub.train.setup.setup import set_up
 
+        run_task = _imported(task.function)
     reads = reader(load_metrics(cfg.evaluate.metrics if task.takes_steps else ()))
     setup = set_up(cfg, run, algorithm, registry().observe, reads)
     if setup.cfg.model.quantization != cfg.model.quantization and (problems := list(backend.problems(setup.cfg))):
@@ -193,8 +196,6 @@ def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Out
         return recipe  # the backend has a trainer of its own, which has done all
     if not isinstance(recipe, Recipe):
         raise PluginError(f"{name} must return hub.recipe.Recipe, not {recipe!r:.60}")
-    with timeline.stage("imports"):
-        run_task = _imported(task.function)
     outcome: Outcome = run_task(setup, recipe)
     return outcome
 
@@ -257,6 +258,7 @@ def main(run_path: Path) -> int:
         end_with_parent()
         cfg, run_here = _joined(run)
         spare_dir = cfg.launch.spare_dir
+        _begin_early(cfg)
         work(resolve(cfg), run_here)
         minutes = cfg.launch.wait_for_disk_minutes
         return 0
@@ -277,6 +279,14 @@ def main(run_path: Path) -> int:
         timeline.close()
         if lost := run.write_what_waits(spare_dir, minutes):
             say_error(f"hub: {lost}")
+
+
+def _begin_early(cfg: RunConfig) -> None:
+    """Begin what needs no library, while these are imported."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    make_gpu_context(local_rank)
+    if local_rank == 0 and os.path.isdir(cfg.model.path):
+        read_ahead(Path(cfg.model.path))
 
 
 def _last_words(run: Run, number: int) -> None:

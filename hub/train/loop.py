@@ -111,10 +111,9 @@ class _Fit:
         check_disk(setup, model)
         self.last_save = LastSave(self.run, self.cfg.launch, self.log.say, sizes_on_disk(setup, model), self._weights_writer)
         self.engine = self.session.strategy.start(model, self.optimizer)
-        with timeline.stage("rehearsal"):
-            rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
         library = recipe.kernels.library if recipe.kernels is not None else ""
         with reusing(setup, model, recipe.loss, counts.of_text, library) as self.measured_before:
+            rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
             self.layout, self.shrink = choose_layout(setup, model, recipe.loss, counts.of_text, recipe.kernels)
         peak = peak_flops(self.session.device, self.session.compute_dtype)
         flops = flops_per_token(self.cfg.model, setup.base_path, counts.trained) if peak else None

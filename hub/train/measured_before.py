@@ -89,7 +89,7 @@ class MeasuredBefore:
     """
 
     def __init__(self, setup: Setup, kind: dict[str, Any]) -> None:
-        self._run, self._kind = setup.run, kind
+        self._run, self._kind, self._resumes = setup.run, kind, setup.cfg.resume is not None
         self._file = stored.entries_folder() / f"{_digest(kind)}.json"
         self._at, known = ("", {}) if not kind or not setup.run.is_main else self._read()
         # All ranks reuse the same, or nothing.
@@ -97,13 +97,14 @@ class MeasuredBefore:
         self.answers = Answers(known)
 
     def report(self) -> None:
-        """Say what was reused, and write it into plan.json."""
+        """Say what was reused, and write it into plan.json. That of a resumed run has what it had."""
         if not self.answers.reused:
             return
-        plan = self._run.plan()
+        plan = {} if self._resumes else self._run.plan()
         reasons = {key: plan[key] for name, key in REASONS.items() if name in self.answers.reused and key in plan}
         words = {key: f"{because}; measured before, at {self._at}" for key, because in reasons.items()}
-        self._run.write_plan(measured_before={"at": self._at, "what": self.answers.reused}, **words)
+        if not self._resumes:
+            self._run.write_plan(measured_before={"at": self._at, "what": self.answers.reused}, **words)
         self._run.say(
             f"measured before, at {self._at}, and not again: {', '.join(self.answers.reused)} (launch.reuse_measurements=false "
             "measures anew)"
@@ -210,6 +211,7 @@ def kind_of(
         "loss": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__name__)}",
         "library": library,
         "parameters": _digest([(name, list(p.shape), str(p.dtype), p.requires_grad) for name, p in model.named_parameters()]),
+        "template": _digest(setup.tokenizer.chat_template),
         "samples": _digest([lengths, setup.data.longest, setup.source.batch_size, cfg.data.streaming]),
     }
 

@@ -49,11 +49,11 @@ def test_the_next_run_of_a_kind_measures_nothing_and_has_the_same_losses(train, 
     capsys.readouterr()
     again, reused, passes = train("algo.learning_rate=2e-4", "launch.timeline=true")
     assert (again, passes) == (losses, [])
-    assert reused["measured_before"]["what"] == ["causality", "isolation"]
+    assert reused["measured_before"]["what"] == ["rehearsal", "causality", "isolation"]
     at = reused["measured_before"]["at"]
     assert reused["packed_because"] == f"{plan['packed_because']}; measured before, at {at}"
     said = capsys.readouterr().out
-    assert f"measured before, at {at}, and not again: causality, isolation" in said
+    assert f"measured before, at {at}, and not again: rehearsal, causality, isolation" in said
     assert "s after the start:" in said
 
 
@@ -73,7 +73,7 @@ KIND = {"world": 1, "weights": {"weights": "abc"}}
 @pytest.fixture
 def entry(tmp_path):
     """Opens the entry of a kind, of a run that needs nothing but a folder."""
-    setup = SimpleNamespace(run=Run(tmp_path))
+    setup = SimpleNamespace(run=Run(tmp_path), cfg=SimpleNamespace(resume=None))
 
     def opened(kind=KIND):
         return MeasuredBefore(setup, kind)

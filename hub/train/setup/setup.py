@@ -30,6 +30,7 @@ from hub.parallel.group import barrier
 from hub.parallel.session import Session, start_session
 from hub.run import ASKED_FOR, Run
 from hub.system import timeline
+from hub.system.early import read_ahead
 from hub.train.kernels.float8 import check_gpu
 from hub.train.setup.samples import SampleSource, make_sample_source
 
@@ -177,6 +178,8 @@ def set_up(
     timeline.begin("files")
     path = find_weights(cfg.model, run, session)
     run.write_plan(base_model_path=str(path))  # a run that did not get here leaves no folder
+    if session.group.local_rank == 0:
+        read_ahead(path)
     cfg = _checked_on_weights(cfg, path, run, session, algorithm)
     timeline.begin("data")
     tokenizer = load_tokenizer(cfg, path)
