@@ -66,7 +66,7 @@ def test_rows_are_written_at_once_and_measured_again_only_if_they_failed(tmp_pat
     monkeypatch.setattr(families, "measured", measured)
     monkeypatch.setattr(families, "plain_loss", lambda *args: (6.2001, ""))
     monkeypatch.setattr(families, "_make", lambda config, model, work: model.mkdir() or "")
-    words = ["--out", str(tmp_path / "rows.jsonl"), "--tiny", "--only", "smollm2"]
+    words = ["--out", str(tmp_path / "rows.jsonl"), "--tiny", "--only", "smollm2", "--folder", str(tmp_path)]
     assert main(words) == 1
     assert len(runs) == 4
     with (tmp_path / "rows.jsonl").open("a") as stream:
@@ -79,6 +79,7 @@ def test_rows_are_written_at_once_and_measured_again_only_if_they_failed(tmp_pat
     table = (tmp_path / "table.md").read_text()
     assert table.count("| smollm2_135m |") == 4
     assert table in capsys.readouterr().out
+    assert not list(tmp_path.glob("family-*"))
 
 
 def test_a_row_says_what_a_reader_must_know():
@@ -113,4 +114,3 @@ def test_a_family_trains_and_its_first_loss_is_that_of_plain_transformers(tmp_pa
         assert row["loss"] == row["second_loss"] == pytest.approx(row["plain_loss"], rel=2e-3)
         assert row["plan"]["attention"] == "eager"
         assert "isolation" in row["plan"]["timeline"]
-    assert not list(tmp_path.glob("family-*"))

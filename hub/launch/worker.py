@@ -30,6 +30,7 @@ from hub.result import Outcome, Result
 from hub.run import Failure, Run
 from hub.secrets import without_secrets
 from hub.system import timeline
+from hub.system.cache import cache_dir
 from hub.system.early import make_gpu_context, read_ahead, without_collector
 from hub.system.saying import drop_what_nobody_reads, say_error
 from hub.system.signals import end_process, end_with_parent, stop_request
@@ -50,6 +51,8 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
     stop_request.in_loop = False
     # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
     os.environ.setdefault("USE_HUB_KERNELS", "0")
+    # Torch's own place for what it has compiled is the folder for temporary files, which is empty after a restart.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
     cfg, algorithm, backend = resolved.config, resolved.algorithm, resolved.backend
     run.write_plan(algorithm=algorithm.name, backend=backend.name)
 

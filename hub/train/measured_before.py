@@ -228,7 +228,10 @@ def machine(device: torch.device) -> dict[str, Any]:
         found["capability"] = [properties.major, properties.minor]
     else:
         found |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    begins, agents = ("TORCH", "PYTORCH", "TRITON", "CUBLAS", "NVIDIA_TF32"), ("TORCHELASTIC", "TORCH_NCCL")
+    begins, agents = (
+        ("TORCH", "PYTORCH", "TRITON", "CUBLAS", "NVIDIA_TF32"),
+        ("TORCHELASTIC", "TORCH_NCCL", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+    )
     variables = {k: value for k, value in os.environ.items() if k.startswith(begins) and not k.startswith(agents)}
     return found | {"variables": _digest(variables)}
 
