@@ -1,6 +1,7 @@
 """What the tests of the hub and those of its plugins share: processes that do not pay for their imports."""
 
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,13 @@ def _stand_in(_warm: Path | None) -> Iterator[str]:
     sys.executable = str(_warm or real)
     yield real
     sys.executable = real
+
+
+@pytest.fixture(autouse=True)
+def measured_anew(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run of another test has measured counts in no test: some change what is measured."""
+    folder = tmp_path_factory.getbasetemp() / "measured" / str(uuid.uuid4())
+    monkeypatch.setattr("hub.system.answers.entries_folder", lambda: folder)
 
 
 warm_python = pytest.fixture(scope="module", name="warm_python")(_stand_in)

@@ -4,6 +4,7 @@ python -m benchmarks lora_8b qlora_8b                          # the hub and eac
 python -m benchmarks full_1b --only ours trl --steps 6 --json full_1b.json --markdown full_1b.md
 python -m benchmarks profile lora_8b                           # where the hub's step spends its time
 python -m benchmarks tiny --only ours trl --steps 4            # a quick check that runs anywhere
+python -m benchmarks families --out families.jsonl             # every model preset at its real size: see families.py
 
 Each contender runs in a separate process on the same model and the same rows. A variable names the environment of a peer that
 is installed elsewhere: HUB_PEER_UNSLOTH="PYTHONPATH=/folder LD_LIBRARY_PATH=/other python3", see benchmarks/README.md.
@@ -240,6 +241,10 @@ def profile(names: list[str], asked: Asked) -> int:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["families"]:
+        from benchmarks import families
+
+        return families.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="+", metavar="WORKLOAD", help=f"[profile] and any of {', '.join(WORKLOADS)}")
     parser.add_argument("--only", nargs="+", choices=peers(), help="the contenders; default: all that are installed")

@@ -151,6 +151,8 @@ def sft(
     notes: str = "",
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
+    reuse_measurements: bool = True,
+    timeline: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -303,6 +305,9 @@ def sft(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -435,6 +440,8 @@ def lora_sft(
     notes: str = "",
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
+    reuse_measurements: bool = True,
+    timeline: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -602,6 +609,9 @@ def lora_sft(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -738,6 +748,8 @@ def osft(
     notes: str = "",
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
+    reuse_measurements: bool = True,
+    timeline: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -918,6 +930,9 @@ def osft(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1048,6 +1063,8 @@ def dpo(
     notes: str = "",
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
+    reuse_measurements: bool = True,
+    timeline: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -1214,6 +1231,9 @@ def dpo(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1355,6 +1375,8 @@ def lora_dpo(
     notes: str = "",
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
+    reuse_measurements: bool = True,
+    timeline: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -1536,6 +1558,9 @@ def lora_dpo(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1681,6 +1706,8 @@ def osft_dpo(
     notes: str = "",
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
+    reuse_measurements: bool = True,
+    timeline: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -1875,6 +1902,9 @@ def osft_dpo(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1995,6 +2025,8 @@ def run(
     notes: str = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
+    reuse_measurements: bool = ...,
+    timeline: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2144,6 +2176,9 @@ def run(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2265,6 +2300,8 @@ def verify(
     notes: str = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
+    reuse_measurements: bool = ...,
+    timeline: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2409,6 +2446,9 @@ def verify(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2529,6 +2569,8 @@ def show(
     notes: str = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
+    reuse_measurements: bool = ...,
+    timeline: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2674,6 +2716,9 @@ def show(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2791,6 +2836,8 @@ def data(
     notes: str = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
+    reuse_measurements: bool = ...,
+    timeline: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2935,6 +2982,9 @@ def data(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -3054,6 +3104,8 @@ def plan(
     notes: str = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
+    reuse_measurements: bool = ...,
+    timeline: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -3198,6 +3250,9 @@ def plan(
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
+        reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
+            of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
+        timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.

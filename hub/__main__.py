@@ -10,7 +10,9 @@ def run() -> NoReturn:
     try:
         with one_line_on_interrupt():
             from hub.cli.main import main
+            from hub.system import timeline
             from hub.system.signals import end_process
+        timeline.start(timeline.process_started())
         end_process(main())
     except KeyboardInterrupt:
         end_interrupted()

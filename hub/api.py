@@ -19,6 +19,7 @@ from hub.config.schema import AlgoConfig
 from hub.keywords import TOP, Data, arguments, finished_arguments, section_of_keyword
 from hub.reports import DataReport, Option, Options
 from hub.result import Result
+from hub.system import timeline
 from hub.tasks.verbs import FINISHED
 
 
@@ -92,6 +93,7 @@ def run(
 
     if algo is None and not options.get("resume"):
         raise TypeError('run() needs an algorithm, e.g. run("lora_sft", model=..., data=...), or resume="latest"')
+    timeline.start()
     overrides, values = arguments(algo, model, data, track, options)
     return launch(compose(*overrides, values=values))
 

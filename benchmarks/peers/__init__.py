@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 LORA_RANK, LORA_ALPHA = 16, 32
-LEARNING_RATE = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}
+LEARNING_RATE = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4, "osft": 1e-5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Task:
     """Name of the contender. Some libraries have two, with different settings."""
 
     kind: str
-    """full, lora or qlora."""
+    """full, lora, qlora, or osft, which the hub alone has."""
 
     model: str
     """Folder of the model."""

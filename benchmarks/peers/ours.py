@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.peers import LEARNING_RATE, LORA_ALPHA, LORA_RANK, Peer, Task, step_log
 
-ALGORITHMS = {"full": "sft", "lora": "lora_sft", "qlora": "qlora_sft"}
+ALGORITHMS = {"full": "sft", "lora": "lora_sft", "qlora": "qlora_sft", "osft": "osft"}
 PREFERENCES = {"full": "dpo", "lora": "lora_dpo", "qlora": "qlora_dpo"}
 
 
@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
     os.environ.update(as_plugin(folder, "benchmarks.step_probe"))
     if not num_visible_gpus():
         task.ours.pop("torch_compile", None)
-    adapters = {} if task.kind == "full" else {"lora_r": LORA_RANK, "lora_alpha": LORA_ALPHA}
+    adapters = {} if task.kind in ("full", "osft") else {"lora_r": LORA_RANK, "lora_alpha": LORA_ALPHA}
     options = {
         "learning_rate": LEARNING_RATE[task.kind], "lr_scheduler": "constant", "warmup_steps": 0, "max_steps": task.steps,
         "num_epochs": 99, "effective_batch_size": task.batch, "nproc_per_node": task.gpus, "max_seq_len": task.longest,

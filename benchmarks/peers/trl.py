@@ -22,6 +22,8 @@ FSDP = (
 
 
 def refuses(kind: str, gpus: int) -> str | None:
+    if kind == "osft":
+        return "it has no OSFT"
     return "accelerate's FSDP2 is not set up for 4-bit weights here" if gpus > 1 and kind == "qlora" else None
 
 

@@ -17,7 +17,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def refuses(kind: str, gpus: int) -> str | None:
-    return "it runs on one GPU only" if gpus > 1 else None
+    return "it has no OSFT" if kind == "osft" else "it runs on one GPU only" if gpus > 1 else None
 
 
 def command(task: Task, folder: Path) -> list[str]:

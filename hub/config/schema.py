@@ -18,6 +18,7 @@ from hub.config.data import DataConfig as DataConfig
 from hub.config.disk import DiskOptions
 from hub.config.evaluate import EvaluateConfig
 from hub.config.export import ExportConfig
+from hub.config.first_step import FirstStepOptions
 from hub.config.generate import GenerateConfig
 from hub.config.model_rules import path_problems
 from hub.config.option import AUTO, field_problems, leaves, option
@@ -244,7 +245,7 @@ class ModelConfig(TokenOptions):
 
 
 @dataclass(kw_only=True)
-class LaunchConfig(DiskOptions):
+class LaunchConfig(FirstStepOptions, DiskOptions):
     """Processes and machines."""
 
     mode: str = option(AUTO, choices=(AUTO, "process", "inline"))

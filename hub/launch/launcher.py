@@ -26,6 +26,7 @@ from hub.launch.workers import Forwarding, Workers
 from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.result import Result
 from hub.run import Failure, Run
+from hub.system import timeline
 from hub.system.cores import usable_cores
 from hub.system.processes import Process
 from hub.system.saying import say, say_error
@@ -52,6 +53,8 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     cfg, run_path, ended = decide(cfg, run_path)
     if ended is not None:
         return ended
+    clock = timeline.of_run(say)
+    clock.begin("checks")
     resolved = prepare(config_to_run(cfg))
     is_inline = resolved.config.launch.mode == "inline"
     run: Run | None = None
@@ -68,6 +71,7 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
         from hub.launch.worker import work
 
         with _one_at_a_time(), stop_request.handled_here():
+            clock.say = run.say
             try:
                 done = work(resolved, run)
                 return export_after(resolved.config, done)
@@ -76,6 +80,7 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
                     run.discard()
                 raise
     finally:
+        clock.close()
         if run is not None:
             disk = resolved.config.launch
             lost = run.write_what_waits(disk.spare_dir, disk.wait_for_disk_minutes if done else 0.0)
@@ -190,7 +195,7 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
 
 def _start_workers(cfg: RunConfig, run: Run, signals: Forwarding) -> Workers:
     try:
-        return Workers(_command(cfg, run), _environment(cfg), signals)
+        return Workers(_command(cfg, run), _environment(cfg) | timeline.handed_over(), signals)
     except OSError as error:
         raise LaunchError(f"the worker can't be started: {error}") from None
 

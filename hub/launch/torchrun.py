@@ -20,6 +20,7 @@ from hub.launch.lock import release
 from hub.plugins.registry import resolve
 from hub.result import Result
 from hub.run import Run
+from hub.system import timeline
 from hub.system.saying import say_error
 
 
@@ -35,7 +36,10 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
         HubError: on rank 0 only. The other ranks return the same exit code and print nothing.
     """
     rank = int(os.environ["RANK"])
+    clock = timeline.of_run(None)
+    clock.begin("checks")
     message = _start(overrides, config_dir) if rank == 0 else None
+    clock.begin("imports")
 
     from hub.parallel.group import broadcast_text, start_group
     from hub.system.signals import stop_request
@@ -48,9 +52,11 @@ def join_group(overrides: list[str], config_dir: str | None, show: Callable[[Res
             show(Result.read(Run(Path(message["run_path"])).result_file))
         return 0
     run = Run(Path(message["run_path"]), is_main=rank == 0)
+    clock.say = run.say if rank == 0 else None
     try:
         return _work(message["config"], run, rank, show)
     finally:
+        clock.close()
         if lost := run.write_what_waits(runfile.from_text(message["config"]).launch.spare_dir):
             say_error(f"hub: {lost}")
         release(run.path)

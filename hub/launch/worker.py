@@ -29,6 +29,9 @@ from hub.plugins.registry import ResolvedRun, registry, resolve
 from hub.result import Outcome, Result
 from hub.run import Failure, Run
 from hub.secrets import without_secrets
+from hub.system import timeline
+from hub.system.cache import cache_dir
+from hub.system.early import make_gpu_context, read_ahead, without_collector
 from hub.system.saying import drop_what_nobody_reads, say_error
 from hub.system.signals import end_process, end_with_parent, stop_request
 from hub.system.small_files import may_pass
@@ -48,6 +51,8 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
     stop_request.in_loop = False
     # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
     os.environ.setdefault("USE_HUB_KERNELS", "0")
+    # Torch's own place for what it has compiled is the folder for temporary files, which is empty after a restart.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
     cfg, algorithm, backend = resolved.config, resolved.algorithm, resolved.backend
     run.write_plan(algorithm=algorithm.name, backend=backend.name)
 
@@ -181,24 +186,28 @@ def failure_of(rank: int, error: BaseException) -> Failure:
 
 def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Outcome:
     """Prepare the setup, let the backend build its recipe, and run the task on it."""
+    timeline.begin("imports")
     build, task = backend.build, cfg.chosen_task
-    build_recipe, name = (_imported(build), build) if isinstance(build, str) else (build, f"{backend.algorithm}:build")
-    check_takes_setup(build_recipe, name)
+    with without_collector(freeze=cfg.launch.mode != "inline"):
+        build_recipe, name = (_imported(build), build) if isinstance(build, str) else (build, f"{backend.algorithm}:build")
+        check_takes_setup(build_recipe, name)
 
-    from hub.recipe import Recipe
-    from hub.tasks.evaluate.metrics import load_metrics, reader
-    from hub.train.setup.setup import set_up
+        from hub.recipe import Recipe
+        from hub.tasks.evaluate.metrics import load_metrics, reader
+        from hub.train.setup.setup import set_up
 
+        run_task = _imported(task.function)
     reads = reader(load_metrics(cfg.evaluate.metrics if task.takes_steps else ()))
     setup = set_up(cfg, run, algorithm, registry().observe, reads)
     if setup.cfg.model.quantization != cfg.model.quantization and (problems := list(backend.problems(setup.cfg))):
         raise ConfigError(problems)  # of a model from the model hub it is known only now how it is stored
+    timeline.begin("model")
     recipe = build_recipe(setup)
     if isinstance(recipe, Outcome) and task.takes_steps:
         return recipe  # the backend has a trainer of its own, which has done all
     if not isinstance(recipe, Recipe):
         raise PluginError(f"{name} must return hub.recipe.Recipe, not {recipe!r:.60}")
-    outcome: Outcome = _imported(task.function)(setup, recipe)
+    outcome: Outcome = run_task(setup, recipe)
     return outcome
 
 
@@ -252,6 +261,7 @@ def main(run_path: Path) -> int:
     rank = int(os.environ.get("RANK", "0"))
     run, spare_dir, minutes = Run(run_path, is_main=rank == 0), None, 0.0
     drop_what_nobody_reads()
+    timeline.take_over(run.say if run.is_main else None)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         stop_request.last_words = partial(_last_words, run)
@@ -259,6 +269,7 @@ def main(run_path: Path) -> int:
         end_with_parent()
         cfg, run_here = _joined(run)
         spare_dir = cfg.launch.spare_dir
+        _begin_early(cfg)
         work(resolve(cfg), run_here)
         minutes = cfg.launch.wait_for_disk_minutes
         return 0
@@ -276,8 +287,17 @@ def main(run_path: Path) -> int:
             say_error(failure.traceback)
         return failure.exit_code
     finally:
+        timeline.close()
         if lost := run.write_what_waits(spare_dir, minutes):
             say_error(f"hub: {lost}")
+
+
+def _begin_early(cfg: RunConfig) -> None:
+    """Begin what needs no library, while these are imported."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    make_gpu_context(local_rank)
+    if local_rank == 0 and os.path.isdir(cfg.model.path):
+        read_ahead(Path(cfg.model.path))
 
 
 def _last_words(run: Run, number: int) -> None:

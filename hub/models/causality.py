@@ -11,6 +11,7 @@ import torch
 from hub.errors import HubError, ModelError, first_line
 from hub.models.encoders import INSTEAD
 from hub.models.structure import base_of, waits_for_others
+from hub.system.answers import doubt, measured
 from hub.system.memory import free_after_failure, is_out_of_memory
 
 TOLERANCE, FLOAT32_TOLERANCE = 1e-2, 1e-4
@@ -72,18 +73,24 @@ def check_causal(model: torch.nn.Module, vocab_size: int, device: torch.device, 
     Raises:
         ModelError: they do, or the model fails on a short text.
     """
-    measured = look_ahead(model, vocab_size, device, dtype)
-    if measured is None:
+
+    def look() -> float | None:
+        found = look_ahead(model, vocab_size, device, dtype)
+        if found is not None:
+            return found
+        doubt()
         free_after_failure()
-        measured = look_ahead(model, vocab_size, device, dtype)
+        return look_ahead(model, vocab_size, device, dtype)
+
+    effect = measured("causality", look, lambda found: found)
     allowed = FLOAT32_TOLERANCE if dtype == torch.float32 else TOLERANCE
-    if measured is not None and not math.isfinite(measured):
+    if effect is not None and not math.isfinite(effect):
         raise ModelError(
             f"{type(base_of(model)).__name__} gives no finite numbers for a text of {NUM_TOKENS} tokens: its weights or a "
             "value of config.json are broken. Copy or download the model again"
         )
-    if measured is not None and measured > allowed:
+    if effect is not None and effect > allowed:
         raise ModelError(
             f"{type(base_of(model)).__name__} is no causal language model: later tokens change the logits of earlier ones "
-            f"(measured {measured:.1e} of their effect on later ones, allowed {allowed:.0e}). {INSTEAD}"
+            f"(measured {effect:.1e} of their effect on later ones, allowed {allowed:.0e}). {INSTEAD}"
         )

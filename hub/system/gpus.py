@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from ctypes import CDLL
+from functools import cache
 
 
 def num_visible_gpus() -> int:
@@ -11,9 +12,14 @@ def num_visible_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    program = shutil.which("nvidia-smi")
+    return 0 if program is None else _num_listed(program)
+
+
+@cache
+def _num_listed(program: str) -> int:
+    """Number of GPUs that nvidia-smi lists, asked once: on a machine with several it takes up to a second."""
+    listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 

@@ -9,6 +9,7 @@ from hub.models.multimodal import auto_class
 from hub.models.saved_folder import line_on_base
 from hub.models.structure import base_of, outside_text
 from hub.run import Run
+from hub.system import timeline
 from hub.train.layout.layout import Layout
 from hub.train.setup.balancing import load_balancing
 from hub.train.setup.samples import length_lines, mix_lines
@@ -103,3 +104,19 @@ def announce_smaller(before: Layout, now: Layout, run: Run, say: Callable[[str],
             f"tokens, with the same result. Next time type algo.max_tokens_per_gpu={tokens}"
         )
         run.write_plan(max_tokens_per_gpu=tokens, max_tokens_per_gpu_because="memory ran out above it")
+
+
+def announce_first_step(setup: Setup, say: Callable[[str], None]) -> None:
+    """Write into plan.json where the seconds until the end of the first step went, and log it if `launch.timeline` asks for it.
+
+    Args:
+        setup: config and run folder.
+        say: logs a line.
+    """
+    if (seconds := timeline.end()) is None:
+        return
+    stages = {stage: round(taken, 3) for stage, taken in seconds.items()}
+    setup.run.write_plan(first_step_seconds=round(sum(seconds.values()), 3), timeline=stages)
+    if setup.cfg.launch.timeline:
+        for line in timeline.lines(seconds):
+            say(line)

@@ -8,6 +8,7 @@ import torch
 from hub.errors import ModelError
 from hub.models.structure import waits_for_others
 from hub.parallel.group import max_over_ranks
+from hub.system.answers import doubt
 from hub.system.memory import Shortage, free_after_failure, is_out_of_memory, shortage_of
 
 T = TypeVar("T")
@@ -54,7 +55,10 @@ def twice(model: torch.nn.Module, attempt: Callable[[], T]) -> T:
     if waits_for_others(model):
         return attempt()
     result, shortage = tried(attempt)
-    return attempt() if shortage is not None else result  # type: ignore[return-value]  # it is there
+    if shortage is None:
+        return result  # type: ignore[return-value]  # it is there
+    doubt()
+    return attempt()
 
 
 def too_little(what: str, shortage: Shortage | None, instead: str) -> ModelError:

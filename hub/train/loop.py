@@ -17,8 +17,9 @@ from hub.errors import DataError, Interrupted
 from hub.parallel.group import end_if_stopped, max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
 from hub.result import Outcome
+from hub.system import timeline
 from hub.system.signals import SAVE_SIGNALS, stop_request
-from hub.train.announce import ParameterCounts, announce, announce_smaller
+from hub.train.announce import ParameterCounts, announce, announce_first_step, announce_smaller
 from hub.train.batch import split as batches
 from hub.train.checkpoints.best_model import best_stored, take_model_of
 from hub.train.checkpoints.checkpoint import checkpoint_name, load_checkpoint
@@ -41,6 +42,7 @@ from hub.train.last_save import LastSave
 from hub.train.layout.flops import flops_per_token, num_trained_of_token, peak_flops
 from hub.train.layout.layout import Layout, choose_layout
 from hub.train.losses.objective import figures_of
+from hub.train.measured_before import reusing
 from hub.train.measuring import Measurements, values_of
 from hub.train.meters import Meter, counts_of, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups, restore_schedule
@@ -109,8 +111,10 @@ class _Fit:
         check_disk(setup, model)
         self.last_save = LastSave(self.run, self.cfg.launch, self.log.say, sizes_on_disk(setup, model), self._weights_writer)
         self.engine = self.session.strategy.start(model, self.optimizer)
-        rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
-        self.layout, self.shrink = choose_layout(setup, model, recipe.loss, counts.of_text, recipe.kernels)
+        library = recipe.kernels.library if recipe.kernels is not None else ""
+        with reusing(setup, model, recipe.loss, counts.of_text, library) as self.measured_before:
+            rehearse_save(self.cfg.model, self.run, self.session, model, self._save_model)
+            self.layout, self.shrink = choose_layout(setup, model, recipe.loss, counts.of_text, recipe.kernels)
         peak = peak_flops(self.session.device, self.session.compute_dtype)
         flops = flops_per_token(self.cfg.model, setup.base_path, num_trained_of_token(model)) if peak else None
         self.peak_tokens_per_second = peak * self.session.group.world / flops if peak and flops else None
@@ -144,6 +148,7 @@ class _Fit:
         return outcome
 
     def _train(self) -> Outcome:
+        timeline.begin("evaluation")
         self._observe("hub_run_start", cfg=self.cfg, run=self.run)
         self.recipe.objective.prepare(self.passes)
         if self.cfg.resume:
@@ -160,6 +165,7 @@ class _Fit:
                 self.log.measured_before(values_of(figures))
         stop_request.in_loop = True
         end_if_stopped()
+        timeline.begin("step")
         # Objects made so far live to the end. Frozen, they cost Python's collector no time while the GPU waits.
         gc.collect()
         gc.freeze()
@@ -287,10 +293,12 @@ class _Fit:
             shrink=self.shrink,
             on_cpu_during_step=count,
         )
+        announce_first_step(self.setup, self.log.say)
         self.scheduler.step()
         self.done = step.number
         speed = self.meter.end(int(counts["num_tokens"]))
         self._keep(outcome.layout)
+        self.measured_before.keep()
         stopping = stop_requested()
         asked_to_save = stopping in SAVE_SIGNALS
         if asked_to_save:
@@ -343,6 +351,8 @@ class _Fit:
     def _keep(self, layout: Layout) -> None:
         """Keep the layout that fit for the next steps, and log it if memory ran out."""
         before, self.layout = self.layout, layout
+        if layout != before:
+            self.measured_before.forget()
         announce_smaller(before, layout, self.run, self.log.say)
 
     def _measure(self) -> float | None:

@@ -49,7 +49,7 @@ def stopped(folder, monkeypatch, *options: str) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(loop, "stop_requested", lambda: signal.SIGTERM if next(seen) == STOP else None)
         with pytest.raises(Interrupted):
-            run(folder, "launch=inline", *options)
+            run(folder, "launch=inline", "launch.reuse_measurements=false", *options)
 
 
 def lines(result: Result, *names: str) -> list[tuple]:
@@ -58,7 +58,7 @@ def lines(result: Result, *names: str) -> list[tuple]:
 
 def record(result: Result) -> dict:
     """All that a run leaves, but for times, memory and its own path."""
-    measured = ("tokens_per_second", "peak_memory_gb", "seconds")
+    measured = ("tokens_per_second", "peak_memory_gb", "seconds", "timeline", "first_step_seconds")
     folder = result.run_path
     metrics = [{name: value for name, value in line.items() if name not in measured} for line in result.metrics]
     metrics[STOP - 1].pop("eval_loss", None)  # a run that is stopped is measured once more
@@ -68,7 +68,7 @@ def record(result: Result) -> dict:
     return {
         "metrics": metrics,
         "result": {name: value for name, value in ended.items() if name not in measured},
-        "plan": plan,
+        "plan": {name: value for name, value in plan.items() if name not in measured},
         "checkpoints": whole,
         "model": files,
     }

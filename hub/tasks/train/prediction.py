@@ -100,7 +100,7 @@ class Prediction:
             Measured(
                 peak_bytes=round(outcome.peak_memory_gb * GIB),
                 tokens_per_second=outcome.tokens_per_second,
-                first_step_seconds=0.0,
+                first_step_seconds=float(plan.get("first_step_seconds") or 0.0),
                 longest=longest,
                 max_tokens=int(plan.get("max_tokens_per_gpu") or 0),
                 num_checkpointed=int(plan.get("layers_recomputed") or 0),

@@ -26,6 +26,7 @@ from hub.parallel.group import broadcast_text
 from hub.parallel.session import Session
 from hub.parallel.strategy import full_weights
 from hub.run import Run
+from hub.system.answers import measured
 from hub.system.memory import is_out_of_memory, shortage_of
 from hub.train.checkpoints.save import SaveModel
 
@@ -69,14 +70,18 @@ def rehearse_save(cfg: ModelConfig, run: Run, session: Session, model: torch.nn.
 
     if run.is_main and not hasattr(model, "peft_config") and (line := make_generation_config_savable(model, folder)):
         run.say(line)
-    failure = "" if is_small else failure_with(empty)
-    if failure:
-        run.say("the whole model is saved once before training: its save can't be tried without data")
-    if is_small or failure:
-        with session.strategy.reparametrization.exact():
-            weights = full_weights(model, whole=session.strategy.whole)
-        failure = failure_with(weights)
-    if failure:
+
+    def rehearse() -> str:
+        failure = "" if is_small else failure_with(empty)
+        if failure:
+            run.say("the whole model is saved once before training: its save can't be tried without data")
+        if is_small or failure:
+            with session.strategy.reparametrization.exact():
+                weights = full_weights(model, whole=session.strategy.whole)
+            failure = failure_with(weights)
+        return failure
+
+    if failure := measured("rehearsal", rehearse, str):
         raise ModelError(failure)
 
 

@@ -20,13 +20,11 @@ from hub.errors import one_line
 from hub.models.patches import Edits, Patch, patches_of
 from hub.models.structure import base_of
 from hub.train.kernels.assumed import is_assumed
-from hub.train.kernels.logit_map import LogitMap
+from hub.train.kernels.logit_map import AS_THEY_ARE, LogitMap
 
 CHUNK_BYTES = 2**27
 """Logits at a time: enough rows that products are fast. Twice as many if the weight is trained, since each chunk reads and
 writes its whole gradient."""
-
-AS_THEY_ARE = LogitMap()
 
 
 @dataclass(frozen=True)

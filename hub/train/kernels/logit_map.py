@@ -44,6 +44,9 @@ class LogitMap:
         return ", ".join(words) or "as they are"
 
 
+AS_THEY_ARE = LogitMap()
+
+
 class _Probe(Patch):
     """The output layer returns known numbers, whatever it is given."""
 

@@ -9,12 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
-from hub.train.kernels.logit_map import LogitMap
+from hub.train.kernels.logit_map import AS_THEY_ARE, LogitMap
 
 BLOCK, WARPS = 16384, 32
 """Logits that a program reads at a time, and its warps: of seven such pairs the fastest at 128,256 logits a row on an H100."""
-
-AS_THEY_ARE = LogitMap()
 
 
 @triton.jit  # type: ignore[untyped-decorator]

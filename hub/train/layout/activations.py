@@ -19,6 +19,7 @@ from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.host_embedding import EmbeddingOnHost, offload_embedding
 from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.tiles import MIN_TOKENS, tiles_from
+from hub.train.layout.kept_memory import compile_as_measured, measured_memory
 from hub.train.layout.measured_passes import FIRST_TOKENS, MeasuredPasses
 from hub.train.layout.memory_budget import (
     CPU_TOKENS,
@@ -154,7 +155,7 @@ class Activations:
             max_tokens, _ = decide(memory) or (0, 0)
             return not max_over_ranks(float(max_tokens < (self.requested or most)))
 
-        memory = self._measure(room, is_enough)
+        room, memory = measured_memory(room, lambda: self._measure(room, is_enough))
         choice = _agreed(decide(memory) if memory is not None else None)
         line = None if memory is None else memory.with_checkpointed(memory.num_layers)
         if self.may_offload and self.offload is None:
@@ -174,7 +175,9 @@ class Activations:
         else:
             per_token = line if self.offload is not None or memory is None else memory.with_checkpointed(num)
             because = describe(per_token, room)
-        return max_tokens, self._checkpoint(num), because
+        num = self._checkpoint(num)
+        compile_as_measured(self.patches, lambda: self._passes().shortage(self._samples(max_tokens)))
+        return max_tokens, num, because
 
     def _choose_offloaded(
         self, choice: tuple[int, int] | None, room: float, line: Line | None, most: int
@@ -195,8 +198,16 @@ class Activations:
         if not was_on:
             self.offload = self._make_offload()
         more_room = self._room(cautious=False)
-        with self.patches.temporarily(Checkpointing(self.layers, self.offload)):
-            measured = self._passes().line(self.requested or ENOUGH_TOKENS, more_room)
+        measured: Line | None = None
+
+        def measure() -> PassMemory | None:
+            with self.patches.temporarily(Checkpointing(self.layers, self.offload)):
+                line = self._passes().line(self.requested or ENOUGH_TOKENS, more_room)
+            return None if line is None else PassMemory(line, line, len(self.layers))
+
+        more_room, found_memory = measured_memory(more_room, measure)
+        if found_memory is not None:
+            measured = found_memory.checkpointed
         found = None
         if measured is not None:
             found = choose_offloaded(measured, more_room, self.setup.data.longest, most, self.requested)

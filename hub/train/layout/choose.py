@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from hub.models.patches import ModelPatches
 from hub.models.structure import base_of, output_layer, text_config, waits_for_others
 from hub.parallel.group import max_over_ranks
 from hub.run import ASKED_FOR
+from hub.system.answers import measured
 from hub.system.memory import is_out_of_memory
 from hub.train.attempts import twice
 from hub.train.batch.collate import MicroBatch, pack
@@ -20,7 +22,7 @@ from hub.train.kernels.attention import Kernel, VarlenAttention, flash_attention
 from hub.train.kernels.flex import FlexAttention, observed
 from hub.train.kernels.flex_kernel import problem as flex_problem
 from hub.train.kernels.head import FusedHead, kernel_problem
-from hub.train.kernels.logit_map import measured_map
+from hub.train.kernels.logit_map import AS_THEY_ARE, LogitMap, measured_map
 from hub.train.layout.isolation import Trial, random_samples
 from hub.train.losses.causal_lm import causal_lm_loss, model_inputs, takes_positions
 
@@ -123,6 +125,28 @@ def _varlen_kernels(
     return [("variable-length, FlashAttention 4", because, flash_attention_4()), torchs]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The fused output layer beside the plain one."""
+
+    problem: str
+    """Why it can't be used. Empty: it can."""
+
+    logit_map: LogitMap
+    difference: float
+    """Of the losses, relative."""
+
+    def write(self) -> list[Any]:
+        """As JSON holds it."""
+        return [self.problem, self.logit_map.scale, self.logit_map.cap, self.difference]
+
+    @classmethod
+    def read(cls, held: list[Any]) -> "Compared":
+        """What `write` has written."""
+        problem, scale, cap, difference = held
+        return cls(str(problem), LogitMap(float(scale), None if cap is None else float(cap)), float(difference))
+
+
 def choose_head(
     patches: ModelPatches, model: torch.nn.Module, vocab_size: int, device: torch.device, dtype: torch.dtype, packed: bool
 ) -> bool:
@@ -156,35 +180,41 @@ def _try_fused_head(
             made: torch.Tensor = model(**model_inputs(model, batch)).logits
             return made
 
-    def fused() -> tuple[FusedHead | None, float, float]:
+    def compare() -> tuple[LogitMap | None, float]:
         logit_map = measured_map(patches, head, logits)
         if logit_map is None:
-            return None, 0.0, 0.0
-        patch = FusedHead(head, model, logit_map)
+            return None, math.inf
         plain_loss = _loss(model, batch, dtype)
-        with patches.temporarily(patch):
-            return patch, plain_loss, _loss(model, batch, dtype)
+        with patches.temporarily(FusedHead(head, model, logit_map)):
+            fused_loss = _loss(model, batch, dtype)
+        return logit_map, abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)
 
-    patch, difference, short = None, math.inf, False
-    try:
-        patch, plain_loss, fused_loss = twice(model, fused)
-        difference = abs(fused_loss - plain_loss) / max(abs(plain_loss), 1e-6)
-    except Exception as error:
-        if not is_out_of_memory(error) or waits_for_others(model):
-            raise
-        short = True
-    # On every rank the same decision.
-    if max_over_ranks(float(short)):
-        return False, "memory is too short to compare it with the plain layer"
-    if max_over_ranks(float(patch is None)) or patch is None:
-        return False, "the model changes its output layer's result by something else than a scale and a soft cap"
-    if max_over_ranks(float(not difference <= HEAD_TOLERANCE)):
-        return False, f"the fused layer's loss differs (relative difference {difference:.0e})"
-    patches.apply(patch)
+    def compared() -> Compared:
+        logit_map, difference, short = None, math.inf, False
+        try:
+            logit_map, difference = twice(model, compare)
+        except Exception as error:
+            if not is_out_of_memory(error) or waits_for_others(model):
+                raise
+            short = True
+        problem = ""
+        # On every rank the same decision.
+        if max_over_ranks(float(short)):
+            problem = "memory is too short to compare it with the plain layer"
+        elif max_over_ranks(float(logit_map is None)):
+            problem = "the model changes its output layer's result by something else than a scale and a soft cap"
+        elif max_over_ranks(float(not difference <= HEAD_TOLERANCE)):
+            problem = f"the fused layer's loss differs (relative difference {difference:.0e})"
+        return Compared(problem, logit_map or AS_THEY_ARE, difference)
+
+    found = measured("equality", compared, Compared.read, Compared.write)
+    if found.problem:
+        return False, found.problem
+    patches.apply(FusedHead(head, model, found.logit_map))
     problem = kernel_problem(device.type)
     slower = f". Its loss is made of plain operations, which is slower: {problem}" if problem else ""
-    mapped = "" if patch.logit_map.is_identity else f". Logits are {patch.logit_map}, as measured"
-    return True, f"same loss as the plain layer's (relative difference {difference:.0e}){mapped}{slower}"
+    mapped = "" if found.logit_map.is_identity else f". Logits are {found.logit_map}, as measured"
+    return True, f"same loss as the plain layer's (relative difference {found.difference:.0e}){mapped}{slower}"
 
 
 def choose_compile(requested: str, num_parameters: int, num_tokens: float, device: torch.device) -> tuple[bool, str]:

@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from hub.data.prepare import Sample
 from hub.models.structure import max_positions, text_config, waits_for_others
 from hub.parallel.group import max_over_ranks
+from hub.system.answers import is_known, measured
 from hub.system.memory import is_out_of_memory
 from hub.train.attempts import twice
 from hub.train.batch.collate import MicroBatch, pack
@@ -218,6 +219,8 @@ class Trial:
         self._samples, self._others = (random_samples(vocab_size, lengths, seed) for seed in range(2))
         self._alone: list[torch.Tensor] = []
         self._problem = ""
+        if is_known("isolation"):
+            return
         try:
             self._alone = twice(model, self._each_alone)
         except Exception as error:
@@ -259,6 +262,9 @@ class Trial:
 
     def can_pack(self) -> tuple[bool, str]:
         """Decide whether packing is safe for this model, as it is now. Returns the reason too."""
+        return measured("isolation", self._can_pack, lambda answer: (bool(answer[0]), str(answer[1])), list)
+
+    def _can_pack(self) -> tuple[bool, str]:
         found = self.leak()
         if found.passes and self._tries_long_row and (problem := self._long_row_problem()):
             return (

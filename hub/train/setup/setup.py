@@ -29,6 +29,8 @@ from hub.parallel.choose import choose_strategy
 from hub.parallel.group import barrier
 from hub.parallel.session import Session, start_session
 from hub.run import ASKED_FOR, Run
+from hub.system import timeline
+from hub.system.early import read_ahead
 from hub.system.memory import Shortage, free_after_failure, is_out_of_memory, memory_of, shortage_of
 from hub.train.attempts import too_little
 from hub.train.kernels.float8 import check_gpu
@@ -107,7 +109,8 @@ class Setup:
     ) -> PreTrainedModel:
         shortage: Shortage | None = None
         try:
-            model = load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
+            with timeline.stage("weights"):
+                model = load_causal_lm(self.cfg.model, self.base_path, device, dtype, quantization)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -195,10 +198,15 @@ def set_up(
     """
     if getattr(cfg.algo, "precision", AUTO) == "fp8":
         check_gpu()
+    timeline.begin("device")
     session = start_session(cfg, run)
+    timeline.begin("files")
     path = find_weights(cfg.model, run, session)
     run.write_plan(base_model_path=str(path))  # a run that did not get here leaves no folder
+    if session.group.local_rank == 0:
+        read_ahead(path)
     cfg = _checked_on_weights(cfg, path, run, session, algorithm)
+    timeline.begin("data")
     tokenizer = load_tokenizer(cfg, path)
     positions = max_positions(load_config(cfg.model, path))
     if session.group.world > 1:
