@@ -2,7 +2,7 @@
 
 python -m benchmarks.experts [--tokens 16384] [--rank 16] [--shape qwen3_30b_a3b gpt_oss_20b mixtral_8x7b]
 
-For each shape: milliseconds of a forward and a backward pass (the median of 10), the largest memory of a pass beside weights and
+For each shape: milliseconds of a forward and a backward pass (the median of 10), the most memory of a pass beside weights and
 inputs, and the relative difference of the gradients of all A and B and of the inputs. All numbers and routes are random, in
 bfloat16 on a GPU, and in float32 on a CPU (there with `--tokens 64 --small`, to try it).
 """
