@@ -4,7 +4,7 @@
     python -m hub export run=runs/words to=gguf quant=q8_0,q4_k_m
     python -m benchmarks.export_answers runs/words --rows test.jsonl
 
-Greedy answers to the first user turn of each row. "In training" is the adapter on its base in float32, by transformers and PEFT.
+Greedy answers to the first user turn of each row. "In training" is the adapter on its base by transformers and PEFT.
 """
 
 import argparse

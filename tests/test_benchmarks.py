@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import attention, evaluation, step_profile
+from benchmarks import attention, evaluation, experts, step_profile
 from benchmarks.context import Fit, search
 from benchmarks.evaluation_answers import chosen_ends
 from benchmarks.peers import Step, Task, peers
@@ -43,6 +44,12 @@ def test_each_peer_does_the_same_work_and_has_its_row(tmp_path):
     assert rows[0]["ratio"] == pytest.approx(rows[0]["tokens_per_second"] / rows[1]["tokens_per_second"])
     assert (tmp_path / "result.md").read_text() in done.stdout
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_adapters_on_experts_are_measured_beside_pefts_way():
+    rows = experts.rows_of("gpt_oss_20b", 64, 4, True, torch.device("cpu"))
+    assert [row[1] for row in rows] == ["PEFT", "grouped"]
+    assert float(rows[1][4]) < 1e-5
 
 
 def test_one_that_fails_says_why_and_one_that_takes_too_long_is_ended(tmp_path, monkeypatch, capsys):

@@ -100,8 +100,8 @@ def factors(wrapper: ParamWrapper, adapter: str, is_transposed: bool) -> Factors
     """The factors of an adapter on a tensor of all experts.
 
     PEFT has A as (experts * r, a) with the experts outside, and B as (b, r * experts) with the experts inside
-    (`ParamWrapper.get_delta_weight`). From 0.19.1 on, what it adds to a tensor (experts, b, a) is B A, and to one that the
-    module calls transposed, (experts, a, b), it is A^T B^T. Before, it was the latter for all.
+    (`ParamWrapper.get_delta_weight`). From 0.19.1 on it adds B A to a tensor (experts, b, a), and A^T B^T to one that is
+    called transposed, (experts, a, b). Before, it was the latter for all.
 
     Args:
         wrapper: the adapter.

@@ -46,7 +46,7 @@ def with_adapter_by_hand(family, saved, num_experts=4):
 
 @pytest.mark.parametrize(
     "family",
-    ["gpt_oss", "deepseek_v2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mixtral", "qwen3_moe"))],
+    ["deepseek_v2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt_oss", "mixtral", "qwen3_moe"))],
 )
 def test_what_is_saved_is_what_trained_and_loads_and_merges_so(tmp_path, monkeypatch, family):
     held = []
@@ -97,6 +97,7 @@ def test_what_is_saved_is_what_trained_and_loads_and_merges_so(tmp_path, monkeyp
         ("mixtral", ["down_proj"], set(), {"down_proj"}),
         ("llama4_text", ["router"], {"router"}, set()),  # a router by its name only
         ("deepseek_v2", ["down_proj"], set(), {"down_proj", "weight"}),
+        ("dbrx", "auto", {"Wqkv", "out_proj"}, set()),  # tensors of two dimensions, and a linear router
     ],
 )
 def test_experts_and_routers_are_targets_by_group_and_by_name(family, asked, layers, parameters):
