@@ -231,7 +231,7 @@ def sft(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -317,8 +317,8 @@ def sft(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -515,7 +515,7 @@ def lora_sft(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -616,8 +616,8 @@ def lora_sft(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -818,7 +818,7 @@ def osft(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -932,8 +932,8 @@ def osft(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -1127,7 +1127,7 @@ def dpo(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -1228,8 +1228,8 @@ def dpo(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -1434,7 +1434,7 @@ def lora_dpo(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -1550,8 +1550,8 @@ def lora_dpo(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -1760,7 +1760,7 @@ def osft_dpo(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -1889,8 +1889,8 @@ def osft_dpo(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -2077,7 +2077,7 @@ def run(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -2158,8 +2158,8 @@ def run(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -2342,7 +2342,7 @@ def verify(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -2423,8 +2423,8 @@ def verify(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -2607,7 +2607,7 @@ def show(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -2688,8 +2688,8 @@ def show(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -2868,7 +2868,7 @@ def data(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -2949,8 +2949,8 @@ def data(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -3131,7 +3131,7 @@ def plan(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -3212,8 +3212,8 @@ def plan(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
