@@ -233,7 +233,7 @@ def sft(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -322,8 +322,8 @@ def sft(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -522,7 +522,7 @@ def lora_sft(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -626,8 +626,8 @@ def lora_sft(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -830,7 +830,7 @@ def osft(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -947,8 +947,8 @@ def osft(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -1144,7 +1144,7 @@ def dpo(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -1248,8 +1248,8 @@ def dpo(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -1456,7 +1456,7 @@ def lora_dpo(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -1575,8 +1575,8 @@ def lora_dpo(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -1787,7 +1787,7 @@ def osft_dpo(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -1919,8 +1919,8 @@ def osft_dpo(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -2109,7 +2109,7 @@ def run(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -2193,8 +2193,8 @@ def run(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -2379,7 +2379,7 @@ def verify(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -2463,8 +2463,8 @@ def verify(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -2649,7 +2649,7 @@ def show(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -2733,8 +2733,8 @@ def show(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -2915,7 +2915,7 @@ def data(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -2999,8 +2999,8 @@ def data(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.
@@ -3183,7 +3183,7 @@ def plan(
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
-            GPU. auto: only if the longest sample does not fit otherwise. all: always.
+            GPU. auto: only if the longest sample, or as many tokens as keep a GPU busy, do not fit otherwise. all: always.
         torch_compile: torch.compile of each decoder layer. auto: on a GPU, if the run is long enough to gain more than
             compiling costs.
         seed: Seed of data order, adapter initialization and dropout. At least 0 and at most 4294967295.
@@ -3267,8 +3267,8 @@ def plan(
             size, clipping, optimizer and scheduler.
         cpu_offload: With fsdp and zero1 to zero3: CPU offload of the optimizer state (fsdp, zero3: also of the weights). Slow,
             for models that do not fit otherwise.
-        gpu_memory_gb: Memory in GiB that a process may use of its GPU. The token budget and checkpointed layers follow from it.
-            None: all. Above 0.
+        gpu_memory_gb: Memory in GiB that a process may take of its GPU, the driver's part included. Token budget, checkpointed
+            layers, offload and tiled MLPs follow from it, in a run and in `plan`. None: all. Above 0.
         grace_seconds: With several processes: time after SIGINT or SIGTERM to finish the step and to write a checkpoint, before
             they are killed. A second signal ends them at once. Above 0.
         python: Python interpreter of the workers, for a backend in a separate environment. None: this interpreter.

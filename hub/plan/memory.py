@@ -156,7 +156,7 @@ class Planner:
         """
         memory_bytes = int(bound_of(gpu.memory_bytes, cfg.launch.gpu_memory_gb))
         for_torch = bound_for_torch(gpu.memory_bytes, cfg.launch.gpu_memory_gb, world)
-        strategy, _ = self.planned.load.strategy(cfg, for_torch, world)
+        strategy, _ = self.planned.load.strategy(cfg, max(1.0, for_torch), world)
         shards = strategy.num_state_shards(world) if world > 1 else 1
         gathered = gathered_by(self.model, self.layers, strategy.name if world > 1 else "ddp", world, self.dtype)
         compiled, _ = choose_compile(cfg.algo.torch_compile, self._of_text, num_tokens, torch.device("cuda"))

@@ -106,6 +106,11 @@ def test_plan_chooses_the_layout_that_a_run_would_choose() -> None:
     assert found.peak_bytes == sum(part.num_bytes for part in found.parts)
     assert found.fits
     assert found.peak_bytes <= 0.56 * 2**30
+    least = planned.plan(compose("algo=lora_sft", "model=tiny", "launch.gpu_memory_gb=0.526"), gpu, 1, 300, [9000.0])
+    without = choose_max_tokens(memory, least.room_bytes, 300)
+    assert without is not None
+    assert (least.num_checkpointed, least.max_tokens >= without[0], least.fits) == (found.num_layers, True, True)
+    assert least.peak_bytes <= 0.526 * 2**30
     several = planned.plan(cfg, gpu, 2, 300, [9000.0])
     assert several.world == 2
 

@@ -167,7 +167,7 @@ class Activations:
                 choice, room, line = self._choose_offloaded(choice, room, line, most)
         if choice is None and not cautious:
             self._check_longest(line, room)
-        max_tokens, num = choice or (self.requested or longest, len(self.layers))
+        max_tokens, num = choice or (self.requested or longest, len(self.layers) if self.checkpointing != "none" else 0)
         if self.requested:
             because = ASKED_FOR
         elif line is None:

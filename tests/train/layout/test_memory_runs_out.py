@@ -202,6 +202,14 @@ def test_weights_that_do_not_fit_are_said_in_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_no_layer_is_checkpointed_against_the_users_word(tmp_path):
+    found = Runs("lora_sft", tmp_path, "algo.gradient_checkpointing=none").once(SimulatedMemory(limit=2.5e6))
+    assert (found.plan["layers_recomputed"], found.plan["max_tokens_per_gpu"]) == (0, 110)
+    with pytest.raises(ModelError, match=r"a sample of 110 tokens.*without activation.*gradient_checkpointing=auto"):
+        Runs("lora_sft", tmp_path / "again", "algo.gradient_checkpointing=none").once(SimulatedMemory(limit=8e5))
+
+
+@pytest.mark.slow
 def test_a_run_in_little_memory_checkpoints_offloads_and_takes_fewer_tokens(tmp_path):
     found = Runs("lora_sft", tmp_path).once(SimulatedMemory(limit=1e6))
     assert found.plan["layers_recomputed"] == found.plan["num_layers"]
@@ -233,7 +241,7 @@ def test_offload_is_the_last_that_a_step_tries(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algo", "every"), [("lora_sft", 700), ("osft", 900), ("sft", 600), ("dpo", 900)])
+@pytest.mark.parametrize(("algo", "every"), [("lora_sft", 1500), ("osft", 2000), ("sft", 1100), ("dpo", 2000)])
 def test_a_run_ends_well_or_in_one_line_whichever_allocation_fails(tmp_path, algo, every):
     """`python -m benchmarks.out_of_memory` tries them all."""
     runs, memory = Runs(algo, tmp_path), SimulatedMemory()
