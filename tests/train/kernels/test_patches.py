@@ -277,6 +277,6 @@ def test_adapters_take_hidden_states_as_they_are_and_give_the_same():
         assert layer(torch.zeros(1, 1, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16  # without autocast PEFT casts
     assert all_equal(found, expected)
     assert "_cast_input_dtype" not in vars(layer)
-    # Of 56 tokens each layer saves 4 x 64 numbers less: one input of queries, keys and values in place of three, one of gate and
-    # up in place of two, and attention's output once, not again for the adapter behind it.
+    # Of 56 tokens each layer saves 4 x 64 numbers less: one input of queries, keys and values in place of three, one of gate
+    # and up in place of two, and attention's output once, not again for the adapter behind it.
     assert before - after == 2 * 56 * 2 * (4 * 64)
