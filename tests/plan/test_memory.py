@@ -19,6 +19,7 @@ from hub.plan.passes import row
 from hub.plan.sizes import TOKENS, Size
 from hub.plugins.registry import resolve
 from hub.system.known_gpus import known_gpus
+from hub.train.kernels import hidden_states
 from hub.train.layout.memory_budget import Line, PassMemory, choose_max_tokens
 
 
@@ -160,3 +161,15 @@ def test_mistakes_in_a_plan_are_said_in_one_line(words: list[str], line: str) ->
         plan(words)
     assert line in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_compiled_layers_with_adapters_save_attentions_output_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saved() -> float:
+        passes = planner("algo=lora_sft", "algo.torch_compile=layers").passes(compiled=True)
+        (kind,) = passes.memories().kinds.values()
+        return kind.plain.saved.per_token
+
+    found = saved()
+    monkeypatch.setattr(hidden_states, "_adapted_layers", lambda model: [])
+    assert saved() - found == 64 * 2  # hidden numbers of two bytes

@@ -162,13 +162,19 @@ def _by_kernel(
     """Compute it by compiled kernels. Every input has a gradient, also in evaluation, and lengths may change: one is enough."""
     wants_gradient = torch.is_grad_enabled()
     with torch.enable_grad():
-        parts = [part if part.requires_grad else part.detach().requires_grad_() for part in (query, key, value)]
-        for part in parts:
+        query, key, value = map(_with_gradient, (query, key, value))
+        if sinks is not None:
+            sinks = _with_gradient(sinks.to(torch.float32, copy=True))  # neither a parameter nor of another type
+        for part in (query, key, value):
             if part.shape[2] > 1:
                 torch._dynamo.maybe_mark_dynamic(part, 2)
         seen.mark_dynamic()
-        output = _compiled()(*parts, seen, scale, softcap, sinks)
+        output = _compiled()(query, key, value, seen, scale, softcap, sinks)
     return output if wants_gradient else output.detach()
+
+
+def _with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 LENGTHS = (129, 1, 200)
@@ -211,8 +217,9 @@ def _difference(kind: HeadKind, seen: SeenBlocks, device: torch.device, dtype: t
         return torch.randn(shape, generator=chance, device=device).to(dtype).requires_grad_()
 
     length = len(seen.low)
-    query = numbers(1, kind.heads, length, kind.head_size)
-    key, value = (numbers(1, kind.key_heads, length, size) for size in (kind.head_size, kind.value_size))
+    # In memory heads come after tokens, as in models: the version of the kernels that is compiled here serves them too.
+    sizes = (kind.heads, kind.head_size), (kind.key_heads, kind.head_size), (kind.key_heads, kind.value_size)
+    query, key, value = (numbers(1, length, *size).transpose(1, 2) for size in sizes)
     sinks = numbers(kind.heads) if kind.sinks else None
     gradient = numbers(1, kind.heads, length, kind.value_size).detach()
     output = attend(query, key, value, seen, kind.scale, kind.softcap, sinks)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.attention.varlen
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hub.data.prepare import Sample
@@ -248,3 +249,34 @@ def test_the_plan_says_what_is_on(model):
     }  # fmt: skip
     patches.undo_all()
     assert patches.plan() == off
+
+
+def test_adapters_take_hidden_states_as_they_are_and_give_the_same():
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=torch.bfloat16).train()
+    adapted = get_peft_model(plain, LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False))
+    adapters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in adapters} == {torch.float32}
+
+    def measured() -> tuple[list[torch.Tensor], int]:
+        """Return the loss and the gradients, and the bytes that were saved for these."""
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def save(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+            return loss_and_gradient(adapted), sum(storage.nbytes() for storage in kept.values())
+
+    patches = patches_of(adapted)
+    (expected, before), patch = measured(), HiddenStatesIn(adapted, torch.bfloat16)
+    with patches.temporarily(patch):
+        found, after = measured()
+        layer = layers_of(adapted)[0].self_attn.q_proj
+        assert layer(torch.zeros(1, 1, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16  # without autocast PEFT casts
+    assert all_equal(found, expected)
+    assert "_cast_input_dtype" not in vars(layer)
+    # Of 56 tokens each layer saves 4 x 64 numbers less: one input of queries, keys and values in place of three, one of gate
+    # and up in place of two, and attention's output once, not again for the adapter behind it.
+    assert before - after == 2 * 56 * 2 * (4 * 64)
