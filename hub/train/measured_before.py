@@ -229,7 +229,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         found |= {"gpu": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda}
         found["capability"] = [properties.major, properties.minor]
         with suppress(AttributeError):
-            found["driver"] = torch._C._cuda_getDriverVersion()
+            found["driver"] = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # only in torch for CUDA
     else:
         found |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     begins, agents = (
@@ -242,7 +242,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 @cache
 def code_digest(plugin: str) -> str:
-    """A digest of the hub's own code that measures and computes, of an algorithm's package, and of those of the hub's plugins."""
+    """A digest of the hub's own code that measures and computes, of an algorithm's package, and of the hub's plugins."""
     root = Path(__file__).parents[1]
     files = [file for name in ("train", "models", "parallel") for file in sorted((root / name).rglob("*.py"))]
     packages = {plugin, *(name for name in sys.modules if name.startswith("hub_") and "." not in name)} - {"hub"}
