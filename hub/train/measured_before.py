@@ -168,7 +168,9 @@ def reusing(
         library: whose kernels are on, if they are not the hub's.
     """
     kind: dict[str, Any] = {}
-    if setup.cfg.launch.reuse_measurements and setup.cfg.launch.deepspeed_config is None:
+    cfg = setup.cfg
+    # Of settings in a file, and of a model's own code, which may come from yet another place, it is not known what they do.
+    if cfg.launch.reuse_measurements and cfg.launch.deepspeed_config is None and not cfg.model.trust_remote_code:
         here = machine(setup.session.device)
         is_alike = _digest(here) == broadcast_text(_digest(here))
         if not max_over_ranks(float(not is_alike)):
@@ -226,6 +228,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         found |= {"gpu": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda}
         found["capability"] = [properties.major, properties.minor]
+        with suppress(AttributeError):
+            found["driver"] = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # only in torch for CUDA
     else:
         found |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     begins, agents = (
@@ -238,12 +242,13 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 @cache
 def code_digest(plugin: str) -> str:
-    """A digest of the hub's own code that measures and computes, and of an algorithm's package."""
+    """A digest of the hub's own code that measures and computes, of an algorithm's package, and of the hub's plugins."""
     root = Path(__file__).parents[1]
     files = [file for name in ("train", "models", "parallel") for file in sorted((root / name).rglob("*.py"))]
-    package = sys.modules.get(plugin)
-    for folder in list(getattr(package, "__path__", [])) if plugin != "hub" else []:
-        files += sorted(Path(folder).rglob("*.py"))
+    packages = {plugin, *(name for name in sys.modules if name.startswith("hub_") and "." not in name)} - {"hub"}
+    for name in sorted(packages):
+        for folder in list(getattr(sys.modules.get(name), "__path__", [])):
+            files += sorted(Path(folder).rglob("*.py"))
     return _digest([(file.name, _content(file)) for file in files])
 
 

@@ -69,6 +69,11 @@ def test_a_run_leaves_all_that_it_promises(one_process):
     assert lines[-1]["eval_loss"] == written["eval_loss"] < written["eval_loss_before"]
     assert written["train_loss"] == pytest.approx(sum(line["loss"] for line in lines) / 6)
     assert one_process.metrics == lines
+    plan = json.loads((folder / "plan.json").read_text())
+    # The worker's clock goes on where that of the command ended.
+    assert list(plan["timeline"])[:5] == ["start", "checks", "process", "imports", "device"]
+    assert all(seconds >= 0 for seconds in plan["timeline"].values())
+    assert 0 < plan["first_step_seconds"] < 600
 
 
 @pytest.mark.slow
