@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hub.errors import HubError, ModelError
+from hub.errors import HubError, Interrupted, ModelError
 from hub.parallel.group import broadcast_text
 from hub.result import Outcome
 from hub.tasks.export.trial import try_export
@@ -51,6 +51,7 @@ def _try_export(setup: Setup, recipe: Recipe) -> None:
 
     Raises:
         ModelError: it can't be exported, on all ranks.
+        Interrupted: a signal stops the run.
     """
     failure = ""
     if setup.run.is_main:
@@ -58,6 +59,8 @@ def _try_export(setup: Setup, recipe: Recipe) -> None:
             setup.run.say(f"export.to={', '.join(setup.cfg.export.to)}: trying it with an untrained model of a few layers")
             with _fresh(setup.run.path / ".untrained") as aside:
                 setup.run.say(try_export(setup.cfg, setup.run.path, setup.base_path, _untrained_adapter(recipe, aside)))
+        except Interrupted:
+            raise
         except HubError as error:
             failure = str(error)
     if failure := broadcast_text(failure):

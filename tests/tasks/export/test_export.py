@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from zoo.zoo import zoo_model
 
 import hub
 from benchmarks.exports import tune, write_model
-from hub import ConfigError, ModelError
+from hub import ConfigError, Interrupted, ModelError
 from hub.config.export import ExportConfig
 from hub.launch.finished import asked_for
 from hub.models import merging
@@ -296,15 +297,24 @@ def test_a_run_is_exported_at_its_end_and_tried_before_it(tmp_path, hub):
     assert not list((tmp_path / "a").glob(".*"))
 
 
-def test_a_model_that_can_not_be_exported_is_not_trained(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (ModelError("the template can't be written"), "the template can't be written", 2),
+        (Interrupted.before_training(signal.SIGTERM), "stopped by SIGTERM before training began", 143),
+    ],
+    ids=["refused", "stopped"],
+)
+def test_a_model_that_can_not_be_exported_is_not_trained(tmp_path, monkeypatch, error, line, code):
     from hub.tasks.train import train
 
     def refuse(*args):
-        raise ModelError("the template can't be written")
+        raise error
 
     monkeypatch.setattr(train, "try_export", refuse)
-    with pytest.raises(ModelError, match="the template can't be written"):
+    with pytest.raises(type(error), match=line) as raised:
         hub.lora_sft(**OPTIONS, model="tiny", export=vars(ExportConfig(to=["merged"])), output_dir=tmp_path, run_name="a")
+    assert raised.value.exit_code == code
     assert not (tmp_path / "a/metrics.jsonl").exists()
 
 
