@@ -538,8 +538,8 @@ def lora_sft(
         lora_r: Rank of the adapters, which sets their capacity. At least 1.
         lora_alpha: Scale of the adapters: their output is multiplied by alpha / r. Twice the rank is common. Above 0.
         lora_dropout: Dropout on the input of the adapters. At least 0 and below 1.
-        target_modules: Layers with an adapter. auto and all-linear: all but the output layer. Or attention, mlp, or a list of
-            module names.
+        target_modules: What gets an adapter. auto and all-linear: all linear layers but the output layer and routers, and the
+            experts of a mixture. Or attention, mlp, or a list of names of layers and experts.
         bias: Biases to train: none, all, or those of the adapted layers.
         use_rslora: Scale by alpha / sqrt(r), which stabilizes high ranks (arXiv 2312.03732).
         use_dora: Train direction and magnitude of the weights separately (DoRA, arXiv 2402.09353). Slower.
@@ -1472,8 +1472,8 @@ def lora_dpo(
         lora_r: Rank of the adapters, which sets their capacity. At least 1.
         lora_alpha: Scale of the adapters: their output is multiplied by alpha / r. Twice the rank is common. Above 0.
         lora_dropout: Dropout on the input of the adapters. At least 0 and below 1.
-        target_modules: Layers with an adapter. auto and all-linear: all but the output layer. Or attention, mlp, or a list of
-            module names.
+        target_modules: What gets an adapter. auto and all-linear: all linear layers but the output layer and routers, and the
+            experts of a mixture. Or attention, mlp, or a list of names of layers and experts.
         bias: Biases to train: none, all, or those of the adapted layers.
         use_rslora: Scale by alpha / sqrt(r), which stabilizes high ranks (arXiv 2312.03732).
         use_dora: Train direction and magnitude of the weights separately (DoRA, arXiv 2402.09353). Slower.

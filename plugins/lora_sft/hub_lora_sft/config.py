@@ -40,7 +40,8 @@ class LoraSftConfig(AlgoConfig):
     """Dropout on the input of the adapters."""
 
     target_modules: Any = "auto"
-    """Layers with an adapter. auto and all-linear: all but the output layer. Or attention, mlp, or a list of module names."""
+    """What gets an adapter. auto and all-linear: all linear layers but the output layer and routers, and the experts of a
+    mixture. Or attention, mlp, or a list of names of layers and experts."""
 
     bias: str = option("none", choices=tuple(BIASES))
     """Biases to train: none, all, or those of the adapted layers."""
