@@ -124,6 +124,8 @@ def varlen_attention(
     unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
     if unknown or dropout or attention_mask is not None or getattr(module, "is_causal", True) is False:
         raise UnsuitedError(f"variable-length attention without {', '.join(unknown) or 'masks and dropout'}")
+    if kernel.name == VARLEN and value.shape[-1] != query.shape[-1]:  # DeepSeek's
+        raise UnsuitedError("torch's variable-length attention with values of another size than queries")
     # The trial of packing is not compiled. In a compiled layer its number would make each layer a version of its own.
     if not torch.compiler.is_compiling() and not sliding_window and needs_mask(module):
         raise UnsuitedError("variable-length attention without a window or chunks that only a mask has")
