@@ -19,6 +19,7 @@ from hub.train.layout.kept_memory import measured_memory
 from hub.train.layout.memory_budget import Line, PassMemory
 from hub.train.losses.causal_lm import causal_lm_loss
 from hub.train.measured_before import MeasuredBefore
+from tests.simulated_memory import SimulatedMemory
 
 OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "launch=inline", "algo.max_steps=2", "algo.lora_dropout=0.1"]
 
@@ -147,6 +148,26 @@ def test_memory_is_measured_anew_if_another_amount_is_free():
             assert measured_memory(room, measure) == (1000.0 if reused else room, memory)
         assert (not passes, later.reused == ["memory"]) == (reused, reused)
         assert later.given["memory.0"]["room"] == (1000.0 if reused else room)
+
+
+@pytest.mark.slow
+def test_the_layout_of_a_run_in_little_memory_is_taken_over(train):
+    def in_memory(*more):
+        memory = SimulatedMemory(limit=8e6)
+        with memory.on():
+            losses, plan, _ = train("model.dtype=float32", *more)
+        return losses, plan, memory.num_allocations
+
+    losses, plan, allocations = in_memory()
+    again, reused, fewer = in_memory()
+    assert again == losses
+    assert "memory" in reused["measured_before"]["what"]
+    assert fewer < allocations
+    layout = ("max_tokens_per_gpu", "layers_recomputed", "activation_offload", "activation_offload_because", "packed")
+    assert [reused[name] for name in layout] == [plan[name] for name in layout]
+    assert plan["layers_recomputed"] > 0
+    anew, other, _ = in_memory("launch.reuse_measurements=false")
+    assert (anew, other.get("measured_before")) == (losses, None)
 
 
 @pytest.mark.slow

@@ -176,7 +176,7 @@ class Activations:
             per_token = line if self.offload is not None or memory is None else memory.with_checkpointed(num)
             because = describe(per_token, room)
         num = self._checkpoint(num)
-        compile_as_measured(self.patches, lambda: self._passes().shortage(self._samples(max_tokens)))
+        compile_as_measured(self.patches, lambda: self._passes().shortage(self._samples(FIRST_TOKENS)))
         return max_tokens, num, because
 
     def _choose_offloaded(

@@ -103,7 +103,8 @@ def _choose_attention(
     flex = FlexAttention(model)
     with patches.temporarily(flex), observed() as kinds:
         packed, packed_because = trial.can_pack()
-    problem = flex_problem(kinds, device, dtype) if packed else packed_because
+    # The kinds are observed in the trial's passes. If an earlier run's were reused, so is what the kernels gave for these.
+    problem = measured("equality", lambda: flex_problem(kinds, device, dtype), str) if packed else packed_because
     if max_over_ranks(float(bool(problem))) == 0:
         patches.apply(flex)
         because = f"torch's FlexAttention; not variable-length attention: {refused}"

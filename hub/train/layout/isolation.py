@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from hub.data.prepare import Sample
 from hub.models.structure import max_positions, text_config, waits_for_others
 from hub.parallel.group import max_over_ranks
-from hub.system.answers import is_known, measured
+from hub.system.answers import doubt, is_known, measured
 from hub.system.memory import is_out_of_memory
 from hub.train.attempts import twice
 from hub.train.batch.collate import MicroBatch, pack
@@ -265,6 +265,9 @@ class Trial:
         return measured("isolation", self._can_pack, lambda answer: (bool(answer[0]), str(answer[1])), list)
 
     def _can_pack(self) -> tuple[bool, str]:
+        if not self._alone and not self._problem:
+            self._problem = "an earlier run of this kind has tried less, and what samples have alone is not known"
+            doubt()
         found = self.leak()
         if found.passes and self._tries_long_row and (problem := self._long_row_problem()):
             return (

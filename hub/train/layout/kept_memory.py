@@ -39,7 +39,7 @@ def measured_memory(room: float, measure: Callable[[], PassMemory | None]) -> Fo
 
 
 def compile_as_measured(patches: ModelPatches, run_pass: Callable[[], object]) -> None:
-    """Compile the layers by a pass like those of the measurement, if that was reused.
+    """Compile the layers by a pass like the first of the measurement, if that was reused.
 
     The compiler looks at the lengths that it meets first. So the code is what it was in the run that measured. If memory runs
     out here, the first step eases, as any step does.

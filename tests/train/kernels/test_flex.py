@@ -1,5 +1,6 @@
 """FlexAttention over packed rows, compared with plain attention of each sample alone. tests/gpu has the kernels themselves."""
 
+import json
 import random
 import shutil
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from zoo.zoo import zoo_model
 from hub.data.prepare import Sample
 from hub.models.patches import ModelPatches, patches_of
 from hub.models.structure import layers_of
+from hub.system.answers import Answers, open_answers
 from hub.train.batch.collate import pack, pad
 from hub.train.kernels import compiled, flex, flex_kernel
 from hub.train.kernels.attention import UnsuitedError, VarlenAttention, torch_kernel
@@ -171,6 +173,19 @@ def test_the_models_own_attention_stays_where_it_fails_and_says_why(monkeypatch)
     assert found.name == "eager"
     assert "not FlexAttention: the model can't run packed samples" in found.because
     assert not patches.applied
+
+
+def test_the_choice_of_an_earlier_run_is_taken_over_without_a_pass(monkeypatch):
+    """What the kernels are tried for is observed in the trial's passes, which do not take place then."""
+    monkeypatch.setattr(choose, "flex_problem", lambda kinds, device, dtype: "" if kinds else "not asked")
+    with open_answers(Answers({})) as first:
+        found, _ = choice("gemma2")
+    monkeypatch.setattr(Trial, "_run", None)
+    with open_answers(Answers(json.loads(json.dumps(first.given)))) as later:
+        again, patches = choice("gemma2")
+    assert (again.name, again) == ("FlexAttention", found)
+    assert patches.find(FlexAttention) is not None
+    assert later.given == first.given
 
 
 def test_kernels_that_give_something_else_are_found_before_they_are_used(monkeypatch):
