@@ -59,6 +59,8 @@ def unsuited(
         ModelError: the model can't compute anything, on the device where it will train.
     """
     reasons = dict.fromkeys(_shared(model, weights), SHARED)
+    if next(model.parameters()).is_meta:  # a plan has no weights that could compute anything
+        return reasons
     trial = _Trial(model, weights)
     try:
         twice(model, lambda: trial.run(_text(model)))
