@@ -243,13 +243,15 @@ def test_one_version_of_the_kernel_serves_all_lengths_and_windows_and_passes_wit
     kernel = real(flex_kernel._attend, backend="aot_eager")
     monkeypatch.setattr(flex_kernel, "_compiled", lambda: kernel)
     before = num_compiled()
-    for lengths in [(30, 7, 19), (5,) * 20, (2,), (300, 20, 200), (128, 128), (600,)]:
+    monkeypatch.setattr(flex_kernel, "_attend", None)  # what is not compiled
+    for lengths in [(30, 7, 19), (5,) * 20, (2,), (1,), (300, 20, 200), (128, 128), (600,)]:
         positions = torch.cat([torch.arange(length) for length in lengths])
         for window in (None, 9):
             seen = seen_blocks(first_seen(positions, window))
             parts = [torch.randn(1, heads, len(positions), 16) for heads in (4, 2, 2)]
             with torch.no_grad():
-                found = flex_kernel._by_kernel(*parts, seen, 0.25, 20.0, None)
+                run = flex_kernel.attend if lengths == (1,) else flex_kernel._by_kernel
+                found = run(*parts, seen, 0.25, 20.0, None)
             assert not found.requires_grad
             assert torch.allclose(found, plain_attention(*parts, seen.low, 0.25, 20.0), atol=1e-5)
             assert num_compiled() - before == 1
