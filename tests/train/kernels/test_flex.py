@@ -167,6 +167,12 @@ def test_the_models_own_attention_stays_where_it_fails_and_says_why(monkeypatch)
     assert (found.name, found.packed) == ("eager", True)
     assert found.because.endswith("not FlexAttention: out of resource: shared memory")
     assert not patches.applied
+    with monkeypatch.context() as other:
+        other.setattr(flex, "attend", lambda *args: -attend(*args))  # a norm behind it hides a factor
+        found, patches = choice("gemma2")
+    assert found.name == "eager"
+    assert "not FlexAttention: samples alone have something else by it (measured" in found.because
+    assert not patches.applied
     found, patches = choice("bloom")  # it adds the mask to a bias of its own
     assert found.name == "eager"
     assert "not FlexAttention: the model can't run packed samples" in found.because
