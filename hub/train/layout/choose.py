@@ -100,6 +100,8 @@ def _choose_attention(
         # Its rounding differs from eager attention's, which sends some tokens to other experts. So each has its own measure.
         own_trial = trial.again()
         packed, packed_because = own_trial.can_pack()
+        if packed:
+            own_trial.run_once()  # what the model asks for shows in a pass, and the trial may have had none: its outcome is kept
     apart = trial.difference(own_trial)
     if not packed:
         problem = packed_because

@@ -24,7 +24,7 @@ from hub.train.kernels.flex_kernel import HeadKind, attend, plain_attention
 from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.seen_blocks import BLOCK, first_seen, seen_blocks
 from hub.train.layout import choose
-from hub.train.layout.isolation import Trial
+from hub.train.layout.isolation import Leak, Trial
 from hub.train.losses.causal_lm import causal_lm_loss
 
 CPU = torch.device("cpu")
@@ -159,6 +159,17 @@ def test_on_a_gpu_it_serves_what_variable_length_attention_does_not_take(monkeyp
     assert because in found.because
     assert patches.find(FlexAttention) is not None
     assert patches.find(VarlenAttention) is None
+
+
+def test_what_a_model_asks_for_is_seen_though_the_outcome_of_the_trial_is_known(monkeypatch):
+    monkeypatch.setattr(Trial, "can_pack", lambda trial: (True, "known"))
+    monkeypatch.setattr(Trial, "difference", lambda trial, other: Leak(0.0, 0.0))
+    asked = []
+    monkeypatch.setattr(choose, "flex_problem", lambda kinds, device, dtype: asked.extend(kinds) or "")
+    monkeypatch.setattr(Trial, "again", lambda trial: trial)
+    found, _ = choice("gemma2")
+    assert (found.name, found.packed_because) == ("FlexAttention", "known")
+    assert [kind.softcap for kind in asked] == [0.1]
 
 
 def test_the_models_own_attention_stays_where_it_fails_and_says_why(monkeypatch):
