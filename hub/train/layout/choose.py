@@ -101,7 +101,7 @@ def _choose_attention(
         own_trial = trial.again()
         packed, packed_because = own_trial.can_pack()
         if packed:
-            own_trial.run_once()  # what the model asks for shows in a pass, and the trial may have had none: its outcome is kept
+            own_trial.run_once()  # what the model asks for shows in a pass, and a trial whose outcome is known has none
     apart = trial.difference(own_trial)
     if not packed:
         problem = packed_because
