@@ -130,6 +130,9 @@ def attend(
     """
     if is_assumed():
         return _without_data(query, key, value, sinks)
+    if not torch.compiler.is_compiling() and query.shape[2] == 1:
+        # A length of 1 would be one more version of the kernels.
+        return plain_attention(query, key, value, seen.low, scale, softcap, None if sinks is None else sinks.to(query.dtype))
     if torch.compiler.is_compiling() or query.device.type == "cpu":
         return _attend(query, key, value, seen, scale, softcap, sinks)
     return _by_kernel(query, key, value, seen, scale, softcap, sinks)

@@ -33,10 +33,13 @@ class HiddenStatesIn(Patch):
 
 def _adapted_layers(model: torch.nn.Module) -> Iterator[Any]:
     """Iterate over PEFT's LoRA layers whose first factor is a plain linear layer, which autocast casts by itself."""
+    module: Any
     for module in model.modules():
         factors = getattr(module, "lora_A", None)
         if not isinstance(factors, torch.nn.ModuleDict) or not hasattr(module, "_cast_input_dtype"):
             continue
+        if not isinstance(module.get_base_layer(), torch.nn.Linear):
+            continue  # tensors of experts, embeddings
         if all(type(one) is torch.nn.Linear for one in factors.values()) and not getattr(module, "lora_variant", None):
             yield module
 

@@ -212,6 +212,7 @@ class Trial:
         most_tokens: int = 0,
     ) -> None:
         self._model, self._device, self._dtype, self._inputs = model, device, dtype, inputs
+        self._most_tokens = most_tokens
         self._vocab_size, self._positions = vocab_size, max_positions(text_config(model)) or LARGEST_TABLE
         self._tries_long_row = self._positions < min(most_tokens, LARGEST_TABLE)
         room = min(self._positions, sum(LENGTHS))
@@ -229,6 +230,32 @@ class Trial:
     def _each_alone(self) -> list[torch.Tensor]:
         with self._trying():
             return [self._run(None, [sample])[0] for sample in self._samples]
+
+    def again(self) -> "Trial":
+        """Return the same trial of the model as it is now: what samples have alone is from its present attention."""
+        return Trial(self._model, self._vocab_size, self._device, self._dtype, self._inputs, self._most_tokens)
+
+    def run_once(self) -> None:
+        """Run the model once, on one sample alone."""
+        with self._trying():
+            self._run(None, self._samples[:1])
+
+    def difference(self, other: "Trial") -> Leak:
+        """Compare what samples have alone, here and in a trial with another attention. Equal on all ranks.
+
+        All ranks must call it. In half precision any difference that can be rounding passes: a token may go to another expert.
+        What was not run, since its outcome is known, passes.
+        """
+        allowed = MOST_LIMIT if self._dtype in LEAST_LIMIT else FLOAT32_LIMIT
+        problem, worst = self._problem or other._problem, float("inf")
+        if not problem and not (self._alone and other._alone):
+            worst = 0.0
+        elif not problem:
+            spread = max(float(torch.cat(self._alone).std()), LEAST_SPREAD)
+            pairs = zip(self._alone, other._alone, strict=True)
+            worst = max(float((one - another).square().mean().sqrt()) / spread for one, another in pairs)
+        measured = max_over_ranks(worst)
+        return Leak(measured, allowed, problem or "another process can't" if np.isinf(measured) else "")
 
     def leak(self) -> Leak:
         """Measure the effect of packing, in the order of the samples that shows least. Equal on all ranks.

@@ -26,7 +26,7 @@ from hub.train.kernels.flex_kernel import HeadKind, attend, plain_attention
 from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.seen_blocks import BLOCK, first_seen, seen_blocks
 from hub.train.layout import choose
-from hub.train.layout.isolation import Trial
+from hub.train.layout.isolation import Leak, Trial
 from hub.train.losses.causal_lm import causal_lm_loss
 
 CPU = torch.device("cpu")
@@ -163,11 +163,28 @@ def test_on_a_gpu_it_serves_what_variable_length_attention_does_not_take(monkeyp
     assert patches.find(VarlenAttention) is None
 
 
+def test_what_a_model_asks_for_is_seen_though_the_outcome_of_the_trial_is_known(monkeypatch):
+    monkeypatch.setattr(Trial, "can_pack", lambda trial: (True, "known"))
+    monkeypatch.setattr(Trial, "difference", lambda trial, other: Leak(0.0, 0.0))
+    asked = []
+    monkeypatch.setattr(choose, "flex_problem", lambda kinds, device, dtype: asked.extend(kinds) or "")
+    monkeypatch.setattr(Trial, "again", lambda trial: trial)
+    found, _ = choice("gemma2")
+    assert (found.name, found.packed_because) == ("FlexAttention", "known")
+    assert [kind.softcap for kind in asked] == [0.1]
+
+
 def test_the_models_own_attention_stays_where_it_fails_and_says_why(monkeypatch):
     monkeypatch.setattr(choose, "flex_problem", lambda kinds, device, dtype: "out of resource: shared memory")
     found, patches = choice("gemma2")
     assert (found.name, found.packed) == ("eager", True)
     assert found.because.endswith("not FlexAttention: out of resource: shared memory")
+    assert not patches.applied
+    with monkeypatch.context() as other:
+        other.setattr(flex, "attend", lambda *args: -attend(*args))  # a norm behind it hides a factor
+        found, patches = choice("gemma2")
+    assert found.name == "eager"
+    assert "not FlexAttention: samples alone have something else by it (measured" in found.because
     assert not patches.applied
     found, patches = choice("bloom")  # it adds the mask to a bias of its own
     assert found.name == "eager"
@@ -258,13 +275,15 @@ def test_one_version_of_the_kernel_serves_all_lengths_and_windows_and_passes_wit
     kernel = real(flex_kernel._attend, backend="aot_eager")
     monkeypatch.setattr(flex_kernel, "_compiled", lambda: kernel)
     before = num_compiled()
-    for lengths in [(30, 7, 19), (5,) * 20, (2,), (300, 20, 200), (128, 128), (600,)]:
+    monkeypatch.setattr(flex_kernel, "_attend", None)  # what is not compiled
+    for lengths in [(30, 7, 19), (5,) * 20, (2,), (1,), (300, 20, 200), (128, 128), (600,)]:
         positions = torch.cat([torch.arange(length) for length in lengths])
         for window in (None, 9):
             seen = seen_blocks(first_seen(positions, window))
             parts = [torch.randn(1, heads, len(positions), 16) for heads in (4, 2, 2)]
             with torch.no_grad():
-                found = flex_kernel._by_kernel(*parts, seen, 0.25, 20.0, None)
+                run = flex_kernel.attend if lengths == (1,) else flex_kernel._by_kernel
+                found = run(*parts, seen, 0.25, 20.0, None)
             assert not found.requires_grad
             assert torch.allclose(found, plain_attention(*parts, seen.low, 0.25, 20.0), atol=1e-5)
             assert num_compiled() - before == 1
