@@ -84,7 +84,7 @@ sys.meta_path.insert(0, Finder())
 """
 """What each worker imports as it begins: the last one's memory is counted, and fails where it is asked to."""
 
-SECONDS = 180.0
+SECONDS = 600.0
 """After which a run of several processes counts as one that waits for ever."""
 
 
