@@ -62,7 +62,8 @@ class Finder(MetaPathFinder):
                 rank, number, count = os.environ["OUT_OF_MEMORY"].split()
                 mine = rank == os.environ["RANK"]
                 memory = SimulatedMemory(fails=lambda each: mine and each == int(number))
-                memory.on().__enter__()
+                memory.kept = memory.on()  # else it would be closed at once
+                memory.kept.__enter__()
                 if mine:
                     import atexit, pathlib
                     from hub.train import loop
