@@ -5,6 +5,7 @@ from typing import NoReturn
 from hub.system import interrupt as _interrupt
 
 with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
+    from hub import api as _api
     from hub import data as data
     from hub import plan as plan
     from hub.api import dpo, finished_calls, lora_dpo, lora_sft, osft, osft_dpo, register, run, sft, show, verify
@@ -21,6 +22,8 @@ with _interrupt.one_line_on_interrupt(_interrupt.is_command_line()):
     from hub.version import VERSION
 
 __version__ = VERSION
+
+run = _api.run  # the module of that name, imported after it, has taken its place
 
 average = finished_calls["average"]
 chat = finished_calls["chat"]
