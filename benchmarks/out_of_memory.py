@@ -63,7 +63,8 @@ class Finder(MetaPathFinder):
                 rank, number, count = os.environ["OUT_OF_MEMORY"].split()
                 mine = rank == os.environ["RANK"]
                 memory = SimulatedMemory(fails=lambda each: mine and each == int(number))
-                memory.on().__enter__()
+                memory.kept = memory.on()  # else it would be closed at once
+                memory.kept.__enter__()
                 if mine:
                     import atexit, pathlib
                     from hub.train import loop
@@ -85,7 +86,7 @@ sys.meta_path.insert(0, Finder())
 """
 """What each worker imports as it begins: the last one's memory is counted, and fails where it is asked to."""
 
-SECONDS = 180.0
+SECONDS = 600.0
 """After which a run of several processes counts as one that waits for ever."""
 
 

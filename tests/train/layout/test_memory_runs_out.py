@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.out_of_memory import Runs, failing
 from hub import ModelError, compose
@@ -188,10 +189,10 @@ def test_a_trial_that_memory_is_too_small_for_pads_and_one_failure_changes_nothi
 
 
 def test_weights_that_do_not_fit_are_said_in_one_line(tmp_path, monkeypatch):
-    def load(*args):
+    def load(*args, **named):
         raise OUT(BY_TORCH)
 
-    monkeypatch.setattr(set_up, "load_causal_lm", load)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", load)
     monkeypatch.setattr(set_up, "memory_of", lambda device: SimpleNamespace(free=lambda: 1000.0))
     with pytest.raises(ModelError) as ended:
         launch(compose("algo=lora_sft", "model=tiny", "data=tiny", "launch=inline", f"output_dir={tmp_path}"))
