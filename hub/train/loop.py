@@ -4,7 +4,6 @@ The samples of step n depend on the seed and on n only, so a resumed run sees th
 """
 
 import gc
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from hub.system import timeline
 from hub.system.signals import SAVE_SIGNALS, stop_request
 from hub.train.announce import ParameterCounts, announce, announce_first_step, announce_smaller
 from hub.train.batch import split as batches
-from hub.train.checkpoints.best_model import best_stored, take_model_of
+from hub.train.checkpoints.best_model import take_best
 from hub.train.checkpoints.checkpoint import checkpoint_name, load_checkpoint
 from hub.train.checkpoints.rehearsal import rehearse_save
 from hub.train.checkpoints.resume import (
@@ -33,7 +32,6 @@ from hub.train.checkpoints.resume import (
     saves_while_training,
     sizes_on_disk,
 )
-from hub.train.checkpoints.save import Saved
 from hub.train.checkpoints.writer import CheckpointWriter
 from hub.train.divergence import Divergence
 from hub.train.evaluation import Evaluations, is_due
@@ -48,6 +46,7 @@ from hub.train.meters import Meter, counts_of, peak_memory_gb
 from hub.train.optim import make_optimizer, make_scheduler, parameter_groups, restore_schedule
 from hub.train.passes import RunChunks, passes_of
 from hub.train.recipe import Recipe, check_units
+from hub.train.saving import Checkpoints
 from hub.train.setup.setup import Setup
 from hub.train.step import evaluate, members, train_step
 from hub.train.step_log import StepLog
@@ -96,10 +95,6 @@ class _Fit:
         self.scheduler = make_scheduler(self.algo, self.optimizer, self.total)
         self._evaluation_data = fingerprint(self.data.evaluation)
         self.done = 0
-        self._saved_step: int | None = None
-        """Step of the newest checkpoint that this process wrote."""
-        self._resumed_from: Path | None = None
-        """The checkpoint that a resumed run goes on from."""
         self.figures: dict[str, float] = {}
         """What the objective has of the newest evaluation, besides the loss."""
         self.meter = Meter()
@@ -121,9 +116,11 @@ class _Fit:
         announce(setup, model, counts, self.layout)
         chunks = RunChunks(setup, self.source, self.criterion)
         self.passes = passes_of(setup, self.engine, self.criterion, lambda: self.layout, self._keep, chunks)
-        self._saves, self._why_not_saved = saves_while_training(self.algo), ""
-        folder, keep = self.run.checkpoints_path, self.algo.keep_checkpoints
-        self.writer = CheckpointWriter(folder, self.session, model, self.optimizer, self._save_model, keep, self.run.say)
+        self._saves = saves_while_training(self.algo)
+        folder, keep, say = self.run.checkpoints_path, self.algo.keep_checkpoints, self.run.say
+        writer = CheckpointWriter(folder, self.session, model, self.optimizer, self._save_model, keep, say)
+        exactly = self.reparametrization
+        self.checkpoints = Checkpoints(self.run, writer, self.last_save, exactly, self._state, self.log.say, self._observe)
 
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         self.recipe.save(self.model, folder, weights)
@@ -179,10 +176,12 @@ class _Fit:
             if self.evaluations.ends_training and self.done < self.total:
                 self.log.say(self.evaluations.why_ended(self.done, self.total))
             if not self.is_complete:
-                _, model_path = self._save_last(self.evaluations.score)
-            self._report(self.writer.wait())
-            if self.is_complete and self.algo.saves_regularly and self._saved_step != self.done:
-                self._checkpoint(self.evaluations.score, wait=True)  # with more steps the run can go on from its end
+                _, model_path = self.checkpoints.save_last(self.done, self.evaluations.score)
+            self.checkpoints.wait()
+            if self.is_complete and self.algo.saves_regularly and self.checkpoints.newest != self.done:
+                self.checkpoints.save(
+                    self.done, self.evaluations.score, wait=True
+                )  # with more steps the run can go on from its end
         finally:
             gc.unfreeze()
             self.log.stop()
@@ -191,7 +190,7 @@ class _Fit:
             self.run.write_plan(**seen)
             for line in lines:
                 self.run.say(line)
-            self._report(self.writer.close())
+            self.checkpoints.close()
         if self.is_complete:
             model_path = self._save_result()
             self.recipe.objective.finish(self.passes)
@@ -207,23 +206,16 @@ class _Fit:
         """Write `model/`: the best model, if it is asked for and is not the last one, else the last. Returns where it is."""
         best = self.evaluations.kept_step
         if best is not None and best != self.done:
-            is_taken = take_model_of(best, self.run)  # all ranks agree
-            score = self.evaluations.score
-            if not is_taken and (other := best_stored(self.run, math.inf if score is None else score)) is not None:
-                self.log.say(
-                    f"algo.keep_best: the checkpoint of step {best} is gone. The best one that is left is of step {other[0]}"
-                )
-                best = other[0]
-                self.evaluations.keep(*other)
-                is_taken = take_model_of(best, self.run)
-            if is_taken:
+            if (taken := take_best(best, self.evaluations.score, self.run, self.log.say)) is not None:
+                step, score = taken
+                if score is not None:  # of another step
+                    self.evaluations.keep(step, score)
                 self.log.say(self.evaluations.why_kept(self.done))
-                if self.measurements is not None and not self.measurements.has(best):
-                    load_checkpoint(self.run.checkpoints_path / checkpoint_name(best), self.session, self.model, self.optimizer)
+                if self.measurements is not None and not self.measurements.has(step):
+                    load_checkpoint(self.run.checkpoints_path / checkpoint_name(step), self.session, self.model, self.optimizer)
                     self.reparametrization.loaded()
-                    self.measurements.measure(best, self.engine)
+                    self.measurements.measure(step, self.engine)
                 return self.run.model_path
-            self.log.say(f"algo.keep_best: the checkpoint of step {best} is gone, so the result is the last model")
             self.evaluations.keep_last()
         if self.measurements is not None and not self.measurements.has(self.done):  # it was killed while it saved
             self._measure_more()
@@ -235,10 +227,6 @@ class _Fit:
             weights = full_weights(self.model, whole=self.session.strategy.whole)
         return lambda folder: self._save_model(folder, weights)
 
-    def _save_last(self, score: float | None = None) -> tuple[Path | None, Path | None]:
-        """Write the checkpoint of a run that ends before its last step. Returns it and its model. None: it can't be written."""
-        return self.last_save.checkpoint(lambda: (self._checkpoint(score, wait=True), self._why_not_saved), self.done)
-
     def _steps(self) -> Iterator[tuple[batches.Step, list[Unit]]]:
         """The steps to come. A row that can't be used, far in a stream, ends the run: with a checkpoint, as a signal does."""
         if self.is_complete:  # a resumed run that was killed while it saved
@@ -248,7 +236,7 @@ class _Fit:
         except DataError as error:
             if not self.done:
                 raise
-            checkpoint, model = self._save_last()
+            checkpoint, model = self.checkpoints.save_last(self.done)
             ended = DataError(ended_by_row(error, self.done, checkpoint, self.run.path))
             ended.outcome = self._reached(model)
             raise ended from None
@@ -319,7 +307,7 @@ class _Fit:
         self.log.hold(metrics)
         if self.divergence.is_hopeless:
             self.log.step(metrics)
-            checkpoint, model = self._save_last()
+            checkpoint, model = self.checkpoints.save_last(self.done)
             diverged = self.divergence.error(self.done, outcome, units, self.algo.learning_rate, checkpoint)
             diverged.outcome = self._reached(model)
             raise diverged
@@ -338,14 +326,14 @@ class _Fit:
             if "eval_loss" in metrics and not is_end:
                 self.watch.look(self.done, self.log.say)
         every = self.algo.save_every_epochs
-        self._report(self.writer.poll())
+        self.checkpoints.poll()
         ends_pass = mix.per_pass is not None and step.place + step.size >= mix.per_pass
         epoch_due = every is not None and ends_pass and (step.epoch + 1) % every == 0
         due = asked_to_save or epoch_due or is_due(self.done, self.algo.save_every_steps)
         if (due or (self.algo.keep_best and self.evaluations.is_new_best)) and not last and stopping is None:
-            self._checkpoint(self.evaluations.score)
+            self.checkpoints.save(self.done, self.evaluations.score)
         elif self._saves:
-            self.writer.prepare()
+            self.checkpoints.prepare()
         return stopping
 
     def _keep(self, layout: Layout) -> None:
@@ -374,16 +362,9 @@ class _Fit:
         self.evaluations.measured(self.done, figures)
         return values_of(figures)
 
-    def _checkpoint(self, score: float | None = None, wait: bool = False) -> Path | None:
-        """Start writing a checkpoint, once the previous one is written. A failure is logged, and training continues without it.
-
-        Returns:
-            Its folder, if `wait` is set and it could be written.
-        """
-        self._report(self.writer.wait())
-        if self._resumed_from is not None and self._resumed_from.name == checkpoint_name(self.done):
-            return self._resumed_from  # it is this state
-        state = {
+    def _state(self, score: float | None) -> dict[str, object]:
+        """What a checkpoint holds besides weights and optimizer."""
+        return {
             "num_steps": self.total,
             "effective_batch_size": self.batch_size,
             "data": self.source.fingerprint,
@@ -396,28 +377,11 @@ class _Fit:
             **self.evaluations.state(),
             **self.divergence.state(),
         }
-        with self.reparametrization.exact():
-            saved = self.writer.save(self.done, state, wait)
-        self._report(saved, goes_on=not wait)
-        return saved.path if saved else None
-
-    def _report(self, saved: Saved | None, goes_on: bool = True) -> None:
-        """Log how a finished save ended. None: no save has finished."""
-        if saved is None:
-            return
-        if saved.path is None and not goes_on:
-            self._why_not_saved = saved.failure
-        elif saved.path is None:
-            self.log.say(f"no checkpoint could be written after step {saved.step}: {saved.failure}. Training continues")
-        else:
-            self._saved_step = saved.step
-            self.log.say(f"checkpoint {saved.path}")
-            self._observe("hub_checkpoint", run=self.run, step=saved.step, path=saved.path)
 
     def _resume(self) -> None:
         """Continue from the newest whole checkpoint."""
         resumed = resume(self.setup, self.model, self.optimizer)
-        self._resumed_from, state = resumed.checkpoint, resumed.state
+        self.checkpoints.resumed_from, state = resumed.checkpoint, resumed.state
         self.reparametrization.loaded()
         self.source.restore(state["supply"])
         restore_schedule(self.scheduler, state["scheduler"])

@@ -253,7 +253,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch, every,
     def observe(self, hook, **values):
         found.append((hook, values.get("step")))
         if every == 3 and found[-1] == LOGS[5]:
-            self.writer._save.join()
+            self.checkpoints._writer._save.join()
 
     monkeypatch.setattr(save, "seal", slow)
     monkeypatch.setattr(loop._Fit, "_observe", observe)

@@ -12,6 +12,7 @@ from hub.errors import Interrupted
 from hub.launch.launcher import launch
 from hub.result import Result
 from hub.train import loop
+from hub.train.checkpoints import best_model
 
 # Ten samples and a high rate: the held-out loss falls first and rises later.
 OPTIONS = ["algo=sft", "model=tiny", "data=tiny", "data.eval_fraction=0.92", "launch=inline", "model.dtype=float32",
@@ -85,7 +86,7 @@ def test_a_resumed_run_ends_and_keeps_as_the_undisturbed_one(tmp_path, monkeypat
 
 def test_a_best_checkpoint_that_is_gone_is_said_and_the_last_model_is_the_result(tmp_path, monkeypatch, capsys):
     by_script(monkeypatch, {2: 1.0})
-    real, gone = loop.take_model_of, []
+    real, gone = best_model.take_model_of, []
 
     def after_removal(step, run):
         if not gone:
@@ -93,7 +94,7 @@ def test_a_best_checkpoint_that_is_gone_is_said_and_the_last_model_is_the_result
             shutil.rmtree(run.checkpoints_path / f"step-{step:08d}")
         return real(step, run)
 
-    monkeypatch.setattr(loop, "take_model_of", after_removal)
+    monkeypatch.setattr(best_model, "take_model_of", after_removal)
     result = train(tmp_path, "algo.keep_best=true")
     assert "the checkpoint of step 2 is gone, so the result is the last model" in capsys.readouterr().out
     assert (result.status, result.best_step, result.eval_loss) == ("completed", None, 5.0)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 
 from hub.parallel.group import barrier, broadcast_text
 from hub.run import Run
@@ -32,6 +33,33 @@ def take_model_of(step: int, run: Run) -> bool:
         aside.rename(run.model_path)
     barrier()
     return is_there
+
+
+def take_best(step: int, score: float | None, run: Run, say: Callable[[str], object]) -> tuple[int, float | None] | None:
+    """Make the best model the result of the run: that of a step, or if its checkpoint is gone the best one that is left.
+
+    All ranks must call it, and get the same answer.
+
+    Args:
+        step: of the best evaluation.
+        score: of the last model. Lower is better.
+        run: the run folder.
+        say: logs a line.
+
+    Returns:
+        The step that was taken, and its score if it is another one than asked for. None: there is none.
+    """
+    if take_model_of(step, run):
+        return step, None
+    other = best_stored(run, math.inf if score is None else score)
+    if other is not None:
+        say(f"algo.keep_best: the checkpoint of step {step} is gone. The best one that is left is of step {other[0]}")
+        if take_model_of(other[0], run):
+            return other
+    say(
+        f"algo.keep_best: the checkpoint of step {step if other is None else other[0]} is gone, so the result is the last model"
+    )
+    return None
 
 
 def best_stored(run: Run, below: float) -> tuple[int, float] | None:
