@@ -5,7 +5,8 @@ import socket
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from hub.config.schema import ZERO, RunConfig
+from hub.config.launch import ZERO
+from hub.config.schema import RunConfig
 from hub.system.gpus import num_visible_gpus
 
 BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")

@@ -2,8 +2,9 @@
 
 import torch
 
+from hub.config.launch import ZERO
 from hub.config.option import AUTO
-from hub.config.schema import ZERO, LaunchConfig
+from hub.config.schema import LaunchConfig
 from hub.errors import ConfigError
 from hub.parallel.group import Group
 from hub.parallel.strategy import FullyShard, Replicated

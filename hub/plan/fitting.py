@@ -11,8 +11,9 @@ from enum import IntEnum
 from itertools import combinations
 from typing import NamedTuple
 
+from hub.config.launch import WORK_ON_SHARDS
 from hub.config.option import AUTO, conf_dir
-from hub.config.schema import WORK_ON_SHARDS, RunConfig
+from hub.config.schema import RunConfig
 from hub.errors import HubError
 from hub.plan.data_tokens import DataTokens
 

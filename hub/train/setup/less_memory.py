@@ -3,8 +3,9 @@
 import traceback
 from collections.abc import Iterator
 
+from hub.config.launch import WORK_ON_SHARDS
 from hub.config.option import AUTO
-from hub.config.schema import WORK_ON_SHARDS, RunConfig
+from hub.config.schema import RunConfig
 from hub.errors import ModelError
 from hub.plugins.known import ADAPTERS, QUANTIZED_ADAPTERS
 from hub.system.memory import is_out_of_memory, shortage_of

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hub.config.launch import WORK_ON_SHARDS
 from hub.config.option import AUTO
-from hub.config.schema import WORK_ON_SHARDS, ModelConfig, RunConfig
+from hub.config.schema import ModelConfig, RunConfig
 from hub.data.prepare import Prepared, cache_large_sources, prepare
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.data.tokens.vocabulary import tokens_beyond_line

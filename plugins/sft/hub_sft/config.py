@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hub import AlgoConfig, RunConfig, option
+from hub.config.launch import ZERO
 from hub.config.option import AUTO
-from hub.config.schema import ZERO, fp8_problems
+from hub.config.schema import fp8_problems
 
 
 @dataclass(kw_only=True)
