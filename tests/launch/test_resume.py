@@ -144,6 +144,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_at_which_it_stopped(stopped):
     assert f"python -m hub 'resume={stopped.resolve()}'" in result.error
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_both_histories(tmp_path, stopped, monkeypatch, capsys):
     from hub.train import loop
 
@@ -322,6 +323,7 @@ def test_a_job_that_is_queued_again_begins_goes_on_and_ends_with_one_command(tmp
     assert "resuming after step 6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_latest_stays_at_the_newest_run_that_began_to_train(tmp_path, hub, monkeypatch):
     options = ["launch=inline", "algo=lora_sft", "model=tiny", "data=tiny", "algo.max_steps=1", "model.dtype=float32"]
     where = [f"output_dir={tmp_path}/other"]

@@ -70,6 +70,7 @@ def test_the_same_class_comes_out_with_all_that_takes_no_text_bit_for_bit(tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_an_adapter_is_beside_layers_of_text_only_and_loads_onto_the_base(tmp_path):
     base = zoo_model("qwen2_5_vl")
     result, cfg, _ = train(tmp_path, "qwen2_5_vl", "algo=lora_sft", "algo.bias=all")

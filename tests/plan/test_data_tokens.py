@@ -120,6 +120,7 @@ def test_only_the_first_rows_read_widens_the_error(tmp_path, tokenizer, monkeypa
     assert found.num_rows == pytest.approx(200, rel=0.6)
 
 
+@pytest.mark.slow
 def test_held_out_rows_mixes_and_blocks_count_as_in_a_run(chats, tmp_path, tokenizer):
     write(tmp_path / "other.jsonl", 100, seed=1)
     mix = [{"path": str(chats), "weight": 1.0}, {"path": str(tmp_path / "other.jsonl"), "weight": 3.0}]

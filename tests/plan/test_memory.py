@@ -116,6 +116,7 @@ def test_plan_chooses_the_layout_that_a_run_would_choose() -> None:
     assert several.world == 2
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_counts_weights_gradients_and_moments() -> None:
     planned = planner("algo=sft")
     found = planned.plan(compose("algo=sft", "model=tiny"), known_gpus()["h100"], 1, 128, [1000.0])

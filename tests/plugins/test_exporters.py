@@ -36,6 +36,7 @@ def load(plugin_folder, values):
     return plugins.load(folder.entry_points)
 
 
+@pytest.mark.slow
 def test_an_exporter_of_a_plugin_is_run(plugin_folder, monkeypatch, tmp_path):
     problems = "lambda cfg: ['no'] if cfg.export.force else []"
     values = f"name='npz', function=write, summary='arrays', after=('merged',), problems={problems}"

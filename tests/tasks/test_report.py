@@ -219,6 +219,7 @@ def test_a_file_that_can_not_be_written_and_a_single_run_to_compare(trained, hub
     assert said.problems[0].startswith(f"runs={trained} names one run only.")
 
 
+@pytest.mark.slow
 def test_a_long_run_gives_a_small_page_without_torch(trained, tmp_path):
     lines = []
     for step in range(1, 10_001):

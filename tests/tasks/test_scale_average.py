@@ -73,6 +73,7 @@ def test_a_run_and_its_base_are_averaged_half_and_half(runs):
     assert losses[1] < losses[2] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_greedy_soup_leaves_out_what_does_not_help(runs):
     found = hub.average(runs=[str(runs / "cold"), str(runs / "good")], greedy=True)
     assert [model["weight"] for model in found.models] == [0, 1, None]

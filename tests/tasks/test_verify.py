@@ -135,6 +135,7 @@ def test_a_model_that_leaks_little_fails_it_too(hub, monkeypatch, dtype):
     assert said.problems[0].startswith("check failed: isolation: one packed sample is changed")
 
 
+@pytest.mark.slow
 def test_a_step_that_runs_out_of_memory_is_compared_in_the_layout_that_fit(hub, monkeypatch):
     def little_memory(model, batch):
         if batch.input_ids.numel() > 400:
