@@ -118,6 +118,7 @@ def test_a_line_of_fifty_megabytes_is_left_out_in_seconds(hub, tmp_path):
     assert "(a.jsonl:2)" in said.out
 
 
+@pytest.mark.slow
 def test_halves_of_characters_and_line_ends_in_what_is_quoted_spoil_no_message(hub, tmp_path):
     rows = [
         {"prompt": "x", "completion": "y", "\ud83d": 1},

@@ -111,6 +111,7 @@ def ask(tmp_path):
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_rows_come_by_part_and_split_and_what_is_not_there_is_answered_with_what_is(ask):
     train = [[str(number), f"sums:{number + 1}"] for number in range(3)]
     found = ask(

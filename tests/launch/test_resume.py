@@ -193,6 +193,7 @@ def test_changed_options_are_refused_with_what_differs_unless_told_otherwise(tmp
     assert len(caught.value.problems) == 3
 
 
+@pytest.mark.slow
 def test_options_that_changed_apply_and_are_said_once(tmp_path, stopped, capsys):
     changes = ["algo.learning_rate=1e-4", "algo.weight_decay=0.5", "algo.adam_beta2=0.9", "algo.max_steps=10",
                "algo.lr_scheduler=constant"]  # fmt: skip

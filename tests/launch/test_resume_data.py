@@ -145,6 +145,7 @@ DATED = """{{ strftime_now('%d %b %Y') }}{% for message in messages %}{{ '<|im_s
 {{- '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["mix"], indirect=True)
 def test_a_run_whose_template_writes_the_date_is_resumed_on_another_day(tmp_path, monkeypatch, options):
     (tmp_path / "dated.jinja").write_text(DATED)

@@ -90,6 +90,7 @@ def test_a_model_of_the_model_hub_is_refused_when_its_config_is_there(base, tmp_
     assert "training" not in said.out
 
 
+@pytest.mark.slow
 def test_adapters_train_on_4_and_8_bits(base, tmp_path, hub):
     pytest.importorskip("bitsandbytes")
     import torch
