@@ -69,6 +69,8 @@ def examine(file: str, lines: set[int] | None, deadline: float) -> Counter[str]:
     text, reasons = module.source.splitlines(), reasons_of(file)
     chosen = [mutant for mutant in module.mutants if lines is None or lines & {mutant.line, mutant.statement}]
     counts: Counter[str] = Counter(made=len(chosen))
+    if not chosen or time.monotonic() > deadline:  # the tests of a file are run once without a mutant, a minute or so
+        return counts
 
     def reason(mutant: Mutant) -> str | None:
         return reasons.get(text[mutant.line - 1].strip()) or reasons.get(text[mutant.statement - 1].strip())
