@@ -16,7 +16,7 @@ CONVENTION = (
     "of peak: model FLOPs over the GPU's dense bfloat16 peak, as the run logs it. peak GiB: allocated by torch while training. "
     "first step: seconds from the start of the process to the end of its first step with nothing measured or compiled before, "
     f"then those of a second run. loss: of the first step; it is the same within {SAME:.1%} as what plain transformers says of "
-    "each row alone, or the table says so. Weights are random. In brackets: rows with fewer layers than the model has."
+    "each row alone, or the table marks it. Weights are random. In brackets: rows with fewer layers than the model has."
 )
 
 

@@ -1,7 +1,7 @@
 """Samples and units: what is trained on, and what counts as one in `effective_batch_size`."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,3 +132,15 @@ def _group_header(group: Group, sample: Sample) -> bytes:
     """What tells a sample of a group from a sample that is a unit of its own: also where the group begins."""
     first = sample is group.samples[0]
     return f"{len(group.samples) if first else 0}/{sample.role}/{len(sample)}\0".encode()
+
+
+def random_samples(vocab_size: int, lengths: Sequence[int], seed: int) -> list[Sample]:
+    """Make samples of random tokens, which all have loss.
+
+    Args:
+        vocab_size: tokens are below it.
+        lengths: tokens of each sample.
+        seed: of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    return [Sample(rng.integers(0, vocab_size, n).astype(np.int32), np.ones(n, dtype=bool), "") for n in lengths]

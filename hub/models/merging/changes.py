@@ -5,6 +5,7 @@ trained as a whole, single rows of embeddings, and biases.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,16 +34,16 @@ class UnknownAdapterError(Exception):
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(ABC):
     """What happens to one parameter of the model."""
 
+    @abstractmethod
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """The new weight.
 
         Args:
             weight: in float32, in the layout of the model's parameter. It may be changed in place.
         """
-        raise NotImplementedError
 
     @property
     def is_zero(self) -> bool:

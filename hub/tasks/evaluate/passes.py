@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hub.data.samples.sample import Sample
+from hub.data.samples.sample import Sample, random_samples
 from hub.errors import ModelError
 from hub.models.patches import patches_of
 from hub.models.structure import text_config
@@ -23,7 +23,6 @@ from hub.tasks.evaluate.shared_prefixes import Ids, Shared, SharedPrefixes, num_
 from hub.tasks.loading import Loaded
 from hub.train.batch.collate import MicroBatch, pack, pad
 from hub.train.kernels.attention import PackedAttention
-from hub.train.layout.isolation import random_samples
 from hub.train.layout.memory_budget import CPU_TOKENS, FREE_MEMORY_FRACTION, MAX_MASK_TOKENS, MAX_TOKENS, Line
 from hub.train.losses.causal_lm import model_inputs, takes_positions
 

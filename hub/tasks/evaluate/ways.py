@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hub.config.option import AUTO
-from hub.data.samples.sample import Sample
+from hub.data.samples.sample import Sample, random_samples
 from hub.models.patches import Patch, patches_of
 from hub.models.structure import base_of, text_config, waits_for_others
 from hub.parallel.group import max_over_ranks
@@ -26,7 +26,7 @@ from hub.tasks.loading import Loaded
 from hub.train.kernels.attention import PackedAttention, VarlenAttention
 from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.rope import rope_by_length, use_own_rope
-from hub.train.layout.isolation import LEAST_LIMIT, LEAST_SPREAD, MOST_LIMIT, NOISE_FACTOR, Trial, random_samples
+from hub.train.layout.isolation import LEAST_LIMIT, LEAST_SPREAD, MOST_LIMIT, NOISE_FACTOR, Trial
 from hub.train.layout.isolation import log_probabilities as of_plain_logits
 from hub.train.layout.memory_budget import MAX_MASK_TOKENS
 from hub.train.losses.causal_lm import model_inputs, takes_positions

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hub.config.option import AUTO
+from hub.data.samples.sample import random_samples
 from hub.models.patches import ModelPatches
 from hub.models.structure import base_of, output_layer, text_config, waits_for_others
 from hub.parallel.group import max_over_ranks
@@ -23,7 +24,7 @@ from hub.train.kernels.flex import FlexAttention, observed
 from hub.train.kernels.flex_kernel import problem as flex_problem
 from hub.train.kernels.head import FusedHead, kernel_problem
 from hub.train.kernels.logit_map import AS_THEY_ARE, LogitMap, measured_map
-from hub.train.layout.isolation import Trial, random_samples
+from hub.train.layout.isolation import Trial
 from hub.train.losses.causal_lm import causal_lm_loss, model_inputs, takes_positions
 
 WORTH_COMPILING = 5e15

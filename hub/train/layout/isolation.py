@@ -34,7 +34,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hub.data.prepare import Sample
+from hub.data.samples.sample import Sample, random_samples
 from hub.models.structure import max_positions, text_config, waits_for_others
 from hub.parallel.group import max_over_ranks
 from hub.system.answers import doubt, is_known, measured
@@ -385,12 +385,6 @@ class Trial:
             self._model.train(was_training)
             if chunk:
                 config.attention_chunk_size = chunk
-
-
-def random_samples(vocab_size: int, lengths: Sequence[int], seed: int) -> list[Sample]:
-    """Make samples of random tokens, which all have loss."""
-    rng = np.random.default_rng(seed)
-    return [Sample(rng.integers(0, vocab_size, n).astype(np.int32), np.ones(n, dtype=bool), "") for n in lengths]
 
 
 def can_pack(
