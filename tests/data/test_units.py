@@ -15,7 +15,7 @@ from hub.data.check import Checked, check_rows
 from hub.data.doctor.examine import examine
 from hub.data.prepare import prepare
 from hub.data.samples.roles import check_roles, check_single
-from hub.data.samples.sample import Group, Item, Sample, fingerprint
+from hub.data.samples.sample import Group, Item, Sample, fingerprint, random_samples
 from hub.data.streaming.feed import SampleStream
 from hub.data.streaming.frames import from_bytes, reader, to_bytes
 from hub.data.streaming.windows import items, windows
@@ -494,3 +494,10 @@ def test_encoded_rows_of_a_stream_are_units(tokenizer, pairs):
     rows = encoded_rows(config(pairs, streaming=True), DataSource(path=pairs), tokenizer, None, None, print, 3)
     assert [len(row) for row in rows] == [1, 1, 1]
     assert all(isinstance(row[0].unit, Group) for row in rows)
+
+
+def test_random_samples_draw_all_words_and_have_loss_on_all_tokens():
+    found = random_samples(3, (50, 20), seed=0)
+    assert [len(sample) for sample in found] == [50, 20]
+    assert {*found[0].input_ids} == {*found[1].input_ids} == {0, 1, 2}
+    assert all(sample.loss_mask.dtype == bool and sample.loss_mask.all() for sample in found)

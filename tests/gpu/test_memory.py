@@ -3,29 +3,16 @@
 import json
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from hub import compose
 from hub.launch.launcher import launch
 from hub.system.memory import CONTEXT, GIB
-from hub.testing import tokenizer, write_chats
 from hub.train.layout import activations
 
 BESIDE_TORCH = CONTEXT / GIB
 """Of a limit, what the driver takes."""
 
 LAYOUT = ("algo=sft", "algo.effective_batch_size=256", "algo.max_steps=3", "launch=inline", "algo.num_epochs=9")
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """A model whose activations are most of what it takes, and chats."""
-    folder = tmp_path_factory.mktemp("parts")
-    config = LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8,
-                         num_key_value_heads=8, vocab_size=512, tie_word_embeddings=True)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return [f"model.path={folder}", f"data.path={write_chats(folder / 'chats.jsonl', num_rows=600)}"]
 
 
 def train(parts, folder, *more: str):

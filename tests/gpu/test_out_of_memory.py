@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from hub import HubError, compose
 from hub.launch.launcher import launch
@@ -14,6 +14,8 @@ from hub.testing import tokenizer, write_chats
 from hub.train.step import OPTIMIZER_OUT_OF_MEMORY
 
 OPTIONS = ("launch=inline", "algo.effective_batch_size=64", "algo.max_steps=2", "algo.num_epochs=9", "model.dtype=float32")
+
+NUM_CHATS = 300
 
 
 class FailsOnce(TorchDispatchMode):
@@ -31,17 +33,6 @@ class FailsOnce(TorchDispatchMode):
             self.number = 0
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
         return found
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """A model whose activations are most of what it takes, and chats."""
-    folder = tmp_path_factory.mktemp("parts")
-    config = LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8,
-                         num_key_value_heads=8, vocab_size=512, tie_word_embeddings=True)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return [f"model.path={folder}", f"data.path={write_chats(folder / 'chats.jsonl', num_rows=300)}"]
 
 
 def train(parts, folder, *more: str):
