@@ -157,7 +157,16 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     for name in ("result", "plan", "predicted"):
         file = folder / "run" / f"{name}.json"
         row[name] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not row["predicted"] and not error:
+        row["predicted"] = _planned([*command[:3], "plan", "--json", *command[3:], "plan.learn=false"])
     return row
+
+
+def _planned(command: list[str]) -> dict[str, Any] | None:
+    """What `hub plan` says of the memory: a short run ends before its own prediction does."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found: dict[str, Any] | None = json.loads(done.stdout)["memory"] if done.returncode == 0 else None
+    return found
 
 
 def _fit_vocabulary(rows: Path, size: int) -> None:

@@ -81,13 +81,14 @@ def test_one_version_serves_all_lengths():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_that_need_it_get_it_and_isolate(name):
-    load = {"dtype": torch.bfloat16, "device_map": {"": 0}, **FAMILIES[name]}
+    dtype = torch.float32 if name == "phimoe" else torch.bfloat16  # its random router is undecided, so rounding turns it
+    load = {"dtype": dtype, "device_map": {"": 0}, **FAMILIES[name]}
     model = AutoModelForCausalLM.from_pretrained(zoo_model(name), **load).eval()
     patches = patches_of(model)
-    attention = choose_attention(patches, model, 512, GPU, torch.bfloat16)
+    attention = choose_attention(patches, model, 512, GPU, dtype)
     print(f"{name}: {attention.because}; {attention.packed_because}")
     assert (attention.name, attention.packed, attention.variable_length) == ("FlexAttention", True, True)
-    assert choose_head(patches, model, 512, GPU, torch.bfloat16, packed=True), patches.plan()["fused_head_because"]
+    assert choose_head(patches, model, 512, GPU, dtype, packed=True), patches.plan()["fused_head_because"]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
