@@ -101,8 +101,8 @@ def _with_sinks(output: torch.Tensor, sums: torch.Tensor, sinks: torch.Tensor | 
 
 
 RECOMPILE_LIMIT = 64
-"""Versions of the kernels: of the kinds of heads, types and layouts in memory that a process meets. Beyond it torch would compute
-attention without a kernel, with a matrix of T x T."""
+"""Versions of the kernels: of the kinds of heads, types and layouts in memory that a process meets. Beyond it torch would
+compute attention without a kernel, with a matrix of T x T."""
 
 
 @cache
