@@ -28,7 +28,7 @@ from tests.warm.start import warm_python
 
 GROUPS = ("writes", "stops", "surroundings")
 SHORT = {"writes": 601, "stops": 101, "surroundings": 13}
-"""Every so manieth cell of a kind is in the short form. Primes, so that errors, calls, signals and moments vary from cell to cell."""
+"""Every so manieth cell of a kind is in the short form. Primes: errors, calls, signals and moments vary from cell to cell."""
 
 
 def main() -> int:
