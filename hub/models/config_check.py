@@ -58,7 +58,7 @@ def check_config(folder: Path, name: str, tensors: "Mapping[str, torch.Tensor]")
             elif most is not None and value < 0:
                 reason = "it must not be negative"
         if reason:
-            raise ModelFileError(name, CONFIG, path, shown(value), reason)
+            raise ModelFileError.of(name, CONFIG, path, shown(value), reason)
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, int | float]]:

@@ -36,17 +36,23 @@ _NAMED_FIELD = re.compile(r"[Ff]ield '(\w+)'|`(\w+)`")
 class ModelFileError(ModelError):
     """A file of a model's folder has a value that can't be used."""
 
-    def __init__(self, name: str, file: str, field: str, found: str, reason: str) -> None:
-        """Args:
-        name: the model, in messages.
-        file: name of the file.
-        field: name of the field, with dots. Empty: it is not known.
-        found: its value, as in JSON. Empty: it is not known, or too long to repeat.
-        reason: what is wrong with it.
+    file = field = ""
+
+    @classmethod
+    def of(cls, name: str, file: str, field: str, found: str, reason: str) -> "ModelFileError":
+        """The error of a value.
+
+        Args:
+            name: the model, in messages.
+            file: name of the file.
+            field: name of the field, with dots. Empty: it is not known.
+            found: its value, as in JSON. Empty: it is not known, or too long to repeat.
+            reason: what is wrong with it.
         """
-        self.file, self.field = file, field
         what = f"{file}: {field}{f'={found}' if found else ''} can't be used" if field else f"{file} can't be used"
-        super().__init__(f"{name}: {what} ({reason}). Correct it, or copy or download the model again")
+        error = cls(f"{name}: {what} ({reason}). Correct it, or copy or download the model again")
+        error.file, error.field = file, field
+        return error
 
 
 def reading(
@@ -83,7 +89,7 @@ def reading(
             raise ModelError(f"{name}: {line}") from None
         found = _culprit(trial, folder, error, file) if trial is not None else None
         named, field, value = found or (file, "", "")
-        raise ModelFileError(name, named, field, value, words_of(error)) from None
+        raise ModelFileError.of(name, named, field, value, words_of(error)) from None
 
 
 def is_of_files(error: BaseException) -> bool:

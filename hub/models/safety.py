@@ -94,7 +94,7 @@ def _check_types(file: str, types: Mapping[str, type], values: Mapping[str, Any]
         value = values.get(key)
         fits = isinstance(value, kind) and (not isinstance(value, list) or all(isinstance(item, str) for item in value))
         if value is not None and not fits:
-            raise ModelFileError(name, file, key, shown(value), f"it must be {_WORDS[kind]}")
+            raise ModelFileError.of(name, file, key, shown(value), f"it must be {_WORDS[kind]}")
 
 
 def read_json(file: Path, name: str, most_bytes: int = LARGEST_JSON) -> dict[str, Any]:
