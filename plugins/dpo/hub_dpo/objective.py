@@ -11,6 +11,7 @@ from hub.data.samples.sample import Group, Sample, Unit
 from hub.errors import DataError, ModelError
 from hub.recipe import Objective, Passes
 from hub_dpo.config import PreferenceOptions
+from hub_dpo.drift import moved
 from hub_dpo.losses import Pairs, kto, pair_losses, rewards
 from hub_dpo.references import References
 
@@ -19,8 +20,6 @@ MISMATCHED = "mismatched"
 """Role of a prompt with the answer to another one, from which KTO estimates how far the model is from the reference."""
 
 GOOD, BAD = (PAIR[0], DESIRABLE), (PAIR[1], UNDESIRABLE)
-MOST_DRIFT = {torch.float32: 2e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Nats per token by which an answer of the first step may differ from its reference: rounding of another layout."""
 
 
 class _Compared(Objective):
@@ -55,17 +54,18 @@ class _Compared(Objective):
         """
         if self.references is None or not self.references.is_start:
             return
-        apart = [
-            (abs(float(self.ratio(sample, value))) / max(1, len(value)), sample)
-            for samples, of_unit in zip(units, values, strict=True)
-            for sample, value in zip(samples, of_unit, strict=True)
-        ]
-        most, sample = max(apart, key=lambda each: each[0])
-        if not most <= (allowed := MOST_DRIFT.get(self.references.dtype, MOST_DRIFT[torch.bfloat16])):
+        found = moved(
+            [
+                (sample, float(self.ratio(sample, value)))
+                for samples, of_unit in zip(units, values, strict=True)
+                for sample, value in zip(samples, of_unit, strict=True)
+            ]
+        )
+        if (off := found.too_far(self.references.dtype)) and (sample := found.sample) is not None:
             raise ModelError(
                 f"{sample.where}: before the first step the model must have the log-probabilities of its reference, but "
-                f"{sample.role} is off by {most:.2g} nats a token (allowed {allowed:g}). What was computed as reference is not "
-                "this model. Remove the folder references in the cache (HUB_CACHE), and report it if it stays"
+                f"{sample.role} is {off}. What was computed as reference is not this model. Remove the folder references in "
+                "the cache (HUB_CACHE), and report it if it stays"
             )
 
 

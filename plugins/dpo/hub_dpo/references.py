@@ -35,13 +35,11 @@ from hub.train.setup.setup import find_weights
 from hub.train.step import Criterion, log_probabilities
 from hub.version import VERSION
 from hub_dpo.config import BASE, PreferenceOptions
+from hub_dpo.drift import moved
 
 FILE = "references.npz"
 CHECKED = 0.01
 """Share of the training samples whose references are computed again after training."""
-
-MOST_MOVED = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Nats per token by which a reference may differ when it is computed again: other micro-batches round differently."""
 
 
 class References:
@@ -105,29 +103,28 @@ class References:
         """
         if self._start is None:
             return
-        setup, wanted, done, most, where = self._setup, 0, 0, 0.0, ""
+        setup, wanted = self._setup, max(8, int(CHECKED * len(self._values)))
+        again: list[tuple[Sample, float]] = []
         with self._at_start():
             for units, training in _first_seen(passes):
                 if not training:
                     break
                 samples = samples_of(units)
-                wanted = wanted or max(8, int(CHECKED * len(self._values)))
-                for sample, value in zip(samples, _sums(samples, passes.log_probabilities(units, training)), strict=True):
-                    moved = abs(value - self.of(sample)) / max(1, int(sample.loss_mask[1:].sum()))
-                    if not moved <= most:
-                        most, where = moved, sample.where
-                done += len(samples)
-                if done >= wanted:
+                values = _sums(samples, passes.log_probabilities(units, training))
+                again += [(sample, value - self.of(sample)) for sample, value in zip(samples, values, strict=True)]
+                if len(again) >= wanted:
                     break
-        allowed = MOST_MOVED.get(self.dtype, MOST_MOVED[torch.bfloat16])
-        setup.run.write_plan(references_checked=done, references_moved=most)
-        if not most <= allowed:
+        found = moved(again)
+        setup.run.write_plan(references_checked=len(again), references_moved=found.most)
+        if off := found.too_far(self.dtype):
+            where = found.sample.where if found.sample else ""
             raise ModelError(
-                f"{where}: computed again after training, its reference differs by {most:.2g} nats a token (allowed "
-                f"{allowed:g}). Something beside what trains has changed, so the margins were wrong. Please report it"
+                f"{where}: computed again after training, its reference is {off}. Something beside what trains has changed, so "
+                "the margins were wrong. Please report it"
             )
         setup.run.say(
-            f"reference: {done} log-probabilities computed again after training, largest difference {most:.1e} a token"
+            f"reference: {len(again)} log-probabilities computed again after training, largest difference {found.most:.1e} a "
+            "token"
         )
 
     def _compute(self, passes: Passes, chunks: Sequence[tuple[list[Unit], bool]]) -> dict[bytes, float]:

@@ -20,7 +20,10 @@ LN_2 = math.log(2)
     [
         ("lora_dpo", {"eval_fraction": 0.2, "lora_dropout": 0.1, "bias": "all", "modules_to_save": ["norm"]}),
         ("dpo", {}),
-        ("osft_dpo", {"learning_rate": 1e-2}),
+        (
+            "osft_dpo",
+            {"learning_rate": 1e-2, "subspace": "activations", "protect_data": ["tiny:chats"], "save_protection": True},
+        ),
         pytest.param("lora_dpo", {"init": "pissa"}, marks=pytest.mark.slow),
     ],
 )
@@ -104,7 +107,7 @@ def test_a_frozen_weight_that_moves_while_training_is_found_at_the_end(train, mo
         check(self, passes)
 
     monkeypatch.setattr(References, "check", moved)
-    with pytest.raises(hub.ModelError, match="computed again after training, its reference differs by"):
+    with pytest.raises(hub.ModelError, match=r"computed again after training, its reference is off by .* a token"):
         train(max_steps=2)
 
 

@@ -149,7 +149,7 @@ class Protection:
 
         The training samples are measured on the trained model.
         """
-        samples = check_single(self.setup.data.train, self.setup.algorithm)
+        samples = samples_of(self.setup.data.train)
         chosen = Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
         self._measure(chosen, True)
         if self.knows_sensitivity:
