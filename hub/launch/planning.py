@@ -10,6 +10,7 @@ from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError, PluginError
 from hub.launch.preflight import check_paths, refuse_resume, with_absolute_paths
 from hub.plugins.registry import data_format_names, registry
+from hub.system.garbage import seldom_collected
 
 if TYPE_CHECKING:
     from hub.tasks.plan.planning import Planned
@@ -39,12 +40,13 @@ def plan(
         return _checked(compose(*words, *more, values=values, config_dir=config_dir))
 
     cfg = composed(())
-    from hub.parallel.session import quiet_libraries
-    from hub.tasks.plan.planning import plan_run
+    with seldom_collected():
+        from hub.parallel.session import quiet_libraries
+        from hub.tasks.plan.planning import plan_run
 
-    quiet_libraries()
-    name = next((word.partition("=")[2] for word in reversed(words) if word.startswith("algo=")), "")
-    return plan_run(cfg, composed, say, name)
+        quiet_libraries()
+        name = next((word.partition("=")[2] for word in reversed(words) if word.startswith("algo=")), "")
+        return plan_run(cfg, composed, say, name)
 
 
 def _checked(cfg: RunConfig) -> RunConfig:
