@@ -69,8 +69,10 @@ def _choices(plan: Any) -> list[tuple[str, str]]:
         rows.append(("steps", f"{work.num_steps:,} of {work.batch_size} samples, {tokens}"))
     if speed is not None:
         rows.append(("tokens/s", f"{_count(speed.low)} to {_count(speed.high)} ({speed.because})"))
+    if (first := plan.chosen.first_step) is not None:
+        why = f" ({plan.chosen.first_because})" if plan.chosen.first_because else ""
+        rows.append(("first step", f"after {_time(first[0])} to {_time(first[2])}{why}"))
     if cost is not None:
-        rows.append(("first step", f"after {_time(cost.first_step[0])} to {_time(cost.first_step[2])}"))
         rows.append(("time", f"{_time(cost.total[0])} to {_time(cost.total[2])}"))
         if cost.kilowatt_hours is not None:
             rows.append(("electricity", f"{cost.kilowatt_hours[0]:.2g} to {cost.kilowatt_hours[2]:.2g} kWh at the power limit"))
