@@ -341,7 +341,7 @@ def sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -645,7 +645,7 @@ def lora_sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -966,7 +966,7 @@ def osft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1267,7 +1267,7 @@ def dpo(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1594,7 +1594,7 @@ def lora_dpo(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1938,7 +1938,7 @@ def osft_dpo(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -2212,7 +2212,7 @@ def run(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2481,7 +2481,7 @@ def verify(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2752,7 +2752,7 @@ def show(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -3018,7 +3018,7 @@ def data(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -3286,7 +3286,7 @@ def plan(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
