@@ -57,18 +57,19 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, matrices if ctx.needs_input_grad[0] else None, ends)
-        return _product(rows, matrices, ends)
+        return plain_product(rows, matrices, ends)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         rows, matrices, ends = ctx.saved_tensors
         gradient = gradient.contiguous()
-        of_rows = _product(gradient, matrices.transpose(-2, -1), ends) if ctx.needs_input_grad[0] else None
+        of_rows = plain_product(gradient, matrices.transpose(-2, -1), ends) if ctx.needs_input_grad[0] else None
         of_matrices = _outer(rows, gradient, ends) if ctx.needs_input_grad[1] else None
         return of_rows, of_matrices, None
 
 
-def _product(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def plain_product(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """The same as `grouped_product`, without a gradient."""
     if is_native(rows, matrices.shape[1:]):
         assert _native is not None
         product: torch.Tensor = _native(rows, _aligned(matrices), offs=ends)
