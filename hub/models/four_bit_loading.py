@@ -14,7 +14,7 @@ from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 from transformers.utils.quantization_config import BitsAndBytesConfig, Mxfp4Config, QuantizationMethod
 
-from hub.models.four_bit_tensor import as_parameter, in_mxfp4, in_nf4, nf4_without_data
+from hub.models.four_bit_tensor import MXFP4_BLOCK, as_parameter, in_mxfp4, in_nf4, nf4_without_data
 from hub.models.structure import expert_stacks
 
 if TYPE_CHECKING:
@@ -92,7 +92,13 @@ class WithExperts(Bnb4BitHfQuantizer):
         for name in self._stacks:
             module, last = get_module_from_name(model, name)
             weight = getattr(module, last)
-            setattr(module, last, as_parameter(nf4_without_data(weight.shape, weight.dtype)))
+            if getattr(self.quantization_config, _MXFP4, False):
+                experts, inputs, outputs = weight.shape
+                shape = (experts, outputs, inputs // MXFP4_BLOCK)
+                blocks, scales = (torch.empty(size, dtype=torch.uint8, device="meta") for size in ((*shape, 16), shape))
+                setattr(module, last, as_parameter(in_mxfp4(blocks, scales, weight.dtype)))
+            else:
+                setattr(module, last, as_parameter(nf4_without_data(weight.shape, weight.dtype)))
 
 
 def stacks_to_quantize(model: "PreTrainedModel", kept: list[str]) -> frozenset[str]:

@@ -1,21 +1,19 @@
 """Experts in 4 bits: their numbers are those of bitsandbytes and of transformers, and loading holds one tensor in full."""
 
 import copy
-import json
 import weakref
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+from zoo.mxfp4 import in_mxfp4_on_disk
 from zoo.zoo import zoo_model
 
 from hub.config.schema import ModelConfig
 from hub.models import four_bit_loading
 from hub.models.four_bit_tensor import FourBitTensor, as_parameter, bytes_of, in_mxfp4, in_nf4
 from hub.models.load import load_causal_lm
-from hub.testing import tiny_model
 
 functional = pytest.importorskip("bitsandbytes").functional
 
@@ -87,23 +85,6 @@ def test_a_model_is_loaded_with_its_experts_in_4_bits_and_one_tensor_in_full(mon
             elif (state := getattr(parameter, "quant_state", None)) is not None:
                 weights[name].copy_(functional.dequantize_4bit(parameter.data, state))
         assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
-
-
-def in_mxfp4_on_disk(folder):
-    """A tiny gpt-oss whose experts are stored in MXFP4, as the family's own checkpoints."""
-    tiny_model(folder, "gpt_oss")
-    tensors = load_file(folder / "model.safetensors")
-    draw = torch.Generator().manual_seed(0)
-    for name in [name for name in tensors if "experts" in name and not name.endswith("bias")]:
-        experts, inputs, outputs = tensors.pop(name).shape
-        shape = (experts, outputs, inputs // 32)
-        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=draw)
-        tensors[f"{name}_scales"] = torch.randint(118, 122, shape, dtype=torch.uint8, generator=draw)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head", "model.layers.*.self_attn"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
