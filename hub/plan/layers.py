@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from hub.models.four_bit_tensor import FourBitTensor
 from hub.models.patches import Edits, Patch
 from hub.plan.graphs import compiled
 from hub.plan.live import Live
@@ -95,7 +96,9 @@ class LayerMemories(Patch):
         self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any, tiled_from: int | None
     ) -> tuple[LayerMemory, LayerMemory]:
         """What a compiled layer takes."""
-        named = dict(layer.named_parameters()) | dict(layer.named_buffers())
+        # Those of experts in 4 bits are inputs by their parts (`_Packed`).
+        parameters = {name: weight for name, weight in layer.named_parameters() if not isinstance(weight, FourBitTensor)}
+        named = parameters | dict(layer.named_buffers())
         names, packed = list(named), _Packed(layer)
         weights = [*named.values(), *packed.tensors]
         flat, spec = tree_flatten((args, kwargs))
@@ -133,7 +136,8 @@ class LayerMemories(Patch):
         if checkpointed:
             Checkpointing([layer]).apply(edits)
         live = Live(scratch_of_call)
-        live.known([*layer.parameters(), *layer.buffers(), own])
+        plain = [weight for weight in layer.parameters() if not isinstance(weight, FourBitTensor)]
+        live.known([*plain, *_Packed(layer).tensors, *layer.buffers(), own])
         live.known(value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor))
         weights = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         before = [parameter.grad for parameter in weights]

@@ -26,6 +26,7 @@ from hub.train.kernels.attention import UnsuitedError, VarlenAttention
 from hub.train.kernels.flex import FlexAttention
 from hub.train.kernels.head import FusedHead
 from hub.train.kernels.hidden_states import HiddenStatesIn
+from hub.train.kernels.packed_experts import PackedExperts, packed_experts
 from hub.train.kernels.tiles import MIN_TOKENS, tiles_from
 from hub.train.kernels.unpack import UnpackByKernel
 from hub.train.layout.choose import choose_compile
@@ -103,6 +104,8 @@ class Planner:
                 self.patches.apply(HiddenStatesIn(self.model, self.dtype))
             if packed := [module for module in self.model.modules() if is_4bit(module)]:
                 self.patches.apply(UnpackByKernel(packed))
+            if packed_experts(self.model):
+                self.patches.apply(PackedExperts(self.model, by_kernel=False))
         if not half:
             return False
         problem: Exception | None = None

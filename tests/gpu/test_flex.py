@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from zoo.zoo import zoo_model
 
 from hub import compose
@@ -13,6 +13,9 @@ from hub.data.prepare import Sample
 from hub.launch.launcher import launch
 from hub.models.patches import patches_of
 from hub.models.structure import layers_of, output_layer
+from hub.tasks.evaluate.passes import Row
+from hub.tasks.evaluate.ways import open_scorer
+from hub.tasks.loading import Loaded
 from hub.testing import write_chats
 from hub.train.batch.collate import pack
 from hub.train.kernels.compiled import CompiledLayers, num_compiled
@@ -174,3 +177,23 @@ def test_a_run_takes_it_and_says_so(tmp_path):
     assert (plan["attention"], plan["packed"], plan["fused_head"]) == ("FlexAttention", True, True)
     assert "softly capped at 30" in plan["fused_head_because"]
     assert all(np.isfinite(line["loss"]) for line in result.metrics)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_an_evaluation_takes_it_and_each_row_has_what_it_has_alone(name):
+    folder, dtype = zoo_model(name), torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").to(GPU).eval()
+    loaded = Loaded(name, model, AutoTokenizer.from_pretrained(folder), GPU, dtype, None, folder)
+    rows = [Row.of_sample(sample) for sample in random_samples((30, 90, 7, 200))]
+    with open_scorer(loaded, 200) as scorer:
+        assert scorer.layout == "packed"
+        assert patches_of(model).find(FlexAttention) is not None
+        found = np.concatenate([scores.log_probabilities for scores in scorer.scores(rows)])
+    assert not patches_of(model).applied
+    alone = []
+    for row in rows:
+        with torch.no_grad():
+            logits = model(torch.from_numpy(row.input_ids.astype(np.int64))[None].to(GPU), use_cache=False).logits[0].float()
+        alone.append(logits.log_softmax(-1)[row.places, row.targets].cpu().numpy())
+    wanted = np.concatenate(alone)
+    assert np.sqrt(np.square(found - wanted).mean()) < 0.1 * wanted.std()

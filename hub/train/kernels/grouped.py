@@ -56,14 +56,14 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, matrices if ctx.needs_input_grad[0] else None, ends)
-        product: torch.Tensor = _product(rows, matrices, ends)
+        product: torch.Tensor = plain_product(rows, matrices, ends)
         return product
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         rows, matrices, ends = ctx.saved_tensors
         gradient = gradient.contiguous()
-        of_rows = _product(gradient, matrices.transpose(-2, -1), ends) if ctx.needs_input_grad[0] else None
+        of_rows = plain_product(gradient, matrices.transpose(-2, -1), ends) if ctx.needs_input_grad[0] else None
         of_matrices = _outer(rows, gradient, ends) if ctx.needs_input_grad[1] else None
         return of_rows, of_matrices, None
 
@@ -80,7 +80,8 @@ def _aligned(matrices: torch.Tensor) -> torch.Tensor:
 # Both products are operators of their own: the compiler would lay out a factor anew between its copy and torch's kernel, which
 # then refuses it.
 @torch.library.custom_op("hub::grouped_product", mutates_args=())
-def _product(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def plain_product(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """The same as `grouped_product`, without a gradient."""
     if is_native(rows, matrices.shape[1:]):
         assert _native is not None
         product: torch.Tensor = _native(_aligned(rows), _aligned(matrices), offs=ends)
@@ -94,7 +95,7 @@ def _product(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> 
     return result
 
 
-@_product.register_fake
+@plain_product.register_fake
 def _(rows, matrices, ends):  # type: ignore[no-untyped-def]
     return rows.new_empty(rows.shape[0], matrices.shape[-1])
 
