@@ -19,6 +19,7 @@ from signal import Signals
 from typing import Any
 
 from hub.compose import runfile
+from hub.config.bounds import use_bounds
 from hub.config.schema import RunConfig
 from hub.config.trust import machine_options
 from hub.errors import LOST_CONNECTION, ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
@@ -49,6 +50,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
     """
     started = time.monotonic()
     stop_request.in_loop = False
+    use_bounds(resolved.config.launch)
     # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
     os.environ.setdefault("USE_HUB_KERNELS", "0")
     # Torch's own place for what it has compiled is the folder for temporary files, which is empty after a restart.
