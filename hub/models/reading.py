@@ -87,7 +87,7 @@ def reading(
             raise
         if line := known(error):
             raise ModelError(f"{name}: {line}") from None
-        found = _culprit(trial, folder, error, file) if trial is not None else None
+        found = culprit(trial, folder, error, file) if trial is not None else None
         named, field, value = found or (file, "", "")
         raise ModelFileError.of(name, named, field, value, words_of(error)) from None
 
@@ -118,8 +118,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else ""
 
 
-def _culprit(read: Read[Any], folder: Path, error: BaseException, file: str) -> tuple[str, str, str] | None:
-    """File, field and value without which the folder can be read. None: there is no single one."""
+def culprit(read: Read[Any], folder: Path, error: BaseException, file: str) -> tuple[str, str, str] | None:
+    """File, field and value without which a model's folder can be read. None: there is no single one.
+
+    Args:
+        read: fails for the same reason. It is called many times with copies of the folder.
+        folder: of the model.
+        error: why it can't be read.
+        file: the likely one.
+    """
     until = time.monotonic() + SECONDS
     with tempfile.TemporaryDirectory(prefix="hub-model-") as place:
         trial = _Trial(read, folder, Path(place), until)
