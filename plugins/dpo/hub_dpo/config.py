@@ -1,7 +1,7 @@
 """Options of learning from preferences. Those of what trains come from the plugins that train it."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ from hub_sft.config import SftConfig
 
 from hub import RunConfig, option
 from hub.config.option import AUTO
+from hub.data.formats.preferences import JUDGED, PAIR
+from hub.plugins.offers import Roles
 
 BASE, NONE = "base", "none"
 LORA_RATE, FULL_RATE, OSFT_RATE = 1e-5, 5e-7, 5e-6
@@ -164,6 +166,13 @@ class PreferenceOptions:
                 f"algo.reference={self.reference}: there is no such folder. Allowed: base, none, a model's folder, or "
                 "ORG/NAME of the model hub"
             )
+
+
+def rows(cfg: RunConfig) -> Collection[Roles]:
+    """The samples that a row may have: a pair, and with kto also a judged answer."""
+    algo = cfg.algo
+    assert isinstance(algo, PreferenceOptions)
+    return JUDGED if algo.loss == "kto" else (PAIR,)
 
 
 def _named(takes: Callable[[Traits], bool]) -> str:
