@@ -274,7 +274,8 @@ def _first_seen(passes: Passes) -> Iterator[tuple[list[Unit], bool]]:
 
 def _split(samples: Sequence[Sample], values: torch.Tensor) -> Sequence[torch.Tensor]:
     """The values of each sample, as float32, which they were computed in."""
-    return values.float().split([int(sample.loss_mask[1:].sum()) for sample in samples])
+    parts: Sequence[torch.Tensor] = values.float().split([int(sample.loss_mask[1:].sum()) for sample in samples])
+    return parts
 
 
 def _digest(sample: Sample) -> bytes:
