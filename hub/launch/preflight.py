@@ -18,6 +18,7 @@ from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.data.check import check_rows
 from hub.data.formats.columns import column_problems
 from hub.data.formats.detect import read_fields
+from hub.data.formats.roles import Wanted
 from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
@@ -80,7 +81,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
         errors.append(error)
     try:
         cfg = with_absolute_paths(cfg)
-        num_rows = _check_data(cfg) if in_bounds["data"] else None
+        num_rows = _check_data(cfg, _wanted(cfg, resolved)) if in_bounds["data"] else None
     except HubError as error:
         errors.append(error)
     cfg = _with_dtype(cfg)
@@ -266,17 +267,24 @@ def _other_place(option: str, path: str) -> str | None:
     return None
 
 
-def _check_data(cfg: RunConfig) -> int | None:
+def _wanted(cfg: RunConfig, resolved: ResolvedRun | None) -> Wanted | None:
+    """The samples that a row may have. None: only workers can tell."""
+    if resolved is None or not (rows := tuple(resolved.backend.rows(cfg))):
+        return None
+    return Wanted(resolved.algorithm.name, rows)
+
+
+def _check_data(cfg: RunConfig, wanted: Wanted | None) -> int | None:
     """Check the first rows of all data. Returns the number of samples in a pass if no row is too long, None if not known."""
     check_paths(cfg)
     if any(format_problems(cfg.data, data_format_names())):
         return None
     if evaluation := eval_source_of(cfg.data):
-        check_rows(evaluation, cfg.data, LOOK)
+        check_rows(evaluation, cfg.data, LOOK, wanted)
     sources = [source for source in sources_of(cfg.data) if source.path]
     sizes = []
     for source in sources:
-        num_rows, complete = check_rows(source, cfg.data, STREAM_LOOK if cfg.data.streaming else LOOK)
+        num_rows, complete = check_rows(source, cfg.data, STREAM_LOOK if cfg.data.streaming else LOOK, wanted)
         if num_rows is not None and complete and not cfg.data.streaming:
             sizes.append(num_rows - num_held_out(num_rows, cfg.data.eval_fraction))
     if not sources or len(sizes) < len(sources) or any(cfg.data_problems(data_format_names())):

@@ -46,6 +46,23 @@ class _Compared(Objective):
         """The log-ratio of a sample to its reference, a scalar. Without a reference its log-probability."""
         return values.sum() - (self.references.of(sample) if self.references is not None else 0.0)
 
+    def moved_per_token(self, units: Sequence[Sequence[Sample]], values: Values) -> dict[str, float]:
+        """How far the model is from its reference on the answers: half the mean squared log-ratio of a token, in nats.
+
+        To second order that is the KL divergence to the reference, if answers are the model's own (k2 of Schulman,
+        "Approximating KL divergence", 2020). Empty without a reference.
+        """
+        if self.references is None:
+            return {}
+        answers = [
+            (sample, value)
+            for samples, of_unit in zip(units, values, strict=True)
+            for sample, value in zip(samples, of_unit, strict=True)
+            if sample.role != MISMATCHED
+        ]
+        ratios = torch.cat([value - self.references.tokens_of(sample) for sample, value in answers])
+        return {"kl_per_token": float(ratios.square().mean() / 2)}
+
     def check_start(self, units: Sequence[Sequence[Sample]], values: Values) -> None:
         """Check that the model as training begins has the log-probabilities of its reference.
 
@@ -109,7 +126,7 @@ class PairObjective(_Compared):
         if self.references is not None:
             figures["log_ratio_chosen"] = pairs.ratio_chosen / pairs.chosen_length
             figures["log_ratio_rejected"] = pairs.ratio_rejected / pairs.rejected_length
-        return {name: float(value.mean()) for name, value in figures.items()}
+        return {name: float(value.mean()) for name, value in figures.items()} | self.moved_per_token(units, values)
 
 
 class KtoObjective(_Compared):
@@ -176,7 +193,7 @@ class KtoObjective(_Compared):
         if is_start:
             self.check_start(units, values)
         _, ratios, sums, lengths, is_good, z = self._losses(units, values)
-        figures: dict[str, Any] = {"kl": float(z)}
+        figures: dict[str, Any] = {"kl": float(z)} | self.moved_per_token(units, values)
         for name, chosen in (("chosen", is_good), ("rejected", ~is_good)):
             if chosen.any():
                 figures[f"reward_{name}"] = float(self.algo.strength * ratios[chosen].mean())

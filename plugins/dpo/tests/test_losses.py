@@ -256,3 +256,21 @@ def test_rounding_may_move_one_short_answer_and_another_model_moves_all():
     one = moved([(short, each) for each in [0.0] * 99 + [4.0]])
     assert one.too_far(torch.bfloat16) == "off by 2 nats a token (allowed 1)"
     assert moved([(short, math.nan)]).too_far(torch.float32) == "off by nan nats a token on average (allowed 0.0001)"
+
+
+def test_the_distance_to_the_reference_is_half_the_mean_square_of_the_log_ratios_of_all_tokens():
+    _, made, units = make(OPTIONS["kto"])
+    made.references = Shifted()
+    values = [[torch.zeros(int(each.loss_mask[1:].sum()), dtype=torch.float64) for each in unit.samples] for unit in units]
+    assert made.figures([unit.samples for unit in units], values, False)["kl_per_token"] == pytest.approx(0.3**2 / 2)
+
+
+class Shifted(Known):
+    """References of which each token is 0.3 nats below a log-probability of 0; of mismatched answers more."""
+
+    def tokens_of(self, sample):
+        count = int(sample.loss_mask[1:].sum())
+        return torch.full((count,), -9.0 if sample.role == MISMATCHED else -0.3, dtype=torch.float64)
+
+    def of(self, sample):
+        return float(self.tokens_of(sample).sum())
