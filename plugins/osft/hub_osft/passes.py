@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from hub.data.prepare import Sample
 from hub.models.structure import waits_for_others
 from hub.train.attempts import on_all_ranks, too_little
 from hub.train.setup.less_memory import instead
 from hub.train.setup.setup import Setup
+from hub_osft.targets import Target
 
 
 def batches(samples: Sequence[Sample], max_tokens: int, rank: int, world: int) -> Iterator[list[Sample]]:
@@ -57,6 +59,39 @@ def in_smaller_passes(setup: Setup, model: torch.nn.Module, run: Callable[[int],
             raise too_little(what, shortage, instead(setup.cfg))
         max_tokens = max(longest, max_tokens // 2)
         setup.run.say(f"out of memory: the data to protect is run in passes of at most {max_tokens:,} tokens")
+
+
+def same_inputs(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, str]:
+    """Targets that read the same input as an earlier one: name -> that one's name. By a pass over a few tokens.
+
+    Args:
+        model: may be without data, on torch's meta device. One that can't run there has no such targets.
+        targets: linear layers of it, in the order of the model.
+    """
+    recent: list[tuple[str, torch.Tensor]] = []
+    same: dict[str, str] = {}
+
+    def watch(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            owner = next((earlier for earlier, seen in recent if seen is inputs[0]), name)
+            if owner == name:
+                recent[:] = [*recent[-3:], (name, inputs[0])]
+            else:
+                same.setdefault(name, owner)
+
+        return hook
+
+    handles = [model.get_submodule(target.module).register_forward_pre_hook(watch(target.name)) for target in targets]
+    tokens = torch.zeros(1, 8, dtype=torch.int64, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            model(input_ids=tokens, use_cache=False)
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError):
+        same.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return same
 
 
 @contextmanager
