@@ -1,5 +1,6 @@
 """Passes of a model over data to protect, without training on it: batches of samples, and the model's device."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,9 @@ from hub.train.attempts import on_all_ranks, too_little
 from hub.train.setup.less_memory import instead
 from hub.train.setup.setup import Setup
 from hub_osft.targets import Target
+
+NUM_TOKENS = 8
+"""Length of a text that only shows how layers are connected."""
 
 
 def batches(samples: Sequence[Sample], max_tokens: int, rank: int, world: int) -> Iterator[list[Sample]]:
@@ -65,33 +69,51 @@ def same_inputs(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, 
     """Targets that read the same input as an earlier one: name -> that one's name. By a pass over a few tokens.
 
     Args:
-        model: may be without data, on torch's meta device. One that can't run there has no such targets.
+        model: may be without data, on torch's meta device. What it can't compute there is judged by targets whose names differ
+            in numbers only.
         targets: linear layers of it, in the order of the model.
     """
     recent: list[tuple[str, torch.Tensor]] = []
-    same: dict[str, str] = {}
+    owners: dict[str, str] = {}
 
     def watch(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             owner = next((earlier for earlier, seen in recent if seen is inputs[0]), name)
+            owners.setdefault(name, owner)
             if owner == name:
                 recent[:] = [*recent[-3:], (name, inputs[0])]
-            else:
-                same.setdefault(name, owner)
 
         return hook
 
     handles = [model.get_submodule(target.module).register_forward_pre_hook(watch(target.name)) for target in targets]
-    tokens = torch.zeros(1, 8, dtype=torch.int64, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    tokens = torch.zeros(1, NUM_TOKENS, dtype=torch.int64, device=device)
+    mask = torch.zeros(1, 1, NUM_TOKENS, NUM_TOKENS, device=device)  # one with all dimensions is taken as it is
     try:
         with torch.no_grad():
-            model(input_ids=tokens, use_cache=False)
+            model(input_ids=tokens, attention_mask=mask, position_ids=tokens, use_cache=False)
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError):
-        same.clear()
+        pass
     finally:
         for handle in handles:
             handle.remove()
+    kinds = {_kind(name): _kind(owner) for name, owner in owners.items()}
+    places = {(_kind(target.name), _numbers(target.name)): target.name for target in targets}
+    same: dict[str, str] = {}
+    for target in targets:
+        kind = _kind(target.name)
+        owner = owners.get(target.name) or places.get((kinds.get(kind, kind), _numbers(target.name)), target.name)
+        if owner != target.name:
+            same[target.name] = owner
     return same
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def _numbers(name: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\d+", name))
 
 
 @contextmanager
