@@ -8,7 +8,7 @@ METHODS = (
     "untrained",
     "default",
     "default:lr=3e-4",
-    "activations:strength=50,lr=3e-4,texts=50,embeddings=1",
+    "activations:strength=56,lr=3e-4,texts=50,embeddings=1",
     "activations:ratio=0.5",
     "sft",
     "replay",

@@ -18,7 +18,7 @@ WEIGHTS = "weights"
 NONE = "none"
 DEFAULT_RATIO = {WEIGHTS: 0.25, ACTIVATIONS: 0.5}
 DEFAULT_RATIO_PULLED = 1.0
-DEFAULT_STRENGTH = 50.0
+DEFAULT_STRENGTH = 56.0
 """In SmolLM2-135M-Instruct it is the strength at which the studies of docs/osft_evidence.md were made."""
 
 
@@ -89,7 +89,7 @@ class OsftConfig(AlgoConfig):
     protect_strength: float | None = option(None, ge=0)
     """With subspace=activations: how strongly weights are pulled toward the base weights. At strength s a weight of mean
     importance may move by 1/s of the weights' size along a direction that the protected data uses as much as most. Does not
-    depend on the model's scale or on the learning rate (docs/osft.md). null: 50. 0: no pull, only a cut."""
+    depend on the model's scale or on the learning rate (docs/osft.md). null: 56. 0: no pull, only a cut."""
 
     save_protection: bool = False
     """With subspace=activations: save statistics of the protected data and of the training data (covariances, importance of

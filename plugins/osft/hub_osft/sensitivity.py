@@ -14,7 +14,7 @@ in units of the learning rate, like the steps of Adam:
     w = geometric mean over the weights of the root mean square of their entries
 
 A step of Adam moves a number by about the learning rate. So along a direction with c = 1 a change ends where both are equal, at
-w / s: a strength of 50 lets it change by a fiftieth of the weights' size, however many steps there are and whatever their rate
+w / s: a strength of 56 lets it change by 1/56 of the weights' size, however many steps there are and whatever their rate
 is. It is the same for a model whose weights and rate are multiplied by a number, for any scale of loss and inputs, and for any
 amount of data. e is the mean energy if all channels have the same. Few channels of huge values, which many models have, would
 raise a mean and so leave all other directions without protection; they hardly change e.

@@ -13,7 +13,7 @@ def test_defaults():
     algo = config().algo
     assert type(algo) is OsftConfig
     assert (algo.ratio, algo.subspace, algo.constraint, algo.parametrization) == (1.0, "activations", "strict", "fast")
-    assert algo.strength == 50
+    assert algo.strength == 56
     assert (algo.train_embeddings, algo.train_norms, algo.train_head) == (False, False, False)
     assert config().problems() == []
 
@@ -34,7 +34,7 @@ ACTIVATIONS = ["algo.subspace=activations", "algo.protect_data=tiny:chats"]
         (["algo.protect_strength=0"], 0.5, 0),
         (["algo.protect_strength=0", "algo.unfreeze_rank_ratio=1"], 1, 0),
         (["algo.protect_strength=10"], 1, 10),
-        (["algo.unfreeze_rank_ratio=0.75"], 0.75, 50),
+        (["algo.unfreeze_rank_ratio=0.75"], 0.75, 56),
         (WEIGHTS, 0.25, 0),
         ([*WEIGHTS, "algo.rank_policy=adaptive"], 0.25, 0),
     ],
