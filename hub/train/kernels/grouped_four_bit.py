@@ -79,7 +79,8 @@ def _product_in_4_bits(rows: torch.Tensor, ends: torch.Tensor, is_transposed: bo
     """One operator, which frees the matrices. From two of them a compiler would save these."""
     packed = Parts(*parts)
     matrices = unpack_by_kernel(*packed) if packed.words.dtype == torch.int32 else unpacked(packed)
-    return plain_product(rows, matrices.transpose(-2, -1) if is_transposed else matrices, ends)
+    product: torch.Tensor = plain_product(rows, matrices.transpose(-2, -1) if is_transposed else matrices, ends)
+    return product
 
 
 _LIBRARY = torch.library.Library("hub", "FRAGMENT")
