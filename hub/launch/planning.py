@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from hub.compose.compose import compose
 from hub.compose.runfile import from_text, to_text
+from hub.config.option import AUTO
+from hub.config.paths import is_hub_id
 from hub.config.schema import AlgoConfig, RunConfig
+from hub.data.samples.length import length_limit
+from hub.data.samples.mix import sources_of
 from hub.errors import ConfigError, PluginError
 from hub.launch.launcher import launch
-from hub.launch.preflight import check_paths, refuse_resume, with_absolute_paths
-from hub.plan.gpus import check_measurable
-from hub.plugins.registry import data_format_names, registry
+from hub.launch.preflight import check_data, check_paths, refuse_resume, with_absolute_paths
+from hub.models.storage import with_storage
+from hub.models.weights import local_tokenizer
+from hub.plan.gpus import check_measurable, planned_gpu
+from hub.plugins.registry import data_format_names, registry, resolve
 from hub.result import Result
 from hub.system.garbage import seldom_collected
 
@@ -48,12 +54,29 @@ def plan(
 
     cfg = composed(())
     with seldom_collected():
+        folder = _model_folder(cfg, say)
         from hub.parallel.session import quiet_libraries
         from hub.tasks.plan.planning import plan_run
 
         quiet_libraries()
         name = next((word.partition("=")[2] for word in reversed(words) if word.startswith("algo=")), "")
-        return plan_run(cfg, composed, say, name, _train_quietly)
+        return plan_run(cfg, composed, say, name, folder, _train_quietly)
+
+
+def _model_folder(cfg: RunConfig, say: Callable[[str], None]) -> Path:
+    """The folder with the model's config, which is read. A mistake in it shows before the libraries of a plan are imported.
+
+    Raises:
+        ModelError: no source has it, or it can't be read.
+        ConfigError: `data.max_seq_len` is more than the model can hold.
+    """
+    folder = local_tokenizer(cfg.model, say)
+    with_storage(cfg, folder)
+    from hub.models.load import load_config
+    from hub.models.structure import max_positions
+
+    length_limit(cfg, max_positions(load_config(cfg.model, folder)))
+    return folder
 
 
 def _train_quietly(cfg: RunConfig) -> Result:
@@ -78,6 +101,8 @@ def _checked(cfg: RunConfig) -> RunConfig:
         ConfigError: options are wrong.
     """
     refuse_resume(cfg, "plans a run")
+    if cfg.plan.gpu != AUTO:
+        planned_gpu(cfg.plan)
     if cfg.plan.measure:
         check_measurable(cfg.plan, cfg.launch.nproc_per_node, cfg.launch.nnodes)
     if type(cfg.algo) is AlgoConfig:
@@ -89,7 +114,10 @@ def _checked(cfg: RunConfig) -> RunConfig:
     cfg = with_absolute_paths(cfg)
     if has_data:
         check_paths(cfg)
-    return replace(cfg, algo=replace(cfg.algo, backend=_backend(cfg)))
+    cfg = replace(cfg, algo=replace(cfg.algo, backend=_backend(cfg)))
+    if has_data and not any(is_hub_id(source.path) for source in sources_of(cfg.data)):
+        check_data(cfg, resolve(cfg, check_needs=False))
+    return cfg
 
 
 def _backend(cfg: RunConfig) -> str:

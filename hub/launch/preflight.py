@@ -81,7 +81,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
         errors.append(error)
     try:
         cfg = with_absolute_paths(cfg)
-        num_rows = _check_data(cfg, _wanted(cfg, resolved)) if in_bounds["data"] else None
+        num_rows = check_data(cfg, resolved) if in_bounds["data"] else None
     except HubError as error:
         errors.append(error)
     cfg = _with_dtype(cfg)
@@ -274,9 +274,21 @@ def _wanted(cfg: RunConfig, resolved: ResolvedRun | None) -> Wanted | None:
     return Wanted(resolved.algorithm.name, rows)
 
 
-def _check_data(cfg: RunConfig, wanted: Wanted | None) -> int | None:
-    """Check the first rows of all data. Returns the number of samples in a pass if no row is too long, None if not known."""
+def check_data(cfg: RunConfig, resolved: ResolvedRun | None) -> int | None:
+    """Check the first rows of all data.
+
+    Args:
+        cfg: the run.
+        resolved: it and its algorithm. None: this is not known.
+
+    Returns:
+        The number of samples in a pass if no row is too long. None: it is not known.
+
+    Raises:
+        DataError: one line for each path without data, or what is wrong with a row.
+    """
     check_paths(cfg)
+    wanted = _wanted(cfg, resolved)
     if any(format_problems(cfg.data, data_format_names())):
         return None
     if evaluation := eval_source_of(cfg.data):

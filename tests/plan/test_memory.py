@@ -161,6 +161,8 @@ def test_page_and_json_of_a_plan() -> None:
         (["algo=sft", "model=tiny", "plan.gpus=0"], "plan.gpus=0 is not allowed"),
         (["algo=sft", "model.path=./nowhere"], "model.path="),
         (["algo=sft", "model=tiny", "data=tiny", "data.max_seq_len=100000"], "data.max_seq_len=100000"),
+        (["algo=sft", "model=tiny", "data.max_seq_len=100000"], "more than the 512 tokens that the model can hold"),
+        (["algo=sft", "model=tiny", "plan.gpu=h100", "plan.measure=true"], "plan.measure=true measures on this machine"),
     ],
 )
 def test_mistakes_in_a_plan_are_said_in_one_line(words: list[str], line: str) -> None:

@@ -66,6 +66,10 @@ class Session:
         self._folders: dict[Any, Path] = {}
         self._data: dict[Any, DataTokens | None] = {}
 
+    def know(self, cfg: RunConfig, folder: Path) -> None:
+        """Tell the folder of a run's model."""
+        self._folders[cfg.model.path, cfg.model.revision] = folder
+
     def folder(self, cfg: RunConfig) -> Path:
         """The folder with the model's config.json."""
         key = (cfg.model.path, cfg.model.revision)

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from hub.config.schema import RunConfig
+from hub.data.samples.mix import sources_of
 from hub.errors import HubError
 from hub.plan.data_tokens import DataTokens
 from hub.plan.fitting import Fix, Tried, changes_of, fixes
@@ -109,6 +111,7 @@ def plan_run(
     again: Again,
     say: Callable[[str], None] = lambda text: None,
     name: str = "",
+    folder: Path | None = None,
     train: Callable[[RunConfig], Result] | None = None,
 ) -> Planned:
     """Plan a run.
@@ -118,12 +121,15 @@ def plan_run(
         again: composes the run with more overrides.
         say: receives lines for the user.
         name: of the algorithm, or of its preset.
+        folder: with the model's config, if it is known already.
         train: runs a config to its end, for `plan.measure`.
 
     Raises:
         HubError: an option, the model, the data or the GPU is wrong.
     """
     session = Session(again, say)
+    if folder is not None:
+        session.know(cfg, folder)
     asked = planned_gpu(cfg.plan)
     gpus = known_gpus(cfg.plan.gpus_file)
     world = planned_number(cfg.plan, cfg.launch.nproc_per_node, cfg.launch.nnodes)
@@ -138,9 +144,9 @@ def plan_run(
     work = work_of(case.cfg, case.tokens, world) if case.tokens is not None else None
     lines = [line for line in chosen.memory.lines if line]
     if case.tokens is None:
-        lines.append(
-            f"no data is named, so samples of {case.longest:,} tokens are assumed. Type data.path=FILE for steps and time"
-        )
+        remote = [source.path for source in sources_of(case.cfg.data) if source.path]
+        why = f"a plan downloads no data ({', '.join(remote)})" if remote else "no data is named"
+        lines.append(f"{why}, so samples of {case.longest:,} tokens are assumed. Type data.path=FILE for steps and time")
     recalled, unlearned = None, chosen
     if cfg.plan.learn:
         key = key_of(
