@@ -106,6 +106,7 @@ def sft(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -238,6 +239,9 @@ def sft(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -400,6 +404,7 @@ def lora_sft(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -543,6 +548,9 @@ def lora_sft(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -720,6 +728,7 @@ def osft(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -867,6 +876,9 @@ def osft(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -1059,6 +1071,7 @@ def dpo(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -1199,6 +1212,9 @@ def dpo(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -1376,6 +1392,7 @@ def lora_dpo(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -1527,6 +1544,9 @@ def lora_dpo(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -1719,6 +1739,7 @@ def osft_dpo(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -1874,6 +1895,9 @@ def osft_dpo(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -2082,6 +2106,7 @@ def run(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -2214,6 +2239,9 @@ def run(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -2373,6 +2401,7 @@ def verify(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -2500,6 +2529,9 @@ def verify(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -2658,6 +2690,7 @@ def show(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -2786,6 +2819,9 @@ def show(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -2941,6 +2977,7 @@ def data(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -3068,6 +3105,9 @@ def data(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -3225,6 +3265,7 @@ def plan(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -3352,6 +3393,9 @@ def plan(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a

@@ -136,8 +136,8 @@ class LayerMemories(Patch):
         if checkpointed:
             Checkpointing([layer]).apply(edits)
         live = Live(scratch_of_call)
-        dense = [weight for weight in layer.parameters() if not isinstance(weight, FourBitTensor)]
-        live.known([*dense, *_Packed(layer).tensors, *layer.buffers(), own])
+        in_full = [weight for weight in layer.parameters() if not isinstance(weight, FourBitTensor)]
+        live.known([*in_full, *_Packed(layer).tensors, *layer.buffers(), own])
         live.known(value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor))
         weights = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         before = [parameter.grad for parameter in weights]

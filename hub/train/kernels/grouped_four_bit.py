@@ -78,9 +78,9 @@ class _Product(torch.autograd.Function):
 def _product_in_4_bits(rows: torch.Tensor, ends: torch.Tensor, is_transposed: bool, *parts: Any) -> torch.Tensor:
     """One operator, which frees the matrices. From two of them a compiler would save these."""
     packed = Parts(*parts)
-    matrices = unpack_by_kernel(*packed) if packed.words.dtype == torch.int32 else unpacked(packed)
-    product: torch.Tensor = plain_product(rows, matrices.transpose(-2, -1) if is_transposed else matrices, ends)
-    return product
+    matrices: torch.Tensor = unpack_by_kernel(*packed) if packed.words.dtype == torch.int32 else unpacked(packed)
+    result: torch.Tensor = plain_product(rows, matrices.transpose(-2, -1) if is_transposed else matrices, ends)
+    return result
 
 
 _LIBRARY = torch.library.Library("hub", "FRAGMENT")
