@@ -1,5 +1,6 @@
 """Errors for the user, shown as one line without a traceback. The default exit code is 2."""
 
+import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -8,9 +9,13 @@ from pathlib import Path
 
 from hub.secrets import without_secrets
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters by which a file or an option that an error quotes could command the terminal. Not tabs and line feeds."""
+
 
 def printable(text: str) -> str:
-    """The text with an escape for each half of a character (a lone surrogate), which no terminal and no file can take."""
+    """The text with escapes for what a terminal would obey, and for lone surrogates, which no terminal and no file can take."""
+    text = _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -41,7 +46,8 @@ class ConfigError(HubError):
     """One or more options are wrong. The message lists all problems."""
 
     def __init__(self, problems: str | Iterable[str] = ()) -> None:
-        self.problems = [printable(without_secrets(line)) for line in ([problems] if isinstance(problems, str) else problems)]
+        lines = [problems] if isinstance(problems, str) else problems
+        self.problems = [printable(" ".join(without_secrets(line).splitlines())) for line in lines]
         super().__init__("\n".join(self.problems))
 
 

@@ -157,3 +157,14 @@ def test_the_architecture_page_names_every_folder_of_the_project():
     folders |= {f"plugins/{file.parent.name}" for file in ROOT.glob("plugins/*/pyproject.toml")}
     assert len(folders) > 6
     assert not {name for name in folders if not re.search(rf"(`|^### ){name}/", TEXT, re.MULTILINE)}
+
+
+def test_the_tests_that_pages_name_exist():
+    sources = [path.read_text(encoding="utf-8") for path in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("plugins/*/tests/*.py")]]
+    there = {found for source in sources for found in re.findall(r"^def (test_\w+)\(", source, re.MULTILINE)}
+    text = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("security.md", "trust.md", "verify.md"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 50
+    assert named <= there
+    places = set(re.findall(r"\b(?:tests|plugins/\w+/tests)(?:/\w+)*(?:\.py)?\b", text))
+    assert [place for place in places if not (ROOT / place).exists()] == []

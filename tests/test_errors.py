@@ -8,7 +8,7 @@ import signal
 import pytest
 from omegaconf._utils import format_and_raise
 
-from hub.errors import HubError, Interrupted, NoMemoryError
+from hub.errors import ConfigError, DataError, HubError, Interrupted, NoMemoryError
 from hub.models.reading import ModelFileError
 
 for name in ("hub.tasks.export.hub.repository", "hub.data.tokens.chat_template", "hub.data.tokens.omissions"):
@@ -49,6 +49,13 @@ def test_a_copy_has_what_came_beside_the_text(error):
     other = pickle.loads(pickle.dumps(error))
     assert (str(other), vars(other), other.exit_code) == (str(error), vars(error), error.exit_code)
     assert len(vars(error)) > 0
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError])
+def test_a_quoted_text_is_one_line_and_commands_no_terminal(kind):
+    error = kind("data.path=a\x9b\nb\x1b[2J\rc: there is no such file")
+    assert str(error) == "data.path=a\\x9b b\\x1b[2J c: there is no such file"
+    assert kind is DataError or error.problems == [str(error)]
 
 
 def test_a_library_that_raises_a_signals_error_again_keeps_the_signal():

@@ -64,7 +64,8 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
         kind = str(dtype).removeprefix("torch.")
         raise ModelError(
             f"model.path: {type(base_of(model)).__name__} can't compute in {kind}: it fails in a pass over "
-            f"{NUM_TOKENS} tokens ({type(error).__name__}: {first_line(error)}). Type another model.dtype or model.path"
+            f"{NUM_TOKENS} tokens ({type(error).__name__}: {first_line(error)}). A value of its config.json is wrong, "
+            "or it needs another model.dtype"
         ) from error
     finally:
         model.train(was_training)

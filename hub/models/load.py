@@ -250,6 +250,10 @@ def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _known(error: BaseException) -> str:
     """What to say of an error of transformers whose cause is known."""
+    if "instantiate the backend tokenizer" in str(error):
+        return (
+            "none of the files that it could be read from lies in the folder, such as tokenizer.json or tokenizer.model. Add it"
+        )
     if "automatic conversion" in str(error):
         return (
             "its tensors can't be converted to those of the model, such as experts of different shapes. Copy or download the "

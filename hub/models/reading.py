@@ -19,7 +19,7 @@ T = TypeVar("T")
 Read = Callable[[Path], T]
 """Reads something from a model's folder."""
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 SECONDS = 20.0
 """Time for finding the field. Reading a tokenizer of 250,000 tokens takes about a second."""
@@ -142,6 +142,10 @@ def culprit(read: Read[Any], folder: Path, error: BaseException, file: str) -> t
                 if trial.works(other, _without(values, (key,))):
                     path = trial.deepest(other, values, (key,))
                     return other, _dotted(path), shown(_at(values, path))
+            if other == TOKENIZER:  # which must have some fields, empty as they may be
+                for key in keys:
+                    if trial.works(other, values | {key: []}):
+                        return other, key, shown(values[key])
             if keys and (key := _mentioned(values, str(error))):
                 return other, key, shown(values[key])
             if other != file:
@@ -199,15 +203,18 @@ class _Trial:
 
 
 def _candidates(folder: Path, file: str) -> list[str]:
-    """The JSON files that may be the cause, the likely one first. Not those that list weights."""
+    """The files that may be the cause: templates, which are few, the likely one, then the others. Not those that list weights."""
     others = sorted(path.name for path in folder.glob("*.json") if path.is_file() and not path.name.endswith(".index.json"))
-    return [name for name in dict.fromkeys([file, *others]) if name in others]
+    templates = sorted(path.name for path in folder.glob("*.jinja") if path.is_file())
+    return [*templates, *(name for name in dict.fromkeys([file, *others]) if name in others)]
 
 
 def _values(file: Path) -> Any:
     """The content of a JSON file. None: it is large, or can't be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size <= LARGEST else None
+        return (
+            json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" and file.stat().st_size <= LARGEST else None
+        )
     except (OSError, ValueError, RecursionError):
         return None
 

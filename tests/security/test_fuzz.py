@@ -166,10 +166,13 @@ def test_any_rows_are_converted_or_named(tmp_path):
 
 def test_any_overrides_are_composed_or_named():
     names = st.sampled_from(
-        ["algo", "model", "data.path", "algo.learning_rate", "launch.nnodes", "run_name", "data.mix", "x.y"]
+        ["algo", "model", "data.path", "algo.learning_rate", "launch.nnodes", "run_name", "data.mix", "x.y", "generate", "+x"]
     )
     words = st.one_of(st.text(max_size=12), st.tuples(names, st.text(max_size=10) | VALUES.map(json.dumps)).map("=".join))
     fuzz(st.lists(words, max_size=3), lambda drawn: compose("algo=lora_sft", "model=tiny", *drawn), 12)
+    with pytest.raises(HubError) as caught:
+        compose("generate=a\x9a\nb", "algo.learning_rate=a\nb")
+    assert len(str(caught.value).splitlines()) == len(caught.value.problems) >= 2
 
 
 def test_any_run_yaml_is_read_or_named():

@@ -272,6 +272,7 @@ def examined(folder: Path) -> str:
         ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "chat_template"),
         ("tokenizer_config.json", {"eos_token": ["</s>"]}, "eos_token"),
         ("tokenizer.json", {"model": {}}, "can't be used"),
+        ("tokenizer.json", {"added_tokens": "x"}, 'added_tokens="x" can\'t be used'),
     ],
 )
 def test_broken_fields_are_named(folder, file, values, named):
@@ -280,6 +281,14 @@ def test_broken_fields_are_named(folder, file, values, named):
     said = examined(folder)
     assert f"{file}" in said
     assert named in said
+
+
+def test_a_template_that_is_no_text_and_a_tokenizer_that_is_missing_are_named(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    assert "chat_template.jinja can't be used ('utf-8' codec can't decode" in examined(folder)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer.json").unlink()
+    assert "no readable tokenizer: none of the files that it could be read from lies in the folder" in examined(folder)
 
 
 def test_a_field_that_fails_within_a_layer_is_named(hub, folder):

@@ -1,5 +1,6 @@
 """Options of OSFT."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -219,4 +220,4 @@ def protection_file(folder: Path) -> Path | None:
     """
     folder = folder.expanduser()
     places = (folder / PROTECTION, folder / "model" / PROTECTION, folder / KEPT, folder.parent / KEPT)
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if os.path.isfile(place)), None)  # Path.is_file raises for a name that is too long
