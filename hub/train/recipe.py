@@ -15,10 +15,11 @@ import torch
 from hub.data.samples.roles import check_roles, singles
 from hub.errors import PluginError
 from hub.parallel.reparametrization import Reparametrization
+from hub.plugins.offers import SINGLE
 from hub.result import Outcome
 from hub.train.kernels.external import ExternalKernels
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
-from hub.train.losses.objective import SINGLE, NextToken, Objective
+from hub.train.losses.objective import NextToken, Objective
 from hub.train.setup.setup import Setup
 from hub.train.step import Criterion
 
