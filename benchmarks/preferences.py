@@ -21,6 +21,9 @@ NAMES = {"dpo": "sigmoid", "robust": "robust", "ipo": "ipo", "hinge": "hinge", "
 """The losses that both have, and TRL's names."""
 
 SMOOTHED = ("robust", "exo")
+MEANS = "ipo"
+"""TRL's rewards are sums over an answer with every loss. Here they are what the loss takes: with this one means per token."""
+
 SMOOTHING = 0.1
 SEED = 42
 OPTIONS = {"learning_rate": 2e-6, "adam_beta1": 0.9, "adam_beta2": 0.95, "max_grad_norm": 1.0}
@@ -118,16 +121,21 @@ def compare(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         )  # fmt: skip
         peer = json.loads((own / "steps.json").read_text(encoding="utf-8"))
         hub = ours(asked.model, rows, loss, asked.steps, asked.batch, own / "runs")
-        apart = max(abs(one["loss"] - other["loss"]) for one, other in zip(hub, peer, strict=True))
-        margin = max(abs(one["margin"] - other["margin"]) for one, other in zip(hub, peer, strict=True))
-        # A tie counts half here, and not at all there. There are ties in the first step only, where nothing has moved.
-        accuracy = max(abs(one["accuracy"] - other["accuracy"]) for one, other in zip(hub[1:], peer[1:], strict=True))
+        both = list(zip(hub, peer, strict=True))
+        apart = max(abs(one["loss"] - other["loss"]) for one, other in both)
+        share = max(abs(one["loss"] - other["loss"]) / max(1.0, abs(other["loss"])) for one, other in both)
+        words = f"loss {apart:.2e}"
+        if loss != MEANS:
+            margin = max(abs(one["margin"] - other["margin"]) for one, other in both)
+            # A tie counts half here, and not at all there. There are ties in the first step only, where nothing has moved.
+            accuracy = max(abs(one["accuracy"] - other["accuracy"]) for one, other in both[1:])
+            words += f", margin {margin:.2e}, accuracy from the second on {accuracy:g}"
         print(
             f"{loss}: loss {hub[0]['loss']:.6f} -> {hub[-1]['loss']:.6f}, TRL {peer[0]['loss']:.6f} -> {peer[-1]['loss']:.6f}; "
-            f"largest difference of a step: loss {apart:.2e}, margin {margin:.2e}, accuracy from the second on {accuracy:g}",
+            f"largest difference of a step: {words}",
             flush=True,
         )
-        found.append({"loss": loss, "hub": hub, "trl": peer, "apart": apart})
+        found.append({"loss": loss, "hub": hub, "trl": peer, "apart": apart, "share": share})
     return found
 
 
@@ -139,7 +147,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=2, help="pairs per step")
     parser.add_argument("--among", type=int, default=400, help="the shortest rows of the first so many are taken")
-    parser.add_argument("--most", type=float, default=1e-4, help="allowed difference of a step's loss")
+    parser.add_argument(
+        "--most", type=float, default=1e-4, help="allowed difference of a step's loss; of its share, if it is above 1"
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -152,7 +162,7 @@ def main() -> int:
         found = compare(asked, Path(name))
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return 0 if all(one["apart"] <= asked.most for one in found) else 1
+    return 0 if all(one["share"] <= asked.most for one in found) else 1
 
 
 if __name__ == "__main__":

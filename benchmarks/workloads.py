@@ -121,6 +121,9 @@ WORKLOADS: dict[str, Workload] = {
     "dpo_1b": Workload(algo="dpo", shape="1b", batch=32, pairs=True, peers=DPO_PEERS),
     "lora_dpo_1b": Workload(algo="lora_dpo", shape="1b", batch=32, pairs=True, peers=DPO_PEERS),
     "lora_dpo_8b": Workload(algo="lora_dpo", shape="8b", batch=16, micro_rows=2, pairs=True, peers=DPO_PEERS),
+    "dpo_8b": Workload(
+        algo="dpo", shape="8b", batch=32, micro_rows=1, ours=STEADY | {"strategy": "fsdp"}, gpus=2, pairs=True, peers=DPO_PEERS
+    ),
     "dpo_tiny": Workload(
         algo="lora_dpo", shape="tiny", lengths=Lengths(longest=128, mean=60), batch=4, micro_rows=2, ours={}, pairs=True,
         peers=DPO_PEERS,

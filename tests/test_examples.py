@@ -1,6 +1,7 @@
 """The scripts and notebooks of examples/ run as described, from a folder outside the repository."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,22 @@ def test_forgetting_is_measured_by_method_and_what_is_done_is_not_done_again(tmp
     assert (tmp_path / "study" / "forgetting.png").stat().st_size > 10_000
     assert not list((tmp_path / "study" / "runs").glob(".run-*"))
     assert "done" not in run_script("continual_learning.py", *options, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_preferences_are_learned_from_a_start_that_knows_the_tasks_and_what_is_done_is_not_done_again(tmp_path):
+    options = ["--quick", "--jobs", "1", "--out", "study", "--algos", "lora_dpo", "osft_dpo"]
+    said = run_script("preference_learning.py", *options, folder=tmp_path)
+    start, *learned = map(json.loads, (tmp_path / "study" / "results.jsonl").read_text().splitlines())
+    assert [line["algo"] for line in (start, *learned)] == [None, "lora_dpo", "osft_dpo"]
+    for line in learned:
+        assert line["eval_loss_before"] == pytest.approx(math.log(2), abs=1e-6)
+        assert line["eval_margin"] > 0.01
+        assert len(line["strict"]) == len(line["containing"]) == 3
+        assert line["text_loss"] != start["text_loss"]
+    assert "| even | lora_dpo | 0.0001 | 1 | 1.000 | 1.000 | 1.000 |" in said
+    assert not list((tmp_path / "study").glob(".run-*"))
+    assert " s  even" not in run_script("preference_learning.py", *options, folder=tmp_path)
 
 
 @pytest.mark.slow

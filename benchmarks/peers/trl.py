@@ -92,7 +92,7 @@ def main(folder: Path) -> None:
 
 
 def _learn_preferences(task: Task, folder: Path, attention: str) -> None:
-    """Train with DPOTrainer on one GPU. `trl` as shipped: layers checkpointed. `trl_tuned`: none, references precomputed."""
+    """Train with DPOTrainer. `trl` as shipped: layers checkpointed. `trl_tuned`: none, references precomputed."""
     import json
 
     import torch
@@ -113,10 +113,17 @@ def _learn_preferences(task: Task, folder: Path, attention: str) -> None:
     options = trainer.options(task, folder, task.micro_rows)
     for name in ("packing", "packing_strategy", "dataset_kwargs"):
         options.pop(name, None)
-    options |= {"gradient_accumulation_steps": max(1, task.batch // task.micro_rows), "max_length": None, "beta": 0.1}
-    args = DPOConfig(**options, gradient_checkpointing=not tuned, precompute_ref_log_probs=tuned)
+    options |= {
+        "gradient_accumulation_steps": max(1, task.batch // (task.micro_rows * task.gpus)),
+        "max_length": None,
+        "beta": 0.1,
+    }
+    # With FSDP accelerate does the checkpointing.
+    checkpointed = not tuned and task.gpus == 1
+    args = DPOConfig(**options, gradient_checkpointing=checkpointed, precompute_ref_log_probs=tuned)
     load: dict[str, Any] = {"dtype": torch.bfloat16 if torch.cuda.is_available() else torch.float32}
-    load |= {"attn_implementation": attention, **({"device_map": {"": 0}} if torch.cuda.is_available() else {})}
+    placed = {"device_map": {"": 0}} if torch.cuda.is_available() and task.gpus == 1 else {}
+    load |= {"attn_implementation": attention, **placed}
     adapters = None
     if task.kind != "full":
         adapters = LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hub.data.samples.sample import counted, counted_as
 from hub.models.multimodal import auto_class
 from hub.models.saved_folder import line_on_base
 from hub.models.structure import base_of, outside_text
@@ -64,10 +65,11 @@ def announce(setup: Setup, model: torch.nn.Module, counts: ParameterCounts, layo
         auto_class=auto_class(base_of(model).config).__name__,
         **plan,
     )
-    what = "a stream" if cfg.data.streaming else f"{len(setup.data.train)} samples"
+    kind = "samples" if cfg.data.streaming else counted_as(setup.data.train)
+    what = "a stream" if cfg.data.streaming else counted(setup.data.train)
     run.say(
         f"training {counts.trained:,} of {counts.total:,} parameters in {counts.dtypes} on {what}: "
-        f"{source.total} steps of {source.batch_size} samples, micro-batches of at most {layout.max_tokens} tokens"
+        f"{source.total} steps of {source.batch_size} {kind}, micro-batches of at most {layout.max_tokens} tokens"
     )
     if counts.outside_text:
         run.say(f"the text part trains; {counts.outside_text:,} parameters that no text reaches stay as they are")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from hub.config.option import AUTO
-from hub.data.samples.sample import Unit, fingerprint, samples_of
+from hub.data.samples.sample import Unit, counted, fingerprint, samples_of
 from hub.errors import DataError, Interrupted
 from hub.parallel.group import end_if_stopped, max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
@@ -155,7 +155,7 @@ class _Fit:
         if self.done == 0:
             before = self.evaluations.before_training()
             if before is not None:
-                self.log.before_training(before, len(self.data.evaluation), self.figures)
+                self.log.before_training(before, counted(self.data.evaluation), self.figures)
             if self.measurements is not None:
                 figures = self.measurements.measure(0, self.engine)
                 self.evaluations.before_measured(figures)

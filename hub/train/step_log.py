@@ -48,10 +48,10 @@ class StepLog:
             self._progress.say(text)
             self._run.note(text)
 
-    def before_training(self, loss: float, num_samples: int, figures: dict[str, float]) -> None:
-        """Log the held-out loss before training, and what the objective has besides."""
+    def before_training(self, loss: float, counted: str, figures: dict[str, float]) -> None:
+        """Log the held-out loss before training, on how many samples as in `16 samples`, and what the objective has besides."""
         self._for_first_line |= {f"{name}_before": value for name, value in {"eval_loss": loss, **figures}.items()}
-        self.say(f"held-out loss before training {loss:.4f} ({num_samples} samples{_shares(figures)})")
+        self.say(f"held-out loss before training {loss:.4f} ({counted}{_shares(figures)})")
         self._tracking.log(0, {"eval_loss": loss, **figures})
 
     def measured_before(self, values: dict[str, float]) -> None:

@@ -95,6 +95,16 @@ def samples_of(units: Iterable[Unit]) -> list[Sample]:
     return [sample for unit in units for sample in unit.samples]
 
 
+def counted_as(units: Sequence[Unit]) -> str:
+    """What units are to the user: samples, or rows that have several samples each."""
+    return "rows" if len(units) and isinstance(units[0], Group) else "samples"
+
+
+def counted(units: Sequence[Unit]) -> str:
+    """How many units there are, as `16 samples`."""
+    return f"{len(units)} {counted_as(units)}"
+
+
 def mask_sum(unit: Unit) -> int:
     """Number of tokens that the loss masks of a unit mark. A sample's first token may be one, though nothing predicts it."""
     return sum(int(sample.loss_mask.sum()) for sample in unit.samples)

@@ -6,7 +6,8 @@ reference.
 With h = (w - W) - (l - L), b = beta, e = label_smoothing, and s the logistic function:
 
 dpo       -(1 - e) log s(b h) - e log s(-b h)
-          Rafailov et al., arXiv 2305.18290, equation 7. With e above 0: conservative DPO
+          Rafailov et al., arXiv 2305.18290, equation 7. With e above 0: conservative DPO, Mitchell, ericmitchell.ai/cdpo.pdf,
+          equation 3
 robust    (-(1 - e) log s(b h) + e log s(-b h)) / (1 - 2 e)
           Chowdhury et al., arXiv 2403.00409
 ipo       ((w - W) / n_w - (l - L) / n_l - 1 / (2 b))^2
@@ -28,9 +29,12 @@ simpo     -log s(b (w / n_w - l / n_l) - gamma)
 orpo      -w / n_w - b log s(logit(w / n_w) - logit(l / n_l)), logit(m) = m - log(1 - exp m)
           Hong et al., arXiv 2403.07691, equations 6 and 7
 cpo       -log s(b (w - l))
-          Xu et al., arXiv 2401.08417
+          Xu et al., arXiv 2401.08417, equation 3
 kto       for each answer alone, see `kto`
           Ethayarajh et al., arXiv 2402.01306, equation 7
+
+Equation numbers are those that the authors' code (dpo, ipo) and TRL 1.16 (ipo, exo, sppo, apo, orpo, cpo, kto) cite. Versions
+of a paper may number differently. robust, hinge and nca were compared with TRL's code.
 
 With length_normalized, w - W and l - L in h are means per token. sft_weight adds -w / n_w times it (Pang et al., arXiv
 2404.19733, equation 1).
