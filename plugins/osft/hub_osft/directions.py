@@ -25,6 +25,7 @@ from hub.parallel.session import Session
 from hub.system.cache import cache_dir, make_once
 from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
+from hub_osft import wide
 from hub_osft.config import FACTORED, OsftConfig
 from hub_osft.subspace import decompose, oriented, split
 from hub_osft.targets import Target
@@ -42,7 +43,11 @@ NUM_THREADS = min(16, os.cpu_count() or 1)
 Directions = dict[str, torch.Tensor]
 """Directions of one target by their names on disk: `free` (Q); with `subspace=weights` also `kept` (the protected U_h) and
 `scale` (S_l), in the factored form also `left` (U_l); with a strength also `pull` (f,), how much a change along each matters.
-Empty: the full matrix is free."""
+Of wide inputs with a strength instead `top`, `energy`, `rest`: the covariance as in `hub_osft.wide`; and `factor` (1,), the
+pull per energy. Empty: the full matrix is free."""
+
+SHARED = ("free", "top", "energy", "rest")
+"""Those that depend on the input alone."""
 
 Find = Callable[[Target, torch.Tensor], Directions]
 """Computes the directions of a target from its weight, on the weight's device."""
@@ -79,7 +84,7 @@ def find_directions(
     store = run.path / "directions"
     shapes = {target.name: shapes_of(target, algo, session) for target in targets}
     for name in shared or {}:
-        shapes[name].pop("free", None)
+        shapes[name] = {part: form for part, form in shapes[name].items() if part not in SHARED}
     started = time.monotonic()
     source = ""
     if session.group.is_main:
@@ -119,8 +124,7 @@ def share(directions: dict[str, Directions], shared: Mapping[str, str]) -> None:
         shared: target -> the earlier target whose directions it has.
     """
     for name, owner in shared.items():
-        if "free" in directions[owner]:
-            directions[name]["free"] = directions[owner]["free"]
+        directions[name] |= {part: tensor for part, tensor in directions[owner].items() if part in SHARED}
 
 
 def by_spectrum(algo: OsftConfig, dtype: torch.dtype) -> Find:
@@ -158,6 +162,10 @@ def shapes_of(target: Target, algo: OsftConfig, session: Session) -> Shapes:
     """Shapes and dtypes of a target's directions, before they are computed."""
     if target.num_free == target.size and not algo.strength:
         return {}
+    if is_wide(target, algo):
+        rank, size = min(wide.RANK, target.size), target.size
+        sizes = {"top": (size, rank), "energy": (rank,), "rest": (size,), "factor": (1,)}
+        return {name: (shape, torch.float32) for name, shape in sizes.items()}
     batch, num_protected = target.shape[:-2], target.size - target.num_free
     shapes: Shapes = {"free": ((*batch, target.size, target.num_free), torch.float32)}
     if algo.subspace == "weights":
@@ -169,6 +177,11 @@ def shapes_of(target: Target, algo: OsftConfig, session: Session) -> Shapes:
     if algo.parametrization == FACTORED:
         shapes["left"] = ((target.rows, target.num_free), torch.float32)
     return shapes
+
+
+def is_wide(target: Target, algo: OsftConfig) -> bool:
+    """Whether a target is trained without directions, and its pull is approximate: see `hub_osft.wide`."""
+    return bool(algo.strength) and target.num_free == target.size > wide.WIDE and not target.in_full
 
 
 def check_finite(setup: Setup, model: PreTrainedModel, targets: Sequence[Target]) -> None:
@@ -214,7 +227,7 @@ class _Search:
     def _found(self, target: Target) -> Directions:
         found = self.find(target, target.weight(self.model).detach().to(self.setup.session.device))
         if target.name in self.shared:
-            found.pop("free", None)
+            found = {part: tensor for part, tensor in found.items() if part not in SHARED}
         return found
 
     def run_and_write(self, folder: Path) -> None:

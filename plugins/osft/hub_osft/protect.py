@@ -31,8 +31,9 @@ from hub.parallel.group import broadcast_bytes, broadcast_text
 from hub.parallel.strategy import layer_classes
 from hub.train.batch.collate import pad
 from hub.train.setup.setup import Setup
+from hub_osft import wide
 from hub_osft.config import ADAPTIVE, KEPT, NONE, PROTECTION, WEIGHTS, OsftConfig, protection_file
-from hub_osft.directions import Directions, check_finite
+from hub_osft.directions import Directions, check_finite, is_wide
 from hub_osft.embeddings import weight_of
 from hub_osft.kept import Groups, pack, read, unpack, write
 from hub_osft.passes import batches, in_smaller_passes, on_device
@@ -105,6 +106,7 @@ class Protection:
         """Target -> the penalty on a change along a direction, per energy of the data along it, at strength 1."""
 
         self._found: dict[tuple[str, int], torch.Tensor] = {}
+        self._wide: dict[str, Directions] = {}
 
     @property
     def takes_statistics(self) -> bool:
@@ -136,11 +138,18 @@ class Protection:
 
         Returns:
             `free` (p, f), one tensor for all targets with the same input. With a strength also `pull` (f,): the penalty on a
-            change along each direction at strength 1. Empty if all directions are free and there is no strength.
+            change along each direction at strength 1. Empty if all directions are free and there is no strength. Of a wide
+            input the parts of `hub_osft.wide`.
         """
         if target.num_free == target.size and not self.algo.strength:
             return {}
         name = self.aliases[target.name]
+        if is_wide(target, self.algo):
+            if name not in self._wide:
+                self._wide.clear()
+                top, energy, rest = wide.low_rank_plus_diagonal(self.sums[name].to(weight.device), min(wide.RANK, target.size))
+                self._wide[name] = {"top": top.contiguous(), "energy": energy, "rest": rest}
+            return {**self._wide[name], "factor": torch.tensor([self.pull_factors[target.name]], device=weight.device)}
         if self._last is None or self._last[0] != name:
             covariance = self.sums[name].to(weight.device)
             in_float64 = len(covariance) <= LARGEST_IN_FLOAT64
@@ -168,6 +177,7 @@ class Protection:
         """Forget the sums on the device, once directions are found. They stay in CPU memory if they will be saved."""
         self._last = None
         self._found.clear()
+        self._wide.clear()
         self.sums = {name: total.cpu() for name, total in self.sums.items()} if self.saves_statistics else {}
 
     def free_tokens(self) -> torch.Tensor:

@@ -31,6 +31,7 @@ from hub_osft.targets import (
     with_protected,
     with_ratio,
 )
+from hub_osft.wide import WidePull
 
 
 def build(setup: Setup) -> Recipe:
@@ -205,21 +206,23 @@ def with_coordinates(
             trained = holder.osft_coordinates
         protected = directions.pop("kept", None)
         penalties = penalties_of(directions, algo)
-        parts.append(
-            Part(holder, target.parameter, trained, free, protected, target.left, corner, protected is not None, penalties)
-        )
+        part = Part(holder, target.parameter, trained, free, protected, target.left, corner, protected is not None, penalties)
+        if "top" in directions:
+            scale = directions["factor"] * algo.strength
+            part.wide = WidePull(directions["top"], directions["energy"] * scale, directions["rest"] * scale)
+        parts.append(part)
     return FastReparametrization(parts, embeddings)
 
 
 def penalties_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
-    """Return the penalty on a change along each direction, per unit of learning rate. None: no penalty.
+    """Return the penalty on a change along each direction, per unit of learning rate. None: no penalty along directions.
 
     It pulls the weights toward the base weights.
 
     Raises:
         ModelError: the directions are of a run that was started without a strength.
     """
-    if not algo.strength:
+    if not algo.strength or "top" in directions:
         return None
     if "pull" not in directions:
         raise ModelError(

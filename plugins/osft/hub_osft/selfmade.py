@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hub import DataError, HubError
+from hub import DataError
 from hub.config.generate import GenerateConfig
 from hub.data.json_values import JsonObject
 from hub.data.samples.sample import Sample
@@ -29,12 +29,14 @@ from hub.models.load import load_config
 from hub.models.structure import max_positions, waits_for_others
 from hub.parallel.group import broadcast_bytes
 from hub.system.cache import cache_dir, make_once
+from hub.system.memory import is_out_of_memory
 from hub.tasks.evaluate.sets import SHIPPED
 from hub.tasks.generate.decode import Made
 from hub.tasks.generate.ends import Ends
 from hub.tasks.generate.engine import made, shape_of
 from hub.tasks.generate.prompts import Prompter
 from hub.tasks.loading import Loaded
+from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
 from hub_osft.directions import weights_digest
 from hub_osft.kept import Groups, pack, unpack
@@ -75,7 +77,7 @@ def self_made(setup: Setup, model: PreTrainedModel, widest: int) -> Groups:
     if not waits_for_others(model):
         content = b""
         if setup.session.group.is_main:
-            content = _cached(setup, wanted, lambda: pack(_generated(setup, model, wanted), 0))
+            content = _cached(setup, wanted, lambda: pack(twice(model, lambda: _generated(setup, model, wanted)), 0))
         groups = unpack(broadcast_bytes(content), "the cache")
     have = sum(len(sample) for group in groups.values() for sample in group)
     if setup.cfg.evaluate.retention != "auto" or not have:
@@ -112,7 +114,9 @@ def _generated(setup: Setup, model: PreTrainedModel, wanted: int) -> Groups:
             writer = _Writer(loaded, setup.cfg.algo.seed, begun, _new_tokens(setup))
             number = max(1, wanted // (2 * length))
             groups = {CHATS: writer.chats(number, length), TEXTS: writer.texts(number, length)}
-    except (HubError, *_ERRORS) as error:
+    except _ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         line = str(error).strip().partition("\n")[0]
         setup.run.say(
             f"the model can't generate what it shall keep ({type(error).__name__}: {line[:200]}): public text is taken"

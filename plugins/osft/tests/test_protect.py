@@ -111,6 +111,25 @@ def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, besid
     )
 
 
+def test_wide_inputs_are_protected_without_their_directions(tmp_path, beside_few_words, monkeypatch, run):
+    folder, options = beside_few_words(False)
+    protected = protected_tokens(folder, options)
+    moved: list[float] = []
+
+    def answers(model: Path) -> torch.Tensor:
+        with torch.no_grad():
+            return AutoModelForCausalLM.from_pretrained(model)(protected).logits
+
+    for width, strength in ((1000, 1000), (32, 1000), (32, 0)):
+        monkeypatch.setattr("hub_osft.wide.WIDE", width)
+        monkeypatch.setattr("hub_osft.wide.RANK", 12)
+        result = run(tmp_path, *options, "algo.unfreeze_rank_ratio=1.0", f"algo.protect_strength={strength}")
+        assert result.eval_loss < result.eval_loss_before - 0.2
+        moved.append(float((answers(result.model_path) - answers(folder)).norm()))
+    # The few protected tokens are in the whole covariance, and nearly all of them in 12 directions and a diagonal.
+    assert moved[0] < moved[1] < 0.02 * moved[2]
+
+
 def test_weights_that_matter_more_have_a_larger_penalty(tmp_path, monkeypatch, run):
     """Add noise to one weight at a time. Its penalty is in proportion to how far that moves the outputs (Kullback-Leibler)."""
     means: list[float] = []
