@@ -1,5 +1,6 @@
 """The pages: what they link, list and name is there, docs/index.md has them all, and each says what kind of page it is."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hub.tasks.export.job import LIMIT
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 INDEX = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").glob("**/*.md"))
 READMES = sorted([*ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/**/README.md"), *ROOT.glob("[a-z]*/README.md")])
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS, *READMES]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -141,7 +142,7 @@ def test_a_page_says_what_kind_it_is_and_the_index_has_it_there(page):
     sections = re.split(r"^## (.+)$", INDEX, flags=re.MULTILINE)[1:]
     by_kind = {HEADINGS[heading]: text for heading, text in zip(sections[::2], sections[1::2], strict=True)}
     assert by_kind.keys() == set(HEADINGS.values())
-    link = page.name if page.parent.name == "docs" else f"../{page.name}"
+    link = os.path.relpath(page, ROOT / "docs")
     expected = [kind for kind, text in by_kind.items() if f"]({link})" in text]
     assert kinds == expected, f"one of the first five lines of {name(page)} begins with **{' or '.join(expected)}.**"
 
