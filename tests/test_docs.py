@@ -131,6 +131,14 @@ def test_the_page_on_exports_has_every_kind_with_its_bound():
     assert calibrated == CALIBRATED
 
 
+def test_an_option_that_a_page_names_exists():
+    listed = set(re.findall(r"^\| `(\w+\.\w+)` \|", (ROOT / "docs" / "options.md").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in [*(ROOT / "docs" / "howto").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")]:
+        prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+        named = set(re.findall(r"\b((?:algo|data|model|launch|track|evaluate|generate|export|plan)\.[a-z]\w+)", prose))
+        assert not {option for option in named if not option.endswith((".md", ".json"))} - listed, name(page)
+
+
 def test_every_page_is_in_the_index():
     linked = {(ROOT / "docs" / link.partition("#")[0]).resolve() for link in links(ROOT / "docs" / "index.md")}
     assert not {name(page) for page in DOCS} - {name(page) for page in linked}

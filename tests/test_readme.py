@@ -148,7 +148,9 @@ def test_the_tables_name_every_algorithm_and_every_model_preset():
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
-def test_an_experiment_says_its_command_and_that_command_is_complete(file):
+def test_an_experiment_says_its_command_and_that_command_is_complete(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.jsonl").touch()
     command = re.search(r"^#   python -m hub (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE).group(1)
     assert f"experiment={file.stem}" in command
     assert hub.compose(*shlex.split(command)).problems() == []

@@ -1,7 +1,8 @@
 """What the pages show is run: each command and each Python block, in order, in one folder for each page, on tiny models.
 
-A preset of a model becomes the tiny model of its family, a run ends after two steps, and a run on several processes has one.
-Else all is as the reader types it. `<!-- not run: REASON -->` above a block says why it is left out.
+A preset of a model becomes the tiny model of its family, with whole weights in place of 4 bits. A run ends after two steps, and
+one on several processes has one. Else all is as the reader types it. `<!-- not run: REASON -->` above a block says why it is
+left out.
 """
 
 import contextlib
@@ -22,6 +23,13 @@ from hub.cli.main import main
 from hub.testing import tiny_model_path, write_chats
 
 NUM_STEPS = 2
+BATCH = 8
+NUM_TOKENS = 512
+"""Positions of the tiny models."""
+
+NUM_ROWS = 8
+"""Rows of an evaluation set that are measured."""
+
 PROSE = "Snow is white, and coal is black. The sheep says baa, and the cow says moo. " * 20
 FILES = {
     "prompts.jsonl": '{"prompt": "What color is snow?", "answer": "White.", "unit": "m"}\n' * 2,
@@ -84,18 +92,30 @@ def make_small(monkeypatch: pytest.MonkeyPatch, presets: Path) -> None:
 
     def compose(*words, config_dir=None, **more):
         cfg = original(*words, config_dir=config_dir or str(presets), **more)
-        if cfg.resume:
+        if cfg.resume and cfg.resume != "auto":
             return cfg
-        cfg = replace(cfg, generate=replace(cfg.generate, max_new_tokens=8))
+        limit = min(cfg.evaluate.limit or NUM_ROWS, NUM_ROWS)
+        cfg = replace(cfg, generate=replace(cfg.generate, max_new_tokens=8), evaluate=replace(cfg.evaluate, limit=limit))
         if "parts" in more:
             return cfg
         local = cfg.model.path.startswith("tiny:") or os.path.exists(cfg.model.path)
-        steps = min(cfg.algo.max_steps or NUM_STEPS, NUM_STEPS)
+        batch = cfg.algo.effective_batch_size
+        algo = {
+            "max_steps": min(cfg.algo.max_steps or NUM_STEPS, NUM_STEPS),
+            "effective_batch_size": BATCH if batch == "auto" else min(batch, BATCH),
+            "torch_compile": "none",
+        }
+        length = cfg.data.max_seq_len
+        data = replace(cfg.data, max_seq_len=length if length == "auto" else min(length, NUM_TOKENS))
+        if getattr(cfg.algo, "load_in_4bit", False):
+            algo["load_in_4bit"] = False
         return replace(
             cfg,
             model=cfg.model if local or not cfg.model.path else replace(cfg.model, path="tiny:llama"),
             launch=replace(cfg.launch, mode="inline", nproc_per_node=1, nnodes=1, rdzv_endpoint=None, node_rank=0),
-            algo=replace(cfg.algo, max_steps=steps, effective_batch_size=8),
+            algo=replace(cfg.algo, **algo),
+            data=replace(data, block_size=data.block_size and min(data.block_size, NUM_TOKENS)),
+            output_dir=cfg.output_dir.lstrip("/"),
         )
 
     for loaded in [loaded for name, loaded in sys.modules.items() if name.startswith("hub.")]:
