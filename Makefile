@@ -91,6 +91,12 @@ $(VENV)/.release: $(VENV)/.installed
 	$(PIP) --group release
 	@touch $@
 
+release: $(VENV)/.release ## build wheels and sdists of all distributions into dist/, check them, and write build/notes.md
+	rm -rf dist && mkdir -p build
+	for project in . $(wildcard plugins/*/pyproject.toml); do $(BIN)/python -m build --outdir dist $${project%/pyproject.toml} || exit 1; done
+	$(BIN)/twine check --strict dist/*
+	awk '/^## \[/ { section++ } section == 1' CHANGELOG.md > build/notes.md
+
 wheel-test: $(VENV)/.tools ## build the wheels and use them in an empty environment, minutes
 	$(BIN)/python -m pytest tests/packaging $(ARGS)
 

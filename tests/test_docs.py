@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hub.tasks.export.compressed.exporter import CALIBRATED
 from hub.tasks.export.compressed.write import LIMIT_NATS
 from hub.tasks.export.gguf.kinds import KINDS, LIMITS
 from hub.tasks.export.job import LIMIT
+from hub.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -137,6 +139,11 @@ def test_an_option_that_a_page_names_exists():
         prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
         named = set(re.findall(r"\b((?:algo|data|model|launch|track|evaluate|generate|export|plan)\.[a-z]\w+)", prose))
         assert not {option for option in named if not option.endswith((".md", ".json"))} - listed, name(page)
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (VERSION, "Apache-2.0")
 
 
 def test_every_page_is_in_the_index():

