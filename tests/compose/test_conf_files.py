@@ -11,7 +11,7 @@ from hub.plugins.registry import registry
 from hub.testing import FAMILIES
 
 ALGORITHMS = sorted(registry().algorithms)
-CHOICES = [(group, name) for group, names in groups().items() for name in names if group != "algo"]
+CHOICES = [(group, name) for group, names in groups().items() for name in names if group not in ("algo", "experiment")]
 PRESETS_OF_ALGORITHMS = [name for name in groups()["algo"] if name not in ALGORITHMS]
 PROMISED = [
     "llama3_8b", "llama3_70b", "llama3_1_8b", "llama3_1_70b", "llama3_2_1b", "llama3_2_3b", "mistral_7b",
