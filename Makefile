@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz zoo mutants lint format types wheel-test check clean
+.PHONY: help install demo test test-slow fuzz faults zoo mutants lint format types wheel-test check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -47,6 +47,11 @@ test-slow: $(VENV)/.llama $(VENV)/.weights ## what is left out of the everyday t
 SECONDS ?= 600
 fuzz: $(VENV)/.installed ## random model files, rows, options, templates and checkpoints, ten minutes; SECONDS=3600 for longer
 	HUB_FUZZ_SECONDS=$(SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/security/test_fuzz.py --numprocesses $(JOBS) $(ARGS)
+
+# Signals beside the rest, on two cores. All of the cells: .venv/bin/python -m benchmarks.faults
+faults: $(VENV)/.installed ## disturb some runs (signals, failing writes, terminals, clocks): is anything lost? a minute
+	@$(BIN)/python -W ignore -m benchmarks.faults --short --only stops & stops=$$!; code=0; \
+	$(BIN)/python -W ignore -m benchmarks.faults --short --only writes surroundings || code=1; wait $$stops && exit $$code
 
 # The tiny architectures of tests/zoo by three algorithms, as a table; ALGO=lora_sft ARCH=mamba,jamba for some of them.
 zoo: $(VENV)/.installed ## train every architecture, and compare with an independent loop, two minutes

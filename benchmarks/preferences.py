@@ -36,7 +36,7 @@ def tokens(model: Path, rows: Path) -> list[dict[str, list[int]]]:
     from hub.launch.preflight import prepare_data
     from hub.train.batch.split import epoch_order
 
-    cfg = prepare_data(hub.compose("algo=dpo", f"model.path={model}", f"data.path={rows}"))
+    cfg = prepare_data(hub.compose("algo=dpo", f"model.path={model}", f"data.path={rows}", "data.format=preference"))
     units = prepare(cfg, load_tokenizer(cfg, model), None).train
     made = []
     for place in epoch_order(len(units), SEED, 0):

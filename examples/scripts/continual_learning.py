@@ -16,75 +16,25 @@ A method is a name, or NAME:OPTION=VALUE,...
     replay         the same with rows of each earlier task mixed in; protect=100 is their number
     lora_sft       an adapter of rank 16, merged after each task
     osft           ratio=0.25 or policy=adaptive; form=fast or factored
+    default        osft as one types it: without a single option, it protects by itself; strength=56
     activations    OSFT by activations: protects protect=100 rows of each earlier task and texts=16 general texts; ratio=0.5.
                    memory=covariances protects earlier tasks without their rows;
                    embeddings=1 trains the embeddings of tokens that the protected data does not have;
-                   strength=600 frees all directions, and pulls used and important ones toward the base weights
+                   strength=56 frees all directions, and pulls used and important ones toward the base weights
 `epochs=2` is the number of passes. Runs that --out already has are skipped.
 """
 
 import argparse
-import random
 import sys
 from pathlib import Path
 
+from continual.inputs import BATCH, QUICK_BATCH, find, model_folder, quick_data
 from continual.methods import METHODS, RATES, Method
 from continual.report import report
 from continual.schedule import Schedule, run_all
-from continual.study import Study, write_rows
+from continual.study import Study
 
 from hub import HubError
-
-BATCH, QUICK_BATCH = 32, 8
-
-
-def quick_data(folder: Path) -> tuple[Path, Path]:
-    """Write three small tasks and some text, for --quick."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = ["sky", "grass", "snow", "coal", "lemon", "blood", "cat", "dog", "cow", "duck", "sheep", "lion"]
-    tasks = {
-        "1_twice": lambda word: (f"Say {word} two times.", f"{word} {word}"),
-        "2_first": lambda word: (f"What does {word} begin with?", word[0]),
-        "3_is": lambda word: (f"What is the {word}?", f"The {word} is red." if len(word) > 3 else f"The {word} is blue."),
-    }
-    for name, make in tasks.items():
-        rows = [dict(zip(("user", "assistant"), make(word), strict=True)) for word in words]
-        chats = [{"messages": [{"role": role, "content": text} for role, text in row.items()]} for row in rows]
-        write_rows(folder / f"{name}_train.jsonl", chats * 4)
-        write_rows(folder / f"{name}_test.jsonl", chats)
-    for part, seed in (("train", 0), ("test", 1)):
-        draw = random.Random(seed)
-        text = [{"text": " ".join(draw.choices(words, k=60))} for _ in range(4)]
-        write_rows(folder.parent / f"quick-text_{part}.jsonl", text)
-    return folder, folder.parent / "quick-text"
-
-
-def model_folder(name: str) -> str:
-    """Return a local folder of a preset's weights, so that each run need not find them again."""
-    from hub import compose
-
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser().absolute())
-    from hub.models.weights import local_weights
-
-    return str(local_weights(compose(f"model={name}").model, print).absolute())
-
-
-def find(data: Path, text: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the files of the tasks, and those of the text.
-
-    Raises:
-        SystemExit: a file is missing.
-    """
-    tasks = {}
-    for file in sorted(data.glob("*_train.jsonl")):
-        name = file.name.removesuffix("_train.jsonl")
-        tasks[name] = [str(file.absolute()), str(file.absolute().with_name(f"{name}_test.jsonl"))]
-    texts = [str(text.absolute().with_name(f"{text.name}_{part}.jsonl")) for part in ("train", "test")]
-    missing = [file for file in [*texts, *(files[1] for files in tasks.values())] if not Path(file).is_file()]
-    if not tasks or missing:
-        raise SystemExit(f"--data {data} --text {text}: {missing[0] if missing else 'there are no files *_train.jsonl'}")
-    return tasks, texts
 
 
 def main() -> None:

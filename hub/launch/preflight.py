@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from hub.config.bounds import use_bounds
 from hub.config.option import AUTO, conf_dir, field_problems
 from hub.config.paths import is_pattern
 from hub.config.rules import format_problems
@@ -17,6 +18,7 @@ from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.data.check import check_rows
 from hub.data.formats.columns import column_problems
 from hub.data.formats.detect import read_fields
+from hub.data.formats.roles import Wanted
 from hub.data.samples.mix import eval_source_of, make_mix, num_held_out, sources_of
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, HubError, ModelError, PluginError, did_you_mean
@@ -48,6 +50,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     Raises:
         HubError: of the option, backend or data that is wrong; a ConfigError with all lines if there are several.
     """
+    use_bounds(cfg.launch)
     cfg = with_stage(cfg)
     errors: list[HubError] = []
     try:
@@ -78,7 +81,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
         errors.append(error)
     try:
         cfg = with_absolute_paths(cfg)
-        num_rows = _check_data(cfg) if in_bounds["data"] else None
+        num_rows = _check_data(cfg, _wanted(cfg, resolved)) if in_bounds["data"] else None
     except HubError as error:
         errors.append(error)
     cfg = _with_dtype(cfg)
@@ -161,6 +164,7 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
         HubError: an option of these, or a path, is wrong.
     """
     refuse_resume(cfg, "inspects data")
+    use_bounds(cfg.launch)
     cfg = with_stage(replace(cfg, algo=AlgoConfig()))
     if problems := cfg.problems({"data", "model"}, data_format_names()):
         raise ConfigError(problems)
@@ -263,17 +267,24 @@ def _other_place(option: str, path: str) -> str | None:
     return None
 
 
-def _check_data(cfg: RunConfig) -> int | None:
+def _wanted(cfg: RunConfig, resolved: ResolvedRun | None) -> Wanted | None:
+    """The samples that a row may have. None: only workers can tell."""
+    if resolved is None or not (rows := tuple(resolved.backend.rows(cfg))):
+        return None
+    return Wanted(resolved.algorithm.name, rows)
+
+
+def _check_data(cfg: RunConfig, wanted: Wanted | None) -> int | None:
     """Check the first rows of all data. Returns the number of samples in a pass if no row is too long, None if not known."""
     check_paths(cfg)
     if any(format_problems(cfg.data, data_format_names())):
         return None
     if evaluation := eval_source_of(cfg.data):
-        check_rows(evaluation, cfg.data, LOOK)
+        check_rows(evaluation, cfg.data, LOOK, wanted)
     sources = [source for source in sources_of(cfg.data) if source.path]
     sizes = []
     for source in sources:
-        num_rows, complete = check_rows(source, cfg.data, STREAM_LOOK if cfg.data.streaming else LOOK)
+        num_rows, complete = check_rows(source, cfg.data, STREAM_LOOK if cfg.data.streaming else LOOK, wanted)
         if num_rows is not None and complete and not cfg.data.streaming:
             sizes.append(num_rows - num_held_out(num_rows, cfg.data.eval_fraction))
     if not sources or len(sizes) < len(sources) or any(cfg.data_problems(data_format_names())):

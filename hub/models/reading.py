@@ -36,17 +36,23 @@ _NAMED_FIELD = re.compile(r"[Ff]ield '(\w+)'|`(\w+)`")
 class ModelFileError(ModelError):
     """A file of a model's folder has a value that can't be used."""
 
-    def __init__(self, name: str, file: str, field: str, found: str, reason: str) -> None:
-        """Args:
-        name: the model, in messages.
-        file: name of the file.
-        field: name of the field, with dots. Empty: it is not known.
-        found: its value, as in JSON. Empty: it is not known, or too long to repeat.
-        reason: what is wrong with it.
+    file = field = ""
+
+    @classmethod
+    def of(cls, name: str, file: str, field: str, found: str, reason: str) -> "ModelFileError":
+        """The error of a value.
+
+        Args:
+            name: the model, in messages.
+            file: name of the file.
+            field: name of the field, with dots. Empty: it is not known.
+            found: its value, as in JSON. Empty: it is not known, or too long to repeat.
+            reason: what is wrong with it.
         """
-        self.file, self.field = file, field
         what = f"{file}: {field}{f'={found}' if found else ''} can't be used" if field else f"{file} can't be used"
-        super().__init__(f"{name}: {what} ({reason}). Correct it, or copy or download the model again")
+        error = cls(f"{name}: {what} ({reason}). Correct it, or copy or download the model again")
+        error.file, error.field = file, field
+        return error
 
 
 def reading(
@@ -81,9 +87,9 @@ def reading(
             raise
         if line := known(error):
             raise ModelError(f"{name}: {line}") from None
-        found = _culprit(trial, folder, error, file) if trial is not None else None
+        found = culprit(trial, folder, error, file) if trial is not None else None
         named, field, value = found or (file, "", "")
-        raise ModelFileError(name, named, field, value, words_of(error)) from None
+        raise ModelFileError.of(name, named, field, value, words_of(error)) from None
 
 
 def is_of_files(error: BaseException) -> bool:
@@ -112,8 +118,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else ""
 
 
-def _culprit(read: Read[Any], folder: Path, error: BaseException, file: str) -> tuple[str, str, str] | None:
-    """File, field and value without which the folder can be read. None: there is no single one."""
+def culprit(read: Read[Any], folder: Path, error: BaseException, file: str) -> tuple[str, str, str] | None:
+    """File, field and value without which a model's folder can be read. None: there is no single one.
+
+    Args:
+        read: fails for the same reason. It is called many times with copies of the folder.
+        folder: of the model.
+        error: why it can't be read.
+        file: the likely one.
+    """
     until = time.monotonic() + SECONDS
     with tempfile.TemporaryDirectory(prefix="hub-model-") as place:
         trial = _Trial(read, folder, Path(place), until)

@@ -1,6 +1,6 @@
 """Algorithm, Backend, DataFormat, Metric and Exporter: what a plugin offers to the hub."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +18,22 @@ def _anything(cfg: RunConfig) -> Iterable[str]:
 
 def _nothing(cfg: RunConfig) -> str | None:
     return None
+
+
+def _any_rows(cfg: RunConfig) -> "Collection[Roles]":
+    return ()
+
+
+Roles = tuple[str, ...]
+"""The roles of a row's samples, in order, as `("chosen", "rejected")`."""
+
+SINGLE: Roles = ("",)
+"""Those of a row with one sample, such as a conversation."""
+
+
+def one_sample(cfg: RunConfig) -> Collection[Roles]:
+    """What `Backend.rows` is for an algorithm that trains on rows with one sample."""
+    return (SINGLE,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +87,10 @@ class Backend:
     needs_gpu: Callable[[RunConfig], str | None] = _nothing
     """Returns the error line, with what to type, if the options need an NVIDIA GPU, else None. Called if the backend was
     chosen. The hub reports the line on machines without a GPU."""
+
+    rows: Callable[[RunConfig], Collection[Roles]] = _any_rows
+    """Returns the roles that a row may have, each a tuple as `Objective.roles`: `one_sample`, or a function of the options.
+    Rows with others are refused before anything is started. Empty: workers find out, from the objective."""
 
     def obstacle(self) -> str | None:
         """Why this backend can't run in this interpreter, with what to type. None if it can."""

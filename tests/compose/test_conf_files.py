@@ -16,7 +16,7 @@ PRESETS_OF_ALGORITHMS = [name for name in groups()["algo"] if name not in ALGORI
 PROMISED = [
     "llama3_8b", "llama3_70b", "llama3_1_8b", "llama3_1_70b", "llama3_2_1b", "llama3_2_3b", "mistral_7b",
     "mixtral_8x7b", "phi3_mini", "phi3_5_mini", "qwen2_7b", "qwen2_5_7b", "qwen3_8b", "gemma2_9b", "yi_6b",
-    "deepseek_v2_lite", "granite3_3_8b", "gpt_oss_20b", "smollm2_135m", "tiny",
+    "deepseek_v2_lite", "granite3_3_8b", "gpt_oss_20b", "qwen3_30b_a3b", "smollm2_135m", "tiny",
 ]  # fmt: skip
 
 

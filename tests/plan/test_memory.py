@@ -5,18 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from zoo.mxfp4 import in_mxfp4_on_disk
 from zoo.zoo import zoo_model
 
 from hub.compose.compose import compose
+from hub.config.schema import ModelConfig
 from hub.errors import HubError
 from hub.launch.planning import plan
+from hub.models.four_bit_tensor import FourBitTensor
+from hub.models.load import load_causal_lm, load_config
 from hub.models.weights import local_tokenizer
-from hub.plan.build import tensors_without_data
+from hub.plan.build import model_without_data, tensors_without_data, without_data
 from hub.plan.graphs import compiled
 from hub.plan.live import Live
 from hub.plan.memory import Planner
 from hub.plan.passes import row
-from hub.plan.sizes import TOKENS, Size
+from hub.plan.scratch import scratch_of_call
+from hub.plan.sizes import ROUNDING, TOKENS, Size
+from hub.plan.static import weights_parts
 from hub.plugins.registry import resolve
 from hub.system.known_gpus import known_gpus
 from hub.train.kernels import hidden_states
@@ -194,3 +200,34 @@ def test_compiled_layers_with_adapters_save_attentions_output_once(monkeypatch: 
     found = saved()
     monkeypatch.setattr(hidden_states, "_adapted_layers", lambda model: [])
     assert saved() - found == 64 * 2  # hidden numbers of two bytes
+
+
+@pytest.mark.parametrize("stored", ["in full", "mxfp4"])
+def test_experts_in_4_bits_are_counted_as_they_are_loaded(tmp_path: Path, stored: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    folder = zoo_model("qwen3_moe") if stored == "in full" else in_mxfp4_on_disk(tmp_path / "model")
+    cfg = ModelConfig(path=str(folder))
+    loaded = load_causal_lm(cfg, folder, "cpu", torch.bfloat16, how)
+    planned = model_without_data(cfg, load_config(cfg, folder), torch.bfloat16, how)
+    with FakeTensorMode():
+        without_data(planned)
+    found, expected = (
+        {
+            (part.name, part.num_bytes, part.because)
+            for part in weights_parts(model)
+            if "4 bits" in part.because or "4-bit" in part.name
+        }
+        for model in (planned, loaded)
+    )
+    assert found == expected
+    packed = [weight for weight in loaded.parameters() if isinstance(weight, FourBitTensor)]
+    layers = [weight for weight in loaded.parameters() if getattr(weight, "quant_state", None) is not None]
+    numbers = sum(weight.numel() for weight in packed) + 2 * sum(weight.numel() for weight in layers)
+    (in_4_bits,) = (part for part in found if part[2] == f"{numbers:,} numbers, 4 bits")
+    assert 0 <= in_4_bits[1] - numbers // 2 <= ROUNDING * (len(packed) + len(layers))
+    experts = packed[0]
+    arguments = [torch.empty(5, 64, dtype=torch.bfloat16), torch.empty(4), True, *experts.parts]
+    assert scratch_of_call.get("hub::grouped_product_4bit.default")(arguments) == 2 * experts.numel()

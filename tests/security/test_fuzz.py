@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from hub.compose import runfile
 from hub.compose.compose import compose
+from hub.config.bounds import BoundOptions
 from hub.config.data import DataConfig, DataSource
 from hub.config.schema import ModelConfig
 from hub.data.check import check_rows
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
-from hub.data.tokens import template_limits
 from hub.data.tokens.template import encode
 from hub.errors import HubError
 from hub.models.load import check_weights, load_tokenizer
@@ -194,7 +194,7 @@ PIECES = st.sampled_from([
 
 
 def test_any_template_renders_or_is_named(monkeypatch):
-    monkeypatch.setattr(template_limits, "SECONDS", 2)
+    monkeypatch.setattr("hub.config.bounds._current", BoundOptions(template_seconds=2))
     words = tokenizer()
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     conversation = convert(Row({"messages": turns}, "chats.jsonl", 1), "messages")

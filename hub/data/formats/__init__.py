@@ -7,4 +7,5 @@ file_format the format of each file; rows to what is trained on
 missing     values that nobody wrote: NaN, nulls of a table
 messages    checks of messages: roles, contents, tool calls
 examples    what a row becomes
+roles       refuses rows that an algorithm can't train on
 """

@@ -13,7 +13,7 @@ document           {"text": "..."} or {"document": "..."}, or any column that da
 A plugin adds others, also with several samples a row: see `hub_data_formats` in docs/plugins.md.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from hub.data.json_values import JsonObject, JsonValue, kind_of, listed
 from hub.data.sources.entries import Row
 from hub.errors import DataError, did_you_mean, one_line
 from hub.plugins import registry as plugins
-from hub.plugins.offers import DataFormat
+from hub.plugins.offers import SINGLE, DataFormat, Roles
 
 
 class _Format(NamedTuple):
@@ -34,8 +34,8 @@ class _Format(NamedTuple):
 
     convert: Callable[[Row, str], RowExample]
 
-    roles: tuple[str, ...] = ()
-    """The roles of its samples. Empty: it has one sample, or the row tells."""
+    rows: tuple[Roles, ...] = (SINGLE,)
+    """The roles of a row's samples. Several: the row tells."""
 
     detected: bool = True
     """Whether the fields of a row tell it. If not, `data.format` or the algorithm asks for it."""
@@ -50,8 +50,8 @@ _FORMATS = {
     "alpaca": _Format(("instruction", "output"), converters.from_alpaca),
     "prompt_completion": _Format(("prompt", "completion"), converters.from_prompt_completion),
     "tokens": _Format(("input_ids",), converters.from_tokens),
-    PREFERENCE: _Format(preferences.PAIR, preferences.from_preference, preferences.PAIR),
-    "judged": _Format(("prompt", "completion", "label"), preferences.from_judged, detected=False),
+    PREFERENCE: _Format(preferences.PAIR, preferences.from_preference, (preferences.PAIR,)),
+    "judged": _Format(("prompt", "completion", "label"), preferences.from_judged, preferences.JUDGED, detected=False),
     "chosen": _Format(("chosen",), converters.from_chosen, detected=False),
 }
 _BUG = "This is a bug in its plugin"
@@ -122,10 +122,17 @@ def _is_detected(name: str) -> bool:
     return name not in _FORMATS or _FORMATS[name].detected
 
 
-def formats_of(roles: tuple[str, ...]) -> list[str]:
-    """The formats whose rows have samples of these roles."""
-    own = [name for name, spec in _FORMATS.items() if spec.roles == roles]
-    return [*own, *(name for name, item in plugins.data_formats().items() if item.roles == roles)]
+def rows_of(format: str) -> tuple[Roles, ...]:
+    """The roles that a row of a format may have. Empty: a plugin's format, of which only the rows tell."""
+    if (item := plugins.data_formats().get(format)) is not None:
+        return (item.roles,) if item.roles else ()
+    return _FORMATS[format].rows if format in _FORMATS else (SINGLE,)
+
+
+def formats_of(allowed: Collection[Roles]) -> list[str]:
+    """The formats whose rows all have samples of one of these roles."""
+    names = [*_FORMATS, *plugins.data_formats()]
+    return [name for name in names if (rows := rows_of(name)) and set(rows) <= set(allowed)]
 
 
 def _unknown(row: Row, known: Mapping[str, tuple[str, ...]]) -> str:

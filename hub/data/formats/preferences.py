@@ -18,6 +18,9 @@ PAIR = ("chosen", "rejected")
 DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
 """Roles of single answers that were judged."""
 
+JUDGED = (PAIR, (DESIRABLE,), (UNDESIRABLE,))
+"""The roles that a row of judged answers may have."""
+
 REFUSED = (
     "rows with chosen and rejected answers say which is better. This algorithm trains on answers, not on preferences. To train "
     "on the chosen ones type data.format=chosen; to learn the preference type algo=lora_dpo"

@@ -1,11 +1,11 @@
-"""Refuses units that an algorithm can't train on: with several samples, or without the roles that it needs."""
+"""Refuses units that an algorithm can't train on, by `hub.data.formats.roles`: of workers, which have samples and no rows."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from hub.data.formats.detect import PREFERENCE, formats_of
+from hub.data.formats.roles import Wanted, refusal
 from hub.data.samples.sample import Group, Sample, Unit
 from hub.errors import DataError
-from hub.plugins import registry as plugins
+from hub.plugins.offers import SINGLE, Roles
 
 
 def check_single(units: Sequence[Unit], algorithm: str) -> list[Sample]:
@@ -28,11 +28,11 @@ def singles(units: Iterable[Unit], algorithm: str) -> Iterator[Sample]:
     """The same one by one, for units that do not fit into memory."""
     for unit in units:
         if isinstance(unit, Group):
-            raise DataError(_several(unit, algorithm))
+            raise DataError(_refusal(unit, Wanted(algorithm, (SINGLE,))))
         yield unit
 
 
-def check_roles(units: Iterable[Unit], roles: tuple[str, ...], algorithm: str) -> None:
+def check_roles(units: Iterable[Unit], roles: Roles, algorithm: str) -> None:
     """Refuse rows that lack a sample which an algorithm needs.
 
     Args:
@@ -44,24 +44,13 @@ def check_roles(units: Iterable[Unit], roles: tuple[str, ...], algorithm: str) -
         DataError: a row has other samples.
     """
     for unit in units:
-        present = tuple(sample.role for sample in unit.samples)
-        if present == roles:
-            continue
-        names = formats_of(roles)
-        todo = f"Type data.format={' or '.join(names)}" if names else "Install a plugin with such a data format"
-        has = f"the samples {', '.join(present)}" if any(present) else "one sample"
-        raise DataError(
-            f"{unit.where}: this row has {has}. algo={algorithm} trains on rows with the samples {', '.join(roles)}. {todo}"
-        )
+        if _roles(unit) != roles:
+            raise DataError(_refusal(unit, Wanted(algorithm, (roles,))))
 
 
-def _several(group: Group, algorithm: str) -> str:
-    roles = [sample.role for sample in group.samples]
-    gives = f"data.format={group.format} gives" if group.format else f"{group.where}: there are"
-    named = f" ({', '.join(roles)})" if all(roles) else ""
-    item = plugins.data_formats().get(group.format)
-    if group.format == PREFERENCE or (item is not None and "chosen" in item.fields):
-        todo = "Type data.format=chosen to train on the chosen answers, or algo=NAME of an algorithm for such rows"
-    else:
-        todo = "Type data.format=NAME of a format with one sample a row, or algo=NAME of an algorithm for such rows"
-    return f"{gives} {len(roles)} samples a row{named}; algo={algorithm} trains on one. {todo}"
+def _roles(unit: Unit) -> Roles:
+    return tuple(sample.role for sample in unit.samples)
+
+
+def _refusal(unit: Unit, wanted: Wanted) -> str:
+    return refusal(f"{unit.where}: this row has", getattr(unit, "format", ""), _roles(unit), wanted)

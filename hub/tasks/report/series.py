@@ -66,6 +66,7 @@ _PREFERENCES = (
         {"accuracy": "by reward", "eval_accuracy": "held-out", "eval_likelier": "held-out, likelier"},
     ),
     ("Log-ratio to the reference", "nats per token", {"log_ratio_chosen": "chosen", "log_ratio_rejected": "rejected"}),
+    ("Distance to the reference (KL divergence, second order)", "nats per token", {"kl_per_token": "on the answers"}),
     ("Log-probability of an answer", "nats", {"logp_chosen": "chosen", "logp_rejected": "rejected"}),
 )
 """Charts of what an objective of preferences logs: title, unit, and the label of each value."""

@@ -16,13 +16,11 @@ import torch
 
 from hub.data.samples.sample import Sample, Unit
 from hub.errors import PluginError
+from hub.plugins.offers import SINGLE
 from hub.train.batch.collate import num_loss_tokens
 
 UnitValues = Sequence[torch.Tensor]
 """Log-probabilities of a unit's loss tokens: one tensor (n,) in nats for each of its samples, in order."""
-
-SINGLE = ("",)
-"""The roles of a unit with one sample, such as a conversation."""
 
 
 class Objective(ABC):

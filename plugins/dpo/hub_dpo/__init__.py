@@ -7,7 +7,7 @@ from hub_lora_sft.config import needs_gpu
 
 from hub import Algorithm, Backend, hookimpl
 from hub.config.schema import fp8_needs_gpu
-from hub_dpo.config import DpoConfig, LoraDpoConfig, OsftDpoConfig
+from hub_dpo.config import DpoConfig, LoraDpoConfig, OsftDpoConfig, rows
 
 
 @hookimpl
@@ -24,9 +24,11 @@ def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate")
     build = "hub_dpo.recipe:build_"
     return [
-        Backend(name="native", algorithm="dpo", build=f"{build}full", needs=needs, needs_gpu=fp8_needs_gpu),
-        Backend(name="native", algorithm="lora_dpo", build=f"{build}lora", needs=(*needs, "peft"), needs_gpu=needs_gpu),
-        Backend(name="native", algorithm="osft_dpo", build=f"{build}osft", needs=needs),
+        Backend(name="native", algorithm="dpo", build=f"{build}full", needs=needs, needs_gpu=fp8_needs_gpu, rows=rows),
+        Backend(
+            name="native", algorithm="lora_dpo", build=f"{build}lora", needs=(*needs, "peft"), needs_gpu=needs_gpu, rows=rows
+        ),
+        Backend(name="native", algorithm="osft_dpo", build=f"{build}osft", needs=needs, rows=rows),
     ]
 
 

@@ -1,16 +1,18 @@
 """Options of learning from preferences. Those of what trains come from the plugins that train it."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from hub_lora_sft.config import LoraSftConfig
 from hub_osft.config import OsftConfig
 from hub_sft.config import SftConfig
 
-from hub import RunConfig, option
+from hub import AlgoConfig, RunConfig, option
 from hub.config.option import AUTO
+from hub.data.formats.preferences import JUDGED, PAIR
+from hub.plugins.offers import Roles
 
 BASE, NONE = "base", "none"
 LORA_RATE, FULL_RATE, OSFT_RATE = 1e-5, 5e-7, 5e-6
@@ -53,9 +55,21 @@ LOSSES: Mapping[str, Traits] = {
 """The losses by name. `losses.py` has their formulas."""
 
 
+if TYPE_CHECKING:
+    _Options = AlgoConfig
+else:
+    _Options = object  # as a base here, AlgoConfig's defaults would take the place of those of what trains
+
+
 @dataclass(kw_only=True)
-class PreferenceOptions:
-    """Options of learning from preferences."""
+class PreferenceOptions(_Options):
+    """Options of learning from preferences. A base class in front of the options of what trains, whose defaults it changes."""
+
+    num_epochs: float = option(1.0, gt=0)
+    """Epochs over the pairs. In a second one the model has seen the answers and memorizes them."""
+
+    effective_batch_size: int | str = option(16, ge=1)
+    """Pairs per optimizer step over all processes, exactly."""
 
     loss: str = option("dpo", choices=tuple(LOSSES))
     """What is lowered: dpo, robust, ipo, hinge, exo, nca, sppo, apo_zero, apo_down, kto (rows with a label, or pairs), simpo,
@@ -107,14 +121,17 @@ class PreferenceOptions:
         """The format of the rows: `judged` takes pairs as well."""
         return "judged" if self.loss == "kto" else "preference"
 
-    def with_absolute_reference(self, full: Callable[[Any, str], Any]) -> str:
-        """The reference, with a local path made absolute."""
-        return self.reference if self.reference in (AUTO, BASE, NONE) else full(self.reference, "")
+    def with_paths(self, full: Callable[[Any, str], Any]) -> Self:
+        made = cast(Self, super().with_paths(full))
+        return made if self.reference in (AUTO, BASE, NONE) else replace(made, reference=full(self.reference, ""))
 
-    def preference_problems(self, cfg: RunConfig) -> Iterator[str]:
+    def problems(self, cfg: RunConfig) -> Iterator[str]:
+        yield from super().problems(cfg)
+        if self.loss in LOSSES:
+            yield from self._loss_problems(cfg)
+
+    def _loss_problems(self, cfg: RunConfig) -> Iterator[str]:
         """One line for each option that the loss does not take, or that clashes with how references are computed."""
-        if self.loss not in LOSSES:
-            return
         traits, chosen = self.traits, f"algo.loss={self.loss}"
         with_smoothing, with_length = _named(lambda one: one.smoothed), _named(lambda one: bool(one.normalized))
         if self.label_smoothing and not traits.smoothed:
@@ -166,6 +183,13 @@ class PreferenceOptions:
             )
 
 
+def rows(cfg: RunConfig) -> Collection[Roles]:
+    """The samples that a row may have: a pair, and with kto also a judged answer."""
+    algo = cfg.algo
+    assert isinstance(algo, PreferenceOptions)
+    return JUDGED if algo.loss == "kto" else (PAIR,)
+
+
 def _named(takes: Callable[[Traits], bool]) -> str:
     return ", ".join(name for name, one in LOSSES.items() if takes(one))
 
@@ -177,21 +201,6 @@ class DpoConfig(PreferenceOptions, SftConfig):
     learning_rate: float = option(FULL_RATE, gt=0)
     """Peak learning rate. The loss counts whole answers, so steps are large: a tenth of the rate for answers alone."""
 
-    num_epochs: float = option(1.0, gt=0)
-    """Epochs over the pairs. In a second one the model has seen the answers and memorizes them."""
-
-    effective_batch_size: int | str = option(16, ge=1)
-    """Pairs per optimizer step over all processes, exactly."""
-
-    def with_paths(self, full: Callable[[Any, str], Any]) -> "DpoConfig":
-        made: Any = super().with_paths(full)
-        whole: DpoConfig = replace(made, reference=self.with_absolute_reference(full))
-        return whole
-
-    def problems(self, cfg: RunConfig) -> Iterator[str]:
-        yield from super().problems(cfg)
-        yield from self.preference_problems(cfg)
-
 
 @dataclass(kw_only=True)
 class LoraDpoConfig(PreferenceOptions, LoraSftConfig):
@@ -200,21 +209,6 @@ class LoraDpoConfig(PreferenceOptions, LoraSftConfig):
     learning_rate: float = option(LORA_RATE, gt=0)
     """Peak learning rate. The loss counts whole answers, so steps are large: a twentieth of the rate for answers alone."""
 
-    num_epochs: float = option(1.0, gt=0)
-    """Epochs over the pairs. In a second one the model has seen the answers and memorizes them."""
-
-    effective_batch_size: int | str = option(16, ge=1)
-    """Pairs per optimizer step over all processes, exactly."""
-
-    def with_paths(self, full: Callable[[Any, str], Any]) -> "LoraDpoConfig":
-        made: Any = super().with_paths(full)
-        whole: LoraDpoConfig = replace(made, reference=self.with_absolute_reference(full))
-        return whole
-
-    def problems(self, cfg: RunConfig) -> Iterator[str]:
-        yield from super().problems(cfg)
-        yield from self.preference_problems(cfg)
-
 
 @dataclass(kw_only=True)
 class OsftDpoConfig(PreferenceOptions, OsftConfig):
@@ -222,18 +216,3 @@ class OsftDpoConfig(PreferenceOptions, OsftConfig):
 
     learning_rate: float = option(OSFT_RATE, gt=0)
     """Peak learning rate: ten times that of all weights, as for answers: only some directions of each matrix are trained."""
-
-    num_epochs: float = option(1.0, gt=0)
-    """Epochs over the pairs. In a second one the model has seen the answers and memorizes them."""
-
-    effective_batch_size: int | str = option(16, ge=1)
-    """Pairs per optimizer step over all processes, exactly."""
-
-    def with_paths(self, full: Callable[[Any, str], Any]) -> "OsftDpoConfig":
-        made: Any = super().with_paths(full)
-        whole: OsftDpoConfig = replace(made, reference=self.with_absolute_reference(full))
-        return whole
-
-    def problems(self, cfg: RunConfig) -> Iterator[str]:
-        yield from super().problems(cfg)
-        yield from self.preference_problems(cfg)

@@ -11,6 +11,7 @@ from hub.data.samples.sample import Group, Sample, Unit
 from hub.errors import DataError, ModelError
 from hub.recipe import Objective, Passes
 from hub_dpo.config import PreferenceOptions
+from hub_dpo.drift import moved
 from hub_dpo.losses import Pairs, kto, pair_losses, rewards
 from hub_dpo.references import References
 
@@ -19,8 +20,6 @@ MISMATCHED = "mismatched"
 """Role of a prompt with the answer to another one, from which KTO estimates how far the model is from the reference."""
 
 GOOD, BAD = (PAIR[0], DESIRABLE), (PAIR[1], UNDESIRABLE)
-MOST_DRIFT = {torch.float32: 2e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Nats per token by which an answer of the first step may differ from its reference: rounding of another layout."""
 
 
 class _Compared(Objective):
@@ -47,6 +46,23 @@ class _Compared(Objective):
         """The log-ratio of a sample to its reference, a scalar. Without a reference its log-probability."""
         return values.sum() - (self.references.of(sample) if self.references is not None else 0.0)
 
+    def moved_per_token(self, units: Sequence[Sequence[Sample]], values: Values) -> dict[str, float]:
+        """How far the model is from its reference on the answers: half the mean squared log-ratio of a token, in nats.
+
+        To second order that is the KL divergence to the reference, if answers are the model's own (k2 of Schulman,
+        "Approximating KL divergence", 2020). Empty without a reference.
+        """
+        if self.references is None:
+            return {}
+        answers = [
+            (sample, value)
+            for samples, of_unit in zip(units, values, strict=True)
+            for sample, value in zip(samples, of_unit, strict=True)
+            if sample.role != MISMATCHED
+        ]
+        ratios = torch.cat([value - self.references.tokens_of(sample) for sample, value in answers])
+        return {"kl_per_token": float(ratios.square().mean() / 2)}
+
     def check_start(self, units: Sequence[Sequence[Sample]], values: Values) -> None:
         """Check that the model as training begins has the log-probabilities of its reference.
 
@@ -55,17 +71,18 @@ class _Compared(Objective):
         """
         if self.references is None or not self.references.is_start:
             return
-        apart = [
-            (abs(float(self.ratio(sample, value))) / max(1, len(value)), sample)
-            for samples, of_unit in zip(units, values, strict=True)
-            for sample, value in zip(samples, of_unit, strict=True)
-        ]
-        most, sample = max(apart, key=lambda each: each[0])
-        if not most <= (allowed := MOST_DRIFT.get(self.references.dtype, MOST_DRIFT[torch.bfloat16])):
+        found = moved(
+            [
+                (sample, float(self.ratio(sample, value)))
+                for samples, of_unit in zip(units, values, strict=True)
+                for sample, value in zip(samples, of_unit, strict=True)
+            ]
+        )
+        if (off := found.too_far(self.references.dtype)) and (sample := found.sample) is not None:
             raise ModelError(
                 f"{sample.where}: before the first step the model must have the log-probabilities of its reference, but "
-                f"{sample.role} is off by {most:.2g} nats a token (allowed {allowed:g}). What was computed as reference is not "
-                "this model. Remove the folder references in the cache (HUB_CACHE), and report it if it stays"
+                f"{sample.role} is {off}. What was computed as reference is not this model. Remove the folder references in "
+                "the cache (HUB_CACHE), and report it if it stays"
             )
 
 
@@ -109,7 +126,7 @@ class PairObjective(_Compared):
         if self.references is not None:
             figures["log_ratio_chosen"] = pairs.ratio_chosen / pairs.chosen_length
             figures["log_ratio_rejected"] = pairs.ratio_rejected / pairs.rejected_length
-        return {name: float(value.mean()) for name, value in figures.items()}
+        return {name: float(value.mean()) for name, value in figures.items()} | self.moved_per_token(units, values)
 
 
 class KtoObjective(_Compared):
@@ -176,7 +193,7 @@ class KtoObjective(_Compared):
         if is_start:
             self.check_start(units, values)
         _, ratios, sums, lengths, is_good, z = self._losses(units, values)
-        figures: dict[str, Any] = {"kl": float(z)}
+        figures: dict[str, Any] = {"kl": float(z)} | self.moved_per_token(units, values)
         for name, chosen in (("chosen", is_good), ("rejected", ~is_good)):
             if chosen.any():
                 figures[f"reward_{name}"] = float(self.algo.strength * ratios[chosen].mean())

@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from transformers import PreTrainedModel
@@ -35,17 +36,18 @@ from hub.train.setup.setup import find_weights
 from hub.train.step import Criterion, log_probabilities
 from hub.version import VERSION
 from hub_dpo.config import BASE, PreferenceOptions
+from hub_dpo.drift import moved
+
+Values = dict[bytes, npt.NDArray[np.float32]]
+"""Digest of a sample -> the log-probabilities of its loss tokens, (n,) in nats."""
 
 FILE = "references.npz"
 CHECKED = 0.01
 """Share of the training samples whose references are computed again after training."""
 
-MOST_MOVED = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Nats per token by which a reference may differ when it is computed again: other micro-batches round differently."""
-
 
 class References:
-    """The reference's log-probability of each sample: the sum over its loss tokens, in nats."""
+    """The reference's log-probabilities of the loss tokens of each sample, in nats."""
 
     def __init__(self, setup: Setup, recipe: Recipe) -> None:
         """Create them, without values yet.
@@ -61,13 +63,17 @@ class References:
         """Whether the reference is the model as training begins."""
 
         self.dtype = setup.session.compute_dtype
-        self._values: dict[bytes, float] = {}
+        self._values: Values = {}
         self._start: dict[str, torch.Tensor | None] | None = None
         self._other = None if self.is_start else _OtherModel(setup, algo.reference)
 
     def of(self, sample: Sample) -> float:
-        """The log-probability of a sample's loss tokens, in nats."""
-        return self._values[_digest(sample)]
+        """The log-probability of a sample's answer: the sum over its loss tokens, in nats."""
+        return float(self.tokens_of(sample).sum())
+
+    def tokens_of(self, sample: Sample) -> torch.Tensor:
+        """The log-probability of each loss token of a sample, (n,) float64 in nats."""
+        return torch.from_numpy(self._values[_digest(sample)]).double()
 
     def prepare(self, passes: Passes) -> None:
         """Read the values, or compute them. On all ranks.
@@ -105,37 +111,40 @@ class References:
         """
         if self._start is None:
             return
-        setup, wanted, done, most, where = self._setup, 0, 0, 0.0, ""
+        setup, wanted = self._setup, max(8, int(CHECKED * len(self._values)))
+        again: list[tuple[Sample, float]] = []
         with self._at_start():
             for units, training in _first_seen(passes):
                 if not training:
                     break
                 samples = samples_of(units)
-                wanted = wanted or max(8, int(CHECKED * len(self._values)))
-                for sample, value in zip(samples, _sums(samples, passes.log_probabilities(units, training)), strict=True):
-                    moved = abs(value - self.of(sample)) / max(1, int(sample.loss_mask[1:].sum()))
-                    if not moved <= most:
-                        most, where = moved, sample.where
-                done += len(samples)
-                if done >= wanted:
+                values = _split(samples, passes.log_probabilities(units, training))
+                again += [
+                    (sample, float(value.double().sum()) - self.of(sample))
+                    for sample, value in zip(samples, values, strict=True)
+                ]
+                if len(again) >= wanted:
                     break
-        allowed = MOST_MOVED.get(self.dtype, MOST_MOVED[torch.bfloat16])
-        setup.run.write_plan(references_checked=done, references_moved=most)
-        if not most <= allowed:
+        found = moved(again)
+        setup.run.write_plan(references_checked=len(again), references_moved=found.most)
+        if off := found.too_far(self.dtype):
+            where = found.sample.where if found.sample else ""
             raise ModelError(
-                f"{where}: computed again after training, its reference differs by {most:.2g} nats a token (allowed "
-                f"{allowed:g}). Something beside what trains has changed, so the margins were wrong. Please report it"
+                f"{where}: computed again after training, its reference is {off}. Something beside what trains has changed, so "
+                "the margins were wrong. Please report it"
             )
         setup.run.say(
-            f"reference: {done} log-probabilities computed again after training, largest difference {most:.1e} a token"
+            f"reference: {len(again)} log-probabilities computed again after training, largest difference {found.most:.1e} a "
+            "token"
         )
 
-    def _compute(self, passes: Passes, chunks: Sequence[tuple[list[Unit], bool]]) -> dict[bytes, float]:
-        found: dict[bytes, float] = {}
+    def _compute(self, passes: Passes, chunks: Sequence[tuple[list[Unit], bool]]) -> Values:
+        found: Values = {}
         with self._passes_of(passes) as values_of:
             for units, training in chunks:
                 samples = samples_of(units)
-                found |= zip(map(_digest, samples), _sums(samples, values_of(units, training)), strict=True)
+                parts = _split(samples, values_of(units, training))
+                found |= zip(map(_digest, samples), (part.numpy() for part in parts), strict=True)
         return found
 
     @contextmanager
@@ -191,6 +200,7 @@ class References:
             "options": options if self.is_start else {},
             "passes": dict(passes.describes),
             "code": [VERSION, torch.__version__, transformers.__version__],
+            "values": "tokens",
             "rows": hashlib.sha256(b"".join(sorted(digests))).hexdigest(),
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
@@ -262,9 +272,10 @@ def _first_seen(passes: Passes) -> Iterator[tuple[list[Unit], bool]]:
             yield list(units), training
 
 
-def _sums(samples: Sequence[Sample], values: torch.Tensor) -> list[float]:
-    counts = [int(sample.loss_mask[1:].sum()) for sample in samples]
-    return [float(part.sum()) for part in values.double().split(counts)]
+def _split(samples: Sequence[Sample], values: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The values of each sample, as float32, which they were computed in."""
+    parts: Sequence[torch.Tensor] = values.float().split([int(sample.loss_mask[1:].sum()) for sample in samples])
+    return parts
 
 
 def _digest(sample: Sample) -> bytes:
@@ -274,25 +285,26 @@ def _digest(sample: Sample) -> bytes:
     return digest.digest()
 
 
-def _write(file: Path, values: dict[bytes, float]) -> None:
+def _write(file: Path, values: Values) -> None:
     aside = file.with_name(f".{file.name}")
     with aside.open("wb") as stream:
         np.savez(
             stream,
             digests=np.frombuffer(b"".join(values), np.uint8).reshape(-1, 16),
-            sums=np.fromiter(values.values(), np.float64, len(values)),
+            lengths=np.fromiter(map(len, values.values()), np.int64, len(values)),
+            tokens=np.concatenate([*values.values(), np.zeros(0, np.float32)]),
         )
     aside.replace(file)
 
 
-def _read(file: Path | None, is_main: bool) -> dict[bytes, float]:
+def _read(file: Path | None, is_main: bool) -> Values:
     """The values in a file of rank 0, on all ranks. Empty: there is none, or it can't be read."""
     data = broadcast_bytes(file.read_bytes() if is_main and file is not None and file.is_file() else b"")
     if not data:
         return {}
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            digests, sums = arrays["digests"], arrays["sums"]
-            return {digest.tobytes(): float(value) for digest, value in zip(digests, sums, strict=True)}
+            parts = np.split(arrays["tokens"], np.cumsum(arrays["lengths"])[:-1])
+            return {digest.tobytes(): part for digest, part in zip(arrays["digests"], parts, strict=True)}
     except (ValueError, KeyError, OSError, EOFError):
         return {}

@@ -1,5 +1,6 @@
 """Every loss: its gradient in each layout is that of its formula, written again in float64 on plain calls of the model."""
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from hub_dpo import losses
 from hub_dpo.config import LOSSES, LoraDpoConfig
+from hub_dpo.drift import moved
 from hub_dpo.objective import MISMATCHED, KtoObjective, PairObjective
 from transformers import AutoModelForCausalLM
 
@@ -243,3 +245,32 @@ def test_every_loss_has_a_formula_and_a_mismatched_answer_is_of_another_prompt()
         assert mismatched.input_ids[:prompt].tolist() == asked.input_ids[:prompt].tolist()
         assert mismatched.input_ids[mismatched.loss_mask].tolist() == other.input_ids[other.loss_mask].tolist()
     assert len(samples_of(units)) == 18
+
+
+def test_rounding_may_move_one_short_answer_and_another_model_moves_all():
+    ids = np.arange(4, dtype=np.int32)
+    short = Sample(ids, np.array([False, False, True, True]), "pairs.jsonl:1", "chosen")
+    rounded, other = [0.0] * 30 + [0.2], [0.2] * 31
+    assert moved([(short, each) for each in rounded]).too_far(torch.bfloat16) is None
+    assert "0.1 nats a token on average (allowed 0.05)" in moved([(short, each) for each in other]).too_far(torch.bfloat16)
+    one = moved([(short, each) for each in [0.0] * 99 + [4.0]])
+    assert one.too_far(torch.bfloat16) == "off by 2 nats a token (allowed 1)"
+    assert moved([(short, math.nan)]).too_far(torch.float32) == "off by nan nats a token on average (allowed 0.0001)"
+
+
+def test_the_distance_to_the_reference_is_half_the_mean_square_of_the_log_ratios_of_all_tokens():
+    _, made, units = make(OPTIONS["kto"])
+    made.references = Shifted()
+    values = [[torch.zeros(int(each.loss_mask[1:].sum()), dtype=torch.float64) for each in unit.samples] for unit in units]
+    assert made.figures([unit.samples for unit in units], values, False)["kl_per_token"] == pytest.approx(0.3**2 / 2)
+
+
+class Shifted(Known):
+    """References of which each token is 0.3 nats below a log-probability of 0; of mismatched answers more."""
+
+    def tokens_of(self, sample):
+        count = int(sample.loss_mask[1:].sum())
+        return torch.full((count,), -9.0 if sample.role == MISMATCHED else -0.3, dtype=torch.float64)
+
+    def of(self, sample):
+        return float(self.tokens_of(sample).sum())

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hub import Algorithm, Backend, hookimpl
+from hub.plugins.offers import one_sample
 from hub_lora_sft.config import LoraSftConfig, needs_gpu
 
 
@@ -17,7 +18,9 @@ def hub_algorithms() -> Iterable[Algorithm]:
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate", "peft")
     build, plan = "hub_lora_sft.recipe:build", "hub_lora_sft.recipe:plan"
-    return [Backend(name="native", algorithm="lora_sft", build=build, plan=plan, needs=needs, needs_gpu=needs_gpu)]
+    return [
+        Backend(name="native", algorithm="lora_sft", build=build, plan=plan, needs=needs, needs_gpu=needs_gpu, rows=one_sample)
+    ]
 
 
 @hookimpl

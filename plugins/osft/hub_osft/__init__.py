@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from hub import Algorithm, Backend, hookimpl
+from hub.plugins.offers import one_sample
 from hub_osft.config import OsftConfig
 
 
@@ -16,4 +17,4 @@ def hub_algorithms() -> Iterable[Algorithm]:
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate")
     build, plan = "hub_osft.recipe:build", "hub_osft.recipe:plan"
-    return [Backend(name="native", algorithm="osft", build=build, plan=plan, needs=needs)]
+    return [Backend(name="native", algorithm="osft", build=build, plan=plan, needs=needs, rows=one_sample)]

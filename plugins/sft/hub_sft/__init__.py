@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from hub import Algorithm, Backend, hookimpl
 from hub.config.schema import fp8_needs_gpu
+from hub.plugins.offers import one_sample
 from hub_sft.config import SftConfig
 
 
@@ -16,4 +17,4 @@ def hub_algorithms() -> Iterable[Algorithm]:
 def hub_backends() -> Iterable[Backend]:
     needs = ("torch", "transformers", "accelerate")
     build = "hub_sft.recipe:build"
-    return [Backend(name="native", algorithm="sft", build=build, needs=needs, needs_gpu=fp8_needs_gpu)]
+    return [Backend(name="native", algorithm="sft", build=build, needs=needs, needs_gpu=fp8_needs_gpu, rows=one_sample)]

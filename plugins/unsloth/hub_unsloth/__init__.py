@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from hub import Backend, hookimpl
+from hub.plugins.offers import one_sample
 from hub_unsloth.environment import INSTALL, obstacle
 from hub_unsloth.limits import problems
 
@@ -20,5 +21,6 @@ def hub_backends() -> Iterable[Backend]:
             priority=-10,
             available=obstacle,
             problems=problems,
+            rows=one_sample,
         )
     ]
