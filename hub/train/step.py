@@ -168,6 +168,7 @@ def accumulate_gradients(
             loss_sum = criterion.loss(model, weighted.to(session.device))
         session.strategy.backward(loss_sum / divisor)
         total += loss_sum.detach().double()
+        del loss_sum  # until the next pass ends, its graph would hold the first layer's input and the gradient of that
     return total
 
 
