@@ -32,6 +32,9 @@ class KindMemory:
     result: Any
     """The layer's results: `HIDDEN` in the place of the hidden states."""
 
+    saves_input: bool = True
+    """Whether it saves its input itself, without activation checkpointing. Those that run op by op may save a copy alone."""
+
 
 HIDDEN = object()
 """Stands for the hidden states among a layer's results."""
@@ -90,7 +93,8 @@ class LayerMemories(Patch):
         if self.is_compiled:
             memories = [self._graphs(layer, plain, args, kwargs, tiled) for tiled in {None, self.tiled_from}]
             return KindMemory(memories[0][0], memories[-1][1], result)
-        return KindMemory(self._run(layer, plain, args, kwargs, False), self._run(layer, plain, args, kwargs, True), result)
+        own, saves_input = self._run(layer, plain, args, kwargs, False)
+        return KindMemory(own, self._run(layer, plain, args, kwargs, True)[0], result, saves_input)
 
     def _graphs(
         self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any, tiled_from: int | None
@@ -126,8 +130,8 @@ class LayerMemories(Patch):
 
     def _run(
         self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any, checkpointed: bool
-    ) -> LayerMemory:
-        """What a layer takes that is not compiled: its passes are run, and counted operation by operation."""
+    ) -> tuple[LayerMemory, bool]:
+        """What a layer takes that is not compiled, and whether it saves its input: its passes are run, op by op."""
         hidden = args[0] if args else kwargs["hidden_states"]
         own = torch.empty_like(hidden).requires_grad_(hidden.requires_grad)
         args, kwargs = tree_map(lambda value: own if value is hidden else value, (args, kwargs))
@@ -143,8 +147,14 @@ class LayerMemories(Patch):
         before = [parameter.grad for parameter in weights]
         for parameter in weights:
             parameter.grad = None
+        saved: set[int] = set()
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            saved.add(tensor.untyped_storage()._cdata)
+            return tensor.detach()
+
         try:
-            with live, self.autocast():
+            with live, self.autocast(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 out = layer.forward(*args, **kwargs)
             out = next(t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.shape == hidden.shape)
             output = Size.of(out.untyped_storage().nbytes())
@@ -154,7 +164,7 @@ class LayerMemories(Patch):
             if out.requires_grad:
                 with live:
                     torch.autograd.backward(out, gradient)
-            return LayerMemory(forward, live.take_events(), output)
+            return LayerMemory(forward, live.take_events(), output), own.untyped_storage()._cdata in saved
         finally:
             edits.undo()
             for parameter, gradient_before in zip(weights, before, strict=True):
@@ -219,6 +229,7 @@ class StandIns(Patch):
             work = _Work(
                 number=number,
                 memory=memory,
+                saves_input=is_checkpointed or kind.saves_input,
                 offloads=self._offloads and is_checkpointed,
                 num_bytes=sum(map(size_of, weights)),
                 last_bytes=size_of(weights[-1]) if weights else 0,
@@ -236,6 +247,7 @@ class _Work:
 
     number: int
     memory: LayerMemory
+    saves_input: bool
     offloads: bool
     num_bytes: int
     """Of the gradients of its weights."""
@@ -255,7 +267,8 @@ def _standing_in(kind: KindMemory, work: _Work, anchor: torch.Tensor | None, is_
         hidden = args[0] if args else kwargs["hidden_states"]
         if is_compiled and not hidden.requires_grad:
             hidden.requires_grad_()
-        out = _StandIn.apply(work, hidden, anchor)  # type: ignore[no-untyped-call]  # torch gives it no types
+        shared = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor) and value is not hidden]
+        out = _StandIn.apply(work, hidden, anchor, shared)  # type: ignore[no-untyped-call]  # torch gives it no types
         return results_with(kind.result, out)
 
     return forward
@@ -263,19 +276,22 @@ def _standing_in(kind: KindMemory, work: _Work, anchor: torch.Tensor | None, is_
 
 class _StandIn(torch.autograd.Function):  # type: ignore[misc]
     """The anchor is a weight of the layer, or None: with it there is a backward pass even if the input needs no gradient.
+    What the layer shares with others, such as rope's cosines, it saves like its input.
 
     Gradients of weights are one tensor, not torch's own: of hundreds of adapters these would take most of the time.
     """
 
     @staticmethod
-    def forward(ctx: Any, work: _Work, hidden: torch.Tensor, anchor: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        ctx: Any, work: _Work, hidden: torch.Tensor, anchor: torch.Tensor | None, shared: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         tokens = hidden.shape[0] * hidden.shape[1]
         if work.fsdp is not None:
             work.fsdp.before_forward(work.number)
         _take(work.memory.forward.peak(tokens), hidden)
-        ctx.work, ctx.tokens, ctx.like = work, tokens, (hidden.shape, hidden.dtype)
+        ctx.work, ctx.tokens, ctx.like, ctx.shared = work, tokens, (hidden.shape, hidden.dtype), shared
         ctx.saved = _bytes(work.memory.saved.at(tokens), hidden)
-        ctx.hidden = None if work.offloads or not hidden.requires_grad else hidden.detach()
+        ctx.hidden = hidden.detach() if work.saves_input and hidden.requires_grad and not work.offloads else None
         out = torch.empty_like(hidden)
         if work.fsdp is not None:
             work.fsdp.after_forward(work.number)
@@ -290,7 +306,7 @@ class _StandIn(torch.autograd.Function):  # type: ignore[misc]
         if work.offloads:
             ctx.hidden = gradient.new_empty(shape, dtype=dtype)
         _take(work.memory.backward.peak(ctx.tokens), gradient)
-        ctx.saved = ctx.hidden = None
+        ctx.saved = ctx.hidden = ctx.shared = None
         of_hidden = gradient.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[1] else None
         if work.fsdp is not None:
             sizes = (work.num_bytes - work.last_bytes, work.last_bytes)
@@ -299,7 +315,7 @@ class _StandIn(torch.autograd.Function):  # type: ignore[misc]
             _take(work.num_bytes, gradient)
         if work.kept_bytes:
             work.gradients.append(gradient.new_empty(work.kept_bytes, dtype=torch.uint8))
-        return None, of_hidden, None
+        return None, of_hidden, None, None
 
 
 def _bytes(number: float, like: torch.Tensor) -> torch.Tensor | None:

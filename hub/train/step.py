@@ -179,6 +179,7 @@ def accumulate_gradients(
                 loss_sum = criterion.loss(model, weighted)
             session.strategy.backward(loss_sum / divisor)
         total += loss_sum.detach().double()
+        del loss_sum  # until the next pass ends, its graph would hold the first layer's input and the gradient of that
     return total
 
 

@@ -26,6 +26,8 @@ from hub.plan.static import weights_parts
 from hub.plugins.registry import resolve
 from hub.system.known_gpus import known_gpus
 from hub.train.kernels import hidden_states
+from hub.train.kernels.assumed import as_on_gpu
+from hub.train.kernels.attention import Kernel, varlen_attention
 from hub.train.layout.memory_budget import Line, PassMemory, choose_max_tokens
 
 
@@ -83,8 +85,8 @@ def test_layers_that_stand_in_take_what_real_layers_take(words: tuple[str, ...])
                 loss = planned.loss(planned.model, row(tokens, True, 64))
             after_forward = live.num_bytes
             loss.backward()
-    assert predicted.after_forward == pytest.approx(after_forward, rel=0.05)
-    assert predicted.peak == pytest.approx(live.most_bytes, rel=0.05)
+    assert predicted.after_forward == pytest.approx(after_forward, rel=0.01)
+    assert predicted.peak == pytest.approx(live.most_bytes, rel=0.005)
 
 
 def test_compiled_layers_keep_what_their_products_need() -> None:
@@ -101,6 +103,24 @@ def test_compiled_layers_keep_what_their_products_need() -> None:
     assert plain.output == Size(per_token=64)
     assert checkpointed.saved == Size()
     assert checkpointed.backward.peak(1000) >= plain.saved.at(1000)
+
+
+def test_a_plan_keeps_keys_of_their_own_heads_as_kernels_of_gpus_do() -> None:
+    heads: list[tuple[int, int]] = []
+
+    def attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *lengths: object, **options: object
+    ) -> torch.Tensor:
+        heads.append((key.shape[1], value.shape[1]))
+        return query
+
+    # Like torch 2.11's, which has no keyword for fewer keys than queries: a run tries it, and a plan can't.
+    kernel = Kernel(attend, frozenset({"window_size"}))
+    query, key = torch.zeros(1, 8, 3, 16), torch.zeros(1, 2, 3, 16)
+    varlen_attention(kernel, torch.nn.Module(), query, key, key, None)
+    with as_on_gpu():
+        varlen_attention(kernel, torch.nn.Module(), query, key, key, None)
+    assert heads == [(8, 8), (2, 2)]
 
 
 @pytest.mark.slow
