@@ -28,8 +28,8 @@ from benchmarks.runner import speed
 from benchmarks.shapes import SHAPES, made
 
 CONTENDERS = ("sft", "osft cold", "osft", "osft strength", "mini_trainer")
-"""`osft cold` computes the directions and takes two steps. `osft` reads them from the cache. Both have the weights' directions, as
-mini_trainer has. `osft strength` is OSFT as one types it."""
+"""`osft cold` computes the directions and takes two steps. `osft` reads them from the cache. Both have the weights' directions,
+as mini_trainer has. `osft strength` is OSFT as one types it."""
 
 RATIO = {"8b": 0.25}
 DEFAULT_RATIO = 0.3
