@@ -101,3 +101,18 @@ def test_experts_learn_in_compiled_layers_and_nothing_is_compiled_after_the_firs
     assert plan.get("unpacking_of_experts") == ("the hub's kernel" if algorithm == "qlora_sft" else None)
     assert len({line["graphs_compiled"] for line in result.metrics}) == 1
     assert result.metrics[-1]["loss"] < result.metrics[0]["loss"] - 0.2
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "all"])
+def test_the_load_balancing_loss_is_in_compiled_layers_too(tmp_path, checkpointing):
+    words = ["algo=sft", "model.path=tiny:mixtral", "data=tiny", "launch=inline", "algo.router_aux_loss_coef=1",
+             f"algo.gradient_checkpointing={checkpointing}", "algo.max_tokens_per_gpu=700", "algo.effective_batch_size=16",
+             "algo.max_steps=12", "algo.num_epochs=9", "algo.learning_rate=1e-2", "data.eval_fraction=0"]  # fmt: skip
+    compiled, plain = (
+        launch(compose(*words, f"algo.torch_compile={how}", f"output_dir={tmp_path}/{how}")).metrics
+        for how in ("layers", "none")
+    )
+    assert len({line["graphs_compiled"] for line in compiled}) == 1
+    for name in ("loss", "load_balancing_loss", "grad_norm"):
+        assert compiled[0][name] == pytest.approx(plain[0][name], rel=2e-2)
+    assert compiled[-1]["load_balancing_loss"] < compiled[0]["load_balancing_loss"] - 0.02

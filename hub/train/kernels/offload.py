@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from hub.models.four_bit_tensor import FourBitTensor
 from hub.system.memory import free_host_memory_for_each
 from hub.train.kernels.tiles import MIN_TOKENS
 from hub.train.kernels.unpack import packed_tensors
@@ -223,7 +224,8 @@ def _cut(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    pointer: int = tensor.untyped_storage().data_ptr()
+    held = tensor.parts.words if isinstance(tensor, FourBitTensor) else tensor
+    pointer: int = held.untyped_storage().data_ptr()
     return pointer
 
 

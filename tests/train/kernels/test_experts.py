@@ -15,6 +15,7 @@ from hub.train.kernels.compiled import CompiledLayers, num_compiled
 from hub.train.kernels.expert_adapters import ExpertAdapters, GroupedExperts, outermost, wrappers
 from hub.train.kernels.experts import Factors
 from hub.train.kernels.grouped import group_ends, grouped_product
+from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.packed_experts import FrozenExperts, PackedExperts, packed_experts
 
 EXPERTS, R, ALPHA = 4, 3, 5.0
@@ -193,6 +194,20 @@ def test_experts_of_a_kind_that_is_not_known_keep_pefts_way():
     for family in ("jetmoe", "llama4_text"):
         model = model_with_adapters(family, torch.float32)
         assert len(patches_of(model).apply(ExpertAdapters(model)).others) == len(outermost(model))
+
+
+def test_in_4_bits_experts_stay_where_they_are_when_what_a_layer_saves_is_offloaded():
+    layer = torch.nn.Module()
+    layer.down_proj = as_parameter(in_nf4(torch.randn(4, 6, 64)))
+    rows = torch.randn(4, 5, 64, requires_grad=True)
+    offload = ActivationOffload(torch.device("cpu"), min_bytes=1)
+    with offload.around(layer, (rows,), {}):
+        result = torch.bmm(rows * 2, layer.down_proj.mT)
+    expected = torch.bmm(rows * 2, layer.down_proj.dequantized().mT)
+    assert torch.equal(result, expected)
+    seed = torch.randn_like(result)
+    (found,), (wanted,) = (torch.autograd.grad(one, rows, seed) for one in (result, expected))
+    assert torch.equal(found, wanted)
 
 
 @pytest.mark.slow
