@@ -171,7 +171,9 @@ def _foreseen(error: BaseException, cfg: RunConfig | None = None) -> BaseExcepti
 
 
 def _at_fault(error: BaseException, cfg: RunConfig, run: Run) -> BaseException:
-    """The error, or one line about the field of config.json that makes the model fail before its first step."""
+    """The error, or one line: the run folder is gone, or a field of config.json makes the model fail before its first step."""
+    if isinstance(error, FileNotFoundError) and not run.path.is_dir():
+        return LaunchError(f"{run.path}: the run folder is gone, it was removed or renamed while the run was at work")
     path = run.plan().get("base_model_path")
     unforeseen = not isinstance(error, HubError) or (type(error) is ModelError and isinstance(error.__cause__, Exception))
     if path is None or not unforeseen or "torch" not in sys.modules or run.metrics_file.is_file():

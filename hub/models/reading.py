@@ -203,7 +203,7 @@ class _Trial:
 
 
 def _candidates(folder: Path, file: str) -> list[str]:
-    """The files that may be the cause: templates, which are few, the likely one, then the others. None that lists weights."""
+    """The files that may be the cause: templates, which are few, the likely one, the others. Not those that list weights."""
     others = sorted(path.name for path in folder.glob("*.json") if path.is_file() and not path.name.endswith(".index.json"))
     templates = sorted(path.name for path in folder.glob("*.jinja") if path.is_file())
     return [*templates, *(name for name in dict.fromkeys([file, *others]) if name in others)]

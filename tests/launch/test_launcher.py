@@ -1,7 +1,9 @@
 """Runs as users start them: worker processes, several of them, torchrun. Real processes over gloo."""
 
+import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -311,3 +313,21 @@ def test_a_run_that_is_done_and_whose_result_the_disk_refuses_does_not_end_as_co
     monkeypatch.setattr(Run, "write_what_waits", lambda self, spare_dir, minutes: f"result.json, {minutes:g} minutes")
     with pytest.raises(LaunchError, match=r"^the run is done, but result\.json, 30 minutes$"):
         launcher.launch(compose(*OPTIONS, "launch=inline", f"output_dir={tmp_path}", "run_name=it"))
+
+
+@pytest.mark.parametrize("of", ["hub.train.setup.setup.find_weights", "hub.train.loop.make_optimizer"])
+def test_a_run_folder_that_is_removed_at_work_is_one_line(hub, tmp_path, monkeypatch, of):
+    module, _, name = of.rpartition(".")
+    before = getattr(importlib.import_module(module), name)
+
+    def removed(*given):
+        shutil.rmtree(tmp_path / "runs" / "mine")
+        return before(*given)
+
+    monkeypatch.setattr(of, removed)
+    said = hub("algo=sft", "model=tiny", "data=tiny", "run_name=mine", "algo.max_steps=1", "launch.mode=inline")
+    assert said.code == 1
+    assert said.err.endswith(
+        f"{tmp_path}/runs/mine: the run folder is gone, it was removed or renamed while the run was at work\n"
+    )
+    assert "Traceback" not in said.err

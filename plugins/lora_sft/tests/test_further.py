@@ -3,11 +3,17 @@
 import json
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from hub_lora_sft.config import LoraSftConfig
+from hub_lora_sft.further import train_further
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
-from hub import ConfigError, compose
+from hub import ConfigError, ModelError, Run, compose
 from hub.launch.launcher import launch
 from hub.launch.preflight import prepare
+from hub.testing import tiny_model_path
 
 OPTIONS = ["algo=lora_sft", "launch=inline", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2"]
 OF_FIRST = ["model=tiny", "algo.lora_r=4", "algo.lora_alpha=12", "algo.target_modules=[q_proj,up_proj]", "algo.use_rslora=true"]
@@ -30,3 +36,32 @@ def test_an_adapter_is_trained_further_with_its_rank_scale_and_layers(tmp_path):
     assert (plan["adapter"], plan["adapter_because"][:10]) == (str(first.model_path), "model.path")
     with pytest.raises(ConfigError, match=r"so algo\.lora_r=8 \(it has 4\), algo\.init=pissa can't be set\. Leave that out"):
         prepare(compose(*options, f"model.path={first.model_path}", "algo.lora_r=8", "algo.init=pissa"))
+
+
+def _base(dtype: torch.dtype) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(tiny_model_path("llama"), dtype=dtype)
+
+
+def test_what_is_trained_further_is_the_stored_adapter_in_float32_on_an_unchanged_base(tmp_path, recwarn):
+    config = {"inference_mode": True, "init_lora_weights": "pissa", "target_modules": ["q_proj"], "r": 2, "lora_alpha": 6}
+    config |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "elsewhere"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    base, made = (_base(torch.bfloat16) for _ in range(2))
+    shapes = get_peft_model_state_dict(get_peft_model(made, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")))
+    stored = {name: torch.randn(tensor.shape) for name, tensor in shapes.items()}
+    save_file(stored, tmp_path / "adapter_model.safetensors")
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    run = Run.create(tmp_path / "runs")
+    adapted = train_further(LoraSftConfig(lora_dropout=0.25), base, run, tmp_path)
+    now = get_peft_model_state_dict(adapted)
+    assert {name: tensor.dtype for name, tensor in now.items()} == dict.fromkeys(stored, torch.float32)
+    assert all(torch.equal(now[name], tensor) for name, tensor in stored.items())
+    after = {name.replace(".base_layer", ""): weight for name, weight in adapted.get_base_model().state_dict().items()}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert {name.rpartition(".lora_")[1] for name, weight in adapted.named_parameters() if weight.requires_grad} == {".lora_"}
+    assert {module.p for module in adapted.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+    assert not [warning for warning in recwarn if "base" in str(warning.message)]
+    assert (run.plan()["target_modules"], run.plan()["num_adapters"], run.plan()["adapter"]) == (["q_proj"], 2, str(tmp_path))
+    save_file(dict(list(stored.items())[1:]), tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"this adapter does not fit its base: "):
+        train_further(LoraSftConfig(), _base(torch.float32), run, tmp_path)
