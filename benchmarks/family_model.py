@@ -53,6 +53,8 @@ def loss(folder: Path, rows: Path, out: Path, in_4bit: bool) -> None:
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False  # bitsandbytes' kernel for CPUs takes no matrices as small as tiny ones
+    if in_4bit:
+        round_experts(model)
     sums, count = 0.0, 0
     with torch.no_grad():
         for line in rows.read_text(encoding="utf-8").splitlines():
@@ -62,6 +64,21 @@ def loss(folder: Path, rows: Path, out: Path, in_4bit: bool) -> None:
                 sums += float(F.cross_entropy(part.float(), targets, reduction="sum"))
             count += ids.shape[1] - 1
     out.write_text(json.dumps({"loss": sums / count, "seconds": round(time.monotonic() - begun, 1)}), encoding="utf-8")
+
+
+def round_experts(model: Any) -> None:
+    """Give a model's experts the numbers that they have in 4 bits. transformers quantizes linear layers only."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    for name, weight in model.named_parameters():
+        if weight.ndim == 3 and ".experts." in name and weight.is_floating_point() and weight.numel() % 64 == 0:
+            blocks = weight.data.view(-1, 64)  # the blocks follow each other, whatever the rows are
+            packed = quantize_4bit(blocks, blocksize=64, compress_statistics=True, quant_type="nf4")
+            weight.data.copy_(dequantize_4bit(*packed).view_as(weight))
+            del blocks, packed
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main() -> None:

@@ -80,6 +80,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 128, "layer_types": _ALTERNATING * 12, "attention_bias": True, "rms_norm_eps": 1e-5,
         "rope_theta": 150000.0, "swiglu_limit": 7.0, "tie_word_embeddings": False, **_yarn(32.0, truncate=False),
     },
+    "qwen3_30b_a3b": {
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 2048, "intermediate_size": 6144,
+        "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1,
+        "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+    },
     "mixtral_8x7b": {
         "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 8,
@@ -107,6 +114,7 @@ IN_FOUR_BITS = {
 _SMALL: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_attention_heads": 4, "head_dim": 16,
     "vocab_size": 512, "max_position_embeddings": 512, "num_local_experts": 4, "n_routed_experts": 4, "kv_lora_rank": 16,
+    "num_experts": 4,
     "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "query_pre_attn_scalar": 16,
 }  # fmt: skip
 _TINY_LAYERS = 2
@@ -143,7 +151,7 @@ def cut(config: dict[str, Any], layers: int) -> dict[str, Any]:
 
 def is_mixture(config: dict[str, Any]) -> bool:
     """Whether the model is a mixture of experts."""
-    return any(name in config for name in ("num_local_experts", "n_routed_experts"))
+    return any(name in config for name in ("num_local_experts", "n_routed_experts", "num_experts"))
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

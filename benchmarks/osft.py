@@ -27,8 +27,9 @@ from benchmarks.peers import mini_trainer
 from benchmarks.runner import speed
 from benchmarks.shapes import SHAPES, made
 
-CONTENDERS = ("sft", "osft cold", "osft", "mini_trainer")
-"""`osft cold` computes the directions and takes two steps. `osft` reads them from the cache."""
+CONTENDERS = ("sft", "osft cold", "osft", "osft strength", "mini_trainer")
+"""`osft cold` computes the directions and takes two steps. `osft` reads them from the cache. Both have the weights' directions, as
+mini_trainer has. `osft strength` is OSFT as one types it."""
 
 RATIO = {"8b": 0.25}
 DEFAULT_RATIO = 0.3
@@ -50,7 +51,11 @@ def ours(contender: str, shape: str, model: Path, steps: int, folder: Path, memo
     """Run the hub in a separate process."""
     algo = contender.partition(" ")[0]
     cold = contender == "osft cold"
-    options: dict[str, Any] = {"unfreeze_rank_ratio": RATIO.get(shape, DEFAULT_RATIO)} if algo == "osft" else {}
+    options: dict[str, Any] = {}
+    if algo == "osft" and contender != "osft strength":
+        options = {"subspace": "weights", "unfreeze_rank_ratio": RATIO.get(shape, DEFAULT_RATIO)}
+    elif algo == "osft" and shape in RATIO:
+        options = {"unfreeze_rank_ratio": RATIO[shape]}
     result = hub.run(
         algo, model=model, data=model / "chats.jsonl", learning_rate=1e-5, num_epochs=99, max_steps=2 if cold else steps,
         effective_batch_size=BATCH.get(shape, 64), max_tokens_per_gpu=MAX_TOKENS, torch_compile="none" if cold else "layers",

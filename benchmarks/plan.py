@@ -1,6 +1,6 @@
 """Predicted and measured memory side by side: `python -m benchmarks.plan --out plan.jsonl` on a GPU.
 
-Each row is a real run of three steps with random weights. Its peak (`torch.cuda.max_memory_allocated`) stands beside what the
+Each row is a real run of six steps with random weights. Its peak (`torch.cuda.max_memory_allocated`) stands beside what the
 run itself predicted (`hub plan`, in a process without a GPU). Rows that the file has already are left out, so a command that
 was cut short goes on where it was.
 
@@ -8,6 +8,7 @@ was cut short goes on where it was.
     python -m benchmarks.plan --out plan.jsonl --only lora_8b     # rows whose name holds that
     python -m benchmarks.plan --out plan.jsonl --gpus 2           # those for two GPUs
     python -m benchmarks.plan --out plan.jsonl --table            # the rows so far, no run
+    python -m benchmarks.plan --out plan.jsonl --measure          # each row also with what plan.measure=true says before it
 """
 
 import argparse
@@ -23,9 +24,10 @@ from typing import Any
 
 from benchmarks.shapes import _fill_vocabulary, made_for
 from benchmarks.workloads import Lengths, Workload, write_rows
+from hub.result import METRICS, read_metrics
 from hub.system.cache import cache_dir, make_once
 
-STEPS = 3
+STEPS = 6
 LIMIT = 240.0
 """Seconds of one run at most."""
 
@@ -132,8 +134,14 @@ def model_of(case: Case) -> Path:
     return make_once(cache_dir() / "benchmarks" / f"plan-{case.shape}", make)
 
 
-def run(case: Case, folder: Path) -> dict[str, Any]:
-    """Run a case, and return its row."""
+def run(case: Case, folder: Path, measures: bool = False) -> dict[str, Any]:
+    """Run a case, and return its row.
+
+    Args:
+        case: what is run.
+        folder: an empty one.
+        measures: whether `hub plan plan.measure=true` is asked first.
+    """
     workload = Workload(
         algo="sft", shape="1b" if case.shape in OTHERS else case.shape, lengths=Lengths(longest=case.length), batch=case.batch
     )
@@ -142,22 +150,40 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     if case.shape in OTHERS:
         _fit_vocabulary(rows, OTHERS[case.shape]["vocab_size"])
     compiled = "layers" if case.compiled else "none"
-    command = [
-        sys.executable, "-m", "hub", *case.words, f"model.path={model_of(case)}", f"data.path={rows}", f"output_dir={folder}",
-        "run_name=run", f"algo.max_steps={STEPS}", f"algo.effective_batch_size={case.batch}", f"algo.torch_compile={compiled}",
+    words = [
+        *case.words, f"model.path={model_of(case)}", f"data.path={rows}", f"output_dir={folder}", "run_name=run",
+        f"algo.max_steps={STEPS}", f"algo.effective_batch_size={case.batch}", f"algo.torch_compile={compiled}",
         f"data.max_seq_len={case.length}", f"launch.nproc_per_node={case.gpus}", "data.eval_fraction=0",
+        "plan.learn=false", "algo.log_every_steps=1",
     ]  # fmt: skip
+    command = [sys.executable, "-m", "hub", *words]
+    asked: dict[str, Any] = {}
     begun = time.monotonic()
+    if measures:
+        plan = subprocess.run([*command[:3], "plan", *words, "plan.measure=true", "--json"], capture_output=True, text=True)
+        asked = json.loads(plan.stdout) if plan.stdout.startswith("{") else {"error": plan.stderr.strip().splitlines()[-1:]}
+        asked["seconds"] = round(time.monotonic() - begun, 1)
+        begun = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
         error = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["failed"])[-1]
     except subprocess.TimeoutExpired:
         error = f"more than {LIMIT:.0f} s"
-    row: dict[str, Any] = {"name": case.name, "seconds": round(time.monotonic() - begun, 1), "error": error}
+    row: dict[str, Any] = {"name": case.name, "seconds": round(time.monotonic() - begun, 1), "error": error, "asked": asked}
+    row["steps"] = [(line["step"], line["tokens_per_second"]) for line in read_metrics(folder / "run" / METRICS)]
     for name in ("result", "plan", "predicted"):
         file = folder / "run" / f"{name}.json"
         row[name] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not row["predicted"] and not error:
+        row["predicted"] = _planned([*command[:3], "plan", "--json", *command[3:], "plan.learn=false"])
     return row
+
+
+def _planned(command: list[str]) -> dict[str, Any] | None:
+    """What `hub plan` says of the memory: a short run ends before its own prediction does."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found: dict[str, Any] | None = json.loads(done.stdout)["memory"] if done.returncode == 0 else None
+    return found
 
 
 def _fit_vocabulary(rows: Path, size: int) -> None:
@@ -170,18 +196,39 @@ def _fit_vocabulary(rows: Path, size: int) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table in Markdown, and the errors in one line."""
-    lines = ["| run | measured GiB | predicted GiB | error |", "| --- | --- | --- | --- |"]
+    """The rows as a table in Markdown, and the errors in one line. *: the run chose another layout than was predicted."""
+    head = (
+        "run",
+        "measured GiB",
+        "predicted GiB",
+        "error",
+        "after plan.measure, GiB",
+        "tokens/s",
+        "then",
+        "first step, s",
+        "then",
+    )
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     errors = []
     for row in rows:
         result, predicted = row["result"] or {}, row["predicted"] or {}
         measured = result.get("peak_memory_gb")
         if row["error"] or not measured or not predicted:
-            lines.append(f"| {row['name']} | {measured or ''} | | {row['error'] or 'no prediction'} |")
+            cells = [row["name"], str(measured or ""), "", row["error"] or "no prediction"]
+            lines.append(f"| {' | '.join([*cells, *[''] * (len(head) - len(cells))])} |")
             continue
         peak = predicted["torch_peak_bytes"] / 2**30
         errors.append(peak / measured - 1)
-        lines.append(f"| {row['name']} | {measured:.2f} | {peak:.2f} | {errors[-1]:+.1%} |")
+        plan, asked = row["plan"] or {}, row.get("asked") or {}
+        chosen = (plan.get("max_tokens_per_gpu"), plan.get("layers_recomputed"))
+        star = "" if chosen == (predicted["max_tokens"], predicted["num_checkpointed"]) else " *"
+        cells = [row["name"], f"{measured:.2f}", f"{peak:.2f}{star}", f"{errors[-1]:+.1%}"]
+        if "memory" in asked:
+            corrected, speeds = asked["memory"]["torch_peak_bytes"] / 2**30, [speed for step, speed in row["steps"] if step > 2]
+            cells += [f"{corrected:.2f} ({corrected / measured - 1:+.1%})", f"{statistics.median(speeds or [0]):,.0f}"]
+            cells += [f"{asked['speed']['middle']:,.0f}", f"{plan.get('first_step_seconds', 0):.0f}"]
+            cells += [f"{asked['first_step_seconds'][1]:.0f}"]
+        lines.append(f"| {' | '.join([*cells, *[''] * (len(head) - len(cells))])} |")
     if errors:
         sizes = [abs(error) for error in errors]
         lines.append(
@@ -198,6 +245,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run the cases whose name holds this")
     parser.add_argument("--gpus", type=int, default=1, help="run the cases for so many GPUs")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many minutes")
+    parser.add_argument("--measure", action="store_true", help="ask `hub plan plan.measure=true` before each run")
     parser.add_argument("--table", action="store_true", help="print the rows so far, run nothing")
     asked = parser.parse_args()
     begun = time.monotonic()
@@ -209,7 +257,7 @@ def main() -> None:
         if time.monotonic() - begun > 60 * asked.minutes:
             break
         with tempfile.TemporaryDirectory() as folder:
-            row = run(case, Path(folder))
+            row = run(case, Path(folder), asked.measure)
         rows.append(row)
         with asked.out.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")

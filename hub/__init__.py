@@ -25,6 +25,7 @@ __version__ = VERSION
 
 run = _api.run  # the import of the module of this name has set it, too: the call counts
 average = finished_calls["average"]
+continual = finished_calls["continual"]
 chat = finished_calls["chat"]
 evaluate = finished_calls["evaluate"]
 export = finished_calls["export"]
@@ -62,6 +63,7 @@ __all__ = [
     "average",
     "chat",
     "compose",
+    "continual",
     "data",
     "dpo",
     "evaluate",

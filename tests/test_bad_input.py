@@ -73,7 +73,7 @@ def test_nothing_chosen_is_told_at_once(hub):
         (f"data.path=org/{LONG}", f"data.path=org/{LONG}: there is no such file or folder. Allowed: a file"),
         ("data.path=~nobody_here/a.jsonl", "data.path=~nobody_here/a.jsonl: there is no such file or folder."),
         (f"launch.python={LONG}", f"launch.python={LONG}: there is no such interpreter"),
-        (f"algo=osft algo.subspace=activations algo.protect_from={LONG}", f"algo.protect_from={LONG}: there is no protection"),
+        (f"algo=osft algo.protect_from={LONG}", f"algo.protect_from={LONG}: there is no protected_samples.safetensors"),
         (f"--config-dir {LONG}", f"--config-dir {LONG}: there is no such folder"),
         (f"output_dir={LONG}", "output_dir="),
         (f"launch.rdzv_endpoint={LONG}:1234", f"launch.rdzv_endpoint={LONG}:1234: the host {LONG} is not known"),

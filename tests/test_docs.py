@@ -1,21 +1,24 @@
 """The pages: what they link, list and name is there, docs/index.md has them all, and each says what kind of page it is."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hub.tasks.export.compressed.exporter import CALIBRATED
 from hub.tasks.export.compressed.write import LIMIT_NATS
 from hub.tasks.export.gguf.kinds import KINDS, LIMITS
 from hub.tasks.export.job import LIMIT
+from hub.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 INDEX = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").glob("**/*.md"))
 READMES = sorted([*ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/**/README.md"), *ROOT.glob("[a-z]*/README.md")])
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS, *READMES]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -130,6 +133,19 @@ def test_the_page_on_exports_has_every_kind_with_its_bound():
     assert calibrated == CALIBRATED
 
 
+def test_an_option_that_a_page_names_exists():
+    listed = set(re.findall(r"^\| `(\w+\.\w+)` \|", (ROOT / "docs" / "options.md").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in [*(ROOT / "docs" / "howto").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")]:
+        prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+        named = set(re.findall(r"\b((?:algo|data|model|launch|track|evaluate|generate|export|plan)\.[a-z]\w+)", prose))
+        assert not {option for option in named if not option.endswith((".md", ".json"))} - listed, name(page)
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (VERSION, "Apache-2.0")
+
+
 def test_every_page_is_in_the_index():
     linked = {(ROOT / "docs" / link.partition("#")[0]).resolve() for link in links(ROOT / "docs" / "index.md")}
     assert not {name(page) for page in DOCS} - {name(page) for page in linked}
@@ -141,7 +157,7 @@ def test_a_page_says_what_kind_it_is_and_the_index_has_it_there(page):
     sections = re.split(r"^## (.+)$", INDEX, flags=re.MULTILINE)[1:]
     by_kind = {HEADINGS[heading]: text for heading, text in zip(sections[::2], sections[1::2], strict=True)}
     assert by_kind.keys() == set(HEADINGS.values())
-    link = page.name if page.parent.name == "docs" else f"../{page.name}"
+    link = os.path.relpath(page, ROOT / "docs")
     expected = [kind for kind, text in by_kind.items() if f"]({link})" in text]
     assert kinds == expected, f"one of the first five lines of {name(page)} begins with **{' or '.join(expected)}.**"
 
@@ -157,3 +173,14 @@ def test_the_architecture_page_names_every_folder_of_the_project():
     folders |= {f"plugins/{file.parent.name}" for file in ROOT.glob("plugins/*/pyproject.toml")}
     assert len(folders) > 6
     assert not {name for name in folders if not re.search(rf"(`|^### ){name}/", TEXT, re.MULTILINE)}
+
+
+def test_the_tests_that_pages_name_exist():
+    sources = [path.read_text(encoding="utf-8") for path in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("plugins/*/tests/*.py")]]
+    there = {found for source in sources for found in re.findall(r"^def (test_\w+)\(", source, re.MULTILINE)}
+    text = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("security.md", "trust.md", "verify.md"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 50
+    assert named <= there
+    places = set(re.findall(r"\b(?:tests|plugins/\w+/tests)(?:/\w+)*(?:\.py)?\b", text))
+    assert [place for place in places if not (ROOT / place).exists()] == []

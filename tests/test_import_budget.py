@@ -51,6 +51,8 @@ COMMANDS = {{
     "algo=lora_sft model=tiny data=tiny algo.warmup_steps=999": 2,
     "algo=sft model=tiny data=tiny output_dir=bad.jsonl": 2,
     "algo=sft algo.precision=fp8 model=tiny data=tiny": 2,
+    "plan algo=lora_sft model=tiny plan.gpu=rtx4900": 2,
+    "plan algo=lora_sft model=tiny data.path=bad.jsonl": 2,
     "--multirun algo=lora_sft model=tiny data=tiny algo.lora_r=1,0": 2,
 }}
 for words, expected in COMMANDS.items():

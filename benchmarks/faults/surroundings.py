@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +98,9 @@ class Surroundings:
 
         def read() -> None:
             text = b""
-            while text.count(b"\n") < lines and (piece := os.read(reader, 1)):
-                text += piece
+            with suppress(OSError):  # of a terminal whose last writer has ended before so many lines
+                while text.count(b"\n") < lines and (piece := os.read(reader, 1)):
+                    text += piece
             os.close(reader)
 
         thread = threading.Timer(0.05, read)  # after the fork: a forked process has no other thread

@@ -16,10 +16,11 @@ A method is a name, or NAME:OPTION=VALUE,...
     replay         the same with rows of each earlier task mixed in; protect=100 is their number
     lora_sft       an adapter of rank 16, merged after each task
     osft           ratio=0.25 or policy=adaptive; form=fast or factored
+    default        osft as one types it: without a single option, it protects by itself; strength=56
     activations    OSFT by activations: protects protect=100 rows of each earlier task and texts=16 general texts; ratio=0.5.
                    memory=covariances protects earlier tasks without their rows;
                    embeddings=1 trains the embeddings of tokens that the protected data does not have;
-                   strength=600 frees all directions, and pulls used and important ones toward the base weights
+                   strength=56 frees all directions, and pulls used and important ones toward the base weights
 `epochs=2` is the number of passes. Runs that --out already has are skipped.
 """
 

@@ -11,6 +11,7 @@ class Flags:
 
     multirun: bool = False
     json: bool = False
+    quiet: bool = False
     config: str | None = None
     config_dir: str | None = None
     keep: str | None = None
@@ -23,6 +24,7 @@ FLAGS = {
     "--config-dir": ("DIR", "your own folder with more choices for the groups (DIR/model/mine.yaml)"),
     "--multirun": ("", "one run for each combination of values: algo.num_epochs=1,2"),
     "--json": ("", "print the result as JSON on stdout, and all else on stderr"),
+    "--quiet": ("", "print the result and errors only; log.txt in the run folder has the rest"),
     "--keep": ("N", "remove all runs but the newest N with a model, and N without. Without --yes only list them"),
     "--yes": ("", "with --keep: do remove them"),
     "--force": ("", "keep an export that fails its check; its name and its card say so"),
@@ -33,6 +35,9 @@ FLAGS = {
 
 OF_CONFIG = ("--config", "--config-dir", "--json")
 """The flags of every verb that composes a config."""
+
+OF_WORK = (*OF_CONFIG, "--quiet")
+"""The flags of the verbs that work for a while and have a result."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """Pages of the command line: plugins, the result of a run."""
 
 import json
+import shlex
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hub.errors import did_you_mean
@@ -86,6 +89,7 @@ def result_lines(result: Result) -> list[str]:
         options = ", trust_remote_code=True" if _ran_its_code(result) else ""
         adapter = (result.model_path / "adapter_config.json").is_file()
         lines.append(f"{'adapter' if adapter else 'model'}: {result.model_path}")
+        lines.append(f"next: python -m hub chat run={_short(result.run_path)}, or report, evaluate, export in place of chat")
         if adapter and (renamed := Run(result.run_path).plan().get("weights_renamed")):
             options += f", key_mapping={renamed}"
         if adapter and (num_rows := _padded_rows(result)):
@@ -96,6 +100,13 @@ def result_lines(result: Result) -> list[str]:
         else:
             lines.append(f"load it: {_loader(result, adapter, options)}")
     return lines
+
+
+def _short(folder: Path) -> str:
+    """A folder as one would type it here: relative, if it is below the current folder."""
+    with suppress(OSError):  # the current folder is gone
+        folder = folder.relative_to(here) if folder.is_relative_to(here := Path.cwd()) else folder
+    return shlex.quote(str(folder))
 
 
 def _loader(result: Result, adapter: bool, options: str) -> str:

@@ -13,16 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from hub.cli.flags import FLAGS, OF_CONFIG, Flags, Verb
+from hub.cli.flags import FLAGS, OF_WORK, Flags, Verb
 from hub.config.finished import FinishedVerb
 from hub.config.task import TASKS
 from hub.errors import ConfigError
 from hub.result import Result
+from hub.system import timeline
 from hub.system.saying import drop_what_nobody_reads, lost_output, say_error
 from hub.tables import for_terminal
 from hub.tasks.verbs import FINISHED
 
 DEFAULT_VERB = "train"
+IMPORTING = "importing torch and transformers"
 
 
 def run_task(task: str, overrides: list[str], flags: Flags) -> int:
@@ -30,7 +32,7 @@ def run_task(task: str, overrides: list[str], flags: Flags) -> int:
     if task != DEFAULT_VERB:
         overrides = [*overrides, f"task={task}"]
     drop_what_nobody_reads()
-    with _stdout_for_json(flags.json) as stdout:
+    with _stdout_of_result(flags) as stdout:
         show = partial(_print_result, stdout, flags.json)
         if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:
             from hub.launch.torchrun import join_group
@@ -39,7 +41,7 @@ def run_task(task: str, overrides: list[str], flags: Flags) -> int:
         if flags.multirun:
             from hub.launch.sweep import sweep
 
-            return sweep(overrides, flags.config_dir, partial(_print_sweep, stdout) if flags.json else None)
+            return sweep(overrides, flags.config_dir, partial(_print_sweep, stdout, flags.json))
         from hub.compose.compose import compose
         from hub.launch.launcher import launch
 
@@ -48,11 +50,29 @@ def run_task(task: str, overrides: list[str], flags: Flags) -> int:
 
 
 @contextlib.contextmanager
-def _stdout_for_json(as_json: bool) -> Iterator[TextIO]:
-    """Yield stdout. With `as_json` everything else that is printed meanwhile goes to stderr."""
+def _stdout_of_result(flags: Flags, all_is_progress: bool = False) -> Iterator[TextIO]:
+    """Yield stdout, for the result. What else is printed meanwhile goes to stderr with `--json`, and nowhere with `--quiet`.
+
+    Args:
+        flags: of the command line.
+        all_is_progress: whether what is printed on stderr meanwhile is progress too. Errors are raised, and printed later.
+    """
     stdout = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if flags.quiet:
+            nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nothing))
+            if all_is_progress:
+                stack.enter_context(contextlib.redirect_stderr(nothing))
+        elif flags.json:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         yield stdout
+
+
+def _say_what_takes_long(what: str, flags: Flags) -> None:
+    """Say on a terminal what a verb does, once it has taken most of a second. In a log its own lines are enough."""
+    if sys.stderr is not None and sys.stderr.isatty() and not flags.quiet:
+        timeline.of_run(say_error).begin(what)
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:
@@ -69,14 +89,21 @@ def _print_result(stream: TextIO, as_json: bool, result: Result) -> None:
         print("\n".join(result_lines(result)), file=stream, flush=True)
 
 
-def _print_sweep(stream: TextIO, folder: Path, rows: list[dict[str, Any]], swept: list[str]) -> None:
-    print_json({"folder": str(folder), "swept": swept, "runs": rows}, stream)
+def _print_sweep(stream: TextIO, as_json: bool, folder: Path, rows: list[dict[str, Any]], swept: list[str]) -> None:
+    from hub.launch.sweep import print_table
+
+    if as_json:
+        print_json({"folder": str(folder), "swept": swept, "runs": rows}, stream)
+        return
+    with contextlib.redirect_stdout(stream):
+        print_table(folder, rows, swept)
 
 
 def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
     """Run a verb on a finished model, and print what it found."""
     drop_what_nobody_reads()
-    with _stdout_for_json(flags.json) as stdout:
+    with _stdout_of_result(flags, all_is_progress=True) as stdout:
+        _say_what_takes_long("reading the run" if verb.reads_run else IMPORTING, flags)
         from hub.launch.finished import ask
 
         words = [*words, *(f"{verb.own_section}.{name[2:]}=true" for name in verb.flags if getattr(flags, name[2:]))]
@@ -93,6 +120,7 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
 
 def data(overrides: list[str], flags: Flags) -> int:
     """Inspect the data of a run: lengths, trained tokens, errors."""
+    _say_what_takes_long(IMPORTING, flags)
     from hub.compose.compose import compose
     from hub.launch.preflight import prepare_data
 
@@ -106,7 +134,7 @@ def data(overrides: list[str], flags: Flags) -> int:
     from hub.parallel.session import quiet_libraries
 
     quiet_libraries()
-    with contextlib.redirect_stdout(sys.stderr):
+    with _stdout_of_result(replace(flags, json=True), all_is_progress=True):
         path = local_tokenizer(cfg.model, print)
         tokenizer = load_tokenizer(cfg, path)
         positions = max_positions(load_config(cfg.model, path))
@@ -117,7 +145,8 @@ def data(overrides: list[str], flags: Flags) -> int:
 
 def plan(overrides: list[str], flags: Flags) -> int:
     """Plan a run: memory, layout, time and price, before it runs and on hardware that is not here."""
-    with _stdout_for_json(flags.json) as stdout:
+    with _stdout_of_result(flags, all_is_progress=True) as stdout:
+        _say_what_takes_long(IMPORTING, flags)
         from hub.launch.planning import plan as plan_run
 
         found = plan_run(overrides, flags.config_dir, say=lambda text: print(text, file=sys.stderr))
@@ -206,7 +235,7 @@ def show_help(words: list[str], flags: Flags) -> int:
 _TINY = "algo=lora_sft model=tiny data=tiny"
 _OF_TASKS: dict[str, dict[str, Any]] = {
     "train": {
-        "flags": (*OF_CONFIG, "--multirun"),
+        "flags": (*OF_WORK, "--multirun"),
         "examples": (
             ("a random tiny model, seconds", f"python -m hub {_TINY}"),
             ("the options of a file, and one more", "python -m hub exp.yaml algo.num_epochs=1"),
@@ -216,7 +245,7 @@ _OF_TASKS: dict[str, dict[str, Any]] = {
         ),
         "notes": "All visible GPUs are used. For two type launch.nproc_per_node=2, or torchrun --nproc-per-node=2 -m hub.",
     },
-    "verify": {"examples": (("the layout of your own run", f"python -m hub verify {_TINY}"),)},
+    "verify": {"flags": OF_WORK, "examples": (("the layout of your own run", f"python -m hub verify {_TINY}"),)},
 }
 
 _ON_FINISHED_MODELS = {
@@ -226,7 +255,7 @@ _ON_FINISHED_MODELS = {
         words="[run=latest] [group=choice] [option=value]",
         examples=verb.examples,
         notes=verb.notes,
-        flags=(*OF_CONFIG, *verb.flags),
+        flags=(*OF_WORK, *verb.flags),
         options=verb.options,
         section=verb.own_section,
     )
@@ -235,7 +264,7 @@ _ON_FINISHED_MODELS = {
 
 for _name in (name for name, verb in FINISHED.items() if not verb.has_result):  # there is nothing to print as JSON
     _verb = _ON_FINISHED_MODELS[_name]
-    _ON_FINISHED_MODELS[_name] = replace(_verb, flags=tuple(flag for flag in _verb.flags if flag != "--json"))
+    _ON_FINISHED_MODELS[_name] = replace(_verb, flags=tuple(flag for flag in _verb.flags if flag not in ("--json", "--quiet")))
 
 _TASKS = {
     task.name: Verb(partial(run_task, task.name), task.summary, **_OF_TASKS.get(task.name, {})) for task in TASKS.values()
@@ -247,12 +276,14 @@ VERBS = {
     "data": Verb(
         data,
         "Inspect the data of a run: lengths, trained tokens, errors.",
+        flags=OF_WORK,
         examples=(("the data of a run", "python -m hub data model=tiny data.path=chats.jsonl"),),
         notes="Only the options of data. and model. matter. The exit code is 1 if there are errors.",
     ),
     "plan": Verb(
         plan,
         "Plan a run: memory, layout, time and price, on hardware that need not be here.",
+        flags=OF_WORK,
         examples=(
             ("on a GPU", "python -m hub plan algo=lora_sft model=llama3_1_8b plan.gpu=rtx4090"),
             ("on eight of them", "python -m hub plan algo=sft model=llama3_1_8b plan.gpu=h100 plan.gpus=8"),

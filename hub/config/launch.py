@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hub.config.bounds import BoundOptions
 from hub.config.disk import DiskOptions
 from hub.config.first_step import FirstStepOptions
 from hub.config.option import AUTO, option
@@ -16,7 +17,7 @@ ZERO = ("zero1", "zero2", "zero3")
 
 
 @dataclass(kw_only=True)
-class LaunchConfig(FirstStepOptions, DiskOptions):
+class LaunchConfig(FirstStepOptions, DiskOptions, BoundOptions):
     """Processes and machines."""
 
     mode: str = option(AUTO, choices=(AUTO, "process", "inline"))

@@ -32,6 +32,10 @@ class PlanConfig:
     price_per_kwh: float | None = option(None, gt=0)
     """Price of a kilowatt-hour for the GPUs' power limit, in the same currency. null: only the kilowatt-hours are shown."""
 
+    measure: bool = False
+    """Before the plan is shown, run 2 and 4 of the model's layers with random weights on the GPUs of this machine, and correct
+    memory, speed and the first step by what they take. One to three minutes. Needs no weights, but the GPUs."""
+
     learn: bool = True
     """Keep what a run measured (memory, speed, seconds to its first step) in the user's cache, and begin the next plan of the
     same kind from it. Nothing leaves the machine."""

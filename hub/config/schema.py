@@ -77,6 +77,10 @@ class AlgoConfig(StoppingOptions, ScheduleOptions):
     max_grad_norm: float | None = option(1.0, gt=0)
     """Gradient clipping: the largest global norm. null: no clipping."""
 
+    router_aux_loss_coef: float | None = option(None, ge=0)
+    """Coefficient of the load-balancing loss of a mixture of experts, over all tokens of a step. It takes one more forward pass
+    a step. null: as transformers trains the family, so that of config.json if this has output_router_logits, else none."""
+
     gradient_checkpointing: str = option(AUTO, choices=(AUTO, "none", "all"))
     """Activation checkpointing: layers recompute their activations in the backward pass to save memory. auto: as few layers as
     memory requires."""

@@ -9,6 +9,7 @@ from hub.compose.compose import compose
 from hub.compose.config_file import file_overrides
 from hub.compose.options import GROUPS
 from hub.compose.own_options import own_options
+from hub.config.bounds import BOUNDS, use_bounds
 from hub.config.finished import FinishedVerb
 from hub.config.option import field_problems
 from hub.config.rules import format_problems
@@ -95,7 +96,8 @@ def _finished(verb: FinishedVerb, run: str | None, output_dir: str, cfg: RunConf
 def _checked(verb: FinishedVerb, cfg: RunConfig, finished: Finished | None, from_run: frozenset[str]) -> RunConfig:
     """Check the sections that the verb reads, and make their paths absolute."""
     problems: list[str] = []
-    for part in verb.sections:
+    use_bounds(cfg.launch)
+    for part in (*verb.sections, "launch"):
         problems += field_problems(getattr(cfg, part), part)
     if "generate" in verb.sections:
         problems += cfg.generate.problems()
@@ -117,7 +119,8 @@ def _check_sections(verb: FinishedVerb, typed: set[str]) -> None:
     allowed = {*verb.sections, "output_dir", "experiment"}
     for name in sorted(typed):
         part = name.split(".")[0]
-        if (part in PARTS and part not in allowed) or name in ("resume", "resume_with_changes", "run_name", "task"):
+        reads = part in allowed or (name in BOUNDS and "model" in allowed)
+        if (part in PARTS and not reads) or name in ("resume", "resume_with_changes", "run_name", "task"):
             sections = ", ".join(f"{section}." for section in verb.sections)
             taken = f"options of {sections} and its own" if sections else "its own options"
             raise ConfigError(

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from hub.config.bounds import use_bounds
 from hub.config.option import AUTO, conf_dir, field_problems
 from hub.config.paths import is_pattern
 from hub.config.rules import format_problems
@@ -49,6 +50,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
     Raises:
         HubError: of the option, backend or data that is wrong; a ConfigError with all lines if there are several.
     """
+    use_bounds(cfg.launch)
     cfg = with_stage(cfg)
     errors: list[HubError] = []
     try:
@@ -79,7 +81,7 @@ def prepare(cfg: RunConfig, here: bool = True) -> ResolvedRun:
         errors.append(error)
     try:
         cfg = with_absolute_paths(cfg)
-        num_rows = _check_data(cfg, _wanted(cfg, resolved)) if in_bounds["data"] else None
+        num_rows = check_data(cfg, resolved) if in_bounds["data"] else None
     except HubError as error:
         errors.append(error)
     cfg = _with_dtype(cfg)
@@ -162,6 +164,7 @@ def prepare_data(cfg: RunConfig) -> RunConfig:
         HubError: an option of these, or a path, is wrong.
     """
     refuse_resume(cfg, "inspects data")
+    use_bounds(cfg.launch)
     cfg = with_stage(replace(cfg, algo=AlgoConfig()))
     if problems := cfg.problems({"data", "model"}, data_format_names()):
         raise ConfigError(problems)
@@ -271,9 +274,21 @@ def _wanted(cfg: RunConfig, resolved: ResolvedRun | None) -> Wanted | None:
     return Wanted(resolved.algorithm.name, rows)
 
 
-def _check_data(cfg: RunConfig, wanted: Wanted | None) -> int | None:
-    """Check the first rows of all data. Returns the number of samples in a pass if no row is too long, None if not known."""
+def check_data(cfg: RunConfig, resolved: ResolvedRun | None) -> int | None:
+    """Check the first rows of all data.
+
+    Args:
+        cfg: the run.
+        resolved: it and its algorithm. None: this is not known.
+
+    Returns:
+        The number of samples in a pass if no row is too long. None: it is not known.
+
+    Raises:
+        DataError: one line for each path without data, or what is wrong with a row.
+    """
     check_paths(cfg)
+    wanted = _wanted(cfg, resolved)
     if any(format_problems(cfg.data, data_format_names())):
         return None
     if evaluation := eval_source_of(cfg.data):

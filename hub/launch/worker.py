@@ -19,9 +19,10 @@ from signal import Signals
 from typing import Any
 
 from hub.compose import runfile
+from hub.config.bounds import use_bounds
 from hub.config.schema import RunConfig
 from hub.config.trust import machine_options
-from hub.errors import LOST_CONNECTION, ConfigError, HubError, Interrupted, LaunchError, PluginError, one_line
+from hub.errors import LOST_CONNECTION, ConfigError, HubError, Interrupted, LaunchError, ModelError, PluginError, one_line
 from hub.launch.ending import write_interrupted
 from hub.launch.past_end import restore_end
 from hub.plugins.offers import Backend
@@ -49,6 +50,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
     """
     started = time.monotonic()
     stop_request.in_loop = False
+    use_bounds(resolved.config.launch)
     # Where the package kernels is installed, transformers would fetch code from the model hub and run it.
     os.environ.setdefault("USE_HUB_KERNELS", "0")
     # Torch's own place for what it has compiled is the folder for temporary files, which is empty after a restart.
@@ -75,7 +77,7 @@ def work(resolved: ResolvedRun, run: Run) -> Result:
     except BaseException as caught:
         stopped = _stopped_before_training(caught)
         stop_request.in_loop = True  # from here on a signal is only noted, so that result.json is written whole
-        error = _cause(stopped, run) or _foreseen(_as_interrupted(stopped, run), cfg)
+        error = _cause(stopped, run) or _at_fault(_foreseen(_as_interrupted(stopped, run), cfg), cfg, run)
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         reached = getattr(caught, "outcome", None)
         with suppress(OSError):  # a full disk may be why it failed, and the reason must not be lost
@@ -166,6 +168,20 @@ def _foreseen(error: BaseException, cfg: RunConfig | None = None) -> BaseExcepti
         what = one_line(error)
         return LaunchError(f"a disk is full or broken: {what}. Make room there, or type output_dir=FOLDER on another disk")
     return error
+
+
+def _at_fault(error: BaseException, cfg: RunConfig, run: Run) -> BaseException:
+    """The error, or one line about the field of config.json that makes the model fail before its first step."""
+    path = run.plan().get("base_model_path")
+    unforeseen = not isinstance(error, HubError) or (type(error) is ModelError and isinstance(error.__cause__, Exception))
+    if path is None or not unforeseen or "torch" not in sys.modules or run.metrics_file.is_file():
+        return error
+    from hub.models.blame import field_at_fault
+
+    try:
+        return field_at_fault(cfg.model, Path(path), error) or error
+    except Exception:
+        return error  # which is what the user must see
 
 
 def failure_of(rank: int, error: BaseException) -> Failure:

@@ -10,7 +10,7 @@ import torch
 
 from hub.errors import HubError, ModelError, first_line
 from hub.models.encoders import INSTEAD
-from hub.models.structure import base_of, waits_for_others
+from hub.models.structure import base_of, expert_tensors, waits_for_others
 from hub.system.answers import doubt, measured
 from hub.system.memory import free_after_failure, is_out_of_memory
 
@@ -18,6 +18,11 @@ TOLERANCE, FLOAT32_TOLERANCE = 1e-2, 1e-4
 """Largest effect of later tokens on earlier logits that passes as rounding, as a fraction of their effect on later logits.
 Measured: 0 for all causal models of the tests, 0.15 to 0.8 for encoders of unit-scale weights, 0.98 for Gemma 3 made
 bidirectional."""
+
+MIXTURE_TOLERANCE = 0.1
+"""The same in half precision for mixtures of experts. Products in groups of other sizes round differently, and where two
+experts are nearly even for a token, that is enough for the other to be chosen. Measured: 0.011 for a Mixtral of random weights
+in bfloat16 on a GPU."""
 
 NUM_TOKENS, NUM_KEPT = 24, 8
 
@@ -59,7 +64,8 @@ def look_ahead(model: torch.nn.Module, vocab_size: int, device: torch.device, dt
         kind = str(dtype).removeprefix("torch.")
         raise ModelError(
             f"model.path: {type(base_of(model)).__name__} can't compute in {kind}: it fails in a pass over "
-            f"{NUM_TOKENS} tokens ({type(error).__name__}: {first_line(error)}). Type another model.dtype or model.path"
+            f"{NUM_TOKENS} tokens ({type(error).__name__}: {first_line(error)}). A value of its config.json is wrong, "
+            "or it needs another model.dtype"
         ) from error
     finally:
         model.train(was_training)
@@ -83,7 +89,8 @@ def check_causal(model: torch.nn.Module, vocab_size: int, device: torch.device, 
         return look_ahead(model, vocab_size, device, dtype)
 
     effect = measured("causality", look, lambda found: found)
-    allowed = FLOAT32_TOLERANCE if dtype == torch.float32 else TOLERANCE
+    in_half = MIXTURE_TOLERANCE if expert_tensors(model) else TOLERANCE
+    allowed = FLOAT32_TOLERANCE if dtype == torch.float32 else in_half
     if effect is not None and not math.isfinite(effect):
         raise ModelError(
             f"{type(base_of(model)).__name__} gives no finite numbers for a text of {NUM_TOKENS} tokens: its weights or a "

@@ -32,13 +32,7 @@ def cut_model(folder: Path, out: Path, num_layers: int) -> int:
     Raises:
         ModelError: the folder can't be read.
     """
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(*_NO_WEIGHTS))
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: config.json can't be read ({error})") from None
-    total = _cut_config(config, num_layers)
-    (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    total = copy_cut(folder, out, num_layers)
     keep = keeps_layers(list(_names(folder)), total, num_layers)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as stored:
@@ -46,6 +40,18 @@ def cut_model(folder: Path, out: Path, num_layers: int) -> int:
         if tensors:
             save_file(tensors, out / file.name, {"format": "pt"})
     _write_index(out)
+    return total
+
+
+def copy_cut(folder: Path, out: Path, num_layers: int) -> int:
+    """Copy a model folder without its weights, with a config of fewer layers. See `cut_model`."""
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(*_NO_WEIGHTS))
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: config.json can't be read ({error})") from None
+    total = _cut_config(config, num_layers)
+    (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return total
 
 

@@ -1,5 +1,6 @@
 """Load a tokenizer and a causal language model for training."""
 
+import copy
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from hub.models.multimodal import auto_class
 from hub.models.reading import Read, reading
 from hub.models.safety import choose_kernels_ourselves
 from hub.models.storage import stored_as
-from hub.models.structure import outside_text
+from hub.models.structure import expert_stacks, outside_text
 from hub.models.wrapped_names import candidates, words_of
 
 GENERATION = "generation_config.json"
@@ -124,7 +125,14 @@ def load_causal_lm(
     options: dict[str, object] = {}
     stored = getattr(config, "quantization_config", None) or {}
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-    if method == "mxfp4":
+    if quantization is not None:
+        from hub.models.four_bit_loading import with_experts
+
+        quantization = with_experts(quantization, from_mxfp4=method == "mxfp4")
+    if method == "mxfp4" and quantization is not None:
+        config = copy.deepcopy(config)
+        del config.quantization_config  # transformers takes no second one beside it
+    elif method == "mxfp4":
         from transformers.utils.quantization_config import Mxfp4Config
 
         quantization = Mxfp4Config(dequantize=True)
@@ -155,6 +163,11 @@ def load_causal_lm(
         # Otherwise `save_pretrained` would write the wrapper's names again.
         rules: list[WeightTransform] = getattr(model, "_weight_conversions", None) or []
         vars(model)["_weight_conversions"] = [rule for rule in rules if not _is_ours(rule, renamed)]
+    if method == "mxfp4":
+        for module, name in expert_stacks(model):
+            weight = getattr(model.get_submodule(module), name)
+            if weight.dtype != dtype:  # transformers 5.17 dequantizes to bfloat16 whatever is asked
+                weight.data = weight.data.to(dtype)
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # Otherwise bitsandbytes uses a kernel without backward pass after a pass in evaluation mode.
@@ -237,6 +250,10 @@ def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _known(error: BaseException) -> str:
     """What to say of an error of transformers whose cause is known."""
+    if "instantiate the backend tokenizer" in str(error):
+        return (
+            "none of the files that it could be read from lies in the folder, such as tokenizer.json or tokenizer.model. Add it"
+        )
     if "automatic conversion" in str(error):
         return (
             "its tensors can't be converted to those of the model, such as experts of different shapes. Copy or download the "

@@ -19,7 +19,7 @@ T = TypeVar("T")
 Read = Callable[[Path], T]
 """Reads something from a model's folder."""
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 SECONDS = 20.0
 """Time for finding the field. Reading a tokenizer of 250,000 tokens takes about a second."""
@@ -36,17 +36,23 @@ _NAMED_FIELD = re.compile(r"[Ff]ield '(\w+)'|`(\w+)`")
 class ModelFileError(ModelError):
     """A file of a model's folder has a value that can't be used."""
 
-    def __init__(self, name: str, file: str, field: str, found: str, reason: str) -> None:
-        """Args:
-        name: the model, in messages.
-        file: name of the file.
-        field: name of the field, with dots. Empty: it is not known.
-        found: its value, as in JSON. Empty: it is not known, or too long to repeat.
-        reason: what is wrong with it.
+    file = field = ""
+
+    @classmethod
+    def of(cls, name: str, file: str, field: str, found: str, reason: str) -> "ModelFileError":
+        """The error of a value.
+
+        Args:
+            name: the model, in messages.
+            file: name of the file.
+            field: name of the field, with dots. Empty: it is not known.
+            found: its value, as in JSON. Empty: it is not known, or too long to repeat.
+            reason: what is wrong with it.
         """
-        self.file, self.field = file, field
         what = f"{file}: {field}{f'={found}' if found else ''} can't be used" if field else f"{file} can't be used"
-        super().__init__(f"{name}: {what} ({reason}). Correct it, or copy or download the model again")
+        error = cls(f"{name}: {what} ({reason}). Correct it, or copy or download the model again")
+        error.file, error.field = file, field
+        return error
 
 
 def reading(
@@ -81,9 +87,9 @@ def reading(
             raise
         if line := known(error):
             raise ModelError(f"{name}: {line}") from None
-        found = _culprit(trial, folder, error, file) if trial is not None else None
+        found = culprit(trial, folder, error, file) if trial is not None else None
         named, field, value = found or (file, "", "")
-        raise ModelFileError(name, named, field, value, words_of(error)) from None
+        raise ModelFileError.of(name, named, field, value, words_of(error)) from None
 
 
 def is_of_files(error: BaseException) -> bool:
@@ -112,8 +118,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else ""
 
 
-def _culprit(read: Read[Any], folder: Path, error: BaseException, file: str) -> tuple[str, str, str] | None:
-    """File, field and value without which the folder can be read. None: there is no single one."""
+def culprit(read: Read[Any], folder: Path, error: BaseException, file: str) -> tuple[str, str, str] | None:
+    """File, field and value without which a model's folder can be read. None: there is no single one.
+
+    Args:
+        read: fails for the same reason. It is called many times with copies of the folder.
+        folder: of the model.
+        error: why it can't be read.
+        file: the likely one.
+    """
     until = time.monotonic() + SECONDS
     with tempfile.TemporaryDirectory(prefix="hub-model-") as place:
         trial = _Trial(read, folder, Path(place), until)
@@ -129,6 +142,10 @@ def _culprit(read: Read[Any], folder: Path, error: BaseException, file: str) -> 
                 if trial.works(other, _without(values, (key,))):
                     path = trial.deepest(other, values, (key,))
                     return other, _dotted(path), shown(_at(values, path))
+            if other == TOKENIZER:  # which must have some fields, empty as they may be
+                for key in keys:
+                    if trial.works(other, values | {key: []}):
+                        return other, key, shown(values[key])
             if keys and (key := _mentioned(values, str(error))):
                 return other, key, shown(values[key])
             if other != file:
@@ -186,15 +203,18 @@ class _Trial:
 
 
 def _candidates(folder: Path, file: str) -> list[str]:
-    """The JSON files that may be the cause, the likely one first. Not those that list weights."""
+    """The files that may be the cause: templates, which are few, the likely one, then the others. Not those that list weights."""
     others = sorted(path.name for path in folder.glob("*.json") if path.is_file() and not path.name.endswith(".index.json"))
-    return [name for name in dict.fromkeys([file, *others]) if name in others]
+    templates = sorted(path.name for path in folder.glob("*.jinja") if path.is_file())
+    return [*templates, *(name for name in dict.fromkeys([file, *others]) if name in others)]
 
 
 def _values(file: Path) -> Any:
     """The content of a JSON file. None: it is large, or can't be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size <= LARGEST else None
+        return (
+            json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" and file.stat().st_size <= LARGEST else None
+        )
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hub.config.bounds import bounds
 from hub.errors import ModelError
 from hub.models.reading import ModelFileError, shown
 from hub.system.links import outside, strange_entries
@@ -84,8 +85,11 @@ def check_links(folder: Path, name: str) -> None:
         ModelError: an entry is elsewhere, is no file, or there are too many. What a link leads to may be private, and would be
             copied into the trained model's folder.
     """
-    for entry, problem in strange_entries(folder):
-        raise ModelError(f"{name}: {entry} {problem}. Put the file itself there, or name a folder that holds the model alone")
+    for entry, problem in strange_entries(folder, most := bounds().max_model_files):
+        instead = f", or type a larger launch.max_model_files (now {most})" if "more than" in problem else ""
+        raise ModelError(
+            f"{name}: {entry} {problem}. Put the file itself there, or name a folder that holds the model alone{instead}"
+        )
 
 
 def _check_types(file: str, types: Mapping[str, type], values: Mapping[str, Any], name: str) -> None:
@@ -94,7 +98,7 @@ def _check_types(file: str, types: Mapping[str, type], values: Mapping[str, Any]
         value = values.get(key)
         fits = isinstance(value, kind) and (not isinstance(value, list) or all(isinstance(item, str) for item in value))
         if value is not None and not fits:
-            raise ModelFileError(name, file, key, shown(value), f"it must be {_WORDS[kind]}")
+            raise ModelFileError.of(name, file, key, shown(value), f"it must be {_WORDS[kind]}")
 
 
 def read_json(file: Path, name: str, most_bytes: int = LARGEST_JSON) -> dict[str, Any]:

@@ -53,6 +53,8 @@ _CONFIGS: dict[str, dict[str, object]] = {
     "phi3": _SHAPE | {"sliding_window": 2 * _WINDOW},
     "qwen2": _SHAPE,
     "qwen3": _SHAPE | {"head_dim": 16},
+    "qwen3_moe": _SHAPE
+    | {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
     "gemma2": _SHAPE
     | {
         "head_dim": 16,

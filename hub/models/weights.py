@@ -161,7 +161,7 @@ def _shards(index: Path, name: str) -> list[Path]:
 def _object(values: dict[str, Any], key: str, file: Path, name: str) -> dict[str, Any]:
     value = values.get(key)
     if not isinstance(value, dict):
-        raise ModelFileError(name, file.name, key, "" if value is None else shown(value), "it must be an object")
+        raise ModelFileError.of(name, file.name, key, "" if value is None else shown(value), "it must be an object")
     return value
 
 

@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hub.config.option import AUTO
 from hub.config.schema import ModelConfig, RunConfig
 from hub.data.prepare import Prepared
-from hub.errors import HubError, ModelError, PluginError, one_line
+from hub.errors import ConfigError, HubError, ModelError, PluginError, one_line
 from hub.models.four_bit import is_4bit
+from hub.models.four_bit_tensor import FourBitTensor, as_parameter
 from hub.models.load import load_config
 from hub.models.multimodal import auto_class
 from hub.models.save import stored_dtypes
@@ -33,7 +34,7 @@ from hub.system.known_gpus import Gpu
 from hub.train.kernels.assumed import as_on_gpu
 from hub.train.layout.flops import num_multiplied
 from hub.train.recipe import Recipe
-from hub.train.setup.setup import Setup, check_strategy
+from hub.train.setup.setup import EXPERTS_NOT_SHARDED, Setup, check_strategy, has_experts_in_4_bits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -66,6 +67,8 @@ class Load:
     num_multiplied: float | None
     """Weights that a token is multiplied with. None: not known."""
 
+    experts_in_4_bits: bool = False
+
     def strategy(self, cfg: RunConfig, room: float, world: int) -> tuple[Replicated, str]:
         """The strategy of a run with so many processes, each with a GPU of so many bytes, and the reason. It can't be used.
 
@@ -82,6 +85,8 @@ class Load:
             strategy = kind.__new__(kind)  # without joining a process group
             strategy.name, strategy.shards_weights = name, name in ("fsdp", "zero3")
         check_strategy(cfg, name, strategy.shards_weights, why, self.quantization, self.whole)
+        if strategy.shards_weights and self.experts_in_4_bits:
+            raise ConfigError(EXPERTS_NOT_SHARDED.format(name, why))
         return strategy, why
 
 
@@ -105,7 +110,8 @@ class PlanSetup(Setup):
         dtype = dtype or self.session.compute_dtype
         model = model_without_data(self.cfg.model, self.model_config, dtype, quantization)
         num = sum(parameter.numel() for parameter in model.parameters())
-        self.loads.append(Load(num * dtype.itemsize, quantization, frozen, whole, num, num_multiplied(model)))
+        packed = has_experts_in_4_bits(model)
+        self.loads.append(Load(num * dtype.itemsize, quantization, frozen, whole, num, num_multiplied(model), packed))
         if (vocabulary := self.vocabulary) is not None:
             model.resize_token_embeddings(vocabulary.num_rows, mean_resizing=False)
         return model
@@ -126,11 +132,12 @@ def model_without_data(
         ModelError: transformers can't build it.
     """
     config = copy.deepcopy(config)
-    stored = getattr(config, "quantization_config", None)
+    stored, method = getattr(config, "quantization_config", None), ""
     if stored is not None:
         del config.quantization_config
-        method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-        if quantization is None and str(getattr(method, "value", method)) == "bitsandbytes":
+        found = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+        method = str(getattr(found, "value", found))
+        if quantization is None and method == "bitsandbytes":
             quantization = _bitsandbytes_config(stored)
     options: dict[str, Any] = {}
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
@@ -149,8 +156,12 @@ def model_without_data(
     if quantization is not None:
         from transformers.quantizers.auto import AutoHfQuantizer
 
-        quantizer = AutoHfQuantizer.from_config(quantization)
+        from hub.models.four_bit_loading import WithExperts, with_experts
+
+        quantizer = AutoHfQuantizer.from_config(with_experts(quantization, from_mxfp4=method == "mxfp4"))
         quantizer._process_model_before_weight_loading(model, device_map={"": "cpu"})
+        if isinstance(quantizer, WithExperts) and method != "bitsandbytes":
+            quantizer.without_data(model)
         for name, value in (("is_quantized", True), ("hf_quantizer", quantizer)):
             setattr(model, name, value)
         setattr(model, f"is_loaded_in_{'8' if quantization.load_in_8bit else '4'}bit", True)
@@ -268,7 +279,9 @@ def without_data(model: torch.nn.Module) -> None:
     known: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in known:
+        if id(tensor) not in known and isinstance(tensor, FourBitTensor):
+            known[id(tensor)] = as_parameter(tensor.mapped(fake))
+        elif id(tensor) not in known:
             new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
             if isinstance(tensor, torch.nn.Parameter):
                 new = torch.nn.Parameter(new, requires_grad=tensor.requires_grad)

@@ -317,7 +317,8 @@ def _together(
     held_out = sum(each.tokens * (1 - share) for each, share in zip(found, kept, strict=True))
     num_rows = sum(each.num_rows for each in found)
     about = "" if all(each.counted for each in found) else "about "
-    how = f"a sample of {sum(each.num_sampled for each in found):,} of {about}{round(num_rows):,} rows was tokenized"
+    num_sampled = sum(min(each.num_sampled, round(each.num_rows)) for each in found)  # a row may be drawn more than once
+    how = f"a sample of {num_sampled:,} of {about}{round(num_rows):,} rows was tokenized"
     if any(each.in_order for each in found):
         how += ", from the first ones on: later rows may be unlike them"
     if guessed:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hub.config.option import AUTO
 from hub.config.plan import PlanConfig
+from hub.errors import ConfigError
 from hub.system.gpus import num_visible_gpus
 from hub.system.known_gpus import GIB, by_driver_name, find_gpu, known_gpus
 from hub.system.known_gpus import Gpu as Gpu
@@ -38,6 +39,22 @@ def planned_number(plan: PlanConfig, nproc_per_node: int | str, nnodes: int = 1)
         return nproc_per_node * nnodes
     here = num_visible_gpus() if plan.gpu == AUTO else 0
     return max(here, 1) * nnodes
+
+
+def check_measurable(plan: PlanConfig, nproc_per_node: int | str, nnodes: int = 1) -> None:
+    """Check that the GPUs of a plan are here, so that it can be measured. See `planned_number`.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    here, number = gpu_here(known_gpus(plan.gpus_file)), planned_number(plan, nproc_per_node, nnodes)
+    if here is None:
+        raise ConfigError("plan.measure=true measures on this machine, which has no known GPU. Leave it out")
+    asked = planned_gpu(plan)
+    if asked is not None and asked.name != here.name:
+        raise ConfigError(f"plan.measure=true measures on this machine's {here.name}, not on {asked.name}. Leave out either")
+    if number > (present := num_visible_gpus()):
+        raise ConfigError(f"plan.measure=true measures on {number} GPUs, and this machine has {present}. Leave it out")
 
 
 def gpu_here(gpus: Mapping[str, Gpu]) -> Gpu | None:

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from hub.models.four_bit_tensor import FourBitTensor
 from hub.models.patches import Edits, Patch
 from hub.plan.graphs import compiled
 from hub.plan.live import Live
 from hub.plan.scratch import scratch_of_call, scratch_of_node
+from hub.plan.sharding import Fsdp
 from hub.plan.sizes import LayerMemory, Size
+from hub.plan.static import size_of
 from hub.train.kernels.checkpointing import Checkpointing
 from hub.train.kernels.tiles import TiledMlp
 from hub.train.kernels.unpack import packed_tensors
@@ -28,6 +31,9 @@ class KindMemory:
 
     result: Any
     """The layer's results: `HIDDEN` in the place of the hidden states."""
+
+    saves_input: bool = True
+    """Whether it saves its input itself, without activation checkpointing. Those that run op by op may save a copy alone."""
 
 
 HIDDEN = object()
@@ -87,13 +93,16 @@ class LayerMemories(Patch):
         if self.is_compiled:
             memories = [self._graphs(layer, plain, args, kwargs, tiled) for tiled in {None, self.tiled_from}]
             return KindMemory(memories[0][0], memories[-1][1], result)
-        return KindMemory(self._run(layer, plain, args, kwargs, False), self._run(layer, plain, args, kwargs, True), result)
+        own, saves_input = self._run(layer, plain, args, kwargs, False)
+        return KindMemory(own, self._run(layer, plain, args, kwargs, True)[0], result, saves_input)
 
     def _graphs(
         self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any, tiled_from: int | None
     ) -> tuple[LayerMemory, LayerMemory]:
         """What a compiled layer takes."""
-        named = dict(layer.named_parameters()) | dict(layer.named_buffers())
+        # Those of experts in 4 bits are inputs by their parts (`_Packed`).
+        parameters = {name: weight for name, weight in layer.named_parameters() if not isinstance(weight, FourBitTensor)}
+        named = parameters | dict(layer.named_buffers())
         names, packed = list(named), _Packed(layer)
         weights = [*named.values(), *packed.tensors]
         flat, spec = tree_flatten((args, kwargs))
@@ -121,8 +130,8 @@ class LayerMemories(Patch):
 
     def _run(
         self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any, checkpointed: bool
-    ) -> LayerMemory:
-        """What a layer takes that is not compiled: its passes are run, and counted operation by operation."""
+    ) -> tuple[LayerMemory, bool]:
+        """What a layer takes that is not compiled, and whether it saves its input: its passes are run, op by op."""
         hidden = args[0] if args else kwargs["hidden_states"]
         own = torch.empty_like(hidden).requires_grad_(hidden.requires_grad)
         args, kwargs = tree_map(lambda value: own if value is hidden else value, (args, kwargs))
@@ -131,14 +140,21 @@ class LayerMemories(Patch):
         if checkpointed:
             Checkpointing([layer]).apply(edits)
         live = Live(scratch_of_call)
-        live.known([*layer.parameters(), *layer.buffers(), own])
+        in_full = [weight for weight in layer.parameters() if not isinstance(weight, FourBitTensor)]
+        live.known([*in_full, *_Packed(layer).tensors, *layer.buffers(), own])
         live.known(value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor))
         weights = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         before = [parameter.grad for parameter in weights]
         for parameter in weights:
             parameter.grad = None
+        saved: set[int] = set()
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            saved.add(tensor.untyped_storage()._cdata)
+            return tensor.detach()
+
         try:
-            with live, self.autocast():
+            with live, self.autocast(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 out = layer.forward(*args, **kwargs)
             out = next(t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.shape == hidden.shape)
             output = Size.of(out.untyped_storage().nbytes())
@@ -148,7 +164,7 @@ class LayerMemories(Patch):
             if out.requires_grad:
                 with live:
                     torch.autograd.backward(out, gradient)
-            return LayerMemory(forward, live.take_events(), output)
+            return LayerMemory(forward, live.take_events(), output), own.untyped_storage()._cdata in saved
         finally:
             edits.undo()
             for parameter, gradient_before in zip(weights, before, strict=True):
@@ -183,61 +199,123 @@ class StandIns(Patch):
         memories: of the layers.
         num_checkpointed: the first layers that use activation checkpointing.
         offloads: whether these save nothing on the GPU, not even their input.
-        keeps_gradients: whether gradients of weights stay. Those of sharded weights go to the other processes.
+        with_gradients: whether the gradients of the layers' weights are there before.
+        fsdp: takes what FSDP2 takes. None: the weights are not sharded by it.
     """
 
     def __init__(
-        self, memories: LayerMemories, num_checkpointed: int, offloads: bool = False, keeps_gradients: bool = True
+        self,
+        memories: LayerMemories,
+        num_checkpointed: int,
+        offloads: bool = False,
+        with_gradients: bool = True,
+        fsdp: Fsdp | None = None,
     ) -> None:
-        self._memories, self._num, self._offloads, self._keeps = memories, num_checkpointed, offloads, keeps_gradients
+        self._memories, self._num, self._offloads, self._fsdp = memories, num_checkpointed, offloads, fsdp
+        self._with_gradients = with_gradients
+        self.gradients: list[torch.Tensor] = []
+        """Those of the layers' weights, if they were not there before."""
 
     def apply(self, edits: Edits) -> None:
+        seen: set[int] = set()
         for number, layer in enumerate(self._memories.layers):
             kind, is_checkpointed = self._memories.of(layer), number < self._num
             memory = kind.checkpointed if is_checkpointed else kind.plain
-            offloads, is_compiled = self._offloads and is_checkpointed, self._memories.is_compiled
-            edits.assign(layer, "forward", _standing_in(layer, kind, memory, offloads, self._keeps, is_compiled))
+            weights = [p for p in layer.parameters() if p.requires_grad]
+            # Layers may share weights, which have one gradient.
+            sharded = self._fsdp is not None and self._fsdp.shards_gradients
+            kept = [] if self._with_gradients or sharded else [p for p in weights if id(p) not in seen]
+            seen |= {id(p) for p in weights}
+            work = _Work(
+                number=number,
+                memory=memory,
+                saves_input=is_checkpointed or kind.saves_input,
+                offloads=self._offloads and is_checkpointed,
+                num_bytes=sum(map(size_of, weights)),
+                last_bytes=size_of(weights[-1]) if weights else 0,
+                kept_bytes=sum(map(size_of, kept)),
+                gradients=self.gradients,
+                fsdp=self._fsdp,
+            )
+            anchor = next((p for p in weights), None)
+            edits.assign(layer, "forward", _standing_in(kind, work, anchor, self._memories.is_compiled))
 
 
-def _standing_in(
-    layer: torch.nn.Module, kind: KindMemory, memory: LayerMemory, offloads: bool, keeps: bool, is_compiled: bool
-) -> Callable[..., Any]:
-    weights = [parameter for parameter in layer.parameters() if parameter.requires_grad] if keeps else []
+@dataclass(frozen=True)
+class _Work:
+    """What one layer takes in a pass."""
 
+    number: int
+    memory: LayerMemory
+    saves_input: bool
+    offloads: bool
+    num_bytes: int
+    """Of the gradients of its weights."""
+
+    last_bytes: int
+    """Of that of its last weight."""
+
+    kept_bytes: int
+    """Of those gradients that stay."""
+
+    gradients: list[torch.Tensor]
+    fsdp: Fsdp | None
+
+
+def _standing_in(kind: KindMemory, work: _Work, anchor: torch.Tensor | None, is_compiled: bool) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        tokens = hidden.shape[0] * hidden.shape[1]
         if is_compiled and not hidden.requires_grad:
             hidden.requires_grad_()
-        out = _StandIn.apply(memory, tokens, offloads, hidden, *weights)  # type: ignore[no-untyped-call]  # torch gives it no types
+        shared = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor) and value is not hidden]
+        out = _StandIn.apply(work, hidden, anchor, shared)  # type: ignore[no-untyped-call]  # torch gives it no types
         return results_with(kind.result, out)
 
     return forward
 
 
 class _StandIn(torch.autograd.Function):  # type: ignore[misc]
+    """The anchor is a weight of the layer, or None: with it there is a backward pass even if the input needs no gradient.
+    What the layer shares with others, such as rope's cosines, it saves like its input.
+
+    Gradients of weights are one tensor, not torch's own: of hundreds of adapters these would take most of the time.
+    """
+
     @staticmethod
     def forward(
-        ctx: Any, memory: LayerMemory, tokens: int, offloads: bool, hidden: torch.Tensor, *weights: torch.Tensor
+        ctx: Any, work: _Work, hidden: torch.Tensor, anchor: torch.Tensor | None, shared: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        _take(memory.forward.peak(tokens), hidden)
-        ctx.memory, ctx.tokens, ctx.offloads = memory, tokens, offloads
-        ctx.saved = _bytes(memory.saved.at(tokens), hidden)
-        ctx.like = (hidden.shape, hidden.dtype, [(weight.shape, weight.dtype) for weight in weights])
-        ctx.hidden = None if offloads or not hidden.requires_grad else hidden.detach()
-        return torch.empty_like(hidden)
+        tokens = hidden.shape[0] * hidden.shape[1]
+        if work.fsdp is not None:
+            work.fsdp.before_forward(work.number)
+        _take(work.memory.forward.peak(tokens), hidden)
+        ctx.work, ctx.tokens, ctx.like, ctx.shared = work, tokens, (hidden.shape, hidden.dtype), shared
+        ctx.saved = _bytes(work.memory.saved.at(tokens), hidden)
+        ctx.hidden = hidden.detach() if work.saves_input and hidden.requires_grad and not work.offloads else None
+        out = torch.empty_like(hidden)
+        if work.fsdp is not None:
+            work.fsdp.after_forward(work.number)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = gradients
-        shape, dtype, weights = ctx.like
-        if ctx.offloads:
+        (gradient,), work = gradients, ctx.work
+        shape, dtype = ctx.like
+        if work.fsdp is not None:
+            work.fsdp.before_backward(work.number)
+        if work.offloads:
             ctx.hidden = gradient.new_empty(shape, dtype=dtype)
-        _take(ctx.memory.backward.peak(ctx.tokens), gradient)
-        ctx.saved = ctx.hidden = None
-        of_weights = [gradient.new_empty(shape, dtype=dtype) for shape, dtype in weights]
-        of_hidden = gradient.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[3] else None
-        return None, None, None, of_hidden, *of_weights
+        _take(work.memory.backward.peak(ctx.tokens), gradient)
+        ctx.saved = ctx.hidden = ctx.shared = None
+        of_hidden = gradient.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[1] else None
+        if work.fsdp is not None:
+            sizes = (work.num_bytes - work.last_bytes, work.last_bytes)
+            work.fsdp.after_backward(work.number, [gradient.new_empty(size, dtype=torch.uint8) for size in sizes])
+        else:
+            _take(work.num_bytes, gradient)
+        if work.kept_bytes:
+            work.gradients.append(gradient.new_empty(work.kept_bytes, dtype=torch.uint8))
+        return None, of_hidden, None, None
 
 
 def _bytes(number: float, like: torch.Tensor) -> torch.Tensor | None:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +27,10 @@ MAX_LINE = 4096
 NEWEST = 8
 """Runs of one kind that a plan looks at."""
 
-FORMAT = 1
+FORMAT = 2
+FIRST = 2
+"""Steps that are not steady."""
+
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "flash-attn-4")
 """Packages whose versions decide memory or speed."""
 
@@ -86,7 +89,7 @@ class Measured:
     """The most that torch had allocated on one GPU."""
 
     tokens_per_second: float
-    """Of all GPUs together: the median of its steps, without the first ones."""
+    """Of all GPUs together: the median of its steps, without the first ones. 0: it had too few."""
 
     first_step_seconds: float
     """From the start of the process to the end of the first step."""
@@ -118,7 +121,7 @@ class Recalled:
     @property
     def tokens_per_second(self) -> float | None:
         """Median of the runs. None: there was none of this kind."""
-        return _median([run.tokens_per_second for run in self.runs])
+        return _median([run.tokens_per_second for run in self.runs if run.tokens_per_second > 0])
 
     @property
     def first_step_seconds(self) -> list[float]:
@@ -134,6 +137,19 @@ class Recalled:
         """Where a plan's numbers come from, for the reader. Empty: from no run."""
         count = len(self.runs)
         return f"measured by {count} earlier run{'s' if count > 1 else ''} of this kind on this machine" if count else ""
+
+
+def steady_speed(metrics: Sequence[Mapping[str, Any]]) -> float | None:
+    """The median speed of a run's steps, without the first ones, which compile and take memory for the first time.
+
+    Args:
+        metrics: its logged steps.
+
+    Returns:
+        Tokens per second of all processes. None: it has too few steps.
+    """
+    speeds = [(int(line.get("step", 0)), float(line.get("tokens_per_second") or 0.0)) for line in metrics]
+    return _median([speed for step, speed in speeds if step > FIRST and speed])
 
 
 def key_of(algorithm: str, cfg: RunConfig, shape: Mapping[str, Any], gpu: str, world: int, length: int) -> dict[str, Any]:
@@ -237,7 +253,7 @@ def _measured(held: Mapping[str, Any]) -> Measured:
         for value in numbers.values()
     ):
         raise ValueError(held)
-    if not numbers["peak_bytes"] or not numbers["tokens_per_second"]:
+    if not numbers["peak_bytes"]:
         raise ValueError(held)
     return Measured(**numbers)
 

@@ -26,6 +26,7 @@ from hub.train.kernels.attention import UnsuitedError, VarlenAttention
 from hub.train.kernels.flex import FlexAttention
 from hub.train.kernels.head import FusedHead
 from hub.train.kernels.hidden_states import HiddenStatesIn
+from hub.train.kernels.packed_experts import PackedExperts, packed_experts
 from hub.train.kernels.tiles import MIN_TOKENS, tiles_from
 from hub.train.kernels.unpack import UnpackByKernel
 from hub.train.layout.choose import choose_compile
@@ -103,6 +104,8 @@ class Planner:
                 self.patches.apply(HiddenStatesIn(self.model, self.dtype))
             if packed := [module for module in self.model.modules() if is_4bit(module)]:
                 self.patches.apply(UnpackByKernel(packed))
+            if packed_experts(self.model):
+                self.patches.apply(PackedExperts(self.model, by_kernel=False))
         if not half:
             return False
         problem: Exception | None = None
@@ -202,14 +205,19 @@ class Planner:
             tiled_from, offloaded = self._tiles(strategy.shards_weights)
             if offloaded:
                 weights.append(Part("embedding in CPU memory", -offloaded, "algo.activation_offload moves a frozen one there"))
+        # Adapters beside sharded weights are whole on each process.
+        if gathered.shares is not None and not gathered.shares.root.reduced:
+            shards = 1
         gradients = gradients_part(self.trained, shards)
         optimizer = optimizer_part(cfg.algo, self.trained, shards)
-        found = passes.run(tokens, num_checkpointed, several, offload, tiled_from if compiled else None)
-        working = max(found.peak, 0 if several else gradients.num_bytes * shards) + gathered.num_bytes
-        rest = working if several else working - gradients.num_bytes
-        if rest < 0:
-            gradients, rest = gradients_part(self.trained, shards), 0
-        kept = min(found.layers, rest)
+        way = (tokens, num_checkpointed, several, offload, tiled_from if compiled else None)
+        found = passes.run(*way, gathered.shares)
+        held = found.peak - passes.run(*way).peak if gathered.shares is not None else 0
+        new = 0 if several else gradients.num_bytes
+        working = max(found.peak, new + gathered.summed) + gathered.num_bytes
+        rest = max(0, working - new)
+        held = max(0, min(held, rest))
+        kept = min(found.layers, rest - held)
         words = (
             f"{tokens:,} tokens in {len(self.layers) - num_checkpointed} layers, and the inputs of {num_checkpointed} others"
         )
@@ -217,7 +225,8 @@ class Planner:
         parts += [
             Part("kept for the backward pass", kept, words),
             *gathered.parts,
-            Part("at work", max(0, rest - kept - gathered.num_bytes), "the layer and the output layer that are at work"),
+            Part("gathered weights, gradients on their way", held, "FSDP2: of the layer at work and of its neighbors"),
+            Part("at work", max(0, rest - kept - held - gathered.num_bytes), "the layer and the output layer that are at work"),
         ]
         peak = sum(part.num_bytes for part in parts)
         missing = max(0, peak - memory_bytes)
@@ -259,10 +268,11 @@ class Planner:
         tokens = max(2, min(budget.requested or ENOUGH_TOKENS, ENOUGH_TOKENS))
 
         def line(num_checkpointed: int) -> Line:
-            key = (id(passes), tokens, num_checkpointed)
+            key = (id(passes), tokens, num_checkpointed, gathered.shares)
             if key not in self._lines:
                 sizes = (tokens // 2, tokens)
-                self._lines[key] = Line.through([(n, float(passes.run(n, num_checkpointed).peak)) for n in sizes])
+                points = [(n, passes.run(n, num_checkpointed, shares=gathered.shares).peak) for n in sizes]
+                self._lines[key] = Line.through([(n, float(peak)) for n, peak in points])
             found = self._lines[key]
             return Line(found.per_token, found.fixed + gathered.num_bytes)
 

@@ -14,6 +14,7 @@ from hub.plan.build import tensors_without_data
 from hub.plan.layers import LayerMemories, StandIns
 from hub.plan.live import Live
 from hub.plan.scratch import scratch_of_call
+from hub.plan.sharding import Fsdp, Shares
 from hub.plan.sizes import TOKENS
 from hub.train.batch.collate import MicroBatch
 
@@ -84,6 +85,7 @@ class Passes:
         with_gradients: bool = True,
         offloads: bool = False,
         tiled_from: int | None = None,
+        shares: Shares | None = None,
     ) -> PassBytes:
         """Run a forward and a backward pass.
 
@@ -93,22 +95,24 @@ class Passes:
             with_gradients: whether the gradients of the weights are there before, as in every micro-batch but a step's first.
             offloads: whether checkpointed layers save their input in CPU memory.
             tiled_from: as for `memories`.
+            shares: what FSDP2 takes in a pass. None: the weights are not sharded by it.
         """
         memories = self.memories(tiled_from)
-        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        of_layers = {id(parameter) for layer in self._layers for parameter in layer.parameters()}
+        others = [p for p in self._model.parameters() if p.requires_grad and id(p) not in of_layers]
         live = Live(scratch_of_call, rounds=True)
-        stand_ins = StandIns(memories, num_checkpointed, offloads, keeps_gradients=self._gathered_dtype is None)
+        fsdp = Fsdp(shares, with_gradients) if shares is not None else None
+        stand_ins = StandIns(memories, num_checkpointed, offloads, with_gradients, fsdp)
         with tensors_without_data(self._mode), self._gathered(), self._patches.temporarily(stand_ins):
             live.known([*self._model.parameters(), *self._model.buffers()])
-            if with_gradients:
-                for parameter in trained:
+            # FSDP2 gives a weight a new gradient in each pass, and adds it to that of its shard.
+            if with_gradients and not (fsdp is not None and fsdp.shards_gradients):
+                for parameter in others:
                     parameter.grad = torch.empty_like(parameter)
-                live.known(parameter.grad for parameter in trained if parameter.grad is not None)
+                live.known(parameter.grad for parameter in others if parameter.grad is not None)
             with live:
-                loss = self._forward(tokens)
-                after = live.num_bytes
-                loss.backward()
-            for parameter in trained:
+                after = self._pass(tokens, others, live, fsdp)
+            for parameter in others:
                 parameter.grad = None
         kept = 0.0
         for number, layer in enumerate(self._layers):
@@ -117,6 +121,31 @@ class Passes:
             kept += memory.saved.at(tokens)
             kept += 0 if offloads and number < num_checkpointed else memory.output.at(tokens)
         return PassBytes(live.most_bytes, after, int(kept))
+
+    def _pass(self, tokens: int, others: list[torch.nn.Parameter], live: Live, fsdp: Fsdp | None) -> int:
+        """A forward and a backward pass. Returns what is there between them.
+
+        Args:
+            tokens: of the row.
+            others: weights outside the layers.
+            live: counts.
+            fsdp: takes what FSDP2 takes.
+        """
+        if fsdp is not None:
+            fsdp.begin_forward()
+        loss = self._forward(tokens)
+        if fsdp is not None:
+            fsdp.end_forward()
+        after = live.num_bytes
+        if fsdp is not None:
+            fsdp.begin_backward()
+        loss.backward()
+        if fsdp is not None:
+            gradients = [p.grad for p in others if p.grad is not None] if fsdp.shards_gradients else []
+            for parameter in others if fsdp.shards_gradients else ():
+                parameter.grad = None
+            fsdp.end_backward(gradients)
+        return after
 
     @contextmanager
     def _gathered(self) -> Iterator[None]:

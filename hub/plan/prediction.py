@@ -1,6 +1,6 @@
 """The prediction of a run's memory: its parts, and the layout that was chosen for it. Needs no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -83,6 +83,13 @@ class MemoryPlan:
     def torch_bytes(self) -> int:
         """What torch counts of it: comparable with `peak_memory_gb` of a result."""
         return sum(part.num_bytes for part in self.parts if part.in_torch)
+
+    def corrected(self, num_bytes: int, because: str) -> "MemoryPlan":
+        """The same with so many bytes more at the peak, or fewer, as runs have measured it."""
+        parts = (*self.parts, Part("measured beyond that", num_bytes, because)) if num_bytes else self.parts
+        missing = max(0, self.peak_bytes + num_bytes - self.memory_bytes)
+        fits = not missing and (self.fits or self.missing_bytes > 0)
+        return replace(self, parts=parts, missing_bytes=missing, fits=fits)
 
     def as_json(self) -> dict[str, Any]:
         """Values for JSON, in bytes."""

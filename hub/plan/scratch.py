@@ -12,6 +12,9 @@ writes the gradients of keys and values for each query head if several share one
 PRODUCT_4BIT = "hub::product_4bit"
 """A product with a 4-bit weight, which is unpacked for it (`hub.train.kernels.unpack`)."""
 
+EXPERTS_4BIT = "hub::grouped_product_4bit"
+"""The same for the matrices of all experts of a layer (`hub.train.kernels.grouped_four_bit`)."""
+
 
 def _of_call(name: str, args: Any) -> int:
     if name.startswith(ATTENTION_BACKWARD):
@@ -25,6 +28,8 @@ def _of_call(name: str, args: Any) -> int:
     if name == PRODUCT_4BIT:
         rows, columns = args[9]
         return int(rows * columns * args[0].element_size())
+    if name == EXPERTS_4BIT:
+        return int(torch.Size(args[11]).numel() * args[0].element_size())
     return 0
 
 
@@ -34,7 +39,7 @@ class _Scratch:
     def get(self, name: str) -> Any:
         """The function for an operator; None if it takes nothing for itself."""
         name = name.partition(".")[0]
-        if not name.startswith((*ATTENTION_BACKWARD, PRODUCT_4BIT)):
+        if not name.startswith((*ATTENTION_BACKWARD, PRODUCT_4BIT, EXPERTS_4BIT)):
             return None
         return lambda args: _of_call(name, args)
 

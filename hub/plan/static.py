@@ -6,6 +6,7 @@ import torch
 
 from hub.config.schema import AlgoConfig
 from hub.models.four_bit import is_4bit
+from hub.models.four_bit_tensor import FourBitTensor
 from hub.plan.prediction import Part
 from hub.plan.sizes import ROUNDING
 
@@ -47,6 +48,11 @@ def weights_parts(model: torch.nn.Module, shards: int = 1, replicated: Iterable[
 
     packed = {id(module.weight) for module in model.modules() if is_4bit(module)}
     for parameter in model.parameters():
+        if isinstance(parameter, FourBitTensor):
+            words, *scales = (part for part in parameter.parts if isinstance(part, torch.Tensor))
+            add("frozen weights", "4 bits", size_of(words), parameter.numel())
+            add("scales of 4-bit weights", "as bitsandbytes stores them", sum(map(size_of, scales)), scales[1].numel())
+            continue
         parts = shards if id(parameter) not in whole else 1
         num_bytes = rounded(-(-parameter.numel() * parameter.element_size() // parts))
         if id(parameter) in packed:

@@ -20,7 +20,7 @@ import pluggy
 from hub.config.data import FORMATS
 from hub.config.option import AUTO, conf_dir
 from hub.config.schema import AlgoConfig, RunConfig
-from hub.errors import HubError, PluginError, did_you_mean, one_line
+from hub.errors import HubError, Interrupted, PluginError, did_you_mean, one_line
 from hub.plugins import hookspecs
 from hub.plugins.checks import (
     check_algorithm,
@@ -331,6 +331,8 @@ def load(points: Iterable[EntryPoint], only: set[str] | None = None) -> Registry
         before = set(sys.modules)
         try:
             register(loaded, plugin, point.load())
+        except Interrupted:
+            raise
         except (Exception, SystemExit) as error:
             plugin.error = explained(error)
         plugin.heavy = sorted((set(sys.modules) - before) & HEAVY)

@@ -5,9 +5,6 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-MOST_ENTRIES = 10_000
-"""Files and folders in the folder of a model. The largest published ones have a few hundred."""
-
 
 def outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str | None:
     """What is wrong with an entry of a folder. None: after following links it is a file or folder inside.
@@ -30,7 +27,7 @@ def outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is no plain file"
 
 
-def strange_entries(folder: Path, most: int = MOST_ENTRIES) -> Iterator[tuple[str, str]]:
+def strange_entries(folder: Path, most: int) -> Iterator[tuple[str, str]]:
     """Yield the name of each entry that is refused, at any depth, and what is wrong with it. Links are not followed.
 
     Args:

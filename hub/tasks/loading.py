@@ -24,6 +24,7 @@ from hub.models.structure import max_positions
 from hub.models.tokens import resize_embeddings, vocabulary_of
 from hub.models.weights import local_weights
 from hub.parallel.session import choose_dtype, quiet_libraries
+from hub.train.kernels.packed_experts import FrozenExperts
 
 Say = Callable[[str], None]
 
@@ -92,6 +93,7 @@ def load_finished(asked: Asked, finished: Finished, say: Say, dtype: torch.dtype
         if finished.base.changes_vocab and (vocabulary := vocabulary_of(finished.base, path, tokenizer)) is not None:
             resize_embeddings(model, vocabulary, finished.base, say)
         model = _with_adapter(model, finished.adapter)
+    patches_of(model).apply(FrozenExperts(model))
     model.eval()
     model.requires_grad_(False)
     model.config.use_cache = True

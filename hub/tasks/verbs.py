@@ -3,6 +3,7 @@
 from hub.config.finished import FinishedVerb
 from hub.tasks.average.verb import VERB as AVERAGE
 from hub.tasks.chat.verb import VERB as CHAT
+from hub.tasks.continual.verb import VERB as CONTINUAL
 from hub.tasks.evaluate.verb import VERB as EVALUATE
 from hub.tasks.export.verb import VERB as EXPORT
 from hub.tasks.generate.verb import VERB as GENERATE
@@ -19,6 +20,7 @@ _VERBS: tuple[FinishedVerb, ...] = (
     EXPORT,
     SCALE,
     AVERAGE,
+    CONTINUAL,
 )
 
 FINISHED = {verb.name: verb for verb in _VERBS}

@@ -12,7 +12,6 @@ from hub.models.structure import base_of, outside_text
 from hub.run import Run
 from hub.system import timeline
 from hub.train.layout.layout import Layout
-from hub.train.setup.balancing import load_balancing
 from hub.train.setup.samples import length_lines, mix_lines
 from hub.train.setup.setup import Setup
 
@@ -72,10 +71,6 @@ def announce(setup: Setup, model: torch.nn.Module, counts: ParameterCounts, layo
         f"training {counts.trained:,} of {counts.total:,} parameters in {counts.dtypes} on {what}: "
         f"{source.total} steps of {source.batch_size} {kind}, micro-batches of at most {layout.max_tokens} tokens"
     )
-    if (balancing := load_balancing(model)) is not None:
-        run.write_plan(load_balancing_loss=balancing.decision, load_balancing_loss_because=balancing.because)
-        if balancing.decision != "none":
-            run.say(f"without the experts' load-balancing loss: {balancing.because}")
     if counts.outside_text:
         run.say(f"the text part trains; {counts.outside_text:,} parameters that no text reaches stay as they are")
     if hasattr(model, "peft_config") and (line := line_on_base(cfg.model)):

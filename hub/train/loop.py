@@ -19,6 +19,7 @@ from hub.result import Outcome
 from hub.system import timeline
 from hub.system.signals import SAVE_SIGNALS, stop_request
 from hub.train.announce import ParameterCounts, announce, announce_first_step, announce_smaller
+from hub.train.balanced import balanced
 from hub.train.batch import split as batches
 from hub.train.checkpoints.best_model import take_best
 from hub.train.checkpoints.checkpoint import checkpoint_name, load_checkpoint
@@ -78,17 +79,16 @@ class _Fit:
 
     def __init__(self, setup: Setup, recipe: Recipe, measurements: Measurements | None) -> None:
         self.measurements = measurements
-        self.setup, self.recipe, self.model = setup, recipe, recipe.model
-        self.criterion, model = recipe.criterion, recipe.model
+        self.setup, self.recipe, self.model, model = setup, recipe, recipe.model, recipe.model
         self.cfg, self.run, self.session, self.data = setup.cfg, setup.run, setup.session, setup.data
-        self.algo = setup.cfg.algo
-        self.source = setup.source
+        self.algo, self.source = setup.cfg.algo, setup.source
         self.batch_size, self.total = self.source.batch_size, self.source.total
         if recipe.reparametrization is not None:
             self.session.strategy.reparametrization = recipe.reparametrization
         self.session.strategy.place(model)
         self.reparametrization = self.session.strategy.reparametrization
         self.reparametrization.placed()
+        self.criterion = balanced(setup, recipe)
         counts = ParameterCounts.of(model)
         groups = parameter_groups(model.named_parameters(), self.algo.weight_decay)
         self.optimizer = make_optimizer(self.algo, groups, self.session.device)
@@ -303,7 +303,7 @@ class _Fit:
         metrics |= {"mfu": round(speed / self.peak_tokens_per_second, 4)} if self.peak_tokens_per_second else {}
         metrics |= figures_of(self.recipe.objective, members(units), outcome.values, is_start=self.done == 1)
         metrics |= {"graphs_compiled": compiled} if (compiled := num_compiled()) else {}
-        metrics |= self.divergence.judge(self.done, outcome)
+        metrics |= self.criterion.balance_figures | self.divergence.judge(self.done, outcome)
         self.log.hold(metrics)
         if self.divergence.is_hopeless:
             self.log.step(metrics)

@@ -71,6 +71,9 @@ UNRELATED = {
 """Options of `algo` and `model` that no measurement depends on. All others are part of the kind, those of plugins too. The
 files of the model stand for its path."""
 
+SET_BY_COMPILER = ("TRITON_PTXAS_PATH", "TRITON_LIBDEVICE_PATH")
+"""Paths that torch's compiler writes into the environment: the next run in the process would be of another kind."""
+
 OF_LAUNCH = ("strategy", "cpu_offload", "gpu_memory_gb")
 
 SAMPLES = 1000
@@ -234,7 +237,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         found |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     begins, agents = (
         ("TORCH", "PYTORCH", "TRITON", "CUBLAS", "NVIDIA_TF32"),
-        ("TORCHELASTIC", "TORCH_NCCL", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+        ("TORCHELASTIC", "TORCH_NCCL", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", *SET_BY_COMPILER),
     )
     variables = {k: value for k, value in os.environ.items() if k.startswith(begins) and not k.startswith(agents)}
     return found | {"variables": _digest(variables)}

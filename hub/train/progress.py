@@ -1,5 +1,6 @@
 """Shows training progress: a progress bar on a terminal, plain lines elsewhere. Rank 0 only."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +13,12 @@ from hub.system.saying import say
 
 SECONDS_BETWEEN_LINES = 5.0
 
+COLUMNS_FOR_ALL = 124
+"""Width of a terminal with room for the bar and all figures. A narrower one gets no bar, and the figures that fit into 80."""
+
+PLAIN_TERMINALS = ("dumb", "unknown")
+"""Values of TERM of terminals whose cursor can't move, and with which screen readers work."""
+
 
 class ProgressLine:
     """A progress bar or progress lines of a run."""
@@ -23,18 +30,21 @@ class ProgressLine:
         self.first = done
         self.last_line = 0.0
         self.bar: Progress | None = None
-        if enabled and sys.stdout is not None and sys.stdout.isatty():
-            self.bar = Progress(
+        self.is_narrow = False
+        is_terminal = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in PLAIN_TERMINALS
+        if enabled and is_terminal:
+            console = Console()
+            self.is_narrow = console.width < COLUMNS_FOR_ALL
+            columns = [
                 TextColumn("step"),
                 MofNCompleteColumn(),
-                BarColumn(bar_width=24),
+                *([] if self.is_narrow else [BarColumn(bar_width=24)]),
                 TextColumn("{task.description}"),
-                TimeElapsedColumn(),
+                *([] if self.is_narrow else [TimeElapsedColumn()]),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                console=Console(),
-                refresh_per_second=4,
-            )
+            ]
+            self.bar = Progress(*columns, console=console, refresh_per_second=4)
             self.task = self.bar.add_task("", total=total, completed=done)
             self.bar.start()
 
@@ -42,12 +52,13 @@ class ProgressLine:
         """Show one logged step."""
         if not self.enabled:
             return
-        text = (
-            f"loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s  "
-            + (f"{metrics['mfu']:.0%} of peak  " if "mfu" in metrics else "")
-            + f"{metrics['packing_efficiency']:.0%} filled  {metrics['peak_memory_gb']:.1f} GB"
-        )
+        speed, memory = f"{metrics['tokens_per_second']:,.0f} tokens/s", f"{metrics['peak_memory_gb']:.1f} GB"
+        text = f"loss {metrics['loss']:.4f}  "
+        if self.is_narrow:
+            text += f"{speed}  {memory}"
+        else:
+            peak = f"{metrics['mfu']:.0%} of peak  " if "mfu" in metrics else ""
+            text += f"lr {metrics['learning_rate']:.2e}  {speed}  {peak}{metrics['packing_efficiency']:.0%} filled  {memory}"
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.update(self.task, completed=number, description=text)

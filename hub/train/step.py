@@ -21,6 +21,7 @@ from hub.parallel.session import Session
 from hub.plugins.known import ADAPTERS, QUANTIZED_ADAPTERS
 from hub.system.memory import Shortage, free_after_failure, is_out_of_memory, shortage_of
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
+from hub.train.kernels.balancing import COUNTING, TRAINING, Balance, told
 from hub.train.layout.layout import Layout, Shrink
 from hub.train.losses.causal_lm import Loss, causal_lm_loss, token_log_probabilities
 from hub.train.losses.objective import NextToken, Objective, constant_weights, token_weights
@@ -48,6 +49,14 @@ class Criterion:
     loss: Loss = causal_lm_loss
     log_probabilities: Loss = token_log_probabilities
     """Function of a model and a micro-batch: the log-probability of each of its loss tokens, (n,), without gradient."""
+
+    balance: Balance | None = None
+    """The load-balancing loss of experts, which is added to the objective's mean. None: there is none."""
+
+    @property
+    def balance_figures(self) -> dict[str, float]:
+        """The load-balancing loss of the last step, without its coefficient, for the log."""
+        return {} if self.balance is None else {"load_balancing_loss": self.balance.loss}
 
     @property
     def needs_values(self) -> bool:
@@ -104,8 +113,9 @@ def train_step(
         ModelError: memory runs out even with the longest sample alone, or in the optimizer.
     """
     values = None
-    if criterion.needs_values:
-        values, layout = log_probabilities(session, model, units, layout, criterion, shrink)
+    if criterion.needs_values or criterion.balance is not None:
+        found, layout = log_probabilities(session, model, units, layout, criterion, shrink)
+        values = found if criterion.needs_values else None
     step_loss, weights = weigh(criterion.objective, units, values)
 
     def attempt(smaller: Layout) -> torch.Tensor:
@@ -163,11 +173,13 @@ def accumulate_gradients(
     samples = samples_of(units)
     total = torch.zeros((), dtype=torch.float64, device=session.device)
     for batch in layout.micro_batches(samples, session.group.rank, session.group.world):
-        weighted = _weighted(batch, weights, samples)
-        with session.autocast():
-            loss_sum = criterion.loss(model, weighted.to(session.device))
-        session.strategy.backward(loss_sum / divisor)
+        weighted = _weighted(batch, weights, samples).to(session.device)
+        with told(criterion.balance, weighted, TRAINING):  # layers that are recomputed must find it too
+            with session.autocast():
+                loss_sum = criterion.loss(model, weighted)
+            session.strategy.backward(loss_sum / divisor)
         total += loss_sum.detach().double()
+        del loss_sum  # until the next pass ends, its graph would hold the first layer's input and the gradient of that
     return total
 
 
@@ -189,18 +201,23 @@ def log_probabilities(
     samples = samples_of(units)
     num_tokens = sum(num_loss_tokens(sample) for sample in samples)
     devices = [session.device] if session.device.type == "cuda" else []
+    balance = criterion.balance if model.training else None
 
     def attempt(smaller: Layout) -> torch.Tensor:
         values = torch.zeros(num_tokens, dtype=torch.float64, device=session.device)
+        if balance is not None:
+            balance.reset()
         with torch.random.fork_rng(devices):
             for batch in smaller.micro_batches(samples, session.group.rank, session.group.world):
-                places = token_places(batch, samples)
-                with session.autocast():
-                    values[places.to(session.device)] = criterion.log_probabilities(model, batch.to(session.device)).double()
-        return values
+                places, there = token_places(batch, samples), batch.to(session.device)
+                with session.autocast(), told(balance, there, COUNTING):
+                    values[places.to(session.device)] = criterion.log_probabilities(model, there).double()
+        return values if balance is None else torch.cat([values, balance.tallies.double().flatten()])
 
     summed, layout = retry_on_oom(attempt, samples, layout, session.strategy.recovers_memory, shrink)
-    return summed.cpu(), layout
+    if balance is not None:
+        balance.settle(summed[num_tokens:].unflatten(0, (2, -1)))
+    return summed[:num_tokens].cpu(), layout
 
 
 def weigh(

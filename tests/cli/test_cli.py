@@ -169,7 +169,7 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
         (["sho"], f"sho: there is no such verb. Allowed: {', '.join(VERBS)}. Did you mean show?"),
         (
             ["--halp"],
-            "--halp: there is no such flag. Allowed: --config, --config-dir, --multirun, --json, --keep, --yes, ",
+            "--halp: there is no such flag. Allowed: --config, --config-dir, --multirun, --json, --quiet, --keep, --yes, ",
         ),
         (
             ["algo=sft", "--learning-rate=1"],
@@ -203,6 +203,7 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
             "--json works with train, verify, generate, evaluate, report, export, scale, average, data, ",
         ),
         (["serve", "--json"], "--json works with train, verify, generate, "),
+        (["serve", "--quiet"], "--quiet works with train, verify, generate, "),
         (["show", "--multirun"], "--multirun works with train only, not with show"),
         (["--multirun", *TINY], "--multirun but no option has several values. Type e.g. algo.learning_rate=1e-4,2e-4"),
     ],
@@ -363,3 +364,53 @@ def test_the_line_that_loads_a_model_trusts_its_code_if_the_run_did(tmp_path):
         assert (
             result_lines(result)[-1] == f"load it: transformers.AutoModelForCausalLM.from_pretrained('{run.model_path}'{code})"
         )
+
+
+def test_quiet_leaves_the_result_and_what_to_type_next(hub, tmp_path):
+    said = hub(*TINY, "launch=inline", "algo.max_steps=1", "run_name=first", "--quiet")
+    assert [line.split(" ")[0] for line in said.out.splitlines()] == ["completed:", "adapter:", "next:", "load"]
+    assert "next: python -m hub chat run=runs/first, or report, " in said.out
+    assert "after step 1" in (tmp_path / "runs" / "first" / "log.txt").read_text(encoding="utf-8")
+    answer = hub("generate", "run=runs/first", "prompt=Hi", "generate.max_new_tokens=1", "--quiet")
+    assert (answer.code, answer.err) == (0, "")
+    refused = hub("generate", "run=runs/first", "--quiet")
+    assert refused.code == 2
+    assert len(refused.problems) == 1
+
+
+def test_a_terminal_learns_what_takes_long(hub, monkeypatch):
+    import sys
+
+    from hub.system import timeline
+
+    begun = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(timeline.Timeline, "begin", lambda self, stage: begun.append(stage))
+    hub("report", "run=nothing")
+    hub("plan", "algo=none")
+    assert begun == ["reading the run", "importing torch and transformers"]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_progress_of_a_run_fits_a_terminal(monkeypatch, width):
+    import io
+    import re
+    import sys
+
+    from hub.train.progress import ProgressLine
+
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    progress = ProgressLine(12345, enabled=True)
+    speed = {"tokens_per_second": 116248.0, "mfu": 0.41, "packing_efficiency": 0.98, "peak_memory_gb": 121.3}
+    progress.step(3700, {"loss": 2.34567, "learning_rate": 1.5e-4, **speed})
+    progress.stop()
+    (line,) = {line for line in re.split(r"[\r\n]|\x1b\[[0-9;?]*[a-zA-Z]", screen.getvalue()) if "loss" in line}
+    assert "…" not in screen.getvalue()
+    assert "116,248 tokens/s" in line
+    assert "3700/12345" in screen.getvalue().replace(" ", "")
+    monkeypatch.setenv("TERM", "dumb")
+    assert ProgressLine(3, enabled=True).bar is None

@@ -11,12 +11,12 @@ from hub.plugins.registry import registry
 from hub.testing import FAMILIES
 
 ALGORITHMS = sorted(registry().algorithms)
-CHOICES = [(group, name) for group, names in groups().items() for name in names if group != "algo"]
+CHOICES = [(group, name) for group, names in groups().items() for name in names if group not in ("algo", "experiment")]
 PRESETS_OF_ALGORITHMS = [name for name in groups()["algo"] if name not in ALGORITHMS]
 PROMISED = [
     "llama3_8b", "llama3_70b", "llama3_1_8b", "llama3_1_70b", "llama3_2_1b", "llama3_2_3b", "mistral_7b",
     "mixtral_8x7b", "phi3_mini", "phi3_5_mini", "qwen2_7b", "qwen2_5_7b", "qwen3_8b", "gemma2_9b", "yi_6b",
-    "deepseek_v2_lite", "granite3_3_8b", "gpt_oss_20b", "smollm2_135m", "tiny",
+    "deepseek_v2_lite", "granite3_3_8b", "gpt_oss_20b", "qwen3_30b_a3b", "smollm2_135m", "tiny",
 ]  # fmt: skip
 
 

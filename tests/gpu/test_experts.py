@@ -7,8 +7,11 @@ import torch
 
 from hub import compose
 from hub.launch.launcher import launch
+from hub.models.four_bit_tensor import in_mxfp4, in_nf4, unpacked
 from hub.train.kernels.experts import Factors, _linear
 from hub.train.kernels.grouped import group_ends, grouped_product, is_native
+from hub.train.kernels.grouped_four_bit import grouped_product_in_4_bits, parts_of
+from hub.train.kernels.unpack import unpack_by_kernel
 
 LENGTHS = (37, 0, 200, 1)
 """Tokens of each expert. One has none."""
@@ -55,14 +58,46 @@ def test_other_sizes_and_types_take_the_loop():
         assert torch.allclose(grouped_product(rows, matrices, ends), expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("form", ["nf4", "mxfp4"])
+def test_products_in_4_bits_are_those_of_the_dequantized_matrices(form):
+    torch.manual_seed(0)
+    groups = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS)).cuda()
+    ends = group_ends(groups, len(LENGTHS))
+    if form == "nf4":
+        packed = in_nf4((0.1 * torch.randn(len(LENGTHS), 96, 128, device="cuda")).bfloat16())
+    else:
+        blocks = torch.randint(0, 256, (len(LENGTHS), 96, 4, 16), dtype=torch.uint8, device="cuda")
+        packed = in_mxfp4(
+            blocks, torch.randint(118, 124, blocks.shape[:3], dtype=torch.uint8, device="cuda"), torch.bfloat16
+        ).mT
+    full = packed.dequantized()  # (experts, out, in)
+    assert torch.equal(unpack_by_kernel(*parts_of(packed, by_kernel=True)), unpacked(packed.parts))
+    assert torch.equal(full.cpu(), packed.cpu().dequantized())
+    x = torch.randn(sum(LENGTHS), 128, device="cuda").bfloat16().requires_grad_()
+    seed = torch.randn(sum(LENGTHS), 96, device="cuda").bfloat16()
+    for by_kernel in (True, False):
+        result = grouped_product_in_4_bits(x, parts_of(packed, by_kernel), ends, True)
+        (found,) = torch.autograd.grad(result, x, seed)
+        plain = grouped_product(x, full.mT, ends)
+        (wanted,) = torch.autograd.grad(plain, x, seed)
+        assert torch.equal(result, plain)
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("algorithm", ["lora_sft", "qlora_sft"])
 @pytest.mark.parametrize("checkpointing", ["none", "all"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
-def test_experts_learn_in_compiled_layers_and_nothing_is_compiled_after_the_first_step(tmp_path, family, checkpointing):
-    options = ["algo=lora_sft", f"model.path=tiny:{family}", "data=tiny", "launch=inline", "algo.torch_compile=layers",
+def test_experts_learn_in_compiled_layers_and_nothing_is_compiled_after_the_first_step(
+    tmp_path, family, checkpointing, algorithm
+):
+    if algorithm == "qlora_sft":
+        pytest.importorskip("bitsandbytes")
+    options = [f"algo={algorithm}", f"model.path=tiny:{family}", "data=tiny", "launch=inline", "algo.torch_compile=layers",
                f"algo.gradient_checkpointing={checkpointing}", "algo.max_tokens_per_gpu=700", "algo.effective_batch_size=16",
                "algo.max_steps=15", "algo.num_epochs=9", "algo.learning_rate=1e-2", f"output_dir={tmp_path}"]  # fmt: skip
     result = launch(compose(*options))
     plan = json.loads((result.run_path / "plan.json").read_text())
     assert (plan["compiled"], plan["expert_adapters"]) == (True, "grouped")
+    assert plan.get("unpacking_of_experts") == ("the hub's kernel" if algorithm == "qlora_sft" else None)
     assert len({line["graphs_compiled"] for line in result.metrics}) == 1
     assert result.metrics[-1]["loss"] < result.metrics[0]["loss"] - 0.2

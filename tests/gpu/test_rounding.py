@@ -72,7 +72,8 @@ def test_eight_bytes_a_parameter_and_none_while_the_weights_change():
 
 
 OPTIONS = ("algo=sft", "model=tiny", "data=tiny", "launch=inline", "algo.master_weights=false", "algo.effective_batch_size=8",
-           "algo.learning_rate=1e-3", "algo.max_steps=8", "algo.save_every_steps=3", "algo.deterministic=true")  # fmt: skip
+           "algo.learning_rate=1e-3", "algo.max_steps=8", "algo.save_every_steps=3", "algo.keep_checkpoints=9",
+           "algo.deterministic=true")  # fmt: skip
 
 
 @pytest.mark.parametrize("compiled", ["auto", "none"])

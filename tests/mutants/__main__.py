@@ -3,6 +3,7 @@
     PYTHONPATH=tests python -m mutants hub/train/schedule.py     the mutants of a file
     PYTHONPATH=tests python -m mutants                           of all files of `belongs.ALL`, the smallest first: hours
     PYTHONPATH=tests python -m mutants --base main --seconds 300 of the lines that differ from a commit, within some time
+    PYTHONPATH=tests python -m mutants --part 2/3 FILE           the second of three parts, for several of these at once
 
 `make mutants` runs these. Nothing in the working tree is changed. The exit code is 1 if a mutant survives without a reason in
 `reasons.toml`.
@@ -53,13 +54,14 @@ def changed_lines(base: str) -> dict[str, set[int]]:
     return {file: found for file, found in lines.items() if file.endswith(".py") and "/tests/" not in file and found}
 
 
-def examine(file: str, lines: set[int] | None, deadline: float) -> Counter[str]:
+def examine(file: str, lines: set[int] | None, deadline: float, part: tuple[int, int] = (1, 1)) -> Counter[str]:
     """Try the mutants of a file, and print those that survive.
 
     Args:
         file: its path in the project.
         lines: those whose mutants are tried. None: all.
         deadline: when to end, by `time.monotonic`.
+        part: (i, n): of these, every n-th from the i-th on.
 
     Returns:
         Counts: `made`, `killed`, `left` with a reason, `survived` without one.
@@ -68,6 +70,7 @@ def examine(file: str, lines: set[int] | None, deadline: float) -> Counter[str]:
     module = Module(path.read_text(encoding="utf-8"), str(path))
     text, reasons = module.source.splitlines(), reasons_of(file)
     chosen = [mutant for mutant in module.mutants if lines is None or lines & {mutant.line, mutant.statement}]
+    chosen = chosen[part[0] - 1 :: part[1]]
     counts: Counter[str] = Counter(made=len(chosen))
     if not chosen or time.monotonic() > deadline:  # the tests of a file are run once without a mutant, a minute or so
         return counts
@@ -95,6 +98,7 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help="paths in the project")
     parser.add_argument("--base", help="a commit: only lines that differ from it")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end after this time")
+    parser.add_argument("--part", default="1/1", help="I/N: the I-th of N parts of each file's mutants")
     asked = parser.parse_args()
     changed = changed_lines(asked.base) if asked.base else {}
     files = [Path(file).resolve().relative_to(ROOT).as_posix() for file in asked.files] or (
@@ -102,6 +106,7 @@ def main() -> int:
     )
     os.chdir(ROOT)
     deadline = time.monotonic() + asked.seconds
+    number, parts = (int(word) for word in asked.part.split("/"))
     if not files:
         print(f"no line of {', '.join(ALL)} differs from {asked.base}")
         return 0
@@ -113,7 +118,7 @@ def main() -> int:
     print(f"{'file':60} {'made':>6} {'killed':>7} {'left':>6} {'survived':>9} {'not tried':>10}", flush=True)
     for file in files:
         started = time.monotonic()
-        counts = examine(file, changed.get(file), deadline)
+        counts = examine(file, changed.get(file), deadline, (number, parts))
         total += counts
         print(f"{_row(file, counts)}   {time.monotonic() - started:.0f} s", flush=True)
     print(_row("total", total))

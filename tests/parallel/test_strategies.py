@@ -72,7 +72,7 @@ def test_shares_train_like_the_whole_and_checkpoints_go_from_one_to_the_other(tm
     same_path(alone(tmp_path / "shared", f"algo={algo}", f"resume={checkpoint}"), whole)
 
 
-OTHERS = ["sft", "osft", "osft algo.subspace=activations algo.protect_data=tiny:chats"]
+OTHERS = ["sft", "osft algo.subspace=weights", "osft algo.protect_data=tiny:chats"]
 
 
 @pytest.mark.slow

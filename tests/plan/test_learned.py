@@ -7,8 +7,12 @@ from dataclasses import replace
 import pytest
 
 import hub.plan.learned as learned
+from hub.compose.compose import compose
 from hub.config.schema import RunConfig
-from hub.plan.learned import Measured, key_of, learned_file, recall, remember
+from hub.launch.launcher import launch
+from hub.launch.planning import plan
+from hub.plan.learned import Measured, key_of, learned_file, recall, remember, steady_speed
+from hub.tasks.train.prediction import Prediction
 
 SHAPE = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "_name_or_path": "/home/somebody/model", "bos": 1}
 RUN = Measured(
@@ -40,6 +44,38 @@ def test_the_next_plan_of_the_same_kind_finds_it():
     assert found.first_step_seconds == [30.0] * 3
     assert found.peak_factor() == pytest.approx(1.25)
     assert found.because == "measured by 3 earlier runs of this kind on this machine"
+
+
+def test_the_speed_of_a_run_is_that_of_its_steady_steps():
+    steps = [{"step": step, "tokens_per_second": speed} for step, speed in enumerate((1.0, 50.0, 90.0, 100.0, 110.0), 1)]
+    assert steady_speed(steps) == 100
+    assert steady_speed(steps[:2]) is None
+    assert remember(key(), replace(RUN, tokens_per_second=0.0))
+    assert recall(key()).tokens_per_second is None
+    assert recall(key()).first_step_seconds == [30.0], "a short run has a first step"
+
+
+@pytest.mark.slow
+def test_a_plan_begins_from_a_run_of_the_same_kind(tmp_path, monkeypatch):
+    """A run on a CPU that takes itself for one on a GPU: both must come to the same kind, each from its own config."""
+    monkeypatch.setattr(Prediction, "_gpu", lambda self: "h100")
+    monkeypatch.setattr(Prediction, "_start", lambda self: None)
+    words = ["algo=lora_sft", "model=tiny", "data=tiny", "algo.max_steps=5", "algo.log_every_steps=1"]
+    result = launch(compose(*words, "launch.mode=inline", f"output_dir={tmp_path}"))
+    (line,) = learned_file().read_text().splitlines()
+    held = json.loads(line)
+    assert held["tokens_per_second"] == steady_speed(result.metrics)
+    assert held["first_step_seconds"] > 0
+    line = json.dumps(held | {"predicted_peak_bytes": held["peak_bytes"] // 2})
+    learned_file().write_text(line + "\n")
+    found = plan([*words, "plan.gpu=h100"])
+    assert found.as_json()["learned_from"] == 1
+    assert found.chosen.speed.middle == held["tokens_per_second"]
+    assert found.chosen.first_step[1] == held["first_step_seconds"]
+    assert found.chosen.cost.first_step == found.chosen.first_step
+    assert "measured by 1 earlier run of this kind" in repr(found)
+    parts = [part for part in found.chosen.memory.parts if part.in_torch]
+    assert parts[-1].num_bytes == pytest.approx(sum(part.num_bytes for part in parts[:-1])), "twice the predicted peak"
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,29 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from zoo.mxfp4 import in_mxfp4_on_disk
 from zoo.zoo import zoo_model
 
 from hub.compose.compose import compose
+from hub.config.schema import ModelConfig
 from hub.errors import HubError
 from hub.launch.planning import plan
+from hub.models.four_bit_tensor import FourBitTensor
+from hub.models.load import load_causal_lm, load_config
 from hub.models.weights import local_tokenizer
-from hub.plan.build import tensors_without_data
+from hub.plan.build import model_without_data, tensors_without_data, without_data
 from hub.plan.graphs import compiled
 from hub.plan.live import Live
 from hub.plan.memory import Planner
 from hub.plan.passes import row
-from hub.plan.sizes import TOKENS, Size
+from hub.plan.scratch import scratch_of_call
+from hub.plan.sizes import ROUNDING, TOKENS, Size
+from hub.plan.static import weights_parts
 from hub.plugins.registry import resolve
 from hub.system.known_gpus import known_gpus
 from hub.train.kernels import hidden_states
+from hub.train.kernels.assumed import as_on_gpu
+from hub.train.kernels.attention import Kernel, varlen_attention
 from hub.train.layout.memory_budget import Line, PassMemory, choose_max_tokens
 
 
@@ -77,8 +85,8 @@ def test_layers_that_stand_in_take_what_real_layers_take(words: tuple[str, ...])
                 loss = planned.loss(planned.model, row(tokens, True, 64))
             after_forward = live.num_bytes
             loss.backward()
-    assert predicted.after_forward == pytest.approx(after_forward, rel=0.05)
-    assert predicted.peak == pytest.approx(live.most_bytes, rel=0.05)
+    assert predicted.after_forward == pytest.approx(after_forward, rel=0.01)
+    assert predicted.peak == pytest.approx(live.most_bytes, rel=0.005)
 
 
 def test_compiled_layers_keep_what_their_products_need() -> None:
@@ -95,6 +103,24 @@ def test_compiled_layers_keep_what_their_products_need() -> None:
     assert plain.output == Size(per_token=64)
     assert checkpointed.saved == Size()
     assert checkpointed.backward.peak(1000) >= plain.saved.at(1000)
+
+
+def test_a_plan_keeps_keys_of_their_own_heads_as_kernels_of_gpus_do() -> None:
+    heads: list[tuple[int, int]] = []
+
+    def attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *lengths: object, **options: object
+    ) -> torch.Tensor:
+        heads.append((key.shape[1], value.shape[1]))
+        return query
+
+    # Like torch 2.11's, which has no keyword for fewer keys than queries: a run tries it, and a plan can't.
+    kernel = Kernel(attend, frozenset({"window_size"}))
+    query, key = torch.zeros(1, 8, 3, 16), torch.zeros(1, 2, 3, 16)
+    varlen_attention(kernel, torch.nn.Module(), query, key, key, None)
+    with as_on_gpu():
+        varlen_attention(kernel, torch.nn.Module(), query, key, key, None)
+    assert heads == [(8, 8), (2, 2)]
 
 
 @pytest.mark.slow
@@ -155,6 +181,8 @@ def test_page_and_json_of_a_plan() -> None:
         (["algo=sft", "model=tiny", "plan.gpus=0"], "plan.gpus=0 is not allowed"),
         (["algo=sft", "model.path=./nowhere"], "model.path="),
         (["algo=sft", "model=tiny", "data=tiny", "data.max_seq_len=100000"], "data.max_seq_len=100000"),
+        (["algo=sft", "model=tiny", "data.max_seq_len=100000"], "more than the 512 tokens that the model can hold"),
+        (["algo=sft", "model=tiny", "plan.gpu=h100", "plan.measure=true"], "plan.measure=true measures on this machine"),
     ],
 )
 def test_mistakes_in_a_plan_are_said_in_one_line(words: list[str], line: str) -> None:
@@ -174,3 +202,34 @@ def test_compiled_layers_with_adapters_save_attentions_output_once(monkeypatch: 
     found = saved()
     monkeypatch.setattr(hidden_states, "_adapted_layers", lambda model: [])
     assert saved() - found == 64 * 2  # hidden numbers of two bytes
+
+
+@pytest.mark.parametrize("stored", ["in full", "mxfp4"])
+def test_experts_in_4_bits_are_counted_as_they_are_loaded(tmp_path: Path, stored: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    folder = zoo_model("qwen3_moe") if stored == "in full" else in_mxfp4_on_disk(tmp_path / "model")
+    cfg = ModelConfig(path=str(folder))
+    loaded = load_causal_lm(cfg, folder, "cpu", torch.bfloat16, how)
+    planned = model_without_data(cfg, load_config(cfg, folder), torch.bfloat16, how)
+    with FakeTensorMode():
+        without_data(planned)
+    found, expected = (
+        {
+            (part.name, part.num_bytes, part.because)
+            for part in weights_parts(model)
+            if "4 bits" in part.because or "4-bit" in part.name
+        }
+        for model in (planned, loaded)
+    )
+    assert found == expected
+    packed = [weight for weight in loaded.parameters() if isinstance(weight, FourBitTensor)]
+    layers = [weight for weight in loaded.parameters() if getattr(weight, "quant_state", None) is not None]
+    numbers = sum(weight.numel() for weight in packed) + 2 * sum(weight.numel() for weight in layers)
+    (in_4_bits,) = (part for part in found if part[2] == f"{numbers:,} numbers, 4 bits")
+    assert 0 <= in_4_bits[1] - numbers // 2 <= ROUNDING * (len(packed) + len(layers))
+    experts = packed[0]
+    arguments = [torch.empty(5, 64, dtype=torch.bfloat16), torch.empty(4), True, *experts.parts]
+    assert scratch_of_call.get("hub::grouped_product_4bit.default")(arguments) == 2 * experts.numel()

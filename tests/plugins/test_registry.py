@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hub.config.schema import AlgoConfig
-from hub.errors import PluginError
+from hub.errors import Interrupted, PluginError
 from hub.plugins.registry import Registry, load
 
 HEAD = """
@@ -141,6 +141,13 @@ def test_whatever_a_plugin_raises_while_loading_is_one_line(plugin_folder, sourc
     (warning,) = found.warnings
     assert line in warning
     assert "\n" not in warning
+
+
+def test_a_signal_while_a_plugin_is_loaded_ends_the_run_and_leaves_no_plugin_out(plugin_folder):
+    folder = plugin_folder()
+    folder.add("slow", "import hub.errors\nraise hub.errors.Interrupted.before_training(15)")
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        load(folder.entry_points)
 
 
 def test_two_plugins_of_one_name_are_both_named(plugin_folder):

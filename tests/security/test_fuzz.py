@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from hub.compose import runfile
 from hub.compose.compose import compose
+from hub.config.bounds import BoundOptions
 from hub.config.data import DataConfig, DataSource
 from hub.config.schema import ModelConfig
 from hub.data.check import check_rows
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
-from hub.data.tokens import template_limits
 from hub.data.tokens.template import encode
 from hub.errors import HubError
 from hub.models.load import check_weights, load_tokenizer
@@ -166,10 +166,13 @@ def test_any_rows_are_converted_or_named(tmp_path):
 
 def test_any_overrides_are_composed_or_named():
     names = st.sampled_from(
-        ["algo", "model", "data.path", "algo.learning_rate", "launch.nnodes", "run_name", "data.mix", "x.y"]
+        ["algo", "model", "data.path", "algo.learning_rate", "launch.nnodes", "run_name", "data.mix", "x.y", "generate", "+x"]
     )
     words = st.one_of(st.text(max_size=12), st.tuples(names, st.text(max_size=10) | VALUES.map(json.dumps)).map("=".join))
     fuzz(st.lists(words, max_size=3), lambda drawn: compose("algo=lora_sft", "model=tiny", *drawn), 12)
+    with pytest.raises(HubError) as caught:
+        compose("generate=a\x9a\nb", "algo.learning_rate=a\nb")
+    assert len(str(caught.value).splitlines()) == len(caught.value.problems) >= 2
 
 
 def test_any_run_yaml_is_read_or_named():
@@ -194,7 +197,7 @@ PIECES = st.sampled_from([
 
 
 def test_any_template_renders_or_is_named(monkeypatch):
-    monkeypatch.setattr(template_limits, "SECONDS", 2)
+    monkeypatch.setattr("hub.config.bounds._current", BoundOptions(template_seconds=2))
     words = tokenizer()
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     conversation = convert(Row({"messages": turns}, "chats.jsonl", 1), "messages")

@@ -261,11 +261,18 @@ def examined(folder: Path) -> str:
         ("config.json", {"hidden_size": "64"}, 'hidden_size="64" can\'t be used'),
         ("config.json", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "x"}}, 'rope_parameters.rope_type="x"'),
         ("config.json", {"attention_dropout": 1.5}, "attention_dropout=1.5 can't be used (a rate of dropout is at least 0"),
+        (
+            "config.json",
+            {"rope_parameters": {"rope_theta": -1.0}},
+            "rope_theta=-1.0 can't be used (it must be a number",
+        ),
+        ("config.json", {"rms_norm_eps": -1e-6}, "rms_norm_eps=-1e-06 can't be used (it must be a number, and not negative)"),
         ("config.json", {"model_type": ["llama"]}, 'model_type=["llama"] can\'t be used (it must be a text)'),
         ("generation_config.json", {"pad_token_id": "x"}, 'pad_token_id="x" can\'t be used'),
         ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "chat_template"),
         ("tokenizer_config.json", {"eos_token": ["</s>"]}, "eos_token"),
         ("tokenizer.json", {"model": {}}, "can't be used"),
+        ("tokenizer.json", {"added_tokens": "x"}, 'added_tokens="x" can\'t be used'),
     ],
 )
 def test_broken_fields_are_named(folder, file, values, named):
@@ -274,6 +281,20 @@ def test_broken_fields_are_named(folder, file, values, named):
     said = examined(folder)
     assert f"{file}" in said
     assert named in said
+
+
+def test_a_template_that_is_no_text_and_a_tokenizer_that_is_missing_are_named(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    assert "chat_template.jinja can't be used ('utf-8' codec can't decode" in examined(folder)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer.json").unlink()
+    assert "no readable tokenizer: none of the files that it could be read from lies in the folder" in examined(folder)
+
+
+def test_a_field_that_fails_within_a_layer_is_named(hub, folder):
+    edit(folder / "config.json", attention_dropout=None)
+    (problem,) = hub("algo=sft", "model.path=model", *RUN).problems
+    assert "/model: config.json: attention_dropout=null can't be used (scaled_dot_product_attention(): argument" in problem
 
 
 @pytest.mark.parametrize("field", ["num_hidden_layers", "head_dim", "vocab_size", "hidden_size", "max_position_embeddings"])

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from hub.config.bounds import BoundOptions
 from hub.data.formats.detect import convert
 from hub.data.sources.read import Row
 from hub.data.tokens import template_limits as limits
@@ -80,12 +81,12 @@ def test_a_template_never_gets_an_object_with_methods_of_its_own(tokens):
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "maximum recursion depth exceeded"),
         ("{{ 1 // 0 }}", "integer division or modulo by zero"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "did not end within 1 s"),
-        ("{{ 'x' * (3 * 10**9) }}", "takes more than 2 GB of memory"),
-        ("{{ range(99999) | list * 4000 }}", "takes more than 2 GB of memory"),
+        ("{{ 'x' * (3 * 10**9) }}", "takes more than 2 GiB of memory"),
+        ("{{ range(99999) | list * 4000 }}", "takes more than 2 GiB of memory"),
     ],
 )
 def test_a_template_that_takes_all_time_or_memory_is_ended(tokens, monkeypatch, template, said):
-    monkeypatch.setattr(limits, "SECONDS", 1)
+    monkeypatch.setattr("hub.config.bounds._current", BoundOptions(template_seconds=1))
     before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
     assert said in refusal(tokens, template + CHATML)
     assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == before
@@ -93,7 +94,7 @@ def test_a_template_that_takes_all_time_or_memory_is_ended(tokens, monkeypatch, 
 
 
 def test_an_endless_template_of_the_users_own_names_its_file(tokens, monkeypatch, tmp_path):
-    monkeypatch.setattr(limits, "SECONDS", 1)
+    monkeypatch.setattr("hub.config.bounds._current", BoundOptions(template_seconds=1))
     file = tmp_path / "endless.jinja"
     file.write_text("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
     with pytest.raises(DataError, match=r"data.template=.*endless.jinja: the chat template did not end within 1 s"):

@@ -1,11 +1,13 @@
 """What comes from elsewhere decides what is computed, and nothing of this machine: run folders, presets, plugins, data."""
 
 import gzip
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,17 @@ import pytest
 from hub.compose import runfile
 from hub.compose.compose import compose
 from hub.compose.config_file import file_overrides
+from hub.config.bounds import BoundOptions, bounds
 from hub.config.schema import LaunchConfig
 from hub.config.trust import OF_THE_COMPUTATION
-from hub.data.sources import files, folders, text_files
+from hub.data.sources import files, text_files
 from hub.data.sources.files import data_files
+from hub.data.streaming.workers import main
 from hub.errors import ConfigError, DataError, ModelError
 from hub.launch.resume import config_to_run
 from hub.models.safety import check_files
 from hub.models.weights import check_folder
 from hub.plugins.registry import load
-from hub.system import links
 
 TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
 ALGORITHM = """
@@ -38,6 +41,10 @@ class Config(AlgoConfig):
 def hub_algorithms():
     return [Algorithm(name="sft", config=Config, summary="takes all")]
 """
+
+
+def bounded(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
+    monkeypatch.setattr("hub.config.bounds._current", BoundOptions(**values))
 
 
 def run_folder(path: Path, *options: str) -> Path:
@@ -147,8 +154,8 @@ def test_circles_of_links_pipes_and_too_many_files_are_refused(folder, monkeypat
     with pytest.raises(ModelError, match="pipe is no plain file"):
         check_files(folder, "x")
     (folder / "pipe").unlink()
-    monkeypatch.setattr(links.strange_entries, "__defaults__", (3,))
-    with pytest.raises(ModelError, match="is one of more than 3 files"):
+    bounded(monkeypatch, max_model_files=3)
+    with pytest.raises(ModelError, match=r"is one of more than 3 files.* type a larger launch.max_model_files"):
         check_files(folder, "x")
 
 
@@ -177,10 +184,9 @@ def test_links_out_of_a_folder_of_data_are_refused(tmp_path, monkeypatch):
     (data / "b.jsonl").write_text("{}\n")
     (data / "c.jsonl").symlink_to("b.jsonl")
     assert [file.name for file in data_files(str(data))] == ["b.jsonl", "c.jsonl"]
-    for module in (folders, files):
-        monkeypatch.setattr(module, "MOST_FILES", 1)
+    bounded(monkeypatch, max_data_files=1)
     for path in (str(data), f"{data}/*.jsonl"):
-        with pytest.raises(DataError, match="more than 1 files"):
+        with pytest.raises(DataError, match=r"more than 1 files .* type a larger launch.max_data_files \(now 1\)"):
             data_files(path)
 
 
@@ -203,19 +209,44 @@ def test_a_yaml_file_that_unfolds_is_one_line(tmp_path, text):
 
 
 def test_a_line_or_a_file_that_unfolds_is_one_line(tmp_path, monkeypatch):
-    for name, value in (("LONGEST_LINE", 2**20), ("MOST_VALUES", 1000), ("_LARGE", 100), ("MOST_RATIO", 10)):
-        monkeypatch.setattr(text_files, name, value)
+    monkeypatch.setattr(text_files, "_LARGE", 100)
     monkeypatch.setattr(files, "_ALWAYS_ALLOWED", 2**16)
-    monkeypatch.setattr(files, "MOST_RATIO", 10)
+    small = {"max_row_mb": 1, "max_row_values": 1000, "max_unpacked_ratio": 10}
+    bounded(monkeypatch, **small)
     (tmp_path / "values.jsonl").write_text('{"a": [' + "[]," * 2000 + "1]}\n")
     with gzip.open(tmp_path / "bomb.jsonl.gz", "wb") as stream:
         stream.write(b'{"prompt": "a", "completion": "b"}\n' * 10_000)
     (tmp_path / "line.jsonl").write_bytes(b"{" + b" " * 2**21)
-    expected = {"values": "more than 1,000 values", "bomb": "unpacks to more than 10 times", "line": "more than 1 MiB"}
+    expected = {
+        "values": "more than 1,000 values.* type a larger launch.max_row_values",
+        "bomb": "unpacks to more than 10 times.* type a larger launch.max_unpacked_ratio",
+        "line": "more than 1 MiB.* type a larger launch.max_row_mb",
+    }
     for name, said in expected.items():
         file = next(tmp_path.glob(f"{name}.*"))
         with pytest.raises(DataError, match=said):
-            _ = [line.entry(file).read() for line in text_files.lines(file, longest=2**20)]
+            _ = [line.entry(file).read() for line in text_files.lines(file)]
+        with monkeypatch.context() as larger:
+            bounded(larger, **{option: 1000 * value for option, value in small.items()})
+            assert all(line.error is None for line in text_files.lines(file))
+
+
+def test_the_bounds_that_are_typed_hold_in_each_process(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("hub.config.bounds._current", BoundOptions())
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"' + " " * 2**20 + "}\n")
+    for words in (("algo=lora_sft",), ("evaluate",), ("data",)):
+        said = hub(*words, "model=tiny", "data.path=a.jsonl", "launch.max_row_mb=1")
+        assert said.code == 2
+        assert "a.jsonl:1: this line has more than 1 MiB" in said.problems[0]
+    assert hub("data", "model=tiny", "data.path=a.jsonl", "launch.max_row_mb=2", "launch.template_seconds=9").code == 0
+    assert bounds() == BoundOptions(max_row_mb=2, template_seconds=9)
+    cfg = replace(compose(*TINY), launch=LaunchConfig(max_row_mb=3))
+    request = {"cfg": runfile.to_text(cfg), "source": {"path": "a.jsonl"}, "base_path": str(tmp_path), "place": None}
+    main(request, io.BytesIO())  # which ends in a line: there is no tokenizer
+    assert bounds().max_row_mb == 3
+    assert hub("chat", "model=tiny", "launch.max_row_mb=0").problems == [
+        "launch.max_row_mb=0 is not allowed. Allowed: a number at least 1"
+    ]
 
 
 LOOK = """

@@ -41,13 +41,14 @@ def train(tmp_path, monkeypatch):
     return run
 
 
-def test_the_next_run_of_a_kind_measures_nothing_and_has_the_same_losses(train, capsys):
+def test_the_next_run_of_a_kind_measures_nothing_and_has_the_same_losses(train, capsys, monkeypatch):
     losses, plan, passes = train()
     assert passes == ["causality", "isolation"]
     assert "measured_before" not in plan
     assert sum(plan["timeline"].values()) == pytest.approx(plan["first_step_seconds"], abs=0.02)
     assert {"checks", "data", "weights", "rehearsal", "isolation", "step"} <= set(plan["timeline"])
     capsys.readouterr()
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/compiler/writes/this")
     again, reused, passes = train("algo.learning_rate=2e-4", "launch.timeline=true")
     assert (again, passes) == (losses, [])
     assert reused["measured_before"]["what"] == ["rehearsal", "causality", "isolation"]

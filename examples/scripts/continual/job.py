@@ -60,11 +60,14 @@ def protection(study: Study, method: Method, folder: Path, earlier: list[str], m
     files = [write_rows(folder / "text.jsonl", [{"text": text} for text in cut if text])]
     for task in earlier:
         files.append(write_rows(folder / f"protect-{task}.jsonl", as_rows(chosen(study, task, method.protect, seed))))
-    return {"protect_data": files}
+    given: dict[str, Any] = {"protect_data": files}
+    if method.kind == "activations" and not method.by_covariances:
+        given["protect_from"] = "none"
+    return given
 
 
-def through_all_tasks(study: Study, method: Method, rate: float, seed: int, folder: Path) -> dict[str, Any]:
-    """Train on the tasks one after another, and measure after each."""
+def through_all_tasks(study: Study, method: Method, rate: float, seed: int, folder: Path, so_far: Path) -> dict[str, Any]:
+    """Train on the tasks one after another, and measure after each. What is measured is written to a file each time."""
     import torch
     from transformers import AutoTokenizer
 
@@ -79,6 +82,7 @@ def through_all_tasks(study: Study, method: Method, rate: float, seed: int, fold
             strict, containing = accuracies(study, tokenizer, network)
             result["strict"].append(strict)
             result["containing"].append(containing)
+        so_far.write_text(json.dumps(result), encoding="utf-8")
 
     measure(also_tasks=method.kind == "untrained")
     for number, task in enumerate(names if method.kind != "untrained" else []):
@@ -154,7 +158,9 @@ def one_job(text: str) -> None:
         if asked["seed"] is None:
             result = search(study, method, asked["rate"], folder)
         else:
-            result = through_all_tasks(study, method, asked["rate"], asked["seed"], folder)
+            so_far = target.with_suffix(".so_far")
+            result = through_all_tasks(study, method, asked["rate"], asked["seed"], folder, so_far)
+            so_far.unlink()
             result |= {"tasks": list(study.tasks), "seed": asked["seed"]}
     result |= {"method": method.name, "learning_rate": asked["rate"], "seconds": round(time.monotonic() - begun, 1)}
     aside = target.with_suffix(".part")

@@ -6,7 +6,9 @@ from typing import Any
 
 METHODS = (
     "untrained",
-    "activations:strength=600,lr=3e-4,texts=50,embeddings=1",
+    "default",
+    "default:lr=3e-4",
+    "activations:strength=56,lr=3e-4,texts=50,embeddings=1",
     "activations:ratio=0.5",
     "sft",
     "replay",
@@ -38,6 +40,7 @@ RATES = {
     "osft fast": (3e-5, 1e-4, 3e-4),
     "osft factored": (1e-5, 3e-5, 1e-4),
     "activations": (1e-4, 3e-4, 1e-3),
+    "default": (1e-4,),
 }
 """Learning rates of the search."""
 
@@ -64,7 +67,7 @@ class Method:
         """
         pairs = [pair.partition("=") for pair in self.name.partition(":")[2].split(",") if pair]
         unknown = [name for name, _, _ in pairs if name not in KNOWN]
-        if unknown or self.kind not in ("untrained", "sft", "replay", "lora_sft", "osft", "activations"):
+        if unknown or self.kind not in ("untrained", "sft", "replay", "lora_sft", "osft", "activations", "default"):
             raise ValueError(f"{self.name}: there is no such method or option. Type --help for a list")
         return {name: KNOWN[name](value) for name, _, value in pairs}
 
@@ -105,15 +108,19 @@ class Method:
             return "sft", {}
         if self.kind == "lora_sft":
             return "lora_sft", {"lora_r": 16, "lora_alpha": 32.0}
-        options: dict[str, Any] = {"parametrization": self.options.get("form", "fast")}
+        if self.kind == "default":
+            return "osft", {} if "strength" not in self.options else {"protect_strength": self.options["strength"]}
+        options: dict[str, Any] = {"parametrization": self.options.get("form", "fast"), "subspace": "weights"}
         if self.kind == "activations":
-            options |= {"subspace": "activations"}
+            options |= {
+                "subspace": "activations",
+                "protect_strength": self.options.get("strength", 0.0),
+                "protect_samples": 512,
+            }
         if self.options.get("policy") == "adaptive":
             options |= {"rank_policy": "adaptive"}
         else:
             options |= {"unfreeze_rank_ratio": self.options.get("ratio", 1.0 if "strength" in self.options else 0.25)}
-        if "strength" in self.options:
-            options |= {"protect_strength": self.options["strength"]}
         if self.options.get("embeddings"):
             options |= {"train_embeddings": True}
         if self.by_covariances:

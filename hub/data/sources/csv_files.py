@@ -7,10 +7,11 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from hub.config.bounds import bounds
 from hub.data.json_values import JsonObject
 from hub.data.sources.entries import Broken, Entry, Row
 from hub.data.sources.files import shorten
-from hub.data.sources.text_files import LONGEST_LINE, lines
+from hub.data.sources.text_files import lines
 from hub.errors import DataError
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -19,7 +20,7 @@ _BEHIND_RETURN = re.compile(r"(?<=\r)(?!\n)|(?<=\r\n)")
 _REASONS = {
     "new-line character": "a line end in a cell without quotes",
     "unexpected end": "a quote is not closed",
-    "field larger": "a cell has more than 256 MiB: a quote is missing, perhaps",
+    "field larger": "a cell is longer than launch.max_row_mb: a quote is missing, perhaps",
 }
 """What Python says of a broken row -> the same for a user."""
 
@@ -40,7 +41,7 @@ def read_csv(file: Path) -> Iterator[Entry]:
     Raises:
         DataError: the first row names no fields, or one twice.
     """
-    csv.field_size_limit(LONGEST_LINE)
+    csv.field_size_limit(bounds().max_row_mb * 2**20)
     begin = _begin(file)
     table = csv.reader(begin.rest, delimiter=begin.separator, strict=True)
     names: list[str] = []

@@ -13,9 +13,10 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import IO, Any, cast
 
+from hub.config.bounds import bounds
 from hub.config.paths import COMPRESSED, SUFFIXES, file_kind, is_hub_id, is_pattern
 from hub.data.json_values import listed
-from hub.data.sources.folders import MOST_FILES, Files, data_among, entries_of, files_of
+from hub.data.sources.folders import FEWER_FILES, Files, data_among, entries_of, files_of
 from hub.errors import DataError, did_you_mean
 from hub.system.links import outside
 
@@ -58,8 +59,8 @@ ALLOWED = (
 )
 """What a path of data may be, in words."""
 
-MOST_RATIO, _ALWAYS_ALLOWED = 100, 2**28
-"""How many times its size a compressed file may unpack to, and bytes that any may. Data has 3 to 30, a bomb up to 1,000."""
+_ALWAYS_ALLOWED = 2**28
+"""Bytes that any compressed file may unpack to."""
 
 _PIECE = 2**20
 LONGEST_QUOTE = 80
@@ -85,7 +86,7 @@ def most_unpacked(file: Path) -> float:
     if file.suffix.lower() not in _OPENERS:
         return math.inf
     try:
-        return max(_ALWAYS_ALLOWED, MOST_RATIO * file.stat().st_size)
+        return max(_ALWAYS_ALLOWED, bounds().max_unpacked_ratio * file.stat().st_size)
     except OSError:
         return math.inf  # opening it says why
 
@@ -179,9 +180,10 @@ def _inside(files: Files | None, folder: Path) -> Files | None:
 
 def _matching(path: str, pattern: Path) -> Files:
     """The data files that match a pattern, as a shell has it. `**` stands for any folders."""
-    matches = list(islice(glob.iglob(str(pattern), recursive=True), MOST_FILES + 1))
-    if len(matches) > MOST_FILES:
-        raise DataError(f"{path}: more than {MOST_FILES:,} files match this pattern. Write their rows into fewer files")
+    most = bounds().max_data_files
+    matches = list(islice(glob.iglob(str(pattern), recursive=True), most + 1))
+    if len(matches) > most:
+        raise DataError(f"{path}: more than {most:,} files match this pattern. {FEWER_FILES} (now {most})")
     found = [Path(name) for name in sorted(matches) if os.path.isfile(name)]
     if not found:
         raise DataError(f"{path}: no file matches this pattern.{_near_names(pattern)} Allowed: {ALLOWED}")
@@ -224,7 +226,7 @@ def _near_names(missing: Path) -> str:
         missing, folder = folder, folder.parent
     try:
         with os.scandir(folder) as found:
-            names = [entry.name for entry in islice(found, MOST_FILES)]
+            names = [entry.name for entry in islice(found, bounds().max_data_files)]
     except OSError:
         return ""
     near = did_you_mean(missing.name, names)

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from hub.config.bounds import bounds
 from hub.config.paths import file_kind
 from hub.errors import DataError
 
@@ -25,8 +26,7 @@ SPLITS = {
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """JSON files that describe the data beside them, and are none."""
 
-MOST_FILES = 100_000
-"""Files in a folder of data, or that match a pattern."""
+FEWER_FILES = "Write their rows into fewer files, or type a larger launch.max_data_files"
 
 _DEPTH = 2
 """How deep folders beside data files are searched for others."""
@@ -177,10 +177,11 @@ def entries_of(folder: Path) -> list[Path]:
     Raises:
         DataError: it is too much.
     """
+    most = bounds().max_data_files
     with os.scandir(folder) as entries:
-        found = [folder / entry.name for entry in islice(entries, MOST_FILES + 1)]
-    if len(found) > MOST_FILES:
-        raise DataError(f"{folder}: more than {MOST_FILES:,} files lie in this folder. Write their rows into fewer files")
+        found = [folder / entry.name for entry in islice(entries, most + 1)]
+    if len(found) > most:
+        raise DataError(f"{folder}: more than {most:,} files lie in this folder. {FEWER_FILES} (now {most})")
     return sorted(found)
 
 

@@ -9,8 +9,9 @@ from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from hub.config.bounds import bounds
 from hub.data.sources.entries import Broken, Entry, Row, Unread
-from hub.data.sources.files import MOST_RATIO, most_unpacked, open_file
+from hub.data.sources.files import most_unpacked, open_file
 from hub.errors import DataError
 
 _NO_TEXT = {
@@ -26,12 +27,6 @@ _NO_TEXT = {
 """First bytes of a file -> why it is not read as text, and what to do."""
 
 _NUM_LOOKED_AT = 20
-
-LONGEST_LINE = 256 * 2**20
-"""Bytes of a line. A book of 1,500 pages has 4 MB."""
-
-MOST_VALUES = 10_000_000
-"""Values in a line. Each takes 60 to 100 bytes when it is parsed, so that a short text of brackets could fill the memory."""
 
 _LARGE = 2**20
 """Bytes of a line whose values are counted."""
@@ -58,20 +53,21 @@ class Line(NamedTuple):
         return Broken(self.error, str(file), self.number) if self.error else Unread(self.text, str(file), self.number)
 
 
-def lines(file: Path, offset: int = 0, line: int = 0, longest: int | None = LONGEST_LINE, cut: bool = False) -> Iterator[Line]:
+def lines(file: Path, offset: int = 0, line: int = 0, bounded: bool = True, cut: bool = False) -> Iterator[Line]:
     """Each line, line end included. Only a line feed ends a line, as in JSONL.
 
     Args:
         file: a text file.
         offset: byte to begin at.
         line: lines before that.
-        longest: bytes of the longest line. None: any.
+        bounded: whether a line may have `launch.max_row_mb` at most.
         cut: whether a longer one is given as its beginning, and is the last.
 
     Raises:
         DataError: the file can't be read, its first bytes are those of UTF-16 or of an archive, or a line is too long.
     """
-    most = most_unpacked(file)
+    most, allowed = most_unpacked(file), bounds()
+    longest = allowed.max_row_mb * 2**20 if bounded else None
     try:
         with open_file(file, offset) as stream:
             for number in count(line + 1):
@@ -81,20 +77,21 @@ def lines(file: Path, offset: int = 0, line: int = 0, longest: int | None = LONG
                 offset += len(raw)
                 if offset > most:
                     raise DataError(
-                        f"{file}: it unpacks to more than {MOST_RATIO} times its size. If you trust it, unpack it, and name "
-                        "that file"
+                        f"{file}: it unpacks to more than {allowed.max_unpacked_ratio} times its size. If you trust it, type "
+                        f"a larger launch.max_unpacked_ratio (now {allowed.max_unpacked_ratio}), or unpack it"
                     )
                 if longest is not None and len(raw) > longest:
                     if cut:
                         yield Line(number, raw.decode(errors="ignore"), offset, is_cut=True)
                         return
                     raise DataError(
-                        f"{file}:{number}: this line has more than {longest >> 20} MiB, which is the most that a row may have. "
-                        "Write its text as several rows"
+                        f"{file}:{number}: this line has more than {allowed.max_row_mb} MiB. Write its text as several rows, "
+                        f"or type a larger launch.max_row_mb (now {allowed.max_row_mb})"
                     )
-                if len(raw) > _LARGE and sum(map(raw.count, (b",", b"[", b"{"))) > MOST_VALUES:
+                if len(raw) > _LARGE and sum(map(raw.count, (b",", b"[", b"{"))) > allowed.max_row_values:
                     error = DataError(
-                        f"{file}:{number}: this row has more than {MOST_VALUES:,} values. Write it as several rows"
+                        f"{file}:{number}: this row has more than {allowed.max_row_values:,} values. Write it as several rows, "
+                        f"or type a larger launch.max_row_values (now {allowed.max_row_values})"
                     )
                     yield Line(number, "", offset, error)
                     continue
@@ -128,7 +125,7 @@ def texts(file: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: one of them can't be read as text.
     """
-    for line in lines(file, longest=None):
+    for line in lines(file, bounded=False):
         if line.error:
             raise line.error
         yield line.number, line.text

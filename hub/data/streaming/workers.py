@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, TypedDict
 
 from hub.compose import runfile
+from hub.config.bounds import use_bounds
 from hub.config.data import DataSource
 from hub.config.schema import RunConfig
 from hub.data.samples.mix import sources_of
@@ -171,6 +172,7 @@ def main(request: Request, out: BinaryIO) -> None:
 
     logging.set_verbosity_error()
     cfg = runfile.from_text(request["cfg"])
+    use_bounds(cfg.launch)
     source, place = DataSource(**request["source"]), request["place"]
     try:
         encode = Encoder(load_tokenizer(cfg, Path(request["base_path"])), cfg.data, source, request["limit"])

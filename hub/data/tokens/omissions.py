@@ -52,8 +52,8 @@ _MARKERS = {
 class LeftOutError(DataError):
     """A template leaves out what must be trained."""
 
-    def __init__(self, what: str, advice: str) -> None:
-        super().__init__(f"{what}. {advice}")
+    def __init__(self, what: str = "", advice: str = "") -> None:
+        super().__init__(f"{what}. {advice}" if advice else what)
         self.what = what
         """As a sentence, with its place."""
 

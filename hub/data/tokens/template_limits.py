@@ -11,13 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
+from hub.config.bounds import bounds
 from hub.errors import DataError
-
-SECONDS = 60
-"""For all renderings of one conversation, which normally take milliseconds."""
-
-BYTES = 2 * 2**30
-"""Memory beyond what the process has already."""
 
 JINJA = (3, 1, 6)
 """The first release without a known sandbox escape (CVE-2025-27516)."""
@@ -52,11 +47,13 @@ def limits(where: str) -> Iterator[None]:
             yield
     except _TooLongError:
         raise TemplateLimitError(
-            f"{where}: the chat template did not end within {SECONDS} s. Type data.template=FILE.jinja"
+            f"{where}: the chat template did not end within {bounds().template_seconds:g} s. Type data.template=FILE.jinja, "
+            "or a larger launch.template_seconds"
         ) from None
     except MemoryError:
         raise TemplateLimitError(
-            f"{where}: the chat template takes more than {BYTES >> 30} GB of memory. Type data.template=FILE.jinja"
+            f"{where}: the chat template takes more than {bounds().template_memory_gb:g} GiB of memory. Type "
+            "data.template=FILE.jinja, or a larger launch.template_memory_gb"
         ) from None
 
 
@@ -66,7 +63,7 @@ def _alarm() -> Iterator[None]:
         raise _TooLongError
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, bounds().template_seconds)
     try:
         yield
     finally:
@@ -84,7 +81,7 @@ def _memory_bound() -> Iterator[None]:
         yield
         return
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bound = used + BYTES
+    bound = used + int(bounds().template_memory_gb * 2**30)
     if any(limit != resource.RLIM_INFINITY and limit < bound for limit in (before, hard)):
         yield
         return

@@ -171,6 +171,34 @@ class StoredNames:
             raise UnknownNamesError(f"{missing[0]} is stored with others that train as a whole")
         return self._reverse(dict(whole))
 
+    def gathered(self, group: Group, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The parameters of a group, from its stored tensors: the conversion, followed element by element.
+
+        Args:
+            group: not a plain one.
+            read: returns a stored tensor.
+
+        Raises:
+            UnknownNamesError: the conversion does more than to rearrange.
+        """
+        shapes = {name: self._shapes[name].shape for name in group.parameters}
+        each = {name: (1, *shape[1:]) if group.num_experts else tuple(shape) for name, shape in shapes.items()}
+        sizes = [math.prod(shape) for shape in each.values()]
+        numbers = torch.arange(sum(sizes)).split(sizes)
+        places = self._reverse({name: part.view(shape) for (name, shape), part in zip(each.items(), numbers, strict=True)})
+        total = sum(sizes)
+        if sum(int(place.sum()) for place in places.values()) != total * (total - 1) // 2:
+            raise UnknownNamesError(f"{group.stored[0]} is computed from {group.parameters[0]}")
+        made: dict[str, list[torch.Tensor]] = {name: [] for name in group.parameters}
+        for expert in range(max(1, group.num_experts)):
+            stored = [read(name) for name in group.stored[expert :: max(1, group.num_experts)]]
+            flat = stored[0].new_empty(total)
+            for place, tensor in zip(places.values(), stored, strict=True):
+                flat[place.reshape(-1)] = tensor.reshape(-1)
+            for (name, shape), part in zip(each.items(), flat.split(sizes), strict=True):
+                made[name].append(part.view(shape))
+        return {name: torch.cat(parts) if group.num_experts else parts[0] for name, parts in made.items()}
+
     def _experts(self, members: Sequence[str], made: Mapping[str, torch.Tensor]) -> int:
         """The number of experts, if the stored tensors are those of single ones."""
         sizes = {len(self._shapes[name]) for name in members if self._shapes[name].ndim == 3}

@@ -186,8 +186,6 @@ class _Planner:
                 if name not in self._stored.tensors and name not in self._new and not names.is_alias_of_stored(parameter):
                     raise UnknownNamesError(f"{parameter} is stored as {name}, which its files do not have")
                 continue
-            if quantized:
-                raise UnknownNamesError(f"{parameter} is not stored as it was quantized")
             group = names.group(parameter)
             groups |= dict.fromkeys(group.stored, group)
         return groups
@@ -235,11 +233,27 @@ class _Planner:
                 self._made.num_changed += 1
                 yield name, self._cast(name, made[name], self._dtypes(name))
             return
+        if self._seen is not None and self._seen[1] & set(group.parameters):
+            yield from self._grouped_as_trained(group, changes)
+            return
         deltas = {name: change.delta for name, change in changes.items() if isinstance(change, Added)}
         for name, delta in added(group, names, deltas):
             before = self._stored.read(name)
             after = before.float() + delta
             yield name, self._checked(name, before, after, self._dtypes(name), not delta.any())
+
+    def _grouped_as_trained(self, group: Group, changes: Mapping[str, Change]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors that quantized parameters are stored in. Each of these was quantized as a whole."""
+        names = self._names
+        assert names is not None
+        whole = names.gathered(group, self._stored.read)
+        for name in group.parameters:
+            seen = self._as_trained(whole[name], name).float()
+            whole[name] = changes[name].apply(seen) if name in changes else seen
+        made = names.converted(group, whole)
+        is_zero = all(change.is_zero for change in changes.values())
+        for name in _order(group):
+            yield name, self._checked(name, self._stored.read(name), made[name], self._dtypes(name), is_zero)
 
     def _checked(
         self, name: str, before: torch.Tensor, after: torch.Tensor, target: torch.dtype, is_zero: bool

@@ -1,7 +1,8 @@
 """How the passes of an evaluation run: each way is tried on the model itself, as in training, before it is used.
 
 1. Rows that share beginnings, packed, each shared token once (shared_prefixes.py).
-2. Packed rows, if packed samples do not see each other: with variable-length attention on a GPU, or the model's own.
+2. Packed rows, if packed samples do not see each other: with variable-length attention or FlexAttention on a GPU, or the
+   model's own.
 3. Padded rows.
 
 The output layer makes logits of a few positions at a time (scoring_head.py), if nothing follows it.
@@ -26,6 +27,7 @@ from hub.tasks.loading import Loaded
 from hub.train.kernels.attention import PackedAttention, VarlenAttention
 from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.rope import rope_by_length, use_own_rope
+from hub.train.layout.choose import use_flex
 from hub.train.layout.isolation import LEAST_LIMIT, LEAST_SPREAD, MOST_LIMIT, NOISE_FACTOR, Trial
 from hub.train.layout.isolation import log_probabilities as of_plain_logits
 from hub.train.layout.memory_budget import MAX_MASK_TOKENS
@@ -140,19 +142,30 @@ def _alone(loaded: Loaded, sample: Sample) -> Floats:
 
 
 def _can_pack(loaded: Loaded, longest: int) -> bool:
-    """Whether packed samples do not see each other, with variable-length attention where it works."""
+    """Whether packed samples do not see each other, with the kernel of training where one works.
+
+    On a GPU in half precision that is variable-length attention, or FlexAttention where a model needs more, such as soft caps
+    and sinks. A mask of tokens x tokens is then not made.
+    """
     model, patches, device, dtype = loaded.model, patches_of(loaded.model), loaded.device, loaded.dtype
     trial = Trial(model, text_config(model).vocab_size, device, dtype, most_tokens=max(longest, MAX_MASK_TOKENS))
     own = str(getattr(base_of(model).config, "_attn_implementation", None))
-    half = device.type == "cuda" and dtype in LEAST_LIMIT
-    if half and own != "eager" and patches.find(PackedAttention) is None:
+    if not _has_kernels(device, dtype) or patches.find(PackedAttention) is not None:
+        return trial.can_pack()[0]
+    if own != "eager":
         patch = VarlenAttention(model)
         with patches.temporarily(patch):
             packed, _ = trial.can_pack()
         if packed:
             patches.apply(patch)
             return True
-    return trial.can_pack()[0]
+    problem, _ = use_flex(patches, model, trial, device, dtype)
+    return not problem or trial.can_pack()[0]
+
+
+def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels for packed rows run there."""
+    return device.type == "cuda" and dtype in LEAST_LIMIT
 
 
 def _try_head(loaded: Loaded, shared: SharedPrefixes | None) -> ScoringHead | None:

@@ -20,7 +20,7 @@ from hub.plan.data_tokens import DataTokens, data_tokens
 from hub.plan.memory import Planner
 from hub.plan.prediction import MemoryPlan
 from hub.plan.speed import Speed, Way, shape_of, speed_of
-from hub.plan.work import Cost, Disk, Work, cost_of, disk_of, export_bytes, first_step_seconds, work_of
+from hub.plan.work import Cost, Disk, Range, Work, cost_of, disk_of, export_bytes, first_step_seconds, work_of
 from hub.plugins.registry import ResolvedRun, resolve
 from hub.system.known_gpus import Gpu
 from hub.train.layout.flops import num_trained_of_token
@@ -50,6 +50,11 @@ class OnGpu:
     memory: MemoryPlan
     speed: Speed | None
     cost: Cost | None
+    first_step: Range | None = None
+    """Seconds from the start of the process to the end of its first step. None: the speed is not known."""
+
+    first_because: str = ""
+    """Where that is from, if it is measured."""
 
 
 class Session:
@@ -60,6 +65,10 @@ class Session:
         self._planners: dict[Any, Planner] = {}
         self._folders: dict[Any, Path] = {}
         self._data: dict[Any, DataTokens | None] = {}
+
+    def know(self, cfg: RunConfig, folder: Path) -> None:
+        """Tell the folder of a run's model."""
+        self._folders[cfg.model.path, cfg.model.revision] = folder
 
     def folder(self, cfg: RunConfig) -> Path:
         """The folder with the model's config.json."""
@@ -153,13 +162,22 @@ class Case:
         num_tokens = work.num_tokens[1] if work is not None else float("inf")
         memory = planner.plan(cfg, gpu, world, self.longest, loads, num_tokens)
         speed = self._speed(planner, memory, gpu, work)
-        cost = None
-        if work is not None and speed is not None:
-            frozen = memory.num_trained < memory.num_parameters / 2
+        first = None
+        if speed is not None:
             weights = sum(part.num_bytes for part in memory.parts if "weights" in part.name)
-            first = first_step_seconds(weights, memory.compiled, work.tokens_per_step / speed.middle)
-            cost = cost_of(work, speed, gpu, world, first, frozen, cfg.plan.price_per_hour, cfg.plan.price_per_kwh)
-        return OnGpu(gpu=gpu, memory=memory, speed=speed, cost=cost)
+            step = work.tokens_per_step if work is not None else batch * self.longest
+            first = first_step_seconds(weights, memory.compiled, step / speed.middle)
+        return self.with_cost(OnGpu(gpu=gpu, memory=memory, speed=speed, cost=None, first_step=first))
+
+    def with_cost(self, found: OnGpu) -> OnGpu:
+        """A plan with the time and the price that follow from its speed and its first step."""
+        speed, first, memory = found.speed, found.first_step, found.memory
+        if self.tokens is None or speed is None or first is None:
+            return found
+        plan, work = self.cfg.plan, work_of(self.cfg, self.tokens, memory.world)
+        frozen = memory.num_trained < memory.num_parameters / 2
+        cost = cost_of(work, speed, found.gpu, memory.world, first, frozen, plan.price_per_hour, plan.price_per_kwh)
+        return replace(found, cost=cost)
 
     def _speed(self, planner: Planner, memory: MemoryPlan, gpu: Gpu, work: Work | None) -> Speed | None:
         load = planner.planned.load

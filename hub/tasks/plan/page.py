@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from hub.config.option import AUTO
 from hub.plan.gpus import gib
 from hub.plan.prediction import Part
 from hub.tables import as_text
@@ -54,7 +55,7 @@ def _choices(plan: Any) -> list[tuple[str, str]]:
     offload = ", their inputs wait in CPU memory" if memory.offload else ""
     rows = [
         ("micro-batches", f"of at most {memory.max_tokens:,} tokens; {layers}{offload}"),
-        ("layers", "compiled" if memory.compiled else "not compiled: the run is short"),
+        ("layers", _compiled(plan)),
     ]
     if memory.world > 1:
         rows.append(("strategy", memory.strategy))
@@ -69,8 +70,10 @@ def _choices(plan: Any) -> list[tuple[str, str]]:
         rows.append(("steps", f"{work.num_steps:,} of {work.batch_size} samples, {tokens}"))
     if speed is not None:
         rows.append(("tokens/s", f"{_count(speed.low)} to {_count(speed.high)} ({speed.because})"))
+    if (first := plan.chosen.first_step) is not None:
+        why = f" ({plan.chosen.first_because})" if plan.chosen.first_because else ""
+        rows.append(("first step", f"after {_time(first[0])} to {_time(first[2])}{why}"))
     if cost is not None:
-        rows.append(("first step", f"after {_time(cost.first_step[0])} to {_time(cost.first_step[2])}"))
         rows.append(("time", f"{_time(cost.total[0])} to {_time(cost.total[2])}"))
         if cost.kilowatt_hours is not None:
             rows.append(("electricity", f"{cost.kilowatt_hours[0]:.2g} to {cost.kilowatt_hours[2]:.2g} kWh at the power limit"))
@@ -86,6 +89,13 @@ def _choices(plan: Any) -> list[tuple[str, str]]:
     if disk.exports:
         rows[-1] = ("disk", f"{rows[-1][1]}, exports {gib(disk.exports)}")
     return rows
+
+
+def _compiled(plan: Any) -> str:
+    if plan.chosen.memory.compiled:
+        return "compiled"
+    asked = plan.cfg.algo.torch_compile
+    return f"not compiled: {'the run is short' if asked == AUTO else f'algo.torch_compile={asked}'}"
 
 
 def _table(compared: Sequence[tuple[str, Any]]) -> list[str]:

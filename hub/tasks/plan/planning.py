@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from hub.config.schema import RunConfig
+from hub.data.samples.mix import sources_of
 from hub.errors import HubError
 from hub.plan.data_tokens import DataTokens
 from hub.plan.fitting import Fix, Tried, changes_of, fixes
 from hub.plan.gpus import planned_gpu, planned_number, smallest_that_fits
 from hub.plan.learned import Recalled, key_of, recall
-from hub.plan.work import Disk, Work, cost_of, first_step_seconds, work_of
+from hub.plan.work import Disk, Work, first_step_seconds, work_of
 from hub.plugins.registry import registry
+from hub.result import Result
 from hub.system.known_gpus import Gpu, known_gpus
 from hub.tasks.plan.cases import Again, Case, OnGpu, Session
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN_FIXES = 8
 
@@ -92,6 +92,7 @@ def _on_gpu_json(found: OnGpu) -> dict[str, Any]:
         "num_gpus": found.memory.world,
         "memory": found.memory.as_json(),
         "speed": None if found.speed is None else asdict(found.speed),
+        "first_step_seconds": found.first_step,
         "cost": None if found.cost is None else asdict(found.cost),
     }
 
@@ -105,7 +106,14 @@ def _data_json(data: DataTokens) -> dict[str, Any]:
     return {**kept, "exact": data.exact, "tokens_per_pass": data.tokens_per_pass}
 
 
-def plan_run(cfg: RunConfig, again: Again, say: Callable[[str], None] = lambda text: None, name: str = "") -> Planned:
+def plan_run(
+    cfg: RunConfig,
+    again: Again,
+    say: Callable[[str], None] = lambda text: None,
+    name: str = "",
+    folder: Path | None = None,
+    train: Callable[[RunConfig], Result] | None = None,
+) -> Planned:
     """Plan a run.
 
     Args:
@@ -113,11 +121,15 @@ def plan_run(cfg: RunConfig, again: Again, say: Callable[[str], None] = lambda t
         again: composes the run with more overrides.
         say: receives lines for the user.
         name: of the algorithm, or of its preset.
+        folder: with the model's config, if it is known already.
+        train: runs a config to its end, for `plan.measure`.
 
     Raises:
         HubError: an option, the model, the data or the GPU is wrong.
     """
     session = Session(again, say)
+    if folder is not None:
+        session.know(cfg, folder)
     asked = planned_gpu(cfg.plan)
     gpus = known_gpus(cfg.plan.gpus_file)
     world = planned_number(cfg.plan, cfg.launch.nproc_per_node, cfg.launch.nnodes)
@@ -132,10 +144,10 @@ def plan_run(cfg: RunConfig, again: Again, say: Callable[[str], None] = lambda t
     work = work_of(case.cfg, case.tokens, world) if case.tokens is not None else None
     lines = [line for line in chosen.memory.lines if line]
     if case.tokens is None:
-        lines.append(
-            f"no data is named, so samples of {case.longest:,} tokens are assumed. Type data.path=FILE for steps and time"
-        )
-    recalled = None
+        remote = [source.path for source in sources_of(case.cfg.data) if source.path]
+        why = f"a plan downloads no data ({', '.join(remote)})" if remote else "no data is named"
+        lines.append(f"{why}, so samples of {case.longest:,} tokens are assumed. Type data.path=FILE for steps and time")
+    recalled, unlearned = None, chosen
     if cfg.plan.learn:
         key = key_of(
             case.resolved.algorithm.name,
@@ -146,9 +158,16 @@ def plan_run(cfg: RunConfig, again: Again, say: Callable[[str], None] = lambda t
             case.longest,
         )
         recalled = recall(key)
+        lines += recalled.lines
         if (factor := recalled.peak_factor()) is not None:
             lines.append(f"{recalled.because}: the peak was {factor:.1%} of what was predicted")
-        chosen = _learned(case, chosen, recalled, work)
+        chosen = _learned(case, chosen, recalled)
+    if cfg.plan.measure:
+        from hub.tasks.plan.measuring import measured
+
+        assert train is not None
+        say("plan.measure=true: 2 and 4 layers are run on this machine ...")
+        chosen = case.with_cost(measured(case, unlearned, train))
     return Planned(
         name=name or case.resolved.algorithm.name,
         cfg=case.cfg,
@@ -164,19 +183,17 @@ def plan_run(cfg: RunConfig, again: Again, say: Callable[[str], None] = lambda t
     )
 
 
-def _learned(case: Case, found: OnGpu, recalled: Recalled, work: Work | None) -> OnGpu:
-    """With the speed and the first step that earlier runs of this kind measured."""
-    measured = recalled.tokens_per_second
-    if measured is None or found.speed is None:
-        return found
-    speed = found.speed.scaled(measured, 0.05, recalled.because)
-    cost = found.cost
-    if work is not None:
-        plan = case.cfg.plan
-        first = first_step_seconds(0, found.memory.compiled, work.tokens_per_step / measured, recalled.first_step_seconds)
-        frozen = found.memory.num_trained < found.memory.num_parameters / 2
-        cost = cost_of(work, speed, found.gpu, found.memory.world, first, frozen, plan.price_per_hour, plan.price_per_kwh)
-    return replace(found, speed=speed, cost=cost)
+def _learned(case: Case, found: OnGpu, recalled: Recalled) -> OnGpu:
+    """With the memory, the speed and the first step that earlier runs of this kind measured."""
+    factor, speed, seconds = recalled.peak_factor(), recalled.tokens_per_second, recalled.first_step_seconds
+    if factor is not None:
+        found = replace(found, memory=found.memory.corrected(round((factor - 1) * found.memory.torch_bytes), recalled.because))
+    if speed is not None and found.speed is not None:
+        found = replace(found, speed=found.speed.scaled(speed, 0.05, recalled.because))
+    if seconds:
+        first = first_step_seconds(0, found.memory.compiled, 0, seconds)
+        found = replace(found, first_step=first, first_because=recalled.because)
+    return case.with_cost(found)
 
 
 def _fixes(session: Session, case: Case, chosen: OnGpu, world: int) -> list[Fix]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from hub.models.load import load_config
-from hub.plan.learned import Measured, key_of, remember
-from hub.result import Outcome
+from hub.plan.learned import Measured, key_of, remember, steady_speed
+from hub.result import METRICS, Outcome, read_metrics
 from hub.system.files import write_json
 from hub.system.known_gpus import by_driver_name, known_gpus
 from hub.system.memory import GIB
@@ -33,7 +33,16 @@ class Prediction:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._process = self._start() if setup.run.is_main and setup.session.device.type == "cuda" else None
+        self._is_on = setup.run.is_main and self._gpu() is not None
+        self._process = self._start() if self._is_on else None
+
+    def _gpu(self) -> str | None:
+        """The name of this process's GPU in the table of GPUs. None: it trains on a CPU."""
+        device = self._setup.session.device
+        if device.type != "cuda":
+            return None
+        gpu = by_driver_name(torch.cuda.get_device_name(device), known_gpus(self._setup.cfg.plan.gpus_file))
+        return gpu.name if gpu else "unknown"
 
     def _start(self) -> "subprocess.Popen[str] | None":
         setup, group = self._setup, self._setup.session.group
@@ -75,7 +84,7 @@ class Prediction:
         file = self._setup.run.path / PREDICTED
         predicted: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         measured = outcome.peak_memory_gb
-        if self._process is None or measured is None:
+        if not self._is_on or measured is None:
             return outcome
         self._remember(outcome, int(predicted.get("torch_peak_bytes", 0)))
         if not predicted:
@@ -89,17 +98,16 @@ class Prediction:
     def _remember(self, outcome: Outcome, predicted: int) -> None:
         """Keep what was measured, for the next plan of such a run."""
         setup, group = self._setup, self._setup.session.group
-        if not setup.cfg.plan.learn or outcome.tokens_per_second is None or outcome.peak_memory_gb is None:
+        if not setup.cfg.plan.learn or outcome.peak_memory_gb is None:
             return
-        gpu = by_driver_name(torch.cuda.get_device_name(group.device), known_gpus(setup.cfg.plan.gpus_file))
         shape = load_config(setup.cfg.model, setup.base_path).get_text_config().to_dict()
         longest = setup.data.longest
         plan = json.loads((setup.run.path / "plan.json").read_text(encoding="utf-8"))
         remember(
-            key_of(setup.algorithm, setup.cfg, shape, gpu.name if gpu else "unknown", group.world, longest),
+            key_of(setup.algorithm, setup.cfg, shape, self._gpu() or "unknown", group.world, longest),
             Measured(
                 peak_bytes=round(outcome.peak_memory_gb * GIB),
-                tokens_per_second=outcome.tokens_per_second,
+                tokens_per_second=steady_speed(read_metrics(setup.run.path / METRICS)) or 0.0,
                 first_step_seconds=float(plan.get("first_step_seconds") or 0.0),
                 longest=longest,
                 max_tokens=int(plan.get("max_tokens_per_gpu") or 0),

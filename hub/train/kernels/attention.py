@@ -12,6 +12,7 @@ from transformers import AttentionInterface, PretrainedConfig
 from hub.models.patches import Edits, Patch, patches_of
 from hub.models.structure import base_of
 from hub.train.batch.collate import MicroBatch
+from hub.train.kernels.assumed import is_assumed
 
 VARLEN = "hub_varlen"
 """Name of the attention by torch's kernel in transformers' registry."""
@@ -153,7 +154,7 @@ def varlen_attention(
         query = query * (scaling * query.shape[-1] ** 0.5)
     if "enable_gqa" in kernel.options:
         options["enable_gqa"] = query.shape[1] != key.shape[1]
-    elif query.shape[1] != key.shape[1] and not kernel.fewer_keys:
+    elif query.shape[1] != key.shape[1] and not (kernel.fewer_keys or is_assumed()):  # a GPU's kernel takes fewer, untried
         groups = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)

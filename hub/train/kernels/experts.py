@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hub.train.kernels.grouped import group_ends, grouped_product, is_native
+from hub.train.kernels.grouped_four_bit import grouped_product_in_4_bits, held_parts
 
 TOKENS = 5
 """Tokens of the trial."""
@@ -80,7 +81,7 @@ def experts_forward(
     of_rows, order = torch.sort(chosen.reshape(-1), stable=True)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     ends = group_ends(of_rows, own.num_experts)
-    rows = _Dispatched.apply(hidden.to(getattr(own, wide).dtype), order, back)  # type: ignore[no-untyped-call]
+    rows = _Dispatched.apply(hidden.to(_dtype_of(own, wide)), order, back)  # type: ignore[no-untyped-call]
     inner = _linear(own, wide, rows, of_rows, ends, adapters.get(wide, ()))
     inner = own._apply_gate(inner) if own.has_gate else own.act_fn(inner)
     result = _linear(own, narrow, inner, of_rows, ends, adapters.get(narrow, ()))
@@ -94,15 +95,26 @@ def _linear(
     experts: Any, name: str, rows: torch.Tensor, of_rows: torch.Tensor, ends: torch.Tensor, adapters: Sequence[Factors]
 ) -> torch.Tensor:
     """The product of sorted rows with the tensor of a name, its adapters and its bias."""
-    weight: torch.Tensor = getattr(experts, name)
-    rows = rows.to(weight.dtype).contiguous()
-    result = grouped_product(rows, weight if experts.is_transposed else weight.transpose(-2, -1), ends)
+    rows = rows.to(_dtype_of(experts, name)).contiguous()
+    if (packed := held_parts(experts, wide_and_narrow(experts), name)) is not None:
+        parts, is_transposed = packed
+        result = grouped_product_in_4_bits(rows, parts, ends, is_transposed == bool(experts.is_transposed))
+    else:
+        weight: torch.Tensor = getattr(experts, name)
+        result = grouped_product(rows, weight if experts.is_transposed else weight.transpose(-2, -1), ends)
     for first, second, scaling in adapters:
         first, second = _of_kernel_size(rows, first.to(rows.dtype), second.to(rows.dtype))
         result = result + grouped_product(grouped_product(rows, first, ends), second, ends) * scaling
     if experts.has_bias:
         result = result + getattr(experts, f"{name}_bias")[of_rows]
     return result
+
+
+def _dtype_of(experts: Any, name: str) -> torch.dtype:
+    """The dtype of a tensor's numbers."""
+    packed = held_parts(experts, wide_and_narrow(experts), name)
+    dtype: torch.dtype = packed[0][-1] if packed is not None else getattr(experts, name).dtype
+    return dtype
 
 
 def _of_kernel_size(rows: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

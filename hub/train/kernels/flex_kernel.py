@@ -100,8 +100,14 @@ def _with_sinks(output: torch.Tensor, sums: torch.Tensor, sinks: torch.Tensor | 
     return (output * share[..., None]).to(output.dtype)
 
 
+RECOMPILE_LIMIT = 64
+"""Versions of the kernels: of the kinds of heads, types and layouts in memory that a process meets. Beyond it torch would
+compute attention without a kernel, with a matrix of T x T."""
+
+
 @cache
 def _compiled() -> Callable[..., torch.Tensor]:
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     return torch.compile(_attend)
 
 
@@ -172,7 +178,9 @@ def _by_kernel(
             if part.shape[2] > 1:
                 torch._dynamo.maybe_mark_dynamic(part, 2)
         seen.mark_dynamic()
-        output = _compiled()(query, key, value, seen, scale, softcap, sinks)
+        # Lengths alone change. Of a second scale or soft cap torch would make an argument, which the kernels do not take.
+        with torch._dynamo.config.patch(automatic_dynamic_shapes=False, specialize_float=True):
+            output = _compiled()(query, key, value, seen, scale, softcap, sinks)
     return output if wants_gradient else output.detach()
 
 

@@ -47,7 +47,6 @@ def is_native(rows: torch.Tensor, sizes: Sequence[int]) -> bool:
     return _is_capable(rows.device.index) and all(size * rows.element_size() % ALIGNED == 0 for size in sizes)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
 def _is_capable(device: int | None) -> bool:
     """Whether a GPU is of a generation that torch's kernel is made for."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
@@ -57,43 +56,36 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, matrices if ctx.needs_input_grad[0] else None, ends)
-        return _product(rows, matrices, ends)
+        product: torch.Tensor = plain_product(rows, matrices, ends)
+        return product
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         rows, matrices, ends = ctx.saved_tensors
         gradient = gradient.contiguous()
-        of_rows = _product(gradient, matrices.transpose(-2, -1), ends) if ctx.needs_input_grad[0] else None
+        of_rows = plain_product(gradient, matrices.transpose(-2, -1), ends) if ctx.needs_input_grad[0] else None
         of_matrices = _outer(rows, gradient, ends) if ctx.needs_input_grad[1] else None
         return of_rows, of_matrices, None
 
 
-def _product(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def _aligned(matrices: torch.Tensor) -> torch.Tensor:
+    """The matrices with rows or columns in a piece, each at a multiple of 16 bytes, which the kernel needs."""
+    *_, rows, columns = matrices.stride()
+    (height, width), step = matrices.shape[-2:], ALIGNED // matrices.element_size()
+    by_row = columns == 1 and rows >= width and rows % step == 0
+    by_column = rows == 1 and columns >= height and columns % step == 0
+    return matrices if by_row or by_column else matrices.contiguous()
+
+
+# Both products are operators of their own: the compiler would lay out a factor anew between its copy and torch's kernel, which
+# then refuses it.
+@torch.library.custom_op("hub::grouped_product", mutates_args=())
+def plain_product(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """The same as `grouped_product`, without a gradient."""
     if is_native(rows, matrices.shape[1:]):
         assert _native is not None
-        product: torch.Tensor = _native(rows, _aligned(matrices), offs=ends)
+        product: torch.Tensor = _native(_aligned(rows), _aligned(matrices), offs=ends)
         return product
-    looped: torch.Tensor = _loop(rows, matrices, ends)
-    return looped
-
-
-def _outer(rows: torch.Tensor, gradient: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """The sum over each group's rows of row times gradient: (groups, in, out)."""
-    if is_native(rows, (rows.shape[-1], gradient.shape[-1])):
-        assert _native is not None
-        product: torch.Tensor = _native(rows.t(), gradient, offs=ends)
-        return product
-    looped: torch.Tensor = _outer_loop(rows, gradient, ends)
-    return looped
-
-
-def _aligned(matrices: torch.Tensor) -> torch.Tensor:
-    """The matrices with rows or columns in a piece, which the kernel needs."""
-    return matrices if 1 in matrices.stride()[-2:] else matrices.contiguous()
-
-
-@torch.library.custom_op("hub::grouped_product", mutates_args=())
-def _loop(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     result = rows.new_zeros(len(rows), matrices.shape[-1])
     start = 0
     for group, end in enumerate(ends.tolist()):
@@ -103,13 +95,18 @@ def _loop(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> tor
     return result
 
 
-@_loop.register_fake
+@plain_product.register_fake
 def _(rows, matrices, ends):  # type: ignore[no-untyped-def]
     return rows.new_empty(rows.shape[0], matrices.shape[-1])
 
 
 @torch.library.custom_op("hub::grouped_outer", mutates_args=())
-def _outer_loop(rows: torch.Tensor, gradient: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def _outer(rows: torch.Tensor, gradient: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """The sum over each group's rows of row times gradient: (groups, in, out)."""
+    if is_native(rows, (rows.shape[-1], gradient.shape[-1])):
+        assert _native is not None
+        product: torch.Tensor = _native(_aligned(rows).t(), _aligned(gradient), offs=ends)
+        return product
     result = rows.new_zeros(len(ends), rows.shape[-1], gradient.shape[-1])
     start = 0
     for group, end in enumerate(ends.tolist()):
@@ -119,6 +116,6 @@ def _outer_loop(rows: torch.Tensor, gradient: torch.Tensor, ends: torch.Tensor) 
     return result
 
 
-@_outer_loop.register_fake
+@_outer.register_fake
 def _(rows, gradient, ends):  # type: ignore[no-untyped-def]
     return rows.new_empty(ends.shape[0], rows.shape[-1], gradient.shape[-1])

@@ -116,7 +116,7 @@ def _problem(layers: Sequence[Any]) -> str:
         return "their weights are packed in a format that it does not support"
     try:
         first = layers[0]
-        if not torch.equal(_unpack(*packed_parts(first.weight, first.weight.quant_state)), _by_bitsandbytes(first)):
+        if not torch.equal(unpack_by_kernel(*packed_parts(first.weight, first.weight.quant_state)), _by_bitsandbytes(first)):
             return "its numbers differ from bitsandbytes'"
     except Exception as error:  # whatever its compiler raises, bitsandbytes does the same
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -144,10 +144,11 @@ def packed_parts(packed: torch.Tensor, state: Any) -> tuple[Any, ...]:
     return words, state.code, state.absmax, *more, state.blocksize, list(state.shape), state.dtype
 
 
-def _unpack(
+def unpack_by_kernel(
     words: torch.Tensor, table: torch.Tensor, scales: torch.Tensor, codes: torch.Tensor | None, groups: torch.Tensor | None,
     offset: torch.Tensor | None, per_group: int, per_scale: int, shape: Sequence[int], dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
+    """Dequantize a packed weight on a GPU. The arguments are those of `packed_parts`."""
     from hub.train.kernels import four_bit_kernel
 
     nested = None if codes is None or groups is None or offset is None else (codes, groups, offset)
@@ -156,18 +157,20 @@ def _unpack(
 
 def _product(x: torch.Tensor, *parts: Any) -> torch.Tensor:
     """Compute x W^T in one operator, which frees the dequantized weight. From two operators a compiler would save it."""
-    return F.linear(x, _unpack(*parts).to(x.dtype))
+    return F.linear(x, unpack_by_kernel(*parts).to(x.dtype))
 
 
 # Not torch.library.custom_op: its overhead for each call is more than a layer's products hide.
-_PARTS = (
+PARTS = (
     "Tensor words, Tensor table, Tensor scales, Tensor? codes, Tensor? groups, Tensor? offset, int per_group, int per_scale, "
     "int[] shape, ScalarType dtype"
 )
+"""The arguments of operators for a packed weight (`packed_parts`)."""
+
 _LIBRARY = torch.library.Library("hub", "FRAGMENT")
-_LIBRARY.define(f"unpack_4bit({_PARTS}) -> Tensor")
-_LIBRARY.define(f"product_4bit(Tensor x, {_PARTS}) -> Tensor")
-_LIBRARY.impl("unpack_4bit", _unpack, "CompositeExplicitAutograd")
+_LIBRARY.define(f"unpack_4bit({PARTS}) -> Tensor")
+_LIBRARY.define(f"product_4bit(Tensor x, {PARTS}) -> Tensor")
+_LIBRARY.impl("unpack_4bit", unpack_by_kernel, "CompositeExplicitAutograd")
 _LIBRARY.impl("product_4bit", _product, "CompositeExplicitAutograd")
 unpack, product = torch.ops.hub.unpack_4bit.default, torch.ops.hub.product_4bit.default
 """Operators in compiled graphs: dequantize a packed weight, and multiply x (..., in) by it, (..., out)."""

@@ -101,6 +101,31 @@ def _choose_attention(
             patches.apply(patch)
             return Attention(name, because, packed, packed_because, variable_length=True)
         refused = packed_because
+    problem, packed_because = use_flex(patches, model, trial, device, dtype)
+    if not problem:
+        because = f"torch's FlexAttention; not variable-length attention: {refused}"
+        return Attention("FlexAttention", because, True, packed_because, variable_length=True)
+    because = f"not variable-length attention: {refused}; not FlexAttention: {problem}"
+    return Attention(own, because, *trial.can_pack())
+
+
+def use_flex(
+    patches: ModelPatches, model: torch.nn.Module, trial: Trial, device: torch.device, dtype: torch.dtype
+) -> tuple[str, str]:
+    """Turn FlexAttention on, if packed samples are isolated by it and have what the model's own attention gives them alone.
+
+    All ranks must call it.
+
+    Args:
+        patches: the owner of the model's patches.
+        model: a causal language model.
+        trial: of packing, with the model's own attention.
+        device: of the model.
+        dtype: of the arithmetic.
+
+    Returns:
+        Why it is not on, empty if it is; and why samples can be packed, or not.
+    """
     flex = FlexAttention(model)
     with patches.temporarily(flex), observed() as kinds:
         # Its rounding differs from eager attention's, which sends some tokens to other experts. So each has its own measure.
@@ -114,12 +139,10 @@ def _choose_attention(
         return flex_problem(kinds, device, dtype) if apart.passes else f"samples alone have something else by it ({apart})"
 
     problem = measured("equality", compare, str) if packed else packed_because
-    if max_over_ranks(float(bool(problem))) == 0:
-        patches.apply(flex)
-        because = f"torch's FlexAttention; not variable-length attention: {refused}"
-        return Attention("FlexAttention", because, packed, packed_because, variable_length=True)
-    because = f"not variable-length attention: {refused}; not FlexAttention: {problem or 'another process can not use it'}"
-    return Attention(own, because, *trial.can_pack())
+    if max_over_ranks(float(bool(problem))) > 0:
+        return problem or "another process can not use it", packed_because
+    patches.apply(flex)
+    return "", packed_because
 
 
 def _varlen_kernels(

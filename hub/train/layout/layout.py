@@ -18,6 +18,7 @@ from hub.train.batch.collate import MicroBatch, pack, pad, weightless
 from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.external import ExternalKernels
 from hub.train.kernels.hidden_states import HiddenStatesIn
+from hub.train.kernels.packed_experts import use_packed
 from hub.train.kernels.rope import use_own_rope
 from hub.train.kernels.unpack import use_kernel
 from hub.train.layout.activations import Activations
@@ -169,6 +170,8 @@ def _patch_passes(
         patches.apply(HiddenStatesIn(model, dtype))
     if device.type == "cuda" and any(is_4bit(module) for module in model.modules()):
         use_kernel(patches, model)
+    if device.type == "cuda":
+        use_packed(patches, model)
     patches.decide("compiled", False, compiled_because)
     if compiled:
         patches.apply(CompiledLayers(layers))

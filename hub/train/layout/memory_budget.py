@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from hub.config.option import AUTO
 from hub.config.schema import AlgoConfig
 from hub.errors import ConfigError
+from hub.models.four_bit_tensor import bytes_of
 from hub.system.memory import GIB, GpuMemory, three_of_each
 
 CPU_TOKENS = 1024
@@ -274,7 +275,7 @@ def room_for_activations(model: torch.nn.Module, memory: GpuMemory, num_shards: 
     free = memory.free()
     if repeatable:
         tensors = (*model.parameters(), *model.buffers())
-        free = memory.allowed() - sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        free = memory.allowed() - sum(bytes_of(tensor) for tensor in tensors)
     return room_left(free, [p for p in model.parameters() if p.requires_grad], num_shards, cautious)
 
 

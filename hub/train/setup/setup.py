@@ -18,6 +18,7 @@ from hub.data.tokens.vocabulary import tokens_beyond_line
 from hub.errors import ConfigError, ModelError
 from hub.models.fingerprint import changed_base, fingerprint
 from hub.models.finished import Finished
+from hub.models.four_bit_tensor import FourBitTensor
 from hub.models.load import check_weights, load_causal_lm, load_config, num_parameters, renamed_weights
 from hub.models.safety import ignored_settings
 from hub.models.save import save_whole_model
@@ -103,7 +104,10 @@ class Setup:
         self.run.write_plan(strategy=strategy.name, strategy_because=why)
         if session.group.world > 1:
             self.run.say(f"strategy {strategy.name} ({why})")
-        return self._load(torch.device("cpu") if strategy.shards_weights else session.device, dtype, quantization)
+        model = self._load(torch.device("cpu") if strategy.shards_weights else session.device, dtype, quantization)
+        if strategy.shards_weights and has_experts_in_4_bits(model):
+            raise ConfigError(EXPERTS_NOT_SHARDED.format(strategy.name, why))
+        return model
 
     def _load(
         self, device: torch.device | str, dtype: torch.dtype, quantization: QuantizationConfigMixin | None
@@ -147,6 +151,17 @@ class Setup:
         """The tokens of the run, if options ask for others than the model is stored with. None: they do not."""
         model = self.cfg.model
         return vocabulary_of(model, self.base_path, self.tokenizer) if model.changes_vocab else None
+
+
+EXPERTS_NOT_SHARDED = (
+    "launch.strategy={} can't shard experts in 4 bits ({}). Type launch.strategy=ddp, which has them whole on each GPU, or "
+    "algo.load_in_4bit=false"
+)
+
+
+def has_experts_in_4_bits(model: torch.nn.Module) -> bool:
+    """Whether a mixture's experts are in 4 bits."""
+    return any(isinstance(parameter, FourBitTensor) for parameter in model.parameters())
 
 
 def check_strategy(

@@ -10,9 +10,11 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from hub import ConfigError, Run
+from hub.models.four_bit_tensor import FourBitTensor
 from hub.models.patches import patches_of
 from hub.models.structure import expert_stacks, expert_tensors, linear_layers, routers
 from hub.train.kernels.expert_adapters import ExpertAdapters, outermost
+from hub.train.kernels.packed_experts import FrozenExperts
 from hub_lora_sft.targets import leaves, of_group, target_names
 
 ROUTER = "it chooses experts: frozen unless algo.target_modules names it"
@@ -20,6 +22,11 @@ TAKEN = "PEFT takes its name for that of experts, and its weight is quantized"
 
 GROUPED = "one product for the tokens of each expert, beside that with its frozen weights"
 WHOLE = "PEFT computes the changed tensors of all experts in each pass, since how these experts compute is not known"
+
+IN_NF4 = "algo.load_in_4bit: each tensor was quantized while it was loaded, and is dequantized for each product"
+AS_STORED = "they are stored so, and algo.load_in_4bit keeps them: each tensor is dequantized for each product"
+IN_8_BITS = "bitsandbytes quantizes linear layers only. algo.load_in_4bit=true algo.load_in_8bit=false quantizes experts too"
+OF_TWO_DIMENSIONS = "their tensors have two dimensions, without one for the experts"
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,10 @@ def compute_beside(model: PeftModel, run: Run) -> None:
     """Let adapters on parameters be computed beside these where it is known how, and write to plan.json how they are.
 
     Args:
-        model: with its adapters. Nothing changes if it has none on single parameters.
+        model: with its adapters. Nothing changes if it has none on single parameters, and no experts in 4 bits.
         run: for the log and plan.json.
     """
+    patches_of(model).apply(FrozenExperts(model))
     wrapped = outermost(model)
     if not wrapped:
         return
@@ -94,22 +102,27 @@ def compute_beside(model: PeftModel, run: Run) -> None:
     )
 
 
-def say_what_stays_in_full(model: PreTrainedModel, run: Run) -> None:
-    """Log how many weights of experts a quantized model has in full, and write it to plan.json.
+def say_how_experts_are_kept(model: PreTrainedModel, run: Run) -> None:
+    """Log what the experts of a quantized model are kept in, and write it to plan.json.
 
     Args:
-        model: as loaded in 4 or 8 bits. bitsandbytes quantizes linear layers only.
+        model: as loaded in 4 or 8 bits.
         run: for the log and plan.json.
     """
-    stacks = [getattr(model.get_submodule(name), one) for name, one in expert_tensors(model)]
-    full = [tensor for tensor in stacks if tensor.is_floating_point()]
-    if not full:
-        return
-    number, dtype = sum(tensor.numel() for tensor in full), str(full[0].dtype).removeprefix("torch.")
-    run.say(f"the experts' {number:,} weights stay in {dtype}: bitsandbytes quantizes linear layers only")
-    run.write_plan(
-        experts_kept_in=dtype, experts_kept_in_because="they are fused tensors, and bitsandbytes quantizes linear layers only"
-    )
+    tensors = [getattr(model.get_submodule(name), one) for name, one in expert_tensors(model)]
+    packed = [tensor for tensor in tensors if isinstance(tensor, FourBitTensor)]
+    full = [tensor for tensor in tensors if tensor.is_floating_point() and not isinstance(tensor, FourBitTensor)]
+    if packed:
+        kind, number = packed[0].format, sum(tensor.numel() for tensor in packed)
+        bits = 8 * sum(tensor.num_bytes for tensor in packed) / number
+        because = AS_STORED if kind == "mxfp4" else IN_NF4
+        run.say(f"the experts' {number:,} weights are in {kind}, {bits:.1f} bits each: {because}")
+        run.write_plan(experts_kept_in=kind, experts_kept_in_because=because)
+    if full:
+        number, dtype = sum(tensor.numel() for tensor in full), str(full[0].dtype).removeprefix("torch.")
+        because = OF_TWO_DIMENSIONS if getattr(model, "is_loaded_in_4bit", False) else IN_8_BITS
+        run.say(f"the experts' {number:,} weights stay in {dtype}: {because}")
+        run.write_plan(experts_kept_in=dtype, experts_kept_in_because=because)
 
 
 def _names(word: str, name: str, stacks: Sequence[str]) -> bool:

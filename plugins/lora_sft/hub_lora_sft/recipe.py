@@ -22,7 +22,7 @@ from hub_lora_sft.embeddings import check_tied, describe, extra_options, is_tied
 from hub_lora_sft.float8 import hold_in_fp8
 from hub_lora_sft.further import train_further
 from hub_lora_sft.inits import LOFTQ_BITS, check_init, forget_factors, reduce_base, save_adapter, scale_loftq
-from hub_lora_sft.parameters import compute_beside, say_what_stays_in_full, targets_of
+from hub_lora_sft.parameters import compute_beside, say_how_experts_are_kept, targets_of
 from hub_lora_sft.targets import left_out_layers, refusals_in_one_line, report
 
 
@@ -35,7 +35,7 @@ def build(setup: Setup) -> Recipe:
         quantization=quantization(algo, setup.session), frozen=True, whole="algo.precision=fp8" if in_fp8 else None
     )
     if algo.load_in_4bit or algo.load_in_8bit:
-        say_what_stays_in_full(base, setup.run)
+        say_how_experts_are_kept(base, setup.run)
     left_out, layers = left_out_layers(setup, base), set(linear_layers(base))
     further = setup.cfg.model.adapter
     if further is None:

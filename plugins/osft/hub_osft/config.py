@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hub import AlgoConfig, RunConfig, option
@@ -14,13 +15,17 @@ ADAPTIVE = "adaptive"
 ACTIVATIONS = "activations"
 FACTORED = "factored"
 NEW_TOKENS = "Type algo.train_embeddings=true, and for models whose output layer is not tied to them algo.train_head=true"
-DEFAULT_RATIO = {"weights": 0.25, ACTIVATIONS: 0.5}
+WEIGHTS = "weights"
+NONE = "none"
+DEFAULT_RATIO = {WEIGHTS: 0.25, ACTIVATIONS: 0.5}
 DEFAULT_RATIO_PULLED = 1.0
+DEFAULT_STRENGTH = 56.0
+"""In SmolLM2-135M-Instruct it is the strength at which the studies of docs/osft_evidence.md were made."""
 
 
 @dataclass(kw_only=True)
 class OsftConfig(AlgoConfig):
-    """Orthogonal subspace fine-tuning (arXiv 2504.07097): full-rank updates within low-importance singular directions."""
+    """Orthogonal subspace fine-tuning (arXiv 2504.07097): full-rank updates that leave alone what the model knows."""
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         "unfreeze_rank_ratio",
@@ -35,19 +40,19 @@ class OsftConfig(AlgoConfig):
         "protect_from",
     )
 
-    learning_rate: float = option(5e-5, gt=0)
-    """Peak learning rate. Only some directions of each matrix are trained, which needs a higher rate than full fine-tuning."""
+    learning_rate: float = option(1e-4, gt=0)
+    """Peak learning rate. What is protected stays near the base weights, which allows a higher rate than full fine-tuning."""
 
     num_epochs: float = option(2.0, gt=0)
     """Passes over the training data."""
 
     unfreeze_rank_ratio: float | None = option(None, gt=0, le=1)
-    """Fraction of the directions of each matrix that are free to train, at least one direction. 1.0 is plain SFT. null: 0.25,
-    with subspace=activations 0.5, with protect_strength 1.0, with rank_policy=adaptive according to min_keep and max_keep."""
+    """Fraction of the directions of each matrix that are free to train, at least one direction. Less takes less memory. null:
+    1.0, with protect_strength=0 0.5, with subspace=weights 0.25, with rank_policy=adaptive by min_keep and max_keep."""
 
-    subspace: str = option("weights", choices=("weights", ACTIVATIONS))
-    """Which directions are protected. weights: those of the largest singular values. activations: the input directions that
-    protect_data uses most."""
+    subspace: str = option(ACTIVATIONS, choices=(ACTIVATIONS, WEIGHTS))
+    """Which directions are protected. activations: the input directions that the data to protect uses most. weights: those of
+    the largest singular values, as in the paper, without any data."""
 
     rank_policy: str = option("fixed", choices=("fixed", ADAPTIVE))
     """fixed: the same ratio for every matrix. adaptive: more directions are protected in layers that change protect_data
@@ -72,23 +77,24 @@ class OsftConfig(AlgoConfig):
     paper; slow, for comparison."""
 
     protect_data: Any = None
-    """Data to protect, for subspace=activations and rank_policy=adaptive: a path or a list of paths, of the same kinds as
-    data.path."""
+    """Data to protect: a path or a list of paths, of the same kinds as data.path. null: samples that the model itself generates
+    before training, in its chat template and as plain text, and some public text."""
 
-    protect_samples: int = option(512, ge=1)
-    """Maximum number of rows of each file of protect_data, chosen by seed."""
+    protect_samples: int = option(128, ge=1)
+    """Maximum number of rows, chosen by seed: of each file of protect_data, and of what this run learns, for the next run."""
 
     protect_from: str | None = None
-    """Model folder of an earlier run with save_protection. What that run protected and learned is protected too."""
+    """Run folder, or model folder, of an earlier run. What that run protected and learned is protected too. null: the run that
+    model.path comes from, if it was one of osft. none: no earlier run."""
 
-    protect_strength: float = option(0.0, ge=0)
-    """With subspace=activations: strength of the penalty that pulls free directions toward the base weights. It is larger for
-    directions that the protected data uses and for weights that matter to it, and is multiplied by the learning rate, like
-    weight decay. With 600 the model learned what full fine-tuning learned, and lost 0.008 of it (docs/osft.md). 0: none."""
+    protect_strength: float | None = option(None, ge=0)
+    """With subspace=activations: how strongly weights are pulled toward the base weights. At strength s a weight of mean
+    importance may move by 1/s of the weights' size along a direction that the protected data uses as much as most. Does not
+    depend on the model's scale or on the learning rate (docs/osft.md). null: 56. 0: no pull, only a cut."""
 
     save_protection: bool = False
-    """With subspace=activations: save the statistics of protect_data and of the training data (covariances, importance of each
-    weight) beside the model, for protect_from of a later task."""
+    """With subspace=activations: save statistics of the protected data and of the training data (covariances, importance of
+    each weight) beside the model, for a later run that shall not see any row."""
 
     train_embeddings: bool = False
     """Train the input embeddings too. With subspace=activations only those of tokens that are not in protect_data, else all,
@@ -108,7 +114,14 @@ class OsftConfig(AlgoConfig):
         """The fraction of free directions with rank_policy=fixed."""
         if self.unfreeze_rank_ratio is not None:
             return self.unfreeze_rank_ratio
-        return DEFAULT_RATIO_PULLED if self.protect_strength else DEFAULT_RATIO[self.subspace]
+        return DEFAULT_RATIO_PULLED if self.strength else DEFAULT_RATIO[self.subspace]
+
+    @property
+    def strength(self) -> float:
+        """How strongly weights are pulled toward the base weights. 0: not at all."""
+        if self.subspace != ACTIVATIONS:
+            return 0.0
+        return DEFAULT_STRENGTH if self.protect_strength is None else self.protect_strength
 
     @property
     def needs_data(self) -> bool:
@@ -124,7 +137,8 @@ class OsftConfig(AlgoConfig):
 
     def with_paths(self, full: Callable[[Any, str], Any]) -> "OsftConfig":
         files = [full(path, "algo.protect_data") for path in self.protect_files]
-        return replace(self, protect_data=files or None, protect_from=full(self.protect_from, ""))
+        earlier = self.protect_from if self.protect_from == NONE else full(self.protect_from, "")
+        return replace(self, protect_data=files or None, protect_from=earlier)
 
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
@@ -159,18 +173,11 @@ class OsftConfig(AlgoConfig):
         for path in self.protect_files:
             if not path.startswith("tiny:") and (problem := path_problem("algo.protect_data", path)):
                 yield problem
-        if self.protect_from and not os.path.isfile(os.path.join(os.path.expanduser(self.protect_from), PROTECTION)):
+        if self.protect_from and self.protect_from != NONE and not protection_file(Path(self.protect_from)):
             yield (
-                f"algo.protect_from={self.protect_from}: there is no {PROTECTION}. Type the model folder of a run with "
-                "algo.subspace=activations algo.save_protection=true"
+                f"algo.protect_from={self.protect_from}: there is no {KEPT} and no {PROTECTION}. Type the folder of a run with "
+                "algo=osft, or leave it out"
             )
-        if self.subspace == ACTIVATIONS and not (self.protect_files or self.protect_from):
-            yield (
-                "algo.subspace=activations needs data to protect. Type algo.protect_data=FILE, with samples of what the model "
-                "must not forget, or algo.protect_from=MODEL_FOLDER of an earlier run"
-            )
-        if self.rank_policy == ADAPTIVE and not self.protect_files:
-            yield "algo.rank_policy=adaptive needs data of earlier tasks. Type algo.protect_data=FILE or algo.rank_policy=fixed"
         if given is not None and not self.needs_data:
             yield "algo.protect_data has no effect here. Type algo.subspace=activations or algo.rank_policy=adaptive as well"
         for name in ("protect_from", "protect_strength", "save_protection"):
@@ -187,12 +194,12 @@ class OsftConfig(AlgoConfig):
             if self.min_keep > self.max_keep:
                 yield f"algo.min_keep={self.min_keep} is above algo.max_keep={self.max_keep}"
         if self.subspace == ACTIVATIONS and self.constraint != "strict":
-            yield "algo.constraint=corner is for algo.subspace=weights. With algo.subspace=activations leave it out"
+            yield "algo.constraint=corner is for the directions of weights. Type algo.subspace=weights as well, or leave it out"
         if self.parametrization == FACTORED:
             if self.subspace == ACTIVATIONS or self.constraint != "strict":
                 yield (
                     "algo.parametrization=factored trains singular factors of the weights: it needs algo.subspace=weights and "
-                    "algo.constraint=strict. Type algo.parametrization=fast"
+                    "algo.constraint=strict. Type these, or algo.parametrization=fast"
                 )
             if cfg.launch.strategy == "fsdp":
                 yield "algo.parametrization=factored needs a full copy of the model per process. Type launch.strategy=ddp"
@@ -200,3 +207,17 @@ class OsftConfig(AlgoConfig):
 
 PROTECTION = "protection.safetensors"
 """File beside a model with the covariances of the protected data, and the importance of each weight to it."""
+
+KEPT = "protected_samples.safetensors"
+"""File of a run folder with the samples that the next run protects."""
+
+
+def protection_file(folder: Path) -> Path | None:
+    """What an earlier run left for the next one: statistics beside its model, else samples in its run folder.
+
+    Args:
+        folder: of a run, or of its model.
+    """
+    folder = folder.expanduser()
+    places = (folder / PROTECTION, folder / "model" / PROTECTION, folder / KEPT, folder.parent / KEPT)
+    return next((place for place in places if os.path.isfile(place)), None)  # Path.is_file raises for a name that is too long

@@ -22,6 +22,7 @@ from hub.train.attempts import twice
 from hub_osft.embeddings import FreeRows
 from hub_osft.layers import OsftFactored
 from hub_osft.subspace import change_of, oriented, project_, project_exactly, pull_to_base_
+from hub_osft.wide import WidePull
 
 MAX_STACKED = 2**26
 """Maximum number of coordinates projected in one call. Equal shapes are stacked, which saves small models many calls."""
@@ -49,6 +50,9 @@ class Part:
 
     penalty: torch.Tensor | None = None
     """(f,): penalty strength of each column of Z, times the learning rate. None: no penalty."""
+
+    wide: WidePull | None = None
+    """The penalty on a change without directions. None: there is none, or `penalty` has it."""
 
     base: torch.Tensor = field(init=False)
     """The base weight, sharded as the weight is. Set once the model is placed."""
@@ -92,7 +96,13 @@ class FastReparametrization(Reparametrization):
             ("base weights", sum(part.weight.nbytes for part in self.parts), "OSFT: each trained weight as it was"),
             ("protected directions", protected, "OSFT: gradients are projected by them"),
             ("free directions", free, "OSFT: changes lie within them"),
+            ("directions of wide inputs", self._bytes_of_wide(), "OSFT: changes are pulled back along them"),
         ]
+
+    def _bytes_of_wide(self) -> int:
+        pulls = [part.wide for part in self.parts if part.wide is not None]
+        tops = {id(pull.top): pull.top.nbytes for pull in pulls}
+        return sum(tops.values()) + sum(pull.energy.nbytes + pull.rest.nbytes for pull in pulls)
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -108,6 +118,8 @@ class FastReparametrization(Reparametrization):
         for part in self.parts:
             if part.penalty is not None:
                 pull_to_base_(part.coordinates, part.penalty, rates[id(part.coordinates)].learning)
+            elif part.wide is not None:
+                part.wide.pull_(part.coordinates, rates[id(part.coordinates)].learning)
         for stack in self._stacks:
             stack.project_([part.coordinates for part in stack.parts])
         if self.embeddings is not None:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from hub.parallel.session import Session
 from hub.system.cache import cache_dir, make_once
 from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
+from hub_osft import wide
 from hub_osft.config import FACTORED, OsftConfig
 from hub_osft.subspace import decompose, oriented, split
 from hub_osft.targets import Target
@@ -41,8 +42,12 @@ NUM_THREADS = min(16, os.cpu_count() or 1)
 
 Directions = dict[str, torch.Tensor]
 """Directions of one target by their names on disk: `free` (Q); with `subspace=weights` also `kept` (the protected U_h) and
-`scale` (S_l), in the factored form also `left` (U_l); with `algo.protect_strength` also `pull` (f,), how much a change along
-each matters. Empty: the full matrix is free."""
+`scale` (S_l), in the factored form also `left` (U_l); with a strength also `pull` (f,), how much a change along each matters.
+Of wide inputs with a strength instead `top`, `energy`, `rest`: the covariance as in `hub_osft.wide`; and `factor` (1,), the
+pull per energy. Empty: the full matrix is free."""
+
+SHARED = ("free", "top", "energy", "rest")
+"""Those that depend on the input alone."""
 
 Find = Callable[[Target, torch.Tensor], Directions]
 """Computes the directions of a target from its weight, on the weight's device."""
@@ -53,7 +58,12 @@ Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def find_directions(
-    setup: Setup, model: PreTrainedModel, targets: Sequence[Target], find: Find, cached: bool
+    setup: Setup,
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    find: Find,
+    cached: bool,
+    shared: Mapping[str, str] | None = None,
 ) -> dict[str, Directions]:
     """The directions of all targets, equal on all processes, on each one's device.
 
@@ -63,6 +73,7 @@ def find_directions(
         targets: with `num_free` set.
         find: computes the directions of one target.
         cached: whether they depend on the weights alone, so that the user's cache may store them.
+        shared: targets whose `free` is that of an earlier target, by names. It is stored and held once.
 
     Raises:
         ConfigError: the disk has no room for them.
@@ -72,6 +83,8 @@ def find_directions(
     assert isinstance(algo, OsftConfig)
     store = run.path / "directions"
     shapes = {target.name: shapes_of(target, algo, session) for target in targets}
+    for name in shared or {}:
+        shapes[name] = {part: form for part, form in shapes[name].items() if part not in SHARED}
     started = time.monotonic()
     source = ""
     if session.group.is_main:
@@ -88,18 +101,30 @@ def find_directions(
         problem = _disk_problem(folder, shapes) if session.group.is_main else ""
         if problem := broadcast_text(problem):
             raise ConfigError(problem)
-        directions = _find_all(setup, model, targets, shapes, find, folder)
+        directions = _find_all(setup, model, targets, shapes, find, folder, shared or {})
         how = "found"
     else:
         directions = _load_all(session, targets, folder)
         how = "read from the run folder" if folder == store else "read from the cache"
     if session.group.is_main and folder != store:
         _link(folder, store)
+    share(directions, shared or {})
     seconds = time.monotonic() - started
     run.say(f"directions of {len(targets)} weights {how} in {seconds:.1f} s ({folder})")
     run.write_plan(directions_seconds=round(seconds, 2), directions_from=how, num_targets=len(targets))
     barrier()
     return directions
+
+
+def share(directions: dict[str, Directions], shared: Mapping[str, str]) -> None:
+    """Give targets the directions of those that read the same input.
+
+    Args:
+        directions: of all targets.
+        shared: target -> the earlier target whose directions it has.
+    """
+    for name, owner in shared.items():
+        directions[name] |= {part: tensor for part, tensor in directions[owner].items() if part in SHARED}
 
 
 def by_spectrum(algo: OsftConfig, dtype: torch.dtype) -> Find:
@@ -135,19 +160,28 @@ def _of_matrix(matrix: torch.Tensor, num_free: int, algo: OsftConfig, dtype: tor
 
 def shapes_of(target: Target, algo: OsftConfig, session: Session) -> Shapes:
     """Shapes and dtypes of a target's directions, before they are computed."""
-    if target.num_free == target.size and not algo.protect_strength:
+    if target.num_free == target.size and not algo.strength:
         return {}
+    if is_wide(target, algo):
+        rank, size = min(wide.RANK, target.size), target.size
+        sizes = {"top": (size, rank), "energy": (rank,), "rest": (size,), "factor": (1,)}
+        return {name: (shape, torch.float32) for name, shape in sizes.items()}
     batch, num_protected = target.shape[:-2], target.size - target.num_free
     shapes: Shapes = {"free": ((*batch, target.size, target.num_free), torch.float32)}
     if algo.subspace == "weights":
         dtype = torch.float32 if algo.parametrization == FACTORED else session.compute_dtype
         shapes["kept"] = ((*batch, target.rows, num_protected), dtype)
         shapes["scale"] = ((*batch, target.num_free), torch.float32)
-    elif algo.protect_strength:
+    elif algo.strength:
         shapes["pull"] = ((target.num_free,), torch.float32)
     if algo.parametrization == FACTORED:
         shapes["left"] = ((target.rows, target.num_free), torch.float32)
     return shapes
+
+
+def is_wide(target: Target, algo: OsftConfig) -> bool:
+    """Whether a target is trained without directions, and its pull is approximate: see `hub_osft.wide`."""
+    return bool(algo.strength) and target.num_free == target.size > wide.WIDE and not target.in_full
 
 
 def check_finite(setup: Setup, model: PreTrainedModel, targets: Sequence[Target]) -> None:
@@ -171,8 +205,10 @@ def _is_finite(weight: torch.Tensor) -> bool:
 class _Search:
     """Computes this process's part of the directions, reports progress, and writes the results."""
 
-    def __init__(self, setup: Setup, model: PreTrainedModel, targets: Sequence[Target], find: Find) -> None:
-        self.setup, self.model, self.targets, self.find = setup, model, targets, find
+    def __init__(
+        self, setup: Setup, model: PreTrainedModel, targets: Sequence[Target], find: Find, shared: Mapping[str, str]
+    ) -> None:
+        self.setup, self.model, self.targets, self.find, self.shared = setup, model, targets, find, shared
         self.results: dict[str, Directions] = {}
 
     def run(self, numbers: Sequence[int], then: Callable[[int], None] = lambda number: None) -> None:
@@ -189,7 +225,10 @@ class _Search:
                 self.setup.run.say(f"directions: {done} of {len(numbers)} weights, about {left:.0f} s left")
 
     def _found(self, target: Target) -> Directions:
-        return self.find(target, target.weight(self.model).detach().to(self.setup.session.device))
+        found = self.find(target, target.weight(self.model).detach().to(self.setup.session.device))
+        if target.name in self.shared:
+            found = {part: tensor for part, tensor in found.items() if part not in SHARED}
+        return found
 
     def run_and_write(self, folder: Path) -> None:
         """Compute all directions, and write them while the next ones are computed."""
@@ -216,15 +255,21 @@ class _Search:
 
 
 def _find_all(
-    setup: Setup, model: PreTrainedModel, targets: Sequence[Target], shapes: dict[str, Shapes], find: Find, folder: Path
+    setup: Setup,
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    shapes: dict[str, Shapes],
+    find: Find,
+    folder: Path,
+    shared: Mapping[str, str],
 ) -> dict[str, Directions]:
-    session, search = setup.session, _Search(setup, model, targets, find)
+    session, search = setup.session, _Search(setup, model, targets, find, shared)
     check_finite(setup, model, targets)
     if session.group.world == 1:
         make_once(folder, search.run_and_write, _is_whole)
         # Another run may have written them first.
         return search.results or _load_all(session, targets, folder)
-    owners = _owners(targets, session.group.world)
+    owners = _owners(targets, session.group.world, shared)
     search.run([number for number, owner in enumerate(owners) if owner == session.group.rank])
     for target, owner in zip(targets, owners, strict=True):
         mine = search.results.setdefault(target.name, _empty(shapes[target.name], session.device))
@@ -268,14 +313,19 @@ def _empty(shapes: Shapes, device: torch.device) -> Directions:
     return {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
 
 
-def _owners(targets: Sequence[Target], world: int) -> list[int]:
-    """Rank that computes each target: the most expensive first, each to the rank with the least load so far."""
+def _owners(targets: Sequence[Target], world: int, shared: Mapping[str, str]) -> list[int]:
+    """Rank that computes each target: the most expensive first, each to the rank with the least load so far.
+
+    Targets with the same directions go to the same rank, which finds them once.
+    """
     costs = [t.size**2 * (10 * t.size + t.rows) * (t.shape[0] if t.experts else 1) for t in targets]
     loads, owners = [0] * world, [0] * len(targets)
+    places = {target.name: number for number, target in enumerate(targets)}
     for number in sorted(range(len(targets)), key=lambda n: -costs[n]):
-        owners[number] = loads.index(min(loads))
-        loads[owners[number]] += costs[number]
-    return owners
+        if targets[number].name not in shared:
+            owners[number] = loads.index(min(loads))
+            loads[owners[number]] += costs[number]
+    return [owners[places[shared.get(target.name, target.name)]] for target in targets]
 
 
 def _key(folder: Path, shapes: dict[str, Shapes], algo: OsftConfig, session: Session) -> str:

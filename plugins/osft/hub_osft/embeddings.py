@@ -94,4 +94,4 @@ def as_target(model: PreTrainedModel) -> Target:
     """The output layer as a matrix whose input directions are needed."""
     head: torch.nn.Module = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)
-    return Target(name, name, "weight", tuple(weight_of(head).shape), left=False, conv1d=False)
+    return Target(name, name, "weight", tuple(weight_of(head).shape), left=False, conv1d=False, in_full=True)

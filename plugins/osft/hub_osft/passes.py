@@ -1,16 +1,22 @@
 """Passes of a model over data to protect, without training on it: batches of samples, and the model's device."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from hub.data.prepare import Sample
 from hub.models.structure import waits_for_others
 from hub.train.attempts import on_all_ranks, too_little
 from hub.train.setup.less_memory import instead
 from hub.train.setup.setup import Setup
+from hub_osft.targets import Target
+
+NUM_TOKENS = 8
+"""Length of a text that only shows how layers are connected."""
 
 
 def batches(samples: Sequence[Sample], max_tokens: int, rank: int, world: int) -> Iterator[list[Sample]]:
@@ -57,6 +63,57 @@ def in_smaller_passes(setup: Setup, model: torch.nn.Module, run: Callable[[int],
             raise too_little(what, shortage, instead(setup.cfg))
         max_tokens = max(longest, max_tokens // 2)
         setup.run.say(f"out of memory: the data to protect is run in passes of at most {max_tokens:,} tokens")
+
+
+def same_inputs(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, str]:
+    """Targets that read the same input as an earlier one: name -> that one's name. By a pass over a few tokens.
+
+    Args:
+        model: may be without data, on torch's meta device. What it can't compute there is judged by targets whose names differ
+            in numbers only.
+        targets: linear layers of it, in the order of the model.
+    """
+    recent: list[tuple[str, torch.Tensor]] = []
+    owners: dict[str, str] = {}
+
+    def watch(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            owner = next((earlier for earlier, seen in recent if seen is inputs[0]), name)
+            owners.setdefault(name, owner)
+            if owner == name:
+                recent[:] = [*recent[-3:], (name, inputs[0])]
+
+        return hook
+
+    handles = [model.get_submodule(target.module).register_forward_pre_hook(watch(target.name)) for target in targets]
+    device = next(model.parameters()).device
+    tokens = torch.zeros(1, NUM_TOKENS, dtype=torch.int64, device=device)
+    mask = torch.zeros(1, 1, NUM_TOKENS, NUM_TOKENS, device=device)  # one with all dimensions is taken as it is
+    try:
+        with torch.no_grad():
+            model(input_ids=tokens, attention_mask=mask, position_ids=tokens, use_cache=False)
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError):
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    kinds = {_kind(name): _kind(owner) for name, owner in owners.items()}
+    places = {(_kind(target.name), _numbers(target.name)): target.name for target in targets}
+    same: dict[str, str] = {}
+    for target in targets:
+        kind = _kind(target.name)
+        owner = owners.get(target.name) or places.get((kinds.get(kind, kind), _numbers(target.name)), target.name)
+        if owner != target.name:
+            same[target.name] = owner
+    return same
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def _numbers(name: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\d+", name))
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 One forward pass over the data computes, for each target, the covariance X^T X of its inputs. A change Delta = Z Q^T, with Q the
 directions of least covariance, hardly changes the layer's outputs on such inputs (gradient projection memory, arXiv 2103.09762;
-Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659). With `algo.protect_strength`, a few more passes measure how much each target
-matters (`hub_osft.sensitivity`). Both are summed over tasks, so that a next task does not need the data of earlier ones.
+Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659). With a strength, a few more passes measure how much each target matters
+(`hub_osft.sensitivity`). The samples are those that are given, or those that an earlier run left, or else what the model itself
+says (`hub_osft.selfmade`). A run leaves its samples for the next one, or, with `algo.save_protection`, only the sums.
 """
 
 import json
@@ -26,14 +27,18 @@ from hub.data.prepare import Sample, prepare
 from hub.data.samples.roles import check_single
 from hub.data.samples.sample import samples_of
 from hub.models.load import load_config
+from hub.parallel.group import broadcast_bytes, broadcast_text
 from hub.parallel.strategy import layer_classes
 from hub.train.batch.collate import pad
 from hub.train.setup.setup import Setup
-from hub_osft.config import ADAPTIVE, PROTECTION, OsftConfig
-from hub_osft.directions import Directions, check_finite
+from hub_osft import wide
+from hub_osft.config import ADAPTIVE, KEPT, NONE, PROTECTION, WEIGHTS, OsftConfig, protection_file
+from hub_osft.directions import Directions, check_finite, is_wide
 from hub_osft.embeddings import weight_of
+from hub_osft.kept import Groups, pack, read, unpack, write
 from hub_osft.passes import batches, in_smaller_passes, on_device
-from hub_osft.sensitivity import measure_sensitivity, relative
+from hub_osft.selfmade import self_made
+from hub_osft.sensitivity import geometric_mean, measure_sensitivity, pull_per_energy
 from hub_osft.targets import Target
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -54,12 +59,17 @@ class Protection:
 
         Raises:
             DataError: a row can't be used.
-            ModelError: `algo.protect_from` belongs to a model with other layers.
+            ModelError: what an earlier run left belongs to a model with other layers.
         """
         algo = setup.cfg.algo
         assert isinstance(algo, OsftConfig)
         self.setup, self.model, self.targets, self.algo = setup, model, targets, algo
-        self.samples = _read(setup, algo)
+        self.vocabulary = len(weight_of(model.get_input_embeddings()))
+        self.earlier = _earlier(setup, algo)
+        """File that an earlier run left. None: there is no such run."""
+
+        self.groups = self._groups()
+        self.samples = [sample for group in self.groups.values() for sample in group]
         self.aliases: dict[str, str] = {}
         self.sums: dict[str, torch.Tensor] = {}
         self.cosines: dict[str, torch.Tensor] = {}
@@ -69,48 +79,106 @@ class Protection:
         self.knows_sensitivity = True
         """Whether `sensitivity` covers all protected data."""
 
-        self.seen = torch.zeros(len(weight_of(model.get_input_embeddings())), dtype=torch.bool)
+        self.seen = torch.zeros(self.vocabulary, dtype=torch.bool)
         """Tokens that occur in the data."""
         self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None
         tokens = sum(map(len, self.samples))
-        sources = [f"{len(self.samples)} samples, {tokens:,} tokens"] if self.samples else []
-        sources += [f"what {algo.protect_from} protects"] if algo.protect_from else []
-        setup.run.say(f"protecting {', and '.join(sources)}")
-        setup.run.write_plan(num_protected_samples=len(self.samples), num_protected_tokens=tokens)
+        sources = [f"{len(group)} {name} ({sum(map(len, group)):,} tokens)" for name, group in self.groups.items()]
+        sources += [f"the statistics of {self.earlier}"] if self.takes_statistics else []
+        setup.run.say(f"protecting {', '.join(sources)}")
+        setup.run.write_plan(
+            num_protected_samples=len(self.samples),
+            num_protected_tokens=tokens,
+            protected={name: len(group) for name, group in self.groups.items()},
+            protected_from=None if self.earlier is None else str(self.earlier),
+        )
+        if setup.session.group.is_main:
+            # A resumed run must protect the same, whatever has become of the cache and of the earlier run.
+            write(setup.run.path / KEPT, self.groups, self.vocabulary)
         with_covariances = algo.subspace == "activations"
         check_finite(setup, model, targets)
         self._measure(self.samples, with_covariances)
-        if algo.protect_strength or algo.save_protection:
+        if algo.strength or self.saves_statistics:
             self._measure_sensitivity(self.samples)
-        if algo.protect_from:
-            self._add_earlier(Path(algo.protect_from).expanduser() / PROTECTION)
-        self.importance = self._relative_sensitivity() if algo.protect_strength else {}
+        if self.earlier is not None and self.takes_statistics:
+            self._add_earlier(self.earlier)
+        self.pull_factors = self._pull_factors() if algo.strength else {}
+        """Target -> the penalty on a change along a direction, per energy of the data along it, at strength 1."""
+
+        self._found: dict[tuple[str, int], torch.Tensor] = {}
+        self._wide: dict[str, Directions] = {}
+
+    @property
+    def takes_statistics(self) -> bool:
+        """Whether an earlier run left sums, and no samples."""
+        return self.earlier is not None and self.earlier.name == PROTECTION
+
+    @property
+    def saves_statistics(self) -> bool:
+        """Whether this run leaves sums, and no samples: a later run could not get those of an earlier one otherwise."""
+        return self.algo.save_protection or self.takes_statistics
+
+    def _groups(self) -> Groups:
+        """The samples to protect, the same on all ranks: given ones, those of an earlier run, or else what the model makes."""
+        setup, algo, is_main = self.setup, self.algo, self.setup.session.group.is_main
+        own = setup.run.path / KEPT
+        if content := broadcast_bytes(own.read_bytes() if is_main and setup.cfg.resume and own.is_file() else b""):
+            return unpack(content, str(own), self.vocabulary)
+        groups: Groups = {}
+        if self.earlier is not None and not self.takes_statistics:
+            content = pack(read(self.earlier, self.vocabulary), self.vocabulary) if is_main else b""
+            groups = unpack(broadcast_bytes(content), str(self.earlier), self.vocabulary)
+        groups |= _read(setup, algo)
+        if not groups and not self.takes_statistics:
+            groups = self_made(setup, self.model, max(target.size for target in self.targets))
+        return groups
 
     def directions(self, target: Target, weight: torch.Tensor) -> Directions:
         """The target's input directions that the data uses least, as columns.
 
         Returns:
-            `free` (p, f). With `algo.protect_strength` also `pull` (f,): the energy of the data along each direction, relative
-            to the mean over all directions, times how much a change of the weight matters. Empty if all directions are free
-            and there is no strength.
+            `free` (p, f), one tensor for all targets with the same input. With a strength also `pull` (f,): the penalty on a
+            change along each direction at strength 1. Empty if all directions are free and there is no strength. Of a wide
+            input the parts of `hub_osft.wide`.
         """
-        if target.num_free == target.size and not self.algo.protect_strength:
+        if target.num_free == target.size and not self.algo.strength:
             return {}
         name = self.aliases[target.name]
+        if is_wide(target, self.algo):
+            if name not in self._wide:
+                self._wide.clear()
+                top, energy, rest = wide.low_rank_plus_diagonal(self.sums[name].to(weight.device), min(wide.RANK, target.size))
+                self._wide[name] = {"top": top.contiguous(), "energy": energy, "rest": rest}
+            return {**self._wide[name], "factor": torch.tensor([self.pull_factors[target.name]], device=weight.device)}
         if self._last is None or self._last[0] != name:
             covariance = self.sums[name].to(weight.device)
             in_float64 = len(covariance) <= LARGEST_IN_FLOAT64
             values, vectors = torch.linalg.eigh(covariance.double() if in_float64 else covariance)
             self._last = (name, values, vectors)
-        vectors = self._last[2][:, : target.num_free]
-        if vectors.dtype == torch.float32:
-            vectors = torch.linalg.qr(vectors)[0]
-        directions = {"free": vectors.float().contiguous()}
-        if self.algo.protect_strength:
-            energy = self._last[1].clamp(min=0)
-            mean = energy.mean().clamp(min=torch.finfo(energy.dtype).tiny)
-            directions["pull"] = (energy[: target.num_free] / mean * self.importance[target.name]).float()
+            self._found.clear()
+        if (name, target.num_free) not in self._found:
+            vectors = self._last[2][:, : target.num_free]
+            if vectors.dtype == torch.float32:
+                vectors = torch.linalg.qr(vectors)[0]
+            self._found[name, target.num_free] = vectors.float().contiguous()
+        directions = {"free": self._found[name, target.num_free]}
+        if self.algo.strength:
+            energy = self._last[1].clamp(min=0)[: target.num_free]
+            directions["pull"] = (energy * self.pull_factors[target.name]).float()
         return directions
+
+    def shared(self, targets: Sequence[Target]) -> dict[str, str]:
+        """Targets that have the directions of an earlier one, since both read the same input: name -> that one's name."""
+        first: dict[tuple[str, int], str] = {}
+        owners = {t.name: first.setdefault((self.aliases[t.name], t.num_free), t.name) for t in targets}
+        return {name: owner for name, owner in owners.items() if name != owner}
+
+    def release(self) -> None:
+        """Forget the sums on the device, once directions are found. They stay in CPU memory if they will be saved."""
+        self._last = None
+        self._found.clear()
+        self._wide.clear()
+        self.sums = {name: total.cpu() for name, total in self.sums.items()} if self.saves_statistics else {}
 
     def free_tokens(self) -> torch.Tensor:
         """Tokens that occur in the new data but not in the protected data, ascending."""
@@ -144,14 +212,36 @@ class Protection:
 
         return {target.name: of(target) for target in self.targets}
 
-    def save(self, folder: Path) -> None:
-        """Save the protection, with this run's samples added, in the trained model's folder. All ranks must call it.
+    def leave(self, model: Path) -> None:
+        """Leave what this run protected and learned to the next: in its folder, or beside its model. All ranks must call it.
 
-        The training samples are measured on the trained model.
+        Args:
+            model: folder of the trained model.
         """
+        file = self.setup.run.path / KEPT
+        if self.saves_statistics:
+            self._save(model)
+            if self.setup.session.group.is_main:
+                file.unlink(missing_ok=True)
+        elif self.setup.session.group.is_main:
+            chosen = self._learned()
+            write(file, {**self.groups, f"learned in {self.setup.run.path.name}": chosen}, self.vocabulary)
+            self.setup.run.say(f"a run on this model will protect {len(chosen)} samples of what was learned, too: {file}")
+
+    def _learned(self) -> list[Sample]:
+        """Samples of what is trained on. Of a preference pair the chosen answer."""
         samples = samples_of(self.setup.data.train)
-        chosen = Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
+        samples = [sample for sample in samples if sample.role in ("", "chosen")] or samples
+        return Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
+
+    def _save(self, folder: Path) -> None:
+        """Save the sums, with those of this run's samples on the trained model, in the folder of that."""
+        chosen, before = self._learned(), self.sums
+        self.sums = {}
         self._measure(chosen, True)
+        learned = {name: total.cpu() for name, total in self.sums.items()}
+        both = before.keys() & learned.keys()
+        self.sums = {**before, **learned, **{name: before[name] + learned[name] for name in both}}
         if self.knows_sensitivity:
             self._measure_sensitivity(chosen)
         if self.setup.session.group.is_main:
@@ -176,7 +266,8 @@ class Protection:
             if missing:
                 raise ModelError(
                     f"algo.protect_from={file.parent}: it protects other layers; {missing[0]} is none of them. "
-                    "Type the same model.path family, algo.target_patterns and algo.train_embeddings as in that run"
+                    "Type the same model.path family, algo.target_patterns and algo.train_embeddings as in that run, or "
+                    "algo.protect_from=none"
                 )
             seen = stored.get_tensor(SEEN).cpu() if SEEN in stored.keys() else None  # noqa: SIM118  # no mapping
             if seen is None or seen.shape != self.seen.shape:
@@ -185,7 +276,7 @@ class Protection:
                     "algo.subspace=activations algo.save_protection=true on this model"
                 )
             self.knows_sensitivity = all(target.name in sensitivity for target in self.targets)
-            if self.algo.protect_strength and not self.knows_sensitivity:
+            if self.algo.strength and not self.knows_sensitivity:
                 raise ModelError(
                     f"algo.protect_from={file.parent}: it does not say how much each weight matters, which "
                     "algo.protect_strength needs. Type algo.protect_strength=0, or use algo.protect_data instead"
@@ -250,16 +341,22 @@ class Protection:
         for name, total in measure_sensitivity(self.setup, self.model, self.targets, samples).items():
             self.sensitivity[name] = self.sensitivity.get(name, 0.0) + total
 
-    def _relative_sensitivity(self) -> dict[str, float]:
-        energies = {target.name: float(self.sums[self.aliases[target.name]].diagonal().mean()) for target in self.targets}
-        importance = relative(self.sensitivity, energies)
-        if not any(importance.values()):
+    def _pull_factors(self) -> dict[str, float]:
+        diagonals = {target.name: self.sums[self.aliases[target.name]].diagonal() for target in self.targets}
+        sizes = [target.weight(self.model).detach().float().square().mean().sqrt() for target in self.targets]
+        size = geometric_mean(map(float, sizes))
+        factors = pull_per_energy(self.sensitivity, diagonals, size)
+        if not any(factors.values()):
             raise DataError(
-                f"algo.protect_strength={self.algo.protect_strength:g} protects nothing: no weight matters to what the data to "
+                f"algo.protect_strength={self.algo.strength:g} protects nothing: no weight matters to what the data to "
                 "protect says. Type algo.protect_data=FILE with samples that have loss tokens"
             )
-        self.setup.run.write_plan(sensitivity_of_weights={name: float(f"{value:.3g}") for name, value in importance.items()})
-        return importance
+        means = {name: factor * size * float(diagonals[name].mean()) for name, factor in factors.items()}
+        self.setup.run.write_plan(
+            sensitivity_of_weights={name: float(f"{value:.3g}") for name, value in means.items()},
+            size_of_weights=float(f"{size:.4g}"),
+        )
+        return factors
 
     def _watch_inputs(self, mask: list[torch.Tensor]) -> list[RemovableHandle]:
         """Hooks that add up the covariances of the targets' inputs. Layers with the same input tensor share one."""
@@ -311,13 +408,24 @@ class Protection:
         ]
 
 
-def _read(setup: Setup, algo: OsftConfig) -> list[Sample]:
-    """Samples of all files, at most `protect_samples` from each."""
+def _earlier(setup: Setup, algo: OsftConfig) -> Path | None:
+    """The file that an earlier run left: the one of `algo.protect_from`, or of the run that the model is from."""
+    if algo.protect_from == NONE or algo.subspace == WEIGHTS:
+        return None
+    found = None
+    if setup.session.group.is_main:
+        found = protection_file(Path(algo.protect_from) if algo.protect_from else setup.base_path)
+    name = broadcast_text("" if found is None else str(found))
+    return Path(name) if name else None
+
+
+def _read(setup: Setup, algo: OsftConfig) -> Groups:
+    """Samples of all files that are given, at most `protect_samples` from each."""
     cfg = setup.cfg
     positions = getattr(load_config(cfg.model, setup.base_path).get_text_config(), "max_position_embeddings", None)
-    chosen: list[Sample] = []
+    groups: Groups = {}
     for file in algo.protect_files:
         data = DataConfig(path=file, template=cfg.data.template, max_seq_len=cfg.data.max_seq_len)
         samples = check_single(prepare(replace(cfg, data=data), setup.tokenizer, positions).train, setup.algorithm)
-        chosen += Random(algo.seed).sample(samples, min(algo.protect_samples, len(samples)))
-    return chosen
+        groups[f"samples of {file}"] = Random(algo.seed).sample(samples, min(algo.protect_samples, len(samples)))
+    return groups

@@ -14,9 +14,10 @@ from hub.recipe import Recipe, Reparametrization, Setup
 from hub.train.setup.layers import in_words
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, NEW_TOKENS, OsftConfig
 from hub_osft.coordinates import FactoredReparametrization, FastReparametrization, Part
-from hub_osft.directions import Directions, by_spectrum, find_directions, shapes_of
+from hub_osft.directions import Directions, by_spectrum, find_directions, shapes_of, share
 from hub_osft.embeddings import FreeRows, as_target, is_tied
 from hub_osft.layers import OsftExperts, OsftFactored, OsftLinear, name_in_plain_model
+from hub_osft.passes import same_inputs
 from hub_osft.protect import Protection
 from hub_osft.subspace import decompose, oriented, steps
 from hub_osft.targets import (
@@ -30,6 +31,7 @@ from hub_osft.targets import (
     with_protected,
     with_ratio,
 )
+from hub_osft.wide import WidePull
 
 
 def build(setup: Setup) -> Recipe:
@@ -52,7 +54,9 @@ def build(setup: Setup) -> Recipe:
     else:
         targets = with_ratio(targets, algo.ratio)
     if protection is not None and algo.subspace == ACTIVATIONS:
-        directions = find_directions(setup, model, targets, protection.directions, cached=False)
+        shared = protection.shared(targets)
+        directions = find_directions(setup, model, targets, protection.directions, cached=False, shared=shared)
+        protection.release()
     else:
         directions = find_directions(setup, model, targets, by_spectrum(algo, setup.session.compute_dtype), cached=True)
     embeddings = None
@@ -73,8 +77,8 @@ def build(setup: Setup) -> Recipe:
         setup.save_whole_model(trained, folder, plain)
 
     def finish(outcome: Outcome) -> None:
-        if protection is not None and algo.save_protection and outcome.model_path is not None:
-            protection.save(outcome.model_path)
+        if protection is not None and outcome.model_path is not None:
+            protection.leave(outcome.model_path)
         if outcome.stopped_by is None and run.is_main:
             # A completed run can't be resumed, so nothing will read them again.
             shutil.rmtree(run.path / "directions", ignore_errors=True)
@@ -101,6 +105,8 @@ def plan(setup: Setup) -> Recipe:
         }
         for target in targets
     }
+    if algo.subspace == ACTIVATIONS:
+        share(directions, same_inputs(model, targets))
     set_trainable(model, algo, setup.run, targets)
     coordinates = with_coordinates(model, algo, targets, directions, meta)
     return Recipe(model=model, save=lambda *_: None, reparametrization=coordinates)
@@ -132,8 +138,8 @@ def set_trainable(
     still = [name for name in groups if name not in learning]
     free = sum(target.num_free for target in targets) / sum(target.size for target in targets)
     shown = f"{free:.1%} of the directions of {len(targets)} weights are free"
-    if algo.protect_strength:
-        strength = f"algo.protect_strength={algo.protect_strength:g}"
+    if algo.strength:
+        strength = f"algo.protect_strength={algo.strength:g}"
         shown += f", each pulled toward the base weights by how much the protected data depends on it ({strength})"
     if free_rows is not None:
         if num_rows:
@@ -200,28 +206,30 @@ def with_coordinates(
             trained = holder.osft_coordinates
         protected = directions.pop("kept", None)
         penalties = penalties_of(directions, algo)
-        parts.append(
-            Part(holder, target.parameter, trained, free, protected, target.left, corner, protected is not None, penalties)
-        )
+        part = Part(holder, target.parameter, trained, free, protected, target.left, corner, protected is not None, penalties)
+        if "top" in directions:
+            scale = directions["factor"] * algo.strength
+            part.wide = WidePull(directions["top"], directions["energy"] * scale, directions["rest"] * scale)
+        parts.append(part)
     return FastReparametrization(parts, embeddings)
 
 
 def penalties_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:
-    """Return the penalty on a change along each direction, per unit of learning rate. None: no penalty.
+    """Return the penalty on a change along each direction, per unit of learning rate. None: no penalty along directions.
 
     It pulls the weights toward the base weights.
 
     Raises:
-        ModelError: the directions are of a run that was started without `algo.protect_strength`.
+        ModelError: the directions are of a run that was started without a strength.
     """
-    if not algo.protect_strength:
+    if not algo.strength or "top" in directions:
         return None
     if "pull" not in directions:
         raise ModelError(
-            f"algo.protect_strength={algo.protect_strength:g}: the run to resume was started without it. "
-            "Leave it out, or start a new run"
+            f"algo.protect_strength={algo.strength:g}: the run to resume was started without it. "
+            "Type algo.protect_strength=0, or start a new run"
         )
-    return directions["pull"] * algo.protect_strength
+    return directions["pull"] * algo.strength
 
 
 def _factored(

@@ -5,10 +5,23 @@ information. Its Kronecker-factored form (Martens and Grosse, arXiv 1503.05671; 
 arXiv 1805.07810) is the covariance of the matrix's inputs times that of the gradients at its outputs. Only the mean
 square of the latter is computed here, one number for each weight. It differs by orders of magnitude between weights: in SmolLM2
 a change of the median v_proj matters twenty times as much as one of the median down_proj.
+
+The strength has no unit. With it, a change of size z along a direction of curvature c is pulled back with the force s c z / w,
+in units of the learning rate, like the steps of Adam:
+
+    c_i = lambda_i g / C          lambda_i: energy of the data along the direction; g: mean squared gradient at the outputs
+    C = geometric mean over the weights of e g,  e = (mean over input channels of the root of their energy)^2
+    w = geometric mean over the weights of the root mean square of their entries
+
+A step of Adam moves a number by about the learning rate. So along a direction with c = 1 a change ends where both are equal, at
+w / s: a strength of 56 lets it change by 1/56 of the weights' size, however many steps there are and whatever their rate
+is. It is the same for a model whose weights and rate are multiplied by a number, for any scale of loss and inputs, and for any
+amount of data. e is the mean energy if all channels have the same. Few channels of huge values, which many models have, would
+raise a mean and so leave all other directions without protection; they hardly change e.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 
 import torch
@@ -93,7 +106,7 @@ def measure_sensitivity(
                 if not embedded:
                     raise ModelError(
                         f"model.path={setup.cfg.model.path}: it does not call its input embeddings, so "
-                        "algo.protect_strength and algo.save_protection can't measure what matters to it. Leave them out"
+                        "OSFT can't measure what matters to it. Type algo.protect_strength=0"
                     )
                 torch.autograd.grad(loss, embedded, allow_unused=True)
                 embedded.clear()
@@ -124,17 +137,23 @@ def _some(samples: Sequence[Sample], seed: int) -> list[Sample]:
     return chosen
 
 
-def relative(sensitivity: Mapping[str, float], energies: Mapping[str, float]) -> dict[str, float]:
-    """How much a change of each weight matters, relative to the geometric mean over all of them. Multiplied by the strength.
+def pull_per_energy(sensitivity: Mapping[str, float], diagonals: Mapping[str, torch.Tensor], size: float) -> dict[str, float]:
+    """What the energy of a direction is multiplied by for its penalty at strength 1: g / (C w), see above.
 
     Args:
-        sensitivity: weight -> sum of squared gradients of one output.
-        energies: weight -> mean energy of the data's inputs along one direction.
+        sensitivity: weight -> squared gradient of one output, summed over the data.
+        diagonals: weight -> energy of the data in each input channel (p,).
+        size: w.
 
     Returns:
-        Weight -> product of both, divided by the geometric mean of the nonzero products.
+        Weight -> factor. 0 for a weight that does not matter.
     """
-    products = {name: value * sensitivity[name] for name, value in energies.items()}
-    logs = [math.log(value) for value in products.values() if value > 0]
-    mean = math.exp(sum(logs) / len(logs)) if logs else 1.0
-    return {name: value / mean for name, value in products.items()}
+    energies = {name: float(diagonal.double().clamp(min=0).sqrt().mean().square()) for name, diagonal in diagonals.items()}
+    mean = geometric_mean(energies[name] * sensitivity[name] for name in energies)
+    return {name: sensitivity[name] / (mean * size) for name in energies}
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The geometric mean of the values above 0. Without any: 1."""
+    logs = [math.log(value) for value in values if value > 0]
+    return math.exp(sum(logs) / len(logs)) if logs else 1.0

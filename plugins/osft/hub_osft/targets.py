@@ -44,6 +44,9 @@ class Target:
 
     num_free: int = 0
 
+    in_full: bool = False
+    """Whether its directions are needed in full, however many there are."""
+
     @property
     def experts(self) -> bool:
         return len(self.shape) == 3

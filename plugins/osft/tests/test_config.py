@@ -12,7 +12,8 @@ def config(*overrides: str) -> RunConfig:
 def test_defaults():
     algo = config().algo
     assert type(algo) is OsftConfig
-    assert (algo.ratio, algo.subspace, algo.constraint, algo.parametrization) == (0.25, "weights", "strict", "fast")
+    assert (algo.ratio, algo.subspace, algo.constraint, algo.parametrization) == (1.0, "activations", "strict", "fast")
+    assert algo.strength == 56
     assert (algo.train_embeddings, algo.train_norms, algo.train_head) == (False, False, False)
     assert config().problems() == []
 
@@ -23,14 +24,25 @@ def test_targets_are_a_word_or_patterns(value):
 
 
 ADAPTIVE = ["algo.rank_policy=adaptive", "algo.protect_data=tiny:chats"]
+WEIGHTS = ["algo.subspace=weights"]
 ACTIVATIONS = ["algo.subspace=activations", "algo.protect_data=tiny:chats"]
 
 
-def test_more_is_free_where_data_says_what_must_stay():
-    assert config(*ACTIVATIONS).algo.ratio == 0.5
-    assert config(*ACTIVATIONS, "algo.unfreeze_rank_ratio=1").algo.ratio == 1
-    assert config(*ACTIVATIONS, "algo.protect_strength=10").algo.ratio == 1
-    assert config(*ACTIVATIONS, "algo.protect_strength=10", "algo.unfreeze_rank_ratio=0.75").algo.ratio == 0.75
+@pytest.mark.parametrize(
+    ("overrides", "ratio", "strength"),
+    [
+        (["algo.protect_strength=0"], 0.5, 0),
+        (["algo.protect_strength=0", "algo.unfreeze_rank_ratio=1"], 1, 0),
+        (["algo.protect_strength=10"], 1, 10),
+        (["algo.unfreeze_rank_ratio=0.75"], 0.75, 56),
+        (WEIGHTS, 0.25, 0),
+        ([*WEIGHTS, "algo.rank_policy=adaptive"], 0.25, 0),
+    ],
+)
+def test_more_is_free_where_data_says_what_must_stay(overrides, ratio, strength):
+    made = config(*overrides)
+    assert made.problems() == []
+    assert (made.algo.ratio, made.algo.strength) == (ratio, strength)
 
 
 @pytest.mark.parametrize(
@@ -38,20 +50,18 @@ def test_more_is_free_where_data_says_what_must_stay():
     [
         (["algo.unfreeze_rank_ratio=0"], "algo.unfreeze_rank_ratio=0.0 is not allowed. Allowed: a number above 0 and at"),
         (["algo.unfreeze_rank_ratio=1.5"], "algo.unfreeze_rank_ratio=1.5 is not allowed."),
-        (["algo.subspace=activations"], "algo.subspace=activations needs data to protect. Type algo.protect_data=FILE"),
         (["model.resize_vocab=true"], "the embeddings of new tokens would stay frozen (algo.train_embeddings=false). Type"),
-        (["algo.rank_policy=adaptive"], "algo.rank_policy=adaptive needs data of earlier tasks."),
         (["algo.protect_data=no.jsonl", ACTIVATIONS[0]], "algo.protect_data=no.jsonl: there is no such file or folder."),
-        (["algo.protect_data=tiny:chats"], "algo.protect_data has no effect here."),
-        (["algo.protect_from=.", ACTIVATIONS[0]], "algo.protect_from=.: there is no protection.safetensors."),
-        (["algo.protect_strength=10"], "algo.protect_strength needs algo.subspace=activations"),
+        ([*WEIGHTS, "algo.protect_data=tiny:chats"], "algo.protect_data has no effect here."),
+        (["algo.protect_from=."], "algo.protect_from=.: there is no protected_samples.safetensors and no"),
+        ([*WEIGHTS, "algo.protect_strength=10"], "algo.protect_strength needs algo.subspace=activations"),
         ([*ACTIVATIONS, "algo.protect_strength=-1"], "algo.protect_strength=-1.0 is not allowed. Allowed: a number at least 0"),
-        (["algo.save_protection=true"], "algo.save_protection needs algo.subspace=activations"),
+        ([*WEIGHTS, "algo.save_protection=true"], "algo.save_protection needs algo.subspace=activations"),
         (["algo.target_patterns=q_proj"], "algo.target_patterns=q_proj is not allowed. Allowed: all, attention, mlp, or"),
         (["algo.target_patterns=['(q']"], "algo.target_patterns: (q is not a regular expression"),
-        ([*ACTIVATIONS, "algo.constraint=corner"], "algo.constraint=corner is for algo.subspace=weights."),
+        ([*ACTIVATIONS, "algo.constraint=corner"], "algo.constraint=corner is for the directions of weights."),
         ([*ACTIVATIONS, "algo.parametrization=factored"], "algo.parametrization=factored trains singular factors of"),
-        (["algo.parametrization=factored", "launch.strategy=fsdp"], "algo.parametrization=factored needs a full copy"),
+        ([*WEIGHTS, "algo.parametrization=factored", "launch.strategy=fsdp"], "algo.parametrization=factored needs a full"),
         ([*ADAPTIVE, "algo.unfreeze_rank_ratio=0.5"], "algo.rank_policy=adaptive chooses"),
         ([*ADAPTIVE, "algo.min_keep=0.9"], "algo.min_keep=0.9 is above"),
     ],

@@ -13,8 +13,11 @@ from accelerate import Accelerator
 from hub_osft import protect
 from hub_osft.config import OsftConfig
 from hub_osft.directions import Directions
-from hub_osft.recipe import penalties_of
-from hub_osft.sensitivity import measure_sensitivity
+from hub_osft.kept import read
+from hub_osft.passes import same_inputs
+from hub_osft.recipe import penalties_of, with_coordinates
+from hub_osft.selfmade import CHATS, PUBLIC, TEXTS
+from hub_osft.sensitivity import measure_sensitivity, pull_per_energy
 from hub_osft.targets import find_targets
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -46,8 +49,9 @@ def sensitivity(model: Path) -> dict[str, float]:
 
 
 def test_protected_inputs_are_answered_as_before_and_protection_goes_on_without_the_data(tmp_path, cache, run):
-    protected = ["algo.subspace=activations", "algo.protect_data=tiny:chats"]
+    protected = ["algo.protect_data=tiny:chats", "algo.protect_strength=0"]
     result = run(tmp_path, *protected, "algo.save_protection=true", "algo.unfreeze_rank_ratio=0.1")
+    assert not (result.run_path / "protected_samples.safetensors").exists()  # sums, and no row
     assert result.eval_loss < result.eval_loss_before
     first, last = weights(cache["llama"]), weights(result.model_path)
     kept = load_file(result.model_path / "protection.safetensors")
@@ -64,10 +68,7 @@ def test_protected_inputs_are_answered_as_before_and_protection_goes_on_without_
         return float((delta.double() @ covariance @ delta.double().mT).trace())
 
     assert answer(change) < 0.02 * answer(change @ random)
-    again = run(
-        tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", f"model.path={result.model_path}",
-        "algo.save_protection=true",
-    )  # fmt: skip
+    again = run(tmp_path, "algo.protect_strength=0", f"model.path={result.model_path}")  # finds them beside the model
     more = load_file(again.model_path / "protection.safetensors")
     assert all(more[key].trace() > kept[key].trace() for key in kept)
     before, after = (sensitivity(one.model_path) for one in (result, again))
@@ -110,6 +111,25 @@ def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, besid
     )
 
 
+def test_wide_inputs_are_protected_without_their_directions(tmp_path, beside_few_words, monkeypatch, run):
+    folder, options = beside_few_words(False)
+    protected = protected_tokens(folder, options)
+    moved: list[float] = []
+
+    def answers(model: Path) -> torch.Tensor:
+        with torch.no_grad():
+            return AutoModelForCausalLM.from_pretrained(model)(protected).logits
+
+    for width, strength in ((1000, 1000), (32, 1000), (32, 0)):
+        monkeypatch.setattr("hub_osft.wide.WIDE", width)
+        monkeypatch.setattr("hub_osft.wide.RANK", 12)
+        result = run(tmp_path, *options, "algo.unfreeze_rank_ratio=1.0", f"algo.protect_strength={strength}")
+        assert result.eval_loss < result.eval_loss_before - 0.2
+        moved.append(float((answers(result.model_path) - answers(folder)).norm()))
+    # The few protected tokens are in the whole covariance, and nearly all of them in 12 directions and a diagonal.
+    assert moved[0] < moved[1] < 0.02 * moved[2]
+
+
 def test_weights_that_matter_more_have_a_larger_penalty(tmp_path, monkeypatch, run):
     """Add noise to one weight at a time. Its penalty is in proportion to how far that moves the outputs (Kullback-Leibler)."""
     means: list[float] = []
@@ -119,12 +139,13 @@ def test_weights_that_matter_more_have_a_larger_penalty(tmp_path, monkeypatch, r
         means.append(float(penalties.mean()))
         return penalties
 
-    result = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10")
+    result = run(tmp_path, "algo.protect_data=tiny:chats", "algo.protect_strength=10")
     monkeypatch.setattr("hub_osft.recipe.penalties_of", recorded)
-    trained = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10",
+    trained = run(tmp_path, "algo.protect_data=tiny:chats", "algo.protect_strength=10", "algo.protect_from=none",
                   f"model.path={result.model_path}", "algo.max_steps=1")  # fmt: skip
-    sensitivity = json.loads((trained.run_path / "plan.json").read_text())["sensitivity_of_weights"]
-    assert means == pytest.approx([10 * value for value in sensitivity.values()], rel=1e-2)
+    plan = json.loads((trained.run_path / "plan.json").read_text())
+    sensitivity = plan["sensitivity_of_weights"]
+    assert means == pytest.approx([10 / plan["size_of_weights"] * value for value in sensitivity.values()], rel=1e-2)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(result.model_path), AutoTokenizer.from_pretrained(result.model_path)
     chats = [json.loads(line)["messages"] for line in tiny_data_path().read_text().splitlines()[:16]]
     rows = [tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")["input_ids"] for chat in chats]
@@ -150,7 +171,7 @@ def test_weights_that_matter_more_have_a_larger_penalty(tmp_path, monkeypatch, r
 
 @pytest.mark.slow
 def test_passes_over_data_to_protect_begin_anew_in_fewer_tokens_when_memory_runs_out(tmp_path, monkeypatch, run, capsys):
-    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.save_protection=true", "algo.max_steps=1"]
+    options = ["algo.protect_data=tiny:chats", "algo.save_protection=true", "algo.max_steps=1", "algo.protect_strength=0"]
     whole = load_file(run(tmp_path / "whole", *options).model_path / "protection.safetensors")
     real = LlamaForCausalLM.forward
 
@@ -170,7 +191,7 @@ def test_passes_over_data_to_protect_begin_anew_in_fewer_tokens_when_memory_runs
 def test_what_a_weight_matters_is_asked_where_tokens_count(tmp_path, monkeypatch, run):
     """The beginning of a sample need not have any: here it is the question."""
     monkeypatch.setattr("hub_osft.sensitivity.PASS_TOKENS", 12)
-    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.protect_strength=10", "algo.max_steps=1"]
+    options = ["algo.protect_data=tiny:chats", "algo.protect_strength=10", "algo.max_steps=1"]
     result = run(tmp_path, *options)
     assert all(json.loads((result.run_path / "plan.json").read_text())["sensitivity_of_weights"].values())
     monkeypatch.setattr("hub_osft.protect.measure_sensitivity", lambda s, m, targets, d: {t.name: 0.0 for t in targets})
@@ -194,8 +215,8 @@ def test_what_a_weight_matters_is_scaled_from_the_tokens_measured_to_all(monkeyp
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_a_run_that_began_without_a_strength_goes_on_without_one(tmp_path, monkeypatch, ratio, run, run_and_stop):
-    options = ["algo.subspace=activations", "algo.protect_data=tiny:chats", f"algo.unfreeze_rank_ratio={ratio}"]
-    run_and_stop(tmp_path, *options)
+    options = ["algo.protect_data=tiny:chats", f"algo.unfreeze_rank_ratio={ratio}"]
+    run_and_stop(tmp_path, *options, "algo.protect_strength=0")
     with pytest.raises(HubError, match=r"algo\.protect_strength=30: the run to resume was started without it"):
         run(tmp_path, *options, "algo.protect_strength=30", "resume=latest", "resume_with_changes=true")
 
@@ -215,12 +236,108 @@ def test_data_to_protect_with_several_samples_a_row_is_refused(monkeypatch, cach
         protect._read(setup, cfg.algo)
 
 
+def test_a_run_without_data_protects_what_the_model_says_and_the_next_run_also_what_was_learned(tmp_path, capsys, run):
+    first = run(tmp_path, "algo.max_steps=2", "algo.seed=3")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "to protect what the model can do: " in said
+    file = first.run_path / "protected_samples.safetensors"
+    groups = read(file, 512)
+    made, learned = list(groups.values())[:3], groups[f"learned in {first.run_path.name}"]
+    assert [*groups][:3] == [CHATS, TEXTS, PUBLIC]
+    assert all(made)
+    assert len(learned) == 115
+    tokenizer = AutoTokenizer.from_pretrained(first.model_path)
+    for sample in groups[CHATS]:
+        asked = tokenizer.decode(sample.input_ids[: int(sample.loss_mask.argmax())])
+        assert asked.startswith("<|im_start|>user\n")
+        assert asked.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    second = run(tmp_path, "algo.max_steps=2", f"model.path={first.run_path}")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "to protect what the model can do" not in said
+    assert f"115 learned in {first.run_path.name}" in said
+    after = read(second.run_path / "protected_samples.safetensors", 512)
+    assert [*after] == [*groups, f"learned in {second.run_path.name}"]
+    for name, group in groups.items():
+        for one, other in zip(group, after[name], strict=True):
+            assert (one.input_ids == other.input_ids).all()
+            assert (one.loss_mask == other.loss_mask).all()
+    run(tmp_path, "algo.max_steps=1", "algo.seed=3", "evaluate.retention=auto")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "to protect what the model can do" not in said  # from the cache
+    assert f"{len(groups[TEXTS])} texts that the model made" in said
+    assert "public text" not in said  # it is measured on
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(HubError, match=r"is damaged\. Type algo\.protect_from=none, and algo\.protect_data=FILE"):
+        run(tmp_path, f"model.path={first.run_path}")
+
+
+def test_layers_with_one_input_have_their_directions_once_and_they_are_those_found_alone(tmp_path, monkeypatch, cache, run):
+    kept: dict[str, Directions] = {}
+
+    def recorded(model, algo, targets, directions, *rest):
+        kept.update({name: dict(one) for name, one in directions.items()})
+        return with_coordinates(model, algo, targets, directions, *rest)
+
+    monkeypatch.setattr("hub_osft.recipe.with_coordinates", recorded)
+    options = ["algo.protect_data=tiny:chats", "algo.max_steps=1"]
+    result = run(tmp_path, *options, "algo.save_every_steps=1")
+    model = AutoModelForCausalLM.from_pretrained(cache["llama"])
+    samples = next(iter(read(result.run_path / "protected_samples.safetensors", 512).values()))
+    sums: dict[str, torch.Tensor] = {}
+
+    def watch(name):
+        def hook(module, inputs):
+            sums[name] = sums.get(name, 0) + inputs[0][0].double().mT @ inputs[0][0].double()
+
+        return hook
+
+    for name in kept:
+        model.get_submodule(name).register_forward_pre_hook(watch(name))
+    with torch.no_grad():
+        for sample in samples:
+            model(input_ids=torch.from_numpy(sample.input_ids.astype("int64"))[None])
+    assert len({id(one["free"]) for one in kept.values()}) == 8
+    for name, one in kept.items():
+        q, pull = one["free"].double(), one["pull"].double()
+        energies = (q.mT @ sums[name] @ q).diagonal()
+        values = torch.linalg.eigvalsh(sums[name])
+        torch.testing.assert_close(energies, values, rtol=1e-3, atol=1e-6 * float(values[-1]))
+        torch.testing.assert_close(pull / pull.sum(), values / values.sum(), rtol=1e-3, atol=1e-6)
+    layer = "model.layers.0.self_attn"
+    assert kept[f"{layer}.q_proj"]["free"] is kept[f"{layer}.v_proj"]["free"]
+    assert same_inputs(model.to("meta"), find_targets(model, OsftConfig())) == {
+        f"model.layers.{n}.{name}": f"model.layers.{n}.{owner}"
+        for n in (0, 1)
+        for name, owner in (("self_attn.k_proj", "self_attn.q_proj"), ("self_attn.v_proj", "self_attn.q_proj"),
+                            ("mlp.up_proj", "mlp.gate_proj"))
+    }  # fmt: skip
+
+
+def test_a_strength_has_no_unit_and_few_huge_channels_take_no_protection_from_the_others():
+    generator = torch.Generator().manual_seed(0)
+    diagonals = {name: torch.rand(64, generator=generator) for name in "abc"}
+    sensitivity = {"a": 0.3, "b": 2.0, "c": 0.0}
+    factors = pull_per_energy(sensitivity, diagonals, 0.1)
+    assert factors["c"] == 0
+    larger = pull_per_energy({name: 1e6 * value for name, value in sensitivity.items()}, diagonals, 0.1)
+    more = pull_per_energy(sensitivity, {name: 50 * one for name, one in diagonals.items()}, 0.1)
+    heavier = pull_per_energy(sensitivity, diagonals, 0.7)
+    for name in "ab":
+        assert larger[name] == pytest.approx(factors[name])  # of the loss
+        assert 50 * more[name] == pytest.approx(factors[name])  # of the inputs, and of how much data there is
+        assert 7 * heavier[name] == pytest.approx(factors[name])  # of the weights, as their learning rate
+    alike = pull_per_energy({"a": 3.0}, {"a": torch.full((64,), 5.0)}, 0.1)
+    assert alike["a"] == pytest.approx(1 / (5 * 0.1))  # a direction of mean energy: curvature 1
+    diagonals["a"][3] = 3e3  # of a sum of 32
+    assert pull_per_energy(sensitivity, diagonals, 0.1)["a"] > 0.4 * factors["a"]
+
+
 @pytest.mark.slow
 def test_protection_of_another_model_is_refused(tmp_path, run):
-    result = run(tmp_path, "algo.subspace=activations", "algo.protect_data=tiny:chats", "algo.save_protection=true",
+    result = run(tmp_path, "algo.protect_data=tiny:chats", "algo.save_protection=true",
                  "algo.target_patterns=attention", "algo.max_steps=1")  # fmt: skip
     with pytest.raises(HubError, match=r"it protects other layers; model\.layers\.0\.mlp\.down_proj is none of them"):
-        run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}")
+        run(tmp_path, f"algo.protect_from={result.model_path}")
     file = result.model_path / "protection.safetensors"
     with safe_open(file, "pt") as stored:
         tensors, metadata = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
@@ -228,17 +345,12 @@ def test_protection_of_another_model_is_refused(tmp_path, run):
     for seen in ({"tokens_seen": tensors.pop("tokens_seen")[:100]}, {}):
         save_file(tensors | seen, file, metadata)
         with pytest.raises(HubError, match="it protects another vocabulary"):
-            run(
-                tmp_path,
-                "algo.subspace=activations",
-                f"algo.protect_from={result.model_path}",
-                "algo.target_patterns=attention",
-            )
+            run(tmp_path, f"algo.protect_from={result.model_path}", "algo.target_patterns=attention")
     save_file(stored_whole, file, {"aliases": metadata["aliases"]})
     with pytest.raises(HubError, match=r"it does not say how much each weight matters, which algo\.protect_strength needs"):
-        run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", "algo.protect_strength=30",
+        run(tmp_path, f"algo.protect_from={result.model_path}", "algo.protect_strength=30",
             "algo.target_patterns=attention")  # fmt: skip
-    again = run(tmp_path, "algo.subspace=activations", f"algo.protect_from={result.model_path}", "algo.save_protection=true",
+    again = run(tmp_path, f"algo.protect_from={result.model_path}", "algo.save_protection=true", "algo.protect_strength=0",
                 "algo.target_patterns=attention", "algo.max_steps=1")  # fmt: skip
     with safe_open(again.model_path / "protection.safetensors", "pt") as stored:
         assert "sensitivity" not in stored.metadata()  # it would be that of the new samples only
@@ -257,7 +369,7 @@ def beside_few_words(tmp_path):
         torch.manual_seed(0)
         config = AutoConfig.from_pretrained(folder, tie_word_embeddings=tied)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        return folder, [f"model.path={folder}", "algo.subspace=activations", f"algo.protect_data={file}",
+        return folder, [f"model.path={folder}", f"algo.protect_data={file}",
                         "algo.train_embeddings=true", "algo.weight_decay=0.1", "algo.save_every_steps=3"]  # fmt: skip
 
     return made
@@ -290,8 +402,7 @@ def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
         assert (change @ covariance @ change.mT).trace() < 0.01 * (change @ random @ covariance @ random.mT @ change.mT).trace()
     else:
         assert torch.equal(first["lm_head.weight"], last["lm_head.weight"])
-    again = run(tmp_path, *options[3:], f"model.path={result.model_path}", "algo.subspace=activations",
-                f"algo.protect_from={result.model_path}")  # fmt: skip
+    again = run(tmp_path, *options[2:], f"model.path={result.model_path}")
     assert "no embedding is trained: the protected data has every token of the new data" in " ".join(
         capsys.readouterr().out.split()
     )

@@ -7,6 +7,7 @@ import torch
 from hub_osft.coordinates import FastReparametrization, Part, _form_exactly_, form_
 from hub_osft.layers import OsftExperts, OsftLinear
 from hub_osft.subspace import decompose, num_free, oriented, project_, project_exactly, pull_to_base_, split, steps
+from hub_osft.wide import WidePull, low_rank_plus_diagonal
 from transformers.pytorch_utils import Conv1D
 
 SHAPES = [(96, 64), (64, 64), (40, 72)]
@@ -213,6 +214,33 @@ def test_a_change_is_drawn_back_by_the_penalty_on_what_is_answered_to_protected_
     (penalty + (drawn - z).square().sum() / (2 * rate)).backward()
     assert drawn.grad.norm() < 1e-10 * z.norm()
     assert (drawn - z).norm() > 0.1 * z.norm()
+
+
+@pytest.mark.parametrize("strength", [0.0, 3.0, 1e5])
+def test_the_pull_of_a_wide_input_is_that_of_its_whole_covariance_if_this_is_low_rank_and_diagonal(strength):
+    top = torch.linalg.qr(matrix((64, 64), seed=3))[0][:, :5]
+    energy, rest = torch.tensor([0.0, 0.1, 2.0, 30.0, 4000.0]).double(), torch.rand(64).double() + 0.01
+    covariance = (top * energy) @ top.mT + rest.diag()
+    z = matrix((40, 64), seed=2)
+    # The proximal step on the whole covariance, solved without any identity.
+    expected = torch.linalg.solve(torch.eye(64, dtype=torch.float64) + 0.1 * strength * covariance, z.mT).mT
+    found = z.clone()
+    WidePull(top, strength * energy, strength * rest).pull_(found, 0.1)
+    assert (found - expected).norm() < 1e-10 * z.norm()
+    single = z.float()
+    WidePull(top.float(), (strength * energy).float(), (strength * rest).float()).pull_(single, 0.1)
+    assert (single.double() - expected).norm() < 1e-4 * expected.norm() + 1e-7 * z.norm()
+
+
+def test_the_largest_directions_of_a_wide_input_are_those_of_a_decomposition_and_no_channel_gains_energy():
+    inputs = matrix((300, 96), seed=5)
+    covariance = inputs.mT @ inputs
+    top, energy, rest = low_rank_plus_diagonal(covariance, 8)
+    values, vectors = torch.linalg.eigh(covariance)
+    torch.testing.assert_close(energy, values[-8:], rtol=1e-6, atol=0)
+    torch.testing.assert_close(projector(top), projector(vectors[:, -8:]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(((top * energy) @ top.mT).diagonal() + rest, covariance.diagonal())
+    assert rest.min() >= 0
 
 
 @pytest.mark.parametrize("shape", [(96, 64), (40, 72)])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def losses(result: Result) -> list[float]:
     return [line["loss"] for line in result.metrics]
+
+
+def by_weights(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a run, with the directions of the weights unless they say otherwise."""
+    says = any(word.startswith(("algo=sft", "algo.subspace=")) for word in words)
+    return words if says else ("algo.subspace=weights", *words)
+
+
+@pytest.fixture
+def run(run) -> Callable[..., Result]:
+    return lambda folder, *words: run(folder, *by_weights(words))
+
+
+@pytest.fixture
+def run_and_stop(run_and_stop) -> Callable[..., None]:
+    return lambda folder, *words: run_and_stop(folder, *by_weights(words))
 
 
 def test_with_everything_free_it_is_plain_fine_tuning(tmp_path, run):
@@ -67,7 +84,10 @@ def test_the_saved_model_loads_and_differs_from_the_first_in_free_directions_onl
 
 
 def test_the_factors_of_a_single_free_direction_are_projected_onto_it_and_not_changed_otherwise(cache):
-    model, algo = AutoModelForCausalLM.from_pretrained(cache["llama"]), OsftConfig(parametrization="factored")
+    model, algo = (
+        AutoModelForCausalLM.from_pretrained(cache["llama"]),
+        OsftConfig(subspace="weights", parametrization="factored"),
+    )
     targets = with_ratio(find_targets(model, algo), 1 / 64)
     find = by_spectrum(algo, torch.float32)
     found = {target.name: find(target, target.weight(model).detach()) for target in targets}
@@ -82,7 +102,10 @@ def test_the_factors_of_a_single_free_direction_are_projected_onto_it_and_not_ch
 
 @pytest.mark.parametrize("form", ["fast", "factored"])
 def test_changes_that_bfloat16_does_not_resolve_are_in_the_saved_weights_on_average(form, cache, monkeypatch):
-    model, algo = AutoModelForCausalLM.from_pretrained(cache["llama"], dtype=torch.bfloat16), OsftConfig(parametrization=form)
+    model, algo = (
+        AutoModelForCausalLM.from_pretrained(cache["llama"], dtype=torch.bfloat16),
+        OsftConfig(subspace="weights", parametrization=form),
+    )
     targets = with_ratio(find_targets(model, algo), 0.25)
     find = by_spectrum(algo, torch.float32)
     found = {target.name: find(target, target.weight(model).detach()) for target in targets}
@@ -213,7 +236,7 @@ def test_the_second_run_on_a_model_takes_its_directions_from_the_cache(tmp_path,
 
 
 def test_directions_are_kept_by_the_numbers_of_the_weights_not_by_their_shapes(tmp_path):
-    session, algo = SimpleNamespace(compute_dtype=torch.float32), OsftConfig()
+    session, algo = SimpleNamespace(compute_dtype=torch.float32), OsftConfig(subspace="weights")
     shapes = {"a": {"free": ((4, 2), torch.float32)}}
     tensors = {name: torch.arange(6.0) for name in ("one", "two")}
     keys = []
@@ -223,7 +246,7 @@ def test_directions_are_kept_by_the_numbers_of_the_weights_not_by_their_shapes(t
         for name, tensor in (tensors | changed).items():
             save_file({"weight": tensor}, folder / f"{name}.safetensors")
         keys.append(_key(folder, shapes, algo, session))
-    keys.append(_key(folder, shapes, OsftConfig(parametrization="factored"), session))
+    keys.append(_key(folder, shapes, OsftConfig(subspace="weights", parametrization="factored"), session))
     keys.append(_key(folder, {"a": {"free": ((4, 3), torch.float32)}}, algo, session))
     keys.append(_key(folder, shapes, algo, SimpleNamespace(compute_dtype=torch.bfloat16)))
     assert len(set(keys)) == len(keys)

@@ -7,17 +7,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zoo.zoo import TEXT, zoo_model
 
 from hub.models.patches import patches_of
+from hub.tasks.evaluate import ways
 from hub.tasks.evaluate.passes import Row
 from hub.tasks.evaluate.shared_prefixes import order_of, share
 from hub.tasks.evaluate.ways import open_scorer
 from hub.tasks.loading import Loaded
+from hub.train.kernels import flex
+from hub.train.kernels.seen_blocks import SeenBlocks
 
 SHARED, PACKED, PADDED = "packed, shared beginnings once", "packed", "padded"
 
 
-def _loaded(name: str) -> Loaded:
+def _loaded(name: str, **options: object) -> Loaded:
     folder = zoo_model(name)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     return Loaded(name, model, AutoTokenizer.from_pretrained(folder), torch.device("cpu"), torch.float32, None, folder)
 
 
@@ -55,6 +58,29 @@ def test_each_row_has_what_it_has_alone(name, layout, has_head):
         np.testing.assert_allclose(scores.log_probabilities, wanted, atol=2e-5)
         np.testing.assert_allclose(other.log_probabilities, wanted, atol=2e-5)
         np.testing.assert_array_equal(scores.greedy, logits.argmax(-1)[row.places].numpy() == row.targets)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_soft_caps_and_sinks_are_packed_by_the_attention_of_training_without_a_mask(name, monkeypatch):
+    monkeypatch.setattr(ways, "_has_kernels", lambda *given: True)  # on a CPU FlexAttention runs as plain operations
+    loaded, unmasked = _loaded(name, attn_implementation="eager"), []
+    rows, attend = _rows(loaded.model.config.vocab_size), flex.attend
+
+    def watched(query, key, value, seen, *given):
+        unmasked.append(type(seen))
+        return attend(query, key, value, seen, *given)
+
+    with open_scorer(loaded, 45) as scorer:
+        assert (scorer.layout, scorer.shared) == ("packed", None)
+        monkeypatch.setattr(flex, "attend", watched)
+        found = scorer.scores(rows)
+        assert set(unmasked) == {SeenBlocks}
+    assert patches_of(loaded.model).applied == []
+    for row, scores in zip(rows, found, strict=True):
+        with torch.no_grad():
+            logits = loaded.model(torch.from_numpy(row.input_ids.astype(np.int64))[None], use_cache=False).logits[0].float()
+        wanted = torch.log_softmax(logits, -1)[row.places, row.targets]
+        np.testing.assert_allclose(scores.log_probabilities, wanted, atol=1e-5)
 
 
 @pytest.mark.slow

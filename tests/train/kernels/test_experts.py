@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from zoo.zoo import zoo_model
 
+from hub.models.four_bit_tensor import as_parameter, in_mxfp4, in_nf4
 from hub.models.patches import patches_of
 from hub.models.structure import expert_stacks, layers_of
 from hub.train.kernels import expert_adapters, experts
@@ -14,6 +15,7 @@ from hub.train.kernels.compiled import CompiledLayers, num_compiled
 from hub.train.kernels.expert_adapters import ExpertAdapters, GroupedExperts, outermost, wrappers
 from hub.train.kernels.experts import Factors
 from hub.train.kernels.grouped import group_ends, grouped_product
+from hub.train.kernels.packed_experts import FrozenExperts, PackedExperts, packed_experts
 
 EXPERTS, R, ALPHA = 4, 3, 5.0
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v2", "nemotron_h")
@@ -21,14 +23,14 @@ CHOSEN = torch.tensor([[0, 1], [3, 0], [1, 3], [0, 3], [3, 1], [1, 0], [0, 1]])
 """The experts of 7 tokens. Expert 2 gets none."""
 
 
-def model_with_adapters(family, dtype=torch.float64, **config):
+def model_with_adapters(family, dtype=torch.float64, target="experts", **config):
     settings = AutoConfig.from_pretrained(zoo_model(family), **config)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)  # biases, routers
-    named = [".".join(tensor) for tensor in expert_stacks(model)]
+    named = [".".join(tensor) for tensor in expert_stacks(model) if target == "experts"]
     adapted = get_peft_model(model, LoraConfig(target_modules=["o_proj"], target_parameters=named, r=R, lora_alpha=ALPHA))
     for name, parameter in adapted.named_parameters():
         if ".lora_" in name:
@@ -66,10 +68,29 @@ def by_hand(wrapper, x, weights, factors):
     return torch.stack(result)
 
 
-def difference(family, break_it=None):
+def pack(model, stored):
+    """Put the experts' tensors into 4 bits. `by_hand` then reads matrix by matrix what their own dequantization gives."""
+    for module in model.modules():
+        if experts.is_known(module):
+            for name in experts.wide_and_narrow(module):
+                full = getattr(module, name).detach().float()
+                if stored == "mxfp4":
+                    size, inputs, outputs = full.shape
+                    blocks = torch.randint(0, 256, (size, outputs, inputs // 32, 16), dtype=torch.uint8)
+                    packed = in_mxfp4(blocks, torch.randint(118, 126, blocks.shape[:3], dtype=torch.uint8), torch.float64)
+                else:
+                    packed = in_nf4(full).to(torch.float64)
+                setattr(module, name, as_parameter(packed))
+
+
+def difference(family, break_it=None, stored="in full", held=False):
     """The largest relative difference of the result, and of the gradients of x, the weights, and each A and B."""
     model = model_with_adapters(family)
+    if stored != "in full":
+        pack(model, stored)
     patches_of(model).apply(ExpertAdapters(model))
+    if held:
+        patches_of(model).apply(PackedExperts(model, by_kernel=False))
     wrapper = outermost(model)[0][1]
     assert type(wrapper) is GroupedExperts
     x = torch.randn(len(CHOSEN), 64, dtype=torch.float64, requires_grad=True)
@@ -94,6 +115,29 @@ def difference(family, break_it=None):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_results_and_gradients_are_those_of_a_loop_over_experts(family):
     assert difference(family) < 1e-12
+
+
+@pytest.mark.parametrize(("family", "stored"), [("qwen3_moe", "nf4"), ("gpt_oss", "nf4"), ("gpt_oss", "mxfp4")])
+def test_in_4_bits_they_are_those_of_the_dequantized_matrices(family, stored):
+    for held in (False, True):
+        assert difference(family, stored=stored, held=held) < 1e-12
+
+
+@pytest.mark.parametrize("target", ["experts", "o_proj"])
+def test_in_4_bits_no_matrix_is_saved_in_full(target):
+    model = model_with_adapters("mixtral", torch.float32, target)
+    pack(model, "nf4")
+    model = model.float()
+    patches_of(model).apply(FrozenExperts(model))
+    patches_of(model).apply(ExpertAdapters(model))
+    size, saved = min(module.down_proj[0].numel() for module in packed_experts(model)), []
+    shapes = {tuple(module.down_proj.shape[-2:]) for module in packed_experts(model)}
+    shapes |= {tuple(module.gate_up_proj.shape[-2:]) for module in packed_experts(model)}
+    shapes |= {shape[::-1] for shape in shapes}
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (saved.append(tensor), tensor)[1], lambda tensor: tensor):
+        model(input_ids=torch.arange(40, 43)[None], use_cache=False)
+    assert any(tensor.dtype == torch.uint8 for tensor in saved)
+    assert not [tensor for tensor in saved if tensor.numel() >= size and tuple(tensor.shape[-2:]) in shapes]
 
 
 def test_what_is_compared_notices_mistakes(monkeypatch):
@@ -152,12 +196,15 @@ def test_experts_of_a_kind_that_is_not_known_keep_pefts_way():
 
 
 @pytest.mark.slow
-def test_one_graph_serves_all_layers_of_any_length_with_checkpointing(monkeypatch):
+def test_one_graph_serves_all_layers_of_any_length_with_checkpointing_in_4_bits(monkeypatch):
     plain = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: plain(function, backend="aot_eager"))
     model = model_with_adapters("mixtral", torch.float32, num_hidden_layers=3).train()
+    pack(model, "nf4")
+    model = model.float()
     patches, trained = patches_of(model), [p for p in model.parameters() if p.requires_grad]
     patches.apply(ExpertAdapters(model))
+    patches.apply(PackedExperts(model, by_kernel=False))
 
     def gradients(length):
         logits = model(input_ids=torch.arange(30, 30 + 2 * length).view(2, length), use_cache=False).logits

@@ -1,5 +1,7 @@
 """Objectives at the edges: constant weights, a loss that is none, and next-token loss as torch sums it."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,19 @@ def gradient_and_loss(session, model, objective, units, layout):
     model.zero_grad()
     loss = accumulate_gradients(session, model, units, layout, criterion, weights)
     return torch.cat([p.grad.flatten() for p in model.parameters()]), float(loss)
+
+
+def test_a_pass_finds_nothing_of_the_graph_of_the_one_before(session, model):
+    inputs = []
+
+    def loss(model, batch):
+        assert all(tensor() is None for tensor in inputs)
+        hidden = torch.ones(3, requires_grad=True)
+        inputs.append(weakref.ref(hidden))
+        return hidden.sum()
+
+    accumulate_gradients(session, model, pairs(), Layout(60, True, pad_id=0, cost_ratio=0.01), Criterion(loss=loss))
+    assert len(inputs) > 1
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -1,0 +1,107 @@
+"""One run of a study: a method goes through all tasks with one seed, and is measured after each.
+
+Its folder has state.json, written after each task: a run that was interrupted goes on with the next one.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hub.compose import runfile
+from hub.config.schema import ModelConfig, RunConfig
+from hub.models.finished import finished_model, finished_run
+from hub.system.files import write_json
+from hub.tasks.continual.study import REPLAY, Method, Study, with_replay, write_rows
+
+BEFORE = "before"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, or the measurement of the model before any training."""
+
+    study: Study
+    method: str
+    seed: int
+    folder: str
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What is done: `tasks` in their order, and a measurement after each. Empty: nothing yet."""
+        file = Path(self.folder) / STATE
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.state.get("done"))
+
+
+def work(job: Job) -> None:
+    """Do what is left of a job."""
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if job.method == BEFORE:
+        _write(folder, {"measured": [_measured(job, None)], "done": True})
+        return
+    method, order = Method(job.method), job.study.order(job.seed)
+    state = job.state or {"method": method.name, "seed": job.seed, "tasks": order, "runs": [], "measured": [], "done": False}
+    for number, task in enumerate(order):
+        if number < len(state["measured"]):
+            continue
+        begun = time.monotonic()
+        before = state["runs"][-1] if state["runs"] else None
+        rows = job.study.train_rows(task)
+        if method.kind == REPLAY:
+            rows = with_replay(job.study, rows, order[:number], job.seed)
+        data = write_rows(folder / f"{number + 1}-{task}.jsonl", [{"messages": row["messages"]} for row in rows])
+        run = _train(job, method, before, data)
+        state["measured"].append({**_measured(job, run), "seconds": round(time.monotonic() - begun, 1)})
+        state["runs"].append(run)
+        state["done"] = number + 1 == len(order)
+        _write(folder, state)
+        data.unlink()
+        if before is not None:
+            for file in (Path(before) / "model").glob("*.safetensors"):
+                file.unlink()
+
+
+def _train(job: Job, method: Method, before: str | None, data: Path) -> str:
+    """Train on one task, from the model of the run before. Returns the run folder."""
+    run = import_module("hub.api").run  # by its name: this program uses the hub as any caller does, from above
+    options = {"path": before or job.study.model["path"]} | {k: v for k, v in job.study.model.items() if k != "path"}
+    model = options.pop("path")
+    result = run(
+        method.algorithm,
+        model=model,
+        data=str(data),
+        mode="inline",
+        output_dir=str(Path(job.folder) / "runs"),
+        **{"seed": job.seed, **options, **method.options},
+    )
+    return str(result.run_path)
+
+
+def _measured(job: Job, run: str | None) -> dict[str, Any]:
+    from hub.tasks.continual.measure import measure
+
+    if run is None:
+        model = ModelConfig(**job.study.model)
+        return asdict(measure(job.study, RunConfig(model=model), finished_model(model)))
+    cfg = runfile.read(Path(run) / "run.yaml")
+    return asdict(measure(job.study, cfg, finished_run(run, "runs", cfg)))
+
+
+def _write(folder: Path, state: Mapping[str, Any]) -> None:
+    write_json(folder / STATE, dict(state))
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    work(Job(Study(**asked.pop("study")), **asked))

@@ -1,0 +1,93 @@
+"""Protected samples as a file: what a run leaves in its folder for the next one, and what a model made of itself.
+
+Token ids and loss masks, a few hundred rows. So the next run measures what they need on the model that it begins with, instead
+of taking statistics of an earlier model.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from hub import ModelError
+from hub.data.samples.sample import Sample
+
+_INSTEAD = "Type algo.protect_from=none, and algo.protect_data=FILE with rows to keep"
+
+Groups = dict[str, list[Sample]]
+"""Samples by where they are from."""
+
+
+def pack(groups: Mapping[str, Sequence[Sample]], vocabulary: int) -> bytes:
+    """Samples as the bytes of a safetensors file.
+
+    Args:
+        groups: samples by where they are from.
+        vocabulary: rows of the model's embeddings.
+    """
+    samples = [sample for group in groups.values() for sample in group]
+    names = json.dumps({"groups": {name: len(group) for name, group in groups.items()}, "vocabulary": vocabulary})
+    none = np.zeros(0)
+    tensors = {
+        "ids": np.concatenate([*(sample.input_ids for sample in samples), none]).astype(np.int32),
+        "loss_mask": np.concatenate([*(sample.loss_mask for sample in samples), none]).astype(np.bool_),
+        "lengths": np.array([len(sample) for sample in samples], dtype=np.int32),
+        "names": np.frombuffer(bytearray(names.encode()), dtype=np.uint8),
+    }
+    return save({name: torch.from_numpy(array) for name, array in tensors.items()})
+
+
+def unpack(content: bytes, file: str, vocabulary: int | None = None) -> Groups:
+    """Samples from what `pack` made.
+
+    Args:
+        content: the bytes.
+        file: where they are from, for messages.
+        vocabulary: rows of the embeddings of the model that shall read them. None: not compared.
+
+    Raises:
+        ModelError: they are damaged, or of a model with another vocabulary.
+    """
+    try:
+        tensors = {name: tensor.numpy() for name, tensor in load(content).items()}
+        names = json.loads(bytes(tensors["names"]))
+        ends = np.cumsum(tensors["lengths"])
+        pieces = zip(np.split(tensors["ids"], ends)[:-1], np.split(tensors["loss_mask"], ends)[:-1], strict=True)
+        samples = [Sample(ids, mask, f"{file}:{number}") for number, (ids, mask) in enumerate(pieces, 1)]
+        groups: Groups = {}
+        begin = 0
+        for name, number in names["groups"].items():
+            groups[name] = samples[begin : begin + number]
+            begin += number
+        stored = int(names["vocabulary"])
+        if begin != len(samples):
+            raise ValueError
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+        raise ModelError(
+            f"{file} is damaged. Type algo.protect_from=none, and algo.protect_data=FILE with rows to keep"
+        ) from None
+    if vocabulary is not None and stored > vocabulary:
+        raise ModelError(
+            f"{file}: it protects another vocabulary ({stored:,} rows of embeddings, this model has {vocabulary:,}). {_INSTEAD}"
+        )
+    return groups
+
+
+def write(file: Path, groups: Mapping[str, Sequence[Sample]], vocabulary: int) -> None:
+    """Write samples to a file that a reader sees whole or not at all."""
+    aside = file.with_suffix(".part")
+    aside.write_bytes(pack(groups, vocabulary))
+    aside.replace(file)
+
+
+def read(file: Path, vocabulary: int) -> Groups:
+    """Read samples of an earlier run.
+
+    Raises:
+        ModelError: the file is damaged, or of a model with another vocabulary.
+    """
+    return unpack(file.read_bytes(), str(file), vocabulary)
