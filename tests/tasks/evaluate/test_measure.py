@@ -71,7 +71,7 @@ def test_of_preferences_the_answers_that_are_to_become_likelier_are_measured():
         )
 
     units = [unit(1, "chosen", "rejected"), unit(2, "desirable"), unit(3, "undesirable"), unit(4, "rejected", "chosen")]
-    encoding = Encoding(load_tokenizer(compose("model=tiny").model, tiny_model_path("llama")), None, None, print)
+    encoding = Encoding(load_tokenizer(compose("model=tiny"), tiny_model_path("llama")), None, None, print)
     found = make_set("held-out", LEARNT, compose("model=tiny"), encoding, None, False, units)
     assert [(sample.where, sample.role) for sample in found.samples] == [
         ("p.jsonl:1", "chosen"), ("p.jsonl:2", "desirable"), ("p.jsonl:4", "chosen"),
