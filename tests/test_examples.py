@@ -88,16 +88,16 @@ def test_forgetting_is_measured_by_method_and_what_is_done_is_not_done_again(tmp
 
 @pytest.mark.slow
 def test_preferences_are_learned_from_a_start_that_knows_the_tasks_and_what_is_done_is_not_done_again(tmp_path):
-    options = ["--quick", "--jobs", "1", "--out", "study", "--algos", "lora_dpo", "osft_dpo"]
+    options = ["--quick", "--jobs", "1", "--out", "study", "--algos", "osft_dpo", "--losses", "kto"]
     said = run_script("preference_learning.py", *options, folder=tmp_path)
     start, *learned = map(json.loads, (tmp_path / "study" / "results.jsonl").read_text().splitlines())
-    assert [line["algo"] for line in (start, *learned)] == [None, "lora_dpo", "osft_dpo"]
+    assert [line["algo"] for line in (start, *learned)] == [None, "osft_dpo", "lora_dpo"]
     for line in learned:
-        assert line["eval_loss_before"] == pytest.approx(math.log(2), abs=1e-6)
+        assert line["eval_loss_before"] == pytest.approx(0.5 if line["loss"] == "kto" else math.log(2), abs=1e-6)
         assert line["eval_margin"] > 0.01
         assert len(line["strict"]) == len(line["containing"]) == 3
         assert line["text_loss"] != start["text_loss"]
-    assert "| even | lora_dpo | 0.0001 | 1 | 1.000 | 1.000 | 1.000 |" in said
+    assert "| even | dpo | osft_dpo | 5e-05 | 1 | 1.000 | 1.000 | 1.000 |" in said
     assert not list((tmp_path / "study").glob(".run-*"))
     assert " s  even" not in run_script("preference_learning.py", *options, folder=tmp_path)
 

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="folder with NAME_train.jsonl and NAME_test.jsonl of pairs")
     parser.add_argument("--data", type=Path, help="folder with NAME_train.jsonl and NAME_test.jsonl for each task")
     parser.add_argument("--text", type=Path, help="general text: STEM of STEM_train.jsonl and STEM_test.jsonl")
-    parser.add_argument("--loss", default="dpo", help="algo.loss")
+    parser.add_argument("--losses", nargs="*", default=[], help="others than dpo, at the end: by lora_dpo at its first rate")
     parser.add_argument("--algos", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--num-rates", type=int, choices=(1, 2, 3), default=3, help="learning rates of each algorithm")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -96,8 +96,10 @@ def main() -> None:
         for name in pairs:
             for seed in asked.seeds:
                 jobs += [PairJob(seed, algo, name, RATES[algo][place]) for algo in asked.algos]
+    for loss in asked.losses:
+        jobs += [PairJob(seed, "lora_dpo", name, RATES["lora_dpo"][0], loss) for name in pairs for seed in asked.seeds]
     file = out / "results.jsonl"
-    whole = PairStudy(study, pairs, asked.loss, QUICK_BATCH if asked.quick else 16, str(out))
+    whole = PairStudy(study, pairs, QUICK_BATCH if asked.quick else 16, str(out))
     problems = run_all(whole, jobs, file, asked.jobs, asked.minutes)
     lines = lines_of(file)
     print("\n" + table(lines))

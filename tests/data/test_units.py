@@ -13,6 +13,7 @@ from hub.config.schema import AlgoConfig, ModelConfig, RunConfig
 from hub.data import token_cache
 from hub.data.check import Checked, check_rows
 from hub.data.doctor.examine import examine
+from hub.data.formats.roles import Wanted
 from hub.data.prepare import prepare
 from hub.data.samples.roles import check_roles, check_single
 from hub.data.samples.sample import Group, Item, Sample, fingerprint, random_samples
@@ -24,6 +25,7 @@ from hub.data.token_cache import encoded_rows, key_of
 from hub.data.tokens.encode import Encoder
 from hub.errors import DataError
 from hub.plugins import registry as plugins
+from hub.plugins.offers import SINGLE
 from hub.testing import tiny_model_path
 
 pytestmark = pytest.mark.usefixtures("warm_python")
@@ -360,6 +362,25 @@ def test_fields_that_nothing_reads_are_named_with_their_role(tokenizer, install,
 
 def test_rows_of_pairs_are_checked_before_training_without_anything_heavy(pairs):
     assert check_rows(DataSource(path=pairs), DataConfig()) == Checked(NUM_ROWS, True)
+
+
+def test_rows_with_other_samples_than_are_wanted_are_refused_before_training(pairs, tmp_path):
+    both, single = Wanted("dpo", (ROLES,)), Wanted("sft", (SINGLE,))
+    assert check_rows(DataSource(path=pairs), DataConfig(), wanted=both) == Checked(NUM_ROWS, True)
+    with pytest.raises(
+        DataError, match=r"^data\.format=pair gives 2 samples a row \(chosen, rejected\); algo=sft trains on one"
+    ):
+        check_rows(DataSource(path=pairs), DataConfig(), wanted=single)
+    path = write(
+        tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    )
+    assert check_rows(DataSource(path=path), DataConfig(), wanted=single) == Checked(1, True)
+    with pytest.raises(
+        DataError, match=r"^chats\.jsonl:1: this row has one sample\. algo=dpo trains on rows with the samples cho"
+    ):
+        check_rows(DataSource(path=path), DataConfig(on_bad_row="skip"), wanted=both)
+    with pytest.raises(DataError, match=r"^org/chats: each row has one sample\. .* Type data\.format=preference or pair$"):
+        check_rows(DataSource(path="org/chats", format="messages"), DataConfig(), wanted=both)
 
 
 def test_duplicates_leaks_and_the_evaluation_set_are_whole_units(tokenizer, install, tmp_path):

@@ -31,6 +31,7 @@ TESTS: dict[str, str] = {
     "hub/data/tokens/*": "tests/data/test_template.py tests/data/test_encode.py tests/data/test_loss_fuzz.py "
     "tests/data/test_vocabulary.py tests/security/test_templates.py",
     "hub/data/sources/*": "tests/data/test_read.py tests/data/test_containers.py tests/data/test_model_hub.py",
+    "hub/data/formats/roles.py": "tests/data/test_units.py",
     "hub/data/formats/*": "tests/data/test_formats.py tests/data/test_encode.py",
     "hub/data/doctor/*": "tests/data/test_doctor.py",
     "hub/data/*": "tests/data/test_prepare.py tests/data/test_check.py tests/data/test_bad_rows.py",

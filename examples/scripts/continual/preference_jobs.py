@@ -43,12 +43,13 @@ class PairJob:
     """Name of the pairs."""
 
     rate: float = START_RATE
+    loss: str = "dpo"
 
     @property
     def name(self) -> str:
         if self.algo is None:
             return f"start-seed{self.seed}"
-        return f"{self.pairs}-{self.algo}-{self.rate:g}-seed{self.seed}"
+        return f"{self.pairs}-{self.algo}-{self.loss}-{self.rate:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,6 @@ class PairStudy:
     pairs: dict[str, list[str]]
     """Training and test file of the pairs by name."""
 
-    loss: str
     pair_batch: int
     folder: str
 
@@ -92,13 +92,14 @@ def prefer(asked: PairStudy, job: PairJob, folder: Path) -> dict[str, Any]:
     assert job.algo is not None
     method, start = TRAINED_BY[job.algo], str(asked.start(job.seed))
     _, options = method.of_the_hub()
+    options |= {"label_smoothing": 0.001} if job.loss == "exo" else {}  # it has no target without
     if torch.cuda.is_available():
         options |= {"max_tokens_per_gpu": 8192, "gradient_checkpointing": "none"}
     if method.protects_data:
         options |= protection(asked.study, method, folder, list(asked.study.tasks), start, job.seed)
     train_file, test_file = asked.pairs[job.pairs]
     trained = run(
-        job.algo, model=start, data=train_file, eval_path=test_file, loss=asked.loss, learning_rate=job.rate, seed=job.seed,
+        job.algo, model=start, data=train_file, eval_path=test_file, loss=job.loss, learning_rate=job.rate, seed=job.seed,
         num_epochs=1, effective_batch_size=asked.pair_batch, torch_compile="none", mode="inline", output_dir=folder / "runs",
         log_every_steps=10, **options,
     )  # fmt: skip

@@ -50,11 +50,11 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     """
     results = {line["job"]: line for line in lines}.values()
     starts = {line["seed"]: line for line in results if line["algo"] is None}
-    rows: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    rows: dict[tuple[str, str, str, float], list[dict[str, Any]]] = {}
     for line in results:
         if line["algo"] is not None and line["seed"] in starts:
-            rows.setdefault((line["pairs"], line["algo"], line["rate"]), []).append(line)
-    made = [f"| pairs | algo | learning rate | seeds | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 4) + "|"]
-    for (pairs, algo, rate), runs in sorted(rows.items()):
-        made.append(f"| {pairs} | {algo} | {rate:g} | {len(runs)} | {' | '.join(cells_of(runs, starts))} |")
+            rows.setdefault((line["pairs"], line["loss"], line["algo"], line["rate"]), []).append(line)
+    made = [f"| pairs | loss | algo | learning rate | seeds | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 5) + "|"]
+    for (pairs, loss, algo, rate), runs in sorted(rows.items()):
+        made.append(f"| {pairs} | {loss} | {algo} | {rate:g} | {len(runs)} | {' | '.join(cells_of(runs, starts))} |")
     return "\n".join(made)

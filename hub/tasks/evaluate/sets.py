@@ -12,6 +12,7 @@ import numpy as np
 from hub.config.data import DataSource
 from hub.config.schema import RunConfig
 from hub.data.formats.examples import Conversation
+from hub.data.formats.preferences import PAIR, UNDESIRABLE
 from hub.data.prepare import prepare
 from hub.data.samples.counts import Counts
 from hub.data.samples.length import length_limit
@@ -114,7 +115,9 @@ def make_set(
         place = row_of(unit)
         if place not in seen and limit is not None and len(seen) == limit:
             break
-        sample = next((one for one in unit.samples if one.role == "chosen"), unit.samples[0])
+        sample = next((one for one in unit.samples if one.role == PAIR[0]), unit.samples[0])
+        if sample.role == UNDESIRABLE:
+            continue  # what is to become less likely
         samples.append(sample)
         numbers.append(seen.setdefault(place, len(seen)))
     if not samples:

@@ -194,8 +194,10 @@ class References:
         setup, algo = self._setup, self._algo
         beside = {each.name for cls in (AlgoConfig, PreferenceOptions) for each in fields(cls)}
         options = {each.name: str(getattr(algo, each.name)) for each in fields(algo) if each.name not in beside}
+        weights = fingerprint(setup.base_path if self._other is None else self._other.path)
         values = {
-            "weights": fingerprint(setup.base_path if self._other is None else self._other.path),
+            "weights": weights or str(setup.run.path),  # of what can't be read nothing is known, so only this run has them
+            "adapter": _content(setup.cfg.model.adapter) if self.is_start else {},
             "model": {each.name: str(getattr(setup.cfg.model, each.name)) for each in fields(setup.cfg.model)},
             "options": options if self.is_start else {},
             "passes": dict(passes.describes),
@@ -283,6 +285,15 @@ def _digest(sample: Sample) -> bytes:
     digest = hashlib.blake2b(sample.input_ids.tobytes(), digest_size=16)
     digest.update(sample.loss_mask.tobytes())
     return digest.digest()
+
+
+def _content(adapter: str | None) -> dict[str, str]:
+    """The hashes of the files of an adapter that is trained further."""
+    found = {}
+    for file in sorted(Path(adapter).glob("adapter*")) if adapter else ():
+        with file.open("rb") as stream:
+            found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
 
 
 def _write(file: Path, values: Values) -> None:

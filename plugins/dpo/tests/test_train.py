@@ -7,7 +7,7 @@ import hub_dpo.references
 import pytest
 import torch
 from hub_dpo.references import References
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hub
 from hub.testing import tiny_model
@@ -64,6 +64,17 @@ def test_references_come_from_the_cache_and_a_resumed_run_has_those_that_it_bega
     assert [line["loss"] for line in resumed.metrics] == losses
     found = load_file(resumed.model_path / "adapter_model.safetensors")
     assert all(torch.equal(trained[name], found[name]) for name in trained)
+
+
+def test_an_adapter_that_is_trained_further_is_the_reference_with_what_it_holds_now(train, pairs, tmp_path):
+    shared = {"data": pairs, "mode": "inline", "dtype": "float32", "max_steps": 1, "effective_batch_size": 8}
+    adapter = train(max_steps=2, learning_rate=0.1).model_path
+    first = hub.run("lora_dpo", model=adapter, output_dir=tmp_path / "runs", **shared)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, adapter / "adapter_model.safetensors", {"format": "pt"})
+    second = hub.run("lora_dpo", model=adapter, output_dir=tmp_path / "runs", **shared)
+    assert first.metrics[0]["loss"] == second.metrics[0]["loss"] == pytest.approx(LN_2, abs=1e-15)
+    assert first.metrics[0]["logp_chosen"] != second.metrics[0]["logp_chosen"]
 
 
 def test_another_model_may_be_the_reference_but_not_one_with_other_tokens(train, tmp_path):

@@ -8,11 +8,12 @@ from transformers import AutoModelForCausalLM
 
 from hub import compose
 from hub.data.prepare import prepare
+from hub.data.samples.sample import Group, Sample
 from hub.data.tokens.tokenizer import load_tokenizer
 from hub.models.patches import patches_of
 from hub.tasks.evaluate.measure import measure, result_rows
 from hub.tasks.evaluate.plan import prepare_plan
-from hub.tasks.evaluate.sets import Encoding
+from hub.tasks.evaluate.sets import LEARNT, Encoding, make_set
 from hub.tasks.loading import Loaded
 from hub.testing import tiny_model_path, write_chats
 from hub.train.kernels.head import FusedHead
@@ -60,3 +61,18 @@ def test_a_model_in_training_is_measured_and_is_as_before(tmp_path):
     row = next(row for row in result_rows(first, before, 0) if row["metric"] == "loss")
     assert row["difference"]["value"] == pytest.approx(row["values"][0]["value"] - row["values"][1]["value"])
     assert abs(row["difference"]["value"]) > 1e-3
+
+
+def test_of_preferences_the_answers_that_are_to_become_likelier_are_measured():
+    def unit(line, *roles):
+        mask = np.array([False, True])
+        return Group(
+            tuple(Sample(np.array([1, 2], np.int32), mask, f"p.jsonl:{line}", role) for role in roles), f"p.jsonl:{line}"
+        )
+
+    units = [unit(1, "chosen", "rejected"), unit(2, "desirable"), unit(3, "undesirable"), unit(4, "rejected", "chosen")]
+    encoding = Encoding(load_tokenizer(compose("model=tiny"), tiny_model_path("llama")), None, None, print)
+    found = make_set("held-out", LEARNT, compose("model=tiny"), encoding, None, False, units)
+    assert [(sample.where, sample.role) for sample in found.samples] == [
+        ("p.jsonl:1", "chosen"), ("p.jsonl:2", "desirable"), ("p.jsonl:4", "chosen"),
+    ]  # fmt: skip
