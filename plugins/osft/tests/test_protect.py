@@ -111,6 +111,7 @@ def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, besid
     )
 
 
+@pytest.mark.slow
 def test_wide_inputs_are_protected_without_their_directions(tmp_path, beside_few_words, monkeypatch, run):
     folder, options = beside_few_words(False)
     protected = protected_tokens(folder, options)
@@ -291,11 +292,12 @@ def test_layers_with_one_input_have_their_directions_once_and_they_are_those_fou
 
         return hook
 
-    for name in kept:
-        model.get_submodule(name).register_forward_pre_hook(watch(name))
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in kept]
     with torch.no_grad():
         for sample in samples:
             model(input_ids=torch.from_numpy(sample.input_ids.astype("int64"))[None])
+    for handle in handles:
+        handle.remove()
     assert len({id(one["free"]) for one in kept.values()}) == 8
     for name, one in kept.items():
         q, pull = one["free"].double(), one["pull"].double()
