@@ -411,6 +411,24 @@ def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
     assert torch.equal(weights(again.model_path)["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
 
 
+@pytest.mark.slow
+def test_what_a_model_made_of_itself_is_there_on_resume_and_the_same_on_two_processes(
+    tmp_path, monkeypatch, run, run_and_stop, command
+):
+    options = ["algo.train_embeddings=true", "algo.save_every_steps=2"]
+    whole = run(tmp_path, *options)
+    run_and_stop(tmp_path, *options)
+    shutil.rmtree(tmp_path / "cache" / "osft_samples")
+    with monkeypatch.context() as patch:
+        patch.setattr("hub_osft.protect.self_made", None)
+        resumed = run(tmp_path, *options, "resume=latest")
+    first, second = weights(whole.model_path), weights(resumed.model_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for strategy in ("ddp", "fsdp"):
+        two = command(tmp_path / strategy, *options, "launch.nproc_per_node=2", f"launch.strategy={strategy}")
+        assert losses(two) == pytest.approx(losses(whole), rel=2e-5)
+
+
 def protected_tokens(folder: Path, options: list[str]) -> torch.Tensor:
     """Of a protected sample, (1, n)."""
     rows = Path(next(word for word in options if "protect_data" in word).partition("=")[2]).read_text().splitlines()
