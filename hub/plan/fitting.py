@@ -190,7 +190,7 @@ def changes_of(
         world: number of GPUs.
         algorithms: names of other algorithms, or presets of them, that may take less.
     """
-    changes = [*_same_result(cfg, longest), *_fewer_bits(cfg)]
+    changes = [*_same_result(cfg, longest), *_fewer_bits(cfg), *_fewer_directions(cfg)]
     if cfg.algo.optimizer in WORK_ON_SHARDS and cfg.launch.strategy in (AUTO, "ddp", "fsdp"):
         numbers = [count for count in (2, 4, MOST_GPUS) if count > world]
         steps = tuple(((f"plan.gpus={count}", "launch.strategy=fsdp"), f"{count} GPUs share the weights") for count in numbers)
@@ -244,6 +244,17 @@ def _fewer_bits(cfg: RunConfig) -> Iterator[Change]:
         yield Change(name="master weights", loses=Loses.ROUNDING, steps=steps)
     if algo.optimizer == "adamw" and not sharded and getattr(algo, "master_weights", True):
         yield Change(name="optimizer", loses=Loses.ROUNDING, steps=((("algo.optimizer=adamw_8bit",), "moments in 8 bits"),))
+
+
+def _fewer_directions(cfg: RunConfig) -> Iterator[Change]:
+    """A smaller part of each matrix, where the algorithm has an option for it."""
+    ratio = getattr(cfg.algo, "ratio", None) if hasattr(cfg.algo, "unfreeze_rank_ratio") else None
+    words = {0.5: "half of the directions of each matrix train", 0.25: "a quarter of the directions of each matrix train"}
+    steps = [
+        ((f"algo.unfreeze_rank_ratio={less}",), what) for less, what in words.items() if ratio is not None and less < ratio
+    ]
+    if steps:
+        yield Change(name="directions", loses=Loses.METHOD, steps=tuple(steps))
 
 
 def _shorter(cfg: RunConfig, data: DataTokens | None, longest: int, longest_that_fits: int) -> Iterator[Change]:

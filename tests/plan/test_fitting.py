@@ -24,6 +24,15 @@ class Whole(AlgoConfig):
     master_weights: bool = True
 
 
+@dataclass(kw_only=True)
+class Directions(AlgoConfig):
+    unfreeze_rank_ratio: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        return self.unfreeze_rank_ratio or 1.0
+
+
 class MadeUp:
     """A model of memory: weights, states, and activations that grow with the longest sample."""
 
@@ -142,6 +151,10 @@ def test_what_the_options_have_already_is_not_offered():
     assert "gpus" not in names, "8 are asked for"
     cfg = config(Whole(master_weights=False))
     assert not {"master weights", "optimizer"} & {change.name for change in changes_of(cfg, None, 8192, 0, 1)}
+    for ratio, offered in ((None, ["0.5", "0.25"]), (0.5, ["0.25"]), (0.25, [])):
+        changes = changes_of(config(Directions(unfreeze_rank_ratio=ratio)), None, 8192, 0, 1)
+        steps = [words for change in changes if change.name == "directions" for words, _ in change.steps]
+        assert steps == [(f"algo.unfreeze_rank_ratio={less}",) for less in offered]
     cfg = config(AlgoConfig(optimizer="adafactor"))
     assert not {"gpus", "optimizer"} & {change.name for change in changes_of(cfg, None, 8192, 0, 1)}
 

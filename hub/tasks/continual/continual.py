@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def continual(asked: Asked) -> Compared:
     options = asked.options
     assert isinstance(options, ContinualOptions)
     assert options.tasks is not None
+    if problems := list(_missing(options.tasks, options.text)):
+        raise ConfigError(problems)
     methods = [Method(name) for name in options.methods]
     study = _study(asked.cfg, options)
     _check(methods, study)
@@ -86,6 +89,19 @@ def continual(asked: Asked) -> Compared:
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (out / "report.html").write_text(page(study, jobs, before, head, cells), encoding="utf-8")
     return result
+
+
+def _missing(tasks: str, text: str | None) -> Iterator[str]:
+    """A line for each file that is not there."""
+    files = sorted(Path(tasks).expanduser().glob("*_train.jsonl"))
+    if not files:
+        yield f"tasks={tasks}: there is no file NAME_train.jsonl. Type the folder of the tasks"
+    for file in files:
+        test = file.with_name(file.name.replace("_train.jsonl", "_test.jsonl"))
+        if not test.is_file():
+            yield f"tasks={tasks}: {test.name} is missing, the test rows of {file.name}. Write it"
+    if text is not None and not Path(text).expanduser().is_file():
+        yield f"text={text}: there is no such file. Type a file with rows of `text`"
 
 
 def _study(cfg: RunConfig, options: ContinualOptions) -> Study:

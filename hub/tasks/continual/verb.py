@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from hub.config.finished import FinishedOptions, FinishedVerb
 from hub.config.option import option
@@ -54,15 +53,6 @@ class ContinualOptions(FinishedOptions):
             yield f"run={self.run}: continual begins with a model. Type model.path={self.run}"
         if self.tasks is None:
             yield "hub continual: no tasks are named. Type tasks=FOLDER, with NAME_train.jsonl and NAME_test.jsonl for each"
-        elif not list(Path(self.tasks).expanduser().glob("*_train.jsonl")):
-            yield f"tasks={self.tasks}: there is no file NAME_train.jsonl. Type the folder of the tasks"
-        else:
-            for file in sorted(Path(self.tasks).expanduser().glob("*_train.jsonl")):
-                test = file.with_name(file.name.replace("_train.jsonl", "_test.jsonl"))
-                if not test.is_file():
-                    yield f"tasks={self.tasks}: {test.name} is missing, the test rows of {file.name}"
-        if self.text is not None and not Path(self.text).expanduser().is_file():
-            yield f"text={self.text}: there is no such file. Type a file with rows of `text`"
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if not values:
                 yield f"{name}=[] leaves nothing to do. Type at least one"

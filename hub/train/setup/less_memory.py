@@ -14,6 +14,9 @@ from hub.train.attempts import too_little
 SHORTEST = 64
 """A shorter `data.max_seq_len` than this is no advice."""
 
+LEAST_RATIO = 0.25
+"""The fraction of a matrix's directions that is named where an algorithm can train a part of them."""
+
 MOST = 4
 """Changes that a line names."""
 
@@ -85,6 +88,8 @@ def _of_state(cfg: RunConfig, optimizer: bool) -> Iterator[str]:
         yield "model.dtype=bfloat16"
     if cfg.model.quantization is None and getattr(algo, "load_in_4bit", None) is False:
         yield "algo.load_in_4bit=true" + (" algo.load_in_8bit=false" if getattr(algo, "load_in_8bit", False) else "")
+    if hasattr(algo, "unfreeze_rank_ratio") and getattr(algo, "ratio", 0.0) > LEAST_RATIO:
+        yield f"algo.unfreeze_rank_ratio={LEAST_RATIO}"
     if is_full:
         yield f"algo={ADAPTERS if optimizer else QUANTIZED_ADAPTERS}"
     if cfg.launch.strategy == AUTO and algo.optimizer in WORK_ON_SHARDS:

@@ -123,7 +123,9 @@ class Protection:
         setup, algo, is_main = self.setup, self.algo, self.setup.session.group.is_main
         own = setup.run.path / KEPT
         if content := broadcast_bytes(own.read_bytes() if is_main and setup.cfg.resume and own.is_file() else b""):
-            return unpack(content, str(own), self.vocabulary)
+            before = unpack(content, str(own), self.vocabulary)
+            before.pop(self._learned_name, None)
+            return before
         groups: Groups = {}
         if self.earlier is not None and not self.takes_statistics:
             content = pack(read(self.earlier, self.vocabulary), self.vocabulary) if is_main else b""
@@ -212,20 +214,25 @@ class Protection:
 
         return {target.name: of(target) for target in self.targets}
 
-    def leave(self, model: Path) -> None:
+    @property
+    def _learned_name(self) -> str:
+        return f"learned in {self.setup.run.path.name}"
+
+    def leave(self, model: Path, is_over: bool) -> None:
         """Leave what this run protected and learned to the next: in its folder, or beside its model. All ranks must call it.
 
         Args:
             model: folder of the trained model.
+            is_over: whether the run is completed. One that was stopped may be resumed, and needs its samples.
         """
         file = self.setup.run.path / KEPT
         if self.saves_statistics:
             self._save(model)
-            if self.setup.session.group.is_main:
+            if self.setup.session.group.is_main and is_over:
                 file.unlink(missing_ok=True)
         elif self.setup.session.group.is_main:
             chosen = self._learned()
-            write(file, {**self.groups, f"learned in {self.setup.run.path.name}": chosen}, self.vocabulary)
+            write(file, {**self.groups, self._learned_name: chosen}, self.vocabulary)
             self.setup.run.say(f"a run on this model will protect {len(chosen)} samples of what was learned, too: {file}")
 
     def _learned(self) -> list[Sample]:

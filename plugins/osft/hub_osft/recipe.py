@@ -78,7 +78,7 @@ def build(setup: Setup) -> Recipe:
 
     def finish(outcome: Outcome) -> None:
         if protection is not None and outcome.model_path is not None:
-            protection.leave(outcome.model_path)
+            protection.leave(outcome.model_path, outcome.stopped_by is None)
         if outcome.stopped_by is None and run.is_main:
             # A completed run can't be resumed, so nothing will read them again.
             shutil.rmtree(run.path / "directions", ignore_errors=True)

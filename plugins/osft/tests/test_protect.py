@@ -111,6 +111,7 @@ def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, besid
     )
 
 
+@pytest.mark.slow
 def test_wide_inputs_are_protected_without_their_directions(tmp_path, beside_few_words, monkeypatch, run):
     folder, options = beside_few_words(False)
     protected = protected_tokens(folder, options)
@@ -291,11 +292,12 @@ def test_layers_with_one_input_have_their_directions_once_and_they_are_those_fou
 
         return hook
 
-    for name in kept:
-        model.get_submodule(name).register_forward_pre_hook(watch(name))
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in kept]
     with torch.no_grad():
         for sample in samples:
             model(input_ids=torch.from_numpy(sample.input_ids.astype("int64"))[None])
+    for handle in handles:
+        handle.remove()
     assert len({id(one["free"]) for one in kept.values()}) == 8
     for name, one in kept.items():
         q, pull = one["free"].double(), one["pull"].double()
@@ -407,6 +409,24 @@ def test_of_the_embeddings_only_tokens_learn_that_the_data_to_protect_never_has(
         capsys.readouterr().out.split()
     )
     assert torch.equal(weights(again.model_path)["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
+
+
+@pytest.mark.slow
+def test_what_a_model_made_of_itself_is_there_on_resume_and_the_same_on_two_processes(
+    tmp_path, monkeypatch, run, run_and_stop, command
+):
+    options = ["algo.train_embeddings=true", "algo.save_every_steps=2"]
+    whole = run(tmp_path, *options)
+    run_and_stop(tmp_path, *options)
+    shutil.rmtree(tmp_path / "cache" / "osft_samples")
+    with monkeypatch.context() as patch:
+        patch.setattr("hub_osft.protect.self_made", None)
+        resumed = run(tmp_path, *options, "resume=latest")
+    first, second = weights(whole.model_path), weights(resumed.model_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for strategy in ("ddp", "fsdp"):
+        two = command(tmp_path / strategy, *options, "launch.nproc_per_node=2", f"launch.strategy={strategy}")
+        assert losses(two) == pytest.approx(losses(whole), rel=2e-5)
 
 
 def protected_tokens(folder: Path, options: list[str]) -> torch.Tensor:

@@ -144,6 +144,10 @@ def test_offload_is_tried_where_nothing_fits_or_a_gpu_would_not_be_busy():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (
+            ["algo=osft"],
+            "algo.unfreeze_rank_ratio=0.25, algo=qlora_sft, launch.strategy=fsdp on several GPUs, or a smaller model",
+        ),
         (["algo=lora_sft"], "algo.load_in_4bit=true, launch.strategy=fsdp on several GPUs, or a smaller model"),
         (
             ["algo=sft", "launch.gpu_memory_gb=8", "algo.gradient_checkpointing=none"],
