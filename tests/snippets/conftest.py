@@ -4,8 +4,9 @@ import pytest
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    counts = {"run": 0, "left out": 0}
+    counts = dict.fromkeys(("run", "checked", "left out"), 0)
     for report in terminalreporter.stats.get("passed", []):
         for name, number in report.user_properties:
             counts[name] = counts.get(name, 0) + number
-    terminalreporter.write_line(f"snippets of the pages: {counts['run']} run, {counts['left out']} left out with a reason")
+    looked_at = f"{counts['checked']} lines for make and the shell looked at"
+    terminalreporter.write_line(f"snippets: {counts['run']} run, {looked_at}, {counts['left out']} left out with a reason")

@@ -1,8 +1,10 @@
-"""The commands and the Python code that the pages show, and which of them can't run here."""
+"""The commands and the Python code that pages and notebooks show, and which of them can't run here."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -10,9 +12,12 @@ PAGES = sorted(
         ROOT / "README.md",
         *(page for page in ROOT.glob("docs/**/*.md") if page.name not in ("plugins.md", "options.md")),
         *ROOT.glob("plugins/*/README.md"),
+        *(page for page in ROOT.glob("examples/notebooks/*.ipynb") if page.stem not in ("lora_sft", "osft")),
     ]
 )
-"""Pages whose code is run. tests/test_plugins_page.py follows docs/plugins.md, in a folder and processes of its own."""
+"""Pages whose code is run. tests/test_plugins_page.py follows docs/plugins.md, in a folder and processes of its own, and
+tests/test_examples.py runs two notebooks in Jupyter's kernel.
+"""
 
 BLOCK = re.compile(
     r"^(?P<comment>(?:<!-- not run: [^\n]* -->\n)*)(?P<indent> *)```(?P<language>bash|python|console)\n(?P<text>.*?)^ *```$",
@@ -45,6 +50,8 @@ class Snippet:
 def snippets(page: Path) -> list[Snippet]:
     """What a page shows, in order."""
     text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        return cells(page, json.loads(text)["cells"])
     found: list[Snippet] = []
     for block in BLOCK.finditer(text):
         marks = [(mark["why"], mark["word"]) for mark in NOT_RUN.finditer(block["comment"])]
@@ -56,6 +63,18 @@ def snippets(page: Path) -> list[Snippet]:
             found.append(Snippet(page, first + line, block["language"], piece, why, shown))
         unused = [word for _, word in marks if word is not None and word not in block["text"]]
         assert not unused, f"{page}: no line has {unused}"
+    return found
+
+
+def cells(page: Path, of_notebook: list[dict[str, Any]]) -> list[Snippet]:
+    """The code of a notebook. `line` is the number of the cell; its metadata has `not_run`, if it is not run."""
+    found = [
+        Snippet(page, number, "python", "".join(cell["source"]), cell["metadata"].get("not_run", ""))
+        for number, cell in enumerate(of_notebook, 1)
+        if cell["cell_type"] == "code"
+    ]
+    assert all(not cell.get("outputs") for cell in of_notebook), f"{page}: keep it without outputs"
+    assert all(snippet.why_not in ("", *REASONS) for snippet in found)
     return found
 
 
