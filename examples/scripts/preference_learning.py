@@ -2,7 +2,7 @@
 
 For each seed a model is taught the tasks of a folder, all at once and with all weights. From there each algorithm learns from
 pairs with each of its learning rates. Held-out pairs are measured before and after, the tasks and the loss on general text too.
-`osft_dpo` protects 100 rows of each task and 50 documents (docs/osft.md: strength 600).
+`osft_dpo` protects 100 rows of each task and 50 documents (docs/osft_evidence.md: strength 56).
 
     python examples/scripts/preference_learning.py --quick                     # a quick check with a tiny model
     python examples/scripts/preference_learning.py --pairs pairs --data tasks --text general --jobs 6 --out study

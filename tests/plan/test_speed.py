@@ -1,4 +1,4 @@
-"""Predicted tokens per second beside what was measured (docs/performance.md, docs/osft.md)."""
+"""Predicted tokens per second beside what was measured (docs/performance.md, docs/osft_evidence.md)."""
 
 from dataclasses import replace
 

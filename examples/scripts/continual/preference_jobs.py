@@ -19,12 +19,12 @@ from continual.methods import Method
 from continual.study import Study, as_rows, write_rows
 
 START_RATE = 2e-4
-"""Learning rate of the tasks, at which full fine-tuning learned most of them (docs/osft.md)."""
+"""Learning rate of the tasks, at which full fine-tuning learned most of them (docs/osft_evidence.md)."""
 
 TRAINED_BY = {
     "dpo": Method("sft"),
     "lora_dpo": Method("lora_sft"),
-    "osft_dpo": Method("activations:strength=600,texts=50,embeddings=1"),
+    "osft_dpo": Method("activations:strength=56,texts=50,embeddings=1"),
 }
 """What trains in each algorithm. The last one protects 100 rows of each task and the beginnings of 50 documents."""
 

@@ -27,6 +27,7 @@ from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
 from hub_osft import wide
 from hub_osft.config import FACTORED, OsftConfig
+from hub_osft.digest import NUM_THREADS, weights_digest
 from hub_osft.subspace import decompose, oriented, split
 from hub_osft.targets import Target
 
@@ -34,11 +35,7 @@ RECIPE = 2
 """Version of the stored directions. Increase it when their meaning changes."""
 
 INDEX = "directions.json"
-PIECE_BYTES = 2**26
-"""Size of the piece of a weights file that one thread hashes at a time."""
-
 SECONDS_BETWEEN_LINES = 5.0
-NUM_THREADS = min(16, os.cpu_count() or 1)
 
 Directions = dict[str, torch.Tensor]
 """Directions of one target by their names on disk: `free` (Q); with `subspace=weights` also `kept` (the protected U_h) and
@@ -334,26 +331,6 @@ def _key(folder: Path, shapes: dict[str, Shapes], algo: OsftConfig, session: Ses
     key.update(repr(sorted(shapes.items())).encode())
     key.update(weights_digest(folder).encode())
     return key.hexdigest()[:32]
-
-
-def weights_digest(folder: Path) -> str:
-    """A hash of all safetensors files in a folder: of the hashes of their pieces, which threads compute in parallel."""
-    pieces: list[tuple[Path, int]] = []
-    for file in sorted(folder.glob("*.safetensors")):
-        pieces += [(file, start) for start in range(0, file.stat().st_size, PIECE_BYTES)]
-
-    def digest(piece: tuple[Path, int]) -> bytes:
-        file, start = piece
-        with file.open("rb", buffering=0) as stream:
-            stream.seek(start)
-            return hashlib.sha256(stream.read(PIECE_BYTES)).digest()
-
-    with ThreadPoolExecutor(NUM_THREADS) as threads:
-        digests = list(threads.map(digest, pieces))
-    combined = hashlib.sha256()
-    for (file, start), one in zip(pieces, digests, strict=True):
-        combined.update(f"{file.name} {start} ".encode() + one)
-    return combined.hexdigest()
 
 
 def _disk_problem(folder: Path, shapes: dict[str, Shapes]) -> str:

@@ -9,7 +9,6 @@ says (`hub_osft.selfmade`). A run leaves its samples for the next one, or, with 
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -22,23 +21,19 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from hub import DataError, ModelError
-from hub.config.data import DataConfig
-from hub.data.prepare import Sample, prepare
-from hub.data.samples.roles import check_single
+from hub.data.prepare import Sample
 from hub.data.samples.sample import samples_of
-from hub.models.load import load_config
-from hub.parallel.group import broadcast_bytes, broadcast_text
 from hub.parallel.strategy import layer_classes
 from hub.train.batch.collate import pad
 from hub.train.setup.setup import Setup
 from hub_osft import wide
-from hub_osft.config import ADAPTIVE, KEPT, NONE, PROTECTION, WEIGHTS, OsftConfig, protection_file
+from hub_osft.config import ADAPTIVE, KEPT, PROTECTION, OsftConfig
 from hub_osft.directions import Directions, check_finite, is_wide
 from hub_osft.embeddings import weight_of
-from hub_osft.kept import Groups, pack, read, unpack, write
+from hub_osft.kept import write
 from hub_osft.passes import batches, in_smaller_passes, on_device
-from hub_osft.selfmade import self_made
 from hub_osft.sensitivity import geometric_mean, measure_sensitivity, pull_per_energy
+from hub_osft.sources import earlier_file, samples_to_protect
 from hub_osft.targets import Target
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -65,10 +60,11 @@ class Protection:
         assert isinstance(algo, OsftConfig)
         self.setup, self.model, self.targets, self.algo = setup, model, targets, algo
         self.vocabulary = len(weight_of(model.get_input_embeddings()))
-        self.earlier = _earlier(setup, algo)
+        self.earlier = earlier_file(setup, algo)
         """File that an earlier run left. None: there is no such run."""
 
-        self.groups = self._groups()
+        widest = max(target.size for target in targets)
+        self.groups = samples_to_protect(setup, model, self.earlier, self._learned_name, widest)
         self.samples = [sample for group in self.groups.values() for sample in group]
         self.aliases: dict[str, str] = {}
         self.sums: dict[str, torch.Tensor] = {}
@@ -117,23 +113,6 @@ class Protection:
     def saves_statistics(self) -> bool:
         """Whether this run leaves sums, and no samples: a later run could not get those of an earlier one otherwise."""
         return self.algo.save_protection or self.takes_statistics
-
-    def _groups(self) -> Groups:
-        """The samples to protect, the same on all ranks: given ones, those of an earlier run, or else what the model makes."""
-        setup, algo, is_main = self.setup, self.algo, self.setup.session.group.is_main
-        own = setup.run.path / KEPT
-        if content := broadcast_bytes(own.read_bytes() if is_main and setup.cfg.resume and own.is_file() else b""):
-            before = unpack(content, str(own), self.vocabulary)
-            before.pop(self._learned_name, None)
-            return before
-        groups: Groups = {}
-        if self.earlier is not None and not self.takes_statistics:
-            content = pack(read(self.earlier, self.vocabulary), self.vocabulary) if is_main else b""
-            groups = unpack(broadcast_bytes(content), str(self.earlier), self.vocabulary)
-        groups |= _read(setup, algo)
-        if not groups and not self.takes_statistics:
-            groups = self_made(setup, self.model, max(target.size for target in self.targets))
-        return groups
 
     def directions(self, target: Target, weight: torch.Tensor) -> Directions:
         """The target's input directions that the data uses least, as columns.
@@ -413,26 +392,3 @@ class Protection:
             for name, module in self.model.named_modules()
             if type(module).__name__ in layers
         ]
-
-
-def _earlier(setup: Setup, algo: OsftConfig) -> Path | None:
-    """The file that an earlier run left: the one of `algo.protect_from`, or of the run that the model is from."""
-    if algo.protect_from == NONE or algo.subspace == WEIGHTS:
-        return None
-    found = None
-    if setup.session.group.is_main:
-        found = protection_file(Path(algo.protect_from) if algo.protect_from else setup.base_path)
-    name = broadcast_text("" if found is None else str(found))
-    return Path(name) if name else None
-
-
-def _read(setup: Setup, algo: OsftConfig) -> Groups:
-    """Samples of all files that are given, at most `protect_samples` from each."""
-    cfg = setup.cfg
-    positions = getattr(load_config(cfg.model, setup.base_path).get_text_config(), "max_position_embeddings", None)
-    groups: Groups = {}
-    for file in algo.protect_files:
-        data = DataConfig(path=file, template=cfg.data.template, max_seq_len=cfg.data.max_seq_len)
-        samples = check_single(prepare(replace(cfg, data=data), setup.tokenizer, positions).train, setup.algorithm)
-        groups[f"samples of {file}"] = Random(algo.seed).sample(samples, min(algo.protect_samples, len(samples)))
-    return groups

@@ -38,7 +38,7 @@ from hub.tasks.generate.prompts import Prompter
 from hub.tasks.loading import Loaded
 from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
-from hub_osft.directions import weights_digest
+from hub_osft.digest import weights_digest
 from hub_osft.kept import Groups, pack, unpack
 from hub_osft.passes import on_device
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from hub_osft import protect
+from hub_osft import sources
 from hub_osft.config import OsftConfig
 from hub_osft.directions import Directions
 from hub_osft.kept import read
@@ -228,13 +228,13 @@ def test_data_to_protect_with_several_samples_a_row_is_refused(monkeypatch, cach
         pair = Pair((replace(sample, role="chosen"), replace(sample, role="rejected")), sample.where, "pair")
         return SimpleNamespace(train=[pair])
 
-    monkeypatch.setattr(protect, "prepare", pairs)
+    monkeypatch.setattr(sources, "prepare", pairs)
     cfg = RunConfig(algo=OsftConfig(subspace="activations", protect_data="pairs.jsonl"), model=ModelConfig(path="m"))
     setup = SimpleNamespace(cfg=cfg, base_path=cache["llama"], tokenizer=None, algorithm="osft")
     with pytest.raises(
         DataError, match=r"data\.format=pair gives 2 samples a row \(chosen, rejected\); algo=osft trains on one"
     ):
-        protect._read(setup, cfg.algo)
+        sources._read(setup, cfg.algo)
 
 
 def test_a_run_without_data_protects_what_the_model_says_and_the_next_run_also_what_was_learned(tmp_path, capsys, run):
@@ -420,7 +420,7 @@ def test_what_a_model_made_of_itself_is_there_on_resume_and_the_same_on_two_proc
     run_and_stop(tmp_path, *options)
     shutil.rmtree(tmp_path / "cache" / "osft_samples")
     with monkeypatch.context() as patch:
-        patch.setattr("hub_osft.protect.self_made", None)
+        patch.setattr("hub_osft.sources.self_made", None)
         resumed = run(tmp_path, *options, "resume=latest")
     first, second = weights(whole.model_path), weights(resumed.model_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
