@@ -9,6 +9,7 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,13 +27,42 @@ FUSED = (
 """Operators that Inductor fuses and torch does not tag as elementwise: copies, indices, reductions."""
 
 
+class Compiled:
+    """What a compiled layer takes. Each is found out when it is asked for, within the layer's FakeTensorMode.
+
+    Args:
+        joint: the layer's two passes in one graph.
+        inputs: of it.
+        num_weights: of the inputs.
+        scratch: as for `compiled`.
+    """
+
+    def __init__(
+        self, joint: GraphModule, inputs: Sequence[torch.Tensor], num_weights: int, scratch: Callable[[Node], int]
+    ) -> None:
+        self._joint, self._inputs, self._num_weights, self._scratch = joint, inputs, num_weights, scratch
+
+    @cached_property
+    def plain(self) -> LayerMemory:
+        """Without activation checkpointing."""
+        return self._of(recompute=False)
+
+    @cached_property
+    def checkpointed(self) -> LayerMemory:
+        """With it."""
+        return self._of(recompute=True)
+
+    def _of(self, recompute: bool) -> LayerMemory:
+        return _memory(*_cut(self._joint, self._inputs, self._num_weights, recompute), self._scratch)
+
+
 def compiled(
     function: Callable[..., tuple[torch.Tensor, ...]],
     inputs: Sequence[torch.Tensor],
     num_weights: int,
     scratch: Callable[[Node], int] = lambda node: 0,
-) -> tuple[LayerMemory, LayerMemory]:
-    """Trace a layer, and return what it takes compiled: without activation checkpointing, and with it.
+) -> Compiled:
+    """Trace a layer, to tell what it takes compiled.
 
     Args:
         function: of the inputs. Returns the layer's outputs.
@@ -48,12 +78,7 @@ def compiled(
     joint: Any = aot_export_joint_simple(function, tuple(inputs), trace_joint=True, decompositions=table)
     for node in joint.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
         joint.graph.erase_node(node)  # of exports only: a run's graph has none, and its partitioner would take them for users
-    joint = joint_graph_passes(joint)
-    found = []
-    for recompute in (False, True):
-        forward, backward = _cut(joint, inputs, num_weights, recompute)
-        found.append(_memory(forward, backward, scratch))
-    return found[0], found[1]
+    return Compiled(joint_graph_passes(joint), inputs, num_weights, scratch)
 
 
 def _memory(forward: GraphModule, backward: GraphModule, scratch: Callable[[Node], int]) -> LayerMemory:

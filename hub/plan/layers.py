@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,14 +11,13 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from hub.models.four_bit_tensor import FourBitTensor
 from hub.models.patches import Edits, Patch
-from hub.plan.graphs import compiled
+from hub.plan.graphs import Compiled, compiled
 from hub.plan.live import Live
 from hub.plan.scratch import scratch_of_call, scratch_of_node
 from hub.plan.sharding import Fsdp
 from hub.plan.sizes import LayerMemory, Size
 from hub.plan.static import size_of
 from hub.train.kernels.checkpointing import Checkpointing
-from hub.train.kernels.tiles import TiledMlp
 from hub.train.kernels.unpack import packed_tensors
 
 
@@ -25,15 +25,23 @@ from hub.train.kernels.unpack import packed_tensors
 class KindMemory:
     """What layers of one kind take."""
 
-    plain: LayerMemory
-    checkpointed: LayerMemory
-    """With activation checkpointing."""
-
+    of_plain: Callable[[], LayerMemory]
+    of_checkpointed: Callable[[], LayerMemory]
     result: Any
     """The layer's results: `HIDDEN` in the place of the hidden states."""
 
     saves_input: bool = True
     """Whether it saves its input itself, without activation checkpointing. Those that run op by op may save a copy alone."""
+
+    @cached_property
+    def plain(self) -> LayerMemory:
+        """Without activation checkpointing."""
+        return self.of_plain()
+
+    @cached_property
+    def checkpointed(self) -> LayerMemory:
+        """With it. It takes a second to find out, and often nothing asks for it."""
+        return self.of_checkpointed()
 
 
 HIDDEN = object()
@@ -48,16 +56,19 @@ class LayerMemories(Patch):
         layers: a model's decoder layers.
         is_compiled: whether they are compiled in training.
         autocast: makes the context of the arithmetic.
-        tiled_from: tokens from which on the MLPs of checkpointed layers are tiled. None: they are not.
     """
 
     layers: Sequence[torch.nn.Module]
     is_compiled: bool
     autocast: Callable[[], Any]
-    tiled_from: int | None = None
     kinds: dict[Any, KindMemory] = field(default_factory=dict)
     kind_of: dict[int, Any] = field(default_factory=dict)
     """`id` of a layer -> its kind, a key of `kinds`."""
+
+    @cached_property
+    def trained(self) -> list[list[torch.nn.Parameter]]:
+        """The weights of each layer that train."""
+        return [[p for p in layer.parameters() if p.requires_grad] for layer in self.layers]
 
     def apply(self, edits: Edits) -> None:
         for layer in self.layers:
@@ -91,15 +102,14 @@ class LayerMemories(Patch):
         result = tree_map(lambda value: HIDDEN if value is first else value, out)
         del out, leaves
         if self.is_compiled:
-            memories = [self._graphs(layer, plain, args, kwargs, tiled) for tiled in {None, self.tiled_from}]
-            return KindMemory(memories[0][0], memories[-1][1], result)
+            graphs = self._graphs(layer, plain, args, kwargs)
+            return KindMemory(lambda: graphs.plain, lambda: graphs.checkpointed, result)
         own, saves_input = self._run(layer, plain, args, kwargs, False)
-        return KindMemory(own, self._run(layer, plain, args, kwargs, True)[0], result, saves_input)
+        checkpointed = self._run(layer, plain, args, kwargs, True)[0]
+        return KindMemory(lambda: own, lambda: checkpointed, result, saves_input)
 
-    def _graphs(
-        self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any, tiled_from: int | None
-    ) -> tuple[LayerMemory, LayerMemory]:
-        """What a compiled layer takes."""
+    def _graphs(self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any) -> Compiled:
+        """What a compiled layer takes. With tiled MLPs it takes less: a quarter of a prime number of tokens shows no size."""
         # Those of experts in 4 bits are inputs by their parts (`_Packed`).
         parameters = {name: weight for name, weight in layer.named_parameters() if not isinstance(weight, FourBitTensor)}
         named = parameters | dict(layer.named_buffers())
@@ -121,8 +131,6 @@ class LayerMemories(Patch):
 
         edits = Edits()
         edits.assign(layer, "forward", plain)
-        if tiled_from is not None:
-            TiledMlp(layer, tiled_from).apply(edits)
         try:
             return compiled(function, [*weights, *inputs], len(weights), scratch_of_node)
         finally:
@@ -221,7 +229,7 @@ class StandIns(Patch):
         for number, layer in enumerate(self._memories.layers):
             kind, is_checkpointed = self._memories.of(layer), number < self._num
             memory = kind.checkpointed if is_checkpointed else kind.plain
-            weights = [p for p in layer.parameters() if p.requires_grad]
+            weights = self._memories.trained[number]
             # Layers may share weights, which have one gradient.
             sharded = self._fsdp is not None and self._fsdp.shards_gradients
             kept = [] if self._with_gradients or sharded else [p for p in weights if id(p) not in seen]

@@ -189,7 +189,7 @@ class Planner:
         if cfg.algo.activation_offload == AUTO and cfg.algo.gradient_checkpointing != "none" and not external:
             offload = choice is None
             if not cautious and wants_offload(choice, longest, most, requested, lambda: loads):
-                line = self._offloaded_line(passes, requested, compiled)
+                line = self._offloaded_line(passes, requested)
                 more_room = room_left(free + self._tiles(strategy.shards_weights)[1], self.trained, shards, cautious)
                 fitting = choose_offloaded(line, more_room, longest, most, requested)
                 if fitting is not None and fitting > (choice or (0, 0))[0]:
@@ -210,7 +210,7 @@ class Planner:
             shards = 1
         gradients = gradients_part(self.trained, shards)
         optimizer = optimizer_part(cfg.algo, self.trained, shards)
-        way = (tokens, num_checkpointed, several, offload, tiled_from if compiled else None)
+        way = (tokens, num_checkpointed, several, offload)
         found = passes.run(*way, gathered.shares)
         held = found.peak - passes.run(*way).peak if gathered.shares is not None else 0
         new = 0 if several else gradients.num_bytes
@@ -283,13 +283,12 @@ class Planner:
         checkpointed = None if checkpointing == "none" or enough else line(len(self.layers))
         return pass_memory(checkpointing, plain, checkpointed, len(self.layers), fits)
 
-    def _offloaded_line(self, passes: Passes, requested: int | None, compiled: bool) -> Line:
+    def _offloaded_line(self, passes: Passes, requested: int | None) -> Line:
         """What a run's measured passes would give with all layers checkpointed and their inputs in CPU memory."""
         tokens = max(2, min(requested or ENOUGH_TOKENS, ENOUGH_TOKENS))
-        tiled_from = self._tiles(shards_weights=False)[0] if compiled else None
         key = (id(passes), tokens, "offloaded")
         if key not in self._lines:
-            points = [(n, passes.run(n, len(self.layers), True, True, tiled_from).peak) for n in (tokens // 2, tokens)]
+            points = [(n, passes.run(n, len(self.layers), True, True).peak) for n in (tokens // 2, tokens)]
             self._lines[key] = Line.through([(n, float(peak)) for n, peak in points])
         return self._lines[key]
 

@@ -63,20 +63,17 @@ class Passes:
         self._gathered_dtype = gathered_dtype
         self._model, self._mode, self._patches, self._layers = model, mode, patches, layers
         self._loss, self._packed, self._is_compiled, self.autocast = loss, packed, is_compiled, autocast
-        self._memories: dict[int | None, LayerMemories] = {}
+        self._parameters = list(model.parameters())
+        self._memories: LayerMemories | None = None
 
-    def memories(self, tiled_from: int | None = None) -> LayerMemories:
-        """What the layers take. Found out once.
-
-        Args:
-            tiled_from: tokens from which on the MLPs of checkpointed layers are tiled. None: they are not.
-        """
-        if tiled_from not in self._memories:
-            memories = LayerMemories(self._layers, self._is_compiled, self.autocast, tiled_from)
+    def memories(self) -> LayerMemories:
+        """What the layers take. Found out once."""
+        if self._memories is None:
+            memories = LayerMemories(self._layers, self._is_compiled, self.autocast)
             with tensors_without_data(self._mode), self._gathered(), self._patches.temporarily(memories):
                 self._forward(TOKENS)
-            self._memories[tiled_from] = memories
-        return self._memories[tiled_from]
+            self._memories = memories
+        return self._memories
 
     def run(
         self,
@@ -84,7 +81,6 @@ class Passes:
         num_checkpointed: int,
         with_gradients: bool = True,
         offloads: bool = False,
-        tiled_from: int | None = None,
         shares: Shares | None = None,
     ) -> PassBytes:
         """Run a forward and a backward pass.
@@ -94,17 +90,16 @@ class Passes:
             num_checkpointed: layers with activation checkpointing.
             with_gradients: whether the gradients of the weights are there before, as in every micro-batch but a step's first.
             offloads: whether checkpointed layers save their input in CPU memory.
-            tiled_from: as for `memories`.
             shares: what FSDP2 takes in a pass. None: the weights are not sharded by it.
         """
-        memories = self.memories(tiled_from)
-        of_layers = {id(parameter) for layer in self._layers for parameter in layer.parameters()}
-        others = [p for p in self._model.parameters() if p.requires_grad and id(p) not in of_layers]
+        memories = self.memories()
+        of_layers = {id(parameter) for weights in memories.trained for parameter in weights}
+        others = [p for p in self._parameters if p.requires_grad and id(p) not in of_layers]
         live = Live(scratch_of_call, rounds=True)
         fsdp = Fsdp(shares, with_gradients) if shares is not None else None
         stand_ins = StandIns(memories, num_checkpointed, offloads, with_gradients, fsdp)
         with tensors_without_data(self._mode), self._gathered(), self._patches.temporarily(stand_ins):
-            live.known([*self._model.parameters(), *self._model.buffers()])
+            live.known([*self._parameters, *self._model.buffers()])
             # FSDP2 gives a weight a new gradient in each pass, and adds it to that of its shard.
             if with_gradients and not (fsdp is not None and fsdp.shards_gradients):
                 for parameter in others:
