@@ -88,7 +88,7 @@ $(VENV)/.docs: $(VENV)/.tools
 	@touch $@
 
 # The site is in build/site: open build/site/index.html. Each link is checked, and each command and Python block of the pages is run.
-docs: $(VENV)/.docs ## build the site of the documentation, and run what its pages show, a minute
+docs: $(VENV)/.docs ## build the site of the documentation, and run what its pages show, a minute or two
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/snippets --numprocesses $(JOBS) $(ARGS)
 
