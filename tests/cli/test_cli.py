@@ -200,7 +200,7 @@ def test_plugins_are_listed_with_distribution_hooks_and_backends(hub):
         (["algo=sft", "show"], "can't read 'show': options are written NAME=VALUE without spaces, and a verb comes first"),
         (
             ["chat", "run=latest", "--json"],
-            "--json works with train, verify, generate, evaluate, report, export, scale, average, data, ",
+            "--json works with train, verify, generate, evaluate, report, export, scale, average, continual, ",
         ),
         (["serve", "--json"], "--json works with train, verify, generate, "),
         (["serve", "--quiet"], "--quiet works with train, verify, generate, "),

@@ -69,7 +69,7 @@ VERB = FinishedVerb(
         ("four methods, three seeds", "python -m hub continual model=smollm2_135m tasks=TASKS text=documents.jsonl"),
         (
             "with options of a method",
-            """python -m hub continual model=tiny tasks=TASKS "methods=[osft,'osft:learning_rate=3e-4']\"""",
+            """python -m hub continual model=tiny tasks=TASKS "methods=[osft,'osft:num_epochs=1']\"""",
         ),
         ("eight processes on the GPUs of this machine", "python -m hub continual model=llama3_2_1b tasks=TASKS jobs=8"),
     ),
