@@ -44,6 +44,11 @@ def run(run) -> Callable[..., Result]:
 
 
 @pytest.fixture
+def command(command) -> Callable[..., Result]:
+    return lambda folder, *words: command(folder, *by_weights(words))
+
+
+@pytest.fixture
 def run_and_stop(run_and_stop) -> Callable[..., None]:
     return lambda folder, *words: run_and_stop(folder, *by_weights(words))
 

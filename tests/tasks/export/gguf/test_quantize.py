@@ -72,8 +72,9 @@ def test_files_are_those_of_llama_cpp(name: str, tmp_path: Path, monkeypatch: py
 @pytest.mark.slow
 @needs_llama_cpp
 @pytest.mark.parametrize("name", MODELS)
-def test_files_of_every_kind_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
-    compare(tmp_path / "source.gguf", synthetic.write(tmp_path / "source.gguf", **MODELS[name]), list(KINDS))
+def test_files_of_the_other_kinds_are_too(name: str, tmp_path: Path) -> None:
+    others = [kind for kind in KINDS if kind not in EVERYDAY]
+    compare(tmp_path / "source.gguf", synthetic.write(tmp_path / "source.gguf", **MODELS[name]), others)
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_files_of_a_real_model_are_those_of_llama_cpp(tmp_path: Path) -> None:
     assert script.is_file()
     source, ours, theirs = (tmp_path / f"{name}.gguf" for name in ("source", "ours", "theirs"))
     converter.convert(folder, source, KINDS["bf16"], "SmolLM2", adds_bos=False)
-    for name in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"):
+    for name in ("f16", "q6_k", "q4_k_m"):
         assert llama_cpp.quantize(source, theirs, KINDS[name].file_type)
         quantize_file(source, ours, KINDS[name])
         assert ours.read_bytes() == theirs.read_bytes(), name
