@@ -17,6 +17,7 @@ import socket
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 IMPORTED = ("hub.cli.main", "hub.launch.sweep", "hub.train.loop", "hub.tasks.verify.verify", "hub_sft.recipe",
@@ -124,7 +125,8 @@ def imported() -> None:
     from hub.plugins.registry import registry
 
     assert not registry.cache_info().currsize, "each process has plugins of its own"
-    assert len(os.listdir("/proc/self/task")) == 1, "a thread would not be in a forked process"
+    threads = [file.read_text().strip() for file in sorted(Path("/proc/self/task").glob("*/comm"))]
+    assert len(threads) == 1, f"threads would not be in a forked process: {threads}"
 
 
 def main(address: str) -> None:
