@@ -68,7 +68,7 @@ def test_patience_ends_training_and_the_run_is_completed(tmp_path, monkeypatch, 
     assert is_same(weights(kept.model_path), weights(result.model_path))
 
 
-@pytest.mark.parametrize("stopped_at", [3, 4, 7])
+@pytest.mark.parametrize("stopped_at", [3, pytest.param(4, marks=pytest.mark.slow), 7])
 def test_a_resumed_run_ends_and_keeps_as_the_undisturbed_one(tmp_path, monkeypatch, stopped_at):
     by_script(monkeypatch, {2: 4.0, 3: 0.1, 4: 3.0, 6: 3.5, 7: 0.1, 8: 3.4, 10: 3.3})
     options = ["algo.keep_best=true", "algo.early_stopping_patience=3", "algo.keep_checkpoints=1", "algo.save_every_steps=2"]

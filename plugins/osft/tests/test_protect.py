@@ -89,7 +89,7 @@ def test_adaptive_keeps_more_where_a_layer_changes_its_input_less(tmp_path, subs
         assert free[f"{layer}.mlp.up_proj"] == pytest.approx((64 - int(kept[layer] * 64)) / 64)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_stronger_the_protection_the_nearer_stay_the_answers(tmp_path, beside_few_words, tied, capsys, run):
     folder, options = beside_few_words(tied)
     protected = protected_tokens(folder, options)
