@@ -44,11 +44,6 @@ def run(run) -> Callable[..., Result]:
 
 
 @pytest.fixture
-def command(command) -> Callable[..., Result]:
-    return lambda folder, *words: command(folder, *by_weights(words))
-
-
-@pytest.fixture
 def run_and_stop(run_and_stop) -> Callable[..., None]:
     return lambda folder, *words: run_and_stop(folder, *by_weights(words))
 
@@ -214,7 +209,7 @@ def test_the_layout_changes_nothing(tmp_path, processes, command):
 
 @pytest.mark.slow
 def test_two_processes_with_whole_copies_and_with_shares_train_as_one(tmp_path, run, command):
-    options = ["algo.weight_decay=0.1", "algo.train_norms=true", "algo.save_every_steps=3"]
+    options = ["algo.subspace=weights", "algo.weight_decay=0.1", "algo.train_norms=true", "algo.save_every_steps=3"]
     one = run(tmp_path, *options)
     for strategy in ("ddp", "fsdp"):
         two = command(tmp_path / strategy, *options, "launch.nproc_per_node=2", f"launch.strategy={strategy}")
