@@ -57,7 +57,7 @@ def balanced(setup: Setup, recipe: Recipe) -> Criterion:
 
 
 def _with_balance(setup: Setup, recipe: Recipe, coefficient: float) -> tuple[Criterion, str]:
-    """The criterion with the loss, and why it can't be had. The routers are told of it only if it can."""
+    """The criterion with the load-balancing loss, or why there is none. Routers are changed only if there is one."""
     model, device = recipe.model, setup.session.device
     base = base_of(model)
     sizes = [getattr(base, name, None) for name in ("num_experts", "num_experts_per_tok")]

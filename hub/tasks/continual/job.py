@@ -1,6 +1,6 @@
 """One run of a study: a method goes through all tasks with one seed, and is measured after each.
 
-Its folder has state.json, written after each task: a run that was interrupted goes on with the next one.
+Its folder has state.json, written after each task: a run that was stopped continues with the next one.
 """
 
 import json

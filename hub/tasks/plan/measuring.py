@@ -62,7 +62,7 @@ def measured(case: Case, found: OnGpu, train: Train) -> OnGpu:
     Args:
         case: the run that is planned.
         found: its plan for the GPUs that are here.
-        train: runs a config to its end, without a word.
+        train: runs a config to its end, without output.
 
     Raises:
         HubError: a short run failed.
