@@ -134,7 +134,9 @@ def test_changes_that_bfloat16_does_not_resolve_are_in_the_saved_weights_on_aver
     assert kept == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gpt2"])
+@pytest.mark.parametrize(
+    "family", ["mixtral", "gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt_oss", "deepseek_v2"))]
+)
 def test_experts_and_conv1d_train_and_the_saved_model_is_the_trained_one(tmp_path, family, run):
     result = run(tmp_path, f"model.path=tiny:{family}")
     plan = json.loads((result.run_path / "plan.json").read_text())

@@ -89,7 +89,7 @@ def test_files_of_a_real_model_are_those_of_llama_cpp(tmp_path: Path) -> None:
     assert script.is_file()
     source, ours, theirs = (tmp_path / f"{name}.gguf" for name in ("source", "ours", "theirs"))
     converter.convert(folder, source, KINDS["bf16"], "SmolLM2", adds_bos=False)
-    for name in ("f16", "q6_k", "q4_k_m"):
+    for name in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"):
         assert llama_cpp.quantize(source, theirs, KINDS[name].file_type)
         quantize_file(source, ours, KINDS[name])
         assert ours.read_bytes() == theirs.read_bytes(), name
