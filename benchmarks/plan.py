@@ -5,7 +5,7 @@ run itself predicted (`hub plan`, in a process without a GPU). Rows that the fil
 was cut short goes on where it was.
 
     python -m benchmarks.plan --out plan.jsonl --minutes 9        # as many rows as nine minutes hold
-    python -m benchmarks.plan --out plan.jsonl --only lora_8b     # rows whose name holds that
+    python -m benchmarks.plan --out plan.jsonl --only 'lora_8b*'  # rows of that name, or of that pattern
     python -m benchmarks.plan --out plan.jsonl --gpus 2           # those for two GPUs
     python -m benchmarks.plan --out plan.jsonl --table            # the rows so far, no run
     python -m benchmarks.plan --out plan.jsonl --measure          # each row also with what plan.measure=true says before it
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,7 @@ def main() -> None:
     """Run the cases that are left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSONL file with a row for each run")
-    parser.add_argument("--only", default="", help="run the cases whose name holds this")
+    parser.add_argument("--only", nargs="+", default=["*"], help="run the cases of these names or patterns, such as 'lora_8b*'")
     parser.add_argument("--gpus", type=int, default=1, help="run the cases for so many GPUs")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many minutes")
     parser.add_argument("--measure", action="store_true", help="ask `hub plan plan.measure=true` before each run")
@@ -252,7 +253,8 @@ def main() -> None:
     rows = [json.loads(line) for line in asked.out.read_text(encoding="utf-8").splitlines()] if asked.out.is_file() else []
     known = {row["name"] for row in rows if not row["error"]}
     for case in () if asked.table else CASES:
-        if case.name in known or asked.only not in case.name or case.gpus != asked.gpus:
+        named = any(fnmatch(case.name, pattern) for pattern in asked.only)
+        if case.name in known or not named or case.gpus != asked.gpus:
             continue
         if time.monotonic() - begun > 60 * asked.minutes:
             break
