@@ -1,13 +1,14 @@
 """Predicted and measured memory side by side: `python -m benchmarks.plan --out plan.jsonl` on a GPU.
 
-Each row is a real run of six steps with random weights. Its peak (`torch.cuda.max_memory_allocated`) stands beside what the
-run itself predicted (`hub plan`, in a process without a GPU). Rows that the file has already are left out, so a command that
-was cut short goes on where it was.
+Each row is a real run of six steps with random weights. Its peak (`torch.cuda.max_memory_allocated`), tokens per second and
+seconds to the first step stand beside what `hub plan` says of them, which needs no GPU. Rows that the file has already are left
+out, so a command that was cut short goes on where it was.
 
     python -m benchmarks.plan --out plan.jsonl --minutes 9        # as many rows as nine minutes hold
     python -m benchmarks.plan --out plan.jsonl --only 'lora_8b*'  # rows of that name, or of that pattern
     python -m benchmarks.plan --out plan.jsonl --gpus 2           # those for two GPUs
     python -m benchmarks.plan --out plan.jsonl --table            # the rows so far, no run
+    python -m benchmarks.plan --out plan.jsonl --predict          # add what `hub plan` says of them, without a GPU
     python -m benchmarks.plan --out plan.jsonl --measure          # each row also with what plan.measure=true says before it
 """
 
@@ -23,12 +24,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shapes import _fill_vocabulary, made_for
+from benchmarks.shapes import POSITIONS, SHAPES, _fill_vocabulary, made_for
 from benchmarks.workloads import Lengths, Workload, write_rows
 from hub.result import METRICS, read_metrics
 from hub.system.cache import cache_dir, make_once
+from hub.system.known_gpus import by_driver_name, known_gpus
 
 STEPS = 6
+HUB = (sys.executable, "-m", "hub")
 LIMIT = 240.0
 """Seconds of one run at most."""
 
@@ -121,18 +124,60 @@ def model_of(case: Case) -> Path:
 
     def make(aside: Path) -> None:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        from hub.testing import tokenizer
-
-        shape = dict(OTHERS[case.shape])
-        config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+        config = _config_of(case)
         with torch.device("cuda"):
             AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(aside)
-        tokenizer().save_pretrained(aside)
-        _fill_vocabulary(aside / "tokenizer.json", config.vocab_size)
+        _write_tokenizer(aside, config.vocab_size)
 
     return make_once(cache_dir() / "benchmarks" / f"plan-{case.shape}", make)
+
+
+def config_of(case: Case) -> Path:
+    """The folder of the same model without weights, which is enough for a plan."""
+
+    def make(aside: Path) -> None:
+        config = _config_of(case)
+        config.save_pretrained(aside)
+        _write_tokenizer(aside, config.vocab_size)
+
+    return make_once(cache_dir() / "benchmarks" / f"plan-{case.shape}-{case.length}-config", make)
+
+
+def _config_of(case: Case) -> Any:
+    from transformers import AutoConfig
+
+    if case.shape in OTHERS:
+        shape = dict(OTHERS[case.shape])
+        return AutoConfig.for_model(shape.pop("model_type"), **shape)
+    more = {"max_position_embeddings": max(POSITIONS, case.length), "tie_word_embeddings": case.shape != "8b"}
+    return AutoConfig.for_model("llama", **SHAPES[case.shape], **more, dtype="bfloat16")
+
+
+def _write_tokenizer(folder: Path, vocab_size: int) -> None:
+    from hub.testing import tokenizer
+
+    tokenizer().save_pretrained(folder)
+    _fill_vocabulary(folder / "tokenizer.json", vocab_size)
+
+
+def words_of(case: Case, model: Path, folder: Path) -> list[str]:
+    """The overrides of a case's run. Writes its rows into the folder."""
+    workload = Workload(
+        algo="sft", shape="1b" if case.shape in OTHERS else case.shape, lengths=Lengths(longest=case.length), batch=case.batch
+    )
+    rows = folder / "rows.jsonl"
+    write_rows(rows, workload, STEPS)
+    if case.shape in OTHERS:
+        _fit_vocabulary(rows, OTHERS[case.shape]["vocab_size"])
+    compiled = "layers" if case.compiled else "none"
+    return [
+        *case.words, f"model.path={model}", f"data.path={rows}", f"output_dir={folder}", "run_name=run",
+        f"algo.max_steps={STEPS}", f"algo.effective_batch_size={case.batch}", f"algo.torch_compile={compiled}",
+        f"data.max_seq_len={case.length}", f"launch.nproc_per_node={case.gpus}", "data.eval_fraction=0",
+        "plan.learn=false", "algo.log_every_steps=1",
+    ]  # fmt: skip
 
 
 def run(case: Case, folder: Path, measures: bool = False) -> dict[str, Any]:
@@ -143,30 +188,15 @@ def run(case: Case, folder: Path, measures: bool = False) -> dict[str, Any]:
         folder: an empty one.
         measures: whether `hub plan plan.measure=true` is asked first.
     """
-    workload = Workload(
-        algo="sft", shape="1b" if case.shape in OTHERS else case.shape, lengths=Lengths(longest=case.length), batch=case.batch
-    )
-    rows = folder / "rows.jsonl"
-    write_rows(rows, workload, STEPS)
-    if case.shape in OTHERS:
-        _fit_vocabulary(rows, OTHERS[case.shape]["vocab_size"])
-    compiled = "layers" if case.compiled else "none"
-    words = [
-        *case.words, f"model.path={model_of(case)}", f"data.path={rows}", f"output_dir={folder}", "run_name=run",
-        f"algo.max_steps={STEPS}", f"algo.effective_batch_size={case.batch}", f"algo.torch_compile={compiled}",
-        f"data.max_seq_len={case.length}", f"launch.nproc_per_node={case.gpus}", "data.eval_fraction=0",
-        "plan.learn=false", "algo.log_every_steps=1",
-    ]  # fmt: skip
-    command = [sys.executable, "-m", "hub", *words]
+    words = words_of(case, model_of(case), folder)
     asked: dict[str, Any] = {}
     begun = time.monotonic()
     if measures:
-        plan = subprocess.run([*command[:3], "plan", *words, "plan.measure=true", "--json"], capture_output=True, text=True)
-        asked = json.loads(plan.stdout) if plan.stdout.startswith("{") else {"error": plan.stderr.strip().splitlines()[-1:]}
+        asked = _planned([*words, "plan.measure=true"])
         asked["seconds"] = round(time.monotonic() - begun, 1)
         begun = time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
+        done = subprocess.run([*HUB, *words], capture_output=True, text=True, check=False, timeout=LIMIT)
         error = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["failed"])[-1]
     except subprocess.TimeoutExpired:
         error = f"more than {LIMIT:.0f} s"
@@ -175,15 +205,28 @@ def run(case: Case, folder: Path, measures: bool = False) -> dict[str, Any]:
     for name in ("result", "plan", "predicted"):
         file = folder / "run" / f"{name}.json"
         row[name] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if not row["predicted"] and not error:
-        row["predicted"] = _planned([*command[:3], "plan", "--json", *command[3:], "plan.learn=false"])
     return row
 
 
-def _planned(command: list[str]) -> dict[str, Any] | None:
-    """What `hub plan` says of the memory: a short run ends before its own prediction does."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found: dict[str, Any] | None = json.loads(done.stdout)["memory"] if done.returncode == 0 else None
+def predict(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with what `hub plan` says of it: its time, and its memory if the run ended before it had said that."""
+    case = next(case for case in CASES if case.name == row["name"])
+    gpu = by_driver_name((row["plan"] or {}).get("device", ""), known_gpus())
+    if row["error"] or gpu is None:
+        return row
+    with tempfile.TemporaryDirectory() as folder:
+        said = _planned([*words_of(case, config_of(case), Path(folder)), f"plan.gpu={gpu.name}"])
+    if "error" in said:
+        return row | {"error": said["error"]}
+    return row | {"predicted": row["predicted"] or said["memory"], "said": said}
+
+
+def _planned(words: list[str]) -> dict[str, Any]:
+    """What `hub plan` says, or its error."""
+    done = subprocess.run([*HUB, "plan", "--json", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["failed"])[-1]}
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -196,46 +239,58 @@ def _fit_vocabulary(rows: Path, size: int) -> None:
     rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+HEAD = (
+    "run",
+    "measured GiB",
+    "predicted GiB",
+    "error",
+    "after plan.measure, GiB",
+    "tokens/s",
+    "predicted",
+    "first step, s",
+    "predicted",
+)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table in Markdown, and the errors in one line. *: the run chose another layout than was predicted."""
-    head = (
-        "run",
-        "measured GiB",
-        "predicted GiB",
-        "error",
-        "after plan.measure, GiB",
-        "tokens/s",
-        "then",
-        "first step, s",
-        "then",
-    )
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    errors = []
+    """The rows as a table in Markdown, and the errors in a line each. *: the run chose another layout than was predicted."""
+    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
+    errors: dict[str, list[float]] = {"memory": [], "memory after plan.measure": [], "tokens/s": [], "first step": []}
     for row in rows:
-        result, predicted = row["result"] or {}, row["predicted"] or {}
+        result, predicted, plan = row["result"] or {}, row["predicted"] or {}, row["plan"] or {}
         measured = result.get("peak_memory_gb")
         if row["error"] or not measured or not predicted:
-            cells = [row["name"], str(measured or ""), "", row["error"] or "no prediction"]
-            lines.append(f"| {' | '.join([*cells, *[''] * (len(head) - len(cells))])} |")
+            cells = [row["name"], str(measured or ""), "", row["error"] or "no prediction: see --predict"]
+            lines.append(f"| {' | '.join([*cells, *[''] * (len(HEAD) - len(cells))])} |")
             continue
-        peak = predicted["torch_peak_bytes"] / 2**30
-        errors.append(peak / measured - 1)
-        plan, asked = row["plan"] or {}, row.get("asked") or {}
+        asked, said = row.get("asked") or {}, row.get("said") or {}
         chosen = (plan.get("max_tokens_per_gpu"), plan.get("layers_recomputed"))
         star = "" if chosen == (predicted["max_tokens"], predicted["num_checkpointed"]) else " *"
-        cells = [row["name"], f"{measured:.2f}", f"{peak:.2f}{star}", f"{errors[-1]:+.1%}"]
+        speed = statistics.median([speed for step, speed in row["steps"] if step > 2] or [0])
+        first = plan.get("first_step_seconds", 0)
+
+        def beside(kind: str, value: float, truth: float) -> str:
+            errors[kind].append(value / truth - 1)
+            return f"{errors[kind][-1]:+.1%}"
+
+        peak = predicted["torch_peak_bytes"] / 2**30
+        cells = [row["name"], f"{measured:.2f}", f"{peak:.2f}{star}", beside("memory", peak, measured), ""]
         if "memory" in asked:
-            corrected, speeds = asked["memory"]["torch_peak_bytes"] / 2**30, [speed for step, speed in row["steps"] if step > 2]
-            cells += [f"{corrected:.2f} ({corrected / measured - 1:+.1%})", f"{statistics.median(speeds or [0]):,.0f}"]
-            cells += [f"{asked['speed']['middle']:,.0f}", f"{plan.get('first_step_seconds', 0):.0f}"]
-            cells += [f"{asked['first_step_seconds'][1]:.0f}"]
-        lines.append(f"| {' | '.join([*cells, *[''] * (len(head) - len(cells))])} |")
-    if errors:
-        sizes = [abs(error) for error in errors]
-        lines.append(
-            f"\n{len(errors)} runs: median error {statistics.median(sizes):.1%}, largest {max(sizes):.1%}, "
-            f"furthest below the truth {min(0.0, *errors):.1%}"
-        )
+            corrected = asked["memory"]["torch_peak_bytes"] / 2**30
+            cells[-1] = f"{corrected:.2f} ({beside('memory after plan.measure', corrected, measured)})"
+        cells += [f"{speed:,.0f}", "", f"{first:.0f}", ""]
+        if said:
+            cells[6] = f"{said['speed']['middle']:,.0f} ({beside('tokens/s', said['speed']['middle'], speed)})"
+            cells[8] = f"{said['first_step_seconds'][1]:.0f} ({beside('first step', said['first_step_seconds'][1], first)})"
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for kind, found in errors.items():
+        if found:
+            sizes = [abs(error) for error in found]
+            lines.append(
+                f"{kind}: {len(found)} runs, median error {statistics.median(sizes):.1%}, largest {max(sizes):.1%}, "
+                f"furthest below the truth {min(0.0, *found):.1%}"
+            )
     return "\n".join(lines)
 
 
@@ -248,11 +303,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many minutes")
     parser.add_argument("--measure", action="store_true", help="ask `hub plan plan.measure=true` before each run")
     parser.add_argument("--table", action="store_true", help="print the rows so far, run nothing")
+    parser.add_argument(
+        "--predict", action="store_true", help="add to the rows so far what `hub plan` says of them; on any machine"
+    )
     asked = parser.parse_args()
     begun = time.monotonic()
     rows = [json.loads(line) for line in asked.out.read_text(encoding="utf-8").splitlines()] if asked.out.is_file() else []
+    if asked.predict:
+        rows = [row if row.get("said") else predict(row) for row in rows]
+        asked.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     known = {row["name"] for row in rows if not row["error"]}
-    for case in () if asked.table else CASES:
+    for case in () if asked.table or asked.predict else CASES:
         named = any(fnmatch(case.name, pattern) for pattern in asked.only)
         if case.name in known or not named or case.gpus != asked.gpus:
             continue

@@ -33,7 +33,7 @@ def test_the_grouped_kernel_gives_what_a_loop_gives_forward_and_backward(rank):
     assert is_native(x, (128, 96))
 
     experts = torch.nn.Module()
-    experts.is_transposed, experts.has_bias, experts.up_proj = False, False, weight
+    experts.is_transposed, experts.has_bias, experts.has_gate, experts.up_proj = False, False, False, weight
     result = _linear(experts, "up_proj", x, groups, ends, [Factors(first, second, 2.0)])
     found = [result, *torch.autograd.grad(result, [x, first, second], seed.bfloat16())]
 
