@@ -18,6 +18,7 @@ from hub.plan.sharding import Fsdp
 from hub.plan.sizes import LayerMemory, Size
 from hub.plan.static import size_of
 from hub.train.kernels.checkpointing import Checkpointing
+from hub.train.kernels.tiles import TiledMlp
 from hub.train.kernels.unpack import packed_tensors
 
 
@@ -27,6 +28,7 @@ class KindMemory:
 
     of_plain: Callable[[], LayerMemory]
     of_checkpointed: Callable[[], LayerMemory]
+    of_tiled: Callable[[], LayerMemory]
     result: Any
     """The layer's results: `HIDDEN` in the place of the hidden states."""
 
@@ -42,6 +44,11 @@ class KindMemory:
     def checkpointed(self) -> LayerMemory:
         """With it. It takes a second to find out, and often nothing asks for it."""
         return self.of_checkpointed()
+
+    @cached_property
+    def tiled(self) -> LayerMemory:
+        """With it, and with the MLP's tokens tile by tile if the layer is compiled."""
+        return self.of_tiled()
 
 
 HIDDEN = object()
@@ -103,13 +110,26 @@ class LayerMemories(Patch):
         del out, leaves
         if self.is_compiled:
             graphs = self._graphs(layer, plain, args, kwargs)
-            return KindMemory(lambda: graphs.plain, lambda: graphs.checkpointed, result)
+            return KindMemory(
+                of_plain=lambda: graphs.plain,
+                of_checkpointed=lambda: graphs.checkpointed,
+                of_tiled=lambda: self._graphs(layer, plain, args, kwargs, tiled=True).checkpointed,
+                result=result,
+            )
         own, saves_input = self._run(layer, plain, args, kwargs, False)
         checkpointed = self._run(layer, plain, args, kwargs, True)[0]
-        return KindMemory(lambda: own, lambda: checkpointed, result, saves_input)
+        return KindMemory(
+            of_plain=lambda: own,
+            of_checkpointed=lambda: checkpointed,
+            of_tiled=lambda: checkpointed,
+            result=result,
+            saves_input=saves_input,
+        )
 
-    def _graphs(self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any) -> Compiled:
-        """What a compiled layer takes. With tiled MLPs it takes less: a quarter of a prime number of tokens shows no size."""
+    def _graphs(
+        self, layer: torch.nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any, tiled: bool = False
+    ) -> Compiled:
+        """Trace a compiled layer, to tell what it takes."""
         # Those of experts in 4 bits are inputs by their parts (`_Packed`).
         parameters = {name: weight for name, weight in layer.named_parameters() if not isinstance(weight, FourBitTensor)}
         named = parameters | dict(layer.named_buffers())
@@ -131,6 +151,8 @@ class LayerMemories(Patch):
 
         edits = Edits()
         edits.assign(layer, "forward", plain)
+        if tiled:
+            TiledMlp(layer, min_tokens=0).apply(edits)
         try:
             return compiled(function, [*weights, *inputs], len(weights), scratch_of_node)
         finally:
@@ -207,6 +229,7 @@ class StandIns(Patch):
         memories: of the layers.
         num_checkpointed: the first layers that use activation checkpointing.
         offloads: whether these save nothing on the GPU, not even their input.
+        tiles: whether their MLPs take the tokens tile by tile.
         with_gradients: whether the gradients of the layers' weights are there before.
         fsdp: takes what FSDP2 takes. None: the weights are not sharded by it.
     """
@@ -216,9 +239,11 @@ class StandIns(Patch):
         memories: LayerMemories,
         num_checkpointed: int,
         offloads: bool = False,
+        tiles: bool = False,
         with_gradients: bool = True,
         fsdp: Fsdp | None = None,
     ) -> None:
+        self._tiles = tiles
         self._memories, self._num, self._offloads, self._fsdp = memories, num_checkpointed, offloads, fsdp
         self._with_gradients = with_gradients
         self.gradients: list[torch.Tensor] = []
@@ -228,7 +253,7 @@ class StandIns(Patch):
         seen: set[int] = set()
         for number, layer in enumerate(self._memories.layers):
             kind, is_checkpointed = self._memories.of(layer), number < self._num
-            memory = kind.checkpointed if is_checkpointed else kind.plain
+            memory = kind.plain if not is_checkpointed else kind.tiled if self._tiles else kind.checkpointed
             weights = self._memories.trained[number]
             # Layers may share weights, which have one gradient.
             sharded = self._fsdp is not None and self._fsdp.shards_gradients

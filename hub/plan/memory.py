@@ -183,14 +183,15 @@ class Planner:
 
         memory = self._pass_memory(passes, cfg.algo.gradient_checkpointing, budget, gathered)
         offload = cfg.algo.activation_offload == "all"
+        tiled_from, offloaded = self._tiles(strategy.shards_weights, compiled)
         choice, fits_longest = budget.choose(memory), memory.checkpointed.tokens(room)
         if requested and cfg.algo.gradient_checkpointing != AUTO:
             choice = requested, len(self.layers) if cfg.algo.gradient_checkpointing == "all" else 0
         if cfg.algo.activation_offload == AUTO and cfg.algo.gradient_checkpointing != "none" and not external:
             offload = choice is None
             if not cautious and wants_offload(choice, longest, most, requested, lambda: loads):
-                line = self._offloaded_line(passes, requested)
-                more_room = room_left(free + self._tiles(strategy.shards_weights)[1], self.trained, shards, cautious)
+                line = self._offloaded_line(passes, requested, tiled_from)
+                more_room = room_left(free + offloaded, self.trained, shards, cautious)
                 fitting = choose_offloaded(line, more_room, longest, most, requested)
                 if fitting is not None and fitting > (choice or (0, 0))[0]:
                     choice, offload = (fitting, len(self.layers)), True
@@ -200,17 +201,14 @@ class Planner:
         tokens = max(longest, min(max_tokens, largest_micro_batch(loads, max_tokens) if loads else max_tokens))
         several = any(load > max_tokens for load in loads) or not loads
 
-        tiled_from, offloaded = None, 0
-        if offload:
-            tiled_from, offloaded = self._tiles(strategy.shards_weights)
-            if offloaded:
-                weights.append(Part("embedding in CPU memory", -offloaded, "algo.activation_offload moves a frozen one there"))
+        if offload and offloaded:
+            weights.append(Part("embedding in CPU memory", -offloaded, "algo.activation_offload moves a frozen one there"))
         # Adapters beside sharded weights are whole on each process.
         if gathered.shares is not None and not gathered.shares.root.reduced:
             shards = 1
         gradients = gradients_part(self.trained, shards)
         optimizer = optimizer_part(cfg.algo, self.trained, shards)
-        way = (tokens, num_checkpointed, several, offload)
+        way = (tokens, num_checkpointed, several, offload, tiled_from if offload else None)
         found = passes.run(*way, gathered.shares)
         held = found.peak - passes.run(*way).peak if gathered.shares is not None else 0
         new = 0 if several else gradients.num_bytes
@@ -237,7 +235,7 @@ class Planner:
             num_layers=len(self.layers),
             num_checkpointed=num_checkpointed,
             offload=offload,
-            tiles=offload and compiled and tiled_from is not None and tokens >= tiled_from,
+            tiles=offload and tiled_from is not None and tokens >= tiled_from,
             strategy="split" if cfg.launch.strategy == "split" else strategy.name,
             world=world,
             compiled=compiled,
@@ -283,17 +281,21 @@ class Planner:
         checkpointed = None if checkpointing == "none" or enough else line(len(self.layers))
         return pass_memory(checkpointing, plain, checkpointed, len(self.layers), fits)
 
-    def _offloaded_line(self, passes: Passes, requested: int | None) -> Line:
+    def _offloaded_line(self, passes: Passes, requested: int | None, tiled_from: int | None) -> Line:
         """What a run's measured passes would give with all layers checkpointed and their inputs in CPU memory."""
         tokens = max(2, min(requested or ENOUGH_TOKENS, ENOUGH_TOKENS))
         key = (id(passes), tokens, "offloaded")
         if key not in self._lines:
-            points = [(n, passes.run(n, len(self.layers), True, True).peak) for n in (tokens // 2, tokens)]
+            sizes = (tokens // 2, tokens)
+            points = [(n, passes.run(n, len(self.layers), offloads=True, tiled_from=tiled_from).peak) for n in sizes]
             self._lines[key] = Line.through([(n, float(peak)) for n, peak in points])
         return self._lines[key]
 
-    def _tiles(self, shards_weights: bool) -> tuple[int | None, int]:
-        """With offload: the tokens from which on MLPs are tiled, and the bytes of the embedding that goes to CPU memory."""
+    def _tiles(self, shards_weights: bool, compiled: bool) -> tuple[int | None, int]:
+        """With offload: the tokens from which on MLPs are tiled, and the bytes of the embedding that goes to CPU memory.
+
+        Only MLPs of compiled layers are tiled.
+        """
         base = base_of(self.model)
         weight, head = input_embeddings(base).weight, base.get_output_embeddings()
         tied = head is not None and getattr(head, "weight", None) is weight
@@ -301,7 +303,7 @@ class Planner:
         offloaded = size_of(weight) if plain and not (shards_weights or tied or weight.requires_grad) else 0
         width = getattr(text_config(self.model), "intermediate_size", None)
         tiled = tiles_from(offloaded, width, self.dtype.itemsize) if isinstance(width, int) else MIN_TOKENS
-        return tiled, offloaded
+        return tiled if compiled else None, offloaded
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:

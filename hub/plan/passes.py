@@ -81,6 +81,7 @@ class Passes:
         num_checkpointed: int,
         with_gradients: bool = True,
         offloads: bool = False,
+        tiled_from: int | None = None,
         shares: Shares | None = None,
     ) -> PassBytes:
         """Run a forward and a backward pass.
@@ -90,6 +91,7 @@ class Passes:
             num_checkpointed: layers with activation checkpointing.
             with_gradients: whether the gradients of the weights are there before, as in every micro-batch but a step's first.
             offloads: whether checkpointed layers save their input in CPU memory.
+            tiled_from: tokens from which on the MLPs of checkpointed, compiled layers are tiled. None: they never are.
             shares: what FSDP2 takes in a pass. None: the weights are not sharded by it.
         """
         memories = self.memories()
@@ -97,7 +99,8 @@ class Passes:
         others = [p for p in self._parameters if p.requires_grad and id(p) not in of_layers]
         live = Live(scratch_of_call, rounds=True)
         fsdp = Fsdp(shares, with_gradients) if shares is not None else None
-        stand_ins = StandIns(memories, num_checkpointed, offloads, with_gradients, fsdp)
+        tiles = tiled_from is not None and tokens >= tiled_from
+        stand_ins = StandIns(memories, num_checkpointed, offloads, tiles, with_gradients, fsdp)
         with tensors_without_data(self._mode), self._gathered(), self._patches.temporarily(stand_ins):
             live.known([*self._parameters, *self._model.buffers()])
             # FSDP2 gives a weight a new gradient in each pass, and adds it to that of its shard.

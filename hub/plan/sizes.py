@@ -1,15 +1,18 @@
 """Sizes of tensors as functions of the number of tokens, and what a pass allocates and frees in order.
 
-A pass is run once over fake tensors, which have shapes and no data, with a prime number of tokens. A tensor whose bytes that
-prime divides grows with the tokens; if its square divides them, with their square. So one pass tells the memory of any number
-of tokens.
+A pass is run once over fake tensors, which have shapes and no data, with four times a prime number of tokens. A tensor whose
+bytes that prime divides grows with the tokens; if its square divides them, with their square. So one pass tells the memory of
+any number of tokens, and of a quarter of them too.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-TOKENS = 4093
-"""Tokens of a traced pass: a prime, and no size that models have."""
+from hub.train.kernels.tiles import NUM_TILES
+
+PRIME = 1021
+TOKENS = NUM_TILES * PRIME
+"""Tokens of a traced pass: no size that models have. Tiles of them can be told as well."""
 
 ROUNDING = 512
 """Torch's allocator rounds each tensor up to a multiple of so many bytes."""
@@ -27,9 +30,9 @@ class Size:
     @classmethod
     def of(cls, num_bytes: int) -> "Size":
         """The size of a tensor that takes so many bytes at `TOKENS` tokens."""
-        if num_bytes and num_bytes % TOKENS**2 == 0:
+        if num_bytes and num_bytes % PRIME**2 == 0:
             return cls(per_pair=num_bytes / TOKENS**2)
-        if num_bytes and num_bytes % TOKENS == 0:
+        if num_bytes and num_bytes % PRIME == 0:
             return cls(per_token=num_bytes / TOKENS)
         return cls(fixed=float(-(-num_bytes // ROUNDING) * ROUNDING))
 

@@ -14,6 +14,7 @@ from hub.errors import HubError
 from hub.launch.planning import plan
 from hub.models.four_bit_tensor import FourBitTensor
 from hub.models.load import load_causal_lm, load_config
+from hub.models.patches import Edits
 from hub.models.weights import local_tokenizer
 from hub.plan.build import model_without_data, tensors_without_data, without_data
 from hub.plan.graphs import compiled
@@ -28,6 +29,7 @@ from hub.system.known_gpus import known_gpus
 from hub.train.kernels import hidden_states
 from hub.train.kernels.assumed import as_on_gpu
 from hub.train.kernels.attention import Kernel, varlen_attention
+from hub.train.kernels.tiles import TiledMlp
 from hub.train.layout.memory_budget import Line, PassMemory, choose_max_tokens
 
 
@@ -104,6 +106,34 @@ def test_compiled_layers_keep_what_their_products_need() -> None:
     assert plain.output == Size(per_token=64)
     assert checkpointed.saved == Size()
     assert checkpointed.backward.peak(1000) >= plain.saved.at(1000)
+
+
+def test_a_tiled_mlp_holds_the_inner_numbers_of_one_tile() -> None:
+    class Mlp(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up_proj, self.down_proj = torch.nn.Linear(16, 64, bias=False), torch.nn.Linear(64, 16, bias=False)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(torch.nn.functional.silu(self.up_proj(hidden)))
+
+    def backward_bytes(tiled: bool) -> float:
+        with FakeTensorMode():
+            layer = torch.nn.ModuleDict({"mlp": Mlp()})
+            if tiled:
+                TiledMlp(layer, min_tokens=0).apply(Edits())
+
+            def function(first: torch.Tensor, second: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                weights = {"up_proj.weight": first, "down_proj.weight": second}
+                return (torch.func.functional_call(layer["mlp"], weights, x),)
+
+            inputs = [*(weight.detach() for weight in layer.parameters()), torch.zeros(1, TOKENS, 16, requires_grad=True)]
+            found = compiled(function, inputs, 2).checkpointed
+        return found.backward.peak(1000) / 1000
+
+    # Twice 64 numbers of 4 bytes. Of tiles a quarter of it, beside 16 numbers of the gradients of three tiles before.
+    assert backward_bytes(tiled=False) == 512
+    assert backward_bytes(tiled=True) == 512 / 4 + 64 * 3 / 4
 
 
 def test_a_plan_keeps_keys_of_their_own_heads_as_kernels_of_gpus_do() -> None:

@@ -60,7 +60,7 @@ class TiledMlp(Patch):
                 return plain(hidden)
             size = tokens // NUM_TILES
             tiles = hidden.split([size] * (NUM_TILES - 1) + [tokens - (NUM_TILES - 1) * size], dim=1)
-            return torch.cat([plain(tile) for tile in tiles], dim=1)
+            return torch.cat([plain(tile[:, None])[:, 0] for tile in tiles], dim=1)  # `TILE_DIMS` dimensions
 
         UnpackOnce([module for module in mlp.modules() if is_4bit(module)]).apply(edits)
         edits.assign(mlp, "forward", forward)

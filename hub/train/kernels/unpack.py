@@ -40,11 +40,16 @@ class UnpackByKernel(Patch):
         plan["unpacking"] = "the hub's kernel"
 
 
-class UnpackOnce(Patch):
-    """Dequantization becomes an operation of its own, which a compiler does once for several calls of a layer.
+TILE_DIMS = 4
+"""Dimensions of a tile of tokens, (R, 1, tokens, features). All other inputs of a layer have fewer."""
 
-    bitsandbytes' own product does it again for each call. A layer whose forward pass anything but `UnpackByKernel` has changed
-    stays as it is.
+
+class UnpackOnce(Patch):
+    """For tiles of tokens, dequantization becomes an operation of its own, which a compiler does once for all of them.
+
+    bitsandbytes' own product does it again for each call. Other inputs (fewer than `TILE_DIMS` dimensions) take that one: a
+    weight that is dequantized once is there from the forward to the backward pass. A layer whose forward pass anything but
+    `UnpackByKernel` has changed stays as it is.
 
     Args:
         layers: of bitsandbytes.
@@ -76,7 +81,7 @@ def _by_kernel(layer: Any, plain: Callable[..., torch.Tensor]) -> Callable[[torc
 
 def _once(layer: Any, plain: Callable[..., torch.Tensor], by_kernel: bool) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if not layer.training:
+        if not layer.training or x.ndim != TILE_DIMS:
             return plain(x)
         wanted = layer.compute_dtype or x.dtype
         bias = None if layer.bias is None else layer.bias.to(wanted)

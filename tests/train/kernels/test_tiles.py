@@ -28,7 +28,7 @@ def test_output_and_gradients_are_those_of_all_tokens_at_once(quantized):
     torch.manual_seed(0)
     layer = layer_of(quantized)
     calls = []
-    layer.mlp.act_fn.register_forward_hook(lambda module, args, output: calls.append(args[0].shape[1]))
+    layer.mlp.act_fn.register_forward_hook(lambda module, args, output: calls.append(args[0].shape[-2]))
 
     def results(tokens: int) -> list[torch.Tensor]:
         torch.manual_seed(tokens)
@@ -57,7 +57,7 @@ def test_evaluation_and_other_kinds_of_layers_are_left_alone():
     layer = layer_of(quantized=False)
     ModelPatches(layer).apply(TiledMlp(layer, 20))
     calls = []
-    layer.mlp.act_fn.register_forward_hook(lambda module, args, output: calls.append(args[0].shape[1]))
+    layer.mlp.act_fn.register_forward_hook(lambda module, args, output: calls.append(args[0].shape[-2]))
     layer.eval()
     layer.mlp(torch.randn(1, 50, layer.mlp.hidden_size))
     assert calls == [50]

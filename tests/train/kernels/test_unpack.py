@@ -29,7 +29,7 @@ def results(layer, x):
 @pytest.mark.parametrize("nested", [True, False])
 def test_outputs_and_gradients_are_those_of_bitsandbytes(plain_unpacking, nested, kind):
     layer = layer_of(nested, kind, bias=True)
-    x = torch.randn(3, 5, 128)
+    x = torch.randn(3, 1, 5, 128)  # a tile, which `UnpackOnce` takes
     expected = results(layer, x)
     patches = ModelPatches(layer)
     patches.apply(UnpackByKernel([layer]))
@@ -41,6 +41,24 @@ def test_outputs_and_gradients_are_those_of_bitsandbytes(plain_unpacking, nested
     for found in (own, once, again):
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_only_tiles_keep_a_dequantized_weight_for_the_backward_pass(plain_unpacking):
+    layer = layer_of(True, "nf4")
+    patches = ModelPatches(layer)
+    patches.apply(UnpackByKernel([layer]))
+    patches.apply(UnpackOnce([layer]))
+
+    def saves_weight(x):
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: shapes.append(tensor.shape) or tensor, lambda tensor: tensor
+        ):
+            layer(x.requires_grad_())
+        return any(shape in ((64, 128), (128, 64)) for shape in shapes)
+
+    assert saves_weight(torch.randn(3, 1, 5, 128))
+    assert not saves_weight(torch.randn(3, 5, 128))
 
 
 def test_a_compiler_is_told_the_truth(plain_unpacking):
