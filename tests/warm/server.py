@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,14 @@ IMPORTED = ("hub.cli.main", "hub.launch.sweep", "hub.train.loop", "hub.tasks.ver
             "hub_lora_sft.recipe", "hub_osft.recipe", "hub.data.streaming.workers", "transformers.models.llama.modeling_llama",
             "torch.distributed.elastic.agent.server.local_elastic_agent", "torch.distributed.fsdp")  # fmt: skip
 """What no test of these processes asks the order of. Not the modules that are run: runpy wants to load them itself."""
+
+NO_THREADS = {
+    **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA", "BLIS", "RAYON")},
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow, which pandas imports where scikit-learn does
+    "TORCH_WARM_POOL": "0",  # the compiler of torch where Triton is
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""What keeps libraries from starting threads when they are imported: a forked process would wait for them for ever."""
 
 
 def receive(client: socket.socket) -> dict[str, Any] | None:
@@ -118,15 +127,22 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
 
 
 def imported() -> None:
-    """Import what most processes would import."""
+    """Import what most processes would import. It ends this process, with their names, if there are threads then."""
+    os.environ.update(NO_THREADS)
+    num_threads, by = 1, []
     for name in IMPORTED:
         if find_spec(name.partition(".")[0]):
             importlib.import_module(name)
+        if (now := len(os.listdir("/proc/self/task"))) > num_threads:
+            num_threads = now
+            by.append(name)
     from hub.plugins.registry import registry
 
     assert not registry.cache_info().currsize, "each process has plugins of its own"
     threads = [file.read_text().strip() for file in sorted(Path("/proc/self/task").glob("*/comm"))]
-    assert len(threads) == 1, f"threads would not be in a forked process: {threads}"
+    if len(threads) > 1:
+        names = [thread.name for thread in threading.enumerate()]
+        sys.exit(f"{__file__}: no forks, threads would not be in them: {threads}, those of Python: {names}, from {by}")
 
 
 def main(address: str) -> None:
