@@ -82,11 +82,15 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     selector.register(0, selectors.EVENT_READ)
-    running: dict[int, tuple[int, socket.socket]] = {}  # a file that tells of the end of a process -> its number, its client
+    ended, ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # a byte for each process that ends
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(ends, warn_on_full_buffer=False)
+    selector.register(ended, selectors.EVENT_READ)
+    running: dict[int, socket.socket] = {}  # a process -> its client
     while True:
         for key, _ in selector.select():
             if key.fileobj == 0:
-                for child, _ in running.values():
+                for child in running:
                     os.kill(child, signal.SIGKILL)
                 return None
             if key.fileobj is listener:
@@ -97,33 +101,41 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
                     continue
                 child = os.fork()
                 if child == 0:
-                    listener.close()
-                    for file, (_, other) in running.items():
-                        os.close(file)
-                        other.close()
-                    client.close()
-                    selector.close()
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    for file in (listener, client, selector, *running.values()):
+                        file.close()
+                    os.close(ended)
+                    os.close(ends)
                     return request
                 for file in request["files"]:
                     os.close(file)
                 client.sendall(child.to_bytes(8, "big"))
-                end = os.pidfd_open(child)
-                running[end] = (child, client)
-                selector.register(end, selectors.EVENT_READ)
+                running[child] = client
                 selector.register(client, selectors.EVENT_READ, child)
-            elif isinstance(key.fileobj, socket.socket):  # the client is gone
+            elif key.fileobj == ended:
+                with suppress(BlockingIOError):
+                    os.read(ended, 4096)
+                for child, code in finished(running):
+                    client = running.pop(child)
+                    with suppress(KeyError):
+                        selector.unregister(client)
+                    with suppress(OSError):
+                        client.sendall((code + 256).to_bytes(8, "big"))
+                    client.close()
+            elif key.data in running:  # the client is gone
                 os.kill(key.data, signal.SIGKILL)
                 selector.unregister(key.fileobj)
-            else:
-                child, client = running.pop(key.fd)
-                selector.unregister(key.fd)
-                os.close(key.fd)
-                if client in {item.fileobj for item in selector.get_map().values()}:
-                    selector.unregister(client)
-                _, status = os.waitpid(child, 0)
-                with suppress(OSError):
-                    client.sendall((os.waitstatus_to_exitcode(status) + 256).to_bytes(8, "big"))
-                client.close()
+
+
+def finished(running: dict[int, socket.socket]) -> list[tuple[int, int]]:
+    """Processes that have ended, each with its exit code. Not by files of processes: gVisor has none."""
+    found = []
+    for child in running:
+        number, status = os.waitpid(child, os.WNOHANG)
+        if number:
+            found.append((child, os.waitstatus_to_exitcode(status)))
+    return found
 
 
 def imported() -> None:
