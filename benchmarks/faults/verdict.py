@@ -27,6 +27,9 @@ class Verdict:
     shown: str = ""
     """What was said, for a cell that did not end well."""
 
+    disturbed: bool = True
+    """Whether the fault came: nobody may be there any more who gets a signal, or a run may write less often. If not, it does not count."""
+
 
 @dataclass(frozen=True)
 class Reference:
