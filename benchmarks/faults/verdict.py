@@ -28,7 +28,7 @@ class Verdict:
     """What was said, for a cell that did not end well."""
 
     disturbed: bool = True
-    """Whether the fault came: nobody may be there any more who gets a signal, or a run may write less often. If not, it does not count."""
+    """Whether the fault came. If not (nobody lives who would get a signal, say), the cell does not count."""
 
 
 @dataclass(frozen=True)
