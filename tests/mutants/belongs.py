@@ -39,7 +39,8 @@ TESTS: dict[str, str] = {
     "hub/launch/foreign_run.py": "tests/security/test_ways_in.py tests/launch/test_resume.py",
     "hub/launch/auto_resume.py": "tests/launch/test_resume.py",
     "hub/launch/past_end.py": "tests/launch/test_resume.py",
-    "hub/launch/second_stage.py": "plugins/lora_sft/tests/test_further.py tests/launch/test_resume_data.py tests/test_bad_input.py",
+    "hub/launch/second_stage.py": "plugins/lora_sft/tests/test_further.py tests/launch/test_resume_data.py "
+    "tests/test_bad_input.py",
     "hub/launch/lock.py": "tests/launch/test_lock.py",
     "hub/launch/rendezvous.py": "tests/launch/test_rendezvous.py",
     "hub/launch/sweep.py": "tests/compose/test_compose.py tests/cli/test_cli.py",
