@@ -5,16 +5,27 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.faults.process import LIMIT_SECONDS, Ended
 from benchmarks.faults.verdict import Reference, Verdict, judge
 from benchmarks.faults.writes import OPTIONS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL, signal.SIGQUIT,
+           signal.SIGABRT, signal.SIGSEGV)  # fmt: skip
+SECOND = ((signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM),
+          (signal.SIGUSR1, signal.SIGTERM), (signal.SIGINT, signal.SIGKILL), (signal.SIGTERM, signal.SIGKILL))  # fmt: skip
+"""A signal and the one that follows it, to the launcher and to all."""
+
+HANDLED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+"""Signals that a run answers. By any other one a process is gone."""
+
+GAP_SECONDS, PAUSE_SECONDS = 0.1, 1.0
+"""From one signal to the next, and from SIGSTOP to SIGCONT: a machine that sleeps."""
+
 ADDRESSEES = {1: ("launcher", "worker 0", "all"), 2: ("launcher", "agent", "worker 0", "worker 1", "all")}
 MOMENTS = 12
 """The undisturbed run's time is cut into so many parts; a signal comes at the middle of one."""
@@ -30,11 +41,14 @@ class Stop:
     number: signal.Signals
     addressee: str
     moment: int
+    then: signal.Signals | None = None
+    """The signal that follows."""
 
     @property
     def group(self) -> str:
         """For the table."""
-        return f"{self.number.name} to {self.addressee}, {self.processes} process{'es' if self.processes > 1 else ''}"
+        names = self.number.name if self.then is None else f"{self.number.name}, then {self.then.name},"
+        return f"{names} to {self.addressee}, {self.processes} process{'es' if self.processes > 1 else ''}"
 
     @property
     def name(self) -> str:
@@ -66,12 +80,11 @@ class Stops:
             if ended.code != 0:
                 raise SystemExit(f"the undisturbed run failed: {ended.err}")
             self._references[processes] = (Reference.of(whole / "runs" / "latest"), seconds)
-            for sent in SIGNALS:
-                for addressee in addressees:
-                    for moment in range(MOMENTS):
-                        number += 1
-                        if number % step == 0:
-                            yield Stop(processes, sent, addressee, moment)
+            for sent, addressee, then in _sent(addressees):
+                for moment in range(MOMENTS):
+                    number += 1
+                    if number % step == 0:
+                        yield Stop(processes, sent, addressee, moment, then)
 
     def run(self, cell: Stop) -> Verdict:
         """Run one cell."""
@@ -79,27 +92,24 @@ class Stops:
         reference, seconds = self._references[cell.processes]
         process = self._start(cell.processes, folder)
         time.sleep(seconds * (cell.moment + 0.5) / MOMENTS)
-        run = _run_folder(folder)
-        for pid in _addressed(cell.addressee, process.pid, run):
-            with suppress(ProcessLookupError):
-                os.kill(pid, cell.number)
+        while not (addressed := _addressed(cell.addressee, process.pid, _run_folder(folder))) and process.poll() is None:
+            time.sleep(0.002)  # whom it is for does not live yet
+        disturbed = bool(addressed) and process.poll() is None
+        _send(cell.number, addressed)
+        if cell.then is not None:
+            time.sleep(PAUSE_SECONDS if cell.number == signal.SIGSTOP else GAP_SECONDS)
+            _send(cell.then, addressed)
         ended = self._ended(process, folder)
         run = _run_folder(folder)
         if run is not None and (left := _left_behind(run)):
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _send(signal.SIGKILL, left)
             return Verdict(False, f"{len(left)} process(es) left behind", shown=ended.err[-800:])
 
         def go_on(run: Path | None) -> Ended:
             begun = run is not None and any((run / "checkpoints").glob("step-*"))
             return self._ended(self._start(cell.processes, folder, *([f"resume={run}"] if begun else [])), folder)
 
-        by_worker = cell.number == signal.SIGKILL or cell.addressee != "launcher"
-        killed = [-cell.number, 128 + cell.number, *([1] if by_worker else [])]
-        if cell.number == signal.SIGKILL:
-            killed.append(128 + signal.SIGTERM)  # of a worker whose parent is gone
-        return judge(ended, run, reference, go_on, killed)
+        return replace(judge(ended, run, reference, go_on, _may_end(cell)), disturbed=disturbed)
 
     def _start(self, processes: int, folder: Path, *more: str) -> subprocess.Popen[str]:
         words = [
@@ -132,6 +142,34 @@ class Stops:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
+
+
+def _sent(addressees: Sequence[str]) -> Iterator[tuple[signal.Signals, str, signal.Signals | None]]:
+    """What is sent to whom, and what then."""
+    for number in SIGNALS:
+        yield from ((number, addressee, None) for addressee in addressees)
+    yield from ((signal.SIGSTOP, addressee, signal.SIGCONT) for addressee in addressees)
+    for number, then in SECOND:
+        yield from ((number, addressee, then) for addressee in ("launcher", "all"))
+
+
+def _send(number: signal.Signals, processes: Sequence[int]) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _may_end(cell: Stop) -> list[int]:
+    """The exit codes beside 0 that a run may have. One that was only paused: none."""
+    if cell.number == signal.SIGSTOP:
+        return []
+    sent = [cell.number, *([cell.then] if cell.then else [])]
+    codes = [code for number in sent for code in (-number, 128 + number)]
+    if cell.addressee != "launcher" or not set(sent) <= HANDLED:
+        codes.append(1)
+    if not set(sent) <= HANDLED:
+        codes.append(128 + signal.SIGTERM)  # of a worker whose parent is gone
+    return codes
 
 
 def _run_folder(folder: Path) -> Path | None:

@@ -4,12 +4,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from mmap import mmap
 from pathlib import Path
 
-from benchmarks.faults.process import Ended, Forks
+from benchmarks.faults.process import Ended, Forks, stopped_at_step
 from benchmarks.faults.verdict import Reference, Verdict, judge
 from benchmarks.faults.writes import OPTIONS
 
@@ -17,6 +18,9 @@ WORDS = ("train", "algo=lora_sft", *OPTIONS, "algo.lora_dropout=0.1")
 LINES = range(12)
 """Lines that are read before the reader of the output goes."""
 
+STARTED = {"the same new run": ("run_name=mine",), "a run that is resumed": ("resume=latest",),
+           "a run that begins or goes on": ("run_name=mine", "resume=auto")}  # fmt: skip
+OF_A_RUN = ("run.yaml", "plan.json", "metrics.jsonl", "checkpoints", "result.json", "model")
 JUMPS = {"a day ahead": 86400.0, "a day back": -86400.0, "to 1970": -1.7e9, "20 years ahead": 6.3e8}
 
 
@@ -72,20 +76,30 @@ class Surroundings:
                 yield Change(
                     "the clock jumps",
                     f"{words}, at its call {calls}",
-                    lambda self, seconds=seconds, calls=calls: self._plain(_jumping(seconds, calls)),  # type: ignore[misc]
+                    lambda self, seconds=seconds, calls=calls: self._jumps(seconds, calls),  # type: ignore[misc]
+                )
+
+        for words, seconds in JUMPS.items():
+            for step in range(1, 6):
+                yield Change(
+                    "the clock jumps",
+                    f"{words}, between a stop at step {step} and going on",
+                    lambda self, seconds=seconds, step=step: self._later(seconds, step),  # type: ignore[misc]
                 )
 
     def _links(self) -> Iterator[Change]:
         for name, prepare in LINKS.items():
             yield Change("links and names", name, lambda self, prepare=prepare: self._prepared(prepare))  # type: ignore[misc]
+        for name in OF_A_RUN:
+            yield Change("links and names", f"{name} of a run leads outside", lambda self, name=name: self._foreign(name))  # type: ignore[misc]
 
     def _starters(self) -> Iterator[Change]:
-        for kind in ("the same new run", "a run that is resumed"):
+        for kind in STARTED:
             for delay in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2):
                 yield Change(
                     "two at once",
                     f"{kind}, the second {delay:g} s later",
-                    lambda self, kind=kind, delay=delay: self._twice("resumed" in kind, delay),  # type: ignore[misc]
+                    lambda self, kind=kind, delay=delay: self._twice(STARTED[kind], delay),  # type: ignore[misc]
                 )
 
     def _without_reader(self, name: str, kind: str, lines: int) -> Verdict:
@@ -96,11 +110,14 @@ class Surroundings:
             for number in (1, 2) if name == "both" else (1 if name == "stdout" else 2,):
                 os.dup2(writer, number)
 
+        came = mmap(-1, 1)
+
         def read() -> None:
             text = b""
             with suppress(OSError):  # of a terminal whose last writer has ended before so many lines
                 while text.count(b"\n") < lines and (piece := os.read(reader, 1)):
                     text += piece
+            came[0] = text.count(b"\n") >= lines
             os.close(reader)
 
         thread = threading.Timer(0.05, read)  # after the fork: a forked process has no other thread
@@ -111,7 +128,11 @@ class Surroundings:
 
         verdict = self._plain(prepare, forked)
         thread.join()
-        return verdict
+        return replace(verdict, disturbed=bool(came[0]))
+
+    def _jumps(self, seconds: float, calls: int) -> Verdict:
+        came = mmap(-1, 1)
+        return replace(self._plain(_jumping(seconds, calls, came)), disturbed=bool(came[0]))
 
     def _plain(self, prepare: Callable[[], None], forked: Callable[[], None] | None = None) -> Verdict:
         folder, reference = self._new("cell"), self.reference
@@ -133,12 +154,35 @@ class Surroundings:
             return Verdict(good, "refused in one line" if good else f"exit code {ended.code}", shown=line)
         return judge(ended, _run(folder), reference, lambda run: self._go_on(folder, run), (2,))
 
-    def _twice(self, resumed: bool, delay: float) -> Verdict:
-        folder, reference = self._new("cell"), self.reference
-        more = ["run_name=mine"]
-        if resumed:
-            self._forks.run([*WORDS, *more], folder, prepare=_stopped_at_step(3))
-            more = [f"resume={folder / 'runs' / 'mine'}"]
+    def _stopped(self, step: int) -> Path:
+        """The folder in which a run was stopped at one of its steps."""
+        folder = self._new("cell")
+        self._forks.run([*WORDS, "run_name=mine"], folder, prepare=stopped_at_step(step))
+        return folder
+
+    def _later(self, seconds: float, step: int) -> Verdict:
+        reference, folder = self.reference, self._stopped(step)
+        run = folder / "runs" / "mine"
+        ended = self._forks.run([*WORDS, f"resume={run}"], folder, prepare=_jumping(seconds, 0))
+        return judge(ended, run, reference, lambda run: self._go_on(folder, run), ())
+
+    def _foreign(self, name: str) -> Verdict:
+        """A run is resumed of which one entry is a link to a copy of it that lies outside."""
+        folder, outside = self._stopped(3), self._new("outside")
+        run = folder / "runs" / "mine"
+        (run / name).rename(outside / name)
+        (run / name).symlink_to(outside / name)
+        before = _contents(outside)
+        ended = self._forks.run([*WORDS, f"resume={run}"], folder)
+        if _contents(outside) != before:
+            return Verdict(False, "something was written outside", shown=ended.err)
+        line = ended.err.strip()
+        good = ended.code == 2 and line.startswith("hub: ") and "Traceback" not in line
+        return Verdict(good, "refused in one line" if good else f"exit code {ended.code}", shown=line)
+
+    def _twice(self, more: Sequence[str], delay: float) -> Verdict:
+        reference = self.reference
+        folder = self._new("cell") if "resume=latest" not in more else self._stopped(3)
         first = self._forks.start([*WORDS, *more], folder, "first")
         time.sleep(delay)
         second = self._forks.start([*WORDS, *more], folder, "second")
@@ -171,24 +215,24 @@ def _run(folder: Path) -> Path | None:
     return runs[-1] if runs else None
 
 
-def _jumping(seconds: float, calls: int) -> Callable[[], None]:
-    """Let the clock jump at one of the calls for the time."""
+def _contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _jumping(seconds: float, calls: int, came: mmap | None = None) -> Callable[[], None]:
+    """Let the clock jump at one of the calls for the time, and note in shared memory that it has."""
 
     def prepare() -> None:
         real, asked = time.time, iter(range(10**9))
-        time.time = lambda: real() + (seconds if next(asked) >= calls else 0.0)
 
-    return prepare
+        def now() -> float:
+            jumps = next(asked) >= calls
+            if jumps and came is not None:
+                came[0] = 1
+            return real() + (seconds if jumps else 0.0)
 
-
-def _stopped_at_step(step: int) -> Callable[[], None]:
-    """Let a run end as by a signal after one of its steps."""
-
-    def prepare() -> None:
-        from hub.train import loop
-
-        seen = iter(range(1, 10**9))
-        loop.stop_requested = lambda: 15 if next(seen) == step else None  # type: ignore[attr-defined]
+        time.time = now
 
     return prepare
 

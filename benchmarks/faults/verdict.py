@@ -27,6 +27,9 @@ class Verdict:
     shown: str = ""
     """What was said, for a cell that did not end well."""
 
+    disturbed: bool = True
+    """Whether the fault came. If not (nobody lives who would get a signal, say), the cell does not count."""
+
 
 @dataclass(frozen=True)
 class Reference:

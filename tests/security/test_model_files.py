@@ -50,7 +50,7 @@ def test_a_run_from_pickled_weights_is_one_clear_line(hub, folder, canary, name)
     (folder / name).write_bytes(canary.pickle)
     said = hub("algo=sft", "model.path=model", *RUN)
     assert (said.code, len(said.problems)) == (2, 1)
-    assert ("pickled" if name.endswith(".bin") else "is broken") in said.problems[0]
+    assert ("its weights are pickled (" if name.endswith(".bin") else "is broken") in said.problems[0]
     assert not canary.appeared()
 
 
@@ -107,9 +107,14 @@ def test_links_within_the_folder_and_within_the_cache_of_the_model_hub_are_taken
         (blobs / str(number)).write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
     check_folder(snapshot)
+    snapshot.parent.rename(tmp_path / "models--x" / "copies")
+    assert "outside the folder" in refusal(tmp_path / "models--x" / "copies" / "0a")
 
 
-@pytest.mark.parametrize("shard", ["../stolen.safetensors", "{parent}/stolen.safetensors", "sub/stolen.safetensors"])
+@pytest.mark.parametrize(
+    "shard",
+    ["../stolen.safetensors", "{parent}/stolen.safetensors", "sub/stolen.safetensors", "..\\stolen.safetensors", "stolen.bin"],
+)
 def test_shard_names_that_climb_out_are_refused(folder, shard):
     (folder / "model.safetensors").rename(folder.parent / "stolen.safetensors")
     edit(

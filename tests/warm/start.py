@@ -1,6 +1,5 @@
 """Starts `server.py`, and writes the file that stands in for the interpreter."""
 
-import os
 import subprocess
 import sys
 import time
@@ -23,8 +22,7 @@ def warm_python(folder: Path) -> Iterator[Path]:
     (folder / "python").write_text(f"#!{sys.executable} -IS\n{text}", encoding="utf-8")
     (folder / "python").chmod(0o755)
     command = [sys.executable, str(HERE / "server.py"), str(folder / "socket")]
-    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | one_thread, start_new_session=True) as server:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as server:
         while not (folder / "socket").exists() and server.poll() is None:
             time.sleep(0.01)
         yield folder / "python"
