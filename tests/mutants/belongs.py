@@ -39,6 +39,7 @@ TESTS: dict[str, str] = {
     "hub/launch/*": "tests/launch tests/test_bad_input.py",
     "hub/parallel/*": "tests/parallel tests/train/test_reference.py",
     "hub/system/*": "tests/system tests/train/test_loop.py",
+    "hub/protection/*": "plugins/osft/tests plugins/lora_sft/tests/test_protected.py",
     "hub/result.py": "tests/train/test_loop.py tests/test_api.py",
     "hub/run.py": "tests/train/test_loop.py tests/cli/test_runs.py",
     "plugins/lora_sft/*": "plugins/lora_sft/tests",
