@@ -20,5 +20,7 @@ def protection_file(folder: Path) -> Path | None:
         folder: of a run, or of its model.
     """
     folder = folder.expanduser()
-    places = (folder / PROTECTION, folder / "model" / PROTECTION, folder / KEPT, folder.parent / KEPT)
+    # A merged model lies in exports/merged of the run that trained its adapter.
+    above = [parent / KEPT for parent in (folder, *folder.parents[:2])]
+    places = (folder / PROTECTION, folder / "model" / PROTECTION, *above)
     return next((place for place in places if os.path.isfile(place)), None)  # Path.is_file raises for a name that is too long
