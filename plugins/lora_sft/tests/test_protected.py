@@ -136,7 +136,7 @@ def test_adapters_on_a_base_in_4_bits_are_protected_from_its_own_inputs(tmp_path
         base = plain(torch.float32, quantization_config=how)
         before = base(tokens()).logits
         after = PeftModel.from_pretrained(base, result.model_path)(tokens()).logits
-    assert float((after - before).norm() / before.norm()) < 1e-3
+    assert float((after - before).norm() / before.norm()) < 0.02  # products in 4 bits differ by the size of a batch
 
 
 def test_the_directions_are_those_of_most_energy_whichever_way_they_are_found(monkeypatch):
