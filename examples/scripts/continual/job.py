@@ -72,7 +72,7 @@ def through_all_tasks(study: Study, method: Method, rate: float, seed: int, fold
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(study.model)
-    names, model = list(study.tasks), study.model
+    names, model, earlier = list(study.tasks), study.model, ""
     result: dict[str, Any] = {"strict": [], "containing": [], "text_loss": [], "train_loss": [], "tokens": []}
 
     def measure(also_tasks: bool = True) -> None:
@@ -96,10 +96,10 @@ def through_all_tasks(study: Study, method: Method, rate: float, seed: int, fold
         if method.kind == "osft" and number:
             options["cache"] = False  # the directions of these weights are used only once
         if method.kind == "protected" and number:
-            options["protect"] = str(trained.run_path)
+            options["protect"] = earlier
         data = write_rows(folder / f"train-{task}.jsonl", as_rows(rows))
         trained = train(study, method, model, data, rate, seed, folder, **options)
-        before, model = model, str(trained.model_path)
+        before, model, earlier = model, str(trained.model_path), str(trained.run_path)
         if method.kind in ("lora_sft", "protected"):
             model = merged(trained, folder / f"merged-{task}")
         if number:

@@ -46,6 +46,7 @@ RATES = {
 }
 """Learning rates of the search."""
 
+KINDS = ("untrained", "sft", "replay", "lora_sft", "protected", "osft", "activations", "default")
 KNOWN = {"lr": float, "epochs": float, "protect": int, "ratio": float, "policy": str, "form": str, "memory": str,
          "texts": int, "embeddings": int, "strength": float}  # fmt: skip
 
@@ -69,7 +70,16 @@ class Method:
         """
         pairs = [pair.partition("=") for pair in self.name.partition(":")[2].split(",") if pair]
         unknown = [name for name, _, _ in pairs if name not in KNOWN]
-        if unknown or self.kind not in ("untrained", "sft", "replay", "lora_sft", "protected", "osft", "activations", "default"):
+        if unknown or self.kind not in (
+            "untrained",
+            "sft",
+            "replay",
+            "lora_sft",
+            "protected",
+            "osft",
+            "activations",
+            "default",
+        ):
             raise ValueError(f"{self.name}: there is no such method or option. Type --help for a list")
         return {name: KNOWN[name](value) for name, _, value in pairs}
 
