@@ -12,7 +12,8 @@ few covariances at once, and stay in the run folder until the run is over: a res
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,9 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hub import ConfigError, ModelError, Run
 from hub.data.samples.sample import Sample
@@ -241,7 +244,9 @@ def planned(setup: Setup, model: PeftModel) -> FreeInputs:
     """The same with directions of the right shapes and no numbers, for `hub plan`."""
     algo = setup.cfg.algo
     assert isinstance(algo, LoraSftConfig)
-    layers, owners = _layers(model), _owners(model)
+    layers = _layers(model)
+    with _in_full(layers):
+        owners = _owners(model)
     sizes = {name: width(layers[name]) for name in dict.fromkeys(owners.values())}
     numbers = {name: num_protected(size, algo.unfreeze_rank_ratio) for name, size in sizes.items()}
     meta = {name: torch.empty(sizes[name], number, device="meta") for name, number in numbers.items() if number}
@@ -272,6 +277,20 @@ def _owners(model: PeftModel) -> dict[str, str]:
     names = adapted(model)[0]
     same = same_inputs(base, names)
     return {name: same.get(name, name) for name in names}
+
+
+@contextmanager
+def _in_full(layers: Layers) -> Iterator[None]:
+    """Layers that are quantized, and have no data, compute within this context: by unquantized ones without data."""
+    quantized = {name: layer.base_layer for name, layer in layers.items() if type(layer.base_layer) not in (nn.Linear, Conv1D)}
+    for name in quantized:
+        size, rows = width(layers[name]), layers[name].lora_B[ADAPTER].get_parameter("weight").shape[0]
+        layers[name].base_layer = nn.Linear(size, rows, False, "meta")
+    try:
+        yield
+    finally:
+        for name, base_layer in quantized.items():
+            layers[name].base_layer = base_layer
 
 
 def _in_groups(sizes: Mapping[str, int]) -> list[list[str]]:
