@@ -426,6 +426,8 @@ def lora_sft(
     train_embeddings: bool = False,
     modules_to_save: list[str] | str = [],
     init: str = "default",
+    protect: Any = None,
+    unfreeze_rank_ratio: float | None = None,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     precision: Literal["auto", "fp8"] = "auto",
@@ -582,6 +584,12 @@ def lora_sft(
             or loftq. default: A random, B zero. pissa: principal singular directions of the weights (arXiv 2404.02948). olora:
             their QR decomposition (arXiv 2406.01775). Both are saved as a plain adapter of twice the rank. loftq: the error of
             quantization to 4 bits (arXiv 2310.08659); the adapter belongs onto the base model in 4 bits.
+        protect: What the adapters leave alone. self: what the model itself says, and some public text; or what an earlier run
+            protected and learned, if model.path is from one. Or that run's folder, or data files: a path or a list of paths.
+            None: nothing.
+        unfreeze_rank_ratio: With protect: fraction of the directions of its input that each adapter reads, those that the
+            protected data uses least. None: 0.5, and more for inputs of over 2,048 channels, of which 1,024 directions are
+            protected. Above 0 and at most 1.
         load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes.
         load_in_8bit: Quantize the frozen weights to 8 bits (LLM.int8()). Needs bitsandbytes.
         precision: auto: frozen weights and compute in `model.dtype`. fp8: matrix products with frozen linear layers in 8-bit
@@ -1414,6 +1422,8 @@ def lora_dpo(
     train_embeddings: bool = False,
     modules_to_save: list[str] | str = [],
     init: str = "default",
+    protect: Any = None,
+    unfreeze_rank_ratio: float | None = None,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     precision: Literal["auto", "fp8"] = "auto",
@@ -1578,6 +1588,12 @@ def lora_dpo(
             or loftq. default: A random, B zero. pissa: principal singular directions of the weights (arXiv 2404.02948). olora:
             their QR decomposition (arXiv 2406.01775). Both are saved as a plain adapter of twice the rank. loftq: the error of
             quantization to 4 bits (arXiv 2310.08659); the adapter belongs onto the base model in 4 bits.
+        protect: What the adapters leave alone. self: what the model itself says, and some public text; or what an earlier run
+            protected and learned, if model.path is from one. Or that run's folder, or data files: a path or a list of paths.
+            None: nothing.
+        unfreeze_rank_ratio: With protect: fraction of the directions of its input that each adapter reads, those that the
+            protected data uses least. None: 0.5, and more for inputs of over 2,048 channels, of which 1,024 directions are
+            protected. Above 0 and at most 1.
         load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes.
         load_in_8bit: Quantize the frozen weights to 8 bits (LLM.int8()). Needs bitsandbytes.
         precision: auto: frozen weights and compute in `model.dtype`. fp8: matrix products with frozen linear layers in 8-bit

@@ -15,6 +15,7 @@ A method is a name, or NAME:OPTION=VALUE,...
     sft            full fine-tuning; with any method lr=2e-5 sets the learning rate instead of a search
     replay         the same with rows of each earlier task mixed in; protect=100 is their number
     lora_sft       an adapter of rank 16, merged after each task
+    protected      the same with algo.protect=self: protects by itself, and what was learned before; ratio=0.5
     osft           ratio=0.25 or policy=adaptive; form=fast or factored
     default        osft as one types it: without a single option, it protects by itself; strength=56
     activations    OSFT by activations: protects protect=100 rows of each earlier task and texts=16 general texts; ratio=0.5.

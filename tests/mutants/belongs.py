@@ -58,6 +58,7 @@ TESTS: dict[str, str] = {
     "hub/compose/runfile.py": "tests/security/test_ways_in.py tests/security/test_code.py",
     "hub/plugins/known.py": "tests/security/test_ways_in.py tests/plugins",
     "hub/system/*": "tests/system tests/train/test_loop.py",
+    "hub/protection/*": "plugins/osft/tests plugins/lora_sft/tests/test_protected.py",
     "hub/result.py": "tests/train/test_loop.py tests/test_api.py",
     "hub/run.py": "tests/train/test_loop.py tests/cli/test_runs.py",
     "plugins/lora_sft/*/further.py": "plugins/lora_sft/tests/test_further.py",

@@ -186,7 +186,13 @@ def test_full_fine_tuning_counts_weights_gradients_and_moments() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", [("algo=osft",), ("algo=osft", "algo.subspace=weights"), ("algo=lora_sft", "algo.init=pissa")]
+    "words",
+    [
+        ("algo=osft",),
+        ("algo=osft", "algo.subspace=weights"),
+        ("algo=lora_sft", "algo.init=pissa"),
+        ("algo=lora_sft", "algo.protect=self"),
+    ],
 )
 def test_backends_that_read_weights_are_planned_from_shapes(words: tuple[str, ...]) -> None:
     found = planner(*words).plan(compose(*words, "model=tiny"), known_gpus()["h100"], 1, 128, [1000.0])

@@ -103,6 +103,23 @@ def test_a_run_learns_each_task_from_the_model_before_and_goes_on_where_it_was(t
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_python")
+def test_an_adapter_is_merged_after_its_task_and_the_next_one_protects_what_it_learned(tasks, tmp_path):
+    options = "learning_rate=2e-2;max_steps=12;effective_batch_size=8;protect=self;unfreeze_rank_ratio=0.9"
+    job = Job(study(tasks), f"lora_sft:{options}", 0, str(tmp_path / "a"))
+    work(job)
+    state = job.state
+    assert state["measured"][0]["right"]["1_red"] == state["measured"][1]["right"]["2_blue"] == 1.0
+    first, second = (Path(run) for run in state["runs"])
+    plan = json.loads((second / "plan.json").read_text())
+    assert plan["protected_from"] == str(first / "protected_samples.safetensors")
+    assert f"learned in {first.name}" in plan["protected"]
+    assert "exports/merged" in (second / "run.yaml").read_text()
+    left = [file.parent.name for run in (first, second) for file in run.rglob("*.safetensors") if "protected" not in file.name]
+    assert left == ["model"]
+
+
+@pytest.mark.slow
 def test_the_verb_writes_a_table_and_a_report_and_does_nothing_twice(tasks, tmp_path, capsys):
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"text": "one two three four"}) + "\n")

@@ -25,7 +25,6 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hub_osft import selfmade
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging
@@ -37,6 +36,7 @@ from hub.config.schema import RunConfig
 from hub.data.prepare import Prepared, prepare
 from hub.errors import HubError
 from hub.launch.launcher import launch
+from hub.protection import selfmade
 from hub.result import Outcome, Result
 from hub.tasks.train import train
 from hub.train.batch.split import epoch_order

@@ -30,7 +30,7 @@ def train(study: Study, method: Method, model: str, data: str, rate: float, seed
     return run(
         algo, model=model, data=data, learning_rate=rate, seed=seed, num_epochs=method.options.get("epochs", study.epochs),
         effective_batch_size=study.batch, torch_compile="none", mode="inline", output_dir=folder / "runs", log_every_steps=10,
-        **own, **options,
+        **{**own, **options},
     )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def through_all_tasks(study: Study, method: Method, rate: float, seed: int, fold
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(study.model)
-    names, model = list(study.tasks), study.model
+    names, model, earlier = list(study.tasks), study.model, ""
     result: dict[str, Any] = {"strict": [], "containing": [], "text_loss": [], "train_loss": [], "tokens": []}
 
     def measure(also_tasks: bool = True) -> None:
@@ -95,10 +95,12 @@ def through_all_tasks(study: Study, method: Method, rate: float, seed: int, fold
             options |= protection(study, method, folder, names[:number], model, seed)
         if method.kind == "osft" and number:
             options["cache"] = False  # the directions of these weights are used only once
+        if method.kind == "protected" and number:
+            options["protect"] = earlier
         data = write_rows(folder / f"train-{task}.jsonl", as_rows(rows))
         trained = train(study, method, model, data, rate, seed, folder, **options)
-        before, model = model, str(trained.model_path)
-        if method.kind == "lora_sft":
+        before, model, earlier = model, str(trained.model_path), str(trained.run_path)
+        if method.kind in ("lora_sft", "protected"):
             model = merged(trained, folder / f"merged-{task}")
         if number:
             remove(before)

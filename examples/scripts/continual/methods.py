@@ -13,6 +13,7 @@ METHODS = (
     "sft",
     "replay",
     "lora_sft",
+    "protected",
     "osft:ratio=0.25",
     "osft:ratio=0.25,form=factored",
     "activations:ratio=0.25",
@@ -37,6 +38,7 @@ METHODS = (
 RATES = {
     "sft": (2e-5, 5e-5, 1e-4, 2e-4),
     "lora_sft": (3e-4, 1e-3, 3e-3),
+    "protected": (3e-4, 1e-3, 3e-3),
     "osft fast": (3e-5, 1e-4, 3e-4),
     "osft factored": (1e-5, 3e-5, 1e-4),
     "activations": (1e-4, 3e-4, 1e-3),
@@ -44,6 +46,7 @@ RATES = {
 }
 """Learning rates of the search."""
 
+KINDS = ("untrained", "sft", "replay", "lora_sft", "protected", "osft", "activations", "default")
 KNOWN = {"lr": float, "epochs": float, "protect": int, "ratio": float, "policy": str, "form": str, "memory": str,
          "texts": int, "embeddings": int, "strength": float}  # fmt: skip
 
@@ -67,7 +70,16 @@ class Method:
         """
         pairs = [pair.partition("=") for pair in self.name.partition(":")[2].split(",") if pair]
         unknown = [name for name, _, _ in pairs if name not in KNOWN]
-        if unknown or self.kind not in ("untrained", "sft", "replay", "lora_sft", "osft", "activations", "default"):
+        if unknown or self.kind not in (
+            "untrained",
+            "sft",
+            "replay",
+            "lora_sft",
+            "protected",
+            "osft",
+            "activations",
+            "default",
+        ):
             raise ValueError(f"{self.name}: there is no such method or option. Type --help for a list")
         return {name: KNOWN[name](value) for name, _, value in pairs}
 
@@ -108,6 +120,8 @@ class Method:
             return "sft", {}
         if self.kind == "lora_sft":
             return "lora_sft", {"lora_r": 16, "lora_alpha": 32.0}
+        if self.kind == "protected":
+            return "lora_sft", {"protect": "self", "unfreeze_rank_ratio": self.options.get("ratio", 0.5)}
         if self.kind == "default":
             return "osft", {} if "strength" not in self.options else {"protect_strength": self.options["strength"]}
         options: dict[str, Any] = {"parametrization": self.options.get("form", "fast"), "subspace": "weights"}

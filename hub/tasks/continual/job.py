@@ -15,11 +15,16 @@ from typing import Any
 from hub.compose import runfile
 from hub.config.schema import ModelConfig, RunConfig
 from hub.models.finished import finished_model, finished_run
+from hub.models.merging import merge
+from hub.models.merging.quantized import Kind
+from hub.models.weights import local_weights
 from hub.system.files import write_json
 from hub.tasks.continual.study import REPLAY, Method, Study, with_replay, write_rows
 
 BEFORE = "before"
 STATE = "state.json"
+MERGED = "exports/merged"
+"""Folder in that of a run, where `hub export` would put the same."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +67,25 @@ def work(job: Job) -> None:
             rows = with_replay(job.study, rows, order[:number], job.seed)
         data = write_rows(folder / f"{number + 1}-{task}.jsonl", [{"messages": row["messages"]} for row in rows])
         run = _train(job, method, before, data)
+        if number + 1 < len(order):
+            _whole(run)
         state["measured"].append({**_measured(job, run), "seconds": round(time.monotonic() - begun, 1)})
         state["runs"].append(run)
         state["done"] = number + 1 == len(order)
         _write(folder, state)
         data.unlink()
         if before is not None:
-            for file in (Path(before) / "model").glob("*.safetensors"):
-                file.unlink()
+            for place in (Path(before) / "model", Path(before) / MERGED):
+                for file in place.glob("*.safetensors"):
+                    file.unlink()
 
 
 def _train(job: Job, method: Method, before: str | None, data: Path) -> str:
     """Train on one task, from the model of the run before. Returns the run folder."""
     run = import_module("hub.api").run  # by its name: this program uses the hub as any caller does, from above
-    options = {"path": before or job.study.model["path"]} | {k: v for k, v in job.study.model.items() if k != "path"}
+    options = {"path": _whole(before) if before else job.study.model["path"]} | {
+        k: v for k, v in job.study.model.items() if k != "path"
+    }
     model = options.pop("path")
     result = run(
         method.algorithm,
@@ -86,6 +96,22 @@ def _train(job: Job, method: Method, before: str | None, data: Path) -> str:
         **{"seed": job.seed, **options, **method.options},
     )
     return str(result.run_path)
+
+
+def _whole(run: str) -> str:
+    """The folder of the whole model that a run has made: an adapter is merged, once. The next task gets a new one."""
+    cfg = runfile.read(Path(run) / "run.yaml")
+    finished = finished_run(run, "runs", cfg)
+    if finished.adapter is None:
+        return run
+    folder = Path(run) / MERGED
+    if not folder.is_dir():
+        kind: Kind | None = "nf4" if getattr(cfg.algo, "load_in_4bit", False) else None
+        kind = "int8" if getattr(cfg.algo, "load_in_8bit", False) else kind
+        base = local_weights(finished.base, print)
+        folder.parent.mkdir(exist_ok=True)
+        merge(base, finished.adapter, folder, None, print, model=finished.base, dequantized=kind)
+    return str(folder)
 
 
 def _measured(job: Job, run: str | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ PLACES = {
     "train/checkpoints/": "the model can't be saved or restored",
     "train/optim": "the optimizer's state does not fit",
     "hub_lora_sft/": "the adapters do not fit beside the weights",
+    "protection/": "passes over what is to be protected do not fit",
     "hub_osft/": "OSFT's passes and decompositions before training do not fit",
     "hub_dpo/": "the passes of the reference do not fit",
     "parallel/": "the weights, or gradients on their way, do not fit",

@@ -1,19 +1,24 @@
 """Options of LoRA."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hub import AlgoConfig, RunConfig, option
 from hub.config.option import AUTO
 from hub.config.schema import QUANTIZATIONS, fp8_needs_gpu, fp8_problems
+from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, did_you_mean
+from hub.protection.files import protection_file
 
 BIASES: Mapping[str, Literal["none", "all", "lora_only"]] = {"none": "none", "all": "all", "lora_only": "lora_only"}
 TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
 INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "loftq")
+SELF = "self"
 _PISSA = re.compile(r"pissa(_niter_[1-9]\d{0,2})?")
 
 
@@ -22,7 +27,7 @@ class LoraSftConfig(AlgoConfig):
     """LoRA (arXiv 2106.09685): W + (alpha / r) B A, where only A (r x in) and B (out x r) are trained."""
 
     quantized_bases: ClassVar[tuple[str, ...]] = QUANTIZATIONS
-    fixed_on_resume: ClassVar[tuple[str, ...]] = ("init",)
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("init", "protect", "unfreeze_rank_ratio")
 
     learning_rate: float = option(2e-4, gt=0)
     """Peak learning rate. Adapters start at zero and need at least ten times the learning rate of full fine-tuning."""
@@ -65,6 +70,14 @@ class LoraSftConfig(AlgoConfig):
     decomposition (arXiv 2406.01775). Both are saved as a plain adapter of twice the rank. loftq: the error of quantization to
     4 bits (arXiv 2310.08659); the adapter belongs onto the base model in 4 bits."""
 
+    protect: Any = None
+    """What the adapters leave alone. self: what the model itself says, and some public text; or what an earlier run protected
+    and learned, if model.path is from one. Or that run's folder, or data files: a path or a list of paths. null: nothing."""
+
+    unfreeze_rank_ratio: float | None = option(None, gt=0, le=1)
+    """With protect: fraction of the directions of its input that each adapter reads, those that the protected data uses least.
+    null: 0.5, and more for inputs of over 2,048 channels, of which 1,024 directions are protected."""
+
     load_in_4bit: bool = False
     """Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes."""
 
@@ -99,9 +112,31 @@ class LoraSftConfig(AlgoConfig):
             )
         return replace(self, **stored)
 
+    @property
+    def protect_paths(self) -> list[str]:
+        """`protect` as a list of paths. Empty: there are none, as with `self`."""
+        if self.protect is None or self.protect == SELF:
+            return []
+        return [self.protect] if isinstance(self.protect, str) else list(self.protect)
+
+    @property
+    def protect_files(self) -> list[str]:
+        """The data files among them."""
+        return [path for path in self.protect_paths if path != self.protect_from]
+
+    @property
+    def protect_from(self) -> str | None:
+        """The folder of an earlier run among them."""
+        return next(filter(_is_run, self.protect_paths), None)
+
+    def with_paths(self, full: Callable[[Any, str], Any]) -> "LoraSftConfig":
+        paths = [full(path, "algo.protect") for path in self.protect_paths]
+        return replace(self, protect=paths) if paths else self
+
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)
         yield from self._target_problems()
+        yield from self._protect_problems(cfg)
         yield from self._init_problems(cfg)
         if self.load_in_4bit and self.load_in_8bit:
             yield "algo.load_in_4bit and algo.load_in_8bit are both set. Set one of them."
@@ -126,6 +161,38 @@ class LoraSftConfig(AlgoConfig):
             }
             yield from fp8_problems(cfg, others, ("fsdp", "split"))
 
+    def _protect_problems(self, cfg: RunConfig) -> Iterator[str]:
+        given = self.protect
+        if given is None:
+            if self.unfreeze_rank_ratio is not None:
+                yield "algo.unfreeze_rank_ratio has no effect without algo.protect. Type algo.protect=self as well"
+            return
+        is_list = isinstance(given, list) and given and all(isinstance(path, str) and path for path in given)
+        if not is_list and not (isinstance(given, str) and given):
+            yield f"algo.protect={given} is not allowed. Allowed: self, a file, the folder of a run, or a list of these"
+            return
+        if len(runs := list(filter(_is_run, self.protect_paths))) > 1:
+            yield f"algo.protect has two runs: {', '.join(runs)}. Type the later one, which protects what the earlier one did"
+        for path in self.protect_paths:
+            if path == SELF:
+                yield f"algo.protect={given}: self can't be combined with data. Type algo.protect=self, or leave it out"
+            elif path not in runs and not path.startswith("tiny:") and (problem := path_problem("algo.protect", path)):
+                yield problem
+        others = {
+            "algo.use_dora=true": (self.use_dora, "algo.use_dora=false"),
+            f"algo.init={self.init}": (self.init not in ("default", "gaussian"), "algo.init=default"),
+            f"algo.bias={self.bias}": (self.bias != "none", "algo.bias=none"),
+            "launch.strategy=split": (cfg.launch.strategy == "split", "launch.strategy=ddp or fsdp"),
+        }
+        for name, (is_set, instead) in others.items():
+            if is_set:
+                yield f"algo.protect and {name} can't be combined: it would change what is protected. Type {instead}"
+        if cfg.model.adapter is not None:
+            yield (
+                f"algo.protect: the adapter {cfg.model.adapter} can't be trained further with it. Merge it first: "
+                f"python -m hub export model.path={cfg.model.adapter} to=merged, and type that folder as model.path"
+            )
+
     def _init_problems(self, cfg: RunConfig) -> Iterator[str]:
         if self.init not in INITS and not _PISSA.fullmatch(self.init):
             yield f"algo.init={self.init} is not allowed. Allowed: {', '.join(INITS)}.{did_you_mean(self.init, INITS)}"
@@ -148,6 +215,11 @@ class LoraSftConfig(AlgoConfig):
                 yield f"algo.target_modules={targets} is not allowed. {allowed}"
         elif not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
             yield f"algo.target_modules={targets} is not allowed. {allowed}"
+
+
+def _is_run(path: str) -> bool:
+    """Whether a path is the folder of a run, or of its model, that left what it protected."""
+    return os.path.isdir(path) and protection_file(Path(path)) is not None
 
 
 def from_weights(init: str) -> bool:

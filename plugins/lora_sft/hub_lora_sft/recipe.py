@@ -23,11 +23,16 @@ from hub_lora_sft.float8 import hold_in_fp8
 from hub_lora_sft.further import train_further
 from hub_lora_sft.inits import LOFTQ_BITS, check_init, forget_factors, reduce_base, save_adapter, scale_loftq
 from hub_lora_sft.parameters import compute_beside, say_how_experts_are_kept, targets_of
+from hub_lora_sft.protected import Protected, planned
 from hub_lora_sft.targets import left_out_layers, refusals_in_one_line, report
 
 
 def build(setup: Setup) -> Recipe:
     """Build the recipe: adapters train on frozen weights. The result is an adapter folder that peft loads onto the base."""
+    return _build(setup)
+
+
+def _build(setup: Setup, is_plan: bool = False) -> Recipe:
     algo, run = setup.cfg.algo, setup.run
     assert isinstance(algo, LoraSftConfig)
     in_fp8 = algo.precision == "fp8"
@@ -44,6 +49,10 @@ def build(setup: Setup) -> Recipe:
         model = train_further(algo, base, run, Path(further))
     if from_weights(algo.init):
         reduce_base(model, setup)
+    protected = Protected(setup, model) if algo.protect is not None and not is_plan else None
+    free_inputs = protected.free_inputs if protected is not None else None
+    if algo.protect is not None and is_plan:
+        free_inputs = planned(setup, model)
     if in_fp8:
         report_layers(run, *hold_in_fp8(model, layers & left_out.keys()))
 
@@ -54,15 +63,17 @@ def build(setup: Setup) -> Recipe:
     def finish(outcome: Outcome) -> None:
         if outcome.stopped_by is None and run.is_main:
             forget_factors(run)
+        if protected is not None and outcome.model_path is not None and run.is_main:
+            protected.leave(outcome.stopped_by is None)
 
-    return Recipe(model=model, save=save, finish=finish)
+    return Recipe(model=model, save=save, finish=finish, reparametrization=free_inputs)
 
 
 def plan(setup: Setup) -> Recipe:
-    """Build the recipe of a model without data, for `hub plan`. An initialization from the weights has the same shapes."""
+    """Build the recipe of a model without data, for `hub plan`: directions, and what begins with weights, have shapes."""
     algo = setup.cfg.algo
     assert isinstance(algo, LoraSftConfig)
-    return build(replace(setup, cfg=replace(setup.cfg, algo=replace(algo, init="default"))))
+    return _build(replace(setup, cfg=replace(setup.cfg, algo=replace(algo, init="default"))), is_plan=True)
 
 
 def quantization(algo: LoraSftConfig, session: Session) -> BitsAndBytesConfig | None:

@@ -51,6 +51,23 @@ def test_other_target_modules_are_refused(value):
         (["algo.init=pisa"], ["algo.init=pisa is not allowed. Allowed: default, gaussian, orthogonal, pissa,"]),
         (["algo.init=eva"], ["algo.init=eva is not allowed. Allowed: default, gaussian,"]),
         (["algo.init=pissa_niter_4"], []),
+        (["algo.protect=self", "algo.unfreeze_rank_ratio=0.25"], []),
+        (
+            ["algo.unfreeze_rank_ratio=0.25"],
+            ["algo.unfreeze_rank_ratio has no effect without algo.protect. Type"],
+        ),
+        (["algo.protect=3"], ["algo.protect=3 is not allowed. Allowed: self, a file, the folder of a run, or a list of these"]),
+        (
+            ["algo.protect=[self,tiny:chats]"],
+            ["algo.protect=['self', 'tiny:chats']: self can't be combined with data. Type algo.protect=self, or leave it out"],
+        ),
+        (["algo.protect=none.jsonl"], ["algo.protect=none.jsonl"]),
+        (
+            ["algo.protect=self", "algo.use_dora=true"],
+            ["algo.protect and algo.use_dora=true can't be combined: it would change what is protected."],
+        ),
+        (["algo.protect=self", "algo.init=pissa"], ["algo.protect and algo.init=pissa can't be combined"]),
+        (["algo.protect=self", "algo.bias=all"], ["algo.protect and algo.bias=all can't be combined"]),
         (["algo.init=orthogonal", "algo.lora_r=7"], ["algo.init=orthogonal needs an even algo.lora_r, not 7"]),
         (["algo.use_dora=true", "algo.init=olora"], ["algo.use_dora and algo.init=olora can't be combined"]),
         (["algo.load_in_4bit=true", "algo.init=loftq"], ["algo.init=loftq needs unquantized weights"]),

@@ -1,6 +1,5 @@
 """Options of OSFT."""
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from typing import Any, ClassVar
 
 from hub import AlgoConfig, RunConfig, option
 from hub.data.sources.files import path_problem
+from hub.protection.files import KEPT, NONE, PROTECTION, protection_file
 
 TARGET_WORDS = ("all", "attention", "mlp")
 ADAPTIVE = "adaptive"
@@ -16,7 +16,6 @@ ACTIVATIONS = "activations"
 FACTORED = "factored"
 NEW_TOKENS = "Type algo.train_embeddings=true, and for models whose output layer is not tied to them algo.train_head=true"
 WEIGHTS = "weights"
-NONE = "none"
 DEFAULT_RATIO = {WEIGHTS: 0.25, ACTIVATIONS: 0.5}
 DEFAULT_RATIO_PULLED = 1.0
 DEFAULT_STRENGTH = 56.0
@@ -203,21 +202,3 @@ class OsftConfig(AlgoConfig):
                 )
             if cfg.launch.strategy == "fsdp":
                 yield "algo.parametrization=factored needs a full copy of the model per process. Type launch.strategy=ddp"
-
-
-PROTECTION = "protection.safetensors"
-"""File beside a model with the covariances of the protected data, and the importance of each weight to it."""
-
-KEPT = "protected_samples.safetensors"
-"""File of a run folder with the samples that the next run protects."""
-
-
-def protection_file(folder: Path) -> Path | None:
-    """What an earlier run left for the next one: statistics beside its model, else samples in its run folder.
-
-    Args:
-        folder: of a run, or of its model.
-    """
-    folder = folder.expanduser()
-    places = (folder / PROTECTION, folder / "model" / PROTECTION, folder / KEPT, folder.parent / KEPT)
-    return next((place for place in places if os.path.isfile(place)), None)  # Path.is_file raises for a name that is too long

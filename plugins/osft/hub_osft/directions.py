@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from hub import ConfigError, ModelError
+from hub.models.digest import NUM_THREADS, weights_digest
 from hub.parallel.group import barrier, broadcast_text
 from hub.parallel.session import Session
 from hub.system.cache import cache_dir, make_once
@@ -27,7 +28,6 @@ from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
 from hub_osft import wide
 from hub_osft.config import FACTORED, OsftConfig
-from hub_osft.digest import NUM_THREADS, weights_digest
 from hub_osft.subspace import decompose, oriented, split
 from hub_osft.targets import Target
 

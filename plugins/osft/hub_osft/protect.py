@@ -2,18 +2,17 @@
 
 One forward pass over the data computes, for each target, the covariance X^T X of its inputs. A change Delta = Z Q^T, with Q the
 directions of least covariance, hardly changes the layer's outputs on such inputs (gradient projection memory, arXiv 2103.09762;
-Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659). With a strength, a few more passes measure how much each target matters
-(`hub_osft.sensitivity`). The samples are those that are given, or those that an earlier run left, or else what the model itself
-says (`hub_osft.selfmade`). A run leaves its samples for the next one, or, with `algo.save_protection`, only the sums.
+Adam-NSCL, 2103.07113). With a strength, a few more passes measure how much each target matters
+(`hub.protection.sensitivity`). The samples are those that are given, or those that an earlier run left, or else what the model
+itself says (`hub.protection.selfmade`). A run leaves its samples for the next one, or, with `algo.save_protection`, only the
+sums.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from random import Random
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,29 +20,26 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from hub import DataError, ModelError
-from hub.data.prepare import Sample
-from hub.data.samples.sample import samples_of
+from hub.data.samples.sample import Sample, samples_of
 from hub.parallel.strategy import layer_classes
-from hub.train.batch.collate import pad
+from hub.protection.covariances import InputSums, Sums, add_up
+from hub.protection.files import KEPT, PROTECTION
+from hub.protection.sensitivity import geometric_mean, measure_sensitivity, pull_per_energy
+from hub.protection.sources import Wanted, earlier_file, embedding_rows, learned, leave, report, samples_to_protect
 from hub.train.setup.setup import Setup
 from hub_osft import wide
-from hub_osft.config import ADAPTIVE, KEPT, PROTECTION, OsftConfig
+from hub_osft.config import ADAPTIVE, WEIGHTS, OsftConfig
 from hub_osft.directions import Directions, check_finite, is_wide
-from hub_osft.embeddings import weight_of
-from hub_osft.kept import write
-from hub_osft.passes import batches, in_smaller_passes, on_device
-from hub_osft.sensitivity import geometric_mean, measure_sensitivity, pull_per_energy
-from hub_osft.sources import earlier_file, samples_to_protect
 from hub_osft.targets import Target
-
-BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens of one forward pass, including padding."""
 
 SEEN = "tokens_seen"
 """Name of the tensor (vocabulary,), stored with the covariances, that marks the tokens in the data."""
 
 LARGEST_IN_FLOAT64 = 8192
 """Largest input width whose covariance is decomposed in float64; a GPU takes ten times as long as in float32."""
+
+INSTEAD = "Type algo.protect_from=none, and algo.protect_data=FILE with rows to keep"
+"""What to type if what an earlier run left can't be used."""
 
 
 class Protection:
@@ -59,16 +55,18 @@ class Protection:
         algo = setup.cfg.algo
         assert isinstance(algo, OsftConfig)
         self.setup, self.model, self.targets, self.algo = setup, model, targets, algo
-        self.vocabulary = len(weight_of(model.get_input_embeddings()))
-        self.earlier = earlier_file(setup, algo)
+        self.vocabulary = embedding_rows(model)
+        self.earlier = None if algo.subspace == WEIGHTS else earlier_file(setup, algo.protect_from)
         """File that an earlier run left. None: there is no such run."""
 
         widest = max(target.size for target in targets)
-        self.groups = samples_to_protect(setup, model, self.earlier, self._learned_name, widest)
+        wanted = Wanted(algo.protect_files, algo.protect_samples, self.earlier, INSTEAD)
+        self.groups = samples_to_protect(setup, model, wanted, widest)
         self.samples = [sample for group in self.groups.values() for sample in group]
-        self.aliases: dict[str, str] = {}
-        self.sums: dict[str, torch.Tensor] = {}
-        self.cosines: dict[str, torch.Tensor] = {}
+        self.inputs = InputSums(target.name for target in targets)
+        """The covariances of the targets' inputs."""
+
+        self.cosines = _Cosines()
         self.sensitivity: dict[str, float] = {}
         """Target -> squared gradient of the loss with respect to its outputs, averaged over them, summed over the data."""
 
@@ -78,22 +76,10 @@ class Protection:
         self.seen = torch.zeros(self.vocabulary, dtype=torch.bool)
         """Tokens that occur in the data."""
         self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None
-        tokens = sum(map(len, self.samples))
-        sources = [f"{len(group)} {name} ({sum(map(len, group)):,} tokens)" for name, group in self.groups.items()]
-        sources += [f"the statistics of {self.earlier}"] if self.takes_statistics else []
-        setup.run.say(f"protecting {', '.join(sources)}")
-        setup.run.write_plan(
-            num_protected_samples=len(self.samples),
-            num_protected_tokens=tokens,
-            protected={name: len(group) for name, group in self.groups.items()},
-            protected_from=None if self.earlier is None else str(self.earlier),
-        )
-        if setup.session.group.is_main:
-            # A resumed run must protect the same, whatever has become of the cache and of the earlier run.
-            write(setup.run.path / KEPT, self.groups, self.vocabulary)
-        with_covariances = algo.subspace == "activations"
+        besides = [f"the statistics of {self.earlier}"] if self.takes_statistics else []
+        report(setup, self.groups, self.vocabulary, self.earlier, besides)
         check_finite(setup, model, targets)
-        self._measure(self.samples, with_covariances)
+        self._measure(self.samples)
         if algo.strength or self.saves_statistics:
             self._measure_sensitivity(self.samples)
         if self.earlier is not None and self.takes_statistics:
@@ -124,15 +110,16 @@ class Protection:
         """
         if target.num_free == target.size and not self.algo.strength:
             return {}
-        name = self.aliases[target.name]
+        name = self.inputs.aliases[target.name]
         if is_wide(target, self.algo):
             if name not in self._wide:
                 self._wide.clear()
-                top, energy, rest = wide.low_rank_plus_diagonal(self.sums[name].to(weight.device), min(wide.RANK, target.size))
+                covariance = self.inputs.totals[name].to(weight.device)
+                top, energy, rest = wide.low_rank_plus_diagonal(covariance, min(wide.RANK, target.size))
                 self._wide[name] = {"top": top.contiguous(), "energy": energy, "rest": rest}
             return {**self._wide[name], "factor": torch.tensor([self.pull_factors[target.name]], device=weight.device)}
         if self._last is None or self._last[0] != name:
-            covariance = self.sums[name].to(weight.device)
+            covariance = self.inputs.totals[name].to(weight.device)
             in_float64 = len(covariance) <= LARGEST_IN_FLOAT64
             values, vectors = torch.linalg.eigh(covariance.double() if in_float64 else covariance)
             self._last = (name, values, vectors)
@@ -151,7 +138,7 @@ class Protection:
     def shared(self, targets: Sequence[Target]) -> dict[str, str]:
         """Targets that have the directions of an earlier one, since both read the same input: name -> that one's name."""
         first: dict[tuple[str, int], str] = {}
-        owners = {t.name: first.setdefault((self.aliases[t.name], t.num_free), t.name) for t in targets}
+        owners = {t.name: first.setdefault((self.inputs.aliases[t.name], t.num_free), t.name) for t in targets}
         return {name: owner for name, owner in owners.items() if name != owner}
 
     def release(self) -> None:
@@ -159,7 +146,7 @@ class Protection:
         self._last = None
         self._found.clear()
         self._wide.clear()
-        self.sums = {name: total.cpu() for name, total in self.sums.items()} if self.saves_statistics else {}
+        self.inputs.totals = {name: total.cpu() for name, total in self.inputs.totals.items()} if self.saves_statistics else {}
 
     def free_tokens(self) -> torch.Tensor:
         """Tokens that occur in the new data but not in the protected data, ascending."""
@@ -177,11 +164,11 @@ class Protection:
         Raises:
             ModelError: no decoder layer is found.
         """
-        if not self.cosines:
+        if not self.cosines.totals:
             raise ModelError(
                 "algo.rank_policy=adaptive: the hub does not recognize this model's decoder layers. Type algo.rank_policy=fixed"
             )
-        means = {name: float(total[0] / total[1]) for name, total in self.cosines.items()}
+        means = {name: float(total[0] / total[1]) for name, total in self.cosines.totals.items()}
         mean = sum(means.values()) / len(means)
         least, most = self.algo.min_keep, self.algo.max_keep
         layers = {name: min(1.0, max(0.0, least + value / mean * (most - least))) for name, value in means.items()}
@@ -192,10 +179,6 @@ class Protection:
             return next((fraction for layer, fraction in layers.items() if target.name.startswith(f"{layer}.")), most)
 
         return {target.name: of(target) for target in self.targets}
-
-    @property
-    def _learned_name(self) -> str:
-        return f"learned in {self.setup.run.path.name}"
 
     def leave(self, model: Path, is_over: bool) -> None:
         """Leave what this run protected and learned to the next: in its folder, or beside its model. All ranks must call it.
@@ -210,29 +193,21 @@ class Protection:
             if self.setup.session.group.is_main and is_over:
                 file.unlink(missing_ok=True)
         elif self.setup.session.group.is_main:
-            chosen = self._learned()
-            write(file, {**self.groups, self._learned_name: chosen}, self.vocabulary)
-            self.setup.run.say(f"a run on this model will protect {len(chosen)} samples of what was learned, too: {file}")
-
-    def _learned(self) -> list[Sample]:
-        """Samples of what is trained on. Of a preference pair the chosen answer."""
-        samples = samples_of(self.setup.data.train)
-        samples = [sample for sample in samples if sample.role in ("", "chosen")] or samples
-        return Random(self.algo.seed).sample(samples, min(self.algo.protect_samples, len(samples)))
+            leave(self.setup, self.groups, self.algo.protect_samples, self.vocabulary)
 
     def _save(self, folder: Path) -> None:
         """Save the sums, with those of this run's samples on the trained model, in the folder of that."""
-        chosen, before = self._learned(), self.sums
-        self.sums = {}
-        self._measure(chosen, True)
-        learned = {name: total.cpu() for name, total in self.sums.items()}
-        both = before.keys() & learned.keys()
-        self.sums = {**before, **learned, **{name: before[name] + learned[name] for name in both}}
+        chosen, before = learned(self.setup, self.algo.protect_samples), self.inputs.totals
+        self.inputs.totals = {}
+        self._measure(chosen)
+        new = {name: total.cpu() for name, total in self.inputs.totals.items()}
+        both = before.keys() & new.keys()
+        self.inputs.totals = {**before, **new, **{name: before[name] + new[name] for name in both}}
         if self.knows_sensitivity:
             self._measure_sensitivity(chosen)
         if self.setup.session.group.is_main:
-            tensors = {name: total.float().cpu().contiguous() for name, total in self.sums.items()} | {SEEN: self.seen}
-            metadata = {"aliases": json.dumps(self.aliases)}
+            tensors = {name: total.float().cpu().contiguous() for name, total in self.inputs.totals.items()} | {SEEN: self.seen}
+            metadata = {"aliases": json.dumps(self.inputs.aliases)}
             if self.knows_sensitivity:
                 metadata["sensitivity"] = json.dumps(self.sensitivity)
             try:
@@ -241,7 +216,9 @@ class Protection:
                 raise ModelError(f"{folder / PROTECTION} can't be written ({error})") from None
             size = sum(t.nbytes for t in tensors.values()) / 2**30
             added = f"{len(chosen):,} training samples added"
-            self.setup.run.say(f"protection of {len(self.sums)} inputs written, {added}: {folder / PROTECTION} ({size:.2f} GB)")
+            self.setup.run.say(
+                f"protection of {len(self.inputs.totals)} inputs written, {added}: {folder / PROTECTION} ({size:.2f} GB)"
+            )
 
     def _add_earlier(self, file: Path) -> None:
         """Add the protection that an earlier run saved."""
@@ -270,65 +247,34 @@ class Protection:
             for name, total in sensitivity.items():
                 self.sensitivity[name] = self.sensitivity.get(name, 0.0) + total
             self.seen |= seen
-            self.aliases = self.aliases or {target.name: aliases[target.name] for target in self.targets}
+            self.inputs.aliases = self.inputs.aliases or {target.name: aliases[target.name] for target in self.targets}
             done: set[str] = set()
             for target in self.targets:
-                name = self.aliases[target.name]
+                name = self.inputs.aliases[target.name]
                 if name in done:
                     continue
                 earlier = stored.get_tensor(aliases[target.name])
                 if earlier.shape != (target.size, target.size):
                     raise ModelError(f"algo.protect_from={file.parent}: {target.name} has another width there")
-                self.sums[name] = self.sums[name] + earlier if name in self.sums else earlier
+                self.inputs.totals[name] = self.inputs.totals[name] + earlier if name in self.inputs.totals else earlier
                 done.add(name)
 
-    def _measure(self, samples: Sequence[Sample], with_covariances: bool) -> None:
+    def _measure(self, samples: Sequence[Sample]) -> None:
         """Run samples through the model, divided over the ranks, and add up statistics of its layers."""
-        session = self.setup.session
-        if not samples:
-            return
         for sample in samples:
             self.seen[torch.from_numpy(sample.input_ids.astype("int64"))] = True
-        mask: list[torch.Tensor] = []
-        handles = self._watch_inputs(mask) if with_covariances else []
-        if self.algo.rank_policy == ADAPTIVE:
-            handles += self._watch_layers(mask)
-        before = {name: total.clone() for name, total in self.sums.items()} if session.group.world > 1 else {}
-        was_training = self.model.training
-        self.model.eval()
-        started = dict(self.sums), dict(self.cosines)
-
-        def run(max_tokens: int) -> bool:
-            self.sums, self.cosines = dict(started[0]), dict(started[1])
-            with torch.no_grad(), session.autocast(), on_device(self.setup, self.model):
-                for chosen in batches(samples, max_tokens, session.group.rank, session.group.world):
-                    batch = pad(chosen or [samples[0]], 0).to(session.device)
-                    assert batch.attention_mask is not None
-                    mask[:] = [batch.attention_mask.bool() & bool(chosen)]
-                    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-                    self.model(**inputs, position_ids=batch.position_ids, use_cache=False)
-            return True
-
-        try:
-            in_smaller_passes(self.setup, self.model, run, BATCH_TOKENS[session.device.type], max(map(len, samples)))
-        finally:
-            self.model.train(was_training)
-            for handle in handles:
-                handle.remove()
-        if session.group.world > 1:
-            for name, total in self.sums.items():
-                added = total - before[name] if name in before else total
-                dist.all_reduce(added)
-                self.sums[name] = before[name] + added if name in before else added
-            for total in self.cosines.values():
-                dist.all_reduce(total)
+        adaptive = self.algo.rank_policy == ADAPTIVE
+        inputs = self.algo.subspace == "activations"
+        chosen = [one for one, used in ((self.inputs, inputs), (self.cosines, adaptive)) if used]
+        add_up(self.setup, self.model, samples, chosen)
 
     def _measure_sensitivity(self, samples: Sequence[Sample]) -> None:
-        for name, total in measure_sensitivity(self.setup, self.model, self.targets, samples).items():
+        names = [target.name for target in self.targets]
+        for name, total in measure_sensitivity(self.setup, self.model, names, samples).items():
             self.sensitivity[name] = self.sensitivity.get(name, 0.0) + total
 
     def _pull_factors(self) -> dict[str, float]:
-        diagonals = {target.name: self.sums[self.aliases[target.name]].diagonal() for target in self.targets}
+        diagonals = {target.name: self.inputs.totals[self.inputs.aliases[target.name]].diagonal() for target in self.targets}
         sizes = [target.weight(self.model).detach().float().square().mean().sqrt() for target in self.targets]
         size = geometric_mean(map(float, sizes))
         factors = pull_per_energy(self.sensitivity, diagonals, size)
@@ -344,33 +290,11 @@ class Protection:
         )
         return factors
 
-    def _watch_inputs(self, mask: list[torch.Tensor]) -> list[RemovableHandle]:
-        """Hooks that add up the covariances of the targets' inputs. Layers with the same input tensor share one."""
-        recent: list[tuple[str, torch.Tensor]] = []
 
-        def watch(target: Target) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-            def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-                x = inputs[0]
-                if target.name not in self.aliases:
-                    same = next((name for name, seen in recent if seen is x), target.name)
-                    self.aliases[target.name] = same
-                    recent[:] = [*recent[-3:], (same, x)]
-                if self.aliases[target.name] != target.name:
-                    return
-                # Experts' layers may get only some tokens, already without padding.
-                rows = x[mask[0]] if x.shape[:2] == mask[0].shape else x.flatten(0, -2)
-                with torch.autocast(x.device.type, enabled=False):
-                    rows = rows.float()
-                    added = rows.mT @ rows
-                self.sums[target.name] = self.sums[target.name] + added if target.name in self.sums else added
+class _Cosines(Sums):
+    """The cosine of each decoder layer's input and output: its sum and the number of tokens."""
 
-            return hook
-
-        return [self.model.get_submodule(t.module).register_forward_pre_hook(watch(t)) for t in self.targets]
-
-    def _watch_layers(self, mask: list[torch.Tensor]) -> list[RemovableHandle]:
-        """Hooks that add up the cosine of each decoder layer's input and output."""
-
+    def watch(self, model: PreTrainedModel, mask: Sequence[torch.Tensor]) -> list[RemovableHandle]:
         def watch(name: str) -> Callable[..., None]:
             def hook(
                 module: torch.nn.Module,
@@ -381,14 +305,14 @@ class Protection:
                 x: torch.Tensor = inputs[0] if inputs else named["hidden_states"]
                 y = output[0] if isinstance(output, tuple) else output
                 cosine = F.cosine_similarity(x[mask[0]].double(), y[mask[0]].double(), dim=-1)
-                added = torch.stack([cosine.sum(), torch.tensor(float(len(cosine)), dtype=torch.float64, device=x.device)])
-                self.cosines[name] = self.cosines[name] + added if name in self.cosines else added
+                number = torch.tensor(float(len(cosine)), dtype=torch.float64, device=x.device)
+                self.add_(name, torch.stack([cosine.sum(), number]))
 
             return hook
 
-        layers = layer_classes(self.model)
+        layers = layer_classes(model)
         return [
             module.register_forward_hook(watch(name), with_kwargs=True)
-            for name, module in self.model.named_modules()
+            for name, module in model.named_modules()
             if type(module).__name__ in layers
         ]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hub import ConfigError, ModelError, Outcome, Run
 from hub.models.load import trainable_in_float32
 from hub.models.structure import outside_text
+from hub.protection.passes import same_inputs
 from hub.recipe import Recipe, Reparametrization, Setup
 from hub.train.setup.layers import in_words
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, NEW_TOKENS, OsftConfig
@@ -17,7 +18,6 @@ from hub_osft.coordinates import FactoredReparametrization, FastReparametrizatio
 from hub_osft.directions import Directions, by_spectrum, find_directions, shapes_of, share
 from hub_osft.embeddings import FreeRows, as_target, is_tied
 from hub_osft.layers import OsftExperts, OsftFactored, OsftLinear, name_in_plain_model
-from hub_osft.passes import same_inputs
 from hub_osft.protect import Protection
 from hub_osft.subspace import decompose, oriented, steps
 from hub_osft.targets import (
@@ -106,7 +106,7 @@ def plan(setup: Setup) -> Recipe:
         for target in targets
     }
     if algo.subspace == ACTIVATIONS:
-        share(directions, same_inputs(model, targets))
+        share(directions, same_inputs(model, [target.name for target in targets]))
     set_trainable(model, algo, setup.run, targets)
     coordinates = with_coordinates(model, algo, targets, directions, meta)
     return Recipe(model=model, save=lambda *_: None, reparametrization=coordinates)

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
+from hub.protection.covariances import largest_directions
+
 WIDE = 4096
 """Inputs above which a matrix has the approximation. Below, all directions take little."""
 
 RANK = 512
 """Directions that it keeps."""
-
-NUM_ITERATIONS = 4
-EXTRA = 32
-"""Columns beyond `RANK` in the search for the largest directions, and how often they are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +52,16 @@ class WidePull:
         change.addmm_(along, damped.mT, alpha=-1)
 
 
-def low_rank_plus_diagonal(
-    covariance: torch.Tensor, rank: int, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """V, e and d of a covariance, by subspace iteration with random columns (Halko et al., arXiv 0909.4061).
+def low_rank_plus_diagonal(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """V, e and d of a covariance.
 
     Args:
         covariance: (p, p), positive semidefinite.
         rank: columns of V, at most p.
-        seed: of the random columns.
 
     Returns:
         V (p, rank), e (rank,) ascending, d (p,): the diagonal that V diag(e) V^T leaves.
     """
-    size = len(covariance)
-    dice = torch.Generator(covariance.device).manual_seed(seed)
-    columns = min(size, rank + EXTRA)
-    span = torch.randn(size, columns, generator=dice, dtype=covariance.dtype, device=covariance.device)
-    for _ in range(NUM_ITERATIONS):
-        span = torch.linalg.qr(covariance @ span)[0]
-    values, inner = torch.linalg.eigh(span.mT @ covariance @ span)
-    top = span @ inner[:, -rank:]
-    energy = values[-rank:].clamp(min=0)
+    top, energy = largest_directions(covariance, rank)
     rest = covariance.diagonal() - (top.square() * energy).sum(-1)
     return top, energy, rest.clamp(min=0)

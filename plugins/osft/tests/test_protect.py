@@ -10,14 +10,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from hub_osft import sources
 from hub_osft.config import OsftConfig
 from hub_osft.directions import Directions
-from hub_osft.kept import read
-from hub_osft.passes import same_inputs
 from hub_osft.recipe import penalties_of, with_coordinates
-from hub_osft.selfmade import CHATS, PUBLIC, TEXTS
-from hub_osft.sensitivity import measure_sensitivity, pull_per_energy
 from hub_osft.targets import find_targets
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -29,6 +24,11 @@ from hub.data.samples.sample import Group as Pair
 from hub.data.samples.sample import Sample
 from hub.parallel.group import Group
 from hub.parallel.session import Session
+from hub.protection import sources
+from hub.protection.passes import same_inputs
+from hub.protection.samples import read
+from hub.protection.selfmade import CHATS, PUBLIC, TEXTS
+from hub.protection.sensitivity import measure_sensitivity, pull_per_energy
 from hub.testing import tiny_data_path, tiny_model_path
 
 pytestmark = pytest.mark.usefixtures("warm_python", "cache")
@@ -191,23 +191,23 @@ def test_passes_over_data_to_protect_begin_anew_in_fewer_tokens_when_memory_runs
 
 def test_what_a_weight_matters_is_asked_where_tokens_count(tmp_path, monkeypatch, run):
     """The beginning of a sample need not have any: here it is the question."""
-    monkeypatch.setattr("hub_osft.sensitivity.PASS_TOKENS", 12)
+    monkeypatch.setattr("hub.protection.sensitivity.PASS_TOKENS", 12)
     options = ["algo.protect_data=tiny:chats", "algo.protect_strength=10", "algo.max_steps=1"]
     result = run(tmp_path, *options)
     assert all(json.loads((result.run_path / "plan.json").read_text())["sensitivity_of_weights"].values())
-    monkeypatch.setattr("hub_osft.protect.measure_sensitivity", lambda s, m, targets, d: {t.name: 0.0 for t in targets})
+    monkeypatch.setattr("hub_osft.protect.measure_sensitivity", lambda s, m, names, d: dict.fromkeys(names, 0.0))
     with pytest.raises(HubError, match=r"algo\.protect_strength=10 protects nothing: no weight matters to what the data"):
         run(tmp_path, *options)
 
 
 def test_what_a_weight_matters_is_scaled_from_the_tokens_measured_to_all(monkeypatch, cache):
     model = AutoModelForCausalLM.from_pretrained(cache["llama"])
-    targets = find_targets(model, OsftConfig())
+    targets = [target.name for target in find_targets(model, OsftConfig())]
     session = Session(Group(0, 1, 0, torch.device("cpu")), Accelerator(cpu=True), torch.float32)
     setup = SimpleNamespace(session=session, cfg=SimpleNamespace(algo=OsftConfig(), model=None), run=SimpleNamespace(say=print))
     one = Sample(np.arange(5, 25, dtype=np.int32), np.arange(20) > 3, "it.jsonl:1")
     alone = measure_sensitivity(setup, model, targets, [one])
-    monkeypatch.setattr("hub_osft.sensitivity.MAX_TOKENS", 20)
+    monkeypatch.setattr("hub.protection.sensitivity.MAX_TOKENS", 20)
     again = measure_sensitivity(setup, model, targets, [one] * 4)  # of which one is measured
     assert again == pytest.approx({name: 4 * value for name, value in alone.items()})
     assert min(alone.values()) > 0
@@ -234,7 +234,7 @@ def test_data_to_protect_with_several_samples_a_row_is_refused(monkeypatch, cach
     with pytest.raises(
         DataError, match=r"data\.format=pair gives 2 samples a row \(chosen, rejected\); algo=osft trains on one"
     ):
-        sources._read(setup, cfg.algo)
+        sources._read(setup, sources.Wanted(["pairs.jsonl"], 4, None, ""))
 
 
 def test_a_run_without_data_protects_what_the_model_says_and_the_next_run_also_what_was_learned(tmp_path, capsys, run):
@@ -242,7 +242,7 @@ def test_a_run_without_data_protects_what_the_model_says_and_the_next_run_also_w
     said = " ".join(capsys.readouterr().out.split())
     assert "to protect what the model can do: " in said
     file = first.run_path / "protected_samples.safetensors"
-    groups = read(file, 512)
+    groups = read(file, "", 512)
     made, learned = list(groups.values())[:3], groups[f"learned in {first.run_path.name}"]
     assert [*groups][:3] == [CHATS, TEXTS, PUBLIC]
     assert all(made)
@@ -256,7 +256,7 @@ def test_a_run_without_data_protects_what_the_model_says_and_the_next_run_also_w
     said = " ".join(capsys.readouterr().out.split())
     assert "to protect what the model can do" not in said
     assert f"115 learned in {first.run_path.name}" in said
-    after = read(second.run_path / "protected_samples.safetensors", 512)
+    after = read(second.run_path / "protected_samples.safetensors", "", 512)
     assert [*after] == [*groups, f"learned in {second.run_path.name}"]
     for name, group in groups.items():
         for one, other in zip(group, after[name], strict=True):
@@ -283,7 +283,7 @@ def test_layers_with_one_input_have_their_directions_once_and_they_are_those_fou
     options = ["algo.protect_data=tiny:chats", "algo.max_steps=1"]
     result = run(tmp_path, *options, "algo.save_every_steps=1")
     model = AutoModelForCausalLM.from_pretrained(cache["llama"])
-    samples = next(iter(read(result.run_path / "protected_samples.safetensors", 512).values()))
+    samples = next(iter(read(result.run_path / "protected_samples.safetensors", "", 512).values()))
     sums: dict[str, torch.Tensor] = {}
 
     def watch(name):
@@ -307,7 +307,7 @@ def test_layers_with_one_input_have_their_directions_once_and_they_are_those_fou
         torch.testing.assert_close(pull / pull.sum(), values / values.sum(), rtol=1e-3, atol=1e-6)
     layer = "model.layers.0.self_attn"
     assert kept[f"{layer}.q_proj"]["free"] is kept[f"{layer}.v_proj"]["free"]
-    assert same_inputs(model.to("meta"), find_targets(model, OsftConfig())) == {
+    assert same_inputs(model.to("meta"), [target.name for target in find_targets(model, OsftConfig())]) == {
         f"model.layers.{n}.{name}": f"model.layers.{n}.{owner}"
         for n in (0, 1)
         for name, owner in (("self_attn.k_proj", "self_attn.q_proj"), ("self_attn.v_proj", "self_attn.q_proj"),
@@ -420,7 +420,7 @@ def test_what_a_model_made_of_itself_is_there_on_resume_and_the_same_on_two_proc
     run_and_stop(tmp_path, *options)
     shutil.rmtree(tmp_path / "cache" / "osft_samples")
     with monkeypatch.context() as patch:
-        patch.setattr("hub_osft.sources.self_made", None)
+        patch.setattr("hub.protection.sources.self_made", None)
         resumed = run(tmp_path, *options, "resume=latest")
     first, second = weights(whole.model_path), weights(resumed.model_path)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -40,7 +40,7 @@ def problems(cfg: RunConfig) -> Iterator[str]:
         yield f"algo.deterministic can't be promised for Unsloth's kernels. Type algo.deterministic=false {NATIVE}"
     if cfg.model.changes_vocab:
         yield f"model.add_tokens and the options beside it are not for algo.backend=unsloth. Leave them out, {NATIVE}"
-    for name in ("train_embeddings", "modules_to_save"):
+    for name in ("train_embeddings", "modules_to_save", "protect"):
         if getattr(algo, name, None):
             yield f"algo.{name} is not for algo.backend=unsloth. Leave it out, {NATIVE}"
     init = getattr(algo, "init", "default")

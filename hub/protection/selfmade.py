@@ -18,16 +18,19 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hub import DataError
 from hub.config.generate import GenerateConfig
 from hub.data.json_values import JsonObject
 from hub.data.samples.sample import Sample
 from hub.data.tokens.chat_template import chat_template
 from hub.data.tokens.special_tokens import special_tokens
 from hub.data.tokens.template_limits import limits
+from hub.errors import DataError
+from hub.models.digest import weights_digest
 from hub.models.load import load_config
 from hub.models.structure import max_positions, waits_for_others
 from hub.parallel.group import broadcast_bytes
+from hub.protection.passes import on_device
+from hub.protection.samples import Groups, pack, unpack
 from hub.system.cache import cache_dir, make_once
 from hub.system.memory import is_out_of_memory
 from hub.tasks.evaluate.sets import SHIPPED
@@ -38,9 +41,6 @@ from hub.tasks.generate.prompts import Prompter
 from hub.tasks.loading import Loaded
 from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
-from hub_osft.digest import weights_digest
-from hub_osft.kept import Groups, pack, unpack
-from hub_osft.passes import on_device
 
 RECIPE = 1
 """Version of the stored samples. Increase it when they would be others."""
@@ -77,20 +77,21 @@ def self_made(setup: Setup, model: PreTrainedModel, widest: int) -> Groups:
     if not waits_for_others(model):
         content = b""
         if setup.session.group.is_main:
-            content = _cached(setup, wanted, lambda: pack(twice(model, lambda: _generated(setup, model, wanted)), 0))
-        groups = unpack(broadcast_bytes(content), "the cache")
+            content = _cached(setup, model, wanted, lambda: pack(twice(model, lambda: _generated(setup, model, wanted)), 0))
+        groups = unpack(broadcast_bytes(content), "the cache", "Remove it (HUB_CACHE)")
     have = sum(len(sample) for group in groups.values() for sample in group)
     if setup.cfg.evaluate.retention != "auto" or not have:
         groups[PUBLIC] = _public(setup, wanted // 2 if have else wanted)
     return {name: group for name, group in groups.items() if group}
 
 
-def _cached(setup: Setup, wanted: int, make: Callable[[], bytes]) -> bytes:
+def _cached(setup: Setup, model: PreTrainedModel, wanted: int, make: Callable[[], bytes]) -> bytes:
     algo, tokenizer = setup.cfg.algo, setup.tokenizer
     if not getattr(algo, "cache", True):
         return make()
     vocabulary = sorted(setup.vocabulary.new.values()) if setup.vocabulary is not None else []
     parts = [RECIPE, wanted, algo.seed, str(setup.session.compute_dtype), str(tokenizer.chat_template), vocabulary]
+    parts += ["quantized"] * (getattr(model.config, "quantization_config", None) is not None)
     key = hashlib.sha256(json.dumps(parts).encode() + weights_digest(setup.base_path).encode()).hexdigest()[:32]
     name = "samples.safetensors"
     folder = make_once(
@@ -109,7 +110,13 @@ def _generated(setup: Setup, model: PreTrainedModel, wanted: int) -> Groups:
         with on_device(setup, model):
             device = next(model.parameters()).device
             loaded = Loaded(
-                "algo=osft", model, setup.tokenizer, device, setup.session.compute_dtype, positions, setup.base_path
+                f"algo={setup.algorithm}",
+                model,
+                setup.tokenizer,
+                device,
+                setup.session.compute_dtype,
+                positions,
+                setup.base_path,
             )
             writer = _Writer(loaded, setup.cfg.algo.seed, begun, _new_tokens(setup))
             number = max(1, wanted // (2 * length))

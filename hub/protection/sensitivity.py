@@ -29,12 +29,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from hub import ModelError
 from hub.data.prepare import Sample
+from hub.errors import ModelError
+from hub.protection.passes import batches, in_smaller_passes, on_device
 from hub.train.batch.collate import pad
 from hub.train.setup.setup import Setup
-from hub_osft.passes import batches, in_smaller_passes, on_device
-from hub_osft.targets import Target
 
 MAX_TOKENS = 16384
 """Tokens to measure on: one number for each weight needs few."""
@@ -44,9 +43,9 @@ PASS_TOKENS = 1024
 
 
 def measure_sensitivity(
-    setup: Setup, model: PreTrainedModel, targets: Sequence[Target], samples: Sequence[Sample]
+    setup: Setup, model: PreTrainedModel, names: Sequence[str], samples: Sequence[Sample]
 ) -> dict[str, float]:
-    """Measure the squared gradient of the loss with respect to each target's outputs.
+    """Measure the squared gradient of the loss with respect to each layer's outputs.
 
     It is averaged over the outputs and summed over all tokens of the data. As in the Fisher information, the labels are sampled
     from the model's own predictions at the loss tokens. All ranks must call it with the same samples. It leaves no gradients on
@@ -55,19 +54,19 @@ def measure_sensitivity(
     Args:
         setup: of the run.
         model: the model to protect. May be sharded.
-        targets: linear layers of it.
+        names: linear layers of it.
         samples: data to protect. A random subset of `MAX_TOKENS` is measured, and the sum is scaled to all tokens.
 
     Returns:
-        Target name -> sum. Empty without samples.
+        Layer -> sum. Empty without samples.
     """
     if not samples:
         return {}
     session, seed = setup.session, setup.cfg.algo.seed
     chosen = _some(samples, seed)
     tokens = sum(map(len, chosen))
-    setup.run.say(f"measuring on {tokens:,} tokens how much each of {len(targets)} weights matters to the protected data")
-    sums = torch.zeros(len(targets), dtype=torch.float64, device=session.device)  # the hooks add to it
+    setup.run.say(f"measuring on {tokens:,} tokens how much each of {len(names)} weights matters to the protected data")
+    sums = torch.zeros(len(names), dtype=torch.float64, device=session.device)  # the hooks add to it
     embedded: list[torch.Tensor] = []
 
     def watch(number: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
@@ -83,7 +82,7 @@ def measure_sensitivity(
     def begin(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         embedded.append(output if output.requires_grad else output.requires_grad_())
 
-    handles = [model.get_submodule(target.module).register_forward_hook(watch(n)) for n, target in enumerate(targets)]
+    handles = [model.get_submodule(name).register_forward_hook(watch(n)) for n, name in enumerate(names)]
     handles.append(model.get_input_embeddings().register_forward_hook(begin))
     was_training = model.training
     model.eval()
@@ -106,7 +105,7 @@ def measure_sensitivity(
                 if not embedded:
                     raise ModelError(
                         f"model.path={setup.cfg.model.path}: it does not call its input embeddings, so "
-                        "OSFT can't measure what matters to it. Type algo.protect_strength=0"
+                        "the hub can't measure what matters to it. Type algo.protect_strength=0"
                     )
                 torch.autograd.grad(loss, embedded, allow_unused=True)
                 embedded.clear()
@@ -121,7 +120,7 @@ def measure_sensitivity(
     if session.group.world > 1:
         dist.all_reduce(sums)
     scale = sum(map(len, samples)) / tokens
-    return {target.name: scale * total for target, total in zip(targets, sums.tolist(), strict=True)}
+    return {name: scale * total for name, total in zip(names, sums.tolist(), strict=True)}
 
 
 def _some(samples: Sequence[Sample], seed: int) -> list[Sample]:

@@ -13,10 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from hub import ModelError
 from hub.data.samples.sample import Sample
-
-_INSTEAD = "Type algo.protect_from=none, and algo.protect_data=FILE with rows to keep"
+from hub.errors import ModelError
 
 Groups = dict[str, list[Sample]]
 """Samples by where they are from."""
@@ -41,12 +39,13 @@ def pack(groups: Mapping[str, Sequence[Sample]], vocabulary: int) -> bytes:
     return save({name: torch.from_numpy(array) for name, array in tensors.items()})
 
 
-def unpack(content: bytes, file: str, vocabulary: int | None = None) -> Groups:
+def unpack(content: bytes, file: str, instead: str, vocabulary: int | None = None) -> Groups:
     """Samples from what `pack` made.
 
     Args:
         content: the bytes.
         file: where they are from, for messages.
+        instead: what to type if they can't be used.
         vocabulary: rows of the embeddings of the model that shall read them. None: not compared.
 
     Raises:
@@ -67,12 +66,10 @@ def unpack(content: bytes, file: str, vocabulary: int | None = None) -> Groups:
         if begin != len(samples):
             raise ValueError
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
-        raise ModelError(
-            f"{file} is damaged. Type algo.protect_from=none, and algo.protect_data=FILE with rows to keep"
-        ) from None
+        raise ModelError(f"{file} is damaged. {instead}") from None
     if vocabulary is not None and stored > vocabulary:
         raise ModelError(
-            f"{file}: it protects another vocabulary ({stored:,} rows of embeddings, this model has {vocabulary:,}). {_INSTEAD}"
+            f"{file}: it protects another vocabulary ({stored:,} rows of embeddings, this model has {vocabulary:,}). {instead}"
         )
     return groups
 
@@ -84,10 +81,15 @@ def write(file: Path, groups: Mapping[str, Sequence[Sample]], vocabulary: int) -
     aside.replace(file)
 
 
-def read(file: Path, vocabulary: int) -> Groups:
+def read(file: Path, instead: str, vocabulary: int) -> Groups:
     """Read samples of an earlier run.
+
+    Args:
+        file: that it left.
+        instead: what to type if they can't be used.
+        vocabulary: rows of the embeddings of the model that shall read them.
 
     Raises:
         ModelError: the file is damaged, or of a model with another vocabulary.
     """
-    return unpack(file.read_bytes(), str(file), vocabulary)
+    return unpack(file.read_bytes(), str(file), instead, vocabulary)

@@ -13,7 +13,6 @@ from hub.models.structure import waits_for_others
 from hub.train.attempts import on_all_ranks, too_little
 from hub.train.setup.less_memory import instead
 from hub.train.setup.setup import Setup
-from hub_osft.targets import Target
 
 NUM_TOKENS = 8
 """Length of a text that only shows how layers are connected."""
@@ -65,13 +64,13 @@ def in_smaller_passes(setup: Setup, model: torch.nn.Module, run: Callable[[int],
         setup.run.say(f"out of memory: the data to protect is run in passes of at most {max_tokens:,} tokens")
 
 
-def same_inputs(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, str]:
-    """Targets that read the same input as an earlier one: name -> that one's name. By a pass over a few tokens.
+def same_inputs(model: PreTrainedModel, names: Sequence[str]) -> dict[str, str]:
+    """Layers that read the same input as an earlier one: name -> that one's name. By a pass over a few tokens.
 
     Args:
-        model: may be without data, on torch's meta device. What it can't compute there is judged by targets whose names differ
+        model: may be without data, on torch's meta device. What it can't compute there is judged by layers whose names differ
             in numbers only.
-        targets: linear layers of it, in the order of the model.
+        names: linear layers of it, in the order of the model.
     """
     recent: list[tuple[str, torch.Tensor]] = []
     owners: dict[str, str] = {}
@@ -85,26 +84,26 @@ def same_inputs(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, 
 
         return hook
 
-    handles = [model.get_submodule(target.module).register_forward_pre_hook(watch(target.name)) for target in targets]
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
     device = next(model.parameters()).device
     tokens = torch.zeros(1, NUM_TOKENS, dtype=torch.int64, device=device)
     mask = torch.zeros(1, 1, NUM_TOKENS, NUM_TOKENS, device=device)  # one with all dimensions is taken as it is
     try:
         with torch.no_grad():
             model(input_ids=tokens, attention_mask=mask, position_ids=tokens, use_cache=False)
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError):
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError):
         pass
     finally:
         for handle in handles:
             handle.remove()
     kinds = {_kind(name): _kind(owner) for name, owner in owners.items()}
-    places = {(_kind(target.name), _numbers(target.name)): target.name for target in targets}
+    places = {(_kind(name), _numbers(name)): name for name in names}
     same: dict[str, str] = {}
-    for target in targets:
-        kind = _kind(target.name)
-        owner = owners.get(target.name) or places.get((kinds.get(kind, kind), _numbers(target.name)), target.name)
-        if owner != target.name:
-            same[target.name] = owner
+    for name in names:
+        kind = _kind(name)
+        owner = owners.get(name) or places.get((kinds.get(kind, kind), _numbers(name)), name)
+        if owner != name:
+            same[name] = owner
     return same
 
 
