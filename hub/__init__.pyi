@@ -162,6 +162,20 @@ def sft(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -329,6 +343,24 @@ def sft(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -471,6 +503,20 @@ def lora_sft(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -653,6 +699,24 @@ def lora_sft(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -799,6 +863,20 @@ def osft(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -996,6 +1074,24 @@ def osft(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1136,6 +1232,20 @@ def dpo(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -1317,6 +1427,24 @@ def dpo(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1468,6 +1596,20 @@ def lora_dpo(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -1664,6 +1806,24 @@ def lora_dpo(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1819,6 +1979,20 @@ def osft_dpo(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -2030,6 +2204,24 @@ def osft_dpo(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2160,6 +2352,20 @@ def run(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2324,6 +2530,24 @@ def run(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2455,6 +2679,20 @@ def verify(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2614,6 +2852,24 @@ def verify(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2744,6 +3000,20 @@ def show(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2904,6 +3174,24 @@ def show(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -3031,6 +3319,20 @@ def data(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -3190,6 +3492,24 @@ def data(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -3319,6 +3639,20 @@ def plan(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -3478,6 +3812,24 @@ def plan(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.

@@ -129,7 +129,7 @@ class ClusterOptions:
                 near = did_you_mean(name, SBATCH) or " The job file may be changed by hand: launch.dry_run=true prints it"
                 yield f"launch.sbatch.{name}={value}: this option of sbatch can't be set here.{near}"
             elif not re.fullmatch(r"[\w.,:/@+*&|()\[\]-]+", value):
-                yield f"launch.sbatch.{name}={value!r} is not allowed. Allowed: letters, digits and .,:/@+*&|()[]-_ without spaces"
+                yield f"launch.sbatch.{name}={value!r} is not allowed. Allowed: a word of letters, digits and .,:/@+*&|()[]-_"
         for folder, name in self.volumes.items():
             if not re.fullmatch(r"/[\w./-]*\w", folder):
                 yield f"launch.volumes: {folder!r} is no absolute folder. Type 'launch.volumes={{/FOLDER:{name}}}'"

@@ -21,9 +21,9 @@ command=(@command@)
 # From version 22.05 on srun does not take the number of cores from the job.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 # What the run reads, and where it writes, must be the same for all nodes.
-look='for path; do [ -e "$path" ] || { echo "hub: $(hostname) does not see $path, which must be on a shared disk"; exit 2; }; done'
+look='for path; do [ -e "$path" ] || { echo "hub: $(hostname) does not see $path: use a shared disk" >&2; exit 2; }; done'
 srun bash -c "$look" look @seen@ || exit 2
-@address@# USR1 comes before the time is over: the run writes a checkpoint and ends, and the job is queued again under its number.
+@address@# USR1 comes before the time is over: the run writes a checkpoint and ends, and the job is queued again by its number.
 # TERM comes when it is canceled or preempted: then Slurm itself decides whether it is queued again.
 time_is_over=
 trap 'time_is_over=1; kill -TERM "$step"' USR1
