@@ -71,14 +71,15 @@ def programs(folder, **texts):
     return f"{folder}:{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize(("code", "number", "nnodes"), [(2, None, 2), (143, signal.SIGUSR1, 2), (143, signal.SIGTERM, 1)])
+@pytest.mark.parametrize(
+    ("code", "number", "nnodes"), [(143, signal.SIGUSR1, 2), (143, signal.SIGTERM, 1), (2, signal.SIGUSR1, 1)]
+)
 def test_a_slurm_job_waits_for_its_checkpoint_and_is_queued_again_if_its_time_is_over(
     hub, tmp_path, monkeypatch, code, number, nnodes
 ):
-    run = f"trap 'sleep 0.2; touch checkpoint; exit 143' TERM\necho $*\n[ {code} -ne 143 ] && exit {code}\n"
     path = programs(
         tmp_path / "bin",
-        python=run + "touch begun\nwhile true; do sleep 0.05; done",
+        python=f"trap 'sleep 0.2; touch checkpoint; exit {code}' TERM\necho $*; touch begun\nwhile true; do sleep 0.05; done",
         scontrol='[ "$1" = show ] && echo first || echo scontrol $* $(ls checkpoint 2>/dev/null)',
         srun='[[ "$1" == --* ]] && shift\nexec "$@"',
     )
@@ -105,16 +106,15 @@ def test_a_slurm_job_waits_for_its_checkpoint_and_is_queued_again_if_its_time_is
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_NNODES": str(nnodes), "SLURM_NODEID": "0"}
     env = os.environ | slurm | {"PATH": path}
     job = subprocess.Popen(["bash", script], cwd="/", env=env, stdout=subprocess.PIPE, text=True)
-    while number and not (tmp_path / "begun").exists():
+    while not (tmp_path / "begun").exists():
         time.sleep(0.01)
-    if number:
-        job.send_signal(number)
+    job.send_signal(number)
     printed, _ = job.communicate(timeout=60)
     assert job.returncode == code
     assert "run_name=it resume=auto" in printed
     group = " launch.nnodes=2 launch.rdzv_endpoint=first:10007 launch.node_rank=0"
     assert (group in printed) == (nnodes == 2)
-    assert ("scontrol requeue 7 checkpoint" in printed) == ("requeue" in printed) == (number == signal.SIGUSR1)
+    assert ("scontrol requeue 7 checkpoint" in printed) == ("requeue" in printed) == ((code, number) == (143, signal.SIGUSR1))
 
 
 def test_a_submitted_job_says_where_its_log_and_its_run_will_be(hub, tmp_path, monkeypatch):
