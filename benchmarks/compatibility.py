@@ -67,8 +67,10 @@ def ends_of_range(which: str) -> list[str]:
     return [f"{word.replace('>=', '==')}.*" for word in pairs] if which == "oldest" else pairs
 
 
-def clean_environment() -> dict[str, str]:
-    """The environment of a fresh shell."""
+def environment_of(python: str) -> dict[str, str]:
+    """This environment for this interpreter, that of a fresh shell for others."""
+    if python == sys.executable:
+        return dict(os.environ)
     return {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HUB_", "VIRTUAL_ENV"))}
 
 
@@ -92,7 +94,7 @@ def install(which: str, pins: list[str], python: str) -> str:
     projects = [word for project in PROJECTS for word in ("--editable", project)]
     command = [own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted, *TOOLS, *projects]
     print(f"{which}: installing {' '.join(wanted)}", flush=True)
-    subprocess.run(command, cwd=ROOT, env=clean_environment(), check=True)
+    subprocess.run(command, cwd=ROOT, env=environment_of(own), check=True)
     return own
 
 
@@ -101,7 +103,7 @@ def run_tests(python: str, jobs: int, tests: list[str]) -> Ran:
     report = ROOT / "build" / "compatibility" / "report.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
-    env = clean_environment() | {"OMP_NUM_THREADS": "1"}
+    env = environment_of(python) | {"OMP_NUM_THREADS": "1"}
     spread = ["--numprocesses", str(jobs)] if jobs > 1 else []
     subprocess.run([python, "-m", "pytest", "-q", *spread, f"--junit-xml={report}", *tests], cwd=ROOT, env=env, check=False)
     cases = list(ElementTree.parse(report).iter("testcase"))
@@ -113,7 +115,7 @@ def run_tests(python: str, jobs: int, tests: list[str]) -> Ran:
 
 def row_of(python: str, ran: Ran) -> list[str]:
     """The cells of a run, in the order of `HEAD`."""
-    said = subprocess.run([python, "-c", _VERSIONS], env=clean_environment(), capture_output=True, text=True, check=True)
+    said = subprocess.run([python, "-c", _VERSIONS], env=environment_of(python), capture_output=True, text=True, check=True)
     found = json.loads(said.stdout.splitlines()[-1])
     figures = {"tests passed": ran.passed, "failed": len(ran.failed), "left out": ran.left_out, "day": date.today().isoformat()}
     return [str((found | figures)[name]) for name in HEAD]

@@ -347,7 +347,8 @@ def sft(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -703,7 +704,8 @@ def lora_sft(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -1078,7 +1080,8 @@ def osft(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -1431,7 +1434,8 @@ def dpo(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -1810,7 +1814,8 @@ def lora_dpo(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -2208,7 +2213,8 @@ def osft_dpo(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -2534,7 +2540,8 @@ def run(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -2856,7 +2863,8 @@ def verify(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -3178,7 +3186,8 @@ def show(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -3496,7 +3505,8 @@ def data(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.
@@ -3816,7 +3826,8 @@ def plan(
             goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
         dry_run: With a cluster: print the job file, and submit nothing.
         gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
-        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives. At least 1.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
         hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
             partition. Above 0.
         partition: Slurm: the partition. None: the cluster's default.

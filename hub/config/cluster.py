@@ -48,7 +48,7 @@ class ClusterOptions:
     """GPUs of each machine of the job. 0: a job without GPUs. null: `nproc_per_node`."""
 
     cpus_per_node: int | None = option(None, ge=1)
-    """CPU cores of each machine of the job. null: what the cluster gives."""
+    """CPU cores of each machine of the job. null: what the cluster gives, on Slurm often a single one."""
 
     hours: float | None = option(None, gt=0)
     """Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. null: that of the

@@ -36,6 +36,7 @@ TESTS: dict[str, str] = {
     "hub/data/doctor/*": "tests/data/test_doctor.py",
     "hub/data/*": "tests/data/test_prepare.py tests/data/test_check.py tests/data/test_bad_rows.py",
     "hub/launch/resume.py": "tests/launch/test_resume.py tests/launch/test_resume_data.py",
+    "hub/launch/clusters/*": "tests/test_clusters.py",
     "hub/launch/*": "tests/launch tests/test_bad_input.py",
     "hub/parallel/*": "tests/parallel tests/train/test_reference.py",
     "hub/system/*": "tests/system tests/train/test_loop.py",
