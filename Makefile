@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test test-slow fuzz faults zoo mutants lint format types docs wheel-test release check clean
+.PHONY: help install tools demo test test-slow fuzz faults zoo mutants lint format types docs docs-version compatibility wheel-test release check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -96,11 +96,21 @@ $(VENV)/.release: $(VENV)/.installed
 	$(PIP) --group release
 	@touch $@
 
-release: $(VENV)/.release ## build wheels and sdists of all distributions into dist/, check them, and write build/notes.md
-	rm -rf dist && mkdir -p build
+release: $(VENV)/.release ## build wheels and sdists into dist/, check them (twine, Python 3.11 to 3.13), and write build/notes.md
+	$(BIN)/python tests/packaging/notes.py build/notes.md
+	rm -rf dist
 	for project in . $(wildcard plugins/*/pyproject.toml); do $(BIN)/python -m build --outdir dist $${project%/pyproject.toml} || exit 1; done
 	$(BIN)/twine check --strict dist/*
-	awk '/^## \[/ { section++ } section == 1' CHANGELOG.md > build/notes.md
+	$(BIN)/python tests/packaging/interpreters.py dist
+
+# Each version of the site is a folder of the branch gh-pages, and `latest` leads to the newest. Nothing is pushed.
+docs-version: $(VENV)/.docs ## add the site of this version to the branch gh-pages; git push origin gh-pages publishes it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mike deploy --update-aliases "$$($(BIN)/python -m hub --version)" latest
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mike set-default latest
+
+# Environments in build/compatibility, and the table in docs/compatibility.md. ARGS="newest --pin torch==2.13.0" for one, with a version held.
+compatibility: $(VENV)/.tools ## run a part of the tests with the oldest and the newest torch and transformers, minutes; gigabytes
+	$(BIN)/python -m benchmarks.compatibility $(or $(ARGS),oldest newest) --jobs $(JOBS)
 
 wheel-test: $(VENV)/.tools ## build the wheels and use them in an empty environment, minutes
 	$(BIN)/python -m pytest tests/packaging $(ARGS)

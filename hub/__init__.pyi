@@ -162,6 +162,20 @@ def sft(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -329,6 +343,25 @@ def sft(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -473,6 +506,20 @@ def lora_sft(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -661,6 +708,25 @@ def lora_sft(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -807,6 +873,20 @@ def osft(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -1004,6 +1084,25 @@ def osft(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1144,6 +1243,20 @@ def dpo(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -1325,6 +1438,25 @@ def dpo(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1478,6 +1610,20 @@ def lora_dpo(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -1680,6 +1826,25 @@ def lora_dpo(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -1835,6 +2000,20 @@ def osft_dpo(
     spare_dir: str | PathLike[str] | None = None,
     reuse_measurements: bool = True,
     timeline: bool = False,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = None,
+    dry_run: bool = False,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    hours: float | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    sbatch: dict[str, str] = {},
+    image: str | None = None,
+    volumes: dict[str, str] = {},
+    namespace: str | None = None,
+    accelerator: str | None = None,
+    infra: str | None = None,
+    spot: bool = False,
     mode: Literal["auto", "process", "inline"] = "auto",
     nproc: int | Literal["auto"] = "auto",
     nproc_per_node: int | Literal["auto"] = "auto",
@@ -2046,6 +2225,25 @@ def osft_dpo(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2176,6 +2374,20 @@ def run(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2340,6 +2552,25 @@ def run(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2471,6 +2702,20 @@ def verify(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2630,6 +2875,25 @@ def verify(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -2760,6 +3024,20 @@ def show(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -2920,6 +3198,25 @@ def show(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -3047,6 +3344,20 @@ def data(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -3206,6 +3517,25 @@ def data(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.
@@ -3335,6 +3665,20 @@ def plan(
     spare_dir: str | PathLike[str] | None = ...,
     reuse_measurements: bool = ...,
     timeline: bool = ...,
+    cluster: Literal["slurm", "kubernetes", "skypilot"] | None = ...,
+    dry_run: bool = ...,
+    gpus_per_node: int | None = ...,
+    cpus_per_node: int | None = ...,
+    hours: float | None = ...,
+    partition: str | None = ...,
+    account: str | None = ...,
+    sbatch: dict[str, str] = ...,
+    image: str | None = ...,
+    volumes: dict[str, str] = ...,
+    namespace: str | None = ...,
+    accelerator: str | None = ...,
+    infra: str | None = ...,
+    spot: bool = ...,
     mode: Literal["auto", "process", "inline"] = ...,
     nproc: int | str = ...,
     nproc_per_node: int | str = ...,
@@ -3494,6 +3838,25 @@ def plan(
         reuse_measurements: Take what is measured before the first step (packing, kernels, memory of a pass) from an earlier run
             of the same kind on this machine, if the user's cache has it. false: measure it anew, and keep nothing.
         timeline: Print where the seconds until the end of the first step went. plan.json has it in any case.
+        cluster: Engine of a cluster that starts the run, as a job: `launch=slurm` sets it. The job asks for `nnodes` machines,
+            goes on after a preemption, and this command ends once it is submitted. None: the run is started here.
+        dry_run: With a cluster: print the job file, and submit nothing.
+        gpus_per_node: GPUs of each machine of the job. 0: a job without GPUs. None: `nproc_per_node`. At least 0.
+        cpus_per_node: CPU cores of each machine of the job. None: what the cluster gives, on Slurm often a single one. At least
+            1.
+        hours: Slurm: the time limit of the job. Before it is over the run saves, and the job is queued again. None: that of the
+            partition. Above 0.
+        partition: Slurm: the partition. None: the cluster's default.
+        account: Slurm: the account that pays. None: the user's default.
+        sbatch: Slurm: further options of sbatch, as in `launch.sbatch.qos=high launch.sbatch.exclusive=true`.
+        image: Kubernetes and SkyPilot: the container image, with the hub in it. None: finetune-hub:cuda on Kubernetes, and on
+            SkyPilot a machine on which the hub is installed.
+        volumes: Kubernetes and SkyPilot: the folders of the run that outlive its machines -> the claim, the volume or the
+            bucket (`s3://NAME`) of each: `'launch.volumes={/runs:runs,/data:data}'`.
+        namespace: Kubernetes: the namespace. None: the one that kubectl uses.
+        accelerator: SkyPilot: the kind of GPU, such as H100.
+        infra: SkyPilot: where, such as aws, gcp/us-central1 or k8s. None: the cheapest place that has it.
+        spot: SkyPilot: spot instances. The run goes on when one is taken away.
         mode: process: separate worker processes. inline: in this process, for a debugger; one process only. auto: process.
         nproc: same as `nproc_per_node`.
         nproc_per_node: Processes on this machine. auto: one per visible GPU, or one without a GPU. At least 1.

@@ -17,7 +17,7 @@ class Result:
     """The result of a run: the content of result.json, and what `hub.run()` returns. It shows itself as a table."""
 
     status: str
-    """completed, verified (by `hub verify`), failed or interrupted."""
+    """completed, verified (by `hub verify`), failed or interrupted. Of a job on a cluster: submitted, or only written."""
 
     algo: str
     backend: str
@@ -155,6 +155,31 @@ class Result:
         ax.set_title(f"{self.algo} on {self.model}")
         ax.legend()
         return ax
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Submitted(Result):
+    """A job on a cluster: it will run elsewhere, so there is no result yet. `run_path` is where its run folder will be."""
+
+    job: str = ""
+    """The job file."""
+
+    job_number: str | None = None
+    """How the cluster calls the job. None: it was only written (launch.dry_run=true)."""
+
+    job_file: Path | None = None
+    """Where the job file is. None: it was handed over and not stored."""
+
+    log: str = ""
+    """The command that shows the job's log."""
+
+    cancel: str = ""
+    """The command that ends the job."""
+
+    def _rows(self) -> list[tuple[str, str]]:
+        number = self.job_number or f"none: {self.status}"
+        rows = [("job", number), ("log", self.log), ("end it", self.cancel), ("job file", str(self.job_file or ""))]
+        return [*((name, value) for name, value in rows if value), ("run folder", str(self.run_path))]
 
 
 NUM_RECENT = 10

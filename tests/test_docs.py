@@ -1,5 +1,6 @@
 """The pages: what they link, list and name is there, docs/index.md has them all, and each says what kind of page it is."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks import compatibility
 from hub.tasks.export.compressed.exporter import CALIBRATED
 from hub.tasks.export.compressed.write import LIMIT_NATS
 from hub.tasks.export.gguf.kinds import KINDS, LIMITS
@@ -141,9 +143,29 @@ def test_an_option_that_a_page_names_exists():
         assert not {option for option in named if not option.endswith((".md", ".json"))} - listed, name(page)
 
 
-def test_the_citation_is_of_this_version():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert (citation["version"], citation["license"]) == (VERSION, "Apache-2.0")
+def test_every_file_names_this_version_and_the_notes_of_a_release_are_its_section():
+    spec = importlib.util.spec_from_file_location("notes", ROOT / "tests" / "packaging" / "notes.py")
+    notes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(notes)
+    assert list(notes.problems(ROOT, VERSION)) == []
+    assert len(list(notes.problems(ROOT, "99"))) == 2 + len(list(ROOT.glob("plugins/*/pyproject.toml")))
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["license"] == "Apache-2.0"
+    log = "# Changelog\n\n## [Unreleased]\n\n## [0.2.0] - 2027-01-01\n\n- new\n\n## [0.1.0] - 2026-12-01\n\n- old\n"
+    found = [notes.notes(log, version) for version in ("Unreleased", "0.2.0", "0.1.0", "0.3.0")]
+    assert found == [None, "## [0.2.0] - 2027-01-01\n\n- new\n", "## [0.1.0] - 2026-12-01\n\n- old\n", None]
+
+
+def test_a_run_with_other_versions_is_one_row_of_the_table():
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    assert all(
+        pair.startswith(word)
+        for pair, word in zip(compatibility.ends_of_range("oldest"), ("torch==", "transformers=="), strict=True)
+    )
+    rows = [["9.10.0", "5.4.0", "1", "3", "CPU", passed, "0", "0", "day"] for passed in ("41", "42")]
+    rows.append(["9.9.0", "5.30.0", "1", "3", "CPU", "43", "0", "0", "day"])
+    for row in rows:
+        page = compatibility.with_row(page, row)
+    assert page.partition(compatibility.END)[0].splitlines()[-2:] == [f"| {' | '.join(row)} |" for row in (rows[2], rows[1])]
 
 
 def test_every_page_is_in_the_index():

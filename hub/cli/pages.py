@@ -11,7 +11,7 @@ from hub.errors import did_you_mean
 from hub.plugins.known import INSTALL_ONE
 from hub.plugins.offers import Backend
 from hub.plugins.registry import registry
-from hub.result import Result
+from hub.result import Result, Submitted
 from hub.run import Run
 
 
@@ -76,6 +76,10 @@ def _backends() -> Iterator[tuple[Backend, str]]:
 
 def result_lines(result: Result) -> list[str]:
     """Lines with the result of a run, the path of the model, and what to type next."""
+    if isinstance(result, Submitted):
+        from hub.launch.clusters.submit import lines as job_lines
+
+        return job_lines(result)
     if result.status == "verified":
         return [f"verified in {result.seconds:.0f} s: all checks passed, see {result.run_path / 'verify.json'}"]
     loss = f"train loss {result.train_loss:.4f}" if result.train_loss is not None else ""

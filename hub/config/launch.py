@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hub.config.bounds import BoundOptions
+from hub.config.cluster import ClusterOptions
 from hub.config.disk import DiskOptions
 from hub.config.first_step import FirstStepOptions
 from hub.config.option import AUTO, option
@@ -17,7 +18,7 @@ ZERO = ("zero1", "zero2", "zero3")
 
 
 @dataclass(kw_only=True)
-class LaunchConfig(FirstStepOptions, DiskOptions, BoundOptions):
+class LaunchConfig(ClusterOptions, FirstStepOptions, DiskOptions, BoundOptions):
     """Processes and machines."""
 
     mode: str = option(AUTO, choices=(AUTO, "process", "inline"))
@@ -69,6 +70,8 @@ class LaunchConfig(FirstStepOptions, DiskOptions, BoundOptions):
             optimizer: `algo.optimizer`.
             task: that the run is for.
         """
+        of_the_job = {name: value for name in ("node_rank", "rdzv_endpoint") if (value := getattr(self, name))}
+        yield from self.cluster_problems(self.mode, self.nproc_per_node, of_the_job)
         if self.strategy in ("fsdp", *ZERO) and optimizer not in WORK_ON_SHARDS:
             yield f"algo.optimizer={optimizer} does not work on sharded weights. Type algo.optimizer=adamw"
         if self.deepspeed_config and self.strategy not in ZERO:
@@ -83,15 +86,15 @@ class LaunchConfig(FirstStepOptions, DiskOptions, BoundOptions):
             yield f"launch.strategy={self.strategy} can't be {status}: DeepSpeed hides the gradients. Type launch.strategy=ddp"
         if self.cpu_offload and self.strategy not in (AUTO, "fsdp", *ZERO):
             yield f"launch.cpu_offload=true needs launch.strategy=fsdp or {' or '.join(ZERO)}, but it is {self.strategy}"
-        if self.node_rank >= self.nnodes:
+        if self.node_rank >= self.nnodes and self.cluster is None:
             yield f"launch.node_rank={self.node_rank} must be below launch.nnodes={self.nnodes}"
-        if self.nnodes > 1 and not self.rdzv_endpoint:
+        if self.nnodes > 1 and not self.rdzv_endpoint and self.cluster is None:
             yield "launch.nnodes is above 1. Type launch.rdzv_endpoint=HOST:PORT, the same on all machines"
         if self.rdzv_endpoint:
             host, _, port = self.rdzv_endpoint.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 yield f"launch.rdzv_endpoint={self.rdzv_endpoint} is not of the form HOST:PORT"
-        elif self.rdzv_timeout_seconds != LaunchConfig.rdzv_timeout_seconds:
+        elif self.rdzv_timeout_seconds != LaunchConfig.rdzv_timeout_seconds and self.cluster is None:
             yield (
                 f"launch.rdzv_timeout_seconds={self.rdzv_timeout_seconds:g} is for several machines that wait for each other. "
                 "Leave it out, or type launch.rdzv_endpoint=HOST:PORT"

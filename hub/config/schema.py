@@ -34,7 +34,11 @@ QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 """Values of `model.quantization`: how weights may be stored besides in full."""
 PARTS = ("algo", "model", "data", "launch", "track", "generate", "evaluate", "export", "plan")
 """The sections of a config. Each is a group of presets too."""
-RESERVED_NAMES = {"latest": "the link to the newest run", "data": "rows that a program had in memory"}
+RESERVED_NAMES = {
+    "latest": "the link to the newest run",
+    "data": "rows that a program had in memory",
+    "jobs": "the files and logs of jobs on a cluster",
+}
 """Names in `output_dir` that no run can have."""
 _LONGEST_NAME = 255
 """Largest number of bytes in the name of a file or folder, on all common file systems."""

@@ -10,7 +10,7 @@ from typing import Any
 from hub.config.option import leaves
 from hub.config.schema import LaunchConfig, RunConfig
 
-RUN_CODE = ("model.trust_remote_code", "launch.python", "export.python")
+RUN_CODE = ("model.trust_remote_code", "launch.python", "launch.image", "export.python")
 """Options that run code. From a file they are refused."""
 
 OF_THE_COMPUTATION = {

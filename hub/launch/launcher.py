@@ -50,6 +50,10 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
     Raises:
         HubError: what is wrong, one line each. Its `exit_code` is that of the command line.
     """
+    if cfg.launch.cluster is not None:
+        from hub.launch.clusters.submit import submit
+
+        return submit(cfg)
     cfg, run_path, ended = decide(cfg, run_path)
     if ended is not None:
         return ended

@@ -44,6 +44,11 @@ CALLS = ("callbacks", "hydra_logging", "job_logging")
 """Sections of Hydra's own config in which a preset could name any function to call."""
 
 
+_SWEEP_ON_CLUSTER = (
+    "For a sweep with a job for each run type hydra/launcher=submitit_slurm, see docs/several_gpus.md, or leave --multirun out"
+)
+
+
 class _Stop(BaseException):
     """Ends a sweep from within a job. Hydra catches an Exception, but not a BaseException."""
 
@@ -212,6 +217,9 @@ def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[st
 def _check_all(configs: list[RunConfig], here: bool) -> None:
     problems: list[str] = []
     for cfg in configs:
+        if cfg.launch.cluster is not None:
+            problems.append(f"launch={cfg.launch.cluster} is for a single run. {_SWEEP_ON_CLUSTER}")
+            continue
         try:
             prepare(cfg, here)
         except HubError as error:

@@ -91,6 +91,10 @@ def _start(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
     from hub.launch.resume import config_to_run, open_run
 
     cfg = compose(*overrides, config_dir=config_dir)
+    if cfg.launch.cluster is not None:
+        raise ConfigError(
+            f"launch={cfg.launch.cluster}: a job starts the processes itself. Type python -m hub in place of torchrun"
+        )
     grace = cfg.launch.grace_seconds
     if grace != LaunchConfig().grace_seconds:
         raise ConfigError(

@@ -97,6 +97,10 @@ def make_small(monkeypatch: pytest.MonkeyPatch, presets: Path) -> None:
         cfg = original(*words, config_dir=config_dir or str(presets), **more)
         if cfg.resume and cfg.resume != "auto":
             return cfg
+        if cfg.launch.cluster is not None:  # pages print its file only
+            if cfg.launch.cluster != "slurm":
+                return replace(cfg, model=replace(cfg.model, path="organization/model"))
+            return replace(cfg, output_dir=os.path.abspath(cfg.output_dir.lstrip("/")))
         limit = min(cfg.evaluate.limit or NUM_ROWS, NUM_ROWS)
         cfg = replace(cfg, generate=replace(cfg.generate, max_new_tokens=8), evaluate=replace(cfg.evaluate, limit=limit))
         if "parts" in more:

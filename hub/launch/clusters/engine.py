@@ -1,0 +1,114 @@
+"""What an engine of a cluster offers, and what the hub asks it for."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hub.config.schema import RunConfig
+from hub.errors import LaunchError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run that a job will start on each of its machines."""
+
+    cfg: RunConfig
+    """The run with all its options, and those of the job in `launch`."""
+
+    name: str
+    """The run's name, and the job's."""
+
+    words: tuple[str, ...]
+    """What stands behind `python -m hub` on every machine. With several, each adds its rank and the address of the first."""
+
+    summary: str
+    """What is trained, in a few words."""
+
+    @property
+    def run_path(self) -> Path:
+        """The run folder, as the machines of the job see it."""
+        return Path(self.cfg.output_dir, self.name)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of each machine."""
+        launch = self.cfg.launch
+        return int(launch.nproc_per_node) if launch.gpus_per_node is None else launch.gpus_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What an engine says of a job that it has taken."""
+
+    number: str
+    """How the engine calls the job."""
+
+    log: str
+    """The command that shows its log."""
+
+    cancel: str
+    """The command that ends it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine of a cluster: a module here, and a preset in conf/launch/."""
+
+    name: str
+    """`launch=NAME`."""
+
+    ending: str
+    """Ending of the job file."""
+
+    shares_disk: bool
+    """Whether the job's machines see the folders of this one. If not, what is local to it is refused."""
+
+    problems: Callable[[RunConfig, str], Iterator[str]]
+    """Yields a line for each option, or the name of the run, that this engine can't take."""
+
+    text: Callable[[Job], str]
+    """Makes the job file."""
+
+    submit: Callable[[Job, Path | None, str], Started]
+    """Submits it: called with the job, the job file (None: no folder is shared) and its text.
+
+    Raises:
+        LaunchError: the engine is not installed here, or refuses the job.
+    """
+
+
+def name_problems(name: str) -> Iterator[str]:
+    """One line if the name of a run can't be that of a host and of its parts, as Kubernetes and SkyPilot need it."""
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
+        yield (
+            f"run_name={name}: it is the name of the job too. Type one of at most 40 lower-case letters, digits and dashes "
+            "that begins with a letter"
+        )
+
+
+def call(command: Sequence[str], job: str, hint: Callable[[str], str], install: str, stdin: str | None = None) -> str:
+    """Call the program of an engine. Returns what it printed.
+
+    Args:
+        command: the program and its arguments.
+        job: what was submitted, for messages.
+        hint: makes a sentence on what to type of what the program said. Empty: there is none.
+        install: what to do if the program is not here.
+        stdin: what it reads.
+
+    Raises:
+        LaunchError: there is no such program, or it refuses.
+    """
+    program = command[0]
+    if shutil.which(program) is None:
+        raise LaunchError(
+            f"{job} needs {program}, which is not on this machine. {install}. launch.dry_run=true prints the job file"
+        )
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise LaunchError(f"{job}: {program} refused the job: {said or f'exit code {done.returncode}'}. {hint(said)}".rstrip())
+    return done.stdout

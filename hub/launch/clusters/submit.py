@@ -1,0 +1,163 @@
+"""Hand a run to a cluster: checks here, the job file, its submission. Nothing here imports torch."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hub.compose.compose import compose
+from hub.compose.typed import typed, value_as_typed
+from hub.config.cluster import ClusterOptions
+from hub.config.paths import file_kind
+from hub.config.schema import AlgoConfig, RunConfig
+from hub.errors import ConfigError, can_not_write
+from hub.launch.auto_resume import AUTO
+from hub.launch.clusters.engine import Engine, Job
+from hub.launch.clusters.kubernetes import ENGINE as KUBERNETES
+from hub.launch.clusters.skypilot import ENGINE as SKYPILOT
+from hub.launch.clusters.slurm import ENGINE as SLURM
+from hub.launch.preflight import prepare
+from hub.plugins.registry import HERE, data_format_names, registry
+from hub.result import Submitted
+from hub.system.files import make_folder, write_text
+from hub.system.saying import say_error
+
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (SLURM, KUBERNETES, SKYPILOT)}
+"""The engines by name."""
+
+FOLDER = "jobs"
+"""The folder in `output_dir` with the files and logs of jobs."""
+
+
+def submit(cfg: RunConfig) -> Submitted:
+    """Submit a run as a job of `launch.cluster`, or with `launch.dry_run` only write its file.
+
+    Args:
+        cfg: the run, not yet checked.
+
+    Raises:
+        HubError: what is wrong, one line each; a LaunchError if the engine refuses the job.
+    """
+    engine = ENGINES.get(str(cfg.launch.cluster))
+    if engine is None or type(cfg.algo) is AlgoConfig:
+        raise ConfigError(cfg.problems(data_formats=data_format_names()))
+    algorithm = registry().algorithm_of(cfg.algo)
+    if registry().owners.get(algorithm.name) == HERE:
+        raise ConfigError(
+            f"algo={algorithm.name} is defined in this process, and no machine of a job can import it. Put it into a plugin "
+            "(docs/plugins.md)"
+        )
+    name = cfg.run_name or f"{datetime.now():job-%Y%m%d-%H%M%S}"
+    cfg = replace(cfg, run_name=name)
+    checked_here = cfg if engine.shares_disk else _without_paths(cfg)
+    problems = [*checked_here.problems(data_formats=data_format_names()), *_resume_problem(cfg), *engine.problems(cfg, name)]
+    problems += [] if engine.shares_disk else _local_paths(cfg)
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    if engine.shares_disk:
+        cfg = replace(cfg, output_dir=os.path.expanduser(cfg.output_dir))
+    words, backend = _words(cfg), cfg.algo.backend
+    started_there = compose(*words)
+    if engine.shares_disk:
+        backend = prepare(replace(started_there, resume=None), here=False).backend.name
+    job = Job(cfg=cfg, name=name, words=words, summary=f"{algorithm.name} of {cfg.model.path}")
+    text = engine.text(job)
+    file = _write(job, engine, text) if engine.shares_disk else None
+    result = Submitted(
+        status="written",
+        algo=algorithm.name,
+        backend=backend,
+        model=cfg.model.path,
+        run_path=job.run_path,
+        job=text,
+        job_file=file,
+    )
+    if cfg.launch.dry_run:
+        say_error(f"hub: {f'the job file is {file}' if file else 'this is the job file'}. Nothing is submitted")
+        return result
+    started = engine.submit(job, file, text)
+    if cfg.chosen_task.takes_steps and not cfg.algo.saves_regularly:
+        say_error(
+            "hub: algo.save_every_steps is not set, so a machine that breaks costs all steps since the last stop of the job"
+        )
+    return replace(result, status="submitted", job_number=started.number, log=started.log, cancel=started.cancel)
+
+
+def _words(cfg: RunConfig) -> tuple[str, ...]:
+    """The words of the run on each machine: its options without those of the job, and with a resume by itself."""
+    plain = ClusterOptions()
+    of_the_job = {item.name: getattr(plain, item.name) for item in fields(ClusterOptions)}
+    run = replace(cfg, launch=replace(cfg.launch, **of_the_job, nnodes=1), resume=AUTO if cfg.chosen_task.takes_steps else None)
+    return tuple(typed(run))
+
+
+def _resume_problem(cfg: RunConfig) -> Iterator[str]:
+    if cfg.resume not in (None, AUTO):
+        yield f"resume={cfg.resume}: a job goes on with the run of its name. Type run_name=NAME, and leave resume out"
+    if cfg.resume_with_changes:
+        yield "resume_with_changes=true is for one start, and a job may start often. Leave it out, or resume without a cluster"
+
+
+def _without_paths(cfg: RunConfig) -> RunConfig:
+    """The config without paths that exist on the job's machines only, for checks here. `_local_paths` checks them."""
+    model, launch = cfg.model, cfg.launch
+    path = "organization/model" if _is_local(model.path, "model.path") else model.path
+    return replace(cfg, model=replace(model, path=path), launch=replace(launch, python=None, deepspeed_config=None))
+
+
+def _local_paths(cfg: RunConfig) -> Iterator[str]:
+    """One line for each path of this machine that the job's machines do not see: it is in none of their volumes."""
+    named: list[tuple[str, str | None]] = [("output_dir", cfg.output_dir), ("model.path", cfg.model.path)]
+    named += [("model.adapter", cfg.model.adapter), ("data.path", cfg.data.path), ("data.eval_path", cfg.data.eval_path)]
+    named += [(f"data.mix[{number}].path", source.path) for number, source in enumerate(cfg.data.mix)]
+    named += [("launch.spare_dir", cfg.launch.spare_dir), ("launch.deepspeed_config", cfg.launch.deepspeed_config)]
+
+    def of_the_algorithm(path: Any, option: str = "") -> Any:
+        named.append((option or "algo", path))
+        return path
+
+    cfg.algo.with_paths(of_the_algorithm)
+    volumes = cfg.launch.volumes
+    for option, path in named:
+        if not path or not _is_local(path, option) or any(Path(path).is_relative_to(folder) for folder in volumes):
+            continue
+        if not volumes:
+            yield (
+                f"{option}={path}: the machines of the job see their volumes only, and there are none. Type "
+                "'launch.volumes={/runs:NAME}' with a claim, a volume or a bucket, and paths that begin with /runs"
+            )
+        else:
+            yield (
+                f"{option}={path}: the machines of the job see {', '.join(volumes)} only (launch.volumes). Copy it there, and "
+                f"type {option}={sorted(volumes)[0]}/{Path(path).name}"
+            )
+
+
+def _is_local(path: str, option: str) -> bool:
+    """Whether a value is a path on a disk, not an id of the model hub and not a name like tiny:llama."""
+    if option == "output_dir" or path.startswith(("/", ".", "~")):
+        return True
+    return ":" not in path and (os.path.exists(path) or bool(file_kind(Path(path))))
+
+
+def _write(job: Job, engine: Engine, text: str) -> Path:
+    file = Path(job.cfg.output_dir, FOLDER, f"{job.name}.{engine.ending}")
+    try:
+        make_folder(file.parent)
+        write_text(file, text)
+    except OSError as error:
+        raise can_not_write(file.parent, error) from None
+    return file
+
+
+def lines(result: Submitted) -> list[str]:
+    """What is printed of a job: its file if it is only written, else where its log and its result will be."""
+    if result.job_number is None:
+        return [result.job.rstrip("\n")]
+    shown = [("job", result.job_number), ("job file", result.job_file), ("log", result.log), ("end it", result.cancel)]
+    shown += [("run folder", result.run_path)]
+    if result.job_file is not None:
+        shown += [("its report", f"python -m hub report run={value_as_typed(str(result.run_path))}")]
+    return [f"{name}: {value}" for name, value in shown if value is not None]
