@@ -366,6 +366,17 @@ def test_the_line_that_loads_a_model_trusts_its_code_if_the_run_did(tmp_path):
         )
 
 
+def test_what_was_looked_at_says_how_it_is_trained():
+    from hub.cli.pages import command_of_run
+    from hub.compose.overrides import FromFile
+
+    assert command_of_run(["model=tiny", "data.path=my chats.jsonl"]) == (
+        "python -m hub algo=lora_sft model=tiny 'data.path=my chats.jsonl'"
+    )
+    words = [FromFile("algo=sft", "exp.yaml"), FromFile("model=tiny", "exp.yaml"), "plan.gpu=rtx4090", "+plan.gpus=2", "a.b=1"]
+    assert command_of_run(words, "mine") == "python -m hub --config-dir mine exp.yaml a.b=1"
+
+
 def test_quiet_leaves_the_result_and_what_to_type_next(hub, tmp_path):
     said = hub(*TINY, "launch=inline", "algo.max_steps=1", "run_name=first", "--quiet")
     assert [line.split(" ")[0] for line in said.out.splitlines()] == ["completed:", "adapter:", "next:", "load"]
