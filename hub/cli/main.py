@@ -12,12 +12,13 @@ from hub.cli.flags import FLAGS, Flags, Verb
 from hub.cli.verbs import DEFAULT_VERB, VERBS
 from hub.compose.compose import groups
 from hub.compose.options import full_names
-from hub.compose.overrides import FromFile
+from hub.compose.overrides import FromFile, with_spaces
 from hub.config.task import TASKS
 from hub.errors import ConfigError, HubError, did_you_mean
 from hub.plugins.registry import registry
 from hub.secrets import without_secrets
 from hub.system.saying import say_error
+from hub.tasks.verbs import FINISHED
 from hub.version import VERSION
 
 OTHER_VERBS = {
@@ -68,14 +69,14 @@ def _run(arguments: list[str]) -> int:
 
         print(overview())
         return 0
+    if lines := with_spaces(words):
+        raise ConfigError(lines)
     verb = None
     if words and "=" not in words[0] and words[0][:1] not in "~+" and not _is_file(words[0]):
         verb = words.pop(0)
         if verb not in VERBS:
-            raise ConfigError(
-                f"{verb}: there is no such verb. Allowed: {', '.join(VERBS)}.{_meant_by(verb)} "
-                "Options are written NAME=VALUE, a config file FILE.yaml"
-            )
+            meant = _meant_by(verb) or f" Allowed: {', '.join(VERBS)}."
+            raise ConfigError(f"{verb}: there is no such verb.{meant} Options are written NAME=VALUE, a config file FILE.yaml")
     if known.help:
         return VERBS["help"].run([verb] if verb else [], Flags())
     chosen = VERBS[verb or DEFAULT_VERB]
@@ -107,6 +108,8 @@ def _meant_by(word: str) -> str:
         return f" For a preset type {word}=NAME."
     if os.path.isfile(word):
         return f" For data type data.path={word}."
+    if word in ("continue", "restart", "resume"):
+        return " To go on with a run type resume=latest."
     return f" Did you mean {OTHER_VERBS[word]}?" if word in OTHER_VERBS else did_you_mean(word, VERBS)
 
 
@@ -115,6 +118,9 @@ def _with_file(verb: str | None, words: list[str], flags: Flags) -> list[str]:
     files = [*([flags.config] if flags.config is not None else []), *(word for word in words if _is_file(word))]
     if not files:
         return words
+    runs = [word for word in files if verb in FINISHED and os.path.isfile(os.path.join(word, "run.yaml"))]
+    if runs:
+        raise ConfigError(f"{runs[0]} is a run folder. Type python -m hub {verb} run={runs[0]}")
     if len(files) > 1:
         raise ConfigError(f"a command line takes one config file, but has {' and '.join(files)}")
     from hub.compose.config_file import file_overrides

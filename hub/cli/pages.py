@@ -2,11 +2,12 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hub.compose.overrides import FromFile
 from hub.errors import did_you_mean
 from hub.plugins.known import INSTALL_ONE
 from hub.plugins.offers import Backend
@@ -104,6 +105,20 @@ def result_lines(result: Result) -> list[str]:
         else:
             lines.append(f"load it: {_loader(result, adapter, options)}")
     return lines
+
+
+def command_of_run(overrides: Sequence[str], config_dir: str | None = None) -> str:
+    """The command that trains what another verb has looked at.
+
+    Args:
+        overrides: what was given to the verb. Those of `plan.` are left out, and LoRA is chosen if no algorithm is.
+        config_dir: the folder of `--config-dir`.
+    """
+    files = dict.fromkeys(word.file for word in overrides if isinstance(word, FromFile))
+    typed = [word for word in overrides if not isinstance(word, FromFile) and not word.lstrip("+~").startswith("plan.")]
+    has_algo = any(word.startswith(("algo=", "experiment=", "+experiment=")) for word in overrides)
+    words = [*files, *([] if has_algo else ["algo=lora_sft"]), *typed]
+    return shlex.join(["python", "-m", "hub", *(["--config-dir", config_dir] if config_dir else []), *words])
 
 
 def _short(folder: Path) -> str:

@@ -75,6 +75,14 @@ def _say_what_takes_long(what: str, flags: Flags) -> None:
         timeline.of_run(say_error).begin(what)
 
 
+def _say_what_is_next(overrides: list[str], flags: Flags) -> None:
+    """Say how the run is started that was looked at."""
+    if not flags.json and not flags.quiet:
+        from hub.cli.pages import command_of_run
+
+        print(f"\nnext: {command_of_run(overrides, flags.config_dir)}", flush=True)
+
+
 def print_json(value: Any, stream: TextIO | None = None) -> None:
     """Print a value as JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str), file=stream, flush=True)
@@ -140,6 +148,8 @@ def data(overrides: list[str], flags: Flags) -> int:
         positions = max_positions(load_config(cfg.model, path))
         report = examine(cfg, tokenizer, positions)
     print_examined(report, tokenizer, flags.json)
+    if not report.spoils:
+        _say_what_is_next(overrides, flags)
     return 1 if report.spoils else 0
 
 
@@ -149,12 +159,17 @@ def plan(overrides: list[str], flags: Flags) -> int:
         _say_what_takes_long(IMPORTING, flags)
         from hub.launch.planning import plan as plan_run
 
-        found = plan_run(overrides, flags.config_dir, say=lambda text: print(text, file=sys.stderr))
+        try:
+            found = plan_run(overrides, flags.config_dir, say=say_error)
+        finally:
+            timeline.close()
         if flags.json:
             print_json(found.as_json(), stdout)
         else:
             text = repr(found)
             print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
+    if found.chosen.memory.fits:
+        _say_what_is_next(overrides, flags)
     return 0 if found.chosen.memory.fits else 1
 
 

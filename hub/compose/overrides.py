@@ -4,7 +4,9 @@
 then each option against its type. Clashes of options are found by `RunConfig.problems`.
 """
 
+import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import product
@@ -59,14 +61,16 @@ def parse(texts: Sequence[str], loader: Any = None) -> list[Override]:
     Raises:
         ConfigError: with one line for each override that can't be parsed.
     """
+    if lines := with_spaces(texts):
+        raise ConfigError(lines)
     parser, parsed, problems = OverridesParser.create(config_loader=loader), [], []
-    for text in texts:
+    for text, before in zip(texts, ["", *texts], strict=False):
         name, equals, value = text.partition("=")
         try:
             parsed += parser.parse_overrides([text])
         except HydraException as error:
             if not equals:
-                problems.append(f"can't read {text!r}: options are written NAME=VALUE without spaces, and a verb comes first")
+                problems.append(f"can't read {text!r}: {_meant_by_word(text, before)}")
                 continue
             # File names may have characters that the grammar reserves: parentheses, accents, apostrophes.
             try:
@@ -76,6 +80,32 @@ def parse(texts: Sequence[str], loader: Any = None) -> list[Override]:
     if problems:
         raise ConfigError(problems)
     return parsed
+
+
+def with_spaces(texts: Sequence[str]) -> list[str]:
+    """One line for each option that has spaces around its equals sign, as one word or as several."""
+    between = re.findall(r"(?<![^\0])([\w.@+~-]+)(\0=\0?|=\0)([^\0=]+)(?![^\0])", "\0".join(texts))
+    found = [(f"{name}{sign}{value}".replace("\0", " "), name, value) for name, sign, value in between]
+    within = (re.fullmatch(r"([\w.@+~-]+)( += *)(\S.*)", text) for text in texts)
+    found += [(match[0], match[1], match[3]) for match in within if match]
+    return [
+        f"{typed!r}: options are written without spaces. Type {shlex.quote(f'{name}={value}')}" for typed, name, value in found
+    ]
+
+
+def _meant_by_word(word: str, before: str) -> str:
+    """What is wrong with a word that is no option, and what to type.
+
+    Args:
+        word: the word.
+        before: the one in front of it.
+    """
+    value = before.partition("=")[2]
+    if value and os.path.exists(os.path.expanduser(f"{value} {word}")):
+        return f"a value with spaces is written in quotes. Type {shlex.quote(f'{before} {word}')}"
+    if word == "latest" or os.path.isfile(os.path.join(word, "run.yaml")):
+        return f"options are written NAME=VALUE. For a run type run={word}"
+    return "options are written NAME=VALUE without spaces, and a verb comes first"
 
 
 def quoted(value: str) -> str:
@@ -302,16 +332,23 @@ def _choice_problem(loader: Any, item: Override, plugins: Registry) -> str | Non
         return None
     if name == "algo" and (missing := plugins.not_installed(wrong[0])):
         return missing
-    near = did_you_mean(wrong[0], options)
+    near = did_you_mean(_as_name(wrong[0]) if name == "model" else wrong[0], options)
     if name == "algo" and not (near and plugins.algorithms):
         return plugins.no_algorithm(wrong[0])
     path = f" For a file, a folder or an id of the model hub type {name}.path={wrong[0] or 'PATH'}"
     allowed = near or f" Allowed: {', '.join(options) or 'none'}."
     if name in ("model", "data"):
-        return f"{name}={wrong[0]}: there is no such preset.{path if set('./') & set(wrong[0]) else allowed + path}"
+        is_path = set("./") & set(wrong[0])
+        return f"{name}={wrong[0]}: there is no such preset.{(near if name == 'model' else '') if is_path else allowed}{path}"
     if name == "algo":
         return f"algo={wrong[0]}: there is no such algorithm.{allowed}{plugins.left_out()}"
     return f"{name}={wrong[0]}: there is no such preset.{allowed}"
+
+
+def _as_name(text: str) -> str:
+    """The id of a model, or its name as others write it, as a preset is named. A path is no name: an empty text."""
+    is_path = text.startswith((".", "/", "~")) or os.path.exists(text)
+    return "" if is_path else re.sub(r"[^a-z0-9]+", "_", text.lower().rpartition("/")[2])
 
 
 def _value(node: DictConfig, item: Override) -> Any:

@@ -59,7 +59,11 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
         return ended
     clock = timeline.of_run(say)
     clock.begin("checks")
-    resolved = prepare(config_to_run(cfg))
+    try:
+        resolved = prepare(config_to_run(cfg))
+    except BaseException:
+        clock.close()
+        raise
     is_inline = resolved.config.launch.mode == "inline"
     run: Run | None = None
     done: Result | None = None

@@ -23,6 +23,7 @@ from hub.models.weights import local_tokenizer
 from hub.plan.gpus import check_measurable, planned_gpu
 from hub.plugins.registry import data_format_names, registry, resolve
 from hub.result import Result
+from hub.system import timeline
 from hub.system.garbage import seldom_collected
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def plan(
         from hub.tasks.plan.planning import plan_run
 
         quiet_libraries()
+        timeline.begin("plan")
         name = next((word.partition("=")[2] for word in reversed(words) if word.startswith("algo=")), "")
         return plan_run(cfg, composed, say, name, folder, _train_quietly)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hub.system import notebook
 from hub.system.saying import say
 from hub.system.signals import ECHO_SECONDS, END_NOW, HANDLED, SAVE_SIGNALS
 
@@ -74,7 +75,7 @@ class Workers:
         self._signals = signals
         self._child = signals.child = subprocess.Popen(
             command,
-            env=env,
+            env=env | (notebook.for_worker() if relay else {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if relay else None,
             stderr=subprocess.STDOUT if relay else None,
@@ -84,10 +85,15 @@ class Workers:
         )
 
     def wait(self) -> int:
-        """Wait for the child to end. Returns its exit code."""
+        """Wait for the child to end. Returns its exit code. In a notebook its steps are shown as a table."""
+        table = notebook.StepTable()
         try:
             for line in self._child.stdout or ():
-                say(line, end="")
+                if (step := notebook.step_in(line)) is not None:
+                    table.step(step)
+                else:
+                    say(line, end="")
+            table.close()
             return self._child.wait()
         finally:
             if self._child.poll() is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hub.config.finished import FinishedOptions
 from hub.config.schema import ModelConfig, RunConfig
-from hub.errors import ConfigError, ModelError
+from hub.errors import ConfigError, ModelError, did_you_mean
 from hub.models.safety import check_links
 from hub.result import Result
 from hub.system.files import names_apart
@@ -244,9 +244,11 @@ def _place(run: str, output_dir: str, needs_model: bool = True) -> tuple[Path, P
         or_model = ", run=RUN_FOLDER, or model.path=FOLDER" if needs_model else ", or run=RUN_FOLDER"
         hint = f"there is no run in {output_dir}. Type output_dir=FOLDER with runs{or_model}"
     else:
-        what = "is not a run folder" if place.exists() else "does not exist"
+        runs = (file.parent.name for file in Path(os.path.expanduser(output_dir)).glob("*/run.yaml"))
+        near = did_you_mean(place.name, runs)
         instead = f"a folder in {output_dir}, or model.path=FOLDER for a model without a run"
-        hint = f"{place} {what}. Type run=latest, {instead if needs_model else f'or a run folder in {output_dir}'}"
+        what = f"{place} is not a run folder." if place.exists() else f"there is no such folder, here or in {output_dir}.{near}"
+        hint = f"{what} Type run=latest, {instead if needs_model else f'or a run folder in {output_dir}'}"
     raise ConfigError(f"run={run}: {hint}")
 
 

@@ -13,6 +13,11 @@ from typing import Any, TextIO
 SECONDS_FOR_A_READER = 10.0
 """Time that a reader who takes nothing is waited for, where a file does not block."""
 
+PLAIN_TERMINALS = ("dumb", "unknown")
+"""Values of TERM of terminals whose cursor can't move, and with which screen readers work."""
+
+_said = [0]
+
 
 class Dropping(io.FileIO):
     """A file for standard output or error that takes whatever is written: what the system refuses is dropped."""
@@ -74,12 +79,28 @@ def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
         stream: where to. None: standard output as it is now.
         end: what follows.
     """
+    _said[0] += 1
     try:
         print(text, file=stream if stream is not None else sys.stdout, end=end, flush=True)
     except (OSError, ValueError):  # ValueError: the stream is closed
         return
 
 
+def lines_said() -> int:
+    """How often `say` was called in this process."""
+    return _said[0]
+
+
 def say_error(text: str) -> None:
     """Print a text on standard error, as `say` does."""
     say(text, sys.stderr)
+
+
+def moving_terminal() -> TextIO | None:
+    """The terminal that shows standard error, if its cursor can move. None: a pipe, a file, or TERM=dumb."""
+    stream = sys.stderr
+    try:
+        moves = stream is not None and stream.isatty() and os.environ.get("TERM") not in PLAIN_TERMINALS
+    except ValueError:  # it is closed
+        moves = False
+    return stream if moves else None

@@ -55,6 +55,8 @@ class StopRequest:
         """Whether a second request to stop is left to the process that started this one."""
         self.in_loop = False
         """Whether training has begun. From then on a signal is only recorded."""
+        self.acknowledge: Callable[[], None] = lambda: None
+        """Called in a worker's own thread when the first signal to stop comes during training: the step may take minutes."""
         self.last_words: Callable[[int], None] = lambda number: None
         """Called with the signal's number before a signal ends the process at once, in whatever thread. May raise."""
 
@@ -71,11 +73,18 @@ class StopRequest:
 
     def _watch(self, reader: int) -> None:
         """End the process where its main thread can't handle a signal: a rank may wait for one that has ended already."""
+        is_said = False
         while received := os.read(reader, 1):
             number = received[0]
             if number == END_NOW:
                 self._end(self.signal_number or number)
-            if number not in STOP_SIGNALS or self.in_loop:
+            if number not in STOP_SIGNALS:
+                continue
+            if self.in_loop:
+                if not is_said:
+                    with suppress(Exception):
+                        self.acknowledge()
+                is_said = True
                 continue
             time.sleep(PATIENCE_SECONDS)
             if self.signal_number is None and not self.in_loop:

@@ -2,9 +2,10 @@
 
 The clock is monotonic and one for all processes of a machine, so a worker goes on with its parent's. A stage that begins within
 another one interrupts it: each second belongs to one stage. What `torch.compile` takes is a stage of its own wherever it
-happens. A stage that lasts is announced in a line, once.
+happens. A stage that lasts is announced in a line, and then shows that it goes on.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -13,12 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from hub.system.processes import here
+from hub.system.saying import lines_said, moving_terminal
 
 STAGES = {
     "start": "reading the command and its options",
     "checks": "checking options, files and the first rows of data",
+    "plan": "following a step of the model without its numbers",
     "process": "starting the worker",
     "imports": "importing torch, transformers and the algorithm",
     "device": "preparing the device and the process group",
@@ -39,6 +43,14 @@ STAGES = {
 
 SECONDS_UNTIL_SAID = 0.7
 """A stage that is over by then says nothing."""
+
+SECONDS_UNTIL_REPEATED = 30.0
+"""Where no cursor moves, a stage that still goes on says so after this time, then after twice of it, and so on."""
+
+SPINNER, SECONDS_BETWEEN_FRAMES = "|/-\\", 0.2
+
+WITH_A_BAR = ("evaluation", "step")
+"""Stages during which the bar of the steps is on the terminal, which moves by itself."""
 
 VARIABLE = "HUB_TIMELINE"
 """Environment variable by which a process hands its clock to a child."""
@@ -148,6 +160,26 @@ class Timeline:
         if say is not None and not self.is_over and self._stack[-1] == stage and stage not in self._said:
             self._said.add(stage)
             say(f"{STAGES.get(stage, stage)} ...")
+            self._wait_with(stage, say)
+
+    def _wait_with(self, stage: str, say: Callable[[str], object]) -> None:
+        """Show that a stage goes on, in the thread of its timer: a spinner, or now and then a line.
+
+        It ends with the stage, and when anything else is said. Only what is in `STAGES` is known to end.
+        """
+        begun, repeat, terminal = time.monotonic(), SECONDS_UNTIL_REPEATED, moving_terminal()
+        turning, before = None if stage in WITH_A_BAR else terminal, lines_said()
+        for frame in itertools.cycle(SPINNER):
+            time.sleep(SECONDS_BETWEEN_FRAMES)
+            if self.is_over or self._stack[-1] != stage or stage not in STAGES or lines_said() != before:
+                return
+            seconds = SECONDS_UNTIL_SAID + time.monotonic() - begun
+            if turning is not None:
+                _turn(turning, f"{frame} {seconds:.0f} s")
+            elif terminal is None and seconds >= repeat:
+                repeat *= 2
+                say(f"{STAGES[stage]} ... {seconds:.0f} s so far")
+                before = lines_said()
 
     def close(self) -> None:
         """Stop the clock of a run that has ended, and wait for nothing."""
@@ -254,6 +286,13 @@ def process_started() -> float:
         if 0 <= age <= _OLDEST:
             return now - age
     return now
+
+
+def _turn(terminal: TextIO, text: str) -> None:
+    """Write a text where the next line will begin: that overwrites it, whoever prints it."""
+    with suppress(OSError, ValueError):
+        terminal.write(f"\r{text}\r")
+        terminal.flush()
 
 
 def lines(seconds: dict[str, float]) -> list[str]:

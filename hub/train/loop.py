@@ -160,6 +160,7 @@ class _Fit:
                 figures = self.measurements.measure(0, self.engine)
                 self.evaluations.before_measured(figures)
                 self.log.measured_before(values_of(figures))
+        stop_request.acknowledge = self._acknowledge_stop
         stop_request.in_loop = True
         end_if_stopped()
         timeline.begin("step")
@@ -183,6 +184,7 @@ class _Fit:
                     self.done, self.evaluations.score, wait=True
                 )  # with more steps the run can go on from its end
         finally:
+            stop_request.acknowledge = lambda: None
             gc.unfreeze()
             self.log.stop()
             self.source.close()
@@ -196,6 +198,10 @@ class _Fit:
             self.recipe.objective.finish(self.passes)
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         return replace(self._reached(model_path, stopping), peak_memory_gb=round(memory, 3))
+
+    def _acknowledge_stop(self) -> None:
+        """Say that the run will stop. Called in another thread."""
+        self.log.say("stopping after this step, with a checkpoint. A second Ctrl-C ends at once, without one")
 
     @property
     def is_complete(self) -> bool:

@@ -1,4 +1,4 @@
-"""Shows training progress: a progress bar on a terminal, plain lines elsewhere. Rank 0 only."""
+"""Shows training progress: a progress bar on a terminal, a table in a notebook, plain lines elsewhere. Rank 0 only."""
 
 import os
 import sys
@@ -7,21 +7,30 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from hub.system.saying import say
+from hub.system import notebook
+from hub.system.saying import PLAIN_TERMINALS, say
 
 SECONDS_BETWEEN_LINES = 5.0
 
-COLUMNS_FOR_ALL = 124
-"""Width of a terminal with room for the bar and all figures. A narrower one gets no bar, and the figures that fit into 80."""
+SECONDS_OF_ESTIMATE = 3600.0
+"""The time left is estimated from the steps of the last hour: a step may take minutes."""
 
-PLAIN_TERMINALS = ("dumb", "unknown")
-"""Values of TERM of terminals whose cursor can't move, and with which screen readers work."""
+COLUMNS_FOR_ALL = 126
+"""Width of a terminal with room for the bar and all figures. A narrower one gets no bar, and the figures that fit into 80."""
 
 
 class ProgressLine:
-    """A progress bar or progress lines of a run."""
+    """A progress bar, a table or progress lines of a run."""
 
     def __init__(self, total: int, enabled: bool, done: int = 0) -> None:
         self.total = total
@@ -30,12 +39,14 @@ class ProgressLine:
         self.first = done
         self.last_line = 0.0
         self.bar: Progress | None = None
+        self.table = notebook.StepTable() if enabled and notebook.is_notebook() else None
         self.is_narrow = False
         is_terminal = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in PLAIN_TERMINALS
         if enabled and is_terminal:
             console = Console()
             self.is_narrow = console.width < COLUMNS_FOR_ALL
             columns = [
+                SpinnerColumn("line"),
                 TextColumn("step"),
                 MofNCompleteColumn(),
                 *([] if self.is_narrow else [BarColumn(bar_width=24)]),
@@ -44,13 +55,25 @@ class ProgressLine:
                 TextColumn("left"),
                 TimeRemainingColumn(),
             ]
-            self.bar = Progress(*columns, console=console, refresh_per_second=4)
+            self.bar = Progress(*columns, console=console, refresh_per_second=4, speed_estimate_period=SECONDS_OF_ESTIMATE)
             self.task = self.bar.add_task("", total=total, completed=done)
             self.bar.start()
+
+    @property
+    def has_table(self) -> bool:
+        """Whether steps are shown as a table, which has the held-out losses too."""
+        return self.table is not None or (self.enabled and notebook.is_shown_by_parent())
 
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
         """Show one logged step."""
         if not self.enabled:
+            return
+        if self.has_table:
+            step = {**metrics, "step": number, "total": self.total, "left": self._left(number)}
+            if self.table is not None:
+                self.table.step(step)
+            else:
+                say(notebook.line_of(step))
             return
         speed, memory = f"{metrics['tokens_per_second']:,.0f} tokens/s", f"{metrics['peak_memory_gb']:.1f} GB"
         text = f"loss {metrics['loss']:.4f}  "
@@ -66,8 +89,11 @@ class ProgressLine:
         now = time.monotonic()
         if number in (self.first + 1, self.total) or now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
-            left = (now - self.started) / max(1, number - self.first) * (self.total - number)
-            say(f"step {number}/{self.total}  {text}  left {_clock(left)}")
+            say(f"step {number}/{self.total}  {text}  left {self._left(number)}")
+
+    def _left(self, number: int) -> str:
+        """The time to the end behind a step, as text."""
+        return _clock((time.monotonic() - self.started) / max(1, number - self.first) * (self.total - number))
 
     def say(self, text: str) -> None:
         """Print a line between the steps."""
@@ -80,6 +106,8 @@ class ProgressLine:
             say(text)
 
     def stop(self) -> None:
+        if self.table is not None:
+            self.table.close()
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.stop()

@@ -84,7 +84,11 @@ class StepLog:
         if self._progress is not None:
             self._progress.step(step, metrics)
         if "eval_loss" in metrics:
-            self.say(f"held-out loss {metrics['eval_loss']:.4f} after step {step}{_shares(metrics)}")
+            line = f"held-out loss {metrics['eval_loss']:.4f} after step {step}{_shares(metrics)}"
+            if self._progress is not None and self._progress.has_table:
+                self._run.note(line)
+            else:
+                self.say(line)
         self._tracking.log(step, metrics)
 
     def restore(self, eval_loss_before: float | None) -> None:

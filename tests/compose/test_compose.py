@@ -43,6 +43,8 @@ def problems(*overrides: str, **values: object) -> list[str]:
         ("algo=lora", "algo=lora: there is no such algorithm. Did you mean lora_sft or lora_dpo or qlora_sft?"),
         ("algo=rloo", "algo=rloo: there is no such algorithm. Installed: dpo, lora_dpo, lora_sft, osft, osft_dpo, sft."),
         ("model=llama3_8", "model=llama3_8: there is no such preset. Did you mean llama3_8b"),
+        ("model=Llama-3.1-8b", "model=Llama-3.1-8b: there is no such preset. Did you mean llama3_1_8b"),
+        ("model=./llama3_8b", "model=./llama3_8b: there is no such preset. For a file, a folder"),
         ("model=zzz", "model=zzz: there is no such preset. Allowed: deepseek_v2_lite, gemma2_9b,"),
         ("model=org/name", "model=org/name: there is no such preset. For a file, a folder or an id of the model hub"),
         ("data=a.jsonl", "data=a.jsonl: there is no such preset. For a file, a folder or an id of the model hub"),

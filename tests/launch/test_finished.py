@@ -113,7 +113,7 @@ def test_every_mistake_about_the_model_is_one_line(asked, tmp_path: Path):
     one = tmp_path / "runs" / "one"
     assert "no model is named. Type run=latest" in line(asked)
     assert "name two models" in line(asked, "run=latest", "model=tiny")
-    assert "does not exist. Type run=latest" in line(asked, "run=two")
+    assert "there is no such folder, here or in" in line(asked, "run=two")
     assert "is not a run folder" in of_run("runs")
     assert "there is no run in nowhere" in line(asked, "run=latest", "output_dir=nowhere")
     assert "algo.lora_r: hub ask does not read it" in line(asked, "run=latest", "algo.lora_r=8")

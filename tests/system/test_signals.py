@@ -51,6 +51,17 @@ def test_a_second_signal_ends_a_run_in_this_process_and_not_the_process():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_the_first_signal_of_a_training_run_is_answered_while_its_step_goes_on():
+    request, answers = StopRequest(), []
+    request.acknowledge, request.in_loop = lambda: answers.append("stopping"), True
+    reader, writer = os.pipe()
+    os.write(writer, bytes([signal.SIGUSR1, signal.SIGINT, signal.SIGTERM]))
+    os.close(writer)
+    request._watch(reader)
+    os.close(reader)
+    assert answers == ["stopping"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, END_NOW])
 def test_a_process_that_waits_in_c_ends_all_the_same_and_writes_why(number):
     with subprocess.Popen([sys.executable, "-c", WAITS_IN_C], stdout=subprocess.PIPE) as process:

@@ -1,12 +1,15 @@
 """The clock of stages before the first step."""
 
+import io
 import json
+import sys
 import time
 from threading import Thread
 
 import pytest
 
 from hub.system import timeline
+from hub.system.saying import say
 
 
 @pytest.fixture
@@ -102,3 +105,25 @@ def test_a_stage_that_lasts_is_said_once_and_one_that_is_quick_or_over_is_not(mo
     clock.end()
     time.sleep(0.15)
     assert said == ["preparing what trains ..."]
+
+
+@pytest.mark.parametrize(("term", "stage"), [("xterm", "imports"), ("dumb", "imports"), ("xterm", "evaluation")])
+def test_a_stage_that_lasts_turns_on_a_terminal_and_repeats_itself_elsewhere_until_another_line(monkeypatch, term, stage):
+    monkeypatch.setattr(timeline, "SECONDS_UNTIL_SAID", 0.0)
+    monkeypatch.setattr(timeline, "SECONDS_BETWEEN_FRAMES", 0.001)
+    monkeypatch.setattr(timeline, "SECONDS_UNTIL_REPEATED", 0.02)
+    monkeypatch.setenv("TERM", term)
+    terminal, said = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    clock = timeline.Timeline(say=lambda text: say(text, said))
+    clock.begin(stage)
+    time.sleep(0.1)
+    say("another line", io.StringIO())
+    clock._timer.join()
+    clock.close()
+    first, *repeated = said.getvalue().splitlines()
+    assert first == f"{timeline.STAGES[stage]} ..."
+    assert all(line.endswith(" ... 0 s so far") for line in repeated)
+    turns, lasts = (term, stage) == ("xterm", "imports"), term == "dumb"
+    assert (terminal.getvalue().startswith("\r| 0 s\r\r/ 0 s\r"), bool(repeated)) == (turns, lasts)

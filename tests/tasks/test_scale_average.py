@@ -125,7 +125,7 @@ def test_folders_are_averaged_too_and_none_is_lost(runs):
         (lambda runs: hub.average(run=runs / "good", out=runs / "good/model"), "it exists, and would be replaced"),
         (lambda runs: hub.average(run=runs / "good/checkpoints/step-00000002", last=2), "good/step-00000002 is one of them"),
         (lambda runs: hub.average(runs=[runs / "good", runs / "cold"], max_seq_len=9), r"data\.max_seq_len=9 is for data that"),
-        (lambda runs: hub.average(runs=[runs / "no", runs / "cold"]), "^runs=.*no does not exist"),
+        (lambda runs: hub.average(runs=[runs / "no", runs / "cold"]), "^runs=.*no: there is no such folder"),
         (lambda runs: hub.average(runs=[runs / "copy"]), "the model that training began with is not known"),
         (lambda runs: hub.average(run=runs / "good", greedy=True), "chooses among several models"),
     ],
