@@ -7,6 +7,7 @@ PGPASSWORD, DB_PASS, GITHUB_PAT, HFTOKEN.
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 REDACTED = "***"
 SHORTEST = 8
@@ -78,6 +79,7 @@ def secret_in(text: str) -> str | None:
     return next((kind for kind, shape in _COMPILED.items() if shape.search(text)), None)
 
 
+@lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Whether a variable of this name holds a secret, by the parts of its name."""
     if name in _HARMLESS_NAMES:

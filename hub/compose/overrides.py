@@ -13,12 +13,12 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from hydra import compose as hydra_compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, StringNode
 
+from hub.compose.kept import compose_presets
 from hub.compose.options import GROUPS, exists, in_list, is_list, library_message, place_of, set_option
 from hub.compose.presets import COMPOSE_ERRORS, file_that_sets, group_options, names_no_algorithm, preset_problems
 from hub.config.evaluate import CODE
@@ -183,7 +183,7 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any], pl
         else:
             good.append(item)
     try:
-        node = hydra_compose(CONFIG_NAME, overrides=choices(loader, good))
+        node = compose_presets(loader, CONFIG_NAME, choices(loader, good), plugins)
     except COMPOSE_ERRORS as error:
         chosen = [(item.key_or_group, item.value()) for item in good if loader.repository.group_exists(item.key_or_group)]
         problems += preset_problems(loader, chosen, plugins.algorithms) or [library_message(error)]

@@ -1,12 +1,14 @@
 """run.yaml: the RunConfig that the launcher writes and every worker reads."""
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
-from yaml import SafeLoader, YAMLError, compose  # type: ignore[import-untyped]
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from hub.compose.yaml_bounds import MOST_BYTES, check_nodes, check_text
 from hub.config.schema import RunConfig
@@ -30,14 +32,26 @@ def from_text(text: str, source: str = "run.yaml") -> RunConfig:
     """
     check_text(text, source)
     try:
-        check_nodes(compose(text, Loader=SafeLoader), source)
-        values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
-        name = values["algo"].pop("name")
-        schema = OmegaConf.structured(RunConfig)
-        schema.algo = registry().algorithm(name).config()
+        loader = get_yaml_loader()(text)
+        root = loader.get_single_node()
+        check_nodes(root, source)
+        values = loader.construct_document(root) if root else {}
+        schema = _schema(registry().algorithm(values["algo"].pop("name")).config)
         return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(schema, values)))
     except (OmegaConfBaseException, YAMLError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{source} is damaged or of another version: {first_line(error)}") from None
+
+
+@cache
+def _schema(options: type) -> DictConfig:
+    """A config of defaults, for merging, which copies it.
+
+    Args:
+        options: the options class of the algorithm.
+    """
+    schema = OmegaConf.structured(RunConfig)
+    schema.algo = options()
+    return cast(DictConfig, schema)
 
 
 def read(file: Path) -> RunConfig:

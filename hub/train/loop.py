@@ -3,7 +3,6 @@
 The samples of step n depend on the seed and on n only, so a resumed run sees the samples that it would have seen.
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from hub.parallel.group import end_if_stopped, max_over_ranks, stop_requested
 from hub.parallel.strategy import full_weights
 from hub.result import Outcome
 from hub.system import timeline
+from hub.system.garbage import frozen
 from hub.system.signals import SAVE_SIGNALS, stop_request
 from hub.train.announce import ParameterCounts, announce, announce_first_step, announce_smaller
 from hub.train.balanced import balanced
@@ -164,16 +164,14 @@ class _Fit:
         stop_request.in_loop = True
         end_if_stopped()
         timeline.begin("step")
-        # Objects made so far live to the end. Frozen, they cost Python's collector no time while the GPU waits.
-        gc.collect()
-        gc.freeze()
         stopping: int | None = None
         model_path: Path | None = self.run.model_path
         try:
-            for step, units in self._steps():
-                stopping = self._step(step, units)
-                if stopping is not None or self.is_complete:
-                    break
+            with frozen(own_process=self.cfg.launch.mode != "inline"):  # the GPU would wait for the collector
+                for step, units in self._steps():
+                    stopping = self._step(step, units)
+                    if stopping is not None or self.is_complete:
+                        break
             if self.evaluations.ends_training and self.done < self.total:
                 self.log.say(self.evaluations.why_ended(self.done, self.total))
             if not self.is_complete:
@@ -185,7 +183,6 @@ class _Fit:
                 )  # with more steps the run can go on from its end
         finally:
             stop_request.acknowledge = lambda: None
-            gc.unfreeze()
             self.log.stop()
             self.source.close()
             lines, seen = self.source.report()

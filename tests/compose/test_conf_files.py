@@ -1,12 +1,15 @@
 """Every shipped preset composes, and is the model that its name says."""
 
 from collections import Counter
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from hub.compose.compose import compose, groups
 from hub.config.option import conf_dir
+from hub.config.schema import RunConfig
 from hub.plugins.registry import registry
 from hub.testing import FAMILIES
 
@@ -20,14 +23,21 @@ PROMISED = [
 ]  # fmt: skip
 
 
+@cache
+def composed(group: str, name: str) -> RunConfig:
+    """The config of one preset, among those for tests."""
+    wanted = {"algo": "sft", "model": "tiny", "data": "tiny"} | {group: name}
+    return compose(*(f"{key}={value}" for key, value in wanted.items()))
+
+
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda value: value)
 def test_a_preset_composes_with_every_algorithm_without_problems(group, name):
+    cfg, usual = composed(group, name), composed("algo", "sft")
+    assert replace(cfg, **{group: getattr(usual, group)}) == usual, "it sets something beside its own section"
     for algorithm in [*ALGORITHMS, *PRESETS_OF_ALGORITHMS]:
-        wanted = {"algo": algorithm, "model": "tiny", "data": "tiny", group: name}
-        cfg = compose(*(f"{key}={value}" for key, value in wanted.items()))
+        problems = replace(cfg, algo=composed("algo", algorithm).algo).problems()
         # A pre-quantized model is for adapters without a second quantization: two refusals are expected.
-        refused = [line for line in cfg.problems() if cfg.model.quantization is None]
-        assert refused == []
+        assert cfg.model.quantization or problems == [], algorithm
 
 
 def test_all_promised_models_are_there():
@@ -38,7 +48,7 @@ def test_all_promised_models_are_there():
 
 @pytest.mark.parametrize("name", groups()["model"])
 def test_a_model_preset_is_of_a_family_that_is_tested(name):
-    model = compose(f"model={name}").model
+    model = composed("model", name).model
     assert model.family in FAMILIES
     assert model.notes
     assert (model.quantization is None) == (not name.endswith("_bnb_4bit"))

@@ -41,20 +41,27 @@ def write(file, *rows) -> None:
     file.write_bytes(b"".join(line(row) + b"\n" for row in rows))
 
 
+COMMAND = ("algo=sft", "model=tiny", "data.path=chats.jsonl", "launch=inline", "algo.max_steps=1")
+
+
 @pytest.mark.parametrize("name", ROWS)
-def test_a_bad_row_is_refused_with_file_line_and_reason_or_left_out_when_asked(hub, tmp_path, name):
+def test_a_bad_row_is_refused_with_file_line_and_reason(hub, tmp_path, name):
     row, reason = ROWS[name]
     write(tmp_path / "chats.jsonl", GOOD, row, *[GOOD] * 6)
-    command = ("algo=sft", "model=tiny", "data.path=chats.jsonl", "launch=inline", "algo.max_steps=1")
-    refused = hub(*command)
+    refused = hub(*COMMAND)
     assert refused.code == 2
     said = refused.err.splitlines()[-1]
     assert "chats.jsonl:2: " in said
     assert reason in said
     assert len(said) < 500
-    left_out = hub(*command, "data.on_bad_row=skip")
-    assert left_out.code == 0
-    assert f"Left out: 1 bad rows. The first: {said.removeprefix('hub: ').split('chats.jsonl:2: ')[0]}" in left_out.out
+
+
+def test_bad_rows_of_every_kind_are_left_out_when_asked(hub, tmp_path):
+    write(tmp_path / "chats.jsonl", *[GOOD] * 7, *(row for row, _ in ROWS.values()), GOOD)
+    said = hub(*COMMAND, "data.on_bad_row=skip")
+    assert said.code == 0, said.err
+    assert f"Left out: {len(ROWS)} bad rows. The first: chats.jsonl:8: " in " ".join(said.out.split())
+    assert "Data: 8 samples (messages)" in said.out
 
 
 @pytest.mark.parametrize(

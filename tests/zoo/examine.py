@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import gc
 import io
 import json
 import multiprocessing
@@ -257,6 +258,7 @@ def _quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
+    gc.freeze()  # a run makes Python's collector look through all objects, and the libraries have a million
 
 
 def _examine_aside(job: tuple[str, str, list[str]]) -> Examined:
