@@ -27,6 +27,7 @@ from hub.plugins.registry import ResolvedRun, warnings_shown
 from hub.result import Result
 from hub.run import Failure, Run
 from hub.system import timeline
+from hub.system.bytecode import bytecode_variables
 from hub.system.cores import usable_cores
 from hub.system.processes import Process
 from hub.system.saying import say, say_error
@@ -193,6 +194,8 @@ def _environment(cfg: RunConfig) -> dict[str, str]:
     env.setdefault("TOKENIZERS_PARALLELISM", "true" if nproc == 1 else "false")
     if "PYTORCH_CUDA_ALLOC_CONF" not in env:
         env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation with micro-batches of many sizes
+    if cfg.launch.python is None:
+        env |= bytecode_variables(env)
     env["PYTHONUNBUFFERED"] = "1"
     env[STARTED_BY] = str(Process.this())
     env["PYTHONSAFEPATH"] = "1"  # else a file torch.py in the current folder would be imported
