@@ -24,6 +24,7 @@ from hub.system.known_gpus import Gpu
 from hub.system.memory import CONTEXT, NCCL, bound_for_torch, bound_of
 from hub.train.kernels.attention import UnsuitedError, VarlenAttention
 from hub.train.kernels.flex import FlexAttention
+from hub.train.kernels.half_experts import HalfExperts
 from hub.train.kernels.head import FusedHead
 from hub.train.kernels.hidden_states import HiddenStatesIn
 from hub.train.kernels.packed_experts import PackedExperts, packed_experts
@@ -102,6 +103,7 @@ class Planner:
                 self.patches.apply(FusedHead(head))
             if half:
                 self.patches.apply(HiddenStatesIn(self.model, self.dtype))
+                self.patches.apply(HalfExperts(self.model))
             if packed := [module for module in self.model.modules() if is_4bit(module)]:
                 self.patches.apply(UnpackByKernel(packed))
             if packed_experts(self.model):

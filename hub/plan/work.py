@@ -10,15 +10,17 @@ from hub.plan.speed import Speed
 from hub.system.known_gpus import Gpu
 from hub.train.batch.split import num_steps
 
-START_SECONDS = 22.0
-"""Seconds before the first step for a small model that is not compiled: process, imports, data, checks, measuring. Six runs of
-0.1B to 8B on H100 and H200 began to train after 34 to 79 s (docs/performance.md)."""
+START_SECONDS = 11.5
+"""Seconds before the first step for a small model that is not compiled: process, imports, data, checks, measuring. This and the
+two numbers below are fitted to six runs on an H200 (docs/plan.md), of 16 to 36 s."""
 
-COMPILE_SECONDS = 18.0
-READ_BYTES = 1.5e9
+COMPILE_SECONDS = 7.5
+"""Between 1 s, where the kernels were compiled before, and 12 s. FlexAttention takes longer."""
+
+READ_BYTES = 2.3e9
 """Bytes of weights that are read and put onto a GPU in a second, with a warm file cache."""
 
-FIRST_STEP_SPREAD = (0.65, 1.6)
+FIRST_STEP_SPREAD = (0.7, 1.6)
 
 BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9}
 """Bits of a weight in GGUF files, on average."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from hub.train.kernels.assumed import is_assumed
 from hub.train.kernels.grouped import group_ends, grouped_product, is_native
 from hub.train.kernels.grouped_four_bit import grouped_product_in_4_bits, held_parts
 
@@ -100,21 +101,26 @@ def _linear(
         parts, is_transposed = packed
         result = grouped_product_in_4_bits(rows, parts, ends, is_transposed == bool(experts.is_transposed))
     else:
-        weight: torch.Tensor = getattr(experts, name)
+        weight: torch.Tensor = getattr(experts, name).to(rows.dtype)
         result = grouped_product(rows, weight if experts.is_transposed else weight.transpose(-2, -1), ends)
     for first, second, scaling in adapters:
         first, second = _of_kernel_size(rows, first.to(rows.dtype), second.to(rows.dtype))
         result = result + grouped_product(grouped_product(rows, first, ends), second, ends) * scaling
     if experts.has_bias:
-        result = result + getattr(experts, f"{name}_bias")[of_rows]
+        result = result + getattr(experts, f"{name}_bias")[of_rows].to(rows.dtype)
     return result
 
 
 def _dtype_of(experts: Any, name: str) -> torch.dtype:
-    """The dtype of a tensor's numbers."""
+    """The dtype in which a tensor's products are taken: its own, or autocast's in place of float32."""
     packed = held_parts(experts, wide_and_narrow(experts), name)
-    dtype: torch.dtype = packed[0][-1] if packed is not None else getattr(experts, name).dtype
-    return dtype
+    if packed is not None:
+        own: torch.dtype = packed[0][-1]
+        return own
+    weight: torch.Tensor = getattr(experts, name)
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type)
+    return weight.dtype
 
 
 def _of_kernel_size(rows: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,7 +166,7 @@ def agrees(experts: nn.Module) -> bool:
     """Whether the pass here gives what the family's own gives, expert by expert, on a few tokens. Without data: yes."""
     own: Any = experts
     weight: torch.Tensor = getattr(own, wide_and_narrow(own)[0])
-    if weight.is_meta:
+    if weight.is_meta or is_assumed():
         return True
     features, each = weight.shape[1 if own.is_transposed else 2], min(2, own.num_experts)
     numbers = torch.Generator().manual_seed(0)

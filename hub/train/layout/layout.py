@@ -17,6 +17,7 @@ from hub.train.batch import split as batches
 from hub.train.batch.collate import MicroBatch, pack, pad, weightless
 from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.external import ExternalKernels
+from hub.train.kernels.half_experts import HalfExperts
 from hub.train.kernels.hidden_states import HiddenStatesIn
 from hub.train.kernels.packed_experts import use_packed
 from hub.train.kernels.rope import use_own_rope
@@ -168,6 +169,7 @@ def _patch_passes(
         choose_head(patches, model, vocab_size, device, dtype, attention.packed)
     if device.type == "cuda" and dtype != torch.float32:
         patches.apply(HiddenStatesIn(model, dtype))
+        patches.apply(HalfExperts(model))
     if device.type == "cuda" and any(is_4bit(module) for module in model.modules()):
         use_kernel(patches, model)
     if device.type == "cuda":

@@ -1,5 +1,7 @@
 """Adapters on experts, computed in groups: against a loop over tokens and experts in float64, written without PEFT."""
 
+from unittest import mock
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,6 +17,7 @@ from hub.train.kernels.compiled import CompiledLayers, num_compiled
 from hub.train.kernels.expert_adapters import ExpertAdapters, GroupedExperts, outermost, wrappers
 from hub.train.kernels.experts import Factors
 from hub.train.kernels.grouped import group_ends, grouped_product
+from hub.train.kernels.half_experts import HalfExperts
 from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.packed_experts import FrozenExperts, PackedExperts, packed_experts
 
@@ -122,6 +125,29 @@ def test_results_and_gradients_are_those_of_a_loop_over_experts(family):
 def test_in_4_bits_they_are_those_of_the_dequantized_matrices(family, stored):
     for held in (False, True):
         assert difference(family, stored=stored, held=held) < 1e-12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_in_float32_compute_in_the_type_of_the_arithmetic(family):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(zoo_model(family)), dtype=torch.float32)
+    module = next(module for module in model.modules() if experts.is_known(module))
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, weights = torch.randn(len(CHOSEN), 64, requires_grad=True), torch.rand(CHOSEN.shape)
+    inputs, seed = [x, *module.parameters()], torch.randn(len(CHOSEN), 64)
+    plain = module(x, CHOSEN, weights)
+    wanted = [plain, *torch.autograd.grad(plain, inputs, seed)]
+    patches_of(model).apply(HalfExperts(model))
+    products = []
+    with torch.autocast("cpu", torch.bfloat16), mock.patch.object(experts, "grouped_product", wraps=grouped_product) as product:
+        result = module(x, CHOSEN, weights)
+        products += [call.args[0].dtype for call in product.mock_calls]
+    assert products == [torch.bfloat16] * 2
+    found = [result, *torch.autograd.grad(result, inputs, seed)]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == torch.float32
+        assert 1e-6 < (one - other).norm() / other.norm() < 2e-2
 
 
 @pytest.mark.parametrize("target", ["experts", "o_proj"])
