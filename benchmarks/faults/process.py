@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -70,6 +71,8 @@ class Forks:
         from tests.warm.server import imported
 
         imported()
+        gc.collect()
+        gc.freeze()  # else each fork would go through all that was imported, and so copy it
         self._library: Any = None
         if "LD_PRELOAD" in os.environ:
             self._library = ctypes.CDLL(os.environ["LD_PRELOAD"])

@@ -133,10 +133,11 @@ def test_a_tokenizer_config_that_names_a_file_elsewhere_is_refused(folder, tmp_p
     check_folder(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, "\0"])
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, "\0", "{" + " " * 2**23 + "}"])
 def test_a_config_that_is_no_json_object_is_one_line(folder, content):
     (folder / "config.json").write_text(content)
-    assert "config.json" in refusal(folder)
+    assert "config.json" in (said := refusal(folder))
+    assert ("at most 8,388,608 are read" in said) == (len(content) > 2**23)
 
 
 def ask_for_code(folder: Path, module: str, **config: Any) -> None:

@@ -22,10 +22,12 @@ from hub.data.sources import files, text_files
 from hub.data.sources.files import data_files
 from hub.data.streaming.workers import main
 from hub.errors import ConfigError, DataError, ModelError
+from hub.launch import worker
 from hub.launch.resume import config_to_run
 from hub.models.safety import check_files
 from hub.models.weights import check_folder
-from hub.plugins.registry import load
+from hub.plugins.registry import load, resolve
+from hub.run import Run
 
 TINY = ("algo=lora_sft", "model=tiny", "data=tiny")
 ALGORITHM = """
@@ -244,6 +246,16 @@ def test_the_bounds_that_are_typed_hold_in_each_process(hub, tmp_path, monkeypat
     request = {"cfg": runfile.to_text(cfg), "source": {"path": "a.jsonl"}, "base_path": str(tmp_path), "place": None}
     main(request, io.BytesIO())  # which ends in a line: there is no tokenizer
     assert bounds().max_row_mb == 3
+    seen = []
+
+    def task(*_) -> None:
+        seen.append(bounds().max_row_mb)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(worker, "_run_task", task)
+    with pytest.raises(ConfigError, match="enough"):
+        worker.work(resolve(replace(cfg, launch=LaunchConfig(max_row_mb=4))), Run.create(tmp_path / "runs"))
+    assert seen == [4]
     assert hub("chat", "model=tiny", "launch.max_row_mb=0").problems == [
         "launch.max_row_mb=0 is not allowed. Allowed: a number at least 1"
     ]
