@@ -1,8 +1,11 @@
 """Adapters that leave alone what is protected: their answers to it, resume, what a run leaves for the next. Tiny models."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,6 +140,24 @@ def test_adapters_on_a_base_in_4_bits_are_protected_from_its_own_inputs(tmp_path
         before = base(tokens()).logits
         after = PeftModel.from_pretrained(base, result.model_path)(tokens()).logits
     assert float((after - before).norm() / before.norm()) < 0.02  # products in 4 bits differ by the size of a batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_and_leave_alone_the_same(tmp_path, few_words, strategy):
+    words = [word for word in OPTIONS if word != "launch=inline"] + [f"algo.protect={few_words}"]
+    line = [sys.executable, "-m", "hub", *words, "launch.nproc_per_node=2", f"launch.strategy={strategy}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*line, f"output_dir={tmp_path / 'two'}"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    two, one = Result.read(tmp_path / "two" / "latest" / "result.json"), run(tmp_path / "one", f"algo.protect={few_words}")
+    assert [line["loss"] for line in two.metrics] == pytest.approx([line["loss"] for line in one.metrics], rel=1e-4)
+    with torch.no_grad():
+        base = plain(torch.float64)
+        before, read = base(tokens()).logits, inputs_of(base, tokens())
+        assert max(movement(two, before, read)) < 1e-5
 
 
 def test_the_directions_are_those_of_most_energy_whichever_way_they_are_found(monkeypatch):
