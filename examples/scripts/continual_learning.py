@@ -27,6 +27,7 @@ METHODS = {
     "osft": "osft:learning_rate=3e-4",
     "given": "osft:learning_rate=3e-4;train_embeddings=true;protect_samples=100;protect_data=TEXT",
     "protected": "lora_sft:learning_rate=1e-3;protect=self",
+    "pulled": "lora_sft:learning_rate=1e-3;protect=self;protect_strength=56",
     "lora": "lora_sft:learning_rate=1e-3",
     "replay": "replay:learning_rate=2e-4",
     "sft": "sft:learning_rate=2e-4",

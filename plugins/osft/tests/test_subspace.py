@@ -7,8 +7,9 @@ import torch
 from hub_osft.coordinates import FastReparametrization, Part, _form_exactly_, form_
 from hub_osft.layers import OsftExperts, OsftLinear
 from hub_osft.subspace import decompose, num_free, oriented, project_, project_exactly, pull_to_base_, split, steps
-from hub_osft.wide import WidePull, low_rank_plus_diagonal
 from transformers.pytorch_utils import Conv1D
+
+from hub.protection.pull import Pull, low_rank_plus_diagonal
 
 SHAPES = [(96, 64), (64, 64), (40, 72)]
 
@@ -225,10 +226,10 @@ def test_the_pull_of_a_wide_input_is_that_of_its_whole_covariance_if_this_is_low
     # The proximal step on the whole covariance, solved without any identity.
     expected = torch.linalg.solve(torch.eye(64, dtype=torch.float64) + 0.1 * strength * covariance, z.mT).mT
     found = z.clone()
-    WidePull(top, strength * energy, strength * rest).pull_(found, 0.1)
+    Pull(top, strength * energy, strength * rest).pull_(found, 0.1)
     assert (found - expected).norm() < 1e-10 * z.norm()
     single = z.float()
-    WidePull(top.float(), (strength * energy).float(), (strength * rest).float()).pull_(single, 0.1)
+    Pull(top.float(), (strength * energy).float(), (strength * rest).float()).pull_(single, 0.1)
     assert (single.double() - expected).norm() < 1e-4 * expected.norm() + 1e-7 * z.norm()
 
 
