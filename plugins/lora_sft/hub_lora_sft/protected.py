@@ -37,6 +37,7 @@ from hub.train.setup.setup import Setup
 from hub_lora_sft.config import LoraSftConfig
 from hub_lora_sft.free_inputs import FreeInputs, Input, Layers
 from hub_lora_sft.inits import ADAPTER
+from hub_lora_sft.parameters import Targets
 from hub_lora_sft.targets import adapted
 
 FILE = "protected_directions.safetensors"
@@ -67,37 +68,52 @@ the input of the first layer that reads it; `factor NAME` (1,) of each layer, th
 class Protected:
     """What a run with `algo.protect` protects, and how."""
 
-    def __init__(self, setup: Setup, model: PeftModel) -> None:
+    def __init__(self, setup: Setup, base: PreTrainedModel, targets: Targets) -> None:
         """Measure the protected data on the model before training, or read what the run to resume has measured.
 
         Args:
             setup: of the run.
-            model: with new adapters, which do not change its answers yet.
+            base: before it gets adapters, which may change the dtype of what else trains.
+            targets: what will get one.
 
         Raises:
             ConfigError: an adapter can't be protected.
             DataError: a row can't be used.
             ModelError: what an earlier run left can't be used.
         """
-        algo, base = setup.cfg.algo, model.get_base_model()
+        algo = setup.cfg.algo
         assert isinstance(algo, LoraSftConfig)
-        assert isinstance(base, PreTrainedModel)
         self.setup, self.base, self.algo = setup, base, algo
-        layers, owners = _layers(model), _owners(model)
+        if targets.parameters:
+            raise _of_experts(targets.parameters)
+        same = same_inputs(base, targets.layers)
+        self.owners = {name: same.get(name, name) for name in targets.layers}
+        """Each layer, and the first one that reads the same input."""
+
+        sizes = {name: _num_inputs(base, name) for name in dict.fromkeys(self.owners.values())}
         earlier = earlier_file(setup, algo.protect_from)
         if earlier is not None and earlier.name == PROTECTION:
             raise ModelError(f"{earlier} has sums of an earlier run, and adapters need its samples. {INSTEAD}")
         wanted = Wanted(algo.protect_files, NUM_SAMPLES, earlier, INSTEAD)
         self.vocabulary = embedding_rows(base)
-        self.groups: Groups = samples_to_protect(setup, base, wanted, max(map(width, layers.values())))
+        self.groups: Groups = samples_to_protect(setup, base, wanted, max(sizes.values()))
         report(setup, self.groups, self.vocabulary, earlier)
         begun = time.monotonic()
-        stored = _stored(setup) if setup.cfg.resume else None
-        found = self._find(layers, owners) if stored is None else stored
-        self.free_inputs = FreeInputs(_inputs(layers, owners, found, algo.protect_strength))
-        if stored is None:
-            self.free_inputs.begin()
-        _say(setup.run, layers, self.free_inputs, algo.protect_strength, time.monotonic() - begun)
+        self.found = _stored(setup) if setup.cfg.resume else self._find(sizes)
+        self.seconds = time.monotonic() - begun
+
+    def hold(self, model: PeftModel) -> FreeInputs:
+        """Let new adapters begin in the free directions, and return what keeps them there.
+
+        Args:
+            model: the same model with its adapters.
+        """
+        layers, strength = _layers(model), self.algo.protect_strength
+        free_inputs = FreeInputs(_inputs(layers, self.owners, self.found, strength))
+        self.found = {}
+        free_inputs.begin()  # a run that is resumed reads its adapters afterwards
+        _say(self.setup.run, layers, free_inputs, strength, self.seconds)
+        return free_inputs
 
     def leave(self, is_over: bool) -> None:
         """Leave what was protected and learned to the next run, on rank 0. Directions of a completed run are not needed.
@@ -109,11 +125,12 @@ class Protected:
         if is_over:
             (self.setup.run.path / FILE).unlink(missing_ok=True)
 
-    def _find(self, layers: Layers, owners: Mapping[str, str]) -> Stored:
+    def _find(self, sizes: Mapping[str, int]) -> Stored:
+        """What the protected data does with inputs of these widths, the same on all ranks."""
         samples = [sample for group in self.groups.values() for sample in group]
         found: Stored = {}
         diagonals: dict[str, torch.Tensor] = {}
-        for names in _in_groups({name: width(layers[name]) for name in dict.fromkeys(owners.values())}):
+        for names in _in_groups(sizes):
             sums = InputSums(names, {name: name for name in names})
             add_up(self.setup, self.base, samples, [sums])
             while sums.totals:
@@ -123,7 +140,8 @@ class Protected:
         if not diagonals:
             raise ConfigError("algo.protect protects nothing: no layer with an adapter is used by the protected data")
         if self.algo.protect_strength:
-            found |= self._factors(layers, {name: diagonals[one] for name, one in owners.items() if one in diagonals}, samples)
+            of_layers = {name: diagonals[owner] for name, owner in self.owners.items() if owner in diagonals}
+            found |= self._factors(of_layers, samples)
         same_on_all_ranks(found[name] for name in sorted(found))
         if self.setup.run.is_main:
             _write(found, self.setup.run.path / FILE)
@@ -141,11 +159,11 @@ class Protected:
             found |= {f"top {name}": top.contiguous(), f"energy {name}": energy.contiguous(), f"rest {name}": rest}
         return found
 
-    def _factors(self, layers: Layers, diagonals: Mapping[str, torch.Tensor], samples: Sequence[Sample]) -> Stored:
+    def _factors(self, diagonals: Mapping[str, torch.Tensor], samples: Sequence[Sample]) -> Stored:
         """The pull of each layer per energy, at strength 1."""
         names = list(diagonals)
         sensitivity = measure_sensitivity(self.setup, self.base, names, samples)
-        size = geometric_mean(_size(layers[name]) for name in names)
+        size = geometric_mean(_size(self.base.get_submodule(name)) for name in names)
         factors = pull_per_energy(sensitivity, diagonals, size)
         if not any(factors.values()):
             raise DataError(
@@ -156,15 +174,22 @@ class Protected:
         return {f"factor {name}": torch.tensor([factor], device=device) for name, factor in factors.items()}
 
 
-def width(layer: LoraLayer) -> int:
-    """Number of a layer's inputs, whatever its weight is stored as."""
+def _width(layer: LoraLayer) -> int:
+    """Number of the inputs of a layer with an adapter."""
     size: int = layer.lora_A[ADAPTER].get_parameter("weight").shape[1]
     return size
 
 
-def _size(layer: LoraLayer) -> float:
+def _num_inputs(model: PreTrainedModel, name: str) -> int:
+    """Number of the inputs of a layer without an adapter, whatever its weight is stored as."""
+    layer = model.get_submodule(name)
+    size: int = layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.in_features  # type: ignore[assignment]
+    return size
+
+
+def _size(layer: nn.Module) -> float:
     """Root mean square of a frozen weight."""
-    weight = dequantize_module_weight(layer.get_base_layer())
+    weight = dequantize_module_weight(layer)
     return float(weight.detach().float().square().mean().sqrt())
 
 
@@ -204,7 +229,7 @@ def planned(setup: Setup, model: PeftModel) -> FreeInputs:
     layers = _layers(model)
     with _in_full(layers):
         owners = _owners(model)
-    sizes = {name: width(layers[name]) for name in dict.fromkeys(owners.values())}
+    sizes = {name: _width(layers[name]) for name in dict.fromkeys(owners.values())}
     found: Stored = {}
     for name, size in sizes.items():
         rank = min(RANK, size)
@@ -239,13 +264,17 @@ def _layers(model: PeftModel) -> dict[str, LoraLayer]:
     """
     names, parameters = adapted(model)
     if parameters:
-        raise ConfigError(
-            f"algo.protect: adapters on experts can't be protected ({parameters[0]} and {len(parameters) - 1} more). "
-            "Type algo.target_modules=attention, or leave algo.protect out"
-        )
+        raise _of_experts(parameters)
     base = model.get_base_model()
     layers = {name: base.get_submodule(name) for name in names}
     return {name: layer for name, layer in layers.items() if isinstance(layer, LoraLayer)}
+
+
+def _of_experts(parameters: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"algo.protect: adapters on experts can't be protected ({parameters[0]} and {len(parameters) - 1} more). "
+        "Type algo.target_modules=attention, or leave algo.protect out"
+    )
 
 
 def _owners(model: PeftModel) -> dict[str, str]:
@@ -262,7 +291,7 @@ def _in_full(layers: Layers) -> Iterator[None]:
     """Layers that are quantized, and have no data, compute within this context: by unquantized ones without data."""
     quantized = {name: layer.base_layer for name, layer in layers.items() if type(layer.base_layer) not in (nn.Linear, Conv1D)}
     for name in quantized:
-        size, rows = width(layers[name]), layers[name].lora_B[ADAPTER].get_parameter("weight").shape[0]
+        size, rows = _width(layers[name]), layers[name].lora_B[ADAPTER].get_parameter("weight").shape[0]
         layers[name].base_layer = nn.Linear(size, rows, False, "meta")
     try:
         yield
@@ -286,8 +315,8 @@ def _in_groups(sizes: Mapping[str, int]) -> list[list[str]]:
 
 def _say(run: Run, layers: Layers, free_inputs: FreeInputs, strength: float, seconds: float) -> None:
     cut = {name: one.protected.shape[1] for one in free_inputs.inputs if one.protected is not None for name in one.layers}
-    free = {name: 1 - cut.get(name, 0) / width(layer) for name, layer in layers.items()}
-    mean = 1 - sum(cut.values()) / sum(map(width, layers.values()))
+    free = {name: 1 - cut.get(name, 0) / _width(layer) for name, layer in layers.items()}
+    mean = 1 - sum(cut.values()) / sum(map(_width, layers.values()))
     words = f"the adapters read {mean:.1%} of the directions of their inputs, those that the protected data uses least"
     if strength:
         pulled = f"they are pulled toward the base weights by how much the protected data depends on it ({strength:g})"
