@@ -19,6 +19,9 @@ from hub.protection.covariances import largest_directions
 RANK = 512
 """Directions of an input that are usually held."""
 
+ROUNDINGS = 100
+"""What is added to the diagonal of a matrix with 1 on it before it is factored, in units of its precision."""
+
 
 @dataclass(frozen=True)
 class Pull:
@@ -44,9 +47,15 @@ class Pull:
         # Sides are scaled by the root of the energy, so that one of 0 needs no inverse.
         side = self.top * (rate * self.energy).sqrt()
         damped = side / (1 + rate * self.rest)[:, None]
-        inner = torch.eye(len(self.energy), dtype=change.dtype, device=change.device) + side.mT @ damped
-        along = torch.cholesky_solve((change @ side).mT, torch.linalg.cholesky(inner)).mT
-        change.addmm_(along, damped.mT, alpha=-1)
+        inner = side.mT @ damped
+        inner.diagonal().add_(1)
+        # Energies may differ by many orders of magnitude, and rounding of the large ones would make the matrix indefinite. So
+        # it gets a diagonal of 1, and what is more than rounding then.
+        scale = inner.diagonal().rsqrt()
+        inner = scale[:, None] * inner * scale
+        inner.diagonal().add_(ROUNDINGS * torch.finfo(inner.dtype).eps)
+        along = torch.cholesky_solve(((change @ side) * scale).mT, torch.linalg.cholesky(inner)).mT
+        change.addmm_(along * scale, damped.mT, alpha=-1)
 
 
 def low_rank_plus_diagonal(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

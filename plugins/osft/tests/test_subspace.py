@@ -233,6 +233,20 @@ def test_the_pull_of_a_wide_input_is_that_of_its_whole_covariance_if_this_is_low
     assert (single.double() - expected).norm() < 1e-4 * expected.norm() + 1e-7 * z.norm()
 
 
+@pytest.mark.parametrize("spread", [1e0, 1e12])
+def test_a_pull_is_computed_in_float32_whatever_the_energies_are(spread):
+    inputs = matrix((300, 96), seed=5) @ torch.diag(torch.logspace(0, 4, 96, dtype=torch.float64))
+    top, energy, rest = low_rank_plus_diagonal((spread * inputs.mT @ inputs).float(), 96)
+    penalty = ((top.double() * energy) @ top.double().mT) + rest.double().diag()
+    z = matrix((20, 96), seed=6)
+    expected = torch.linalg.solve(torch.eye(96, dtype=torch.float64) + 0.1 * penalty, z.mT).mT
+    found = z.float()
+    Pull(top, energy, rest).pull_(found, 0.1)
+    error = found.double() - expected
+    assert error.norm() < 1e-3 * z.norm()
+    assert (error @ penalty @ error.mT).trace() < 1e-6 * (z @ penalty @ z.mT).trace()
+
+
 def test_the_largest_directions_of_a_wide_input_are_those_of_a_decomposition_and_no_channel_gains_energy():
     inputs = matrix((300, 96), seed=5)
     covariance = inputs.mT @ inputs
