@@ -461,6 +461,7 @@ def lora_sft(
     init: str = "default",
     protect: Any = None,
     unfreeze_rank_ratio: float | None = None,
+    protect_strength: float = 0.0,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     precision: Literal["auto", "fp8"] = "auto",
@@ -635,8 +636,10 @@ def lora_sft(
             protected and learned, if model.path is from one. Or that run's folder, or data files: a path or a list of paths.
             None: nothing.
         unfreeze_rank_ratio: With protect: fraction of the directions of its input that each adapter reads, those that the
-            protected data uses least. None: 0.5, and more for inputs of over 2,048 channels, of which 1,024 directions are
-            protected. Above 0 and at most 1.
+            protected data uses least. None: 0.5, but at most 1,024 directions of an input are protected; with protect_strength
+            1.0. Above 0 and at most 1.
+        protect_strength: With protect: how strongly the change of each weight is pulled toward 0 along the directions that the
+            protected data uses, in the unit of osft, where 56 is the default. 0: no pull, only a cut. At least 0.
         load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes.
         load_in_8bit: Quantize the frozen weights to 8 bits (LLM.int8()). Needs bitsandbytes.
         precision: auto: frozen weights and compute in `model.dtype`. fp8: matrix products with frozen linear layers in 8-bit
@@ -1556,6 +1559,7 @@ def lora_dpo(
     init: str = "default",
     protect: Any = None,
     unfreeze_rank_ratio: float | None = None,
+    protect_strength: float = 0.0,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     precision: Literal["auto", "fp8"] = "auto",
@@ -1738,8 +1742,10 @@ def lora_dpo(
             protected and learned, if model.path is from one. Or that run's folder, or data files: a path or a list of paths.
             None: nothing.
         unfreeze_rank_ratio: With protect: fraction of the directions of its input that each adapter reads, those that the
-            protected data uses least. None: 0.5, and more for inputs of over 2,048 channels, of which 1,024 directions are
-            protected. Above 0 and at most 1.
+            protected data uses least. None: 0.5, but at most 1,024 directions of an input are protected; with protect_strength
+            1.0. Above 0 and at most 1.
+        protect_strength: With protect: how strongly the change of each weight is pulled toward 0 along the directions that the
+            protected data uses, in the unit of osft, where 56 is the default. 0: no pull, only a cut. At least 0.
         load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes.
         load_in_8bit: Quantize the frozen weights to 8 bits (LLM.int8()). Needs bitsandbytes.
         precision: auto: frozen weights and compute in `model.dtype`. fp8: matrix products with frozen linear layers in 8-bit

@@ -20,9 +20,9 @@ from continual.inputs import BATCH, QUICK_BATCH, find, model_folder, quick_data
 from continual.preference_jobs import PairJob, PairStudy, work
 from continual.preference_schedule import lines_of, run_all
 from continual.preference_table import table
-from continual.study import Study, write_rows
 
 from hub import HubError
+from hub.tasks.continual.study import Study, write_rows
 
 RATES = {
     "dpo": (5e-6, 5e-7, 2e-5),
@@ -90,7 +90,7 @@ def main() -> None:
     except HubError as error:
         raise SystemExit(str(error)) from None
     batch = QUICK_BATCH if asked.quick else BATCH
-    study = Study(model, tasks, texts, asked.rows, asked.test_rows, batch, asked.epochs)
+    study = Study({"path": model}, tasks, texts[1], asked.rows, asked.test_rows, 0, False)
     jobs = [PairJob(seed) for seed in asked.seeds]
     for place in range(asked.num_rates):
         for name in pairs:
@@ -99,7 +99,8 @@ def main() -> None:
     for loss in asked.losses:
         jobs += [PairJob(seed, "lora_dpo", name, RATES["lora_dpo"][0], loss) for name in pairs for seed in asked.seeds]
     file = out / "results.jsonl"
-    whole = PairStudy(study, pairs, QUICK_BATCH if asked.quick else 16, str(out))
+    pair_batch = QUICK_BATCH if asked.quick else 16
+    whole = PairStudy(study, pairs, texts[0], batch, asked.epochs, pair_batch, str(out))
     problems = run_all(whole, jobs, file, asked.jobs, asked.minutes)
     lines = lines_of(file)
     print("\n" + table(lines))

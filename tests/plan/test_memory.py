@@ -191,7 +191,7 @@ def test_full_fine_tuning_counts_weights_gradients_and_moments() -> None:
         ("algo=osft",),
         ("algo=osft", "algo.subspace=weights"),
         ("algo=lora_sft", "algo.init=pissa"),
-        ("algo=lora_sft", "algo.protect=self"),
+        ("algo=lora_sft", "algo.protect=self", "algo.protect_strength=56"),
     ],
 )
 def test_backends_that_read_weights_are_planned_from_shapes(words: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from continual.study import write_rows
+from hub.tasks.continual.study import write_rows
 
 BATCH, QUICK_BATCH = 32, 8
 

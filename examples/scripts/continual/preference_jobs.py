@@ -13,20 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from continual.job import merged, protection, remove, train
-from continual.measure import accuracies, load, text_loss
-from continual.methods import Method
-from continual.study import Study, as_rows, write_rows
+from hub import Result, run
+from hub.compose import runfile
+from hub.models.finished import finished_run
+from hub.tasks.continual.measure import DOCUMENT_TOKENS, measure
+from hub.tasks.continual.study import Row, Study, rows_of, write_rows
 
 START_RATE = 2e-4
 """Learning rate of the tasks, at which full fine-tuning learned most of them (docs/osft_evidence.md)."""
 
-TRAINED_BY = {
-    "dpo": Method("sft"),
-    "lora_dpo": Method("lora_sft"),
-    "osft_dpo": Method("activations:strength=56,texts=50,embeddings=1"),
-}
-"""What trains in each algorithm. The last one protects 100 rows of each task and the beginnings of 50 documents."""
+OSFT = {"train_embeddings": True, "protect_samples": 512, "protect_from": "none"}
+"""Options of `osft_dpo`, beside what it protects: rows of each task, and the beginnings of documents."""
+
+PROTECTED_ROWS, PROTECTED_TEXTS = 100, 50
 
 SAMPLES = ("eval_likelier", "eval_accuracy", "eval_margin", "eval_logp_chosen", "eval_logp_rejected", "eval_loss")
 
@@ -60,6 +59,13 @@ class PairStudy:
     pairs: dict[str, list[str]]
     """Training and test file of the pairs by name."""
 
+    text: str
+    """File with documents, of which `osft_dpo` protects some."""
+
+    batch: int
+    epochs: float
+    """Passes over the rows of the tasks."""
+
     pair_batch: int
     folder: str
 
@@ -71,55 +77,71 @@ class PairStudy:
 def teach(asked: PairStudy, seed: int, folder: Path) -> dict[str, Any]:
     """Train all weights on the rows of all tasks at once, and keep the model."""
     study = asked.study
-    rows = [row for task in study.tasks for row in study.read(task)]
+    rows = [{"messages": row["messages"]} for task in study.tasks for row in study.train_rows(task)]
     random.Random(seed).shuffle(rows)
-    data = write_rows(folder / "tasks.jsonl", as_rows(rows))
-    trained = train(study, Method("sft"), study.model, data, START_RATE, seed, folder)
-    result = {"train_loss": trained.train_loss} | measured(asked, str(trained.model_path))
+    data = write_rows(folder / "tasks.jsonl", rows)
+    trained = run(
+        "sft", model=study.model["path"], data=data, learning_rate=START_RATE, seed=seed, num_epochs=asked.epochs,
+        effective_batch_size=asked.batch, **_settings(folder),
+    )  # fmt: skip
+    result = {"train_loss": trained.train_loss} | measured(asked, trained)
     kept = asked.start(seed)
     shutil.rmtree(kept, ignore_errors=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(trained.model_path, kept)
+    shutil.move(str(trained.model_path), kept)
     return result
 
 
 def prefer(asked: PairStudy, job: PairJob, folder: Path) -> dict[str, Any]:
     """Learn from pairs, beginning at a start, and measure the pairs before and after, and the tasks and the text after."""
-    import torch
-
-    from hub import run
-
     assert job.algo is not None
-    method, start = TRAINED_BY[job.algo], str(asked.start(job.seed))
-    _, options = method.of_the_hub()
-    options |= {"label_smoothing": 0.001} if job.loss == "exo" else {}  # it has no target without
-    if torch.cuda.is_available():
-        options |= {"max_tokens_per_gpu": 8192, "gradient_checkpointing": "none"}
-    if method.protects_data:
-        options |= protection(asked.study, method, folder, list(asked.study.tasks), start, job.seed)
+    start = asked.start(job.seed)
+    options: dict[str, Any] = {"label_smoothing": 0.001} if job.loss == "exo" else {}  # it has no target without
+    if job.algo == "osft_dpo":
+        options |= OSFT | {"protect_data": protected(asked, folder, start, job.seed)}
     train_file, test_file = asked.pairs[job.pairs]
     trained = run(
         job.algo, model=start, data=train_file, eval_path=test_file, loss=job.loss, learning_rate=job.rate, seed=job.seed,
-        num_epochs=1, effective_batch_size=asked.pair_batch, torch_compile="none", mode="inline", output_dir=folder / "runs",
-        log_every_steps=10, **options,
+        num_epochs=1, effective_batch_size=asked.pair_batch, **_settings(folder), **options,
     )  # fmt: skip
     first, last = trained.metrics[0], trained.metrics[-1]
     result = {f"{name}_before": first.get(f"{name}_before") for name in SAMPLES} | {name: last.get(name) for name in SAMPLES}
     result |= {"steps": last["step"], "train_loss": trained.train_loss}
-    model = merged(trained, folder / "merged") if job.algo == "lora_dpo" else str(trained.model_path)
     gc.collect()
-    result |= measured(asked, model)
-    remove(model)
-    return result
+    return result | measured(asked, trained)
 
 
-def measured(asked: PairStudy, model: str) -> dict[str, Any]:
-    """Measure the tasks, by answers that are right and answers that contain the right one, and the loss on text."""
+def _settings(folder: Path) -> dict[str, Any]:
+    """Settings of all runs."""
+    import torch
+
+    found: dict[str, Any] = {"torch_compile": "none", "mode": "inline", "output_dir": folder / "runs", "log_every_steps": 10}
+    if torch.cuda.is_available():
+        # Enough for a whole batch of short samples, and small enough for several runs on the same GPU.
+        found |= {"max_tokens_per_gpu": 8192, "gradient_checkpointing": "none"}
+    return found
+
+
+def protected(asked: PairStudy, folder: Path, model: Path, seed: int) -> list[str]:
+    """Write what `osft_dpo` protects into a folder. Returns the files: of text, and of each task."""
     from transformers import AutoTokenizer
 
-    tokenizer, network = AutoTokenizer.from_pretrained(asked.study.model), load(model)
-    strict, containing = accuracies(asked.study, tokenizer, network)
-    return {"strict": strict, "containing": containing, "text_loss": text_loss(asked.study, tokenizer, network)}
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts = [row["text"] for row in rows_of(asked.text)[:PROTECTED_TEXTS]]
+    cut = [tokenizer.decode(tokenizer(text)["input_ids"][:DOCUMENT_TOKENS], skip_special_tokens=True) for text in texts]
+    files = {"text": [{"text": text} for text in cut if text]}
+    for task in asked.study.tasks:
+        rows: list[Row] = asked.study.train_rows(task)
+        chosen = random.Random(seed).sample(rows, min(PROTECTED_ROWS, len(rows)))
+        files[task] = [{"messages": row["messages"]} for row in chosen]
+    return [str(write_rows(folder / f"protect-{name}.jsonl", rows)) for name, rows in files.items()]
+
+
+def measured(asked: PairStudy, trained: Result) -> dict[str, Any]:
+    """Measure the tasks, by answers that are right and answers that contain the right one, and the loss on text."""
+    cfg = runfile.read(trained.run_path / "run.yaml")
+    knows = measure(asked.study, cfg, finished_run(str(trained.run_path), "runs", cfg))
+    return {"strict": [*knows.right.values()], "containing": [*knows.containing.values()], "text_loss": knows.text_loss}
 
 
 def done(asked: PairStudy, job: PairJob) -> dict[str, Any]:

@@ -12,13 +12,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hub.compose import runfile
 from hub.config.schema import ModelConfig, RunConfig
 from hub.models.finished import finished_model, finished_run
 from hub.models.merging import merge
 from hub.models.merging.quantized import Kind
 from hub.models.weights import local_weights
+from hub.parallel.session import limit_memory
 from hub.system.files import write_json
+from hub.system.memory import GIB
 from hub.tasks.continual.study import REPLAY, Method, Study, with_replay, write_rows
 
 BEFORE = "before"
@@ -35,6 +39,8 @@ class Job:
     method: str
     seed: int
     folder: str
+    share: int = 1
+    """How many processes use the same GPU at the same time."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -52,6 +58,8 @@ def work(job: Job) -> None:
     """Do what is left of a job."""
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if (bound := _gib_of_one(job.share)) is not None:
+        limit_memory(bound, torch.device("cuda", 0))
     if job.method == BEFORE:
         _write(folder, {"measured": [_measured(job, None)], "done": True})
         return
@@ -96,6 +104,13 @@ def _train(job: Job, method: Method, before: str | None, data: Path) -> str:
         **{"seed": job.seed, **options, **method.options},
     )
     return str(result.run_path)
+
+
+def _gib_of_one(share: int) -> float | None:
+    """Memory of one of several processes on a GPU. None: it has a GPU alone, or there is none."""
+    if share == 1 or not torch.cuda.is_available():
+        return None
+    return round(0.97 * torch.cuda.get_device_properties(0).total_memory / share / GIB, 2)
 
 
 def _whole(run: str) -> str:

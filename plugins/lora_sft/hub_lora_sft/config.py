@@ -27,7 +27,7 @@ class LoraSftConfig(AlgoConfig):
     """LoRA (arXiv 2106.09685): W + (alpha / r) B A, where only A (r x in) and B (out x r) are trained."""
 
     quantized_bases: ClassVar[tuple[str, ...]] = QUANTIZATIONS
-    fixed_on_resume: ClassVar[tuple[str, ...]] = ("init", "protect", "unfreeze_rank_ratio")
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("init", "protect", "unfreeze_rank_ratio", "protect_strength")
 
     learning_rate: float = option(2e-4, gt=0)
     """Peak learning rate. Adapters start at zero and need at least ten times the learning rate of full fine-tuning."""
@@ -76,7 +76,11 @@ class LoraSftConfig(AlgoConfig):
 
     unfreeze_rank_ratio: float | None = option(None, gt=0, le=1)
     """With protect: fraction of the directions of its input that each adapter reads, those that the protected data uses least.
-    null: 0.5, and more for inputs of over 2,048 channels, of which 1,024 directions are protected."""
+    null: 0.5, but at most 1,024 directions of an input are protected; with protect_strength 1.0."""
+
+    protect_strength: float = option(0.0, ge=0)
+    """With protect: how strongly the change of each weight is pulled toward 0 along the directions that the protected data
+    uses, in the unit of osft, where 56 is the default. 0: no pull, only a cut."""
 
     load_in_4bit: bool = False
     """Quantize the frozen weights to 4 bits (NF4 with double quantization, as in QLoRA). Needs bitsandbytes."""
@@ -111,6 +115,11 @@ class LoraSftConfig(AlgoConfig):
                 "the folder that it names as model.path"
             )
         return replace(self, **stored)
+
+    @property
+    def ratio(self) -> float | None:
+        """The fraction of free directions. None: a half, as far as memory allows."""
+        return 1.0 if self.protect_strength and self.unfreeze_rank_ratio is None else self.unfreeze_rank_ratio
 
     @property
     def protect_paths(self) -> list[str]:
@@ -164,8 +173,9 @@ class LoraSftConfig(AlgoConfig):
     def _protect_problems(self, cfg: RunConfig) -> Iterator[str]:
         given = self.protect
         if given is None:
-            if self.unfreeze_rank_ratio is not None:
-                yield "algo.unfreeze_rank_ratio has no effect without algo.protect. Type algo.protect=self as well"
+            for name in ("unfreeze_rank_ratio", "protect_strength"):
+                if getattr(self, name):
+                    yield f"algo.{name} has no effect without algo.protect. Type algo.protect=self as well"
             return
         is_list = isinstance(given, list) and given and all(isinstance(path, str) and path for path in given)
         if not is_list and not (isinstance(given, str) and given):
@@ -178,6 +188,8 @@ class LoraSftConfig(AlgoConfig):
                 yield f"algo.protect={given}: self can't be combined with data. Type algo.protect=self, or leave it out"
             elif path not in runs and not path.startswith("tiny:") and (problem := path_problem("algo.protect", path)):
                 yield problem
+        if self.unfreeze_rank_ratio == 1 and not self.protect_strength:
+            yield "algo.unfreeze_rank_ratio=1.0 protects nothing. Type a lower one, or algo.protect_strength=56 as well"
         others = {
             "algo.use_dora=true": (self.use_dora, "algo.use_dora=false"),
             f"algo.init={self.init}": (self.init not in ("default", "gaussian"), "algo.init=default"),

@@ -1,46 +1,43 @@
-"""Adapters that leave alone what is protected (`algo.protect`): they read their inputs only along free directions.
+"""What adapters leave alone (`algo.protect`): measured before training, kept for resume, left to the next run.
 
-An adapter adds s B A x to a layer's output. Let the columns of P be those directions of the input x that the protected data
-uses most. With A P = 0 the adapter's answer to a protected input is that to the little of it which lies outside of P, whatever
-B is (gradient projection memory, arXiv 2103.09762; for adapters InfLoRA, 2404.00228, which fixes A, and LoRA-Null, 2503.02659,
-which begins so). Here A trains: its gradients are projected before they are clipped, and A itself after each step of the
-optimizer, which scales each number by itself and would lead it back. A has r rows, so both cost little.
-
-The directions are those of the layers' inputs before training. They are found for some layers at a time, so that memory holds
-few covariances at once, and stay in the run folder until the run is over: a resumed run continues in the same ones.
+How adapters are kept from it while they train is in `free_inputs`. The directions are those of the layers' inputs before
+training. They are found for some layers at a time, so that memory holds few covariances at once, and stay in the run folder
+until the run is over: a resumed run continues in the same ones.
 """
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hub import ConfigError, ModelError, Run
+from hub import ConfigError, DataError, ModelError, Run
 from hub.data.samples.sample import Sample
 from hub.parallel.group import barrier, broadcast_text, same_on_all_ranks
-from hub.parallel.reparametrization import Reparametrization
-from hub.parallel.sharded_tensors import local_tensor
 from hub.protection.covariances import InputSums, add_up, largest_directions
 from hub.protection.files import PROTECTION
 from hub.protection.passes import same_inputs
+from hub.protection.pull import RANK, Pull, low_rank_plus_diagonal
 from hub.protection.samples import Groups
+from hub.protection.sensitivity import geometric_mean, measure_sensitivity, pull_per_energy
 from hub.protection.sources import Wanted, earlier_file, embedding_rows, leave, report, samples_to_protect
 from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
 from hub_lora_sft.config import LoraSftConfig
+from hub_lora_sft.free_inputs import FreeInputs, Input, Layers
 from hub_lora_sft.inits import ADAPTER
+from hub_lora_sft.parameters import Targets
 from hub_lora_sft.targets import adapted
 
 FILE = "protected_directions.safetensors"
@@ -63,112 +60,60 @@ GROUP_BYTES = 2**32
 LARGEST_DECOMPOSED = 4096
 """Widest input whose covariance is decomposed as a whole, in float64."""
 
-Layers = Mapping[str, LoraLayer]
-"""Layers with an adapter by their names in the plain model, in its order."""
-
-
-@dataclass
-class _Shared:
-    """The adapters of layers that read the same input."""
-
-    layers: list[LoraLayer]
-    protected: torch.Tensor
-    """P (p, k), float32, orthonormal columns."""
-
-    @property
-    def weights(self) -> list[torch.nn.Parameter]:
-        """A of each. Looked up each time, since sharding replaces parameters."""
-        return [layer.lora_A[ADAPTER].get_parameter("weight") for layer in self.layers]
-
-
-class FreeInputs(Reparametrization):
-    """Keeps A P = 0, for each adapter and the protected directions P of its input."""
-
-    def __init__(self, layers: Layers, owners: Mapping[str, str], protected: Mapping[str, torch.Tensor]) -> None:
-        """Begin with the adapters as they are.
-
-        Args:
-            layers: those with an adapter, by name.
-            owners: layer -> the layer under whose name the directions of its input are.
-            protected: P of each input. An input without any is not protected.
-        """
-        self.shared = [
-            _Shared([layer for other, layer in layers.items() if owners[other] == name], directions)
-            for name, directions in protected.items()
-        ]
-
-    @torch.no_grad()
-    def begin(self) -> None:
-        """Project the initial A. Its rows keep their lengths."""
-        for shared in self.shared:
-            for weight in shared.weights:
-                lengths = weight.norm(dim=1, keepdim=True)
-                _project([weight], shared.protected)
-                weight.mul_(lengths / weight.norm(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny))
-
-    def placed(self) -> None:
-        for shared in self.shared:
-            shared.protected = shared.protected.to(local_tensor(shared.weights[0]).device)
-
-    def memory(self) -> list[tuple[str, int, str]]:
-        num_bytes = sum(shared.protected.nbytes for shared in self.shared)
-        return [("protected directions", num_bytes, "algo.protect: adapters do not read their inputs along them")]
-
-    @torch.no_grad()
-    def project_gradients(self) -> None:
-        for shared in self.shared:
-            _project([weight.grad for weight in shared.weights if weight.grad is not None], shared.protected)
-
-    @torch.no_grad()
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        for shared in self.shared:
-            _project(shared.weights, shared.protected)
-
-
-def _project(tensors: Iterable[torch.Tensor], protected: torch.Tensor) -> None:
-    """Remove the protected directions from rows, in place. Sharded tensors have whole rows."""
-    rows = [local_tensor(tensor) for tensor in tensors]
-    if rows:
-        stacked = torch.cat(rows) if len(rows) > 1 else rows[0]
-        along = (stacked @ protected) @ protected.mT
-        for part, leak in zip(rows, along.split([len(part) for part in rows]), strict=True):
-            part.sub_(leak)
+Stored = dict[str, torch.Tensor]
+"""What is found, as it is stored: `cut NAME` (P), `top NAME`, `energy NAME` and `rest NAME` (V, e and d of the covariance) of
+the input of the first layer that reads it; `factor NAME` (1,) of each layer, the pull per energy."""
 
 
 class Protected:
     """What a run with `algo.protect` protects, and how."""
 
-    def __init__(self, setup: Setup, model: PeftModel) -> None:
+    def __init__(self, setup: Setup, base: PreTrainedModel, targets: Targets) -> None:
         """Measure the protected data on the model before training, or read what the run to resume has measured.
 
         Args:
             setup: of the run.
-            model: with new adapters, which do not change its answers yet.
+            base: before it gets adapters, which may change the dtype of what else trains.
+            targets: what will get one.
 
         Raises:
             ConfigError: an adapter can't be protected.
             DataError: a row can't be used.
             ModelError: what an earlier run left can't be used.
         """
-        algo, base = setup.cfg.algo, model.get_base_model()
+        algo = setup.cfg.algo
         assert isinstance(algo, LoraSftConfig)
-        assert isinstance(base, PreTrainedModel)
         self.setup, self.base, self.algo = setup, base, algo
-        layers, owners = _layers(model), _owners(model)
+        if targets.parameters:
+            raise _of_experts(targets.parameters)
+        same = same_inputs(base, targets.layers)
+        self.owners = {name: same.get(name, name) for name in targets.layers}
+        """Each layer, and the first one that reads the same input."""
+
+        sizes = {name: _num_inputs(base, name) for name in dict.fromkeys(self.owners.values())}
         earlier = earlier_file(setup, algo.protect_from)
         if earlier is not None and earlier.name == PROTECTION:
             raise ModelError(f"{earlier} has sums of an earlier run, and adapters need its samples. {INSTEAD}")
         wanted = Wanted(algo.protect_files, NUM_SAMPLES, earlier, INSTEAD)
         self.vocabulary = embedding_rows(base)
-        self.groups: Groups = samples_to_protect(setup, base, wanted, max(map(width, layers.values())))
+        self.groups: Groups = samples_to_protect(setup, base, wanted, max(sizes.values()))
         report(setup, self.groups, self.vocabulary, earlier)
         begun = time.monotonic()
-        stored = _stored(setup) if setup.cfg.resume else None
-        protected = self._find(layers, owners) if stored is None else stored
-        self.free_inputs = FreeInputs(layers, owners, protected)
-        if stored is None:
-            self.free_inputs.begin()
-        _say(setup.run, layers, owners, protected, time.monotonic() - begun)
+        self.found = _stored(setup) if setup.cfg.resume else self._find(sizes)
+        self.seconds = time.monotonic() - begun
+
+    def hold(self, model: PeftModel) -> FreeInputs:
+        """Let new adapters begin in the free directions, and return what keeps them there.
+
+        Args:
+            model: the same model with its adapters.
+        """
+        layers, strength = _layers(model), self.algo.protect_strength
+        free_inputs = FreeInputs(_inputs(layers, self.owners, self.found, strength))
+        self.found = {}
+        free_inputs.begin()  # a run that is resumed reads its adapters afterwards
+        _say(self.setup.run, layers, free_inputs, strength, self.seconds)
+        return free_inputs
 
     def leave(self, is_over: bool) -> None:
         """Leave what was protected and learned to the next run, on rank 0. Directions of a completed run are not needed.
@@ -180,36 +125,72 @@ class Protected:
         if is_over:
             (self.setup.run.path / FILE).unlink(missing_ok=True)
 
-    def _find(self, layers: Layers, owners: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    def _find(self, sizes: Mapping[str, int]) -> Stored:
+        """What the protected data does with inputs of these widths, the same on all ranks."""
         samples = [sample for group in self.groups.values() for sample in group]
-        found: dict[str, torch.Tensor] = {}
-        for names in _in_groups({name: width(layers[name]) for name in dict.fromkeys(owners.values())}):
-            found |= self._of(names, layers, samples)
-        if not found:
+        found: Stored = {}
+        diagonals: dict[str, torch.Tensor] = {}
+        for names in _in_groups(sizes):
+            sums = InputSums(names, {name: name for name in names})
+            add_up(self.setup, self.base, samples, [sums])
+            while sums.totals:
+                name, covariance = sums.totals.popitem()
+                diagonals[name] = covariance.diagonal().clone()
+                found |= self._of(name, covariance)
+        if not diagonals:
             raise ConfigError("algo.protect protects nothing: no layer with an adapter is used by the protected data")
+        if self.algo.protect_strength:
+            of_layers = {name: diagonals[owner] for name, owner in self.owners.items() if owner in diagonals}
+            found |= self._factors(of_layers, samples)
+        same_on_all_ranks(found[name] for name in sorted(found))
         if self.setup.run.is_main:
             _write(found, self.setup.run.path / FILE)
         barrier()
         return found
 
-    def _of(self, names: Sequence[str], layers: Layers, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """P of some inputs, the same on all ranks."""
-        sums = InputSums(names, {name: name for name in names})
-        add_up(self.setup, self.base, samples, [sums])
-        found: dict[str, torch.Tensor] = {}
-        while sums.totals:
-            name, covariance = sums.totals.popitem()
-            number = num_protected(width(layers[name]), self.algo.unfreeze_rank_ratio)
-            if number:
-                found[name] = twice(self.base, partial(most_used, covariance, number))
-        same_on_all_ranks(found[name] for name in names if name in found)
-        return {name: found[name] for name in names if name in found}
+    def _of(self, name: str, covariance: torch.Tensor) -> Stored:
+        """The directions of one input."""
+        found: Stored = {}
+        if number := num_protected(len(covariance), self.algo.ratio):
+            found[f"cut {name}"] = twice(self.base, partial(most_used, covariance, number))
+        if self.algo.protect_strength:
+            rank = min(RANK, len(covariance))
+            top, energy, rest = twice(self.base, partial(low_rank_plus_diagonal, covariance, rank))
+            found |= {f"top {name}": top.contiguous(), f"energy {name}": energy.contiguous(), f"rest {name}": rest}
+        return found
+
+    def _factors(self, diagonals: Mapping[str, torch.Tensor], samples: Sequence[Sample]) -> Stored:
+        """The pull of each layer per energy, at strength 1."""
+        names = list(diagonals)
+        sensitivity = measure_sensitivity(self.setup, self.base, names, samples)
+        size = geometric_mean(_size(self.base.get_submodule(name)) for name in names)
+        factors = pull_per_energy(sensitivity, diagonals, size)
+        if not any(factors.values()):
+            raise DataError(
+                f"algo.protect_strength={self.algo.protect_strength:g} protects nothing: no layer matters to what the "
+                "protected data says. Type algo.protect=FILE with samples that have loss tokens"
+            )
+        device = self.setup.session.device
+        return {f"factor {name}": torch.tensor([factor], device=device) for name, factor in factors.items()}
 
 
-def width(layer: LoraLayer) -> int:
-    """Number of a layer's inputs, whatever its weight is stored as."""
+def _width(layer: LoraLayer) -> int:
+    """Number of the inputs of a layer with an adapter."""
     size: int = layer.lora_A[ADAPTER].get_parameter("weight").shape[1]
     return size
+
+
+def _num_inputs(model: PreTrainedModel, name: str) -> int:
+    """Number of the inputs of a layer without an adapter, whatever its weight is stored as."""
+    layer = model.get_submodule(name)
+    size: int = layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.in_features  # type: ignore[assignment]
+    return size
+
+
+def _size(layer: nn.Module) -> float:
+    """Root mean square of a frozen weight."""
+    weight = dequantize_module_weight(layer)
+    return float(weight.detach().float().square().mean().sqrt())
 
 
 def num_protected(size: int, ratio: float | None) -> int:
@@ -217,7 +198,8 @@ def num_protected(size: int, ratio: float | None) -> int:
 
     Args:
         size: p, the number of its channels.
-        ratio: fraction that is free, to the nearest direction, at least one. None: the default.
+        ratio: fraction that is free, to the nearest direction, at least one. None: a half, and at most `MOST_PROTECTED` are
+            protected.
     """
     free = min(size, max(1, int((DEFAULT_RATIO if ratio is None else ratio) * size + 0.5)))
     return size - free if ratio is not None else min(size - free, MOST_PROTECTED)
@@ -247,10 +229,31 @@ def planned(setup: Setup, model: PeftModel) -> FreeInputs:
     layers = _layers(model)
     with _in_full(layers):
         owners = _owners(model)
-    sizes = {name: width(layers[name]) for name in dict.fromkeys(owners.values())}
-    numbers = {name: num_protected(size, algo.unfreeze_rank_ratio) for name, size in sizes.items()}
-    meta = {name: torch.empty(sizes[name], number, device="meta") for name, number in numbers.items() if number}
-    return FreeInputs(layers, owners, meta)
+    sizes = {name: _width(layers[name]) for name in dict.fromkeys(owners.values())}
+    found: Stored = {}
+    for name, size in sizes.items():
+        rank = min(RANK, size)
+        shapes: dict[str, tuple[int, ...]] = {"cut": (size, num_protected(size, algo.ratio))}
+        if algo.protect_strength:
+            shapes |= {"top": (size, rank), "energy": (rank,), "rest": (size,)}
+        found |= {f"{part} {name}": torch.empty(shape, device="meta") for part, shape in shapes.items() if shape[-1]}
+    found |= {f"factor {name}": torch.empty(1, device="meta") for name in layers if algo.protect_strength}
+    return FreeInputs(_inputs(layers, owners, found, algo.protect_strength))
+
+
+def _inputs(layers: Layers, owners: Mapping[str, str], found: Stored, strength: float) -> list[Input]:
+    """What is found, for each input that is protected."""
+    inputs: list[Input] = []
+    for owner in dict.fromkeys(owners.values()):
+        readers = {name: layer for name, layer in layers.items() if owners[name] == owner}
+        pulls: dict[str, Pull] = {}
+        if f"top {owner}" in found:
+            top, energy, rest = (found[f"{part} {owner}"] for part in ("top", "energy", "rest"))
+            scales = {name: strength * found[f"factor {name}"] for name in readers}
+            pulls = {name: Pull(top, energy * scale, rest * scale) for name, scale in scales.items()}
+        if pulls or f"cut {owner}" in found:
+            inputs.append(Input(readers, found.get(f"cut {owner}"), pulls))
+    return inputs
 
 
 def _layers(model: PeftModel) -> dict[str, LoraLayer]:
@@ -261,13 +264,17 @@ def _layers(model: PeftModel) -> dict[str, LoraLayer]:
     """
     names, parameters = adapted(model)
     if parameters:
-        raise ConfigError(
-            f"algo.protect: adapters on experts can't be protected ({parameters[0]} and {len(parameters) - 1} more). "
-            "Type algo.target_modules=attention, or leave algo.protect out"
-        )
+        raise _of_experts(parameters)
     base = model.get_base_model()
     layers = {name: base.get_submodule(name) for name in names}
     return {name: layer for name, layer in layers.items() if isinstance(layer, LoraLayer)}
+
+
+def _of_experts(parameters: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"algo.protect: adapters on experts can't be protected ({parameters[0]} and {len(parameters) - 1} more). "
+        "Type algo.target_modules=attention, or leave algo.protect out"
+    )
 
 
 def _owners(model: PeftModel) -> dict[str, str]:
@@ -284,7 +291,7 @@ def _in_full(layers: Layers) -> Iterator[None]:
     """Layers that are quantized, and have no data, compute within this context: by unquantized ones without data."""
     quantized = {name: layer.base_layer for name, layer in layers.items() if type(layer.base_layer) not in (nn.Linear, Conv1D)}
     for name in quantized:
-        size, rows = width(layers[name]), layers[name].lora_B[ADAPTER].get_parameter("weight").shape[0]
+        size, rows = _width(layers[name]), layers[name].lora_B[ADAPTER].get_parameter("weight").shape[0]
         layers[name].base_layer = nn.Linear(size, rows, False, "meta")
     try:
         yield
@@ -306,16 +313,18 @@ def _in_groups(sizes: Mapping[str, int]) -> list[list[str]]:
     return groups
 
 
-def _say(run: Run, layers: Layers, owners: Mapping[str, str], protected: Mapping[str, torch.Tensor], seconds: float) -> None:
-    numbers = {name: protected[owner].shape[1] if (owner := owners[name]) in protected else 0 for name in layers}
-    free = 1 - sum(numbers.values()) / sum(map(width, layers.values()))
-    run.say(
-        f"the adapters read {free:.1%} of the directions of their inputs, those that the protected data uses least "
-        f"({len(protected)} inputs of {len(layers)} layers, {seconds:.1f} s)"
-    )
+def _say(run: Run, layers: Layers, free_inputs: FreeInputs, strength: float, seconds: float) -> None:
+    cut = {name: one.protected.shape[1] for one in free_inputs.inputs if one.protected is not None for name in one.layers}
+    free = {name: 1 - cut.get(name, 0) / _width(layer) for name, layer in layers.items()}
+    mean = 1 - sum(cut.values()) / sum(map(_width, layers.values()))
+    words = f"the adapters read {mean:.1%} of the directions of their inputs, those that the protected data uses least"
+    if strength:
+        pulled = f"they are pulled toward the base weights by how much the protected data depends on it ({strength:g})"
+        words = f"{words}, and {pulled}" if cut else f"the adapters read all directions of their inputs, and {pulled}"
+    run.say(f"{words} ({len(free_inputs.inputs)} inputs of {len(layers)} layers, {seconds:.1f} s)")
     run.write_plan(
-        directions_free=round(free, 4),
-        directions_free_of={name: round(1 - numbers[name] / width(layer), 4) for name, layer in layers.items()},
+        directions_free=round(mean, 4),
+        directions_free_of={name: round(fraction, 4) for name, fraction in free.items()},
         directions_seconds=round(seconds, 2),
     )
 

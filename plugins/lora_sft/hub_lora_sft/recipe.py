@@ -42,6 +42,9 @@ def _build(setup: Setup, is_plan: bool = False) -> Recipe:
     if algo.load_in_4bit or algo.load_in_8bit:
         say_how_experts_are_kept(base, setup.run)
     left_out, layers = left_out_layers(setup, base), set(linear_layers(base))
+    protected = None
+    if algo.protect is not None and not is_plan:
+        protected = Protected(setup, base, targets_of(algo.target_modules, base, left_out))
     further = setup.cfg.model.adapter
     if further is None:
         model = add_adapters(algo, base, run, left_out, setup.vocabulary)
@@ -49,10 +52,9 @@ def _build(setup: Setup, is_plan: bool = False) -> Recipe:
         model = train_further(algo, base, run, Path(further))
     if from_weights(algo.init):
         reduce_base(model, setup)
-    protected = Protected(setup, model) if algo.protect is not None and not is_plan else None
-    free_inputs = protected.free_inputs if protected is not None else None
-    if algo.protect is not None and is_plan:
-        free_inputs = planned(setup, model)
+    free_inputs = None
+    if algo.protect is not None:
+        free_inputs = planned(setup, model) if protected is None else protected.hold(model)
     if in_fp8:
         report_layers(run, *hold_in_fp8(model, layers & left_out.keys()))
 

@@ -56,6 +56,11 @@ def test_other_target_modules_are_refused(value):
             ["algo.unfreeze_rank_ratio=0.25"],
             ["algo.unfreeze_rank_ratio has no effect without algo.protect. Type"],
         ),
+        (["algo.protect_strength=56"], ["algo.protect_strength has no effect without algo.protect. Type"]),
+        (
+            ["algo.protect=self", "algo.unfreeze_rank_ratio=1"],
+            ["algo.unfreeze_rank_ratio=1.0 protects nothing."],
+        ),
         (["algo.protect=3"], ["algo.protect=3 is not allowed. Allowed: self, a file, the folder of a run, or a list of these"]),
         (
             ["algo.protect=[self,tiny:chats]"],

@@ -18,11 +18,11 @@ from hub.models.rounding import rounded
 from hub.parallel.reparametrization import Reparametrization
 from hub.parallel.sharded_tensors import local_region, local_tensor
 from hub.parallel.strategy import full
+from hub.protection.pull import Pull
 from hub.train.attempts import twice
 from hub_osft.embeddings import FreeRows
 from hub_osft.layers import OsftFactored
 from hub_osft.subspace import change_of, oriented, project_, project_exactly, pull_to_base_
-from hub_osft.wide import WidePull
 
 MAX_STACKED = 2**26
 """Maximum number of coordinates projected in one call. Equal shapes are stacked, which saves small models many calls."""
@@ -51,7 +51,7 @@ class Part:
     penalty: torch.Tensor | None = None
     """(f,): penalty strength of each column of Z, times the learning rate. None: no penalty."""
 
-    wide: WidePull | None = None
+    wide: Pull | None = None
     """The penalty on a change without directions. None: there is none, or `penalty` has it."""
 
     base: torch.Tensor = field(init=False)

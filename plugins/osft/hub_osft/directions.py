@@ -40,8 +40,8 @@ SECONDS_BETWEEN_LINES = 5.0
 Directions = dict[str, torch.Tensor]
 """Directions of one target by their names on disk: `free` (Q); with `subspace=weights` also `kept` (the protected U_h) and
 `scale` (S_l), in the factored form also `left` (U_l); with a strength also `pull` (f,), how much a change along each matters.
-Of wide inputs with a strength instead `top`, `energy`, `rest`: the covariance as in `hub_osft.wide`; and `factor` (1,), the
-pull per energy. Empty: the full matrix is free."""
+Of wide inputs with a strength instead `top`, `energy`, `rest`: the covariance as in `hub.protection.pull`; and `factor` (1,),
+the pull per energy. Empty: the full matrix is free."""
 
 SHARED = ("free", "top", "energy", "rest")
 """Those that depend on the input alone."""

@@ -24,6 +24,7 @@ from hub.data.samples.sample import Sample, samples_of
 from hub.parallel.strategy import layer_classes
 from hub.protection.covariances import InputSums, Sums, add_up
 from hub.protection.files import KEPT, PROTECTION
+from hub.protection.pull import low_rank_plus_diagonal
 from hub.protection.sensitivity import geometric_mean, measure_sensitivity, pull_per_energy
 from hub.protection.sources import Wanted, earlier_file, embedding_rows, learned, leave, report, samples_to_protect
 from hub.train.setup.setup import Setup
@@ -115,7 +116,7 @@ class Protection:
             if name not in self._wide:
                 self._wide.clear()
                 covariance = self.inputs.totals[name].to(weight.device)
-                top, energy, rest = wide.low_rank_plus_diagonal(covariance, min(wide.RANK, target.size))
+                top, energy, rest = low_rank_plus_diagonal(covariance, min(wide.RANK, target.size))
                 self._wide[name] = {"top": top.contiguous(), "energy": energy, "rest": rest}
             return {**self._wide[name], "factor": torch.tensor([self.pull_factors[target.name]], device=weight.device)}
         if self._last is None or self._last[0] != name:

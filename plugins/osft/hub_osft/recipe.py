@@ -11,6 +11,7 @@ from hub import ConfigError, ModelError, Outcome, Run
 from hub.models.load import trainable_in_float32
 from hub.models.structure import outside_text
 from hub.protection.passes import same_inputs
+from hub.protection.pull import Pull
 from hub.recipe import Recipe, Reparametrization, Setup
 from hub.train.setup.layers import in_words
 from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, NEW_TOKENS, OsftConfig
@@ -31,7 +32,6 @@ from hub_osft.targets import (
     with_protected,
     with_ratio,
 )
-from hub_osft.wide import WidePull
 
 
 def build(setup: Setup) -> Recipe:
@@ -209,7 +209,7 @@ def with_coordinates(
         part = Part(holder, target.parameter, trained, free, protected, target.left, corner, protected is not None, penalties)
         if "top" in directions:
             scale = directions["factor"] * algo.strength
-            part.wide = WidePull(directions["top"], directions["energy"] * scale, directions["rest"] * scale)
+            part.wide = Pull(directions["top"], directions["energy"] * scale, directions["rest"] * scale)
         parts.append(part)
     return FastReparametrization(parts, embeddings)
 

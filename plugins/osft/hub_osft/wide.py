@@ -1,67 +1,14 @@
-"""The pull toward the base weights for wide inputs: covariances as low rank plus diagonal, and coordinates without directions.
+"""Which matrices are wide: those whose pull is approximated, and whose change is trained without directions.
 
 With a strength all directions of a matrix are free, so its change needs no directions: it is trained as it is. They are needed
-for the pull alone, Delta (I + r S)^-1 for the penalty S and the learning rate r. All directions of p inputs are p x p numbers,
-which for an MLP's second matrix is more than its weights. Here S is V diag(e) V^T + diag(d): the `RANK`
-directions that the data uses most, and what is left of each channel's energy. Its inverse is that of Woodbury's identity,
-
-    (I + r S)^-1 = E - E V ((r diag(e))^-1 + V^T E V)^-1 V^T E,   E = (I + r diag(d))^-1
-
-two products with V (p x RANK) a step.
+for the pull alone. All directions of p inputs are p x p numbers, which for an MLP's second matrix is more than its weights. So
+the pull is that of `hub.protection.pull`.
 """
 
-from dataclasses import dataclass
-
-import torch
-
-from hub.protection.covariances import largest_directions
+from hub.protection import pull
 
 WIDE = 4096
 """Inputs above which a matrix has the approximation. Below, all directions take little."""
 
-RANK = 512
+RANK = pull.RANK
 """Directions that it keeps."""
-
-
-@dataclass(frozen=True)
-class WidePull:
-    """The penalty S of one matrix, per unit of learning rate."""
-
-    top: torch.Tensor
-    """V (p, r), orthonormal columns."""
-
-    energy: torch.Tensor
-    """e (r,), not negative."""
-
-    rest: torch.Tensor
-    """d (p,), not negative."""
-
-    def pull_(self, change: torch.Tensor, rate: float) -> None:
-        """Pull a change toward 0 by one proximal step, in place.
-
-        Args:
-            change: Delta (M, p).
-            rate: learning rate of the optimizer step.
-        """
-        change.div_(1 + rate * self.rest)
-        # Sides are scaled by the root of the energy, so that one of 0 needs no inverse.
-        side = self.top * (rate * self.energy).sqrt()
-        damped = side / (1 + rate * self.rest)[:, None]
-        inner = torch.eye(len(self.energy), dtype=change.dtype, device=change.device) + side.mT @ damped
-        along = torch.cholesky_solve((change @ side).mT, torch.linalg.cholesky(inner)).mT
-        change.addmm_(along, damped.mT, alpha=-1)
-
-
-def low_rank_plus_diagonal(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """V, e and d of a covariance.
-
-    Args:
-        covariance: (p, p), positive semidefinite.
-        rank: columns of V, at most p.
-
-    Returns:
-        V (p, rank), e (rank,) ascending, d (p,): the diagonal that V diag(e) V^T leaves.
-    """
-    top, energy = largest_directions(covariance, rank)
-    rest = covariance.diagonal() - (top.square() * energy).sum(-1)
-    return top, energy, rest.clamp(min=0)

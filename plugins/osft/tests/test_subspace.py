@@ -7,8 +7,9 @@ import torch
 from hub_osft.coordinates import FastReparametrization, Part, _form_exactly_, form_
 from hub_osft.layers import OsftExperts, OsftLinear
 from hub_osft.subspace import decompose, num_free, oriented, project_, project_exactly, pull_to_base_, split, steps
-from hub_osft.wide import WidePull, low_rank_plus_diagonal
 from transformers.pytorch_utils import Conv1D
+
+from hub.protection.pull import Pull, low_rank_plus_diagonal
 
 SHAPES = [(96, 64), (64, 64), (40, 72)]
 
@@ -225,11 +226,25 @@ def test_the_pull_of_a_wide_input_is_that_of_its_whole_covariance_if_this_is_low
     # The proximal step on the whole covariance, solved without any identity.
     expected = torch.linalg.solve(torch.eye(64, dtype=torch.float64) + 0.1 * strength * covariance, z.mT).mT
     found = z.clone()
-    WidePull(top, strength * energy, strength * rest).pull_(found, 0.1)
+    Pull(top, strength * energy, strength * rest).pull_(found, 0.1)
     assert (found - expected).norm() < 1e-10 * z.norm()
     single = z.float()
-    WidePull(top.float(), (strength * energy).float(), (strength * rest).float()).pull_(single, 0.1)
+    Pull(top.float(), (strength * energy).float(), (strength * rest).float()).pull_(single, 0.1)
     assert (single.double() - expected).norm() < 1e-4 * expected.norm() + 1e-7 * z.norm()
+
+
+@pytest.mark.parametrize("spread", [1e0, 1e12])
+def test_a_pull_is_computed_in_float32_whatever_the_energies_are(spread):
+    inputs = matrix((300, 96), seed=5) @ torch.diag(torch.logspace(0, 4, 96, dtype=torch.float64))
+    top, energy, rest = low_rank_plus_diagonal((spread * inputs.mT @ inputs).float(), 96)
+    penalty = ((top.double() * energy) @ top.double().mT) + rest.double().diag()
+    z = matrix((20, 96), seed=6)
+    expected = torch.linalg.solve(torch.eye(96, dtype=torch.float64) + 0.1 * penalty, z.mT).mT
+    found = z.float()
+    Pull(top, energy, rest).pull_(found, 0.1)
+    error = found.double() - expected
+    assert error.norm() < 1e-3 * z.norm()
+    assert (error @ penalty @ error.mT).trace() < 1e-6 * (z @ penalty @ z.mT).trace()
 
 
 def test_the_largest_directions_of_a_wide_input_are_those_of_a_decomposition_and_no_channel_gains_energy():
