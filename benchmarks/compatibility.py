@@ -45,8 +45,8 @@ OF_NEWER = (
     "(mistral3 and (healthy or class_is)) or (dbrx and targets_by_group) or (deepseek_v2 and default_options)"
     " or (mamba and (default_options or can_not_have or can_not_train)) or a_pattern_for_weights_that_can_not_train"
 )
-"""Tests that state what the transformers of constraints.txt does, and older ones do not: the rope of Mistral 3's images, a field
-of DBRX's config, and which layers DeepSeek V2 and Mamba read without calling them."""
+"""Tests that state what the transformers of constraints.txt does, and older ones do not: the rope of Mistral 3's images, a
+field of DBRX's config, and which layers DeepSeek V2 and Mamba read without calling them."""
 _VERSIONS = """
 import importlib.metadata as m, json, platform, torch
 gpu = torch.cuda.get_device_name().replace("NVIDIA ", "") if torch.cuda.is_available() else "CPU"
