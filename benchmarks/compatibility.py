@@ -40,7 +40,13 @@ TESTS = (
     "plugins/osft/tests",
     "plugins/dpo/tests",
 )
-TOOLS = ("pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "PyYAML")
+TOOLS = ("pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "PyYAML", "bitsandbytes>=0.45")
+OF_NEWER = (
+    "(mistral3 and (healthy or class_is)) or (dbrx and targets_by_group) or (deepseek_v2 and default_options)"
+    " or (mamba and (default_options or can_not_have or can_not_train)) or a_pattern_for_weights_that_can_not_train"
+)
+"""Tests that state what the transformers of constraints.txt does, and older ones do not: the rope of Mistral 3's images, a
+field of DBRX's config, and which layers DeepSeek V2 and Mamba read without calling them."""
 _VERSIONS = """
 import importlib.metadata as m, json, platform, torch
 gpu = torch.cuda.get_device_name().replace("NVIDIA ", "") if torch.cuda.is_available() else "CPU"
@@ -98,6 +104,21 @@ def install(which: str, pins: list[str], python: str) -> str:
     return own
 
 
+def is_older(python: str) -> bool:
+    """Whether the transformers of an environment is older than that of constraints.txt."""
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    newest = next(line.partition("==")[2] for line in text.splitlines() if line.startswith("transformers=="))
+    found = versions_of(python)["transformers"]
+    return [int(part) for part in re.findall(r"\d+", found)] < [int(part) for part in re.findall(r"\d+", newest)]
+
+
+def versions_of(python: str) -> dict[str, str]:
+    """The versions of an environment, and its machine."""
+    said = subprocess.run([python, "-c", _VERSIONS], env=environment_of(python), capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(said.stdout.splitlines()[-1])
+    return found
+
+
 def run_tests(python: str, jobs: int, tests: list[str]) -> Ran:
     """Run the tests in an environment."""
     report = ROOT / "build" / "compatibility" / "report.xml"
@@ -105,7 +126,10 @@ def run_tests(python: str, jobs: int, tests: list[str]) -> Ran:
     report.unlink(missing_ok=True)
     env = environment_of(python) | {"OMP_NUM_THREADS": "1"}
     spread = ["--numprocesses", str(jobs)] if jobs > 1 else []
-    subprocess.run([python, "-m", "pytest", "-q", *spread, f"--junit-xml={report}", *tests], cwd=ROOT, env=env, check=False)
+    chosen = ["-k", f"not ({OF_NEWER})"] if is_older(python) else []
+    subprocess.run(
+        [python, "-m", "pytest", "-q", *spread, *chosen, f"--junit-xml={report}", *tests], cwd=ROOT, env=env, check=False
+    )
     cases = list(ElementTree.parse(report).iter("testcase"))
     failed = [f"{case.get('classname')}::{case.get('name')}" for case in cases if case.find("failure") is not None]
     failed += [f"{case.get('classname')}::{case.get('name')}" for case in cases if case.find("error") is not None]
@@ -115,10 +139,9 @@ def run_tests(python: str, jobs: int, tests: list[str]) -> Ran:
 
 def row_of(python: str, ran: Ran) -> list[str]:
     """The cells of a run, in the order of `HEAD`."""
-    said = subprocess.run([python, "-c", _VERSIONS], env=environment_of(python), capture_output=True, text=True, check=True)
-    found = json.loads(said.stdout.splitlines()[-1])
     figures = {"tests passed": ran.passed, "failed": len(ran.failed), "left out": ran.left_out, "day": date.today().isoformat()}
-    return [str((found | figures)[name]) for name in HEAD]
+    cells = versions_of(python) | figures
+    return [str(cells[name]) for name in HEAD]
 
 
 def with_row(page: str, row: list[str]) -> str:

@@ -176,10 +176,18 @@ class Submitted(Result):
     cancel: str = ""
     """The command that ends the job."""
 
+    volume: str = ""
+    """The claim, volume or bucket that the run folder is in. Empty: it is on a disk that this machine sees."""
+
     def _rows(self) -> list[tuple[str, str]]:
+        return self.rows()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What is shown of it: names and values."""
         number = self.job_number or f"none: {self.status}"
-        rows = [("job", number), ("log", self.log), ("end it", self.cancel), ("job file", str(self.job_file or ""))]
-        return [*((name, value) for name, value in rows if value), ("run folder", str(self.run_path))]
+        rows = [("job", number), ("job file", str(self.job_file or "")), ("log", self.log), ("end it", self.cancel)]
+        place = f"{self.run_path} in {self.volume}" if self.volume else str(self.run_path)
+        return [*((name, value) for name, value in rows if value), ("run folder", place)]
 
 
 NUM_RECENT = 10

@@ -263,7 +263,8 @@ def test_paths_that_the_machines_of_a_job_do_not_see_are_refused(hub, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_engine_that_is_not_here_is_one_line(tmp_path, monkeypatch):
+def test_an_engine_gets_the_job_file_and_one_that_is_not_here_is_one_line(tmp_path, monkeypatch):
+    before = os.environ["PATH"]
     monkeypatch.setenv("PATH", str(tmp_path))
     job = Job(cfg=package.RunConfig(), name="it", words=(), summary="")
     for engine, program in (("slurm", "sbatch"), ("kubernetes", "kubectl"), ("skypilot", "sky")):
@@ -271,6 +272,19 @@ def test_an_engine_that_is_not_here_is_one_line(tmp_path, monkeypatch):
             LaunchError, match=f"^launch={engine} needs {program}, which is not on this machine. .*launch.dry_run=true"
         ):
             ENGINES[engine].submit(job, tmp_path / "it.sbatch", "")
+    monkeypatch.setenv("PATH", before)
+    monkeypatch.setenv("HF_TOKEN", "a secret")
+    took = f'echo "$*" > {tmp_path}/words; cat "${{!#}}" > {tmp_path}/job'
+    monkeypatch.setenv("PATH", programs(tmp_path / "bin", kubectl=took.replace('"${!#}"', ""), sky=took))
+    log = "kubectl logs --follow --selector=job=it --prefix"
+    for engine, words, follow in (
+        ("kubernetes", "create --filename -", log),
+        ("skypilot", "jobs launch --yes --detach-run --name it --secret HF_TOKEN /", "sky jobs logs --follow --name it"),
+    ):
+        started = ENGINES[engine].submit(job, None, f"the job of {engine}")
+        assert (tmp_path / "words").read_text(encoding="utf-8").startswith(words)
+        assert (tmp_path / "job").read_text(encoding="utf-8") == f"the job of {engine}"
+        assert started.log == follow
 
 
 def test_what_a_sweep_and_a_file_of_another_must_not_decide(hub, tmp_path):

@@ -71,7 +71,7 @@ def test_bash_completes_verbs_flags_groups_options_values_and_files(complete):
     assert all(word.startswith("algo.lora_") for word in options)
     assert models == ["smollm2_135m"]
     assert {"cosine", "cosine_with_restarts"} <= set(choices)
-    assert empty == ["inline", "local", "single"]
+    assert empty == ["inline", "kubernetes", "local", "single", "skypilot", "slurm"]
     assert booleans == ["true", "false"]
     assert file == files == ["chats.jsonl"]
     assert shells == list(SHELLS)

@@ -73,6 +73,7 @@ def submit(cfg: RunConfig) -> Submitted:
         run_path=job.run_path,
         job=text,
         job_file=file,
+        volume=next((name for folder, name in cfg.launch.volumes.items() if job.run_path.is_relative_to(folder)), ""),
     )
     if cfg.launch.dry_run:
         say_error(f"hub: {f'the job file is {file}' if file else 'this is the job file'}. Nothing is submitted")
@@ -156,8 +157,7 @@ def lines(result: Submitted) -> list[str]:
     """What is printed of a job: its file if it is only written, else where its log and its result will be."""
     if result.job_number is None:
         return [result.job.rstrip("\n")]
-    shown = [("job", result.job_number), ("job file", result.job_file), ("log", result.log), ("end it", result.cancel)]
-    shown += [("run folder", result.run_path)]
-    if result.job_file is not None:
-        shown += [("its report", f"python -m hub report run={value_as_typed(str(result.run_path))}")]
-    return [f"{name}: {value}" for name, value in shown if value is not None]
+    shown = result.rows()
+    if not result.volume:
+        shown.append(("its report", f"python -m hub report run={value_as_typed(str(result.run_path))}"))
+    return [f"{name}: {value}" for name, value in shown]
