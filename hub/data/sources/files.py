@@ -229,5 +229,8 @@ def _near_names(missing: Path) -> str:
             names = [entry.name for entry in islice(found, bounds().max_data_files)]
     except OSError:
         return ""
-    near = did_you_mean(missing.name, names)
+    # An ending that they share makes no two names alike.
+    same = [name for name in names if Path(name).suffix == missing.suffix]
+    alike = [name for name in same if did_you_mean(missing.stem, [Path(name).stem])]
+    near = did_you_mean(missing.name, alike or [name for name in names if name not in same])
     return near if missing.parent == Path() or not near else f"{near} (in {folder})"
