@@ -20,7 +20,7 @@ from hub.errors import ConfigError
 from hub.result import Result
 from hub.system import timeline
 from hub.system.saying import drop_what_nobody_reads, lost_output, say_error
-from hub.tables import for_terminal
+from hub.tables import fitted, for_terminal
 from hub.tasks.verbs import FINISHED
 
 DEFAULT_VERB = "train"
@@ -120,7 +120,7 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
             print_json(found.as_json(), stdout)
         elif found is not None:
             text = repr(found)
-            print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
+            print(fitted(for_terminal(text)) if stdout.isatty() else text, file=stdout, flush=True)
     if (lost := lost_output()) is not None:
         say_error(f"hub: standard output could not be written ({lost.strerror})")
     return int(lost is not None)
@@ -167,7 +167,7 @@ def plan(overrides: list[str], flags: Flags) -> int:
             print_json(found.as_json(), stdout)
         else:
             text = repr(found)
-            print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
+            print(fitted(for_terminal(text)) if stdout.isatty() else text, file=stdout, flush=True)
     if found.chosen.memory.fits:
         _say_what_is_next(overrides, flags)
     return 0 if found.chosen.memory.fits else 1

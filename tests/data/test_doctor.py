@@ -228,6 +228,21 @@ def test_near_duplicates_are_pairs_with_four_fifths_in_common_and_no_others():
     assert near_duplicates(texts) == [(0, 1)]
 
 
+def test_without_colors_marks_tell_what_is_trained():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from hub.data.doctor.page import has_colors
+
+    def colors(**environ):
+        return has_colors(Console(file=StringIO(), force_terminal=True, _environ=environ))
+
+    assert colors(TERM="xterm")
+    assert not colors(TERM="dumb")
+    assert not colors(TERM="xterm", NO_COLOR="1")
+
+
 def run(hub, *words):
     said = hub("data", "model=tiny", *words)
     return said.code, said.out, said.err

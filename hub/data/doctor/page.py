@@ -44,14 +44,19 @@ def page(examined: Examined, tokenizer: "PreTrainedTokenizerBase") -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
+def has_colors(console: Console) -> bool:
+    """Whether colors tell what is trained. Not with NO_COLOR, nor on a terminal that has none, as screen readers use."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
 def _print_page(console: Console, examined: Examined, tokenizer: "PreTrainedTokenizerBase") -> None:
     _print_sources(console, examined)
     _print_lengths(console, examined)
     _print_findings(console, examined)
     for sample in examined.samples:
         console.print()
-        console.print(_shown(sample, tokenizer, console.is_terminal))
-    if console.is_terminal:
+        console.print(_shown(sample, tokenizer, has_colors(console)))
+    if has_colors(console):
         legend = Text("\n")
         for name, style in _STYLES.items():
             legend.append(f"{name}  ", style)
