@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 
 from hub.config.data import DataConfig
@@ -241,6 +242,17 @@ def test_without_colors_marks_tell_what_is_trained():
     assert colors(TERM="xterm")
     assert not colors(TERM="dumb")
     assert not colors(TERM="xterm", NO_COLOR="1")
+
+
+def test_bold_of_the_place_does_not_hide_which_special_tokens_are_trained(tokenizer):
+    from hub.data.doctor.page import _shown
+    from hub.data.samples.sample import Sample
+
+    end = tokenizer.eos_token_id
+    sample = Sample(np.array([end, 50, end]), np.array([False, True, True]), where="a.jsonl:1")
+    text = _shown(sample, tokenizer, has_color=True)
+    assert not text.style
+    assert [str(span.style) for span in text.spans] == ["bold", "cyan", "green", "bold cyan"]
 
 
 def run(hub, *words):

@@ -114,7 +114,7 @@ def _print_findings(console: Console, examined: Examined) -> None:
 def _shown(sample: Sample, tokenizer: "PreTrainedTokenizerBase", has_color: bool) -> Text:
     """A sample as the model sees it. Without colors, [[ and ]] mark what is trained."""
     special = set(special_tokens(tokenizer).values())
-    text = Text(printable(f"{sample.where}{f' {sample.role}' if sample.role else ''}: "), "bold")
+    text = Text().append(printable(f"{sample.where}{f' {sample.role}' if sample.role else ''}: "), "bold")
     kinds = [
         f"special{' trained' if mask else ''}" if int(number) in special else "trained" if mask else "context"
         for number, mask in zip(sample.input_ids, sample.loss_mask, strict=True)
