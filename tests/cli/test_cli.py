@@ -409,7 +409,7 @@ def test_a_terminal_learns_what_takes_long(hub, monkeypatch):
     monkeypatch.setattr(timeline.Timeline, "begin", lambda self, stage: begun.append(stage))
     hub("report", "run=nothing")
     hub("plan", "algo=none")
-    assert begun == ["reading the run", "importing torch and transformers"]
+    assert begun == ["reading the run", "libraries"]
 
 
 @pytest.mark.parametrize("width", [80, 140])
