@@ -1,10 +1,15 @@
 """Tables as plain text and as HTML, for what shows itself in a terminal and in a notebook."""
 
 import re
+import shutil
+import textwrap
 from collections.abc import Sequence
 from html import escape
 
 Rows = Sequence[tuple[str, str]]
+
+MIN_COLUMN = 24
+"""The least width in characters to which the last column of a table is broken."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -12,6 +17,27 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def for_terminal(text: str) -> str:
     """The text without control characters but tabs and ends of lines: in a terminal they change more than this text."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def fitted(text: str, width: int | None = None) -> str:
+    """The text with long last columns of tables broken within the column. Prose and commands are left to the terminal.
+
+    Args:
+        text: lines. Two spaces or more end a column.
+        width: of the terminal, in characters. None: that of this process.
+    """
+    room = width or shutil.get_terminal_size().columns
+    return "\n".join(_fitted_line(line, room) for line in text.split("\n"))
+
+
+def _fitted_line(line: str, width: int) -> str:
+    gaps = [gap.end() for gap in re.finditer(r"(?<=\S) {2,}(?=\S)", line)]
+    if len(line) <= width or not gaps or width - gaps[-1] < MIN_COLUMN or "python -m hub" in line:
+        return line
+    indent = " " * gaps[-1]
+    return textwrap.fill(
+        line[gaps[-1] :], width, initial_indent=line[: gaps[-1]], subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def as_text(rows: Rows) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,7 +115,13 @@ def test_a_notebook_runs_and_is_kept_without_its_outputs(file, tmp_path):
     shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in shown)
     printed = "".join(output["text"] for output in shown if output.output_type == "stream")
+    tables = [output["data"]["text/plain"] for output in shown if "<progress" in output.get("data", {}).get("text/html", "")]
+    assert tables
+    assert not re.search(r"^step \d", printed, re.MULTILINE)
     if file.stem == "lora_sft":
+        (table,) = tables  # the same one for 30 steps
+        assert table.startswith("step 30 of 30\n")
+        assert [line.split()[0] for line in table.splitlines() if len(line.split()) == 6] == ["10", "20", "30"]
         assert "held-out loss" in printed
         assert printed.count("before: ") == printed.count("after:  ") == 2
         assert (tmp_path / "runs" / "latest" / "model" / "adapter_config.json").is_file()

@@ -1,4 +1,7 @@
-"""Pages beside docs/ in the site: READMEs, CONTRIBUTING and the files that pages link become pages and files below project/."""
+"""Pages beside docs/ in the site: READMEs, CONTRIBUTING and the files that pages link become pages and files below project/.
+
+And the search works from a disk, without a script from elsewhere.
+"""
 
 import os
 import re
@@ -14,6 +17,9 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PLACE = "project"
 """The folder of the site for what lies outside docs/."""
+
+FROM_ELSEWHERE, WORKER = "https://unpkg.com/iframe-worker/shim", "assets/worker.js"
+"""The script that the theme would load for its search on a disk, and ours."""
 
 CODE_OR_LINK = re.compile(r"^ *```.*?^ *```$|`[^`\n]*`|(?<=\]\()[^)\s]+(?=\))", re.MULTILINE | re.DOTALL)
 LISTS = re.compile(r"(?<=^)((?!\s*(?:[-*+]|\d+\.) |\s*$|#|\|).*\n)(?=(?:[-*]|\d+\.) )", re.MULTILINE)
@@ -44,6 +50,8 @@ def place_of(file: Path) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what pages link outside docs/, and what these pages link."""
+    for name in ("worker.js", "site.css"):
+        files.append(File.generated(config, f"assets/{name}", abs_src_path=str(DOCS / "_site" / name)))
     waiting = [Path(file.abs_src_path) for file in files.documentation_pages() if file.abs_src_path]
     seen = set(waiting)
     while waiting:
@@ -79,3 +87,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     text = CODE_OR_LINK.sub(moved, markdown)
     parts = FENCED.split(text)
     return "".join(part if number % 2 else LISTS.sub(r"\1\n", part) for number, part in enumerate(parts))
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Let the page load our script in place of the theme's."""
+    if FROM_ELSEWHERE not in output:
+        raise PluginError(f"the theme no longer loads {FROM_ELSEWHERE}: see docs/_site/worker.js")
+    return output.replace(FROM_ELSEWHERE, os.path.relpath(WORKER, os.path.dirname(page.file.dest_uri) or "."))
+
+
+def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> str:
+    """The same in pages of the theme, such as 404.html."""
+    return output.replace(FROM_ELSEWHERE, f"/{WORKER}")

@@ -21,6 +21,9 @@ from hub.launch.lock import Holder
 from hub.system.processes import folders_on_command_lines
 
 DEFAULT_FOLDER = "runs"
+WHOLE_NAME = 32
+"""Characters of a run's name that are never broken."""
+
 QUIET_SECONDS = 24 * 3600.0
 """A run without a result may be running, here or on another machine, if a file in it is newer than this."""
 RUNNING, UNFINISHED, KILLED = "running", "unfinished", "killed"
@@ -257,15 +260,18 @@ def _measure(path: Path) -> tuple[int, float]:
 
 
 def _print_table(entries: Iterable[Entry]) -> None:
+    listed, now = list(entries), time.time()
+    names = [f"{entry.name}{' *' if entry.latest else ''}" for entry in listed]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("run", "age", "what", "status", "loss", "size"):
-        table.add_column(column, overflow="fold", no_wrap=column not in ("run", "what"), justify="left")
-    now = time.time()
-    for entry in entries:
+        # A name is copied. So it stays in one piece, if it is not much longer than one by date and time.
+        least = min(max(map(len, names), default=0), WHOLE_NAME) if column == "run" else None
+        table.add_column(column, overflow="fold", no_wrap=column not in ("run", "what"), justify="left", min_width=least)
+    for entry, name in zip(listed, names, strict=True):
         model = Path(entry.model).name if entry.model.startswith("/") else entry.model
         what = f"{entry.algo} {model}" if entry.num_runs == 1 else f"{entry.num_runs} x {entry.algo} {model}"
         loss = "" if entry.loss is None else f"{entry.loss:.4g}"
-        cells = [f"{entry.name}{' *' if entry.latest else ''}", _age(now - entry.started), what, entry.status, loss]
+        cells = [name, _age(now - entry.started), what, entry.status, loss]
         table.add_row(*(Text(cell) for cell in (*cells, _size(entry.size))))
     console = Console()
     (console if console.is_terminal else Console(width=100)).print(table)

@@ -20,11 +20,10 @@ from hub.errors import ConfigError
 from hub.result import Result
 from hub.system import timeline
 from hub.system.saying import drop_what_nobody_reads, lost_output, say_error
-from hub.tables import for_terminal
+from hub.tables import fitted, for_terminal
 from hub.tasks.verbs import FINISHED
 
 DEFAULT_VERB = "train"
-IMPORTING = "importing torch and transformers"
 
 
 def run_task(task: str, overrides: list[str], flags: Flags) -> int:
@@ -70,7 +69,12 @@ def _stdout_of_result(flags: Flags, all_is_progress: bool = False) -> Iterator[T
 
 
 def _say_what_takes_long(what: str, flags: Flags) -> None:
-    """Say on a terminal what a verb does, once it has taken most of a second. In a log its own lines are enough."""
+    """Say on a terminal what a verb does, once it has taken most of a second. In a log its own lines are enough.
+
+    Args:
+        what: a text, or a stage of `timeline.STAGES`, which `timeline.close` has to end.
+        flags: of the command line.
+    """
     if sys.stderr is not None and sys.stderr.isatty() and not flags.quiet:
         timeline.of_run(say_error).begin(what)
 
@@ -111,7 +115,8 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
     """Run a verb on a finished model, and print what it found."""
     drop_what_nobody_reads()
     with _stdout_of_result(flags, all_is_progress=True) as stdout:
-        _say_what_takes_long("reading the run" if verb.reads_run else IMPORTING, flags)
+        # No names of stages: these verbs say by themselves how far they are, and some ask.
+        _say_what_takes_long("reading the run" if verb.reads_run else timeline.STAGES["libraries"], flags)
         from hub.launch.finished import ask
 
         words = [*words, *(f"{verb.own_section}.{name[2:]}=true" for name in verb.flags if getattr(flags, name[2:]))]
@@ -120,7 +125,7 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
             print_json(found.as_json(), stdout)
         elif found is not None:
             text = repr(found)
-            print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
+            print(fitted(for_terminal(text)) if stdout.isatty() else text, file=stdout, flush=True)
     if (lost := lost_output()) is not None:
         say_error(f"hub: standard output could not be written ({lost.strerror})")
     return int(lost is not None)
@@ -128,7 +133,7 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
 
 def data(overrides: list[str], flags: Flags) -> int:
     """Inspect the data of a run: lengths, trained tokens, errors."""
-    _say_what_takes_long(IMPORTING, flags)
+    _say_what_takes_long("libraries", flags)
     from hub.compose.compose import compose
     from hub.launch.preflight import prepare_data
 
@@ -147,6 +152,7 @@ def data(overrides: list[str], flags: Flags) -> int:
         tokenizer = load_tokenizer(cfg, path)
         positions = max_positions(load_config(cfg.model, path))
         report = examine(cfg, tokenizer, positions)
+    timeline.close()
     print_examined(report, tokenizer, flags.json)
     if not report.spoils:
         _say_what_is_next(overrides, flags)
@@ -156,7 +162,7 @@ def data(overrides: list[str], flags: Flags) -> int:
 def plan(overrides: list[str], flags: Flags) -> int:
     """Plan a run: memory, layout, time and price, before it runs and on hardware that is not here."""
     with _stdout_of_result(flags, all_is_progress=True) as stdout:
-        _say_what_takes_long(IMPORTING, flags)
+        _say_what_takes_long("libraries", flags)
         from hub.launch.planning import plan as plan_run
 
         try:
@@ -167,7 +173,7 @@ def plan(overrides: list[str], flags: Flags) -> int:
             print_json(found.as_json(), stdout)
         else:
             text = repr(found)
-            print(for_terminal(text) if stdout.isatty() else text, file=stdout, flush=True)
+            print(fitted(for_terminal(text)) if stdout.isatty() else text, file=stdout, flush=True)
     if found.chosen.memory.fits:
         _say_what_is_next(overrides, flags)
     return 0 if found.chosen.memory.fits else 1

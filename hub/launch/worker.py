@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -205,6 +206,8 @@ def failure_of(rank: int, error: BaseException) -> Failure:
 def _run_task(cfg: RunConfig, run: Run, algorithm: str, backend: Backend) -> Outcome:
     """Prepare the setup, let the backend build its recipe, and run the task on it."""
     timeline.begin("imports")
+    # tqdm complains in a notebook without ipywidgets. The hub shows its own table.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     build, task = backend.build, cfg.chosen_task
     with without_collector(freeze=cfg.launch.mode != "inline"):
         build_recipe, name = (_imported(build), build) if isinstance(build, str) else (build, f"{backend.algorithm}:build")

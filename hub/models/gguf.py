@@ -41,7 +41,6 @@ def from_gguf_package(package: str, say: Callable[[str], None]) -> Path:
     file, release = _find_gguf(package)
     folder = _folder(package, release)
     if _is_whole(folder):
-        say(f"Using the weights of {package} {release}, converted before: {folder}")
         return folder
     if folder.exists():
         say(f"{folder} is damaged (it does not match its {MANIFEST}); converting again")

@@ -97,10 +97,9 @@ def say_error(text: str) -> None:
 
 
 def moving_terminal() -> TextIO | None:
-    """The terminal that shows standard error, if its cursor can move. None: a pipe, a file, or TERM=dumb."""
-    stream = sys.stderr
+    """The terminal that shows standard output and error, if its cursor can move. None: a pipe, a file, or TERM=dumb."""
     try:
-        moves = stream is not None and stream.isatty() and os.environ.get("TERM") not in PLAIN_TERMINALS
-    except ValueError:  # it is closed
-        moves = False
-    return stream if moves else None
+        is_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
+    except ValueError:  # one is closed
+        return None
+    return sys.stderr if is_terminal and os.environ.get("TERM") not in PLAIN_TERMINALS else None

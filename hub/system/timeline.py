@@ -22,6 +22,7 @@ from hub.system.saying import lines_said, moving_terminal
 STAGES = {
     "start": "reading the command and its options",
     "checks": "checking options, files and the first rows of data",
+    "libraries": "importing torch and transformers",
     "plan": "following a step of the model without its numbers",
     "process": "starting the worker",
     "imports": "importing torch, transformers and the algorithm",

@@ -198,7 +198,7 @@ class _Fit:
 
     def _acknowledge_stop(self) -> None:
         """Say that the run will stop. Called in another thread."""
-        self.log.say("stopping after this step, with a checkpoint. A second Ctrl-C ends at once, without one")
+        self.log.say("stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)")
 
     @property
     def is_complete(self) -> bool:

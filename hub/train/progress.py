@@ -1,6 +1,7 @@
 """Shows training progress: a progress bar on a terminal, a table in a notebook, plain lines elsewhere. Rank 0 only."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ SECONDS_OF_ESTIMATE = 3600.0
 COLUMNS_FOR_ALL = 126
 """Width of a terminal with room for the bar and all figures. A narrower one gets no bar, and the figures that fit into 80."""
 
+COLUMNS_FOR_LINE = 100
+"""The same for a line of a terminal whose cursor can't move."""
+
 
 class ProgressLine:
     """A progress bar, a table or progress lines of a run."""
@@ -42,6 +46,8 @@ class ProgressLine:
         self.table = notebook.StepTable() if enabled and notebook.is_notebook() else None
         self.is_narrow = False
         is_terminal = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in PLAIN_TERMINALS
+        if enabled and sys.stdout is not None and sys.stdout.isatty():
+            self.is_narrow = shutil.get_terminal_size().columns < COLUMNS_FOR_LINE
         if enabled and is_terminal:
             console = Console()
             self.is_narrow = console.width < COLUMNS_FOR_ALL

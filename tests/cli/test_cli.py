@@ -409,7 +409,7 @@ def test_a_terminal_learns_what_takes_long(hub, monkeypatch):
     monkeypatch.setattr(timeline.Timeline, "begin", lambda self, stage: begun.append(stage))
     hub("report", "run=nothing")
     hub("plan", "algo=none")
-    assert begun == ["reading the run", "importing torch and transformers"]
+    assert begun == ["reading the run", "libraries"]
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -434,4 +434,17 @@ def test_the_progress_of_a_run_fits_a_terminal(monkeypatch, width):
     assert "116,248 tokens/s" in line
     assert "3700/12345" in screen.getvalue().replace(" ", "")
     monkeypatch.setenv("TERM", "dumb")
-    assert ProgressLine(3, enabled=True).bar is None
+    plain = ProgressLine(3, enabled=True)
+    plain.step(3, {"loss": 2.34567, "learning_rate": 1.5e-4, **speed})
+    assert plain.bar is None
+    assert ("  lr 1.50e-04  " in screen.getvalue().splitlines()[-1]) == (width == 140)
+
+
+def test_a_table_fits_a_terminal_and_prose_and_commands_stay_in_one_piece():
+    from hub.tables import fitted
+
+    table = "gradients   0.02 GiB  one for each of 4,884,480 trained numbers, float32"
+    assert fitted(table, 48) == f"gradients   0.02 GiB  one for each of 4,884,480\n{' ' * 22}trained numbers, float32"
+    whole = f"{table}\n{'prose ' * 20}\ntype  it  python -m hub {'x=1 ' * 20}\na{' ' * 50}b c"
+    assert fitted(whole, 72) == whole
+    assert fitted("first\nlast\n", 80) == "first\nlast\n"

@@ -58,6 +58,24 @@ def test_runs_are_listed_with_age_algorithm_model_status_loss_and_size(hub, make
     assert names(hub, "output_dir=runs") == ["new", "2026-11-28_20-27-55-859542", "dead", "old"]
 
 
+def test_a_name_by_date_stays_in_one_piece_on_80_columns(make, monkeypatch):
+    import io
+
+    from hub.cli.runs import list_runs
+
+    name = "2026-11-29_14-51-49-603047"
+    run = make(name, 1, model="HuggingFaceTB/SmolLM2-135M-Instruct", status="interrupted")
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "80")
+    list_runs(str(run.parent), as_json=False)
+    lines = screen.getvalue().splitlines()
+    assert name in lines[1]
+    assert max(map(len, lines[:-1])) <= 80
+
+
 def test_keep_lists_what_would_go_and_removes_it_only_with_yes(hub, make, tmp_path):
     for days in range(5):
         make(f"run{days}", days)

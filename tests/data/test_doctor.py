@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 
 from hub.config.data import DataConfig
@@ -226,6 +227,32 @@ def test_near_duplicates_are_pairs_with_four_fifths_in_common_and_no_others():
     far = [*words[:40], *(f"else{number}" for number in range(20))]
     texts = [" ".join(words), " ".join(near).upper() + "!", " ".join(far), "too short", "too short"]
     assert near_duplicates(texts) == [(0, 1)]
+
+
+def test_without_colors_marks_tell_what_is_trained():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from hub.data.doctor.page import has_colors
+
+    def colors(**environ):
+        return has_colors(Console(file=StringIO(), force_terminal=True, _environ=environ))
+
+    assert colors(TERM="xterm")
+    assert not colors(TERM="dumb")
+    assert not colors(TERM="xterm", NO_COLOR="1")
+
+
+def test_bold_of_the_place_does_not_hide_which_special_tokens_are_trained(tokenizer):
+    from hub.data.doctor.page import _shown
+    from hub.data.samples.sample import Sample
+
+    end = tokenizer.eos_token_id
+    sample = Sample(np.array([end, 50, end]), np.array([False, True, True]), where="a.jsonl:1")
+    text = _shown(sample, tokenizer, has_color=True)
+    assert not text.style
+    assert [str(span.style) for span in text.spans] == ["bold", "cyan", "green", "bold cyan"]
 
 
 def run(hub, *words):

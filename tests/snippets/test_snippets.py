@@ -33,6 +33,7 @@ NUM_ROWS = 8
 PROSE = "Snow is white, and coal is black. The sheep says baa, and the cow says moo. " * 20
 FILES = {
     "prompts.jsonl": '{"prompt": "What color is snow?", "answer": "White.", "unit": "m"}\n' * 2,
+    "faq.jsonl": '{"question": "What color is snow?", "reply": "White."}\n' * 4,
     "text.jsonl": f'{{"text": "{PROSE}"}}\n' * 4,
     "pairs.jsonl": "".join(
         f'{{"prompt": "Say {word}.", "chosen": "{word.title()}.", "rejected": "No, not {word}."}}\n'
@@ -43,6 +44,9 @@ FILES = {
 MAKE = re.compile(r"^([a-z-]+):", re.MULTILINE)
 done: set[str] = set()
 """Commands that this process has run. One that needs no earlier run is not run again for another page."""
+
+WORD_FOR_WORD = ("mistakes",)
+"""Pages that show all that their commands print, without a difference."""
 
 IGNORED = ("source .venv/bin/activate", "mkdir ", "cat ", "ls ")
 
@@ -175,6 +179,8 @@ def run_command(snippet: Snippet) -> bool:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         code = main(words[3:])
     assert code == expected_code(snippet), f"{snippet}\nexit code {code}\n{out.getvalue()}"
+    if snippet.page.stem in WORD_FOR_WORD:
+        assert out.getvalue().splitlines() == list(snippet.shown), snippet
     for line in snippet.shown:
         assert occurs(line, out.getvalue()), f"{snippet}\nthe page says: {line}\nbut it prints:\n{out.getvalue()}"
     return True

@@ -107,8 +107,11 @@ def test_a_stage_that_lasts_is_said_once_and_one_that_is_quick_or_over_is_not(mo
     assert said == ["preparing what trains ..."]
 
 
-@pytest.mark.parametrize(("term", "stage"), [("xterm", "imports"), ("dumb", "imports"), ("xterm", "evaluation")])
-def test_a_stage_that_lasts_turns_on_a_terminal_and_repeats_itself_elsewhere_until_another_line(monkeypatch, term, stage):
+@pytest.mark.parametrize(
+    ("term", "stage", "is_terminal"),
+    [("xterm", "imports", True), ("dumb", "imports", True), ("xterm", "evaluation", True), ("xterm", "imports", False)],
+)
+def test_a_stage_that_lasts_turns_on_a_terminal_and_repeats_itself_elsewhere(monkeypatch, term, stage, is_terminal):
     monkeypatch.setattr(timeline, "SECONDS_UNTIL_SAID", 0.0)
     monkeypatch.setattr(timeline, "SECONDS_BETWEEN_FRAMES", 0.001)
     monkeypatch.setattr(timeline, "SECONDS_UNTIL_REPEATED", 0.02)
@@ -116,6 +119,9 @@ def test_a_stage_that_lasts_turns_on_a_terminal_and_repeats_itself_elsewhere_unt
     terminal, said = io.StringIO(), io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
+    output = io.StringIO()
+    output.isatty = lambda: is_terminal  # --quiet and a pipe have another standard output
+    monkeypatch.setattr(sys, "stdout", output)
     clock = timeline.Timeline(say=lambda text: say(text, said))
     clock.begin(stage)
     time.sleep(0.1)
@@ -125,5 +131,6 @@ def test_a_stage_that_lasts_turns_on_a_terminal_and_repeats_itself_elsewhere_unt
     first, *repeated = said.getvalue().splitlines()
     assert first == f"{timeline.STAGES[stage]} ..."
     assert all(line.endswith(" ... 0 s so far") for line in repeated)
-    turns, lasts = (term, stage) == ("xterm", "imports"), term == "dumb"
+    turns = (term, stage, is_terminal) == ("xterm", "imports", True)
+    lasts = term == "dumb" or not is_terminal
     assert (terminal.getvalue().startswith("\r| 0 s\r\r/ 0 s\r"), bool(repeated)) == (turns, lasts)

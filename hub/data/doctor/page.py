@@ -44,14 +44,19 @@ def page(examined: Examined, tokenizer: "PreTrainedTokenizerBase") -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
+def has_colors(console: Console) -> bool:
+    """Whether colors tell what is trained. Not with NO_COLOR, nor on a terminal that has none, as screen readers use."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
 def _print_page(console: Console, examined: Examined, tokenizer: "PreTrainedTokenizerBase") -> None:
     _print_sources(console, examined)
     _print_lengths(console, examined)
     _print_findings(console, examined)
     for sample in examined.samples:
         console.print()
-        console.print(_shown(sample, tokenizer, console.is_terminal))
-    if console.is_terminal:
+        console.print(_shown(sample, tokenizer, has_colors(console)))
+    if has_colors(console):
         legend = Text("\n")
         for name, style in _STYLES.items():
             legend.append(f"{name}  ", style)
@@ -109,7 +114,7 @@ def _print_findings(console: Console, examined: Examined) -> None:
 def _shown(sample: Sample, tokenizer: "PreTrainedTokenizerBase", has_color: bool) -> Text:
     """A sample as the model sees it. Without colors, [[ and ]] mark what is trained."""
     special = set(special_tokens(tokenizer).values())
-    text = Text(printable(f"{sample.where}{f' {sample.role}' if sample.role else ''}: "), "bold")
+    text = Text().append(printable(f"{sample.where}{f' {sample.role}' if sample.role else ''}: "), "bold")
     kinds = [
         f"special{' trained' if mask else ''}" if int(number) in special else "trained" if mask else "context"
         for number, mask in zip(sample.input_ids, sample.loss_mask, strict=True)

@@ -229,5 +229,7 @@ def _near_names(missing: Path) -> str:
             names = [entry.name for entry in islice(found, bounds().max_data_files)]
     except OSError:
         return ""
-    near = did_you_mean(missing.name, names)
+    # Names that are alike without their ending come before those that share an ending.
+    alike = [name for name in names if Path(name).suffix == missing.suffix and did_you_mean(missing.stem, [Path(name).stem])]
+    near = did_you_mean(missing.name, alike or names)
     return near if missing.parent == Path() or not near else f"{near} (in {folder})"

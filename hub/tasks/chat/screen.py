@@ -6,6 +6,7 @@ import sys
 import textwrap
 from itertools import zip_longest
 
+from hub.system.saying import PLAIN_TERMINALS
 from hub.tables import for_terminal
 
 WIDE = 100
@@ -16,7 +17,7 @@ class Screen:
     """Writes to the terminal or to a pipe."""
 
     def __init__(self) -> None:
-        self.is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.is_terminal = sys.stdout.isatty() and os.environ.get("TERM") not in PLAIN_TERMINALS
         self._colors = self.is_terminal and "NO_COLOR" not in os.environ
         self._thinking = False
 

@@ -1,6 +1,5 @@
 """`python -m hub generate`: reads the prompts, generates what is missing, writes each answer as it comes."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, DataError, Interrupted, ModelError
 from hub.models.finished import Asked
+from hub.system.saying import moving_terminal
 from hub.tasks.generate.answers_file import AnswersFile, fingerprint, refuse_own_data
 from hub.tasks.generate.before import base_of_adapter, check_before, load_before
 from hub.tasks.generate.data_options import READ, check_data_options, data_asked
@@ -227,7 +227,7 @@ def _progress(total: int, field: str) -> Iterator[Any]:
         return
     what = "answers" if field == "answer" else "answers before training"
     done, last, begun = 0, 0.0, time.monotonic()
-    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    is_terminal = moving_terminal() is not None
 
     def show(number: int) -> None:
         nonlocal done, last
