@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from warm.start import warm_python as warm_python_in
 
-
 gc.disable()  # the tests import a million objects, and the collector would look through them again and again
 
 
