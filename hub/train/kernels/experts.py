@@ -113,7 +113,7 @@ def _linear(
 def _dtype_of(experts: Any, name: str) -> torch.dtype:
     """The dtype of a tensor's numbers."""
     packed = held_parts(experts, wide_and_narrow(experts), name)
-    dtype: torch.dtype = packed[0][-1] if packed is not None else getattr(experts, name).dtype
+    dtype: torch.dtype = packed[0].dtype if packed is not None else getattr(experts, name).dtype
     return dtype
 
 
