@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -66,7 +67,7 @@ def store_schema(algorithm: str) -> None:
 
 
 @contextmanager
-def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
+def hydra_session(config_dir: str | None = None) -> Iterator[ConfigLoaderImpl]:
     """Yield Hydra's config loader with the hub's search path. The state of an enclosing Hydra app is restored at the end.
 
     Threads take turns.
@@ -80,7 +81,7 @@ def hydra_session(config_dir: str | None = None) -> Iterator[Any]:
         around, state.hydra = state.hydra, None
         try:
             with initialize_config_dir(str(conf_dir()), job_name="hub", version_base=VERSION_BASE):
-                loader: Any = state.config_loader()
+                loader = cast(ConfigLoaderImpl, state.config_loader())
                 if config_dir is not None:
                     folder = Path(os.path.expanduser(config_dir)).absolute()
                     if not os.path.isdir(folder):

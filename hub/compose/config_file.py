@@ -12,6 +12,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf._utils import get_yaml_loader
 from yaml import MappingNode, Node, ScalarNode, SequenceNode, YAMLError  # type: ignore[import-untyped]
 
@@ -65,8 +66,8 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
         for item in words:
             if item.key_or_group == "algo" and isinstance(item.value(), str):
                 loaded = loader.repository.load_config(f"algo/{item.value()}")
-                is_preset = loaded is not None and not loaded.is_schema_source
-                replaced |= {f"algo.{key}" for key in option_keys(loaded.config)} if is_preset else set()
+                if loaded is not None and not loaded.is_schema_source:
+                    replaced |= {f"algo.{key}" for key in option_keys(loaded.config)}
                 replaced |= _at_default(loader, found) if is_run else set()
     kept = {
         name: value
@@ -82,7 +83,7 @@ def file_overrides(file: str, typed: Sequence[str], config_dir: str | None = Non
     return [FromFile(f"{name}={value}", file) for name, value in kept.items()]
 
 
-def _at_default(loader: Any, found: dict[str, str]) -> set[str]:
+def _at_default(loader: ConfigLoaderImpl, found: dict[str, str]) -> set[str]:
     """The options of a run's algorithm that are as it sets them itself, and the backend, which the run has chosen."""
     algorithm = registry().algorithms.get(found.get("algo", ""))
     defaults = {} if algorithm is None else {f"algo.{name}": default for name, _, default, _ in leaves(algorithm.config())}
@@ -90,7 +91,7 @@ def _at_default(loader: Any, found: dict[str, str]) -> set[str]:
     return {name for name, value in values.items() if value == defaults[name]} | {"algo.backend"}
 
 
-def _take_paths(loader: Any, found: dict[str, str]) -> None:
+def _take_paths(loader: ConfigLoaderImpl, found: dict[str, str]) -> None:
     """Make a model or data that is named by its path the option `path`."""
     for part in ("model", "data"):
         choice = found.get(part, "").strip('"')

@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 from hydra import compose as hydra_compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig
 
 from hub.config.option import conf_dir
@@ -20,7 +21,7 @@ HYDRA_ITSELF = {"pkg://hydra.conf", "structured://"}
 _kept: dict[object, DictConfig] = {}
 
 
-def compose_presets(loader: Any, config_name: str, choices: Sequence[str], plugins: Registry) -> DictConfig:
+def compose_presets(loader: ConfigLoaderImpl, config_name: str, choices: Sequence[str], plugins: Registry) -> DictConfig:
     """Compose presets, without any other override.
 
     Args:

@@ -13,6 +13,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
@@ -51,7 +52,7 @@ class Checked:
     """The sections of the config (`algo`, `model`, ...) whose overrides are all valid."""
 
 
-def parse(texts: Sequence[str], loader: Any = None) -> list[Override]:
+def parse(texts: Sequence[str], loader: ConfigLoaderImpl | None = None) -> list[Override]:
     """Parse overrides.
 
     Args:
@@ -127,7 +128,7 @@ def text_as_typed(shown: str) -> str | None:
     return shown
 
 
-def choices(loader: Any, parsed: Sequence[Override]) -> list[str]:
+def choices(loader: ConfigLoaderImpl, parsed: Sequence[Override]) -> list[str]:
     """The overrides that choose a preset, in Hydra's notation."""
     texts = {}
     for item in parsed:
@@ -164,7 +165,7 @@ def _values_of(item: Override) -> list[Override]:
     return [parser.parse_override(f"{item.get_key_element()}={value}") for value in item.sweep_string_iterator()]
 
 
-def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any], plugins: Registry) -> Checked:
+def check(loader: ConfigLoaderImpl, parsed: Sequence[Override], values: Mapping[str, Any], plugins: Registry) -> Checked:
     """Compose the valid overrides, and report the problems of the others.
 
     Args:
@@ -218,7 +219,7 @@ def check(loader: Any, parsed: Sequence[Override], values: Mapping[str, Any], pl
 
 
 def code_problems(
-    loader: Any, node: DictConfig, good: Sequence[Override], values: Mapping[str, Any], plugins: Registry
+    loader: ConfigLoaderImpl, node: DictConfig, good: Sequence[Override], values: Mapping[str, Any], plugins: Registry
 ) -> list[str]:
     """One line for each option that runs code, is set by a preset and was not typed. Presets may come from anywhere.
 
@@ -261,7 +262,7 @@ def _parts(name: str) -> set[str]:
     return {part} if part in PARTS else set(PARTS)
 
 
-def _form_problem(loader: Any, item: Override) -> str | None:
+def _form_problem(loader: ConfigLoaderImpl, item: Override) -> str | None:
     """What is wrong with the form of an override, regardless of its value."""
     name = item.key_or_group
     if item.is_delete():
@@ -319,7 +320,7 @@ def _values_of_list(node: DictConfig, item: Override) -> list[Any] | None:
     return values
 
 
-def _choice_problem(loader: Any, item: Override, plugins: Registry) -> str | None:
+def _choice_problem(loader: ConfigLoaderImpl, item: Override, plugins: Registry) -> str | None:
     """What is wrong with the choice of a preset. None also for overrides that choose none."""
     name = item.key_or_group
     if not loader.repository.group_exists(name) or item.is_delete() or item.value() is None:

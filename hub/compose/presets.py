@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
@@ -21,7 +23,7 @@ from hub.plugins.offers import Algorithm
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
-def group_options(loader: Any, group: str) -> list[str]:
+def group_options(loader: ConfigLoaderImpl, group: str) -> list[str]:
     """The names of the presets of a group."""
     return sorted(loader.repository.get_group_options(group, ObjectType.CONFIG))
 
@@ -63,7 +65,9 @@ def yaml_message(error: YAMLError) -> str:
     return f"line {mark.line + 1}: {advice}" if mark else advice
 
 
-def preset_problems(loader: Any, chosen: Sequence[tuple[str, Any]], algorithms: Mapping[str, Algorithm]) -> list[str]:
+def preset_problems(
+    loader: ConfigLoaderImpl, chosen: Sequence[tuple[str, Any]], algorithms: Mapping[str, Algorithm]
+) -> list[str]:
     """One line for each mistake in the files of the chosen presets.
 
     Args:
@@ -74,7 +78,9 @@ def preset_problems(loader: Any, chosen: Sequence[tuple[str, Any]], algorithms: 
     return list(dict.fromkeys(_Presets(loader, chosen, algorithms).problems()))
 
 
-def file_that_sets(name: str, loader: Any, chosen: Sequence[tuple[str, Any]], algorithms: Mapping[str, Algorithm]) -> str:
+def file_that_sets(
+    name: str, loader: ConfigLoaderImpl, chosen: Sequence[tuple[str, Any]], algorithms: Mapping[str, Algorithm]
+) -> str:
     """The file among the chosen presets that sets an option. `a preset`, if it is not known which.
 
     Args:
@@ -97,9 +103,11 @@ def file_that_sets(name: str, loader: Any, chosen: Sequence[tuple[str, Any]], al
 class _Presets:
     """The files of the chosen presets, and those that they name."""
 
-    def __init__(self, loader: Any, chosen: Sequence[tuple[str, Any]], algorithms: Mapping[str, Algorithm]) -> None:
+    def __init__(
+        self, loader: ConfigLoaderImpl, chosen: Sequence[tuple[str, Any]], algorithms: Mapping[str, Algorithm]
+    ) -> None:
         self.loader, self.chosen, self.algorithms = loader, chosen, algorithms
-        self.loaded: dict[str, Any] = {}
+        self.loaded: dict[str, ConfigResult] = {}
         self.lines: list[str] = []
 
     def problems(self) -> list[str]:
@@ -159,7 +167,7 @@ class _Presets:
         else:
             self._visit(f"{group}/{name}")
 
-    def _check_values(self, node: DictConfig, path: str, loaded: Any) -> None:
+    def _check_values(self, node: DictConfig, path: str, loaded: ConfigResult) -> None:
         """Check each option that a file sets."""
         group, file = path.partition("/")[0], _file(loaded, path)
         package = loaded.header.get("package")
@@ -182,7 +190,7 @@ class _Presets:
                 self.lines.append(f"{file}: {problem}")
 
 
-def _file(loaded: Any, path: str) -> str:
+def _file(loaded: ConfigResult, path: str) -> str:
     return _shown(f"{loaded.path.removeprefix('file://')}/{path}.yaml")
 
 

@@ -1,7 +1,6 @@
 """run.yaml: the RunConfig that the launcher writes and every worker reads."""
 
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -11,9 +10,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from hub.compose.yaml_bounds import MOST_BYTES, check_nodes, check_text
-from hub.config.schema import RunConfig
+from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError, first_line
 from hub.plugins.registry import registry
+
+_schemas: dict[type[AlgoConfig], DictConfig] = {}
 
 
 def to_text(cfg: RunConfig) -> str:
@@ -42,16 +43,17 @@ def from_text(text: str, source: str = "run.yaml") -> RunConfig:
         raise ConfigError(f"{source} is damaged or of another version: {first_line(error)}") from None
 
 
-@cache
-def _schema(options: type) -> DictConfig:
+def _schema(options: type[AlgoConfig]) -> DictConfig:
     """A config of defaults, for merging, which copies it.
 
     Args:
         options: the options class of the algorithm.
     """
-    schema = OmegaConf.structured(RunConfig)
-    schema.algo = options()
-    return cast(DictConfig, schema)
+    if options not in _schemas:
+        schema = OmegaConf.structured(RunConfig)
+        schema.algo = options()
+        _schemas[options] = schema
+    return _schemas[options]
 
 
 def read(file: Path) -> RunConfig:

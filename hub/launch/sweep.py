@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -143,7 +144,7 @@ def job(config_dir: str | None, stopped: list[Interrupted], node: DictConfig) ->
     return float("nan") if loss is None else loss
 
 
-def _check_form(loader: Any, parsed: list[Override]) -> list[str]:
+def _check_form(loader: ConfigLoaderImpl, parsed: list[Override]) -> list[str]:
     """The names of the swept options.
 
     Raises:
@@ -174,7 +175,7 @@ def _check_form(loader: Any, parsed: list[Override]) -> list[str]:
     return [item.key_or_group for item in swept]
 
 
-def _plugin_problems(loader: Any, parsed: list[Override]) -> Iterator[str]:
+def _plugin_problems(loader: ConfigLoaderImpl, parsed: list[Override]) -> Iterator[str]:
     """One line for each launcher or sweeper of Hydra that is not installed."""
     chosen = {item.key_or_group: str(item.value()) for item in parsed if item.key_or_group in HYDRA_PLUGINS}
     for group, name in chosen.items():
@@ -193,7 +194,7 @@ def _sweeper_problem(message: str, parsed: list[Override]) -> str:
     return f"{' '.join(names)}: Hydra's own sweeper takes lists only. List the values, or type hydra/sweeper=optuna"
 
 
-def _check_names_no_code(loader: Any, options: list[Override], of_hydra: list[str]) -> None:
+def _check_names_no_code(loader: ConfigLoaderImpl, options: list[Override], of_hydra: list[str]) -> None:
     """Check that only installed launchers and sweepers change what Hydra calls.
 
     Raises:
@@ -228,7 +229,7 @@ def _check_all(configs: list[RunConfig], here: bool) -> None:
         raise ConfigError(dict.fromkeys(problems))
 
 
-def _set_options(loader: Any, parsed: list[Override]) -> list[str]:
+def _set_options(loader: ConfigLoaderImpl, parsed: list[Override]) -> list[str]:
     """The overrides that choose no preset, as Hydra takes them: a single value of a list option in brackets."""
     found = []
     for item in parsed:

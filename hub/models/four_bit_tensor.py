@@ -22,8 +22,6 @@ MXFP4_TABLE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -
 BLOCKS_AT_ONCE = 2**18
 """Blocks that are dequantized together, so that indices take little memory."""
 
-_TENSORS = ("words", "table", "scales", "codes", "groups", "offset")
-
 
 class Parts(NamedTuple):
     """What a tensor in 4 bits consists of, in the order of the operators' arguments (`hub.train.kernels.unpack`)."""
@@ -53,6 +51,13 @@ class Parts(NamedTuple):
 
     dtype: torch.dtype
     """Of the numbers."""
+
+
+NUM_PARTS = len(Parts._fields)
+NUM_TENSORS = 6
+"""Of the parts, the first ones."""
+
+_TENSORS = Parts._fields[:NUM_TENSORS]
 
 
 class FourBitTensor(torch.Tensor):
@@ -102,7 +107,7 @@ class FourBitTensor(torch.Tensor):
     @property
     def num_bytes(self) -> int:
         """Bytes that it takes, its scales included."""
-        return sum(part.numel() * part.element_size() for part in self.parts[:6] if isinstance(part, torch.Tensor))
+        return sum(part.numel() * part.element_size() for part in self.parts if isinstance(part, torch.Tensor))
 
     @property
     def format(self) -> str:

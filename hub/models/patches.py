@@ -171,15 +171,6 @@ class ModelPatches:
         del self._applied[number]
         self._release()
 
-    def undo_all(self) -> None:
-        """Take all patches back, the last one first.
-
-        Raises:
-            PatchOrderError: code outside the hub has changed the same place since.
-        """
-        for patch in reversed(self.applied):
-            self.undo(patch)
-
     @contextmanager
     def temporarily(self, patch: P) -> Iterator[P]:
         """Apply a patch for a trial: it is undone afterwards, also after an exception."""

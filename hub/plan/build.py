@@ -22,7 +22,6 @@ from hub.models.load import load_config
 from hub.models.multimodal import auto_class
 from hub.models.save import stored_dtypes
 from hub.models.structure import outside_text
-from hub.models.weights import local_tokenizer
 from hub.parallel.choose import strategy_name
 from hub.parallel.group import Group
 from hub.parallel.session import Session
@@ -37,7 +36,7 @@ from hub.train.recipe import Recipe
 from hub.train.setup.setup import EXPERTS_NOT_SHARDED, Setup, check_strategy, has_experts_in_4_bits
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class QuietRun(Run):
@@ -94,7 +93,7 @@ class Load:
 class PlanSetup(Setup):
     """A setup whose models have no data. A backend's `build` takes it for any other one."""
 
-    model_config: Any = None
+    model_config: "PretrainedConfig | None" = None
     """The model's config, from config.json."""
 
     loads: "list[Load]" = field(default_factory=list)
@@ -107,6 +106,7 @@ class PlanSetup(Setup):
         frozen: bool = False,
         whole: str | None = None,
     ) -> "PreTrainedModel":
+        assert self.model_config is not None
         dtype = dtype or self.session.compute_dtype
         model = model_without_data(self.cfg.model, self.model_config, dtype, quantization)
         num = sum(parameter.numel() for parameter in model.parameters())
@@ -192,17 +192,12 @@ class Planned:
     """The mode under which the model's tensors may be used."""
 
 
-def folder_of_model(cfg: ModelConfig, say: Any) -> Path:
-    """The local folder with config.json. Weights are neither fetched nor needed.
-
-    Raises:
-        ModelError: no source has it.
-    """
-    return local_tokenizer(cfg, say)
-
-
 def build_without_data(
-    resolved: ResolvedRun, folder: Path, dtype: torch.dtype, tokenizer: Any = None, data: Prepared | None = None
+    resolved: ResolvedRun,
+    folder: Path,
+    dtype: torch.dtype,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    data: Prepared | None = None,
 ) -> Planned:
     """Let the backend of a run build its recipe without weights.
 
@@ -226,12 +221,12 @@ def build_without_data(
         run,
         session,
         folder,
-        tokenizer,
+        tokenizer,  # type: ignore[arg-type]  # without one nothing asks for it
         data,  # type: ignore[arg-type]  # a backend that needs it can't be planned without
         None,  # type: ignore[arg-type]  # nothing is drawn
         resolved.algorithm.name,
         lambda hook, **values: None,
-        config,  # type: ignore[arg-type]
+        config,
     )
     backend = resolved.backend
     build = backend.plan or backend.build

@@ -1,7 +1,7 @@
 """What each decoder layer of a model takes in a pass. One layer of each kind is run, over tensors without data."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,9 @@ class KindMemory:
         return self.of_tiled()
 
 
+Kind = tuple[object, ...]
+"""What is alike in layers and calls that take the same memory."""
+
 HIDDEN = object()
 """Stands for the hidden states among a layer's results."""
 
@@ -67,9 +70,9 @@ class LayerMemories(Patch):
 
     layers: Sequence[torch.nn.Module]
     is_compiled: bool
-    autocast: Callable[[], Any]
-    kinds: dict[Any, KindMemory] = field(default_factory=dict)
-    kind_of: dict[int, Any] = field(default_factory=dict)
+    autocast: Callable[[], AbstractContextManager[object]]
+    kinds: dict[Kind, KindMemory] = field(default_factory=dict)
+    kind_of: dict[int, Kind] = field(default_factory=dict)
     """`id` of a layer -> its kind, a key of `kinds`."""
 
     @cached_property
@@ -270,7 +273,7 @@ class StandIns(Patch):
                 gradients=self.gradients,
                 fsdp=self._fsdp,
             )
-            anchor = next((p for p in weights), None)
+            anchor = next(iter(weights), None)
             edits.assign(layer, "forward", _standing_in(kind, work, anchor, self._memories.is_compiled))
 
 
@@ -365,13 +368,13 @@ def results_with(results: Any, hidden: torch.Tensor) -> Any:
     return tree_map(lambda value: hidden if value is HIDDEN else value, results)
 
 
-def kind_of(layer: torch.nn.Module) -> tuple[Any, ...]:
+def kind_of(layer: torch.nn.Module) -> Kind:
     """What is alike in layers that take the same memory: classes, and shapes and types of their tensors."""
     tensors = tuple((name, tuple(p.shape), p.dtype, p.requires_grad) for name, p in layer.named_parameters())
     return type(layer), tensors, tuple(type(module) for module in layer.modules())
 
 
-def _shapes(args: Any, kwargs: Any) -> tuple[Any, ...]:
+def _shapes(args: Any, kwargs: Any) -> Kind:
     """The shapes of a layer's arguments: with a mask or without, with the results of earlier layers or without."""
     return tuple(
         (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)

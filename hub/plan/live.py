@@ -1,7 +1,7 @@
 """Counts the tensors that live while torch runs: on fake tensors what a pass would take, on real ones what it takes."""
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,19 +17,19 @@ class Live(TorchDispatchMode):  # type: ignore[misc]
     Torch's own MemTracker can't be used: it registers hooks on frozen weights, which raises.
 
     Args:
-        scratch: bytes that an operator takes for itself while it runs, by the operator's name: those that its kernel on a GPU
-            allocates and no graph shows.
+        scratch: bytes that an operator takes for itself while it runs, by its name and arguments: those that its kernel on a
+            GPU allocates and no graph shows.
         rounds: whether each tensor counts as torch's allocator rounds it. Sizes as functions of the tokens need exact ones.
     """
 
-    def __init__(self, scratch: Mapping[str, Any] | None = None, rounds: bool = False) -> None:
+    def __init__(self, scratch: Callable[[str, Sequence[Any]], int] | None = None, rounds: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._rounds = rounds
         self.events = Events()
         self.num_bytes = 0
         self.most_bytes = 0
         self._sizes: dict[int, int] = {}
-        self._scratch = scratch or {}
+        self._scratch = scratch
 
     def known(self, tensors: Iterable[torch.Tensor]) -> None:
         """Tell what is there already: it does not count."""
@@ -67,9 +67,7 @@ class Live(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        extra = self._scratch.get(func.name()) if self._scratch else None
-        if extra is not None:
-            num_bytes = extra(args)
+        if self._scratch is not None and (num_bytes := self._scratch(func.name(), args)):
             self._change(num_bytes)
             self._change(-num_bytes)
         for value in tree_leaves(result):

@@ -1,14 +1,15 @@
 """The memory of a run on some GPUs, and the layout that the run would choose there."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from hub.config.option import AUTO
+from hub.config.schema import RunConfig
 from hub.data.prepare import Prepared
 from hub.errors import first_line
 from hub.models.four_bit import is_4bit
@@ -46,6 +47,9 @@ from hub.train.layout.memory_budget import (
 )
 from hub.train.losses.causal_lm import causal_lm_loss, takes_positions
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 WORKSPACE = 8320 * 1024
 """Workspace of cuBLAS in torch (`CUBLAS_WORKSPACE_CONFIG`'s default), for each of the two threads that make products."""
 
@@ -81,7 +85,12 @@ class Planner:
     """
 
     def __init__(
-        self, resolved: ResolvedRun, folder: Path, dtype: torch.dtype, tokenizer: Any = None, data: Prepared | None = None
+        self,
+        resolved: ResolvedRun,
+        folder: Path,
+        dtype: torch.dtype,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        data: Prepared | None = None,
     ) -> None:
         self.algo, self.dtype = resolved.config.algo, dtype
         self.planned: Planned = build_without_data(resolved, folder, dtype, tokenizer, data)
@@ -93,7 +102,7 @@ class Planner:
         self.lines: list[str] = []
         self._passes: dict[tuple[bool, torch.dtype | None], Passes] = {}
         self.variable_length = self._patch()
-        self._lines: dict[Any, Line] = {}
+        self._lines: dict[Hashable, Line] = {}
 
     def _patch(self) -> bool:
         """Turn on what a run on a GPU turns on, without its trials. Returns whether attention is of variable length."""
@@ -144,7 +153,7 @@ class Planner:
         return self._passes[key]
 
     def plan(
-        self, cfg: Any, gpu: Gpu, world: int, longest: int, loads: Sequence[float], num_tokens: float = math.inf
+        self, cfg: RunConfig, gpu: Gpu, world: int, longest: int, loads: Sequence[float], num_tokens: float = math.inf
     ) -> MemoryPlan:
         """Predict the memory of one GPU, and the layout.
 

@@ -1,9 +1,8 @@
 """The memory of a forward and a backward pass over the whole model, at any number of tokens."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -57,7 +56,7 @@ class Passes:
         loss: Loss,
         packed: bool,
         is_compiled: bool,
-        autocast: Callable[[], Any],
+        autocast: Callable[[], AbstractContextManager[object]],
         gathered_dtype: torch.dtype | None = None,
     ) -> None:
         self._gathered_dtype = gathered_dtype

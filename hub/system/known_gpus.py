@@ -61,11 +61,6 @@ class Gpu:
         """Whether it has instructions for bfloat16. Others compute it by float32, many times slower."""
         return self.compute_capability >= (8, 0)
 
-    @property
-    def has_fp8(self) -> bool:
-        """Whether the hub's fp8 products run on it: Hopper and later."""
-        return self.compute_capability >= (9, 0)
-
 
 def config_dir() -> Path:
     """`$XDG_CONFIG_HOME/finetune-hub`, else `~/.config/finetune-hub`. It need not exist."""

@@ -279,7 +279,9 @@ def test_a_run_that_fails_in_a_sweep_is_told_and_does_not_stop_the_others(tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("addressee", ["the launcher", "all at once"])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_ends_all_processes_saves_the_model_and_the_run_folder_says_so(tmp_path, processes, addressee):
+def test_sigterm_ends_all_processes_saves_the_model_and_the_run_folder_says_so(tmp_path, request, processes, addressee):
+    if addressee == "the launcher":
+        request.getfixturevalue("warm_python_here")
     process = start(tmp_path, *LONG, f"launch.nproc_per_node={processes}")
     folder = wait_for(lambda: run_folder(tmp_path))
     wait_for(lambda: (folder / "metrics.jsonl").is_file())

@@ -26,6 +26,8 @@ def train(setup):
     time.sleep(100)
 """
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 
 @pytest.fixture
 def deaf(tmp_path):

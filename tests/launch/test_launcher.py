@@ -79,8 +79,10 @@ def test_a_run_leaves_all_that_it_promises(one_process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [pytest.param("launch.nproc_per_node=2", marks=pytest.mark.slow), "torchrun"])
-def test_two_processes_walk_the_same_path_as_one(tmp_path, one_process, plugin_folder, how):
+@pytest.mark.parametrize("how", ["launch.nproc_per_node=2", "torchrun"])
+def test_two_processes_walk_the_same_path_as_one(tmp_path, one_process, plugin_folder, how, request):
+    if how != "torchrun":
+        request.getfixturevalue("warm_python_here")
     site = plugin_folder()
     site.add("broken", "import no_such_module_anywhere")
     if how == "torchrun":

@@ -109,7 +109,7 @@ def test_the_smallest_gpu_that_fits_takes_few_questions():
 
     assert smallest_that_fits(gpus, fits).name == "a40"
     assert len(asked) <= 6
-    assert smallest_that_fits(gpus, fits, has=lambda gpu: gpu.has_fp8).name == "h100_pcie"
+    assert smallest_that_fits(gpus, fits, has=lambda gpu: gpu.compute_capability >= (9, 0)).name == "h100_pcie"
     assert smallest_that_fits(gpus, lambda gpu: False) is None
 
 

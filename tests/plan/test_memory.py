@@ -269,4 +269,4 @@ def test_experts_in_4_bits_are_counted_as_they_are_loaded(tmp_path: Path, stored
     assert 0 <= in_4_bits[1] - numbers // 2 <= ROUNDING * (len(packed) + len(layers))
     experts = packed[0]
     arguments = [torch.empty(5, 64, dtype=torch.bfloat16), torch.empty(4), True, *experts.parts]
-    assert scratch_of_call.get("hub::grouped_product_4bit.default")(arguments) == 2 * experts.numel()
+    assert scratch_of_call("hub::grouped_product_4bit.default", arguments) == 2 * experts.numel()

@@ -60,8 +60,7 @@ class Held(TorchDispatchMode):
                 weakref.finalize(storage, self._storages.pop, storage._cdata, None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        extra = scratch_of_call.get(func.name())
-        self.most = max(self.most, self.now() + (extra(args) if extra else 0))
+        self.most = max(self.most, self.now() + scratch_of_call(func.name(), args))
         result = func(*args, **(kwargs or {}))
         self.add(value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor))
         self.most = max(self.most, self.now())

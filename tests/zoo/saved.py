@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from zoo.zoo import TEXT, zoo_model
+from zoo.zoo import TEXT, processes, zoo_model
 
 from hub.config.schema import ModelConfig
 from hub.models.load import load_causal_lm
@@ -47,11 +47,16 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def _differences_aside(name: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        return differences(name, Path(folder))
+
+
 if __name__ == "__main__":
+    chosen = sys.argv[1].split(",") if sys.argv[1:] else TEXT
     good = True
-    for chosen in sys.argv[1].split(",") if sys.argv[1:] else TEXT:
-        with tempfile.TemporaryDirectory() as temporary:
-            found = differences(chosen, Path(temporary))
-        print(chosen, found or "is saved as by transformers")
-        good &= not found
+    with processes() as pool:
+        for name, found in zip(chosen, pool.imap(_differences_aside, chosen), strict=True):
+            print(name, found or "is saved as by transformers", flush=True)
+            good &= not found
     sys.exit(0 if good else 1)

@@ -1,11 +1,18 @@
 """Tiny random models of many decoder architectures, each with the tokenizer of `hub.testing`. `architectures.yaml` has them."""
 
+import gc
 import json
+import multiprocessing
+import os
+import sys
+import warnings
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
+from transformers.utils import logging
 
 from hub.system.cache import cache_dir, make_once
 from hub.testing import FAMILIES, VOCAB, tiny_model_path, tokenizer
@@ -68,3 +75,20 @@ def _without_chance(config: PretrainedConfig) -> None:
             _without_chance(value)
         elif isinstance(value, float) and ("drop" in name or "jitter" in name):
             setattr(config, name, 0.0)
+
+
+def processes() -> Pool:
+    """Processes for several architectures at a time: as many as JOBS says, two if it says nothing.
+
+    Where it is safe they are forked, and so have imported the libraries already.
+    """
+    gc.freeze()  # a run makes Python's collector look through all objects, and the libraries have a million
+    how = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    return how.Pool(int(os.environ.get("JOBS", "2")), _quiet)
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)

@@ -37,10 +37,6 @@ class EvaluationPlan:
     settings: dict[str, Any]
     """Every setting that decides a figure."""
 
-    @property
-    def is_empty(self) -> bool:
-        return not self.sets and self.tasks is None
-
 
 def prepare_plan(
     cfg: RunConfig,

@@ -1,7 +1,10 @@
 """When an answer has ended: at a token, at a text, or at its bound."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _ODD = "a ' b , c"
 """A text that some tokenizers clean up when they make a text of its tokens."""
@@ -10,7 +13,7 @@ _ODD = "a ' b , c"
 class Ends:
     """What ends an answer. Only the end of the answer is made a text, and only behind a token that can complete a stop text."""
 
-    def __init__(self, tokenizer: Any, stop_ids: Collection[int], texts: Sequence[str]) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int], texts: Sequence[str]) -> None:
         """Args:
         tokenizer: of the answers.
         stop_ids: tokens that end an answer.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hub.config.paths import is_hub_id
 from hub.config.schema import RunConfig
@@ -139,7 +139,7 @@ def _shown(sample: Sample, tokenizer: "PreTrainedTokenizerBase") -> Shown:
     )
 
 
-def pieces_of(ids: list[int], mask: list[bool], tokenizer: Any) -> Iterator[Piece]:
+def pieces_of(ids: list[int], mask: list[bool], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Piece]:
     """Yield the text of each token. Tokens that are text only with those behind them, as parts of a letter, are one piece.
 
     A token may read differently alone (SentencePiece drops the space of a text's first token), so each is decoded behind its
@@ -147,8 +147,8 @@ def pieces_of(ids: list[int], mask: list[bool], tokenizer: Any) -> Iterator[Piec
     """
     before, done = 0, 0
     for end in range(1, len(ids) + 1):
-        known = tokenizer.decode(ids[before:done], skip_special_tokens=False)
-        now = tokenizer.decode(ids[before:end], skip_special_tokens=False)
+        known = str(tokenizer.decode(ids[before:done], skip_special_tokens=False))
+        now = str(tokenizer.decode(ids[before:end], skip_special_tokens=False))
         if now.endswith("\ufffd") and end < len(ids) and end - done < 8 and mask[end] == mask[done]:
             continue
         yield Piece(now[len(known) :], bool(mask[done]))

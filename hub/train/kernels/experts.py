@@ -115,8 +115,7 @@ def _dtype_of(experts: Any, name: str) -> torch.dtype:
     """The dtype in which a tensor's products are taken: its own, or autocast's in place of float32."""
     packed = held_parts(experts, wide_and_narrow(experts), name)
     if packed is not None:
-        own: torch.dtype = packed[0][-1]
-        return own
+        return packed[0].dtype
     weight: torch.Tensor = getattr(experts, name)
     if weight.dtype == torch.float32 and torch.is_autocast_enabled(weight.device.type):
         return torch.get_autocast_dtype(weight.device.type)

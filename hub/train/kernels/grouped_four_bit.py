@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hub.models.four_bit_tensor import FourBitTensor, Parts, unpacked
+from hub.models.four_bit_tensor import NUM_PARTS, NUM_TENSORS, FourBitTensor, Parts, unpacked
 from hub.train.kernels.grouped import plain_product
 from hub.train.kernels.unpack import PARTS, unpack_by_kernel
 
@@ -25,7 +25,7 @@ def parts_of(tensor: FourBitTensor, by_kernel: bool = False) -> Parts:
     return parts._replace(words=parts.words.view(torch.int32)) if by_kernel else parts
 
 
-def held_parts(experts: torch.nn.Module, names: Sequence[str], name: str) -> tuple[Sequence[Any], bool] | None:
+def held_parts(experts: torch.nn.Module, names: Sequence[str], name: str) -> tuple[Parts, bool] | None:
     """The parts of a tensor of experts in 4 bits, and whether they are those of its matrices transposed. None: it is in full.
 
     Args:
@@ -35,15 +35,13 @@ def held_parts(experts: torch.nn.Module, names: Sequence[str], name: str) -> tup
     """
     held = getattr(experts, "hub_packed", None)
     if held is not None:
-        first = names.index(name) * (len(Parts._fields) + 1)
-        return held[first : first + len(Parts._fields)], held[first + len(Parts._fields)]
+        first = names.index(name) * (NUM_PARTS + 1)
+        return Parts(*held[first : first + NUM_PARTS]), held[first + NUM_PARTS]
     tensor = getattr(experts, name)
     return (tensor.parts, tensor.is_transposed) if isinstance(tensor, FourBitTensor) else None
 
 
-def grouped_product_in_4_bits(
-    rows: torch.Tensor, parts: Sequence[Any], ends: torch.Tensor, is_transposed: bool
-) -> torch.Tensor:
+def grouped_product_in_4_bits(rows: torch.Tensor, parts: Parts, ends: torch.Tensor, is_transposed: bool) -> torch.Tensor:
     """Multiply the rows of each group with its matrix: (rows, in) to (rows, out).
 
     Args:
@@ -61,8 +59,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, ends: torch.Tensor, is_transposed: bool, *parts: Any) -> torch.Tensor:
-        ctx.save_for_backward(ends, *parts[:6])
-        ctx.rest, ctx.is_transposed = parts[6:], is_transposed
+        ctx.save_for_backward(ends, *parts[:NUM_TENSORS])
+        ctx.rest, ctx.is_transposed = parts[NUM_TENSORS:], is_transposed
         result: torch.Tensor = product_in_4_bits(rows, ends, is_transposed, *parts)
         return result
 
@@ -72,7 +70,7 @@ class _Product(torch.autograd.Function):
         of_rows = None
         if ctx.needs_input_grad[0]:
             of_rows = product_in_4_bits(gradient.contiguous(), ends, not ctx.is_transposed, *parts, *ctx.rest)
-        return of_rows, *[None] * 12
+        return of_rows, None, None, *[None] * NUM_PARTS
 
 
 def _product_in_4_bits(rows: torch.Tensor, ends: torch.Tensor, is_transposed: bool, *parts: Any) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from hub.models.four_bit import is_4bit
+from hub.models.four_bit_tensor import NUM_PARTS, NUM_TENSORS, Parts
 from hub.models.patches import Edits, ModelPatches, Patch
 
 CHANGED = "there are none, or their forward pass is patched already (sharded weights, hooks)"
@@ -31,7 +32,7 @@ class UnpackByKernel(Patch):
 
     def apply(self, edits: Edits) -> None:
         for layer in self._layers:
-            edits.assign(layer, "hub_packed", packed_parts(layer.weight, layer.weight.quant_state))
+            edits.assign(layer, "hub_packed", tuple(packed_parts(layer.weight, layer.weight.quant_state)))
             forward = _by_kernel(layer, layer.forward)
             _KERNEL_FORWARDS.add(forward)
             edits.assign(layer, "forward", forward)
@@ -141,19 +142,28 @@ def packed_tensors(module: torch.nn.Module) -> tuple[torch.Tensor, ...]:
     return tuple(part for part in vars(module).get("hub_packed", ()) if isinstance(part, torch.Tensor))
 
 
-def packed_parts(packed: torch.Tensor, state: Any) -> tuple[Any, ...]:
-    """Return the operators' arguments for a packed weight: no copy, and no parameter that intercepts each operation."""
+def packed_parts(packed: torch.Tensor, state: Any) -> Parts:
+    """Return the operators' arguments for a packed weight: no copy, and no parameter that intercepts each operation.
+
+    Args:
+        packed: of a layer of bitsandbytes.
+        state: its `QuantState`.
+    """
     words = packed.detach().as_subclass(torch.Tensor).reshape(-1).view(torch.int32)
     nested = state.state2
-    more = (nested.code, nested.absmax, state.offset, nested.blocksize) if state.nested else (None, None, None, 1)
-    return words, state.code, state.absmax, *more, state.blocksize, list(state.shape), state.dtype
+    codes, groups, offset, per_group = (
+        (nested.code, nested.absmax, state.offset, nested.blocksize) if state.nested else (None, None, None, 1)
+    )
+    return Parts(
+        words, state.code, state.absmax, codes, groups, offset, per_group, state.blocksize, list(state.shape), state.dtype
+    )
 
 
 def unpack_by_kernel(
     words: torch.Tensor, table: torch.Tensor, scales: torch.Tensor, codes: torch.Tensor | None, groups: torch.Tensor | None,
     offset: torch.Tensor | None, per_group: int, per_scale: int, shape: Sequence[int], dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
-    """Dequantize a packed weight on a GPU. The arguments are those of `packed_parts`."""
+    """Dequantize a packed weight on a GPU. The arguments are `Parts`, with words of 32 bits."""
     from hub.train.kernels import four_bit_kernel
 
     nested = None if codes is None or groups is None or offset is None else (codes, groups, offset)
@@ -196,8 +206,8 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *parts: Any) -> torch.Tensor:
-        ctx.save_for_backward(*parts[:6])
-        ctx.rest = parts[6:]
+        ctx.save_for_backward(*parts[:NUM_TENSORS])
+        ctx.rest = parts[NUM_TENSORS:]
         out: torch.Tensor = product(x, *parts)
         return out
 
@@ -205,4 +215,4 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         weight = unpack(*ctx.saved_tensors, *ctx.rest)
-        return gradient @ weight.to(gradient.dtype), *[None] * 10
+        return gradient @ weight.to(gradient.dtype), *[None] * NUM_PARTS

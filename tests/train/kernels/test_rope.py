@@ -74,7 +74,8 @@ def test_each_sample_has_the_rope_that_it_has_alone_in_a_new_model(name):
     # After long samples come short ones alone, and one of the length from which on `dynamic` differs.
     for order in (range(8), (0, 7), (3,), (5, 4), (5,)):
         assert apart(order) < 1e-5, order
-    patches_of(model).undo_all()
+    for patch in reversed(patches_of(model).applied):
+        patches_of(model).undo(patch)
     assert "forward" not in vars(model.model.rotary_emb)
 
 

@@ -1,9 +1,12 @@
 """Compares what a GGUF file says on texts with the tokenizer that the model was trained with. Each difference is one line."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hub.tasks.export.gguf.reader import GgufReader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROBES = (
     "Hello there, how are you?  Two  spaces, a\ttab\nand a line.\n\n\nThree more.",
@@ -16,7 +19,11 @@ PROBES = (
 
 
 def differences(
-    reader: GgufReader, tokenizer: Any, chats: Iterable[str] = (), texts: Iterable[str] = PROBES, ends: Sequence[int] = ()
+    reader: GgufReader,
+    tokenizer: "PreTrainedTokenizerBase",
+    chats: Iterable[str] = (),
+    texts: Iterable[str] = PROBES,
+    ends: Sequence[int] = (),
 ) -> list[str]:
     """All that a GGUF file says otherwise than the tokenizer. Empty: nothing.
 
@@ -35,7 +42,7 @@ def differences(
     return [*found, *_ends(reader, tokenizer, ends)]
 
 
-def notes(reader: GgufReader, tokenizer: Any, chats: Iterable[str]) -> list[str]:
+def notes(reader: GgufReader, tokenizer: "PreTrainedTokenizerBase", chats: Iterable[str]) -> list[str]:
     """What is right with llama.cpp, and may go wrong with other programs that read its files."""
     begin = tokenizer.bos_token
     if reader.facts.adds_bos and begin and any(chat.startswith(begin) for chat in chats):
@@ -46,7 +53,7 @@ def notes(reader: GgufReader, tokenizer: Any, chats: Iterable[str]) -> list[str]
     return []
 
 
-def _template(reader: GgufReader, tokenizer: Any) -> list[str]:
+def _template(reader: GgufReader, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     expected = tokenizer.chat_template
     if isinstance(expected, dict):
         expected = expected.get("default")
@@ -62,14 +69,14 @@ def _template(reader: GgufReader, tokenizer: Any) -> list[str]:
     ]
 
 
-def _vocabulary(reader: GgufReader, tokenizer: Any) -> list[str]:
+def _vocabulary(reader: GgufReader, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     least = max(tokenizer.get_vocab().values()) + 1
     if reader.facts.num_tokens >= least:
         return []
     return [f"The file has {reader.facts.num_tokens} tokens, and the tokenizer {least}: the last ones are lost"]
 
 
-def _texts(reader: GgufReader, tokenizer: Any, texts: Iterable[str]) -> list[str]:
+def _texts(reader: GgufReader, tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> list[str]:
     for text in texts:
         expected = tokenizer(text, add_special_tokens=False).input_ids
         if (stored := reader.tokenize(text)) != expected:
@@ -77,7 +84,7 @@ def _texts(reader: GgufReader, tokenizer: Any, texts: Iterable[str]) -> list[str
     return []
 
 
-def _chats(reader: GgufReader, tokenizer: Any, chats: Iterable[str]) -> list[str]:
+def _chats(reader: GgufReader, tokenizer: "PreTrainedTokenizerBase", chats: Iterable[str]) -> list[str]:
     """A chat as llama.cpp's server reads it (common/chat.cpp): begin and end tokens are added as the file asks, none twice."""
     begin, end = tokenizer.bos_token, tokenizer.eos_token
     for chat in chats:
@@ -98,7 +105,7 @@ def _chats(reader: GgufReader, tokenizer: Any, chats: Iterable[str]) -> list[str
     return []
 
 
-def _begin_token(reader: GgufReader, tokenizer: Any) -> str:
+def _begin_token(reader: GgufReader, tokenizer: "PreTrainedTokenizerBase") -> str:
     token = reader.facts.bos
     return (
         f"The file puts the begin token {token} ({tokenizer.decode([token])!r}) before a chat (add_bos_token=true), "
@@ -106,7 +113,7 @@ def _begin_token(reader: GgufReader, tokenizer: Any) -> str:
     )
 
 
-def _ends(reader: GgufReader, tokenizer: Any, ends: Sequence[int]) -> list[str]:
+def _ends(reader: GgufReader, tokenizer: "PreTrainedTokenizerBase", ends: Sequence[int]) -> list[str]:
     problems = []
     if reader.facts.eos != -1 and tokenizer.eos_token_id is not None and reader.facts.eos != tokenizer.eos_token_id:
         problems.append(
@@ -120,7 +127,7 @@ def _ends(reader: GgufReader, tokenizer: Any, ends: Sequence[int]) -> list[str]:
     return problems
 
 
-def _first_difference(tokenizer: Any, expected: list[int], stored: list[int]) -> str:
+def _first_difference(tokenizer: "PreTrainedTokenizerBase", expected: list[int], stored: list[int]) -> str:
     place = next((i for i, (a, b) in enumerate(zip(expected, stored, strict=False)) if a != b), min(len(expected), len(stored)))
 
     def shown(ids: list[int]) -> str:

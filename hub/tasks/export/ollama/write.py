@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hub.errors import ModelError
 from hub.tasks.export.job import Delivered, Job, Written
@@ -19,6 +19,9 @@ from hub.tasks.export.ollama.modelfile import (
     stop_texts,
 )
 from hub.tasks.export.ollama.prompts import Prompts, find_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 README = "README.md"
 _NUM_ROWS = 64
@@ -78,7 +81,7 @@ def check_read_again(text: str, gguf: str, template: str, stops: Sequence[str]) 
             raise ModelError(f"ollama: a Modelfile can't hold this {one[0]}: {one[1]!r}. Nothing is written")
 
 
-def added_bos(tokenizer: Any, known: dict[str, Value]) -> str:
+def added_bos(tokenizer: "PreTrainedTokenizerBase", known: dict[str, Value]) -> str:
     """What llama.cpp puts before each prompt by itself, as the header of the GGUF file says."""
     adds = known.get("tokenizer.ggml.add_bos_token", known.get("tokenizer.ggml.model") == "llama")
     return str(tokenizer.bos_token) if adds and tokenizer.bos_token is not None else ""

@@ -214,14 +214,6 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
     assert full in says(f"OSError: [Errno 28] No space left on device{bar}", kind=ConfigError)
 
 
-def test_unknown_architecture_is_known_before_training() -> None:
-    script = converter.converter_script()
-    assert converter.unknown_architecture({"architectures": ["LlamaForCausalLM"]}, script) is None
-    assert "NonesuchForCausalLM" in (converter.unknown_architecture({"architectures": ["NonesuchForCausalLM"]}, script) or "")
-    inner = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"architectures": ["Gemma3ForCausalLM"]}}
-    assert converter.unknown_architecture(inner, script) is None
-
-
 def test_importance_is_the_mean_square_of_each_channel(made: Made) -> None:
     pytest.importorskip("libggml", reason="needs the package libggml-python")
     from hub.tasks.export.gguf.ggml import quantize_rows
