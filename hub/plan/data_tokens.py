@@ -18,7 +18,7 @@ from hub.data.formats.file_format import FileFormats
 from hub.data.prepare import prepare
 from hub.data.samples.length import length_limit
 from hub.data.samples.mix import Mix, eval_source_of, make_mix, num_held_out, sources_of
-from hub.data.samples.sample import Item
+from hub.data.samples.sample import Item, mask_sum
 from hub.data.sources.entries import Broken, Row, Unread
 from hub.data.sources.files import data_files
 from hub.data.tokens.encode import Encoder
@@ -77,6 +77,9 @@ class DataTokens:
     """Rows that are too long, or bad."""
 
     num_eval_tokens: int = 0
+    loss_share: float = 1.0
+    """Share of the tokens that have a loss. 1 where no tokenizer tells."""
+
     guessed: bool = False
     """Whether there was no tokenizer."""
 
@@ -130,6 +133,7 @@ class _Estimate:
     longest: int
     left_out: float
     lengths: list[int]
+    loss_share: float
     counted: bool
     num_sampled: int
     in_order: bool
@@ -177,10 +181,11 @@ def _counted(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions
     prepared = prepare(cfg, tokenizer, max_positions)
     train, totals = prepared.train, prepared.report["train"]
     mix = prepared.mix
-    begin, mean = 0, 0.0
+    begin, mean, with_loss = 0, 0.0, 0.0
     for size, share in zip(mix.sizes, mix.shares, strict=True):
         units = train[begin : begin + (size or 0)]
-        mean += float(share) * sum(len(unit) for unit in units) / max(1, len(units))
+        mean += float(share) * sum(map(len, units)) / max(1, len(units))
+        with_loss += float(share) * sum(map(mask_sum, units)) / max(1, len(units))
         begin += size or 0
     first = [len(sample) for unit in train[:NUM_LENGTHS] for sample in unit.samples]
     num_rows = totals["num_units"]
@@ -196,6 +201,7 @@ def _counted(cfg: RunConfig, tokenizer: "PreTrainedTokenizerBase", max_positions
         num_rows=num_rows + left_out,
         num_left_out=left_out,
         num_eval_tokens=prepared.report["evaluation"]["num_tokens"],
+        loss_share=with_loss / max(1.0, mean),
         how="all rows were tokenized",
         lines=tuple(prepared.lines),
     )
@@ -232,17 +238,19 @@ def _estimated(cfg: RunConfig, source: DataSource, tokenizer: "PreTrainedTokeniz
     if block is not None:
         num_units, lengths, weights, longest = max(1.0, total / block), [block], [1.0], block
     chosen = random.Random(cfg.algo.seed).choices(lengths, weights, k=NUM_LENGTHS)
+    with_loss = [sum(mask_sum(item.unit) for item in row if item.unit is not None) for row in items]
     return _Estimate(
-        sampled.num_rows,
-        num_units,
-        total,
-        variance,
-        longest,
-        lost,
-        chosen,
-        sampled.counted,
-        len(sampled.rows),
-        sampled.in_order,
+        num_rows=sampled.num_rows,
+        units=num_units,
+        tokens=total,
+        variance=variance,
+        longest=longest,
+        left_out=lost,
+        lengths=chosen,
+        loss_share=1.0 if tokenizer is None else _total(sampled, with_loss)[0] / total,
+        counted=sampled.counted,
+        num_sampled=len(sampled.rows),
+        in_order=sampled.in_order,
     )
 
 
@@ -334,6 +342,7 @@ def _together(
         num_rows=round(num_rows),
         num_left_out=round(sum(each.left_out for each in found)),
         num_eval_tokens=round(evaluation.tokens if evaluation else held_out),
+        loss_share=sum(s * m * each.loss_share for s, m, each in zip(shares, means, found, strict=True)) / mean,
         guessed=guessed,
         how=how,
     )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,7 @@ class Planner:
         self._passes: dict[tuple[bool, torch.dtype | None], Passes] = {}
         self.variable_length = self._patch()
         self._lines: dict[Hashable, Line] = {}
+        self._loss_share = 1.0
 
     def _patch(self) -> bool:
         """Turn on what a run on a GPU turns on, without its trials. Returns whether attention is of variable length."""
@@ -153,7 +155,14 @@ class Planner:
         return self._passes[key]
 
     def plan(
-        self, cfg: RunConfig, gpu: Gpu, world: int, longest: int, loads: Sequence[float], num_tokens: float = math.inf
+        self,
+        cfg: RunConfig,
+        gpu: Gpu,
+        world: int,
+        longest: int,
+        loads: Sequence[float],
+        num_tokens: float = math.inf,
+        loss_share: float = 1.0,
     ) -> MemoryPlan:
         """Predict the memory of one GPU, and the layout.
 
@@ -164,6 +173,7 @@ class Planner:
             longest: tokens of the longest sample.
             loads: tokens of a process in a step, for some steps.
             num_tokens: of the whole training: layers of short runs are not compiled.
+            loss_share: share of the tokens that have a loss.
 
         Raises:
             ConfigError: the options do not fit.
@@ -174,7 +184,7 @@ class Planner:
         shards = strategy.num_state_shards(world) if world > 1 else 1
         gathered = gathered_by(self.model, self.layers, strategy.name if world > 1 else "ddp", world, self.dtype)
         compiled, _ = choose_compile(cfg.algo.torch_compile, self._of_text, num_tokens, torch.device("cuda"))
-        passes = self.passes(compiled, gathered.dtype)
+        passes, self._loss_share = self.passes(compiled, gathered.dtype), loss_share
         external = self.planned.recipe.kernels is not None
 
         weights = weights_parts(self.model, world if gathered.shards_weights else 1, gathered.replicated)
@@ -220,8 +230,8 @@ class Planner:
         gradients = gradients_part(self.trained, shards)
         optimizer = optimizer_part(cfg.algo, self.trained, shards)
         way = (tokens, num_checkpointed, several, offload, tiled_from if offload else None)
-        found = passes.run(*way, gathered.shares)
-        held = found.peak - passes.run(*way).peak if gathered.shares is not None else 0
+        found = passes.run(*way, gathered.shares, loss_share)
+        held = found.peak - passes.run(*way, None, loss_share).peak if gathered.shares is not None else 0
         new = 0 if several else gradients.num_bytes
         working = max(found.peak, new + gathered.summed) + gathered.num_bytes
         rest = max(0, working - new)
@@ -277,10 +287,11 @@ class Planner:
         tokens = max(2, min(budget.requested or ENOUGH_TOKENS, ENOUGH_TOKENS))
 
         def line(num_checkpointed: int) -> Line:
-            key = (id(passes), tokens, num_checkpointed, gathered.shares)
+            key = (id(passes), tokens, num_checkpointed, gathered.shares, self._loss_share)
             if key not in self._lines:
                 sizes = (tokens // 2, tokens)
-                points = [(n, passes.run(n, num_checkpointed, shares=gathered.shares).peak) for n in sizes]
+                run = partial(passes.run, num_checkpointed=num_checkpointed, shares=gathered.shares)
+                points = [(n, run(n, loss_share=self._loss_share).peak) for n in sizes]
                 self._lines[key] = Line.through([(n, float(peak)) for n, peak in points])
             found = self._lines[key]
             return Line(found.per_token, found.fixed + gathered.num_bytes)
@@ -295,10 +306,11 @@ class Planner:
     def _offloaded_line(self, passes: Passes, requested: int | None, tiled_from: int | None) -> Line:
         """What a run's measured passes would give with all layers checkpointed and their inputs in CPU memory."""
         tokens = max(2, min(requested or ENOUGH_TOKENS, ENOUGH_TOKENS))
-        key = (id(passes), tokens, "offloaded")
+        key = (id(passes), tokens, "offloaded", self._loss_share)
         if key not in self._lines:
             sizes = (tokens // 2, tokens)
-            points = [(n, passes.run(n, len(self.layers), offloads=True, tiled_from=tiled_from).peak) for n in sizes]
+            run = partial(passes.run, num_checkpointed=len(self.layers), offloads=True, tiled_from=tiled_from)
+            points = [(n, run(n, loss_share=self._loss_share).peak) for n in sizes]
             self._lines[key] = Line.through([(n, float(peak)) for n, peak in points])
         return self._lines[key]
 

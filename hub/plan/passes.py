@@ -1,5 +1,6 @@
 """The memory of a forward and a backward pass over the whole model, at any number of tokens."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hub.models.patches import ModelPatches
-from hub.models.structure import text_config
 from hub.plan.build import tensors_without_data
 from hub.plan.layers import LayerMemories, StandIns
 from hub.plan.live import Live
@@ -82,6 +82,7 @@ class Passes:
         offloads: bool = False,
         tiled_from: int | None = None,
         shares: Shares | None = None,
+        loss_share: float = 1.0,
     ) -> PassBytes:
         """Run a forward and a backward pass.
 
@@ -92,6 +93,7 @@ class Passes:
             offloads: whether checkpointed layers save their input in CPU memory.
             tiled_from: tokens from which on the MLPs of checkpointed, compiled layers are tiled. None: they never are.
             shares: what FSDP2 takes in a pass. None: the weights are not sharded by it.
+            loss_share: share of the tokens that have a loss, and so logits.
         """
         memories = self.memories()
         of_layers = {id(parameter) for weights in memories.trained for parameter in weights}
@@ -108,7 +110,7 @@ class Passes:
                     parameter.grad = torch.empty_like(parameter)
                 live.known(parameter.grad for parameter in others if parameter.grad is not None)
             with live:
-                after = self._pass(tokens, others, live, fsdp)
+                after = self._pass(tokens, loss_share, others, live, fsdp)
             for parameter in others:
                 parameter.grad = None
         kept = 0.0
@@ -119,18 +121,19 @@ class Passes:
             kept += 0 if offloads and number < num_checkpointed else memory.output.at(tokens)
         return PassBytes(live.most_bytes, after, int(kept))
 
-    def _pass(self, tokens: int, others: list[torch.nn.Parameter], live: Live, fsdp: Fsdp | None) -> int:
+    def _pass(self, tokens: int, loss_share: float, others: list[torch.nn.Parameter], live: Live, fsdp: Fsdp | None) -> int:
         """A forward and a backward pass. Returns what is there between them.
 
         Args:
             tokens: of the row.
+            loss_share: share of them that have a loss.
             others: weights outside the layers.
             live: counts.
             fsdp: takes what FSDP2 takes.
         """
         if fsdp is not None:
             fsdp.begin_forward()
-        loss = self._forward(tokens)
+        loss = self._forward(tokens, loss_share)
         if fsdp is not None:
             fsdp.end_forward()
         after = live.num_bytes
@@ -159,20 +162,20 @@ class Passes:
             for parameter, data in before:
                 parameter.data = data
 
-    def _forward(self, tokens: int) -> torch.Tensor:
+    def _forward(self, tokens: int, loss_share: float = 1.0) -> torch.Tensor:
         with self.autocast():
-            return self._loss(self._model, row(tokens, self._packed, text_config(self._model).vocab_size))
+            return self._loss(self._model, row(tokens, self._packed, max(1, math.ceil(loss_share * tokens))))
 
 
-def row(tokens: int, packed: bool, vocab_size: int) -> MicroBatch:
-    """A micro-batch of one sample, in which every token has a loss. To be called within a FakeTensorMode."""
+def row(tokens: int, packed: bool, num_loss: int) -> MicroBatch:
+    """A micro-batch of one sample, of which so many tokens have a loss. To be called within a FakeTensorMode."""
     ids = torch.zeros((1, tokens), dtype=torch.int64)
     return MicroBatch(
         input_ids=ids,
         position_ids=torch.arange(tokens)[None],
         attention_mask=None if packed else torch.ones_like(ids),
-        loss_positions=torch.arange(tokens),
-        targets=torch.zeros(tokens, dtype=torch.int64),
+        loss_positions=torch.arange(num_loss),
+        targets=torch.zeros(num_loss, dtype=torch.int64),
         num_tokens=tokens,
         starts=torch.tensor([0, tokens], dtype=torch.int32) if packed else None,
         longest=tokens if packed else 0,

@@ -59,6 +59,9 @@ def test_small_data_is_counted_as_a_run_counts_it(counted, chats, tokenizer):
     assert counted.exact
     assert counted.per_pass == len(prepared.train) == 500
     assert counted.tokens_per_pass == pytest.approx(prepared.report["train"]["num_tokens"])
+    assert counted.loss_share == pytest.approx(
+        prepared.report["train"]["num_loss_tokens"] / prepared.report["train"]["num_tokens"]
+    )
     assert counted.longest == prepared.longest == max(counted.population)
     assert counted.lines == tuple(prepared.lines)
     assert counted.share_longer(counted.longest - 1) == pytest.approx(1 / 500)
@@ -139,6 +142,8 @@ def test_held_out_rows_mixes_and_blocks_count_as_in_a_run(chats, tmp_path, token
         assert found.per_pass == expected.per_pass, options
         assert found.tokens_per_unit == pytest.approx(expected.tokens_per_unit, rel=0.06), options
         assert found.num_eval_tokens == pytest.approx(expected.num_eval_tokens, rel=0.1), options
+        assert 0.3 < expected.loss_share < 0.7, options
+        assert found.loss_share == pytest.approx(expected.loss_share, rel=0.06), options
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": "ab the x " * n}) + "\n" for n in range(1, 200)))
     blocks = config(tmp_path / "texts.jsonl", block_size=64)
     expected = data_tokens(blocks, tokenizer, None)

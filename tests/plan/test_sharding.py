@@ -154,7 +154,7 @@ def test_a_pass_of_a_sharded_model_takes_what_fsdp2_takes(words: tuple[str, ...]
 
     def run() -> None:
         with passes.autocast():
-            loss = planner.loss(model, row(tokens, True, 64))
+            loss = planner.loss(model, row(tokens, True, tokens))
         loss.backward()
 
     with tensors_without_data(planner.planned.mode):

@@ -21,7 +21,7 @@ def main(run_path: Path, facts: dict[str, Any]) -> None:
 
     Args:
         run_path: the run folder.
-        facts: `memory_bytes`, `capability`, `world`, `longest`, `loads`, `num_tokens`, and `folder` of the model.
+        facts: `memory_bytes`, `capability`, `world`, `longest`, `loads`, `num_tokens`, `loss_share`, and `folder` of the model.
     """
     from hub.plan.build import compute_dtype
     from hub.plan.memory import Planner
@@ -32,7 +32,8 @@ def main(run_path: Path, facts: dict[str, Any]) -> None:
         name="this", memory_bytes=facts["memory_bytes"], bandwidth=1.0, peak={}, compute_capability=tuple(facts["capability"])
     )
     planner = Planner(resolved, Path(facts["folder"]), compute_dtype(resolved.config, gpu))
-    plan = planner.plan(resolved.config, gpu, facts["world"], facts["longest"], facts["loads"], facts["num_tokens"])
+    about = [facts[name] for name in ("world", "longest", "loads", "num_tokens", "loss_share")]
+    plan = planner.plan(resolved.config, gpu, *about)
     write_json(run_path / PREDICTED, plan.as_json())
 
 

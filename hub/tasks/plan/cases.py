@@ -160,7 +160,8 @@ class Case:
         loads = draw_loads(lengths, batch / world)
         planner = self.session.planner(self.resolved, compute_dtype(cfg, gpu), None)
         num_tokens = work.num_tokens[1] if work is not None else float("inf")
-        memory = planner.plan(cfg, gpu, world, self.longest, loads, num_tokens)
+        loss_share = tokens.loss_share if tokens is not None else 1.0
+        memory = planner.plan(cfg, gpu, world, self.longest, loads, num_tokens, loss_share)
         speed = self._speed(planner, memory, gpu, work)
         first = None
         if speed is not None:

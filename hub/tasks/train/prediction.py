@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hub.data.samples.sample import mask_sum
 from hub.models.load import load_config
 from hub.plan.learned import Measured, key_of, remember, steady_speed
 from hub.result import METRICS, Outcome, read_metrics
@@ -46,7 +47,8 @@ class Prediction:
 
     def _start(self) -> "subprocess.Popen[str] | None":
         setup, group = self._setup, self._setup.session.group
-        lengths = [len(sample) for sample in setup.data.train[:NUM_LENGTHS]]
+        some = setup.data.train[:NUM_LENGTHS]
+        lengths = [len(unit) for unit in some]
         facts = {
             "memory_bytes": torch.cuda.get_device_properties(group.device).total_memory,  # the limit is in run.yaml
             "capability": torch.cuda.get_device_capability(group.device),
@@ -54,6 +56,7 @@ class Prediction:
             "longest": setup.data.longest,
             "loads": draw_loads(lengths, setup.source.batch_size / group.world),
             "num_tokens": expected_tokens(setup),
+            "loss_share": sum(map(mask_sum, some)) / max(1, sum(lengths)),
             "folder": str(setup.base_path),
         }
         # No GPU: a context of its own would take half a GiB of it. One thread: the run needs the others.
