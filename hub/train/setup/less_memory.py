@@ -89,7 +89,7 @@ def _of_state(cfg: RunConfig, optimizer: bool) -> Iterator[str]:
         yield "model.dtype=bfloat16"
     if cfg.model.quantization is None and getattr(algo, "load_in_4bit", None) is False:
         yield "algo.load_in_4bit=true" + (" algo.load_in_8bit=false" if getattr(algo, "load_in_8bit", False) else "")
-    if hasattr(algo, "unfreeze_rank_ratio") and getattr(algo, "ratio", 0.0) > LEAST_RATIO:
+    if is_full and getattr(algo, "ratio", 0.0) > LEAST_RATIO:
         yield f"algo.unfreeze_rank_ratio={LEAST_RATIO}"
     if is_full:
         yield f"algo={ADAPTERS if optimizer else QUANTIZED_ADAPTERS}"
