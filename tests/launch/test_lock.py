@@ -100,3 +100,39 @@ def test_a_file_system_without_hard_links_has_the_lock_too(tmp_path, monkeypatch
     with pytest.raises(ConfigError, match="another process runs"):
         Lock(tmp_path)
     mine.release()
+
+
+def test_a_holder_touches_its_lock_until_it_is_released(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    before = set(threading.enumerate())
+    mine = Lock(tmp_path)
+    (beat,) = set(threading.enumerate()) - before
+    assert (beat.name, beat.daemon) == ("lock", True)
+    os.utime(tmp_path / lock.NAME, (0, 0))
+    for _ in range(1000):
+        if (tmp_path / lock.NAME).stat().st_mtime:
+            break
+        time.sleep(0.01)
+    assert (tmp_path / lock.NAME).stat().st_mtime
+    mine.release()
+    beat.join(10)
+    assert not beat.is_alive()
+
+
+def test_a_damaged_lock_is_an_unknown_machines_until_it_has_been_silent_for_long(tmp_path):
+    (tmp_path / lock.NAME).write_text("[")
+    with pytest.raises(ConfigError, match=r"\(process \? on an unknown machine, since \?\).* is free 2 minutes after"):
+        Lock(tmp_path)
+    os.utime(tmp_path / lock.NAME, (0, 0))
+    Lock(tmp_path).release()
+    assert not held_by(tmp_path, machine="elsewhere").is_alive(tmp_path / "gone")
+    with pytest.raises(ConfigError, match="can't write there"):
+        Lock(tmp_path / "gone" / "run")
+
+
+def test_a_lock_that_is_released_while_another_asks_who_has_it_is_taken(tmp_path, monkeypatch):
+    put, taken = lock._put, iter([False])
+    monkeypatch.setattr(lock, "_put", lambda file, text: next(taken, True) and put(file, text))
+    mine = Lock(tmp_path)
+    assert (tmp_path / lock.NAME).is_file()
+    mine.release()
