@@ -27,7 +27,8 @@ def held_by(folder: Path, **of_holder: str) -> Holder:
     return holder
 
 
-def test_one_of_many_starters_gets_the_folder_and_the_others_a_line_on_who_has_it(tmp_path):
+def test_one_of_many_starters_gets_the_folder_and_the_others_a_line_on_who_has_it(tmp_path, monkeypatch):
+    monkeypatch.delattr(lock, "_put_exclusively")  # by which others could see half of it
     begin = threading.Barrier(8)
 
     def start(_: int) -> Lock | str:
@@ -44,6 +45,7 @@ def test_one_of_many_starters_gets_the_folder_and_the_others_a_line_on_who_has_i
     lines = {one for one in outcomes if isinstance(one, str)}
     who = f"process {os.getpid()} on {socket.gethostname()}, since "
     assert all(f"{tmp_path}: another process runs in this folder ({who}" in line for line in lines)
+    assert not any("If it is dead" in line for line in lines)
     mine.release()
     assert not list(tmp_path.iterdir())  # nor anything that was written aside
 
@@ -128,6 +130,20 @@ def test_a_damaged_lock_is_an_unknown_machines_until_it_has_been_silent_for_long
     assert not held_by(tmp_path, machine="elsewhere").is_alive(tmp_path / "gone")
     with pytest.raises(ConfigError, match="can't write there"):
         Lock(tmp_path / "gone" / "run")
+
+
+def test_a_lock_is_taken_although_nfs_lost_the_answer(tmp_path, monkeypatch):
+    real = os.link
+
+    def link(source: Path, target: Path) -> None:
+        real(source, target)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", link)
+    mine = Lock(tmp_path)
+    with pytest.raises(ConfigError, match="another process runs"):
+        Lock(tmp_path)
+    mine.release()
 
 
 def test_a_lock_that_is_released_while_another_asks_who_has_it_is_taken(tmp_path, monkeypatch):
