@@ -99,12 +99,38 @@ def test_a_file_system_without_hard_links_has_the_lock_too(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "link", link)
     mine = Lock(tmp_path)
+    assert (holder := Holder.of(tmp_path)) is not None
+    assert holder.process == str(Process.this())
     with pytest.raises(ConfigError, match="another process runs"):
         Lock(tmp_path)
     mine.release()
 
 
+def test_why_a_lock_can_not_be_written_is_said(tmp_path, monkeypatch):
+    def write(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", write)
+    with pytest.raises(ConfigError, match=r"can't write there \(Permission denied\)"):
+        Lock(tmp_path)
+
+
+def test_one_process_at_a_time_removes_the_lock_of_a_dead_holder(tmp_path):
+    dead, mark, file = held_by(tmp_path), tmp_path / ".lock-removed", tmp_path / lock.NAME
+    mark.touch()
+    lock._remove(tmp_path, dead)  # another one is at it
+    assert (mark.exists(), file.exists()) == (True, True)
+    os.utime(mark, (0, 0))
+    lock._remove(tmp_path, dead)  # it has died at it
+    assert (mark.exists(), file.exists()) == (False, True)
+    lock._remove(tmp_path, replace(dead, token="third"))  # it is another's by now
+    assert (mark.exists(), file.exists()) == (False, True)
+    lock._remove(tmp_path, dead)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_holder_touches_its_lock_until_it_is_released(tmp_path, monkeypatch):
+    assert 8 * lock.BEAT_SECONDS <= lock.SILENT_SECONDS  # a few may be lost
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
     before = set(threading.enumerate())
     mine = Lock(tmp_path)
