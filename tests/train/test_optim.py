@@ -90,6 +90,8 @@ def test_a_schedule_of_another_kind_goes_on_at_the_step_of_the_checkpoint(before
     for _ in range(3):
         schedulers[0].step()
     restore_schedule(schedulers[1], schedulers[0].state_dict())
+    counts = [[one.state_dict()[name] for name in ("last_epoch", "_step_count")] for one in schedulers]
+    assert counts[0] == counts[1]
     (group,) = schedulers[1].optimizer.param_groups
     linear = rate_of_step(AlgoConfig(lr_scheduler="linear", warmup_steps=0), 10)
     assert group["lr"] == pytest.approx(1.0 if after == "reduce_lr_on_plateau" else linear(4))
