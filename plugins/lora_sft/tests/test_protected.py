@@ -187,6 +187,19 @@ def test_adapters_on_a_base_in_4_bits_are_protected_from_its_own_inputs(tmp_path
 
 
 @pytest.mark.slow
+def test_a_strength_measures_a_base_in_8_bits_and_leaves_it_as_it_is(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    held = ["algo.load_in_8bit=true", "algo.protect=self", "algo.protect_strength=5"]
+    result = run(tmp_path, *held, "model.dtype=bfloat16", "algo.max_steps=2")
+    assert result.eval_loss < result.eval_loss_before
+    sizes = []
+    for how in ({}, {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}):
+        model = plain(torch.float32, **how)
+        sizes.append(protected._size(model.get_submodule("model.layers.0.mlp.up_proj")))
+    assert sizes[1] == pytest.approx(sizes[0], rel=1e-2)
+
+
+@pytest.mark.slow
 def test_what_else_trains_in_float32_does_not_hinder_the_passes_before_training(tmp_path):
     held = ["algo.protect=self", "algo.protect_strength=5", "algo.unfreeze_rank_ratio=0.5"]
     result = run(tmp_path, *held, "model.path=tiny:gpt2", "model.dtype=bfloat16", "algo.train_embeddings=true")
