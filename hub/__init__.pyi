@@ -833,6 +833,7 @@ def osft(
     train_embeddings: bool = False,
     train_norms: bool = False,
     train_head: bool = False,
+    offload_base: bool = False,
     cache: bool = True,
     subset: str | None = None,
     split: str | PathLike[str] = "train",
@@ -1020,6 +1021,8 @@ def osft(
         train_norms: Train norms and biases too, without protection.
         train_head: Train the output layer too, without protection. In models with tied embeddings it is the same as
             train_embeddings.
+        offload_base: Hold the base weights in CPU memory, and copy each to the GPU once an optimizer step. 2 bytes less for
+            each trained parameter, and slower steps: worth it if micro-batches would not fit otherwise.
         cache: Cache the directions of subspace=weights (in HUB_CACHE), so that the next run on this model starts at once.
         subset: Config of a dataset of the model hub. None: its only one.
         split: Split of a dataset of the model hub (train, or e.g. train[:1000]), or of the files in a folder, by their names.
@@ -1954,6 +1957,7 @@ def osft_dpo(
     train_embeddings: bool = False,
     train_norms: bool = False,
     train_head: bool = False,
+    offload_base: bool = False,
     cache: bool = True,
     loss: Literal["dpo", "robust", "ipo", "hinge", "exo", "nca", "sppo", "apo_zero", "apo_down", "kto", "simpo", "orpo", "cpo"] = "dpo",
     beta: float | None = None,
@@ -2149,6 +2153,8 @@ def osft_dpo(
         train_norms: Train norms and biases too, without protection.
         train_head: Train the output layer too, without protection. In models with tied embeddings it is the same as
             train_embeddings.
+        offload_base: Hold the base weights in CPU memory, and copy each to the GPU once an optimizer step. 2 bytes less for
+            each trained parameter, and slower steps: worth it if micro-batches would not fit otherwise.
         cache: Cache the directions of subspace=weights (in HUB_CACHE), so that the next run on this model starts at once.
         loss: What is lowered: dpo, robust, ipo, hinge, exo, nca, sppo, apo_zero, apo_down, kto (rows with a label, or pairs),
             simpo, orpo, cpo. The last three take no reference. docs/preferences.md has the formulas.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hub import compose
@@ -53,6 +54,13 @@ def test_training_learns_and_the_result_loads(tmp_path, options):
     plan = json.loads((result.run_path / "plan.json").read_text())
     assert plan["packed"]
     assert plan["dtype"] == "bfloat16"
+
+
+def test_base_weights_in_cpu_memory_change_nothing(tmp_path):
+    options = ["algo=osft", "model=tiny", "algo.learning_rate=1e-3", "algo.protect_data=tiny:chats", "algo.deterministic=true"]
+    results = [train(tmp_path / word, *options, f"algo.offload_base={word}") for word in ("false", "true")]
+    first, second = (load_file(result.model_path / "model.safetensors") for result in results)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_model_that_is_stored_in_4_bit_trains_by_lora(tmp_path):

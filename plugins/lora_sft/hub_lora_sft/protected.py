@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -189,7 +190,12 @@ def _num_inputs(model: PreTrainedModel, name: str) -> int:
 
 def _size(layer: nn.Module) -> float:
     """Root mean square of a frozen weight."""
-    weight = dequantize_module_weight(layer)
+    weight: Any = layer.weight
+    if weight.dtype == torch.int8:  # bitsandbytes' rows in 8 bits: dequantizing them would move the layer's state
+        scales = weight.SCB if getattr(weight, "SCB", None) is not None else cast(Any, layer).state.SCB
+        weight = weight.detach().float() * (scales.to(weight.device) / 127)[:, None]
+    elif not weight.is_floating_point():
+        weight = dequantize_module_weight(layer)
     return float(weight.detach().float().square().mean().sqrt())
 
 

@@ -71,29 +71,32 @@ class Part:
 class FastReparametrization(Reparametrization):
     """Coordinates Z with Delta = Z (Q D)^T, or the full Delta, for each weight."""
 
-    def __init__(self, parts: Sequence[Part], embeddings: FreeRows | None = None) -> None:
+    def __init__(self, parts: Sequence[Part], embeddings: FreeRows | None = None, offload: bool = False) -> None:
         """Create the reparametrization.
 
         Args:
             parts: the weights with coordinates.
             embeddings: the rows of the embeddings that may change, if only some may.
+            offload: whether the base weights are held in CPU memory.
         """
-        self.parts, self.embeddings = list(parts), embeddings
+        self.parts, self.embeddings, self._offload = list(parts), embeddings, offload
         self._stacks = _stacks(self.parts)
 
     @torch.no_grad()
     def placed(self) -> None:
         for part in self.parts:
-            part.base = part.weight.detach().clone()
+            base = part.weight.detach()
+            part.base = _in_cpu_memory(base) if self._offload else base.clone()
         if self.embeddings is not None:
             self.embeddings.placed()
 
     def memory(self) -> list[tuple[str, int, str]]:
+        weights = sum(part.weight.nbytes for part in self.parts)
         protected = sum(stack.protected.nbytes for stack in self._stacks)
         # Without a corner the layers hold the free directions, as buffers.
         free = sum(part.free.nbytes for part in self.parts if part.corner and part.free is not None)
         return [
-            ("base weights", sum(part.weight.nbytes for part in self.parts), "OSFT: each trained weight as it was"),
+            ("base weights", 0 if self._offload else weights, "OSFT: each trained weight as it was"),
             ("protected directions", protected, "OSFT: gradients are projected by them"),
             ("free directions", free, "OSFT: changes lie within them"),
             ("directions of wide inputs", self._bytes_of_wide(), "OSFT: changes are pulled back along them"),
@@ -258,13 +261,20 @@ def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.grad
 
 
+def _in_cpu_memory(weight: torch.Tensor) -> torch.Tensor:
+    """A copy from which a GPU can read while the CPU goes on."""
+    copy = weight.to("cpu", copy=True)
+    return copy.pin_memory() if weight.is_cuda else copy
+
+
 def form_(part: Part) -> None:
     """Compute a weight from its coordinates, in the weight's dtype: W_0 + Delta."""
     weight, base = local_tensor(part.weight), local_tensor(part.base)
     rows = _rows(part.weight)
     device = part.coordinates.device
+    base = base.to(device, non_blocking=True)
     if part.q is None:
-        weight.copy_(base.to(device) + oriented(part.coordinates, part.left)[rows])
+        weight.copy_(base + oriented(part.coordinates, part.left)[rows])
         return
     coordinates, free = part.coordinates.to(base.dtype), part.q.to(base.dtype)
     first, second = (free, coordinates) if part.left else (coordinates, free)
@@ -274,7 +284,7 @@ def form_(part: Part) -> None:
     if weight.device == device:
         multiply(base, first, second.mT, out=weight)
     else:
-        weight.copy_(multiply(base.to(device), first, second.mT))
+        weight.copy_(multiply(base, first, second.mT))
 
 
 def _form_exactly_(part: Part, name: str) -> None:

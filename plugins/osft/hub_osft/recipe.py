@@ -14,7 +14,7 @@ from hub.protection.passes import same_inputs
 from hub.protection.pull import Pull
 from hub.recipe import Recipe, Reparametrization, Setup
 from hub.train.setup.layers import in_words
-from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, NEW_TOKENS, OsftConfig
+from hub_osft.config import ACTIVATIONS, ADAPTIVE, FACTORED, NEW_TOKENS, OFFLOAD_WHOLE, OsftConfig
 from hub_osft.coordinates import FactoredReparametrization, FastReparametrization, Part
 from hub_osft.directions import Directions, by_spectrum, find_directions, shapes_of, share
 from hub_osft.embeddings import FreeRows, as_target, is_tied
@@ -38,6 +38,8 @@ def build(setup: Setup) -> Recipe:
     """Build the recipe: changes within the free directions train. The result is a dense model that transformers loads."""
     cfg, run, algo = setup.cfg, setup.run, setup.cfg.algo
     assert isinstance(algo, OsftConfig)
+    if algo.offload_base and setup.session.strategy.shards_weights:
+        raise ConfigError(OFFLOAD_WHOLE)
     model = setup.load_model(frozen=True)
     left_out = left_out_weights(setup, model, algo)
     targets = find_targets(model, algo, left_out)
@@ -211,7 +213,7 @@ def with_coordinates(
             scale = directions["factor"] * algo.strength
             part.wide = Pull(directions["top"], directions["energy"] * scale, directions["rest"] * scale)
         parts.append(part)
-    return FastReparametrization(parts, embeddings)
+    return FastReparametrization(parts, embeddings, algo.offload_base)
 
 
 def penalties_of(directions: Directions, algo: OsftConfig) -> torch.Tensor | None:

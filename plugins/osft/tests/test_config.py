@@ -61,6 +61,8 @@ def test_more_is_free_where_data_says_what_must_stay(overrides, ratio, strength)
         (["algo.target_patterns=['(q']"], "algo.target_patterns: (q is not a regular expression"),
         ([*ACTIVATIONS, "algo.constraint=corner"], "algo.constraint=corner is for the directions of weights."),
         ([*ACTIVATIONS, "algo.parametrization=factored"], "algo.parametrization=factored trains singular factors of"),
+        ([*WEIGHTS, "algo.parametrization=factored", "algo.offload_base=true"], "algo.offload_base needs algo.parametrization"),
+        (["algo.offload_base=true", "launch.strategy=fsdp"], "launch.strategy=fsdp: algo.offload_base=true holds whole base"),
         ([*WEIGHTS, "algo.parametrization=factored", "launch.strategy=fsdp"], "algo.parametrization=factored needs a full"),
         ([*ADAPTIVE, "algo.unfreeze_rank_ratio=0.5"], "algo.rank_policy=adaptive chooses"),
         ([*ADAPTIVE, "algo.min_keep=0.9"], "algo.min_keep=0.9 is above"),

@@ -258,6 +258,21 @@ def test_the_largest_directions_of_a_wide_input_are_those_of_a_decomposition_and
     assert rest.min() >= 0
 
 
+def test_base_weights_in_cpu_memory_take_nothing_of_a_gpu_and_the_weights_are_the_same():
+    layer, plain = layer_of((96, 64), False, False, False, 0.25, torch.float32)
+    offloaded = FastReparametrization(plain.parts, offload=True)
+    begun = layer.weight.detach().clone()
+    offloaded.placed()
+    (part,) = offloaded.parts
+    assert part.base.data_ptr() != layer.weight.data_ptr()
+    sizes = [dict((name, size) for name, size, _ in one.memory())["base weights"] for one in (plain, offloaded)]
+    assert sizes == [begun.nbytes, 0]
+    with torch.no_grad():
+        part.coordinates.fill_(0.1)
+    offloaded.loaded()
+    assert torch.allclose(layer.weight, begun + part.coordinates @ part.q.mT, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(96, 64), (40, 72)])
 @pytest.mark.parametrize("whole", [False, True])
 def test_each_rank_forms_the_rows_that_it_holds(shape, whole, monkeypatch):
