@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hub.compose.compose import compose, groups
+from hub.config.cluster import CLUSTERS
 from hub.config.option import conf_dir
 from hub.plugins.registry import registry
 from hub.testing import FAMILIES
@@ -24,6 +25,7 @@ PROMISED = [
 def test_a_preset_composes_with_every_algorithm_without_problems(group, name):
     for algorithm in [*ALGORITHMS, *PRESETS_OF_ALGORITHMS]:
         wanted = {"algo": algorithm, "model": "tiny", "data": "tiny", group: name}
+        wanted |= {"launch.gpus_per_node": "1"} if name in CLUSTERS else {}  # nobody can know the machines of a cluster
         cfg = compose(*(f"{key}={value}" for key, value in wanted.items()))
         # A pre-quantized model is for adapters without a second quantization: two refusals are expected.
         refused = [line for line in cfg.problems() if cfg.model.quantization is None]
