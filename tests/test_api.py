@@ -265,7 +265,8 @@ def test_a_run_is_resumed_by_its_name_alone_and_by_its_own_call():
         resumed = resume()
         assert (resumed.run_path, resumed.num_steps, resumed.eval_loss) == (whole.run_path, 3, whole.eval_loss)
         assert [line.get("eval_loss_before") for line in resumed.metrics] == [whole.eval_loss_before, None, None]
-    with pytest.raises(hub.ConfigError, match=r"resume=.* without algo=NAME takes all options from the run, so model\.path"):
+    typed = r"type python -m hub \S+/run\.yaml resume=\S+ model\.path=.* resume_with_changes=true$"
+    with pytest.raises(hub.ConfigError, match=r"^resume=.* takes all options from the run, so model\.path.*" + typed):
         hub.run(model="tiny", resume="latest")
 
 

@@ -30,7 +30,7 @@ from hub.compose.overrides import CONFIG_NAME, FromFile, choices, combinations, 
 from hub.compose.overrides import check as check_overrides
 from hub.compose.presets import group_options, option_keys
 from hub.config.option import conf_dir
-from hub.config.schema import PARTS, RunConfig
+from hub.config.schema import PARTS, AlgoConfig, RunConfig
 from hub.errors import ConfigError
 from hub.plugins.registry import data_format_names, registry
 
@@ -134,6 +134,8 @@ def compose(
             raise ConfigError([*checked.problems, f"{error.full_key}: {library_message(error)}"]) from None
         except OmegaConfBaseException as error:
             raise ConfigError(checked.problems or library_message(error)) from None
+    if checked.problems and cfg.resume not in (None, "", "auto") and type(cfg.algo) is AlgoConfig:
+        raise ConfigError(checked.problems)  # model and data are those of the run
     if checked.problems:
         raise ConfigError(checked.problems + cfg.problems(checked.valid & set(parts), data_format_names()))
     if check and (problems := cfg.problems(data_formats=data_format_names())):

@@ -208,6 +208,12 @@ def _unknown(node: DictConfig, name: str, algorithms: Mapping[str, Algorithm]) -
     elsewhere = ELSEWHERE.get(last, "")
     here = elsewhere.removeprefix("algo.") if elsewhere.startswith("algo.") else last
     having = sorted(a for a, algorithm in algorithms.items() if here in _own_names(algorithm.config))
+    if own is AlgoConfig and first == "algo" and having and (resumed := node.get("resume")) not in (None, "", "auto"):
+        run = f"{node.get('output_dir')}/latest" if resumed == "latest" else resumed
+        return (
+            f"{name}: resume={resumed} without algo=NAME takes all options from the run. To change some type python -m hub "
+            f"{run}/run.yaml resume={resumed} {name}=VALUE resume_with_changes=true"
+        )
     if own is AlgoConfig and first == "algo" and (having or not algorithms):
         return f"{name}: choose the algorithm first. Type algo=NAME, one of: {', '.join(having) or 'none is installed'}"
     if first in ("", "algo") and having and here not in _own_names(own) and own is not AlgoConfig:

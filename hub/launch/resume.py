@@ -79,9 +79,11 @@ def config_to_run(cfg: RunConfig) -> RunConfig:
     allowed |= {option.partition("=")[0] for option in before.evaluate.code} | {"export.repo", "export.python"}
     dropped = [name for name in typed if name not in allowed and not name.startswith("launch.")]
     if dropped:
+        changes = [f"{name}={str(typed[name]).lower() if isinstance(typed[name], bool) else typed[name]}" for name in dropped]
+        words = [str(folder / "run.yaml"), f"resume={cfg.resume}", *changes, "resume_with_changes=true"]
         raise ConfigError(
             f"resume={cfg.resume} without algo=NAME takes all options from the run, so {', '.join(dropped)} can't be set. "
-            "Leave that out, or type the run's command again with resume"
+            f"Leave that out, or type python -m hub {shlex.join(words)}"
         )
     here = {name.removeprefix("launch."): value for name, value in typed.items() if name.startswith("launch.")}
     before = without_machine(before, cfg, folder)

@@ -239,3 +239,13 @@ def test_threads_compose_at_once():
     finally:
         sys.setswitchinterval(interval)
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(("resumed", "folder"), [("runs/one", "runs/one"), ("latest", "runs/latest")])
+def test_an_option_of_an_algorithm_beside_resume_says_how_it_is_changed(resumed, folder):
+    with pytest.raises(ConfigError) as refused:
+        compose(f"resume={resumed}", "algo.lora_r=4")
+    assert str(refused.value) == (
+        f"algo.lora_r: resume={resumed} without algo=NAME takes all options from the run. To change some type python -m hub "
+        f"{folder}/run.yaml resume={resumed} algo.lora_r=VALUE resume_with_changes=true"
+    )

@@ -28,6 +28,9 @@ from hub.train.meters import peak_memory_gb
 from hub.train.recipe import Recipe, check_units
 from hub.train.setup.setup import Setup
 
+WIDTH = 40
+"""Characters of a check's name, so that a line fits 80 columns. A longer name moves what follows it."""
+
 MOST_NOISE = 1e-3
 """Maximum relative noise in float32. More would hide mistakes."""
 
@@ -315,7 +318,7 @@ def _json(check: Check) -> dict[str, object]:
 def _table(checks: list[Check], proof: _Proof, text: str) -> Iterator[str]:
     """Yield the lines of the report."""
     words = {True: "ok", False: "FAIL", None: "-"}
-    width = max(len(check.name) for check in checks)
+    width = min(WIDTH, max(len(check.name) for check in checks))
     heads = {
         "layout": "relative difference of the gradient of one step from one sample at a time on one process "
         f"(allowed {proof.tolerance:.1e})",
