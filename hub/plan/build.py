@@ -37,6 +37,7 @@ from hub.train.setup.setup import EXPERTS_NOT_SHARDED, Setup, check_strategy, ha
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 class QuietRun(Run):
@@ -59,7 +60,7 @@ class Load:
     """What a backend asked `load_model` for: the strategy depends on it."""
 
     weights_bytes: int
-    quantization: Any
+    quantization: "QuantizationConfigMixin | None"
     frozen: bool
     whole: str | None
     num_parameters: int
@@ -102,7 +103,7 @@ class PlanSetup(Setup):
     def load_model(
         self,
         dtype: torch.dtype | None = None,
-        quantization: Any = None,
+        quantization: "QuantizationConfigMixin | None" = None,
         frozen: bool = False,
         whole: str | None = None,
     ) -> "PreTrainedModel":
@@ -118,7 +119,7 @@ class PlanSetup(Setup):
 
 
 def model_without_data(
-    cfg: ModelConfig, config: "PretrainedConfig", dtype: torch.dtype, quantization: Any = None
+    cfg: ModelConfig, config: "PretrainedConfig", dtype: torch.dtype, quantization: "QuantizationConfigMixin | None" = None
 ) -> "PreTrainedModel":
     """A model as `load_causal_lm` loads it, on torch's meta device: with its shapes, types, and layers in 4 or 8 bits.
 
@@ -164,7 +165,7 @@ def model_without_data(
             quantizer.without_data(model)
         for name, value in (("is_quantized", True), ("hf_quantizer", quantizer)):
             setattr(model, name, value)
-        setattr(model, f"is_loaded_in_{'8' if quantization.load_in_8bit else '4'}bit", True)
+        setattr(model, f"is_loaded_in_{'8' if getattr(quantization, 'load_in_8bit', False) else '4'}bit", True)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
     for parameter in outside_text(model):

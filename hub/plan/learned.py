@@ -24,10 +24,14 @@ MAX_LINES = 2000
 """Runs that the file holds. Beyond it the older half goes."""
 
 MAX_LINE = 4096
+"""Characters of a run's line. A longer one is not kept."""
+
 NEWEST = 8
 """Runs of one kind that a plan looks at."""
 
 FORMAT = 2
+"""Part of a run's kind. Increase it when the lines mean something else: runs of an older format are of another kind then."""
+
 FIRST = 2
 """Steps that are not steady."""
 
@@ -101,10 +105,14 @@ class Measured:
     """Tokens of its micro-batches, at most."""
 
     num_checkpointed: int
+    """Layers with activation checkpointing."""
+
     predicted_peak_bytes: int = 0
     """What the plan had said. 0: there was none."""
 
     predicted_tokens_per_second: float = 0.0
+    """The same."""
+
     seconds_since_1970: float = 0.0
 
 

@@ -84,6 +84,11 @@ class MemoryPlan:
         """What torch counts of it: comparable with `peak_memory_gb` of a result."""
         return sum(part.num_bytes for part in self.parts if part.in_torch)
 
+    @property
+    def weight_bytes(self) -> int:
+        """The weights on one GPU, with their scales if they are quantized."""
+        return sum(part.num_bytes for part in self.parts if "weights" in part.name)
+
     def corrected(self, num_bytes: int, because: str) -> "MemoryPlan":
         """The same with so many bytes more at the peak, or fewer, as runs have measured it."""
         parts = (*self.parts, Part("measured beyond that", num_bytes, because)) if num_bytes else self.parts

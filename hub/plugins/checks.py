@@ -179,10 +179,7 @@ def check_metric(item: Metric, others: Collection[Metric]) -> None:
     Raises:
         PluginError: what is wrong.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", item.name):
-        raise PluginError(f"metric {item.name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores")
-    if item.name in METRICS or any(other.name == item.name for other in others):
-        raise PluginError(f"metric {item.name}: there is one of this name already; rename it")
+    _check_name("metric", item.name, {*METRICS, *(other.name for other in others)})
     named = isinstance(item.function, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", item.function)
     if not named and not callable(item.function):
         raise PluginError(
@@ -198,10 +195,7 @@ def check_exporter(item: Exporter, others: Collection[Exporter]) -> None:
     Raises:
         PluginError: what is wrong.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", item.name):
-        raise PluginError(f"exporter {item.name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores")
-    if item.name in EXPORTERS or any(other.name == item.name for other in others):
-        raise PluginError(f"exporter {item.name}: there is one of this name already; rename it")
+    _check_name("exporter", item.name, {*EXPORTERS, *(other.name for other in others)})
     functions = {"function": item.function} | ({} if item.ready is None else {"ready": item.ready})
     for name, value in functions.items():
         if not callable(value) and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(value)):
@@ -279,3 +273,10 @@ def check_config_dir(
 def preset_names(folder: Path) -> list[str]:
     """The presets in a config folder, each as `group/name`."""
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*/**/*.yaml"))
+
+
+def _check_name(kind: str, name: str, taken: Collection[str]) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise PluginError(f"{kind} {name!r}: this name is not allowed. Allowed: lower case letters, digits, underscores")
+    if name in taken:
+        raise PluginError(f"{kind} {name}: there is one of this name already; rename it")

@@ -34,6 +34,10 @@ OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "a
            "algo.lr_scheduler=cosine_with_restarts", "algo.lora_dropout=0.1",
            f"algo.max_steps={NUM_STEPS}", "algo.save_every_steps=3", "algo.eval_every_steps=5",
            "algo.deterministic=true"]  # fmt: skip
+NUM_STEPS_HERE = 20
+"""Of runs in this process, which are stopped at a step and not killed."""
+
+HERE = [*OPTIONS, f"algo.max_steps={NUM_STEPS_HERE}"]
 
 
 def run(folder: Path, *more: str) -> Result:
@@ -119,7 +123,7 @@ def tmp_path(tmp_path):
 
 
 def inline(tmp_path, *more: str):
-    return launch(compose("launch=inline", f"output_dir={tmp_path}", *OPTIONS, *more))
+    return launch(compose("launch=inline", f"output_dir={tmp_path}", *HERE, *more))
 
 
 @pytest.fixture
@@ -203,7 +207,7 @@ def test_options_that_changed_apply_and_are_said_once(tmp_path, stopped, capsys)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("options changed")]
     assert said == [
         "options changed since step 7: algo.learning_rate: 0.01 then, 0.0001 now; "
-        f"algo.lr_scheduler: cosine_with_restarts then, constant now; algo.max_steps: {NUM_STEPS} then, 10 now; "
+        f"algo.lr_scheduler: cosine_with_restarts then, constant now; algo.max_steps: {NUM_STEPS_HERE} then, 10 now; "
         "algo.weight_decay: 0.0 then, 0.5 now; algo.adam_beta2: 0.95 then, 0.9 now"
     ]
 
@@ -263,7 +267,7 @@ def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
         with pytest.raises(ConfigError, match=rf"is not a run folder\. Type resume={re.escape(meant)}$"):
             inline(tmp_path, f"resume={path}")
     (stopped / "checkpoints/step-00000007/trainable.safetensors").write_bytes(b"")
-    assert inline(tmp_path, "resume=latest").num_steps == NUM_STEPS
+    assert inline(tmp_path, "resume=latest").num_steps == NUM_STEPS_HERE
     with pytest.raises(ConfigError, match="this run is complete"):
         inline(tmp_path, "resume=latest")
 
@@ -271,7 +275,7 @@ def test_what_cannot_be_resumed_is_said(tmp_path, stopped):
 def test_options_beside_a_resume_without_algorithm_are_not_dropped_in_silence(tmp_path, stopped):
     with pytest.raises(ConfigError, match=r"data\.max_seq_len, track\.project can't be set"):
         launch(compose(f"resume={stopped}", "data.max_seq_len=64", "track.project=other", f"output_dir={tmp_path}"))
-    assert launch(compose(f"resume={stopped}", "launch.mode=inline")).num_steps == NUM_STEPS
+    assert launch(compose(f"resume={stopped}", "launch.mode=inline")).num_steps == NUM_STEPS_HERE
 
 
 def test_a_checkpoint_of_other_weights_is_refused_by_their_names(tmp_path, stopped):

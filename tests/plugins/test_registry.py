@@ -103,7 +103,8 @@ def train(setup):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [pytest.param("process", marks=pytest.mark.slow), "inline"])
+@pytest.mark.usefixtures("warm_python_here")
+@pytest.mark.parametrize("mode", ["process", "inline"])
 def test_a_run_says_once_what_is_wrong_with_a_plugin_and_why_it_has_its_backend(plugin_folder, tmp_path, mode):
     folder = plugin_folder()
     folder.add("broken", "import no_such_module_anywhere")

@@ -125,7 +125,7 @@ def test_a_full_run_in_a_hostile_folder_shows_no_secret_reaches_no_shell_and_imp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["process", pytest.param("inline", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["process", "inline"])
 def test_a_run_that_fails_with_a_secret_in_its_error_blacks_it_out(plugin_folder, tmp_path, mode):
     site = plugin_folder()
     site.add("leaky", LEAKY)

@@ -28,8 +28,9 @@ from hub.train.kernels.attention import PackedAttention, VarlenAttention
 from hub.train.kernels.compiled import CompiledLayers
 from hub.train.kernels.rope import rope_by_length, use_own_rope
 from hub.train.layout.choose import use_flex
-from hub.train.layout.isolation import LEAST_LIMIT, LEAST_SPREAD, MOST_LIMIT, NOISE_FACTOR, Trial
-from hub.train.layout.isolation import log_probabilities as of_plain_logits
+from hub.train.layout.isolation import Trial
+from hub.train.layout.leaks import LEAST_LIMIT, LEAST_SPREAD, MOST_LIMIT, NOISE_FACTOR
+from hub.train.layout.leaks import log_probabilities as of_plain_logits
 from hub.train.layout.memory_budget import MAX_MASK_TOKENS
 from hub.train.losses.causal_lm import model_inputs, takes_positions
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -62,9 +62,9 @@ class Session:
 
     def __init__(self, again: Again, say: Callable[[str], None]) -> None:
         self.again, self.say = again, say
-        self._planners: dict[Any, Planner] = {}
-        self._folders: dict[Any, Path] = {}
-        self._data: dict[Any, DataTokens | None] = {}
+        self._planners: dict[str, Planner] = {}
+        self._folders: dict[tuple[str, str | None], Path] = {}
+        self._data: dict[str, DataTokens | None] = {}
 
     def know(self, cfg: RunConfig, folder: Path) -> None:
         """Tell the folder of a run's model."""
@@ -165,9 +165,8 @@ class Case:
         speed = self._speed(planner, memory, gpu, work)
         first = None
         if speed is not None:
-            weights = sum(part.num_bytes for part in memory.parts if "weights" in part.name)
             step = work.tokens_per_step if work is not None else batch * self.longest
-            first = first_step_seconds(weights, memory.compiled, step / speed.middle)
+            first = first_step_seconds(memory.weight_bytes, memory.compiled, step / speed.middle)
         return self.with_cost(OnGpu(gpu=gpu, memory=memory, speed=speed, cost=None, first_step=first))
 
     def with_cost(self, found: OnGpu) -> OnGpu:

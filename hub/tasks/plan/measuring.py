@@ -53,7 +53,10 @@ class ShortRun:
     """Of a token."""
 
     first_step_seconds: float
-    weight_bytes: float
+    """From the start of its process to the end of its first step."""
+
+    weight_bytes: int
+    """On one GPU."""
 
 
 def measured(case: Case, found: OnGpu, train: Train) -> OnGpu:
@@ -97,8 +100,8 @@ def corrected(found: OnGpu, runs: Sequence[ShortRun]) -> OnGpu:
         speed = speed.scaled(speed.middle / slower, SPREAD, f"{because}: +-{SPREAD:.0%}")
     first = found.first_step
     if first is not None:
-        weights = sum(part.num_bytes for part in memory.parts if "weights" in part.name)
-        middle = max(run.first_step_seconds for run in runs) + max(0.0, weights - runs[-1].weight_bytes) / READ_BYTES
+        further = max(0, memory.weight_bytes - runs[-1].weight_bytes)
+        middle = max(run.first_step_seconds for run in runs) + further / READ_BYTES
         first = (0.8 * middle, middle, 1.3 * middle)
     return replace(found, memory=memory, speed=speed, first_step=first, first_because=because)
 
@@ -145,7 +148,7 @@ def _short_run(case: Case, found: OnGpu, num_layers: int, folder: Path, train: T
         seconds_per_token=1 / speed,
         predicted_seconds=1 / planned.speed.middle if planned.speed is not None else 1 / speed,
         first_step_seconds=float(plan.get("first_step_seconds") or 0.0),
-        weight_bytes=float(sum(part.num_bytes for part in planned.memory.parts if "weights" in part.name)),
+        weight_bytes=planned.memory.weight_bytes,
     )
 
 

@@ -21,7 +21,7 @@ from hub.result import Outcome
 from hub.system.files import write_json
 from hub.tasks.verify.gradients import Gradient, Measure, OneByOne
 from hub.train.batch import collate
-from hub.train.layout import isolation
+from hub.train.layout import leaks
 from hub.train.layout.layout import Layout, choose_layout
 from hub.train.losses.causal_lm import causal_lm_loss, model_inputs
 from hub.train.meters import peak_memory_gb
@@ -115,7 +115,7 @@ class _Proof(Measure):
         try:
             alone = [self._alone(sample) for sample in chosen]
             others = {place: self._other_text(sample) for place, sample in enumerate(chosen)}
-            effects = isolation.measure(self._row, chosen, alone, others, repeat=not self.exact)
+            effects = leaks.measure(self._row, chosen, alone, others, repeat=not self.exact)
         finally:
             self.model.train(was_training)
         leak = effects.changed(self.dtype, rows=not self.layout.packed)
@@ -132,14 +132,14 @@ class _Proof(Measure):
         with torch.no_grad(), self.session.autocast():
             logits = self.model(**model_inputs(self.model, batch.to(self.device))).logits
         parts = logits[0].split(list(map(len, samples))) if self.layout.packed else logits
-        return [isolation.log_probabilities(part, sample) for part, sample in zip(parts, samples, strict=True)]
+        return [leaks.log_probabilities(part, sample) for part, sample in zip(parts, samples, strict=True)]
 
     def _alone(self, sample: Sample) -> torch.Tensor:
         """Return the log-probabilities of one sample by a plain call of the model."""
         ids = torch.from_numpy(sample.input_ids.astype(np.int64))[None].to(self.device)
         with torch.no_grad(), self.session.autocast():
             logits = self.model(input_ids=ids, use_cache=False).logits[0]
-        return isolation.log_probabilities(logits, sample)
+        return leaks.log_probabilities(logits, sample)
 
     def _other_text(self, sample: Sample) -> Sample:
         rng = np.random.default_rng(0)

@@ -1,7 +1,6 @@
 """The objectives: from the log-probabilities of a step's tokens to the loss of its pairs, or of its judged answers."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -54,12 +53,7 @@ class _Compared(Objective):
         """
         if self.references is None:
             return {}
-        answers = [
-            (sample, value)
-            for samples, of_unit in zip(units, values, strict=True)
-            for sample, value in zip(samples, of_unit, strict=True)
-            if sample.role != MISMATCHED
-        ]
+        answers = [(sample, value) for sample, value in _each(units, values) if sample.role != MISMATCHED]
         ratios = torch.cat([value - self.references.tokens_of(sample) for sample, value in answers])
         return {"kl_per_token": float(ratios.square().mean() / 2)}
 
@@ -71,13 +65,7 @@ class _Compared(Objective):
         """
         if self.references is None or not self.references.is_start:
             return
-        found = moved(
-            [
-                (sample, float(self.ratio(sample, value)))
-                for samples, of_unit in zip(units, values, strict=True)
-                for sample, value in zip(samples, of_unit, strict=True)
-            ]
-        )
+        found = moved([(sample, float(self.ratio(sample, value))) for sample, value in _each(units, values)])
         if (off := found.too_far(self.references.dtype)) and (sample := found.sample) is not None:
             raise ModelError(
                 f"{sample.where}: before the first step the model must have the log-probabilities of its reference, but "
@@ -172,14 +160,9 @@ class KtoObjective(_Compared):
 
     def _losses(self, units: Sequence[Sequence[Sample]], values: Values) -> tuple[torch.Tensor, ...]:
         """The loss, the log-ratio, the log-probability, the number of tokens and the judgement of each answer, and z."""
-        flat = [
-            (sample, value)
-            for samples, of_unit in zip(units, values, strict=True)
-            for sample, value in zip(samples, of_unit, strict=True)
-        ]
-        judged = [(sample, value) for sample, value in flat if sample.role != MISMATCHED]
+        judged = [(sample, value) for sample, value in _each(units, values) if sample.role != MISMATCHED]
         ratios = torch.stack([self.ratio(sample, value) for sample, value in judged])
-        others = [self.ratio(sample, value) for sample, value in flat if sample.role == MISMATCHED]
+        others = [self.ratio(sample, value) for sample, value in _each(units, values) if sample.role == MISMATCHED]
         is_good = torch.tensor([sample.role in GOOD for sample, _ in judged])
         losses, z = kto(ratios, is_good, torch.stack(others) if others else ratios[:0], self.algo)
         sums = torch.stack([value.sum() for _, value in judged])
@@ -193,7 +176,7 @@ class KtoObjective(_Compared):
         if is_start:
             self.check_start(units, values)
         _, ratios, sums, lengths, is_good, z = self._losses(units, values)
-        figures: dict[str, Any] = {"kl": float(z)} | self.moved_per_token(units, values)
+        figures = {"kl": float(z)} | self.moved_per_token(units, values)
         for name, chosen in (("chosen", is_good), ("rejected", ~is_good)):
             if chosen.any():
                 figures[f"reward_{name}"] = float(self.algo.strength * ratios[chosen].mean())
@@ -203,6 +186,12 @@ class KtoObjective(_Compared):
         if is_good.any() and not is_good.all():
             figures["margin"] = figures["reward_chosen"] - figures["reward_rejected"]
         return figures
+
+
+def _each(units: Sequence[Sequence[Sample]], values: Values) -> Iterator[tuple[Sample, torch.Tensor]]:
+    """Each sample of a step, with the log-probabilities of its loss tokens."""
+    for samples, of_unit in zip(units, values, strict=True):
+        yield from zip(samples, of_unit, strict=True)
 
 
 def _wins(margins: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -317,5 +318,5 @@ def _read(file: Path | None, is_main: bool) -> Values:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             parts = np.split(arrays["tokens"], np.cumsum(arrays["lengths"])[:-1])
             return {digest.tobytes(): part for digest, part in zip(arrays["digests"], parts, strict=True)}
-    except (ValueError, KeyError, OSError, EOFError):
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, RuntimeError):  # whatever a damaged archive raises
         return {}

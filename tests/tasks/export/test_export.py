@@ -288,6 +288,7 @@ def test_a_program_that_the_config_of_a_run_names_is_not_run(runs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_python_here")
 def test_a_run_is_exported_at_its_end_and_tried_before_it(tmp_path, hub):
     said = hub("algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.max_steps=1", "data.eval_fraction=0.2",
                "export.to=merged", "export.num_check_rows=2", f"output_dir={tmp_path}", "run_name=a")  # fmt: skip

@@ -26,7 +26,8 @@ from hub.train.kernels.flex_kernel import HeadKind, attend, plain_attention
 from hub.train.kernels.offload import ActivationOffload
 from hub.train.kernels.seen_blocks import BLOCK, first_seen, seen_blocks
 from hub.train.layout import choose
-from hub.train.layout.isolation import Leak, Trial
+from hub.train.layout.isolation import Trial
+from hub.train.layout.leaks import Leak
 from hub.train.losses.causal_lm import causal_lm_loss
 
 CPU = torch.device("cpu")

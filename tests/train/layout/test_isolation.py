@@ -15,7 +15,8 @@ from hub.models.patches import patches_of
 from hub.testing import FAMILIES, tiny_model_path
 from hub.train.batch.collate import pack
 from hub.train.kernels.rope import use_own_rope
-from hub.train.layout.isolation import Effects, Leak, Trial, can_pack
+from hub.train.layout.isolation import Trial, can_pack
+from hub.train.layout.leaks import Effects, Leak
 
 CPU = torch.device("cpu")
 NOT_PACKED = {

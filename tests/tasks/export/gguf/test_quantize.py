@@ -26,7 +26,7 @@ RMS = {"attention__layer_norm_rms_epsilon": 1e-5}
 NORM = {"attention__layer_norm_epsilon": 1e-5}
 EIGHTY = {"layers": 80, "matrices": {"attn_v": 2}}
 MODELS = {
-    "llama": {**RMS, "layers": 17},
+    "llama": {**RMS, "layers": 9},
     "tied": {**RMS, "layers": 8, "tied": True, "heads": (8, 2)},
     "70b": {**RMS, **EIGHTY, "heads": (64, 8)},
     "65b": {**RMS, **EIGHTY, "heads": (64, 64)},
