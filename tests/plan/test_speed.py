@@ -31,6 +31,7 @@ def mean_square():
 
 SQUARE, MEAN = mean_square()
 ROWS_OF_PACKED = {"mean_square": SQUARE, "tokens_per_step": 32 * MEAN}
+FULL_ROWS = {"mean_square": 2048}
 LORA = Way(num_trained=42e6, max_tokens=16384)
 FULL = Way(num_trained=1.24e9, max_tokens=16384)
 LEAST = replace(LORA, max_tokens=4096, checkpointed=1.0, flash4=True, offload=True)
@@ -98,6 +99,23 @@ MEASURED = [
     ("OSFT 1B", llama("1b"), Way(num_trained=0.35e9, max_tokens=8192, checkpointed=2 / 16), "h200", ROWS_OF_PACKED, 70672),
     ("OSFT 1B", llama("1b"), Way(num_trained=0.35e9, max_tokens=8192), "h100", ROWS_OF_PACKED, 63659),
     ("OSFT 8B", llama("8b"), Way(num_trained=1.9e9, max_tokens=8192, checkpointed=30 / 32), "h200", ROWS_OF_PACKED, 10836),
+    (
+        "OSFT 1B, full rows",
+        llama("1b"),
+        Way(num_trained=0.243e9, max_tokens=8192),
+        "h200",
+        FULL_ROWS | {"tokens_per_step": 16384},
+        72701,
+    ),
+    ("LoRA 8B, full rows", llama("8b"), LORA, "h200", FULL_ROWS | {"tokens_per_step": 32768}, 15485),
+    (
+        "QLoRA 8B, least memory, 2,048 tokens",
+        llama("8b"),
+        replace(LEAST, weight_bytes=FOUR_BIT, max_tokens=2048, flash4=False),
+        "h200",
+        FULL_ROWS | {"tokens_per_step": 4096},
+        7423,
+    ),
 ]
 
 
