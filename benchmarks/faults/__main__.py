@@ -1,6 +1,6 @@
 """Disturb runs in thousands of ways, and see whether anything is lost.
 
-python -m benchmarks.faults                          # all cells, about 28,000: many hours on two cores
+python -m benchmarks.faults                          # all cells, about 27,000: many hours on two cores
 python -m benchmarks.faults --every 40               # every fortieth
 python -m benchmarks.faults --only stops --jsonl faults.jsonl
 python -m benchmarks.faults --short                  # some of each kind, a minute or so: `make faults` in CI
