@@ -45,8 +45,8 @@ OF_NEWER = (
     "(deepseek_v2 and default_options) or (mamba and (default_options or can_not_have or can_not_train))"
     " or a_pattern_for_weights_that_can_not_train or what_stays_in_full"
 )
-"""Tests that state what the transformers of constraints.txt does, and older ones do not: which layers DeepSeek V2 and Mamba read
-without calling them, and the size of DBRX's experts."""
+"""Tests that state what the transformers of constraints.txt does, and older ones do not: which layers DeepSeek V2 and Mamba
+read without calling them, and the size of DBRX's experts."""
 _VERSIONS = """
 import importlib.metadata as m, json, platform, torch
 gpu = torch.cuda.get_device_name().replace("NVIDIA ", "") if torch.cuda.is_available() else "CPU"
