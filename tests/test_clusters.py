@@ -20,6 +20,7 @@ from hub.config.option import leaves
 from hub.config.schema import LaunchConfig
 from hub.config.task import TASKS
 from hub.errors import LaunchError
+from hub.launch.auto_resume import decide
 from hub.launch.clusters.engine import Job
 from hub.launch.clusters.submit import ENGINES
 
@@ -285,6 +286,13 @@ def test_an_engine_gets_the_job_file_and_one_that_is_not_here_is_one_line(tmp_pa
         assert (tmp_path / "words").read_text(encoding="utf-8").startswith(words)
         assert (tmp_path / "job").read_text(encoding="utf-8") == f"the job of {engine}"
         assert started.log == follow
+
+
+def test_a_machine_does_not_refuse_the_run_folder_that_machine_0_is_making(tmp_path):
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it" / "lock.json").write_text("{}", encoding="utf-8")
+    cfg = package.RunConfig(output_dir=str(tmp_path), run_name="it", resume="auto", launch=LaunchConfig(nnodes=2, node_rank=1))
+    assert decide(cfg) == (replace(cfg, resume=None), None, None)
 
 
 def test_what_a_sweep_and_a_file_of_another_must_not_decide(hub, tmp_path):

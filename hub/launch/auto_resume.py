@@ -45,7 +45,7 @@ def decide(cfg: RunConfig, run_path: Path | None = None) -> Decided:
         raise ConfigError("resume=auto finds the run by its name. Type run_name=NAME too, or resume=latest")
     run = Run(Path(os.path.expanduser(cfg.output_dir), cfg.run_name).absolute())
     new = replace(cfg, resume=None)
-    if not run.path.exists():
+    if not run.path.exists() or (cfg.launch.node_rank > 0 and not run.config_file.is_file()):  # machine 0 may be making it
         return Decided(new)
     if not run.config_file.is_file():
         if run.path.is_dir() and not any(run.path.iterdir()):  # it was killed while it began
