@@ -228,7 +228,7 @@ def test_options_that_changed_apply_and_are_said_once(tmp_path, stopped, capsys)
 
 def test_what_decides_the_meaning_of_the_trained_numbers_can_not_change(tmp_path, stopped, monkeypatch):
     kind = type(compose(*OPTIONS).algo)
-    assert kind.fixed_on_resume == ("init",)
+    assert kind.fixed_on_resume == ("init", "protect", "unfreeze_rank_ratio", "protect_strength")
     monkeypatch.setattr(kind, "fixed_on_resume", ("lora_alpha",))
     with pytest.raises(
         ConfigError, match=r"algo.lora_alpha: 32.0 then, 8.0 now. The numbers in .*/step-00000007 mean something"

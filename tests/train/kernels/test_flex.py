@@ -120,10 +120,10 @@ def test_a_packed_row_has_the_gradients_of_its_samples_alone(name):
     model, samples = load(name), random_samples((40, 7, 30))
     expected = gradients(model, [pack([sample]) for sample in samples])
     patches = patches_of(model)
-    patches.apply(FlexAttention(model))
+    patch = patches.apply(FlexAttention(model))
     for batch in [pack(samples), *([] if name in EVERYDAY else [pad(samples, 0)])]:
         assert (gradients(model, [batch]) - expected).norm() < 2e-6 * expected.norm()
-    patches.undo_all()
+    patches.undo(patch)
     assert "forward" not in vars(model)
     assert model.config._attn_implementation == "eager"
 

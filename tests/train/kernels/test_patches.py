@@ -226,7 +226,7 @@ def test_a_model_has_one_owner_and_a_patch_is_applied_once(model):
         patches.apply(patch)
     with pytest.raises(ValueError, match="another ModelPatches owns this model"):
         ModelPatches(model).apply(HiddenStatesIn(model, torch.float32))
-    patches.undo_all()
+    patches.undo(patch)
     with pytest.raises(ValueError, match="is not on"):
         patches.undo(patch)
 
@@ -247,7 +247,8 @@ def test_the_plan_says_what_is_on(model):
         "attention": "variable-length", "fused_head": True, "compiled": True, "unpacking": "the hub's kernel",
         "activation_offload": True, "embedding_on_host": True, "layers_recomputed": 2,
     }  # fmt: skip
-    patches.undo_all()
+    for patch in reversed(patches.applied):
+        patches.undo(patch)
     assert patches.plan() == off
 
 
