@@ -24,7 +24,7 @@ from hub.plan.gpus import check_measurable, planned_gpu
 from hub.plugins.registry import data_format_names, registry, resolve
 from hub.result import Result
 from hub.system import timeline
-from hub.system.garbage import seldom_collected
+from hub.system.garbage import not_collected
 
 if TYPE_CHECKING:
     from hub.tasks.plan.planning import Planned
@@ -54,7 +54,7 @@ def plan(
         return _checked(compose(*words, *more, values=values, config_dir=config_dir))
 
     cfg = composed(())
-    with seldom_collected():
+    with not_collected():
         folder = _model_folder(cfg, say)
         from hub.parallel.session import quiet_libraries
         from hub.tasks.plan.planning import plan_run
