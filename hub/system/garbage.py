@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+
 @contextmanager
 def not_collected() -> Iterator[None]:
     """Within it the collector rests: importing torch and transformers, and tracing a model, take a fifth less time."""
