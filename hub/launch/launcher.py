@@ -78,11 +78,14 @@ def launch(cfg: RunConfig, run_path: Path | None = None) -> Result:
             if workers is not None:
                 return _in_processes(resolved, run, workers, signals, keep_folder=run_path is not None)
         from hub.launch.worker import work
+        from hub.system.memory import free_unused
 
         with _one_at_a_time(), stop_request.handled_here():
             clock.say = run.say
+            free_unused()  # a run that failed in this process before has left its model
             try:
                 done = work(resolved, run)
+                free_unused()
                 return export_after(resolved.config, done)
             except HubError as error:
                 if run_path is None and not isinstance(error, Interrupted) and _found_no_model(resolved.config, run):

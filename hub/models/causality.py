@@ -12,7 +12,7 @@ from hub.errors import HubError, ModelError, first_line
 from hub.models.encoders import INSTEAD
 from hub.models.structure import base_of, expert_tensors, waits_for_others
 from hub.system.answers import doubt, measured
-from hub.system.memory import free_after_failure, is_out_of_memory
+from hub.system.memory import free_unused, is_out_of_memory
 
 TOLERANCE, FLOAT32_TOLERANCE = 1e-2, 1e-4
 """Largest effect of later tokens on earlier logits that passes as rounding, as a fraction of their effect on later logits.
@@ -85,7 +85,7 @@ def check_causal(model: torch.nn.Module, vocab_size: int, device: torch.device, 
         if found is not None:
             return found
         doubt()
-        free_after_failure()
+        free_unused()
         return look_ahead(model, vocab_size, device, dtype)
 
     effect = measured("causality", look, lambda found: found)

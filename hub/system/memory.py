@@ -159,8 +159,8 @@ def memory_of(device: torch.device) -> GpuMemory | None:
     return GpuMemory(device) if device.type == "cuda" else None
 
 
-def free_after_failure() -> None:
-    """Free what a failed pass has left: tensors in circles of references, and memory without a tensor in it."""
+def free_unused() -> None:
+    """Free what a failed pass or an ended run has left: tensors in circles of references, and memory without a tensor in it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -9,7 +9,7 @@ from hub.errors import ModelError
 from hub.models.structure import waits_for_others
 from hub.parallel.group import max_over_ranks
 from hub.system.answers import doubt
-from hub.system.memory import Shortage, free_after_failure, is_out_of_memory, shortage_of
+from hub.system.memory import Shortage, free_unused, is_out_of_memory, shortage_of
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def tried(attempt: Callable[[], T]) -> tuple[T | None, Shortage | None]:
             raise
         shortage = shortage_of(error)
     # The exception references the tensors of the failed pass. Here it is gone.
-    free_after_failure()
+    free_unused()
     return None, shortage
 
 

@@ -19,7 +19,7 @@ from hub.errors import ModelError, NoMemoryError
 from hub.parallel.group import sum_over_ranks, summed_over_ranks
 from hub.parallel.session import Session
 from hub.plugins.known import ADAPTERS, QUANTIZED_ADAPTERS
-from hub.system.memory import Shortage, free_after_failure, is_out_of_memory, shortage_of
+from hub.system.memory import Shortage, free_unused, is_out_of_memory, shortage_of
 from hub.train.batch.collate import MicroBatch, num_loss_tokens
 from hub.train.kernels.balancing import COUNTING, TRAINING, Balance, told
 from hub.train.layout.layout import Layout, Shrink
@@ -353,7 +353,7 @@ def retry_on_oom(
         (num_out,) = sum_over_ranks(float(mine is None))
         if mine is not None and not num_out:
             return summed_over_ranks(mine), layout
-        free_after_failure()
+        free_unused()
         smaller = shrink(layout, max(len(sample) for sample in samples))
         if smaller is None:
             raise ModelError(f"{out} ({shortage}), {NO_SMALLER_LAYOUT}")

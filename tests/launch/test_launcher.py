@@ -1,5 +1,6 @@
 """Runs as users start them: worker processes, several of them, torchrun. Real processes over gloo."""
 
+import gc
 import importlib
 import json
 import os
@@ -45,6 +46,26 @@ def one_process(tmp_path_factory) -> Result:
     done = start(folder, sys.executable, "-m", "hub", *OPTIONS)
     assert done.returncode == 0, done.stderr
     return result_of(folder)
+
+
+def test_runs_in_this_process_leave_no_model_to_the_next_one(tmp_path, monkeypatch):
+    class Model:
+        def __init__(self) -> None:
+            self.itself = self
+
+    def models() -> set[int]:
+        return {id(one) for one in gc.get_objects() if type(one) is Model}
+
+    def work(resolved, run):
+        assert not models(), "one that failed before is gone"
+        Model()
+        return one_that_was
+
+    monkeypatch.setattr(worker, "work", work)
+    one_that_was = Result(status="completed", algo="sft", backend="native", model="tiny", run_path=tmp_path)
+    Model()
+    launcher.launch(compose(*OPTIONS, "launch=inline", f"output_dir={tmp_path}"))
+    assert not models()
 
 
 @pytest.mark.slow

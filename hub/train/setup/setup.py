@@ -33,7 +33,7 @@ from hub.parallel.session import Session, start_session
 from hub.run import ASKED_FOR, Run
 from hub.system import timeline
 from hub.system.early import read_ahead
-from hub.system.memory import Shortage, free_after_failure, is_out_of_memory, memory_of, shortage_of
+from hub.system.memory import Shortage, free_unused, is_out_of_memory, memory_of, shortage_of
 from hub.train.attempts import too_little
 from hub.train.kernels.float8 import check_gpu
 from hub.train.setup.less_memory import instead
@@ -136,7 +136,7 @@ class Setup:
         self, dtype: torch.dtype, quantization: QuantizationConfigMixin | None, shortage: Shortage
     ) -> ModelError:
         """The error of weights that do not fit: of all of them, if it is known what they take."""
-        free_after_failure()
+        free_unused()
         number = num_parameters(self.cfg.model, self.base_path)
         memory = memory_of(self.session.device)
         if quantization is None and self.cfg.model.quantization is None and memory is not None:
