@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SELDOM = (200_000, 50, 50)
-"""New objects after which it looks, and how many of its looks go deeper. Python's own are 700, 10 and 10."""
+"""Thresholds of its three generations (`gc.set_threshold`). Python's own are 700, 10 and 10."""
 
 
 @contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Within it the collector seldom looks: importing torch and transformers, and tracing a model, take a fifth less time."""
+    """Let the collector run seldom in this context: importing and tracing a model take a fifth less time."""
     before = gc.get_threshold()
     gc.set_threshold(*SELDOM)
     try:
@@ -21,11 +21,11 @@ def seldom_collected() -> Iterator[None]:
 
 @contextmanager
 def frozen(own_process: bool) -> Iterator[None]:
-    """Objects that were made before it live to its end, so the collector does not look through them within it.
+    """Freeze the objects made so far, which live to the end of this context: the collector does not visit them.
 
     Args:
-        own_process: whether the process is the run's own. A program that trains in its own process may have frozen what it
-            imported: the end of this would thaw that, so only what was made since is looked through, which is little.
+        own_process: whether the process is the run's own. If not, the program around the run may have frozen its objects
+            already, and the end of this context would unfreeze them. Then nothing is frozen here: few objects are new.
     """
     gc.collect()
     if not own_process and gc.get_freeze_count():
