@@ -49,7 +49,7 @@ class Sums:
 
 
 class InputSums(Sums):
-    """Covariances X^T X (p, p), float32, not centered, of the inputs of linear layers. One for layers that get the same tensor."""
+    """Covariances X^T X (p, p), float32, not centered, of linear layers' inputs. Layers that get the same tensor share one."""
 
     def __init__(self, names: Iterable[str], aliases: dict[str, str] | None = None) -> None:
         """Begin with no data.
