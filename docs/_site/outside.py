@@ -1,6 +1,6 @@
 """Pages beside docs/ in the site: READMEs, CONTRIBUTING and the files that pages link become pages and files below project/.
 
-And the search works from a disk, without a script from elsewhere.
+The search of the site works from a disk, without a script from another host.
 """
 
 import os
@@ -97,5 +97,5 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 
 def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> str:
-    """The same in pages of the theme, such as 404.html."""
+    """Let pages of the theme, such as 404.html, load our script in place of the theme's."""
     return output.replace(FROM_ELSEWHERE, f"/{WORKER}")
