@@ -90,7 +90,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Let the page load our script in place of the theme's."""
+    """Let a page load our script in place of the theme's."""
     if FROM_ELSEWHERE not in output:
         raise PluginError(f"the theme no longer loads {FROM_ELSEWHERE}: see docs/_site/worker.js")
     return output.replace(FROM_ELSEWHERE, os.path.relpath(WORKER, os.path.dirname(page.file.dest_uri) or "."))
