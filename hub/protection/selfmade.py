@@ -95,7 +95,7 @@ def _cached(setup: Setup, model: PreTrainedModel, wanted: int, make: Callable[[]
     key = hashlib.sha256(json.dumps(parts).encode() + weights_digest(setup.base_path).encode()).hexdigest()[:32]
     name = "samples.safetensors"
     folder = make_once(
-        cache_dir() / "osft_samples" / key,
+        cache_dir() / "protected_samples" / key,
         lambda aside: (aside / name).write_bytes(make()),
         lambda path: (path / name).is_file(),
     )

@@ -46,7 +46,7 @@ SECONDS_UNTIL_SAID = 0.7
 """A stage that is over by then says nothing."""
 
 SECONDS_UNTIL_REPEATED = 30.0
-"""Without a terminal, a stage that still runs is reported after this time, then after twice of it, and so on."""
+"""Where there is no spinner, a stage that still runs is reported after this time, then after twice of it, and so on."""
 
 SPINNER, SECONDS_BETWEEN_FRAMES = "|/-\\", 0.2
 
