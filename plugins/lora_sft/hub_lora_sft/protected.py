@@ -101,7 +101,7 @@ class Protected:
         self.groups: Groups = samples_to_protect(setup, base, wanted, max(sizes.values()))
         report(setup, self.groups, self.vocabulary, earlier)
         begun = time.monotonic()
-        self.measured = _stored(setup) if setup.cfg.resume else self._measure(sizes)
+        self.found = _stored(setup) if setup.cfg.resume else self._find(sizes)
         self.seconds = time.monotonic() - begun
 
     def hold(self, model: PeftModel) -> FreeInputs:
@@ -111,8 +111,8 @@ class Protected:
             model: the model that was measured, with its adapters.
         """
         layers, strength = _layers(model), self.algo.protect_strength
-        free_inputs = FreeInputs(_inputs(layers, self.owners, self.measured, strength))
-        self.measured = {}
+        free_inputs = FreeInputs(_inputs(layers, self.owners, self.found, strength))
+        self.found = {}
         free_inputs.begin()  # a run that is resumed reads its adapters afterwards
         _say(self.setup.run, layers, free_inputs, strength, self.seconds)
         return free_inputs
@@ -127,7 +127,7 @@ class Protected:
         if is_over:
             (self.setup.run.path / FILE).unlink(missing_ok=True)
 
-    def _measure(self, sizes: Mapping[str, int]) -> Measured:
+    def _find(self, sizes: Mapping[str, int]) -> Measured:
         """Measure the protected data on the model, and store it in the run folder. The result is equal on all ranks.
 
         Args:
@@ -364,24 +364,20 @@ def _write(protected: Mapping[str, torch.Tensor], file: Path) -> None:
     aside.replace(file)
 
 
-def _stored(setup: Setup) -> Measured:
-    """What the run to resume has measured. Rank 0 reads it, since other machines may not have the folder.
-
-    Raises:
-        ModelError: the file can't be read.
-    """
+def _stored(setup: Setup) -> dict[str, torch.Tensor]:
+    """P of each input as the run to resume began with them: read on rank 0, since other machines may not have the folder."""
     file, session = setup.run.path / FILE, setup.session
-    measured: Measured = {}
+    found: dict[str, torch.Tensor] = {}
     problem = ""
     if session.group.is_main:
         try:
             with safe_open(file, "pt", device=str(session.device)) as stored:
-                measured = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
+                found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
         except (OSError, SafetensorError):
             problem = f"{file} can't be read, and the run can't be resumed without it. Start a new run without resume"
     if problem := broadcast_text(problem):
         raise ModelError(problem)
-    shapes = json.loads(broadcast_text(json.dumps({name: list(tensor.shape) for name, tensor in measured.items()})))
-    measured = measured or {name: torch.empty(shape, device=session.device) for name, shape in shapes.items()}
-    same_on_all_ranks(measured.values())
-    return measured
+    shapes = json.loads(broadcast_text(json.dumps({name: list(tensor.shape) for name, tensor in found.items()})))
+    found = found or {name: torch.empty(shape, device=session.device) for name, shape in shapes.items()}
+    same_on_all_ranks(found.values())
+    return found
