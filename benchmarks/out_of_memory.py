@@ -195,7 +195,7 @@ def failing(number: int) -> Callable[[int], bool]:
 
 
 def cells(runs: Runs, every: int) -> Iterator[Verdict]:
-    """Disturb runs of one algorithm: each so manieth allocation, and each limit."""
+    """Disturb runs of one algorithm: every `every`-th allocation, and each limit."""
     from tests.simulated_memory import SimulatedMemory
 
     for _ in range(2):  # the first one fills what libraries keep
@@ -208,7 +208,7 @@ def cells(runs: Runs, every: int) -> Iterator[Verdict]:
 
 
 def cells_of_processes(runs: Runs, every: int, processes: int, folder: Path) -> Iterator[Verdict]:
-    """The same in real processes: an allocation of the last one fails."""
+    """Disturb runs in real processes: an allocation of the last one fails."""
     (folder / "sitecustomize.py").write_text(IN_WORKER, encoding="utf-8")
     path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
     count = folder / "count"
@@ -258,7 +258,7 @@ def main() -> int:
     """Run the cells, print each that does not end well, and a table. Returns 1 if there is one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algos", nargs="+", choices=ALGOS, default=ALGOS, help="algorithms")
-    parser.add_argument("--every", type=int, default=1, help="let every so manieth allocation fail")
+    parser.add_argument("--every", type=int, default=1, help="let every N-th allocation fail")
     parser.add_argument("--processes", type=int, default=1, help="processes of a run; memory runs out in the last one")
     parser.add_argument("--jsonl", type=Path, help="write a line per cell to this file")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """Predicted and measured memory side by side: `python -m benchmarks.plan --out plan.jsonl` on a GPU.
 
 Each row is a real run of six steps with random weights. Its peak (`torch.cuda.max_memory_allocated`), tokens per second and
-seconds to the first step stand beside what `hub plan` says of them, which needs no GPU. Rows that the file has already are left
+seconds to the first step are compared with those of `hub plan`, which needs no GPU. Rows that the file has already are left
 out, so a command that was cut short goes on where it was.
 
     python -m benchmarks.plan --out plan.jsonl --minutes 9        # as many rows as nine minutes hold

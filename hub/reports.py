@@ -80,7 +80,7 @@ class DataReport:
     """Lengths, counts and findings, as `python -m hub data --json` prints them."""
 
     page: str
-    """The same as text, with some samples. [[ and ]] mark what is trained."""
+    """The report as text, with some samples. [[ and ]] mark what is trained."""
 
     spoils: bool
     """Whether something would spoil training."""

@@ -165,10 +165,10 @@ class Submitted(Result):
     """The job file."""
 
     job_number: str | None = None
-    """How the cluster calls the job. None: it was only written (launch.dry_run=true)."""
+    """The cluster's number or name of the job. None: it was not submitted (launch.dry_run=true)."""
 
     job_file: Path | None = None
-    """Where the job file is. None: it was handed over and not stored."""
+    """Where the job file is. None: it was submitted without being stored."""
 
     log: str = ""
     """The command that shows the job's log."""
@@ -183,7 +183,7 @@ class Submitted(Result):
         return self.rows()
 
     def rows(self) -> list[tuple[str, str]]:
-        """What is shown of it: names and values."""
+        """What is shown of the job: names and values."""
         number = self.job_number or f"none: {self.status}"
         rows = [("job", number), ("job file", str(self.job_file or "")), ("log", self.log), ("end it", self.cancel)]
         place = f"{self.run_path} in {self.volume}" if self.volume else str(self.run_path)

@@ -29,14 +29,14 @@ from tests.warm.start import warm_python
 
 GROUPS = ("writes", "stops", "surroundings", "allocations")
 SHORT = {"writes": 809, "stops": 211, "surroundings": 19, "allocations": 4001}
-"""Every so manieth cell of a kind is in the short form. Primes: errors, calls, signals and moments vary from cell to cell."""
+"""Kind -> N: the short form has every N-th cell. Primes, so that errors, calls, signals and moments vary from cell to cell."""
 
 
 def main() -> int:
     """Run the cells, print each that does not end well, and a table. Returns 1 if there is one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="kinds of cells")
-    parser.add_argument("--every", type=int, default=1, help="run every so manieth cell")
+    parser.add_argument("--every", type=int, default=1, help="run every N-th cell")
     parser.add_argument("--short", action="store_true", help=f"some of each kind: every {SHORT} cell")
     parser.add_argument("--part", default="1/1", help="I/N: the I-th of N parts, for several of these commands at once")
     parser.add_argument("--jsonl", type=Path, help="write a line per cell to this file")

@@ -43,7 +43,7 @@ class Allocations:
         self._expected: dict[str, dict[str, Any]] = {}
 
     def cells(self, step: int) -> Iterator[Allocation]:
-        """All cells, or every so manieth."""
+        """Every `step`-th cell."""
         from tests.simulated_memory import SimulatedMemory
 
         count = 0

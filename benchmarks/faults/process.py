@@ -141,7 +141,7 @@ class Process:
 
 
 def stopped_at_step(step: int) -> Callable[[], None]:
-    """What lets a run end as by a signal after one of its steps, called before it begins."""
+    """Return a function that, called before a run begins, makes it end after one of its steps as if a signal had come."""
 
     def prepare() -> None:
         from hub.train import loop

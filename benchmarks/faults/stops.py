@@ -69,7 +69,7 @@ class Stops:
         self._references: dict[int, tuple[Reference, float]] = {}
 
     def cells(self, step: int) -> Iterator[Stop]:
-        """All cells, or every so manieth."""
+        """Every `step`-th cell."""
         number = 0
         for processes, addressees in ADDRESSEES.items():
             for _ in range(2):  # the first one waits for what is started once

@@ -52,7 +52,7 @@ class Surroundings:
         return self._reference
 
     def cells(self, step: int) -> Iterator[Change]:
-        """All cells, or every so manieth."""
+        """Every `step`-th cell."""
         cells = [*self._terminals(), *self._clocks(), *self._links(), *self._starters()]
         yield from cells[step - 1 :: step]
 

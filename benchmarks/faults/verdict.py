@@ -28,7 +28,7 @@ class Verdict:
     """What was said, for a cell that did not end well."""
 
     disturbed: bool = True
-    """Whether the fault came. If not (nobody lives who would get a signal, say), the cell does not count."""
+    """Whether the fault happened. If not, as when the process that should get a signal has ended, the cell does not count."""
 
 
 @dataclass(frozen=True)

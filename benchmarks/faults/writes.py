@@ -49,7 +49,7 @@ class Writes:
         self._references: dict[str, Reference] = {}
 
     def cells(self, step: int) -> Iterator[Write]:
-        """All cells, or every so manieth."""
+        """Every `step`-th cell."""
         number = 0
         for algorithm in (*ALGORITHMS, RESUMED):
             whole = self._new("whole")

@@ -1,6 +1,6 @@
 """Pages beside docs/ in the site: READMEs, CONTRIBUTING and the files that pages link become pages and files below project/.
 
-And the search works from a disk, without a script from elsewhere.
+The search of the site works from a disk, without a script from another host.
 """
 
 import os
@@ -90,12 +90,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Let the page load our script in place of the theme's."""
+    """Let a page load our script in place of the theme's."""
     if FROM_ELSEWHERE not in output:
         raise PluginError(f"the theme no longer loads {FROM_ELSEWHERE}: see docs/_site/worker.js")
     return output.replace(FROM_ELSEWHERE, os.path.relpath(WORKER, os.path.dirname(page.file.dest_uri) or "."))
 
 
 def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> str:
-    """The same in pages of the theme, such as 404.html."""
+    """Let pages of the theme, such as 404.html, load our script in place of the theme's."""
     return output.replace(FROM_ELSEWHERE, f"/{WORKER}")

@@ -108,7 +108,7 @@ def result_lines(result: Result) -> list[str]:
 
 
 def command_of_run(overrides: Sequence[str], config_dir: str | None = None) -> str:
-    """The command that trains what another verb has looked at.
+    """The command that trains what another verb has inspected.
 
     Args:
         overrides: what was given to the verb. Those of `plan.` are left out, and LoRA is chosen if no algorithm is.

@@ -69,7 +69,7 @@ def _stdout_of_result(flags: Flags, all_is_progress: bool = False) -> Iterator[T
 
 
 def _say_what_takes_long(what: str, flags: Flags) -> None:
-    """Say on a terminal what a verb does, once it has taken most of a second. In a log its own lines are enough.
+    """Say on a terminal what a verb is doing once it has taken most of a second. In a log its own lines are enough.
 
     Args:
         what: a text, or a stage of `timeline.STAGES`, which `timeline.close` has to end.
@@ -80,7 +80,7 @@ def _say_what_takes_long(what: str, flags: Flags) -> None:
 
 
 def _say_what_is_next(overrides: list[str], flags: Flags) -> None:
-    """Say how the run is started that was looked at."""
+    """Print the command that starts the run that was inspected."""
     if not flags.json and not flags.quiet:
         from hub.cli.pages import command_of_run
 

@@ -19,8 +19,8 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, StringNode
 
-from hub.compose.kept import compose_presets
 from hub.compose.options import GROUPS, exists, in_list, is_list, library_message, place_of, set_option
+from hub.compose.preset_cache import compose_presets
 from hub.compose.presets import COMPOSE_ERRORS, file_that_sets, group_options, names_no_algorithm, preset_problems
 from hub.config.evaluate import CODE
 from hub.config.schema import PARTS, AlgoConfig, RunConfig

@@ -1,4 +1,4 @@
-"""A config as one would type it: the words of a command line that compose to it, without presets and files."""
+"""A config as the words of a command line that compose to it, without presets and files."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from hub.config.schema import RunConfig
 from hub.plugins.registry import registry
 
 FOR_INFORMATION = ("model.family", "model.notes")
-"""Options that change nothing."""
+"""Options that change nothing in a run."""
 
 _PLAIN = re.compile(r"[A-Za-z_/.~][\w/.~@+-]*(:[\w/.@+-]+)*")
 _WORDS_OF_YAML = ("null", "true", "false", "nan", "inf", "yes", "no", "on", "off")

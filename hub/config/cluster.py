@@ -1,4 +1,4 @@
-"""Options of jobs on a cluster, whose engine starts the run on other machines. They are part of `LaunchConfig`."""
+"""Options of jobs on a cluster: an engine such as Slurm starts the run on its machines. They are part of `LaunchConfig`."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,9 +8,9 @@ from hub.config.option import option
 from hub.errors import did_you_mean
 
 CLUSTERS = ("slurm", "kubernetes", "skypilot")
-"""The engines. Each is a module in hub/launch/clusters/ and a preset in conf/launch/."""
+"""The engines of clusters. Each is a module in hub/launch/clusters/ and a preset in conf/launch/."""
 
-USERS = {
+READ_BY = {
     "hours": ("slurm",),
     "partition": ("slurm",),
     "account": ("slurm",),
@@ -22,7 +22,7 @@ USERS = {
     "infra": ("skypilot",),
     "spot": ("skypilot",),
 }
-"""Option -> the engines that read it. Those that are missing here are read by all."""
+"""Option -> the engines that read it. All engines read those that are missing here."""
 
 SBATCH = (
     *("begin", "comment", "constraint", "cores-per-socket", "dependency", "distribution", "exclude", "exclusive", "gres"),
@@ -30,7 +30,7 @@ SBATCH = (
     *("nodelist", "oversubscribe", "prefer", "priority", "qos", "reservation", "sockets-per-node", "switches"),
     *("threads-per-core", "tmp", "use-min-nodes", "wckey"),
 )
-"""The options of sbatch that `launch.sbatch` may set. None of them runs code, or writes a file."""
+"""The options of sbatch that `launch.sbatch` may set. None of them runs code or writes a file."""
 
 
 @dataclass(kw_only=True)
@@ -89,17 +89,17 @@ class ClusterOptions:
         Args:
             mode: `launch.mode`.
             processes: `launch.nproc_per_node`.
-            of_the_job: the options that a job sets on each of its machines -> their values, if they are not at the default.
+            of_the_job: options that a job sets on each of its machines -> values, for those that are not at the default.
         """
         set_here = [item.name for item in fields(ClusterOptions) if getattr(self, item.name) not in (None, False, {})]
         set_here += ["gpus_per_node"] if self.gpus_per_node == 0 else []
         if self.cluster is None:
             for name in set_here:
-                engines = " or ".join(f"launch={engine}" for engine in USERS.get(name, CLUSTERS))
+                engines = " or ".join(f"launch={engine}" for engine in READ_BY.get(name, CLUSTERS))
                 yield f"launch.{name}={_shown(getattr(self, name))} is for a job on a cluster. Type {engines}, or leave it out"
             return
         for name in set_here:
-            if self.cluster not in (users := USERS.get(name, CLUSTERS)):
+            if self.cluster not in (users := READ_BY.get(name, CLUSTERS)):
                 value = _shown(getattr(self, name))
                 yield f"launch.{name}={value} is for {' and '.join(users)}, not for {self.cluster}. Leave it out"
         if mode == "inline":
@@ -119,7 +119,7 @@ class ClusterOptions:
         yield from self._text_problems()
 
     def _text_problems(self) -> Iterator[str]:
-        """Words that would not stay one word in a job file."""
+        """Yield a line for each text that would not stay one word in a job file."""
         for name in ("partition", "account", "namespace", "image", "accelerator", "infra"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[\w.,:/@+*-]+", value):

@@ -99,7 +99,7 @@ class ExportConfig:
                 yield f"export.{name}={shown} is for to={' or '.join(users)}. Leave it out, or add {users[0]} to export.to"
 
     def without_unused(self, names: Collection[str]) -> "ExportConfig":
-        """The same with the defaults of those options among some that none of `to` reads."""
+        """These options, with the default in place of each of `names` that no kind of `to` reads."""
         unused = [name for name, users in USERS.items() if name in names and not set(users) & set(self.to)]
         fresh = type(self)()
         return replace(self, **{name: getattr(fresh, name) for name in unused})

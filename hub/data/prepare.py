@@ -66,7 +66,7 @@ class Prepared:
     """Counts, and each row that was left out: for plan.json."""
 
     lines: list[str]
-    """The same in short, to be printed."""
+    """The report in short, to be printed."""
 
     @property
     def longest(self) -> int:

@@ -160,7 +160,7 @@ class Rendezvous(RendezvousHandler):  # type: ignore[misc]  # torch gives it no 
         return True
 
     def get_run_id(self) -> str:
-        """The same on all machines."""
+        """The id of the run, equal on all machines."""
         return f"hub-{self.endpoint}"
 
     def is_closed(self) -> bool:

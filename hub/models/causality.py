@@ -20,7 +20,7 @@ Measured: 0 for all causal models of the tests, 0.15 to 0.8 for encoders of unit
 bidirectional."""
 
 MIXTURE_TOLERANCE = 0.1
-"""The same in half precision for mixtures of experts. Products in groups of other sizes round differently, and where two
+"""Tolerance for mixtures of experts in half precision. Products in groups of other sizes round differently, and where two
 experts are nearly even for a token, that is enough for the other to be chosen. Measured: 0.011 for a Mixtral of random weights
 in bfloat16 on a GPU."""
 

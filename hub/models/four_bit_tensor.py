@@ -55,7 +55,7 @@ class Parts(NamedTuple):
 
 NUM_PARTS = len(Parts._fields)
 NUM_TENSORS = 6
-"""Of the parts, the first ones."""
+"""The first parts, which are tensors or None."""
 
 _TENSORS = Parts._fields[:NUM_TENSORS]
 

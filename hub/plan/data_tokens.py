@@ -78,7 +78,7 @@ class DataTokens:
 
     num_eval_tokens: int = 0
     loss_share: float = 1.0
-    """Share of the tokens that have a loss. 1 where no tokenizer tells."""
+    """Fraction of the tokens that have a loss. 1 if there is no tokenizer to tell."""
 
     guessed: bool = False
     """Whether there was no tokenizer."""

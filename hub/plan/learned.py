@@ -65,7 +65,7 @@ OF_ALGORITHMS = (
     "unfreeze_rank_ratio",
     "backend",
 )
-"""The same of algorithms, where they have them. Of a list of names only a hash is kept."""
+"""Options of an algorithm that decide memory or speed, if it has them. Of a list of names only a hash is stored."""
 
 SHAPE = (
     "model_type",
@@ -108,10 +108,10 @@ class Measured:
     """Layers with activation checkpointing."""
 
     predicted_peak_bytes: int = 0
-    """What the plan had said. 0: there was none."""
+    """Peak memory as planned before the run, on one GPU. 0: there was no plan."""
 
     predicted_tokens_per_second: float = 0.0
-    """The same."""
+    """Of all GPUs together, as planned before the run. 0: there was no plan."""
 
     seconds_since_1970: float = 0.0
 

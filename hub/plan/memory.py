@@ -55,7 +55,7 @@ WORKSPACE = 8320 * 1024
 """Workspace of cuBLAS in torch (`CUBLAS_WORKSPACE_CONFIG`'s default), for each of the two threads that make products."""
 
 WORKSPACE_HOPPER = 32 * 2**20
-"""The same from Hopper on."""
+"""Workspace of cuBLAS on GPUs of Hopper's generation or later."""
 
 
 @dataclass(frozen=True)

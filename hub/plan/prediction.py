@@ -58,7 +58,7 @@ class MemoryPlan:
     """Bytes for each token, and fixed ones, of a pass without activation checkpointing."""
 
     checkpointed: tuple[float, float]
-    """The same with all layers checkpointed."""
+    """Bytes for each token, and fixed ones, of a pass with all layers checkpointed."""
 
     num_parameters: int = 0
     num_trained: int = 0
@@ -90,7 +90,7 @@ class MemoryPlan:
         return sum(part.num_bytes for part in self.parts if "weights" in part.name)
 
     def corrected(self, num_bytes: int, because: str) -> "MemoryPlan":
-        """The same with so many bytes more at the peak, or fewer, as runs have measured it."""
+        """This plan with so many bytes more at the peak, or fewer, as runs have measured it."""
         parts = (*self.parts, Part("measured beyond that", num_bytes, because)) if num_bytes else self.parts
         missing = max(0, self.peak_bytes + num_bytes - self.memory_bytes)
         fits = not missing and (self.fits or self.missing_bytes > 0)

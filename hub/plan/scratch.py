@@ -16,8 +16,7 @@ PRODUCT_4BIT = "hub::product_4bit"
 """A product with a 4-bit weight, which is unpacked for it (`hub.train.kernels.unpack`)."""
 
 EXPERTS_4BIT = "hub::grouped_product_4bit"
-"""The same for the matrices of all experts of a layer (`hub.train.kernels.grouped_four_bit`)."""
-
+"""A product with the 4-bit matrices of all experts of a layer (`hub.train.kernels.grouped_four_bit`)."""
 
 _SHAPE = Parts._fields.index("shape")
 """Place of a packed weight's shape among the parts, which follow the other arguments."""

@@ -37,7 +37,7 @@ class GroupBytes:
     """This process's part of the summed gradients."""
 
     kept: int
-    """The same in the weights' own type."""
+    """This process's part of the summed gradients, in the dtype of the weights."""
 
 
 @dataclass(frozen=True)

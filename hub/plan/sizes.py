@@ -1,8 +1,8 @@
 """Sizes of tensors as functions of the number of tokens, and what a pass allocates and frees in order.
 
 A pass is run once over fake tensors, which have shapes and no data, with four times a prime number of tokens. A tensor whose
-bytes that prime divides grows with the tokens; if its square divides them, with their square. So one pass tells the memory of
-any number of tokens, and of a quarter of them too.
+bytes that prime divides grows with the tokens; if its square divides them, with their square. So one pass gives the memory of
+any number of tokens, also where the MLP takes them in tiles.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from hub.train.kernels.tiles import NUM_TILES
 
 PRIME = 1021
 TOKENS = NUM_TILES * PRIME
-"""Tokens of a traced pass: no size that models have. Tiles of them can be told as well."""
+"""Tokens of a traced pass. Models have no size with this prime factor, and a tile of `PRIME` tokens is recognized too."""
 
 ROUNDING = 512
 """Torch's allocator rounds each tensor up to a multiple of so many bytes."""

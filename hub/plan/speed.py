@@ -18,7 +18,7 @@ PRODUCTS = {"adapters": 0.645, "part": 0.85, "full": 0.725}
 """Share of the bfloat16 peak in matrix products, those with thin adapters among them."""
 
 PRODUCTS_FP8 = {"adapters": 1.06, "full": 0.97}
-"""The same with fp8 products, still of the bfloat16 peak. In full fine-tuning one of three products stays in bfloat16."""
+"""Share of the bfloat16 peak in fp8 products. In full fine-tuning one of three products stays in bfloat16."""
 
 ATTENTION = {"flash4": (0.62, 1300.0), "hopper": (0.40, 1600.0), "other": (0.55, 1000.0)}
 """Share of the peak in attention of very long samples, and the length at which half of that is reached. flash4: flash-attn-4.
@@ -169,7 +169,7 @@ class Speed:
     because: str
 
     def scaled(self, middle: float, spread: float, because: str) -> "Speed":
-        """The same around another speed, as an earlier run measured it."""
+        """This speed moved to the one that an earlier run measured."""
         return replace(
             self,
             low=middle * (1 - spread),

@@ -1,4 +1,4 @@
-"""What a run is to keep: samples that show it, what these need of a model, and what a run leaves for the next one.
+"""What a run protects: samples, what is measured on them, and what a run leaves for the next one.
 
-General machinery for algorithms that protect what a model can do. Which changes they forbid is their own matter.
+For any algorithm that protects what a model can do. Which changes are forbidden or pulled back is in the algorithm's plugin.
 """

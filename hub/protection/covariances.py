@@ -1,7 +1,8 @@
-"""Sums over the inputs of linear layers, X^T X: along which directions the protected data uses each input, and how much.
+"""Covariances of the inputs of linear layers, X^T X: along which directions the protected data uses them, and how much.
 
-A change Delta of a layer's weight with Delta Q^T = 0 for all directions but those of least energy hardly changes the layer's
-outputs on such inputs (gradient projection memory, arXiv 2103.09762; Adam-NSCL, 2103.07113; LoRA-Null, 2503.02659).
+A change Delta (M x p) of a layer's weight hardly changes its outputs on such inputs if Delta Q = 0, where the columns of
+Q (p x k) are the directions of most energy (gradient projection memory, arXiv 2103.09762; Adam-NSCL, 2103.07113; LoRA-Null,
+2503.02659).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,40 +20,43 @@ from hub.train.setup.setup import Setup
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of one forward pass, including padding."""
 
-NUM_ITERATIONS = 4
-EXTRA = 32
-"""Columns beyond those wanted in the search for the largest directions, and how often they are multiplied."""
+NUM_ITERATIONS, NUM_EXTRA = 4, 32
+"""Of the subspace iteration: products with the covariance, and columns beyond the directions that are wanted."""
 
 
 class Sums:
-    """Adds something up over passes of a model, for each of some modules. Subclasses say what."""
+    """Sums over the tokens of passes of a model, one for each of some modules. Subclasses say of what."""
 
     def __init__(self) -> None:
         self.totals: dict[str, torch.Tensor] = {}
+        """Module's name -> sum."""
 
     def watch(self, model: PreTrainedModel, mask: Sequence[torch.Tensor]) -> list[RemovableHandle]:
         """Add hooks that add to `totals`.
 
         Args:
             model: of the passes.
-            mask: its only element says which tokens of the current batch count, (batch, length).
+            mask: a list whose only element is replaced for each batch: which of its tokens count, bool (batch, length).
+
+        Returns:
+            The handles that remove the hooks.
         """
         raise NotImplementedError
 
     def add_(self, name: str, added: torch.Tensor) -> None:
-        """Add to a total. A new tensor takes its place, so that passes can begin anew."""
+        """Add to a total, not in place: passes that begin anew need the earlier tensor."""
         self.totals[name] = self.totals[name] + added if name in self.totals else added
 
 
 class InputSums(Sums):
-    """The covariances of the inputs of layers. Those that get the same tensor share one."""
+    """Covariances X^T X (p, p), float32, not centered, of linear layers' inputs. Layers that get the same tensor share one."""
 
     def __init__(self, names: Iterable[str], aliases: dict[str, str] | None = None) -> None:
         """Begin with no data.
 
         Args:
             names: the layers.
-            aliases: layer -> the earlier layer with the same input, or itself, as far as known. Completed by the passes.
+            aliases: layer -> the first layer that gets the same input, maybe itself. The passes add those that are missing.
         """
         super().__init__()
         self.names = list(names)
@@ -82,13 +86,13 @@ class InputSums(Sums):
 
 
 def add_up(setup: Setup, model: PreTrainedModel, samples: Sequence[Sample], sums: Sequence[Sums]) -> None:
-    """Run samples through a model, divided over the ranks, and add up what is asked for. All ranks must call it.
+    """Run samples through a model, divided over the ranks, and add to sums. All ranks must call it.
 
     Args:
         setup: of the run.
         model: may be sharded.
         samples: the same on all ranks.
-        sums: receive it.
+        sums: what is added up.
     """
     session = setup.session
     if not samples:
@@ -126,7 +130,7 @@ def add_up(setup: Setup, model: PreTrainedModel, samples: Sequence[Sample], sums
 
 
 def largest_directions(covariance: torch.Tensor, rank: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """The directions of the largest energy of a covariance, by subspace iteration with random columns (arXiv 0909.4061).
+    """Compute the directions of most energy of a covariance, by subspace iteration with random columns (arXiv 0909.4061).
 
     Args:
         covariance: (p, p), positive semidefinite.
@@ -137,9 +141,9 @@ def largest_directions(covariance: torch.Tensor, rank: int, seed: int = 0) -> tu
         Orthonormal columns (p, rank), and their energies (rank,), ascending.
     """
     size = len(covariance)
-    dice = torch.Generator(covariance.device).manual_seed(seed)
-    columns = min(size, rank + EXTRA)
-    span = torch.randn(size, columns, generator=dice, dtype=covariance.dtype, device=covariance.device)
+    random = torch.Generator(covariance.device).manual_seed(seed)
+    columns = min(size, rank + NUM_EXTRA)
+    span = torch.randn(size, columns, generator=random, dtype=covariance.dtype, device=covariance.device)
     for _ in range(NUM_ITERATIONS):
         span = torch.linalg.qr(covariance @ span)[0]
     values, inner = torch.linalg.eigh(span.mT @ covariance @ span)

@@ -38,12 +38,12 @@ def batches(samples: Sequence[Sample], max_tokens: int, rank: int, world: int) -
 
 
 def in_smaller_passes(setup: Setup, model: torch.nn.Module, run: Callable[[int], bool], max_tokens: int, longest: int) -> None:
-    """Run passes over data, and from the beginning in half as many tokens each if memory runs out on any rank.
+    """Run passes over data. If memory runs out on any rank, begin anew with half as many tokens in each.
 
     Args:
         setup: of the run.
         model: of the passes.
-        run: does all of them, given the most tokens of one. It may be called again, and begins anew then.
+        run: runs all of them, given the most tokens of one. Each call begins anew.
         max_tokens: to begin with.
         longest: tokens of the longest sample.
 
@@ -65,12 +65,15 @@ def in_smaller_passes(setup: Setup, model: torch.nn.Module, run: Callable[[int],
 
 
 def same_inputs(model: PreTrainedModel, names: Sequence[str]) -> dict[str, str]:
-    """Layers that read the same input as an earlier one: name -> that one's name. By a pass over a few tokens.
+    """Find the layers that read the same input as an earlier one, by a pass over a few tokens.
 
     Args:
         model: may be without data, on torch's meta device. What it can't compute there is judged by layers whose names differ
             in numbers only.
         names: linear layers of it, in the order of the model.
+
+    Returns:
+        Layer -> the first layer that reads its input, for those that are not the first themselves.
     """
     recent: list[tuple[str, torch.Tensor]] = []
     owners: dict[str, str] = {}
@@ -117,7 +120,7 @@ def _numbers(name: str) -> tuple[str, ...]:
 
 @contextmanager
 def on_device(setup: Setup, model: torch.nn.Module) -> Iterator[None]:
-    """Move a model to the device for these passes. A model that will be sharded is still on the CPU."""
+    """Hold a model on the run's device in this context. One that will be sharded is on the CPU before and after it."""
     device = setup.session.device
     original = next(model.parameters()).device
     if original == device or any(hasattr(p, "placements") for p in model.parameters()):

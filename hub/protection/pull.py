@@ -17,10 +17,10 @@ import torch
 from hub.protection.covariances import largest_directions
 
 RANK = 512
-"""Directions of an input that are usually held."""
+"""Columns of V that are usually stored for an input, or p if it has fewer channels."""
 
 ROUNDINGS = 100
-"""What is added to the diagonal of a matrix with 1 on it before it is factored, in units of its precision."""
+"""Added to the diagonal of a matrix with unit diagonal before its Cholesky factorization, in units of its dtype's epsilon."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Pull:
         inner = side.mT @ damped
         inner.diagonal().add_(1)
         # Energies may differ by many orders of magnitude, and rounding of the large ones would make the matrix indefinite. So
-        # it gets a diagonal of 1, and what is more than rounding then.
+        # it is scaled to a unit diagonal, to which more than the rounding is added.
         scale = inner.diagonal().rsqrt()
         inner = scale[:, None] * inner * scale
         inner.diagonal().add_(ROUNDINGS * torch.finfo(inner.dtype).eps)
@@ -59,7 +59,7 @@ class Pull:
 
 
 def low_rank_plus_diagonal(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """V, e and d of a covariance.
+    """Approximate a covariance as V diag(e) V^T + diag(d).
 
     Args:
         covariance: (p, p), positive semidefinite.

@@ -17,11 +17,11 @@ from hub.data.samples.sample import Sample
 from hub.errors import ModelError
 
 Groups = dict[str, list[Sample]]
-"""Samples by where they are from."""
+"""Samples by where they are from, in words."""
 
 
 def pack(groups: Mapping[str, Sequence[Sample]], vocabulary: int) -> bytes:
-    """Samples as the bytes of a safetensors file.
+    """Store samples as the bytes of a safetensors file.
 
     Args:
         groups: samples by where they are from.
@@ -40,13 +40,13 @@ def pack(groups: Mapping[str, Sequence[Sample]], vocabulary: int) -> bytes:
 
 
 def unpack(content: bytes, file: str, instead: str, vocabulary: int | None = None) -> Groups:
-    """Samples from what `pack` made.
+    """Read samples from what `pack` made.
 
     Args:
         content: the bytes.
         file: where they are from, for messages.
         instead: what to type if they can't be used.
-        vocabulary: rows of the embeddings of the model that shall read them. None: not compared.
+        vocabulary: rows of the embeddings of the model that reads them. None: not compared.
 
     Raises:
         ModelError: they are damaged, or of a model with another vocabulary.
@@ -75,7 +75,13 @@ def unpack(content: bytes, file: str, instead: str, vocabulary: int | None = Non
 
 
 def write(file: Path, groups: Mapping[str, Sequence[Sample]], vocabulary: int) -> None:
-    """Write samples to a file that a reader sees whole or not at all."""
+    """Write samples to a file by a rename, so that a reader sees all of it or none.
+
+    Args:
+        file: to write.
+        groups: samples by where they are from.
+        vocabulary: rows of the model's embeddings.
+    """
     aside = file.with_suffix(".part")
     aside.write_bytes(pack(groups, vocabulary))
     aside.replace(file)
@@ -85,9 +91,9 @@ def read(file: Path, instead: str, vocabulary: int) -> Groups:
     """Read samples of an earlier run.
 
     Args:
-        file: that it left.
+        file: the one that the run left.
         instead: what to type if they can't be used.
-        vocabulary: rows of the embeddings of the model that shall read them.
+        vocabulary: rows of the embeddings of the model that reads them.
 
     Raises:
         ModelError: the file is damaged, or of a model with another vocabulary.

@@ -43,7 +43,7 @@ from hub.train.attempts import twice
 from hub.train.setup.setup import Setup
 
 RECIPE = 1
-"""Version of the stored samples. Increase it when they would be others."""
+"""Version of the samples in the cache. Increase it when the same model would make other ones."""
 
 SECONDS = 60.0
 """Time after which no more samples are generated. A batch that has begun is finished first."""
@@ -65,7 +65,7 @@ _ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyE
 
 
 def self_made(setup: Setup, model: PreTrainedModel, widest: int) -> Groups:
-    """Samples that show what a model can do, the same on all ranks. From the user's cache if it has them.
+    """Let a model make samples of what it can do, or take them from the user's cache. They are the same on all ranks.
 
     Args:
         setup: of the run. With `evaluate.retention=auto` the public text is left out, since it is measured on.
@@ -95,7 +95,7 @@ def _cached(setup: Setup, model: PreTrainedModel, wanted: int, make: Callable[[]
     key = hashlib.sha256(json.dumps(parts).encode() + weights_digest(setup.base_path).encode()).hexdigest()[:32]
     name = "samples.safetensors"
     folder = make_once(
-        cache_dir() / "osft_samples" / key,
+        cache_dir() / "protected_samples" / key,
         lambda aside: (aside / name).write_bytes(make()),
         lambda path: (path / name).is_file(),
     )
@@ -125,9 +125,7 @@ def _generated(setup: Setup, model: PreTrainedModel, wanted: int) -> Groups:
         if is_out_of_memory(error):
             raise
         line = str(error).strip().partition("\n")[0]
-        setup.run.say(
-            f"the model can't generate what it shall keep ({type(error).__name__}: {line[:200]}): public text is taken"
-        )
+        setup.run.say(f"the model can't generate what to protect ({type(error).__name__}: {line[:200]}): public text is taken")
         return {}
     tokens = sum(len(sample) for group in groups.values() for sample in group)
     seconds = time.monotonic() - begun
@@ -142,7 +140,7 @@ def _new_tokens(setup: Setup) -> frozenset[int]:
 
 
 class _Writer:
-    """A model that writes."""
+    """Draws conversations and texts from a model."""
 
     def __init__(self, loaded: Loaded, seed: int, begun: float, unknown: frozenset[int]) -> None:
         """Args:
@@ -192,21 +190,21 @@ class _Writer:
         return self._samples({number: [start] for number in written}, written)
 
     def _made(self, prompts: Sequence[list[int]], bound: int, ends: frozenset[int], kind: str, share: float) -> dict[int, Made]:
-        """What is written behind prompts, by their numbers, as far as the share of the time allows."""
+        """What the model writes behind prompts, by their numbers. No batch begins after `share * SECONDS`."""
         if not prompts:
             return {}
         settings = GenerateConfig(
             max_new_tokens=max(4, bound), temperature=1.0, top_p=1.0, repetition_penalty=1.0, seed=self.seed
         )
         keys = [f"{kind} {number}" for number in range(len(prompts))]
-        found: dict[int, Made] = {}
+        written: dict[int, Made] = {}
         stop = Ends(self.loaded.tokenizer, ends, ())
         with closing(cast(_Batches, made(self.loaded, prompts, settings, stop, keys))) as batches:
             for batch in batches:
-                found |= batch
+                written |= batch
                 if time.monotonic() - self.begun > share * SECONDS:
                     break
-        return {number: found[number] for number in sorted(found)}
+        return {number: written[number] for number in sorted(written)}
 
     def _samples(self, prompts: Mapping[int, list[int]], written: Mapping[int, Made]) -> list[Sample]:
         """Samples whose loss tokens are those that were written."""

@@ -59,6 +59,9 @@ def measure_sensitivity(
 
     Returns:
         Layer -> sum. Empty without samples.
+
+    Raises:
+        ModelError: the model does not call its input embeddings, or memory does not suffice for the longest sample.
     """
     if not samples:
         return {}
@@ -97,10 +100,10 @@ def measure_sensitivity(
                 with session.autocast():
                     logits = model(**inputs, position_ids=batch.position_ids, use_cache=False).logits.flatten(0, 1)
                 predicted = logits[batch.loss_positions].float()
-                dice = torch.Generator(session.device).manual_seed(seed + number * session.group.world + session.group.rank)
+                random = torch.Generator(session.device).manual_seed(seed + number * session.group.world + session.group.rank)
                 labels = batch.targets
                 if len(predicted):
-                    labels = torch.multinomial(predicted.detach().softmax(-1), 1, generator=dice)[:, 0]
+                    labels = torch.multinomial(predicted.detach().softmax(-1), 1, generator=random)[:, 0]
                 loss = F.cross_entropy(predicted, labels, reduction="sum") * bool(group)
                 if not embedded:
                     raise ModelError(
@@ -137,12 +140,12 @@ def _some(samples: Sequence[Sample], seed: int) -> list[Sample]:
 
 
 def pull_per_energy(sensitivity: Mapping[str, float], diagonals: Mapping[str, torch.Tensor], size: float) -> dict[str, float]:
-    """What the energy of a direction is multiplied by for its penalty at strength 1: g / (C w), see above.
+    """Compute what a direction's energy is multiplied by for its penalty at strength 1: g / (C w), as this module explains.
 
     Args:
         sensitivity: weight -> squared gradient of one output, summed over the data.
         diagonals: weight -> energy of the data in each input channel (p,).
-        size: w.
+        size: w, the geometric mean of the root mean squares of the weights.
 
     Returns:
         Weight -> factor. 0 for a weight that does not matter.

@@ -17,7 +17,7 @@ from hub.data.samples.roles import check_single
 from hub.data.samples.sample import Sample, samples_of
 from hub.models.load import load_config
 from hub.parallel.group import broadcast_bytes, broadcast_text
-from hub.protection.files import KEPT, NONE, PROTECTION, protection_file
+from hub.protection.files import NONE, PROTECTION, SAMPLES, protection_file
 from hub.protection.samples import Groups, pack, read, unpack, write
 from hub.protection.selfmade import self_made
 from hub.train.setup.setup import Setup
@@ -37,11 +37,11 @@ class Wanted:
     """The file that an earlier run left. One with statistics has no samples."""
 
     instead: str
-    """What to type if what an earlier run left can't be used."""
+    """What to type if the file of the earlier run can't be used."""
 
 
 def earlier_file(setup: Setup, named: str | None) -> Path | None:
-    """The file that an earlier run left, the same on all ranks.
+    """Find the file that an earlier run left. The answer is the same on all ranks.
 
     Args:
         setup: of the run.
@@ -49,15 +49,15 @@ def earlier_file(setup: Setup, named: str | None) -> Path | None:
     """
     if named == NONE:
         return None
-    found = None
+    file = None
     if setup.session.group.is_main:
-        found = protection_file(Path(named) if named else setup.base_path)
-    name = broadcast_text("" if found is None else str(found))
+        file = protection_file(Path(named) if named else setup.base_path)
+    name = broadcast_text("" if file is None else str(file))
     return Path(name) if name else None
 
 
 def samples_to_protect(setup: Setup, model: PreTrainedModel, wanted: Wanted, widest: int) -> Groups:
-    """The samples to protect, the same on all ranks: given ones, those of an earlier run, or else what the model makes.
+    """Collect the samples to protect: those of files and of an earlier run, or else what the model makes. Equal on all ranks.
 
     Args:
         setup: of the run.
@@ -70,7 +70,7 @@ def samples_to_protect(setup: Setup, model: PreTrainedModel, wanted: Wanted, wid
         ModelError: what an earlier run left is damaged, or of another vocabulary.
     """
     is_main, vocabulary, earlier = setup.session.group.is_main, embedding_rows(model), wanted.earlier
-    own = setup.run.path / KEPT
+    own = setup.run.path / SAMPLES
     if content := broadcast_bytes(own.read_bytes() if is_main and setup.cfg.resume and own.is_file() else b""):
         before = unpack(content, str(own), wanted.instead, vocabulary)
         before.pop(learned_name(setup), None)
@@ -98,7 +98,7 @@ def learned_name(setup: Setup) -> str:
 
 
 def learned(setup: Setup, num_samples: int) -> list[Sample]:
-    """Samples of what is trained on, at random. Of a preference pair the chosen answer.
+    """Choose samples of the training data at random, of preference pairs the chosen answers.
 
     Args:
         setup: of the run.
@@ -110,7 +110,7 @@ def learned(setup: Setup, num_samples: int) -> list[Sample]:
 
 
 def leave(setup: Setup, groups: Groups, num_samples: int, vocabulary: int) -> None:
-    """Leave what this run protected and learned to the next, in its folder. Rank 0 alone calls it.
+    """Write the samples that this run protected, and some that it learned, into its folder for the next run. On rank 0 alone.
 
     Args:
         setup: of the run.
@@ -118,22 +118,22 @@ def leave(setup: Setup, groups: Groups, num_samples: int, vocabulary: int) -> No
         num_samples: most samples of what it learned.
         vocabulary: rows of the model's embeddings.
     """
-    chosen, file = learned(setup, num_samples), setup.run.path / KEPT
+    chosen, file = learned(setup, num_samples), setup.run.path / SAMPLES
     write(file, {**groups, learned_name(setup): chosen}, vocabulary)
     setup.run.say(f"a run on this model will protect {len(chosen)} samples of what was learned, too: {file}")
 
 
 def report(setup: Setup, groups: Groups, vocabulary: int, earlier: Path | None, besides: Sequence[str] = ()) -> None:
-    """Log what is protected, write it to plan.json, and keep it in the run folder.
+    """Log what is protected, write it to plan.json, and store the samples in the run folder.
 
-    A resumed run must protect the same, whatever has become of the cache and of the earlier run.
+    When the run is resumed it protects the same, even if the cache or the earlier run is gone.
 
     Args:
         setup: of the run.
         groups: the samples.
         vocabulary: rows of the model's embeddings.
         earlier: the file that an earlier run left.
-        besides: what is protected without samples.
+        besides: what is protected without samples, in words.
     """
     sources = [f"{len(group)} {name} ({sum(map(len, group)):,} tokens)" for name, group in groups.items()]
     setup.run.say(f"protecting {', '.join([*sources, *besides])}")
@@ -144,7 +144,7 @@ def report(setup: Setup, groups: Groups, vocabulary: int, earlier: Path | None, 
         protected_from=None if earlier is None else str(earlier),
     )
     if setup.session.group.is_main:
-        write(setup.run.path / KEPT, groups, vocabulary)
+        write(setup.run.path / SAMPLES, groups, vocabulary)
 
 
 def _read(setup: Setup, wanted: Wanted) -> Groups:

@@ -11,7 +11,7 @@ from pathlib import Path
 from hub.system.cache import cache_dir
 
 WRITTEN_FOR = "torch"
-"""The library with the most modules. With bytecode beside this one, all have it."""
+"""The library with the most modules. If it has bytecode beside it, the others are taken to have it too."""
 
 
 def bytecode_variables(environment: Mapping[str, str]) -> dict[str, str]:

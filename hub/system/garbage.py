@@ -19,11 +19,11 @@ def not_collected() -> Iterator[None]:
 
 @contextmanager
 def frozen(own_process: bool) -> Iterator[None]:
-    """Objects that were made before it live to its end, so the collector does not look through them within it.
+    """Freeze the objects made so far, which live to the end of this context: the collector does not visit them.
 
     Args:
-        own_process: whether the process is the run's own. A program that trains in its own process may have frozen what it
-            imported: the end of this would thaw that, so only what was made since is looked through, which is little.
+        own_process: whether the process is the run's own. If not, the program around the run may have frozen its objects
+            already, and the end of this context would unfreeze them. Then nothing is frozen here: few objects are new.
     """
     gc.collect()
     if not own_process and gc.get_freeze_count():

@@ -20,7 +20,7 @@ MARK = "\x1ehub step "
 """What begins a line with a step. The first character is one that no library prints."""
 
 MOST_ROWS = 12
-"""Rows of the table. Of a longer run every second step is shown, then every fourth, and so on."""
+"""Most rows of the table. Of a longer run every second step is shown, then every fourth, and so on."""
 
 SECONDS_BETWEEN_UPDATES = 0.25
 
@@ -70,7 +70,7 @@ def step_in(line: str) -> dict[str, Any] | None:
 class StepTable:
     """The steps of a run as a table in a notebook.
 
-    It shows itself as HTML, and as text to what reads the notebook aloud or without a browser.
+    It is HTML, and text for a screen reader or where there is no browser.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ SECONDS_FOR_A_READER = 10.0
 """Time that a reader who takes nothing is waited for, where a file does not block."""
 
 PLAIN_TERMINALS = ("dumb", "unknown")
-"""Values of TERM of terminals whose cursor can't move, and with which screen readers work."""
+"""Values of TERM for terminals whose cursor can't move, as screen readers use them."""
 
 _said = [0]
 

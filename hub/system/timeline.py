@@ -46,12 +46,12 @@ SECONDS_UNTIL_SAID = 0.7
 """A stage that is over by then says nothing."""
 
 SECONDS_UNTIL_REPEATED = 30.0
-"""Where no cursor moves, a stage that still goes on says so after this time, then after twice of it, and so on."""
+"""Where there is no spinner, a stage that still runs is reported after this time, then after twice of it, and so on."""
 
 SPINNER, SECONDS_BETWEEN_FRAMES = "|/-\\", 0.2
 
 WITH_A_BAR = ("evaluation", "step")
-"""Stages during which the bar of the steps is on the terminal, which moves by itself."""
+"""Stages during which the progress bar is on the terminal. It moves by itself, so there is no spinner."""
 
 VARIABLE = "HUB_TIMELINE"
 """Environment variable by which a process hands its clock to a child."""

@@ -27,7 +27,7 @@ CHUNK = {"cpu": 2**18, "cuda": 2**24}
 """Elements that are updated at a time without torch.compile: each operation creates a tensor of this size."""
 
 COMPILED_CHUNK = 2**30
-"""The same for the compiled kernel, which needs no such tensors: only indices must fit into 32 bits."""
+"""Elements that the compiled kernel updates at a time. It creates no such tensors, but indices must fit into 32 bits."""
 
 Sent = dict[tuple[torch.device, torch.dtype, int, tuple[float, ...]], tuple[torch.Tensor, torch.Tensor]]
 """Device, dtype, step and constants -> constants and key of the step, as tensors on that device."""

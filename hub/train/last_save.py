@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 SECONDS_BETWEEN_TRIES = 5.0
 SECONDS_BETWEEN_BLIND_TRIES = 60.0
-"""The same, where the disk has less room than is needed: sizes are estimates, and of a quota nothing can be seen."""
+"""Between tries while the disk seems to have too little room: sizes are estimates, and a quota can't be seen."""
 SECONDS_BETWEEN_LOOKS = 60.0
 
 

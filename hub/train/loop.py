@@ -160,7 +160,7 @@ class _Fit:
                 figures = self.measurements.measure(0, self.engine)
                 self.evaluations.before_measured(figures)
                 self.log.measured_before(values_of(figures))
-        stop_request.acknowledge = self._acknowledge_stop
+        stop_request.acknowledge = self.log.stopping
         stop_request.in_loop = True
         end_if_stopped()
         timeline.begin("step")
@@ -178,9 +178,8 @@ class _Fit:
                 _, model_path = self.checkpoints.save_last(self.done, self.evaluations.score)
             self.checkpoints.wait()
             if self.is_complete and self.algo.saves_regularly and self.checkpoints.newest != self.done:
-                self.checkpoints.save(
-                    self.done, self.evaluations.score, wait=True
-                )  # with more steps the run can go on from its end
+                # With more steps the run can go on from its end.
+                self.checkpoints.save(self.done, self.evaluations.score, wait=True)
         finally:
             stop_request.acknowledge = lambda: None
             self.log.stop()
@@ -195,10 +194,6 @@ class _Fit:
             self.recipe.objective.finish(self.passes)
         memory = max_over_ranks(peak_memory_gb(self.session.device))
         return replace(self._reached(model_path, stopping), peak_memory_gb=round(memory, 3))
-
-    def _acknowledge_stop(self) -> None:
-        """Say that the run will stop. Called in another thread."""
-        self.log.say("stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)")
 
     @property
     def is_complete(self) -> bool:

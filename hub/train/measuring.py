@@ -15,7 +15,7 @@ class Measured(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """The same figure, where lower is better."""
+        """The value with its sign such that lower is better."""
         return self.value if self.better == "lower" else -self.value
 
 

@@ -30,7 +30,7 @@ COLUMNS_FOR_ALL = 126
 """Width of a terminal with room for the bar and all figures. A narrower one gets no bar, and the figures that fit into 80."""
 
 COLUMNS_FOR_LINE = 100
-"""The same for a line of a terminal whose cursor can't move."""
+"""Width of a terminal with room for a line with all figures. A narrower one gets the figures that fit into 80."""
 
 
 class ProgressLine:

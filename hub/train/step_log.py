@@ -48,6 +48,10 @@ class StepLog:
             self._progress.say(text)
             self._run.note(text)
 
+    def stopping(self) -> None:
+        """Log that a signal has come to stop the run. The thread that waits for signals calls it."""
+        self.say("stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)")
+
     def before_training(self, loss: float, counted: str, figures: dict[str, float]) -> None:
         """Log the held-out loss before training, on how many samples as in `16 samples`, and what the objective has besides."""
         self._for_first_line |= {f"{name}_before": value for name, value in {"eval_loss": loss, **figures}.items()}

@@ -47,7 +47,7 @@ TESTS: dict[str, str] = {
     "hub/launch/sweep.py": "tests/compose/test_compose.py tests/cli/test_cli.py",
     "hub/launch/planning.py": "tests/plan tests/cli/test_cli.py",
     "hub/launch/trackers.py": "tests/train/test_tracker.py tests/test_bad_input.py",
-    "hub/launch/finished.py": "tests/launch/test_finished.py tests/tasks/test_generate.py",
+    "hub/launch/finished.py": "tests/launch/test_finished.py tests/tasks/test_generate_files.py",
     "hub/launch/clusters/*": "tests/test_clusters.py",
     "hub/launch/*": "tests/launch tests/test_bad_input.py",
     "hub/parallel/*": "tests/parallel tests/train/test_reference.py",

@@ -32,7 +32,7 @@ with socket.socket(socket.AF_UNIX) as server:
         socket.send_fds(server, [len(text).to_bytes(8, "big")], [0, 1, 2])
         server.sendall(text)
         child = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "big")
-    if not child:  # the server could not fork, and has said why: slower, and as good
+    if not child:  # the server could not fork: starting anew is slower, with the same result
         os.execv(PYTHON, [PYTHON, *sys.argv[1:]])
     for number in range(3):  # else who reads what the process writes would wait for this one too
         os.close(number)

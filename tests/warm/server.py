@@ -24,7 +24,7 @@ from typing import Any
 IMPORTED = ("hub.cli.main", "hub.launch.sweep", "hub.train.loop", "hub.tasks.verify.verify", "hub_sft.recipe",
             "hub_lora_sft.recipe", "hub_osft.recipe", "hub.data.streaming.workers", "transformers.models.llama.modeling_llama",
             "torch.distributed.elastic.agent.server.local_elastic_agent", "torch.distributed.fsdp")  # fmt: skip
-"""What no test of these processes asks the order of. Not the modules that are run: runpy wants to load them itself."""
+"""Modules whose order of import no test checks. Those that are run are not among them: runpy loads them itself."""
 
 NO_THREADS = {
     **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA", "BLIS", "RAYON")},
@@ -32,7 +32,7 @@ NO_THREADS = {
     "TORCH_WARM_POOL": "0",  # the compiler of torch where Triton is
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""What keeps libraries from starting threads when they are imported: a forked process would wait for them for ever."""
+"""Variables that keep libraries from starting threads when imported: a forked process would wait for them forever."""
 
 
 def receive(client: socket.socket) -> dict[str, Any] | None:
@@ -129,7 +129,7 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
 
 
 def finished(running: dict[int, socket.socket]) -> list[tuple[int, int]]:
-    """Processes that have ended, each with its exit code. Not by files of processes: gVisor has none."""
+    """Processes that have ended, each with its exit code. `os.pidfd_open` would do, but gVisor does not have it."""
     found = []
     for child in running:
         number, status = os.waitpid(child, os.WNOHANG)

@@ -77,7 +77,7 @@ class Examined:
     """Difference of the held-out loss after training from the saved model's, loaded by plain transformers or PEFT."""
 
     merged: float = float("nan")
-    """The same for the merged adapter."""
+    """Difference of the held-out loss after training from that of the merged adapter, loaded by plain transformers."""
 
     packed: str = ""
     """Whether samples are packed, and the measured leak."""

@@ -25,7 +25,7 @@ def check_single(units: Sequence[Unit], algorithm: str) -> list[Sample]:
 
 
 def singles(units: Iterable[Unit], algorithm: str) -> Iterator[Sample]:
-    """The same one by one, for units that do not fit into memory."""
+    """The samples of units with one each, one by one: for units that do not fit into memory."""
     for unit in units:
         if isinstance(unit, Group):
             raise DataError(_refusal(unit, Wanted(algorithm, (SINGLE,))))

@@ -83,7 +83,7 @@ class SampleStream:
         """What the chat template leaves out -> number of rows. The keys are those of `hub.data.tokens.omissions.KINDS`."""
 
         self.texts_omitted: dict[str, list[str]] = {}
-        """The same -> the first of these rows."""
+        """What the chat template leaves out -> the first of these rows."""
 
     @property
     def num_passes(self) -> int:

@@ -159,7 +159,7 @@ def described(omitted: Mapping[str, Sequence[str]], tokenizer: "PreTrainedTokeni
 
 
 def omission_lines(omitted: Mapping[str, Sequence[str]], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The same as lines for a log."""
+    """What the chat template leaves out, as lines for a log."""
     lines = []
     for item in described(omitted, tokenizer):
         rows = ", ".join(item.where[:_MAX_PLACES]) + (", ..." if len(item.where) > _MAX_PLACES else "")

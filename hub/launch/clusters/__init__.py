@@ -1,1 +1,1 @@
-"""Jobs on a cluster: an engine that exists starts the run on its machines. Nothing here imports torch."""
+"""Jobs on a cluster: Slurm, Kubernetes or SkyPilot starts the run on its machines. Nothing here imports torch."""

@@ -22,10 +22,10 @@ class Job:
     """The run's name, and the job's."""
 
     words: tuple[str, ...]
-    """What stands behind `python -m hub` on every machine. With several, each adds its rank and the address of the first."""
+    """The arguments of `python -m hub` on every machine. With several, each adds its rank and the address of the first."""
 
     summary: str
-    """What is trained, in a few words."""
+    """What is trained, for a comment in the job file."""
 
     @property
     def run_path(self) -> Path:
@@ -41,10 +41,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """What an engine says of a job that it has taken."""
+    """A job that an engine has accepted."""
 
     number: str
-    """How the engine calls the job."""
+    """The engine's number or name of the job."""
 
     log: str
     """The command that shows its log."""
@@ -61,13 +61,13 @@ class Engine:
     """`launch=NAME`."""
 
     ending: str
-    """Ending of the job file."""
+    """Suffix of the job file, without a dot."""
 
     shares_disk: bool
-    """Whether the job's machines see the folders of this one. If not, what is local to it is refused."""
+    """Whether the job's machines see the folders of this one. If not, paths that only this machine has are refused."""
 
     problems: Callable[[RunConfig, str], Iterator[str]]
-    """Yields a line for each option, or the name of the run, that this engine can't take."""
+    """Yields a line for each option that this engine can't take, given the run and its name."""
 
     text: Callable[[Job], str]
     """Makes the job file."""
@@ -81,7 +81,7 @@ class Engine:
 
 
 def name_problems(name: str) -> Iterator[str]:
-    """One line if the name of a run can't be that of a host and of its parts, as Kubernetes and SkyPilot need it."""
+    """Yield a line if the name of a run can't be part of a host's name, as Kubernetes and SkyPilot need."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
         yield (
             f"run_name={name}: it is the name of the job too. Type one of at most 40 lower-case letters, digits and dashes "
@@ -90,17 +90,20 @@ def name_problems(name: str) -> Iterator[str]:
 
 
 def call(command: Sequence[str], job: str, hint: Callable[[str], str], install: str, stdin: str | None = None) -> str:
-    """Call the program of an engine. Returns what it printed.
+    """Call the program of an engine.
 
     Args:
         command: the program and its arguments.
-        job: what was submitted, for messages.
-        hint: makes a sentence on what to type of what the program said. Empty: there is none.
-        install: what to do if the program is not here.
-        stdin: what it reads.
+        job: what is submitted, for messages.
+        hint: takes what the program printed, and returns a sentence on what to type, or an empty text.
+        install: a sentence on what to do if the program is not installed, without a period.
+        stdin: the text that the program reads. None: nothing.
+
+    Returns:
+        What the program printed to standard output.
 
     Raises:
-        LaunchError: there is no such program, or it refuses.
+        LaunchError: the program is not installed, or ends with an error.
     """
     program = command[0]
     if shutil.which(program) is None:

@@ -1,6 +1,6 @@
 """Kubernetes: an Indexed Job, with a pod for each machine and, for several, the service by which they find the first one.
 
-Nothing but Kubernetes itself is needed: no resource of an operator. A queue such as Kueue takes such a Job as it is.
+It needs no operator. A queue such as Kueue takes such a Job as it is.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from hub.launch.clusters.engine import Engine, Job, Started, call, name_problems
 from hub.version import VERSION
 
 IMAGE = "finetune-hub:cuda"
-"""The image that docker/Dockerfile makes."""
+"""The image that docker/Dockerfile builds."""
 
 SECRET = "hub"
-"""A secret of the namespace. Its values become environment variables of the run, such as HF_TOKEN. It may be missing."""
+"""Name of an optional secret. Its values, such as HF_TOKEN, become environment variables of the run."""
 
 PORT = 29500
 _STARTS = 20
@@ -31,7 +31,7 @@ def _problems(cfg: RunConfig, name: str) -> Iterator[str]:
 def _text(job: Job) -> str:
     launch = job.cfg.launch
     is_group = launch.nnodes > 1
-    words = [word.replace("$(", "$$(") for word in job.words]  # Kubernetes would put a variable there
+    words = [word.replace("$(", "$$(") for word in job.words]  # else Kubernetes would put a variable's value there
     if is_group:
         # $(...) is a variable that Kubernetes gives each pod of an Indexed Job.
         words += [f"launch.nnodes={launch.nnodes}", "launch.node_rank=$(JOB_COMPLETION_INDEX)"]
@@ -87,8 +87,8 @@ def _text(job: Job) -> str:
     parts: list[dict[str, Any]] = [{"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec}]
     if is_group:
         # publishNotReadyAddresses: the pods look for the first one before any of them is ready.
-        found_by: dict[str, Any] = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"job": job.name}}
-        parts.insert(0, {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": found_by})
+        service: dict[str, Any] = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"job": job.name}}
+        parts.insert(0, {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": service})
     head = f"# {job.summary}. Written by finetune-hub {VERSION}.\n"
     text: str = yaml.safe_dump_all(parts, sort_keys=False, allow_unicode=True, width=120)
     return head + text
@@ -97,17 +97,17 @@ def _text(job: Job) -> str:
 def _submit(job: Job, file: Path | None, text: str) -> Started:
     launch = job.cfg.launch
     where = ["--namespace", launch.namespace] if launch.namespace else []
-    again = f"kubectl {' '.join([*where, ''])}delete job,service {job.name} --ignore-not-found"
+    delete = f"kubectl {' '.join([*where, ''])}delete job,service {job.name} --ignore-not-found"
 
     def hint(said: str) -> str:
         if "already exists" in said.lower():
-            return f"To start it again type {again}"
+            return f"To start it again type {delete}"
         return "kubectl cluster-info says which cluster it asks" if "connection refused" in said.lower() else ""
 
     install = "Install it (https://kubernetes.io/docs/tasks/tools)"
     call(["kubectl", *where, "create", "--filename", "-"], "launch=kubernetes", hint, install, stdin=text)
     log = " ".join(["kubectl", *where, "logs", "--follow", f"--selector=job={job.name}", "--prefix"])
-    return Started(number=f"job/{job.name}", log=log, cancel=again)
+    return Started(number=f"job/{job.name}", log=log, cancel=delete)
 
 
 ENGINE = Engine(name="kubernetes", ending="yaml", shares_disk=False, problems=_problems, text=_text, submit=_submit)

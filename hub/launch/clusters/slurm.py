@@ -23,7 +23,7 @@ command=(@command@)
 # What the run reads, and where it writes, must be the same for all nodes.
 look='for path; do [ -e "$path" ] || { echo "hub: $(hostname) does not see $path: use a shared disk" >&2; exit 2; }; done'
 srun bash -c "$look" look @seen@ || exit 2
-@address@# USR1 comes before the time is over: the run writes a checkpoint and ends, and the job is queued again by its number.
+@address@# USR1 comes before the time limit: the run writes a checkpoint and ends, and the job is queued again by its number.
 # TERM comes when it is canceled or preempted: then Slurm itself decides whether it is queued again.
 time_is_over=
 trap 'time_is_over=1; kill -TERM "$step"' USR1
@@ -92,13 +92,13 @@ def _text(job: Job) -> str:
 
 
 def _clock(hours: float) -> str:
-    """A time as Slurm writes it."""
+    """A time in hours as Slurm writes it, HH:MM:SS."""
     seconds = round(hours * 3600)
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 def _hint(said: str) -> str:
-    """What to type, after what sbatch said."""
+    """A sentence on what to type, by what sbatch said. Empty: none."""
     if "partition" in said.lower():
         return "Type launch.partition=NAME: sinfo lists them"
     if "account" in said.lower():

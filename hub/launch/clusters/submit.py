@@ -1,4 +1,4 @@
-"""Hand a run to a cluster: checks here, the job file, its submission. Nothing here imports torch."""
+"""Submits a run to a cluster: checks it here, writes the job file, calls the engine. Nothing here imports torch."""
 
 import os
 from collections.abc import Iterator
@@ -32,10 +32,13 @@ FOLDER = "jobs"
 
 
 def submit(cfg: RunConfig) -> Submitted:
-    """Submit a run as a job of `launch.cluster`, or with `launch.dry_run` only write its file.
+    """Submit a run as a job of `launch.cluster`. With `launch.dry_run` only the job file is made.
 
     Args:
         cfg: the run, not yet checked.
+
+    Returns:
+        The job: where its log and its run folder will be.
 
     Raises:
         HubError: what is wrong, one line each; a LaunchError if the engine refuses the job.
@@ -87,7 +90,7 @@ def submit(cfg: RunConfig) -> Submitted:
 
 
 def _words(cfg: RunConfig) -> tuple[str, ...]:
-    """The words of the run on each machine: its options without those of the job, and with a resume by itself."""
+    """The words of the run on each machine: its options without those of the job, and with `resume=auto` if it trains."""
     plain = ClusterOptions()
     of_the_job = {item.name: getattr(plain, item.name) for item in fields(ClusterOptions)}
     run = replace(cfg, launch=replace(cfg.launch, **of_the_job, nnodes=1), resume=AUTO if cfg.chosen_task.takes_steps else None)
@@ -102,7 +105,7 @@ def _resume_problem(cfg: RunConfig) -> Iterator[str]:
 
 
 def _without_paths(cfg: RunConfig) -> RunConfig:
-    """The config without paths that exist on the job's machines only, for checks here. `_local_paths` checks them."""
+    """The config for checks here, without paths that only the job's machines have. `_local_paths` checks these."""
     model, launch = cfg.model, cfg.launch
     path = "organization/model" if _is_local(model.path, "model.path") else model.path
     return replace(cfg, model=replace(model, path=path), launch=replace(launch, python=None, deepspeed_config=None))
@@ -154,7 +157,7 @@ def _write(job: Job, engine: Engine, text: str) -> Path:
 
 
 def lines(result: Submitted) -> list[str]:
-    """What is printed of a job: its file if it is only written, else where its log and its result will be."""
+    """What is printed of a job: its file after a dry run, else where its log and its result will be."""
     if result.job_number is None:
         return [result.job.rstrip("\n")]
     shown = result.rows()

@@ -28,7 +28,7 @@ from hub.tasks.continual.study import REPLAY, Method, Study, with_replay, write_
 BEFORE = "before"
 STATE = "state.json"
 MERGED = "exports/merged"
-"""Folder in that of a run, where `hub export` would put the same."""
+"""Folder of a merged model within a run folder, the one that `hub export to=merged` would write."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Job:
     method: str
     seed: int
     folder: str
-    share: int = 1
-    """How many processes use the same GPU at the same time."""
+    processes_per_gpu: int = 1
+    """Most processes that use the same GPU at the same time."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def work(job: Job) -> None:
     """Do what is left of a job."""
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if (bound := _gib_of_one(job.share)) is not None:
+    if (bound := _memory_limit(job.processes_per_gpu)) is not None:
         limit_memory(bound, torch.device("cuda", 0))
     if job.method == BEFORE:
         _write(folder, {"measured": [_measured(job, None)], "done": True})
@@ -76,7 +76,7 @@ def work(job: Job) -> None:
         data = write_rows(folder / f"{number + 1}-{task}.jsonl", [{"messages": row["messages"]} for row in rows])
         run = _train(job, method, before, data)
         if number + 1 < len(order):
-            _whole(run)
+            _whole_model(run)
         state["measured"].append({**_measured(job, run), "seconds": round(time.monotonic() - begun, 1)})
         state["runs"].append(run)
         state["done"] = number + 1 == len(order)
@@ -91,13 +91,11 @@ def work(job: Job) -> None:
 def _train(job: Job, method: Method, before: str | None, data: Path) -> str:
     """Train on one task, from the model of the run before. Returns the run folder."""
     run = import_module("hub.api").run  # by its name: this program uses the hub as any caller does, from above
-    options = {"path": _whole(before) if before else job.study.model["path"]} | {
-        k: v for k, v in job.study.model.items() if k != "path"
-    }
-    model = options.pop("path")
+    options = dict(job.study.model)
+    path = options.pop("path")
     result = run(
         method.algorithm,
-        model=model,
+        model=_whole_model(before) if before else path,
         data=str(data),
         mode="inline",
         output_dir=str(Path(job.folder) / "runs"),
@@ -106,15 +104,15 @@ def _train(job: Job, method: Method, before: str | None, data: Path) -> str:
     return str(result.run_path)
 
 
-def _gib_of_one(share: int) -> float | None:
-    """Memory of one of several processes on a GPU. None: it has a GPU alone, or there is none."""
-    if share == 1 or not torch.cuda.is_available():
+def _memory_limit(processes: int) -> float | None:
+    """Memory in GiB for one of several processes on a GPU. None: it has the GPU alone, or there is none."""
+    if processes == 1 or not torch.cuda.is_available():
         return None
-    return round(0.97 * torch.cuda.get_device_properties(0).total_memory / share / GIB, 2)
+    return round(0.97 * torch.cuda.get_device_properties(0).total_memory / processes / GIB, 2)
 
 
-def _whole(run: str) -> str:
-    """The folder of the whole model that a run has made: an adapter is merged, once. The next task gets a new one."""
+def _whole_model(run: str) -> str:
+    """The folder of the whole model that a run made. An adapter is merged the first time, and the next task gets a new one."""
     cfg = runfile.read(Path(run) / "run.yaml")
     finished = finished_run(run, "runs", cfg)
     if finished.adapter is None:

@@ -31,7 +31,7 @@ def run_all(jobs: Sequence[Job], num_processes: int, time_limit: float | None) -
     notes: list[str] = []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(num_visible_gpus())]
-    share = -(-min(num_processes, len(left)) // len(gpus)) if gpus and left else 1
+    processes_per_gpu = -(-min(num_processes, len(left)) // len(gpus)) if gpus and left else 1
     working: dict[int, tuple[Job, Process]] = {}
     while True:
         late = time_limit is not None and time.monotonic() - begun > time_limit
@@ -44,7 +44,7 @@ def run_all(jobs: Sequence[Job], num_processes: int, time_limit: float | None) -
                 notes += _ended(job, child, time.monotonic() - begun)
             if left and not late:
                 job = left.pop(0)
-                working[slot] = job, _start(job, gpus[slot % len(gpus)] if gpus else None, num_processes, share)
+                working[slot] = job, _start(job, gpus[slot % len(gpus)] if gpus else None, num_processes, processes_per_gpu)
         if not working:
             break
         time.sleep(0.1)
@@ -64,14 +64,14 @@ def _ended(job: Job, child: Process, seconds: float) -> list[str]:
     return [f"failed: {folder.name}: {log.splitlines()[-1] if log else child.returncode}"]
 
 
-def _start(job: Job, gpu: str | None, num_processes: int, share: int) -> Process:
+def _start(job: Job, gpu: str | None, num_processes: int, processes_per_gpu: int) -> Process:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_processes))
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    asked = asdict(job) | {"share": share}
+    asked = asdict(job) | {"processes_per_gpu": processes_per_gpu}
     command = [sys.executable, "-m", "hub.tasks.continual.job", json.dumps(asked)]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -30,7 +30,7 @@ class Knows:
     """Task -> fraction of test rows whose answer is the right one, but for space around it."""
 
     containing: dict[str, float]
-    """The same for answers that contain the right one. Else a change of form would count as forgetting."""
+    """Task -> fraction of test rows whose answer contains the right one, so that a change of form is not forgetting."""
 
     text_loss: float | None
     """Mean loss per token of the documents, in nats. None: there are none."""

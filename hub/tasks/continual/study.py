@@ -38,7 +38,7 @@ class Method:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The same as keyword arguments of `hub.run`."""
+        """Its options as keyword arguments of `hub.run`."""
         pairs = [word.partition("=") for word in self.words]
         return {name.rpartition(".")[2]: _value(value) for name, _, value in pairs}
 

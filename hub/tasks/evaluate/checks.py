@@ -30,7 +30,7 @@ def problems(cfg: RunConfig) -> Iterator[str]:
 
 
 def problems_in_training(cfg: RunConfig) -> Iterator[str]:
-    """The same for a run that trains."""
+    """One line for each metric, task, text or run that can't be measured in a run that trains."""
     yield from problems(cfg)
     wanted = cfg.evaluate
     nothing = not (wanted.metrics or wanted.tasks or wanted.also) and wanted.retention == NONE

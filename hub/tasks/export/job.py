@@ -140,7 +140,7 @@ class Job:
     """Folder with the model as one plain model of transformers, tokenizer and all. It is made at the first call."""
 
     settings: Callable[[], Path]
-    """The same folder for its config, generation config and tokenizer. The weights may be gone."""
+    """Folder with the config, generation config and tokenizer of that model. Its weights may be gone."""
 
     let_go: Callable[[], None]
     """Says that this exporter reads the weights of `merged` no more. If no other one does, they are removed from the disk."""
@@ -161,7 +161,7 @@ class Job:
     """Compares something that is not delivered, such as a step on the way. Raises ModelError if it is not the model."""
 
     look: Callable[[Written], dict[str, Any] | None] = lambda written: None
-    """The same without an error: what the comparison found."""
+    """Compares something that is not delivered, and returns what it found, without an error."""
 
     tiny: bool = False
     """Whether this is the trial before training: a model cut to a few layers. Nothing may leave this machine."""

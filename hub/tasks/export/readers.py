@@ -40,7 +40,7 @@ class ModelReader:
 
     @torch.no_grad()
     def logits_of(self, rows: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        """The same for rows, several at once: the weights of a large model are read once for all of them.
+        """The logits behind each token of rows, several at once: the weights of a large model are read once for all of them.
 
         Rows are padded behind their ends, which no earlier token sees.
         """

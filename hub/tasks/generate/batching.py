@@ -25,7 +25,8 @@ FLOAT32_LIMIT = 1e-4
 """Largest difference that passes as rounding in float32, as a fraction of the spread of the logits."""
 
 HALF_LIMIT = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
-"""The same in half precision, where nothing larger is measured between prompts of one length."""
+"""Largest difference that passes as rounding in half precision, as a fraction of the spread of the logits: the largest that
+was measured between prompts of one length."""
 
 MOST_LIMIT = 0.2
 """Difference that never passes as rounding."""

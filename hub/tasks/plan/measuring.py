@@ -56,7 +56,7 @@ class ShortRun:
     """From the start of its process to the end of its first step."""
 
     weight_bytes: int
-    """On one GPU."""
+    """The weights on one GPU."""
 
 
 def measured(case: Case, found: OnGpu, train: Train) -> OnGpu:

@@ -222,7 +222,7 @@ def algorithms() -> list[str]:
 
 
 def _compared(session: Session, case: Case, gpu: Gpu, world: int, gpus: Any) -> list[tuple[str, OnGpu | str]]:
-    """The same run with other algorithms, or on other GPUs."""
+    """The planned run with other algorithms, or on other GPUs: what is compared, and its plan or why it has none."""
     found: list[tuple[str, OnGpu | str]] = []
     if case.cfg.plan.compare == "algo":
         for name in algorithms():

@@ -9,12 +9,13 @@ experts that can be computed so (`use_experts_implementation`): their attributes
 family. Others keep PEFT's way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
+from hub.models.patches import Edits
 from hub.train.kernels.assumed import is_assumed
 from hub.train.kernels.grouped import group_ends, grouped_product, is_native
 from hub.train.kernels.grouped_four_bit import grouped_product_in_4_bits, held_parts
@@ -158,6 +159,30 @@ class _Ordered(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (back,) = ctx.saved_tensors
         return gradient[back], None, None
+
+
+def compute_here(edits: Edits, chosen: Iterable[nn.Module]) -> None:
+    """Let experts without adapters compute by `experts_forward`, those of each class for which it agrees with their own pass.
+
+    Args:
+        edits: take the changed forward passes.
+        chosen: experts that are `is_known`.
+    """
+    agreed: dict[type, bool] = {}
+    for experts in chosen:
+        if type(experts) not in agreed:
+            agreed[type(experts)] = agrees(experts)
+        if agreed[type(experts)]:
+            edits.assign(experts, "forward", _forward_of(experts, experts.forward))
+
+
+def _forward_of(experts: nn.Module, plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        if kwargs or len(args) != 3:
+            return plain(*args, **kwargs)
+        return experts_forward(experts, *args, adapters={})
+
+    return forward
 
 
 @torch.no_grad()

@@ -1,12 +1,12 @@
 """Experts in 4 bits in training: nothing is saved in full, compilers can follow them, and the hub's kernel dequantizes them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from hub.models.four_bit_tensor import FourBitTensor, unpacked
 from hub.models.patches import Edits, ModelPatches, Patch
-from hub.train.kernels.experts import agrees, experts_forward, is_known, wide_and_narrow
+from hub.train.kernels.experts import compute_here, is_known, wide_and_narrow
 from hub.train.kernels.grouped_four_bit import parts_of
 from hub.train.kernels.unpack import unpack_by_kernel
 
@@ -22,14 +22,7 @@ class FrozenExperts(Patch):
         self._model = model
 
     def apply(self, edits: Edits) -> None:
-        agreed: dict[type, bool] = {}
-        for module in self._model.modules():
-            if not _is_packed(module) or not is_known(module):
-                continue
-            if type(module) not in agreed:
-                agreed[type(module)] = agrees(module)
-            if agreed[type(module)]:
-                edits.assign(module, "forward", _forward_of(module, module.forward))
+        compute_here(edits, packed_experts(self._model))
 
 
 class PackedExperts(Patch):
@@ -85,15 +78,6 @@ def _problem(tensors: Sequence[FourBitTensor]) -> str:
     except Exception as error:  # whatever its compiler raises, torch does the same
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return ""
-
-
-def _forward_of(module: torch.nn.Module, plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-        if kwargs or len(args) != 3:
-            return plain(*args, **kwargs)
-        return experts_forward(module, *args, adapters={})
-
-    return forward
 
 
 def _packed_of(module: torch.nn.Module) -> Iterator[FourBitTensor]:

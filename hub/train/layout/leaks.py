@@ -81,7 +81,7 @@ class Effects:
     """Between a sample in the row and alone."""
 
     rounding: float
-    """The same of the first sample. It can only be rounding."""
+    """Between the first sample in the row and alone. It can only be rounding."""
 
     unchanged: int
     """How many of `compared` kept all bits."""

@@ -35,7 +35,7 @@ FREE_MEMORY_FRACTION = 0.97
 """Fraction of the free memory to use. The rest is for fragmentation, and for micro-batches unlike the measured one."""
 
 CAUTIOUS_FRACTION = 0.88
-"""The same if the bytes are estimated, or if a rank that runs out of memory can't continue alone."""
+"""Fraction of the free memory to use if bytes are estimated, or if a rank that runs out of memory can't continue alone."""
 
 CHECKPOINTING_COST = 1 / 3
 """Extra work of a checkpointed layer: its forward pass again. (Compiled layers skip a quarter of that. With LoRA the forward

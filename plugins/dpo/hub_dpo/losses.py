@@ -75,7 +75,7 @@ class Pairs:
         return self.rejected - self.rejected_reference
 
     def per_token(self) -> "Pairs":
-        """The same with means over the tokens of an answer in place of sums."""
+        """These pairs with means over the tokens of an answer in place of sums."""
         n, m = self.chosen_length, self.rejected_length
         return Pairs(self.chosen / n, self.rejected / m, self.chosen_reference / n, self.rejected_reference / m, n, m)
 

@@ -19,6 +19,8 @@ BIASES: Mapping[str, Literal["none", "all", "lora_only"]] = {"none": "none", "al
 TARGET_GROUPS = ("auto", "attention", "mlp", "all-linear")
 INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "loftq")
 SELF = "self"
+"""Value of `protect` that stands for the model itself, or for what the earlier run protected and learned."""
+
 _PISSA = re.compile(r"pissa(_niter_[1-9]\d{0,2})?")
 
 
@@ -118,7 +120,7 @@ class LoraSftConfig(AlgoConfig):
 
     @property
     def ratio(self) -> float | None:
-        """The fraction of free directions. None: a half, as far as memory allows."""
+        """The fraction of free directions: 1 with a pull unless one is set. None: a half, and at most 1,024 are protected."""
         return 1.0 if self.protect_strength and self.unfreeze_rank_ratio is None else self.unfreeze_rank_ratio
 
     @property
@@ -130,12 +132,12 @@ class LoraSftConfig(AlgoConfig):
 
     @property
     def protect_files(self) -> list[str]:
-        """The data files among them."""
+        """The data files in `protect`."""
         return [path for path in self.protect_paths if path != self.protect_from]
 
     @property
     def protect_from(self) -> str | None:
-        """The folder of an earlier run among them."""
+        """The folder of an earlier run in `protect`. None: it names none."""
         return next(filter(_is_run, self.protect_paths), None)
 
     def with_paths(self, full: Callable[[Any, str], Any]) -> "LoraSftConfig":

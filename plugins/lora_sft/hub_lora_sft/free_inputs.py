@@ -1,10 +1,10 @@
-"""What keeps adapters from what is protected while they train: a cut, a pull, or both.
+"""Keeps adapters from what is protected while they train: by a cut, a pull, or both.
 
 An adapter adds s B A x to a layer's output. Let the columns of P be those directions of the input x that the protected data
 uses most.
 
-**The cut.** With A P = 0 the adapter's answer to a protected input is that to the little of it which lies outside of P,
-whatever B is (gradient projection memory, arXiv 2103.09762; for adapters InfLoRA, 2404.00228, which fixes A, and LoRA-Null,
+**The cut.** With A P = 0 the adapter answers a protected input only by the little of it that lies outside of P, whatever B
+is (gradient projection memory, arXiv 2103.09762; for adapters InfLoRA, 2404.00228, which fixes A, and LoRA-Null,
 2503.02659, which begins so). Here A trains: its gradients are projected before they are clipped, and A itself after each step
 of the optimizer, which scales each number by itself and would lead it back. A has r rows, so both cost little.
 
@@ -37,7 +37,7 @@ Layers = Mapping[str, LoraLayer]
 
 @dataclass
 class Input:
-    """One input, what the protected data does with it, and the layers that read it."""
+    """One input: the layers that read it, and what keeps their adapters from its protected directions."""
 
     layers: dict[str, LoraLayer]
     protected: torch.Tensor | None = None
@@ -51,7 +51,7 @@ class FreeInputs(Reparametrization):
     """Keeps A P = 0, and pulls s B A toward 0 in the directions that the protected data uses."""
 
     def __init__(self, inputs: Sequence[Input]) -> None:
-        """Begin with the adapters as they are.
+        """Hold the protection of some inputs. The adapters stay as they are until `begin`.
 
         Args:
             inputs: those that are protected.
@@ -82,11 +82,11 @@ class FreeInputs(Reparametrization):
         pulls = [pull for one in self.inputs for pull in one.pulls.values()]
         tops = {id(pull.top): pull.top.nbytes for pull in pulls}
         pulled = sum(tops.values()) + sum(pull.energy.nbytes + pull.rest.nbytes for pull in pulls)
-        found = [
+        parts = [
             ("protected directions", cut, "algo.protect: adapters do not read their inputs along them"),
             ("directions of the pull", pulled, "algo.protect_strength: adapters are pulled back along them"),
         ]
-        return [part for part in found if part[1]]
+        return [part for part in parts if part[1]]
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -120,7 +120,7 @@ def _factor(layer: LoraLayer, name: str) -> torch.nn.Parameter:
 
 
 def _mean_squares(factors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """For each factor (r, n), sharded or not, the sum of its squares over n. All ranks must call it."""
+    """The sum of squares of each factor (r, n), sharded or not, divided by n: (number of factors,). All ranks must call it."""
     given = list(factors)
     sums = torch.stack([local_tensor(factor).square().sum() / factor.shape[1] for factor in given])
     if any(isinstance(factor, DTensor) for factor in given):

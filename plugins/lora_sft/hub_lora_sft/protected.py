@@ -1,8 +1,8 @@
-"""What adapters leave alone (`algo.protect`): measured before training, kept for resume, left to the next run.
+"""What adapters leave alone (`algo.protect`): measured before training, stored for resume, left for the next run.
 
 How adapters are kept from it while they train is in `free_inputs`. The directions are those of the layers' inputs before
-training. They are found for some layers at a time, so that memory holds few covariances at once, and stay in the run folder
-until the run is over: a resumed run continues in the same ones.
+training. They are computed for some layers at a time, so that memory holds few covariances at once, and stay in the run folder
+until the run is completed: a resumed run continues with the same ones.
 """
 
 import json
@@ -61,9 +61,10 @@ GROUP_BYTES = 2**32
 LARGEST_DECOMPOSED = 4096
 """Widest input whose covariance is decomposed as a whole, in float64."""
 
-Stored = dict[str, torch.Tensor]
-"""What is found, as it is stored: `cut NAME` (P), `top NAME`, `energy NAME` and `rest NAME` (V, e and d of the covariance) of
-the input of the first layer that reads it; `factor NAME` (1,) of each layer, the pull per energy."""
+Measured = dict[str, torch.Tensor]
+"""What is measured, by the names in `FILE`. Of each input, by the first layer NAME that reads it: `cut NAME`, P of
+`free_inputs`; `top NAME`, `energy NAME` and `rest NAME`, V, e and d of `hub.protection.pull`. Of each layer: `factor NAME`
+(1,), the pull per energy at strength 1."""
 
 
 class Protected:
@@ -104,10 +105,10 @@ class Protected:
         self.seconds = time.monotonic() - begun
 
     def hold(self, model: PeftModel) -> FreeInputs:
-        """Let new adapters begin in the free directions, and return what keeps them there.
+        """Let new adapters begin in the free directions, and return what keeps them there. Called once.
 
         Args:
-            model: the same model with its adapters.
+            model: the model that was measured, with its adapters.
         """
         layers, strength = _layers(model), self.algo.protect_strength
         free_inputs = FreeInputs(_inputs(layers, self.owners, self.found, strength))
@@ -117,7 +118,7 @@ class Protected:
         return free_inputs
 
     def leave(self, is_over: bool) -> None:
-        """Leave what was protected and learned to the next run, on rank 0. Directions of a completed run are not needed.
+        """Leave what was protected and learned for the next run. On rank 0 alone. A completed run's directions are removed.
 
         Args:
             is_over: whether the run is completed.
@@ -126,10 +127,14 @@ class Protected:
         if is_over:
             (self.setup.run.path / FILE).unlink(missing_ok=True)
 
-    def _find(self, sizes: Mapping[str, int]) -> Stored:
-        """What the protected data does with inputs of these widths, the same on all ranks."""
+    def _find(self, sizes: Mapping[str, int]) -> Measured:
+        """Measure the protected data on the model, and store it in the run folder. The result is equal on all ranks.
+
+        Args:
+            sizes: the first layer that reads an input -> p, its number of channels.
+        """
         samples = [sample for group in self.groups.values() for sample in group]
-        found: Stored = {}
+        measured: Measured = {}
         diagonals: dict[str, torch.Tensor] = {}
         for names in _in_groups(sizes):
             sums = InputSums(names, {name: name for name in names})
@@ -137,31 +142,41 @@ class Protected:
             while sums.totals:
                 name, covariance = sums.totals.popitem()
                 diagonals[name] = covariance.diagonal().clone()
-                found |= self._of(name, covariance)
+                measured |= self._directions(name, covariance)
         if not diagonals:
             raise ConfigError("algo.protect protects nothing: no layer with an adapter is used by the protected data")
         if self.algo.protect_strength:
             of_layers = {name: diagonals[owner] for name, owner in self.owners.items() if owner in diagonals}
-            found |= self._factors(of_layers, samples)
-        same_on_all_ranks(found[name] for name in sorted(found))
+            measured |= self._factors(of_layers, samples)
+        same_on_all_ranks(measured[name] for name in sorted(measured))
         if self.setup.run.is_main:
-            _write(found, self.setup.run.path / FILE)
+            _write(measured, self.setup.run.path / FILE)
         barrier()
-        return found
+        return measured
 
-    def _of(self, name: str, covariance: torch.Tensor) -> Stored:
-        """The directions of one input."""
-        found: Stored = {}
+    def _directions(self, name: str, covariance: torch.Tensor) -> Measured:
+        """The directions of one input.
+
+        Args:
+            name: the first layer that reads it.
+            covariance: (p, p), of the protected inputs.
+        """
+        measured: Measured = {}
         if number := num_protected(len(covariance), self.algo.ratio):
-            found[f"cut {name}"] = twice(self.base, partial(most_used, covariance, number))
+            measured[f"cut {name}"] = twice(self.base, partial(most_used, covariance, number))
         if self.algo.protect_strength:
             rank = min(RANK, len(covariance))
             top, energy, rest = twice(self.base, partial(low_rank_plus_diagonal, covariance, rank))
-            found |= {f"top {name}": top.contiguous(), f"energy {name}": energy.contiguous(), f"rest {name}": rest}
-        return found
+            measured |= {f"top {name}": top.contiguous(), f"energy {name}": energy.contiguous(), f"rest {name}": rest}
+        return measured
 
-    def _factors(self, diagonals: Mapping[str, torch.Tensor], samples: Sequence[Sample]) -> Stored:
-        """The pull of each layer per energy, at strength 1."""
+    def _factors(self, diagonals: Mapping[str, torch.Tensor], samples: Sequence[Sample]) -> Measured:
+        """The pull of each layer per energy at strength 1.
+
+        Args:
+            diagonals: layer -> energy of the protected data in each channel of its input (p,).
+            samples: the protected data.
+        """
         names = list(diagonals)
         sensitivity = measure_sensitivity(self.setup, self.base, names, samples)
         size = geometric_mean(_size(self.base.get_submodule(name)) for name in names)
@@ -200,7 +215,7 @@ def _size(layer: nn.Module) -> float:
 
 
 def num_protected(size: int, ratio: float | None) -> int:
-    """Number of protected directions of an input.
+    """Count the protected directions of an input.
 
     Args:
         size: p, the number of its channels.
@@ -212,7 +227,7 @@ def num_protected(size: int, ratio: float | None) -> int:
 
 
 def most_used(covariance: torch.Tensor, number: int) -> torch.Tensor:
-    """The directions of the most energy.
+    """Compute the directions of most energy.
 
     Args:
         covariance: (p, p), of the protected inputs.
@@ -229,36 +244,41 @@ def most_used(covariance: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def planned(setup: Setup, model: PeftModel) -> FreeInputs:
-    """The same with directions of the right shapes and no numbers, for `hub plan`."""
+    """Build what `Protected.hold` returns for a model without data, for `hub plan`: directions have shapes and no numbers.
+
+    Args:
+        setup: of the plan.
+        model: with its adapters.
+    """
     algo = setup.cfg.algo
     assert isinstance(algo, LoraSftConfig)
     layers = _layers(model)
     with _in_full(layers):
         owners = _owners(model)
     sizes = {name: _width(layers[name]) for name in dict.fromkeys(owners.values())}
-    found: Stored = {}
+    measured: Measured = {}
     for name, size in sizes.items():
         rank = min(RANK, size)
         shapes: dict[str, tuple[int, ...]] = {"cut": (size, num_protected(size, algo.ratio))}
         if algo.protect_strength:
             shapes |= {"top": (size, rank), "energy": (rank,), "rest": (size,)}
-        found |= {f"{part} {name}": torch.empty(shape, device="meta") for part, shape in shapes.items() if shape[-1]}
-    found |= {f"factor {name}": torch.empty(1, device="meta") for name in layers if algo.protect_strength}
-    return FreeInputs(_inputs(layers, owners, found, algo.protect_strength))
+        measured |= {f"{part} {name}": torch.empty(shape, device="meta") for part, shape in shapes.items() if shape[-1]}
+    measured |= {f"factor {name}": torch.empty(1, device="meta") for name in layers if algo.protect_strength}
+    return FreeInputs(_inputs(layers, owners, measured, algo.protect_strength))
 
 
-def _inputs(layers: Layers, owners: Mapping[str, str], found: Stored, strength: float) -> list[Input]:
-    """What is found, for each input that is protected."""
+def _inputs(layers: Layers, owners: Mapping[str, str], measured: Measured, strength: float) -> list[Input]:
+    """What keeps adapters from each input that is protected."""
     inputs: list[Input] = []
     for owner in dict.fromkeys(owners.values()):
         readers = {name: layer for name, layer in layers.items() if owners[name] == owner}
         pulls: dict[str, Pull] = {}
-        if f"top {owner}" in found:
-            top, energy, rest = (found[f"{part} {owner}"] for part in ("top", "energy", "rest"))
-            scales = {name: strength * found[f"factor {name}"] for name in readers}
+        if f"top {owner}" in measured:
+            top, energy, rest = (measured[f"{part} {owner}"] for part in ("top", "energy", "rest"))
+            scales = {name: strength * measured[f"factor {name}"] for name in readers}
             pulls = {name: Pull(top, energy * scale, rest * scale) for name, scale in scales.items()}
-        if pulls or f"cut {owner}" in found:
-            inputs.append(Input(readers, found.get(f"cut {owner}"), pulls))
+        if pulls or f"cut {owner}" in measured:
+            inputs.append(Input(readers, measured.get(f"cut {owner}"), pulls))
     return inputs
 
 
@@ -294,7 +314,7 @@ def _owners(model: PeftModel) -> dict[str, str]:
 
 @contextmanager
 def _in_full(layers: Layers) -> Iterator[None]:
-    """Layers that are quantized, and have no data, compute within this context: by unquantized ones without data."""
+    """Quantized layers without data can't compute: in this context unquantized ones stand in for them."""
     quantized = {name: layer.base_layer for name, layer in layers.items() if type(layer.base_layer) not in (nn.Linear, Conv1D)}
     for name in quantized:
         size, rows = _width(layers[name]), layers[name].lora_B[ADAPTER].get_parameter("weight").shape[0]
@@ -307,7 +327,7 @@ def _in_full(layers: Layers) -> Iterator[None]:
 
 
 def _in_groups(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Inputs in groups whose covariances fit into `GROUP_BYTES`; one alone in any case."""
+    """Inputs in groups whose covariances fit into `GROUP_BYTES` together. One that is larger makes a group."""
     groups: list[list[str]] = []
     room = 0
     for name, size in sizes.items():

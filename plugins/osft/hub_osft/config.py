@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from hub import AlgoConfig, RunConfig, option
 from hub.data.sources.files import path_problem
-from hub.protection.files import KEPT, NONE, PROTECTION, protection_file
+from hub.protection.files import NONE, PROTECTION, SAMPLES, protection_file
 
 TARGET_WORDS = ("all", "attention", "mlp")
 ADAPTIVE = "adaptive"
@@ -179,8 +179,8 @@ class OsftConfig(AlgoConfig):
                 yield problem
         if self.protect_from and self.protect_from != NONE and not protection_file(Path(self.protect_from)):
             yield (
-                f"algo.protect_from={self.protect_from}: there is no {KEPT} and no {PROTECTION}. Type the folder of a run with "
-                "algo=osft, or leave it out"
+                f"algo.protect_from={self.protect_from}: there is no {SAMPLES} and no {PROTECTION}. Type the folder of a run "
+                "with algo=osft, or leave it out"
             )
         if given is not None and not self.needs_data:
             yield "algo.protect_data has no effect here. Type algo.subspace=activations or algo.rank_policy=adaptive as well"

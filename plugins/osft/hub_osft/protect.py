@@ -23,7 +23,7 @@ from hub import DataError, ModelError
 from hub.data.samples.sample import Sample, samples_of
 from hub.parallel.strategy import layer_classes
 from hub.protection.covariances import InputSums, Sums, add_up
-from hub.protection.files import KEPT, PROTECTION
+from hub.protection.files import PROTECTION, SAMPLES
 from hub.protection.pull import low_rank_plus_diagonal
 from hub.protection.sensitivity import geometric_mean, measure_sensitivity, pull_per_energy
 from hub.protection.sources import Wanted, earlier_file, embedding_rows, learned, leave, report, samples_to_protect
@@ -188,7 +188,7 @@ class Protection:
             model: folder of the trained model.
             is_over: whether the run is completed. One that was stopped may be resumed, and needs its samples.
         """
-        file = self.setup.run.path / KEPT
+        file = self.setup.run.path / SAMPLES
         if self.saves_statistics:
             self._save(model)
             if self.setup.session.group.is_main and is_over:

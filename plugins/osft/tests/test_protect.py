@@ -418,7 +418,7 @@ def test_what_a_model_made_of_itself_is_there_on_resume_and_the_same_on_two_proc
     options = ["algo.train_embeddings=true", "algo.save_every_steps=2"]
     whole = run(tmp_path, *options)
     run_and_stop(tmp_path, *options)
-    shutil.rmtree(tmp_path / "cache" / "osft_samples")
+    shutil.rmtree(tmp_path / "cache" / "protected_samples")
     with monkeypatch.context() as patch:
         patch.setattr("hub.protection.sources.self_made", None)
         resumed = run(tmp_path, *options, "resume=latest")

@@ -36,7 +36,7 @@ class Contrast(Objective):
 
 
 class TwoPasses(Contrast):
-    """The same, with the forward pass that it does without."""
+    """Contrast with the forward pass that it does without."""
 
     depends_on_values = True
 

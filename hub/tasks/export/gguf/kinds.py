@@ -89,7 +89,7 @@ LIMITS = {"q8_0": 0.05, "q6_k": 0.15, "q5_k_m": 0.3, "q5_k_s": 0.3, "q5_1": 0.3,
 q4_k_m 0.095: about four times these."""
 
 LIMIT_OF_FEW_BITS = 0.5
-"""The same for kinds of fewer bits."""
+"""Largest divergence in nats per token for kinds of fewer bits than those of `LIMITS`."""
 
 
 @dataclass(frozen=True)

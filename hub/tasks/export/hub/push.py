@@ -71,7 +71,7 @@ def _on_base(job: Job, content: Content) -> str:
 
 
 def _with_card(job: Job, content: Content, repository: Repository) -> Content:
-    """The same with a card that tells of all of it."""
+    """The content, with a card that describes all of it."""
     exports = [one for several in job.done.values() for one in several]
     text = card_text(facts_of(job.asked), content.sources, exports, repository.id)
     return replace(content, files=content.files | {content.card: text.encode()})

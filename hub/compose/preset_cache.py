@@ -1,4 +1,4 @@
-"""What Hydra composes from presets, kept: the same choices of the same files give the same config, ten times as fast."""
+"""A cache of what Hydra composes from presets: the same choices of the same files give the same config, ten times as fast."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,45 +12,45 @@ from omegaconf import DictConfig
 from hub.config.option import conf_dir
 from hub.plugins.registry import Registry
 
-NUM_KEPT = 64
-"""Configs that are kept, the latest ones. Each takes about 0.1 MB."""
+MAX_CONFIGS = 64
+"""Most configs in the cache. The oldest ones leave it first. Each takes about 0.1 MB."""
 
 HYDRA_ITSELF = {"pkg://hydra.conf", "structured://"}
-"""Where Hydra searches its own configs, and the registered dataclasses."""
+"""Where Hydra searches for its own configs and for the registered dataclasses."""
 
-_kept: dict[object, DictConfig] = {}
+_cached: dict[object, DictConfig] = {}
 
 
 def compose_presets(loader: ConfigLoaderImpl, config_name: str, choices: Sequence[str], plugins: Registry) -> DictConfig:
-    """Compose presets, without any other override.
+    """Compose presets, without any other override, or take the config from the cache.
 
     Args:
-        loader: Hydra's config loader, that of the session around this call: sessions take turns, so this needs no lock.
+        loader: Hydra's config loader in the session around this call. Sessions take turns, so the cache needs no lock.
         config_name: the file to begin with.
         choices: of presets, in Hydra's notation.
-        plugins: the installed plugins, for the folders and the algorithms that Hydra was told of.
+        plugins: the installed plugins, whose folders of presets and algorithms Hydra has been given.
 
     Returns:
-        The config, the caller's own to change.
+        A copy of the config, which the caller may change.
 
     Raises:
-        HydraException, OmegaConfBaseException, YAMLError: a preset can't be composed. That is not kept.
+        HydraException, OmegaConfBaseException, YAMLError: a preset can't be composed. Nothing is cached then.
     """
     folders = {str(conf_dir()), *(str(folder) for _, folder in plugins.config_dirs)}
     searched = tuple(item.path.removeprefix("file://") for item in loader.get_search_path().get_path())
-    if not {*searched} <= folders | HYDRA_ITSELF:  # a folder of the user's may be large: it is not looked through
+    if not {*searched} <= folders | HYDRA_ITSELF:  # a folder of --config-dir may be large, so its files are not listed
         return hydra_compose(config_name, overrides=list(choices))
     files = tuple(state for folder in searched if folder in folders for state in _states_of_files(folder))
     key = (config_name, tuple(choices), searched, files, _schemas(plugins.algorithms))
-    if key not in _kept:
-        _kept[key] = hydra_compose(config_name, overrides=list(choices))
-        while len(_kept) > NUM_KEPT:
-            del _kept[next(iter(_kept))]
-    return deepcopy(_kept[key])
+    if key not in _cached:
+        _cached[key] = hydra_compose(config_name, overrides=list(choices))
+        while len(_cached) > MAX_CONFIGS:
+            del _cached[next(iter(_cached))]
+    return deepcopy(_cached[key])
 
 
 def _schemas(algorithms: Mapping[str, Any]) -> tuple[tuple[str, type], ...]:
-    """The options class of each algorithm: a plugin may be registered, or replaced, at any time."""
+    """The name and options class of each algorithm: a plugin may be registered, or replaced, at any time."""
     return tuple((name, algorithm.config) for name, algorithm in algorithms.items())
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hub.compose import kept
+from hub.compose import preset_cache
 from hub.compose.compose import compose
 from hub.config.option import conf_dir
 from hub.errors import ConfigError
@@ -21,12 +21,12 @@ def composed(tmp_path, monkeypatch) -> list[list[str]]:
         asked.append(overrides)
         return original(name, overrides=overrides)
 
-    original = kept.hydra_compose
+    original = preset_cache.hydra_compose
     folder = shutil.copytree(conf_dir(), tmp_path / "conf")
-    for module in (sys.modules["hub.compose.compose"], kept):
+    for module in (sys.modules["hub.compose.compose"], preset_cache):
         monkeypatch.setattr(module, "conf_dir", lambda: folder)
-    monkeypatch.setattr(kept, "hydra_compose", compose_and_note)
-    monkeypatch.setattr(kept, "_kept", {})
+    monkeypatch.setattr(preset_cache, "hydra_compose", compose_and_note)
+    monkeypatch.setattr(preset_cache, "_cached", {})
     return asked
 
 
@@ -62,8 +62,8 @@ def test_an_algorithm_that_is_replaced_counts_at_once(composed, monkeypatch):
     assert composed == [["algo=sft"]] * 2
 
 
-def test_few_configs_are_kept(composed, monkeypatch):
-    monkeypatch.setattr(kept, "NUM_KEPT", 2)
+def test_the_oldest_configs_leave_the_cache(composed, monkeypatch):
+    monkeypatch.setattr(preset_cache, "MAX_CONFIGS", 2)
     for name in ("llama3_8b", "tiny", "qwen3_8b", "tiny", "llama3_8b"):
         compose(f"model={name}")
     assert [words for (*_, words) in composed] == [f"model={name}" for name in ("llama3_8b", "tiny", "qwen3_8b", "llama3_8b")]
