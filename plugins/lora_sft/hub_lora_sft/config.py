@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from hub import AlgoConfig, RunConfig, option
 from hub.config.option import AUTO
+from hub.config.paths import path_list
 from hub.config.schema import QUANTIZATIONS, fp8_needs_gpu, fp8_problems
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, did_you_mean
@@ -124,9 +125,7 @@ class LoraSftConfig(AlgoConfig):
     @property
     def protect_paths(self) -> list[str]:
         """`protect` as a list of paths. Empty: there are none, as with `self`."""
-        if self.protect is None or self.protect == SELF:
-            return []
-        return [self.protect] if isinstance(self.protect, str) else list(self.protect)
+        return [] if self.protect == SELF else path_list(self.protect)
 
     @property
     def protect_files(self) -> list[str]:

@@ -4,6 +4,7 @@ import pytest
 from hub_lora_sft.config import LoraSftConfig
 
 from hub import ConfigError, RunConfig, compose
+from hub.launch.preflight import with_absolute_paths
 
 
 def config(*overrides: str) -> RunConfig:
@@ -61,6 +62,7 @@ def test_other_target_modules_are_refused(value):
             ["algo.protect=self", "algo.unfreeze_rank_ratio=1"],
             ["algo.unfreeze_rank_ratio=1.0 protects nothing."],
         ),
+        (["algo.protect=[none.jsonl,3]"], ["algo.protect=['none.jsonl', 3] is not allowed. Allowed: self, a file, the folder"]),
         (["algo.protect=3"], ["algo.protect=3 is not allowed. Allowed: self, a file, the folder of a run, or a list of these"]),
         (
             ["algo.protect=[self,tiny:chats]"],
@@ -94,9 +96,11 @@ def test_other_target_modules_are_refused(value):
 )
 def test_combinations_that_make_no_sense_are_refused(overrides, texts):
     needs_package = "algo.load_in_4bit and algo.load_in_8bit need bitsandbytes"
-    problems = [line for line in config(*overrides).problems() if not line.startswith(needs_package)]
+    cfg = config(*overrides)
+    problems = [line for line in cfg.problems() if not line.startswith(needs_package)]
     assert len(problems) == len(texts)
     assert all(line.startswith(text) for line, text in zip(problems, texts, strict=True))
+    assert len(with_absolute_paths(cfg).problems()) == len(cfg.problems())
 
 
 def test_quantization_asks_for_its_package():
