@@ -185,8 +185,13 @@ class LoraSftConfig(AlgoConfig):
         for path in self.protect_paths:
             if path == SELF:
                 yield f"algo.protect={given}: self can't be combined with data. Type algo.protect=self, or leave it out"
+            elif path not in runs and os.path.isfile(os.path.join(path, "run.yaml")):
+                yield (
+                    f"algo.protect={path}: this run left nothing to protect. Type the folder of one with algo.protect or "
+                    "algo=osft, or the data that this one learned"
+                )
             elif path not in runs and not path.startswith("tiny:") and (problem := path_problem("algo.protect", path)):
-                yield problem
+                yield f"{problem}, or algo.protect=self"
         if self.unfreeze_rank_ratio == 1 and not self.protect_strength:
             yield "algo.unfreeze_rank_ratio=1.0 protects nothing. Type a lower one, or algo.protect_strength=56 as well"
         others = {
