@@ -92,10 +92,13 @@ def test_a_slurm_job_waits_for_its_checkpoint_and_is_queued_again_if_its_time_is
         "launch.gpus_per_node=4",
         "launch.hours=1.5",
     ]
+    (tmp_path / "keep.jsonl").write_text('{"text": "a b"}\n', encoding="utf-8")
+    words += [f"algo.protect={tmp_path}/keep.jsonl"]
     said = hub("launch=slurm", *TINY, *words, "launch.dry_run=true", "launch.grace_seconds=120", "launch.sbatch.qos=high")
     assert said.code == 0, said.err
     script = tmp_path / "runs" / "jobs" / "it.sbatch"
     assert said.out == script.read_text(encoding="utf-8")
+    assert f'srun bash -c "$look" look {script} {tmp_path}/keep.jsonl ||' in said.out
     for option in (
         f"--nodes={nnodes} --ntasks-per-node=1",
         "--gpus-per-node=4",
@@ -254,6 +257,8 @@ def test_paths_that_the_machines_of_a_job_do_not_see_are_refused(hub, tmp_path):
         "resume=latest: a job goes on with the run of its name",
         "output_dir=runs is relative, and the nodes of a job need one folder that all of them see",
     ]
+    said = hub("launch=slurm", *TINY, "launch.gpus_per_node=0", f"output_dir={tmp_path}", "launch.hours=0.05")
+    assert [line.partition(":")[0] for line in said.problems] == ["launch.hours=0.05"]
     words = ["launch=kubernetes", *ON_CLAIMS, "launch.gpus_per_node=1", "model.path=/home/me/llama", "data.path=chats.jsonl"]
     said = hub(*words, CLAIMS, "run_name=A_b")
     assert [line.partition(". ")[0] for line in said.problems] == [
@@ -261,6 +266,19 @@ def test_paths_that_the_machines_of_a_job_do_not_see_are_refused(hub, tmp_path):
         "model.path=/home/me/llama: the machines of the job see /runs, /data only (launch.volumes)",
         "data.path=chats.jsonl: the machines of the job see /runs, /data only (launch.volumes)",
     ]
+    (tmp_path / "mine.jinja").write_text("", encoding="utf-8")
+    words = ["launch=kubernetes", *ON_CLAIMS, "launch.gpus_per_node=1", CLAIMS, "launch.dry_run=true"]
+    said = hub(*words, f"algo.protect=[/data/keep.jsonl,{tmp_path}/keep.jsonl]", f"data.template={tmp_path}/mine.jinja")
+    assert [line.partition(": ")[0] for line in said.problems if "the machines of the job see" in line] == [
+        f"data.template={tmp_path}/mine.jinja",
+        f"algo.protect={tmp_path}/keep.jsonl",
+    ]
+    said = hub(*words, "algo.protect=[/data/keep.jsonl]", "data.template=/data/mine.jinja")
+    assert said.code == 0, said.err
+    said = hub(*words, "algo=osft", "algo.protect_from=/runs/first")
+    assert said.code == 0, said.err
+    said = hub(*words, "algo=osft", "algo.protect_from=/home/me/first")
+    assert any(line.startswith("algo.protect_from=/home/me/first: the machines of the job see") for line in said.problems)
     assert not (tmp_path / "runs").exists()
 
 

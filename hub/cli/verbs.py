@@ -128,7 +128,7 @@ def run_finished(verb: FinishedVerb, words: list[str], flags: Flags) -> int:
             print(fitted(for_terminal(text)) if stdout.isatty() else text, file=stdout, flush=True)
     if (lost := lost_output()) is not None:
         say_error(f"hub: standard output could not be written ({lost.strerror})")
-    return int(lost is not None)
+    return int(lost is not None or getattr(found, "failed", False))
 
 
 def data(overrides: list[str], flags: Flags) -> int:

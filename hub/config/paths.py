@@ -32,6 +32,12 @@ def is_pattern(path: str) -> bool:
     return any(sign in path for sign in "*?[")
 
 
+def path_list(given: object) -> list[str]:
+    """An option that is a path or a list of paths, as a list. Empty: it is neither, and the rules of the option say so."""
+    paths = [given] if isinstance(given, str) else given
+    return paths if isinstance(paths, list) and all(isinstance(path, str) for path in paths) else []
+
+
 def is_hub_id(path: str) -> bool:
     """Whether `path` is looked up on the model hub: it has the form `org/name`, and nothing local has that name."""
     local = Path(os.path.expanduser(path))

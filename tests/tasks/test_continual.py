@@ -1,13 +1,17 @@
 """Tasks one after another: what is trained on, what is measured, which figures come of it. Tiny models, in this process."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from hub import ConfigError
 from hub.api import ask
+from hub.tasks.continual import jobs
 from hub.tasks.continual.job import BEFORE, Job, work
+from hub.tasks.continual.jobs import run_all
 from hub.tasks.continual.metrics import figures
 from hub.tasks.continual.study import Method, Study, with_replay
 from hub.testing import tiny_model_path
@@ -72,6 +76,46 @@ def test_a_method_is_an_algorithm_with_its_options():
     assert method.words == ["algo.learning_rate=3e-4", "algo.protect_strength=100", "algo.subspace=activations"]
     assert method.options == {"learning_rate": 3e-4, "protect_strength": 100, "subspace": "activations"}
     assert study(Path(), shuffle=True).order(0) != study(Path(), shuffle=True).order(1)
+
+
+def test_what_would_be_one_run_or_none_is_refused(tasks, tmp_path):
+    asked = {"model": str(tiny_model_path("llama")), "tasks": str(tasks), "out": str(tmp_path / "out")}
+    with pytest.raises(ConfigError, match=r"^methods has sft more than once, and both would be one run. Type it once\n"
+                                          r"seeds has 1 more than once"):  # fmt: skip
+        ask("continual", **asked, methods=["sft", "sft"], seeds=[1, 0, 1])
+    with pytest.raises(ConfigError, match=r"^methods=osft:protect_strengh=5: algo\.protect_strengh: there is no such option"):
+        ask("continual", **asked, methods=["sft", "osft:protect_strengh=5"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_ends_with_the_command_that_started_it(tasks, tmp_path, monkeypatch):
+    over, python = tmp_path / "over", tmp_path / "python"
+    os.mkfifo(over)
+    python.write_text(f"#!/bin/sh\n[ -p /dev/stdin ] && cat && word=over\necho $word > {over}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+    def ended(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs.time, "sleep", ended)
+    with pytest.raises(KeyboardInterrupt):
+        run_all([Job(study(tasks), "sft", 0, str(tmp_path / "a"))], 1, None)
+    assert over.read_text() == "over\n"
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_one_line_and_the_exit_code(tasks, tmp_path, hub):
+    row = json.dumps({"messages": [{"role": "user", "content": "What?"}]})
+    (tasks / "1_red_train.jsonl").write_text(f"{row}\n")
+    before = {"right": {"1_red": 0.0, "2_blue": 0.0}, "containing": {}, "text_loss": None}
+    out = tmp_path / "out"
+    (out / BEFORE).mkdir(parents=True)
+    (out / BEFORE / "state.json").write_text(json.dumps({"measured": [before], "done": True}))
+    said = hub("continual", "model=tiny", f"tasks={tasks}", "methods=[sft]", "seeds=[0]", f"out={out}")
+    assert said.code == 1
+    (line,) = [line for line in said.out.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: sft-seed0: 1-1_red.jsonl:1: no assistant turn, so there is nothing to train on.")
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from hub.config.schema import RunConfig
 from hub.errors import LaunchError
@@ -78,6 +79,23 @@ class Engine:
     Raises:
         LaunchError: the engine is not installed here, or refuses the job.
     """
+
+
+def paths_read(cfg: RunConfig) -> list[tuple[str, str]]:
+    """Options of a run that name what it reads, each with its value. Some values are no paths, as an id of the model hub."""
+    data = cfg.data
+    named = [("model.path", cfg.model.path), ("model.adapter", cfg.model.adapter), ("data.path", data.path)]
+    named += [("data.eval_path", data.eval_path)]
+    named += [(f"data.mix[{number}].path", source.path) for number, source in enumerate(data.mix)]
+    named += [("data.template", data.template), ("launch.deepspeed_config", cfg.launch.deepspeed_config)]
+    own = {f"algo.{item.name}": getattr(cfg.algo, item.name) for item in fields(cfg.algo)}
+
+    def of_the_algorithm(path: Any, option: str = "") -> Any:
+        named.append((option or next((name for name, value in own.items() if value == path), "algo"), path))
+        return path
+
+    cfg.algo.with_paths(of_the_algorithm)
+    return [(option, path) for option, path in named if path]
 
 
 def name_problems(name: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hub.config.schema import RunConfig
 from hub.errors import LaunchError
-from hub.launch.clusters.engine import Engine, Job, Started, call
+from hub.launch.clusters.engine import Engine, Job, Started, call, paths_read
 from hub.version import VERSION
 
 _SCRIPT = r"""#!/bin/bash
@@ -56,6 +56,12 @@ def _problems(cfg: RunConfig, name: str) -> Iterator[str]:
         )
     elif not re.fullmatch(r"[\w./+@~-]+", output_dir):
         yield f"output_dir={output_dir!r}: Slurm reads it from the job file. Name a folder without spaces and signs such as %"
+    hours, grace = cfg.launch.hours, cfg.launch.grace_seconds
+    if hours is not None and hours * 3600 <= grace:
+        yield (
+            f"launch.hours={hours:g}: the run saves and ends launch.grace_seconds={grace:g} before the time is over, and here "
+            "that is at once, again and again. Type more hours, or launch.grace_seconds=60"
+        )
     if not re.fullmatch(r"[\w.+@-]+", name):
         yield f"run_name={name!r}: it is the name of the job too. Type one of letters, digits and .+@-_"
 
@@ -76,8 +82,7 @@ def _text(job: Job) -> str:
         f"--signal=B:USR1@{round(launch.grace_seconds)}",
         "--requeue",
     ]
-    paths = [job.cfg.model.path, job.cfg.data.path, job.cfg.data.eval_path, *(source.path for source in job.cfg.data.mix)]
-    seen = [str(folder / f"{job.name}.sbatch"), *(path for path in paths if path and os.path.exists(path))]
+    seen = [str(folder / f"{job.name}.sbatch"), *(path for _, path in paths_read(job.cfg) if os.path.exists(path))]
     parts = {
         "summary": job.summary,
         "version": VERSION,

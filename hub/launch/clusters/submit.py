@@ -1,11 +1,10 @@
 """Submits a run to a cluster: checks it here, writes the job file, calls the engine. Nothing here imports torch."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from hub.compose.compose import compose
 from hub.compose.typed import typed, value_as_typed
@@ -14,7 +13,7 @@ from hub.config.paths import file_kind
 from hub.config.schema import AlgoConfig, RunConfig
 from hub.errors import ConfigError, can_not_write
 from hub.launch.auto_resume import AUTO
-from hub.launch.clusters.engine import Engine, Job
+from hub.launch.clusters.engine import Engine, Job, paths_read
 from hub.launch.clusters.kubernetes import ENGINE as KUBERNETES
 from hub.launch.clusters.skypilot import ENGINE as SKYPILOT
 from hub.launch.clusters.slurm import ENGINE as SLURM
@@ -54,8 +53,7 @@ def submit(cfg: RunConfig) -> Submitted:
         )
     name = cfg.run_name or f"{datetime.now():job-%Y%m%d-%H%M%S}"
     cfg = replace(cfg, run_name=name)
-    checked_here = cfg if engine.shares_disk else _without_paths(cfg)
-    problems = [*checked_here.problems(data_formats=data_format_names()), *_resume_problem(cfg), *engine.problems(cfg, name)]
+    problems = [*_problems(cfg, engine.shares_disk), *_resume_problem(cfg), *engine.problems(cfg, name)]
     problems += [] if engine.shares_disk else _local_paths(cfg)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
@@ -113,19 +111,10 @@ def _without_paths(cfg: RunConfig) -> RunConfig:
 
 def _local_paths(cfg: RunConfig) -> Iterator[str]:
     """One line for each path of this machine that the job's machines do not see: it is in none of their volumes."""
-    named: list[tuple[str, str | None]] = [("output_dir", cfg.output_dir), ("model.path", cfg.model.path)]
-    named += [("model.adapter", cfg.model.adapter), ("data.path", cfg.data.path), ("data.eval_path", cfg.data.eval_path)]
-    named += [(f"data.mix[{number}].path", source.path) for number, source in enumerate(cfg.data.mix)]
-    named += [("launch.spare_dir", cfg.launch.spare_dir), ("launch.deepspeed_config", cfg.launch.deepspeed_config)]
-
-    def of_the_algorithm(path: Any, option: str = "") -> Any:
-        named.append((option or "algo", path))
-        return path
-
-    cfg.algo.with_paths(of_the_algorithm)
+    named = [("output_dir", cfg.output_dir), *paths_read(cfg), ("launch.spare_dir", cfg.launch.spare_dir or "")]
     volumes = cfg.launch.volumes
     for option, path in named:
-        if not path or not _is_local(path, option) or any(Path(path).is_relative_to(folder) for folder in volumes):
+        if not path or not _is_local(path, option) or _is_in(path, volumes):
             continue
         if not volumes:
             yield (
@@ -137,6 +126,19 @@ def _local_paths(cfg: RunConfig) -> Iterator[str]:
                 f"{option}={path}: the machines of the job see {', '.join(volumes)} only (launch.volumes). Copy it there, and "
                 f"type {option}={sorted(volumes)[0]}/{Path(path).name}"
             )
+
+
+def _problems(cfg: RunConfig, shares_disk: bool) -> list[str]:
+    """What is wrong with the run. What lies in a volume can't be looked for here, so that it is not here is no problem."""
+    if shares_disk:
+        return cfg.problems(data_formats=data_format_names())
+    elsewhere = tuple(f"{option}={path}: " for option, path in paths_read(cfg) if _is_in(path, cfg.launch.volumes))
+    problems = _without_paths(cfg).problems(data_formats=data_format_names())
+    return [line for line in problems if not line.startswith(elsewhere)]
+
+
+def _is_in(path: str, folders: Iterable[str]) -> bool:
+    return any(Path(path).is_relative_to(folder) for folder in folders)
 
 
 def _is_local(path: str, option: str) -> bool:

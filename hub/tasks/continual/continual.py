@@ -14,7 +14,7 @@ from hub.errors import ConfigError
 from hub.models.finished import Asked
 from hub.tables import as_columns, as_html
 from hub.tasks.continual.job import BEFORE, Job
-from hub.tasks.continual.jobs import run_all
+from hub.tasks.continual.jobs import FAILED, run_all
 from hub.tasks.continual.metrics import figures
 from hub.tasks.continual.report import page
 from hub.tasks.continual.study import Method, Study
@@ -42,6 +42,12 @@ class Compared:
     """Folder with table.md, report.html and the runs."""
 
     notes: list[str] = field(default_factory=list)
+    """What failed, and what is left."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a run failed."""
+        return any(note.startswith(FAILED) for note in self.notes)
 
     def as_json(self) -> dict[str, Any]:
         return {"rows": self.rows, "path": str(self.path), "notes": self.notes}
@@ -123,8 +129,12 @@ def _check(methods: list[Method], study: Study) -> None:
     """Refuse methods that do not exist, before anything runs."""
     file = next(iter(study.tasks.values()))[0]
     for method in methods:
-        problems = compose(f"algo={method.algorithm}", f"model.path={study.model['path']}", f"data.path={file}", *method.words)
-        if lines := problems.problems():
+        try:
+            cfg = compose(f"algo={method.algorithm}", f"model.path={study.model['path']}", f"data.path={file}", *method.words)
+            lines = cfg.problems()
+        except ConfigError as error:
+            lines = str(error).splitlines()
+        if lines:
             raise ConfigError([f"methods={method.name}: {line}" for line in lines])
 
 

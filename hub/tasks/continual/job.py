@@ -16,12 +16,14 @@ import torch
 
 from hub.compose import runfile
 from hub.config.schema import ModelConfig, RunConfig
+from hub.errors import HubError
 from hub.models.finished import finished_model, finished_run
 from hub.models.merging import merge
 from hub.models.merging.quantized import Kind
 from hub.models.weights import local_weights
 from hub.parallel.session import limit_memory
 from hub.system.files import write_json
+from hub.system.leash import end_with_parent
 from hub.system.memory import GIB
 from hub.tasks.continual.study import REPLAY, Method, Study, with_replay, write_rows
 
@@ -142,5 +144,9 @@ def _write(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     asked = json.loads(sys.argv[1])
-    work(Job(Study(**asked.pop("study")), **asked))
+    try:
+        work(Job(Study(**asked.pop("study")), **asked))
+    except HubError as error:
+        sys.exit(f"\n{error}")

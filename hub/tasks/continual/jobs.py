@@ -10,9 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hub.system.gpus import num_visible_gpus
+from hub.system.leash import leash
 from hub.tasks.continual.job import Job
 
 Process = subprocess.Popen[bytes]
+
+FAILED = "failed: "
+"""How a note begins on a run that failed."""
 
 
 def run_all(jobs: Sequence[Job], num_processes: int, time_limit: float | None) -> list[str]:
@@ -33,23 +37,28 @@ def run_all(jobs: Sequence[Job], num_processes: int, time_limit: float | None) -
     gpus = visible.split(",") if visible else [str(number) for number in range(num_visible_gpus())]
     processes_per_gpu = -(-min(num_processes, len(left)) // len(gpus)) if gpus and left else 1
     working: dict[int, tuple[Job, Process]] = {}
-    while True:
-        late = time_limit is not None and time.monotonic() - begun > time_limit
-        for slot in range(num_processes):
-            if slot in working:
-                job, child = working[slot]
-                if child.poll() is None:
-                    continue
-                del working[slot]
-                notes += _ended(job, child, time.monotonic() - begun)
-            if left and not late:
-                job = left.pop(0)
-                working[slot] = job, _start(job, gpus[slot % len(gpus)] if gpus else None, num_processes, processes_per_gpu)
-        if not working:
-            break
-        time.sleep(0.1)
+    with leash() as stdin:  # the runs end with this process: the same command begins them again
+        while True:
+            late = time_limit is not None and time.monotonic() - begun > time_limit
+            for slot in range(num_processes):
+                if slot in working:
+                    job, child = working[slot]
+                    if child.poll() is None:
+                        continue
+                    del working[slot]
+                    notes += _ended(job, child, time.monotonic() - begun)
+                if left and not late:
+                    job = left.pop(0)
+                    working[slot] = (
+                        job,
+                        _start(job, gpus[slot % len(gpus)] if gpus else None, num_processes, processes_per_gpu, stdin),
+                    )
+            if not working:
+                break
+            time.sleep(0.1)
     if left:
-        notes.append(f"the time limit was reached: {len(left)} runs are left. Type the same command again")
+        runs = "1 run is" if len(left) == 1 else f"{len(left)} runs are"
+        notes.append(f"the time limit was reached: {runs} left. Type the same command again")
     return notes
 
 
@@ -61,10 +70,10 @@ def _ended(job: Job, child: Process, seconds: float) -> list[str]:
     if not child.returncode:
         return []
     log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
-    return [f"failed: {folder.name}: {log.splitlines()[-1] if log else child.returncode}"]
+    return [f"{FAILED}{folder.name}: {log.splitlines()[-1] if log else child.returncode}"]
 
 
-def _start(job: Job, gpu: str | None, num_processes: int, processes_per_gpu: int) -> Process:
+def _start(job: Job, gpu: str | None, num_processes: int, processes_per_gpu: int, stdin: int) -> Process:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
@@ -74,4 +83,4 @@ def _start(job: Job, gpu: str | None, num_processes: int, processes_per_gpu: int
     asked = asdict(job) | {"processes_per_gpu": processes_per_gpu}
     command = [sys.executable, "-m", "hub.tasks.continual.job", json.dumps(asked)]
     with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, env=environment, stdin=stdin, stdout=log, stderr=subprocess.STDOUT)

@@ -1,6 +1,6 @@
 """The verb `continual`: its options, and what it runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hub.config.finished import FinishedOptions, FinishedVerb
@@ -53,9 +53,12 @@ class ContinualOptions(FinishedOptions):
             yield f"run={self.run}: continual begins with a model. Type model.path={self.run}"
         if self.tasks is None:
             yield "hub continual: no tasks are named. Type tasks=FOLDER, with NAME_train.jsonl and NAME_test.jsonl for each"
-        for name, values in (("methods", self.methods), ("seeds", self.seeds)):
+        chosen: dict[str, Sequence[object]] = {"methods": self.methods, "seeds": self.seeds}
+        for name, values in chosen.items():
             if not values:
                 yield f"{name}=[] leaves nothing to do. Type at least one"
+            if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+                yield f"{name} has {twice[0]} more than once, and both would be one run. Type it once"
 
 
 VERB = FinishedVerb(
@@ -73,5 +76,6 @@ VERB = FinishedVerb(
         ),
         ("eight processes on the GPUs of this machine", "python -m hub continual model=llama3_2_1b tasks=TASKS jobs=8"),
     ),
-    notes="Writes table.md, report.html with the curves, and a folder for each run. What is interrupted goes on where it was.",
+    notes="Writes table.md, report.html with the curves, and a folder for each run. What is interrupted goes on where it was. "
+    "The exit code is 1 if a run failed.",
 )

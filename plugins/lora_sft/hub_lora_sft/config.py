@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from hub import AlgoConfig, RunConfig, option
 from hub.config.option import AUTO
+from hub.config.paths import path_list
 from hub.config.schema import QUANTIZATIONS, fp8_needs_gpu, fp8_problems
 from hub.data.sources.files import path_problem
 from hub.errors import ConfigError, did_you_mean
@@ -126,9 +127,7 @@ class LoraSftConfig(AlgoConfig):
     @property
     def protect_paths(self) -> list[str]:
         """`protect` as a list of paths. Empty: there are none, as with `self`."""
-        if self.protect is None or self.protect == SELF:
-            return []
-        return [self.protect] if isinstance(self.protect, str) else list(self.protect)
+        return [] if self.protect == SELF else path_list(self.protect)
 
     @property
     def protect_files(self) -> list[str]:
@@ -188,8 +187,13 @@ class LoraSftConfig(AlgoConfig):
         for path in self.protect_paths:
             if path == SELF:
                 yield f"algo.protect={given}: self can't be combined with data. Type algo.protect=self, or leave it out"
+            elif path not in runs and os.path.isfile(os.path.join(path, "run.yaml")):
+                yield (
+                    f"algo.protect={path}: this run left nothing to protect. Type the folder of one with algo.protect or "
+                    "algo=osft, or the data that this one learned"
+                )
             elif path not in runs and not path.startswith("tiny:") and (problem := path_problem("algo.protect", path)):
-                yield problem
+                yield f"{problem}, or algo.protect=self"
         if self.unfreeze_rank_ratio == 1 and not self.protect_strength:
             yield "algo.unfreeze_rank_ratio=1.0 protects nothing. Type a lower one, or algo.protect_strength=56 as well"
         others = {

@@ -101,7 +101,7 @@ class Protected:
         self.groups: Groups = samples_to_protect(setup, base, wanted, max(sizes.values()))
         report(setup, self.groups, self.vocabulary, earlier)
         begun = time.monotonic()
-        self.found = _stored(setup) if setup.cfg.resume else self._find(sizes)
+        self.found = (_stored(setup) if setup.cfg.resume else {}) or self._find(sizes)
         self.seconds = time.monotonic() - begun
 
     def hold(self, model: PeftModel) -> FreeInputs:
@@ -365,18 +365,20 @@ def _write(protected: Mapping[str, torch.Tensor], file: Path) -> None:
 
 
 def _stored(setup: Setup) -> dict[str, torch.Tensor]:
-    """P of each input as the run to resume began with them: read on rank 0, since other machines may not have the folder."""
+    """What is found, as the run to resume began with it: read on rank 0, since other machines may not have the folder.
+
+    Empty if it is not there, as after a completed run that is to go on for more steps: its samples still are, and so the same
+    can be measured again.
+    """
     file, session = setup.run.path / FILE, setup.session
     found: dict[str, torch.Tensor] = {}
-    problem = ""
     if session.group.is_main:
         try:
             with safe_open(file, "pt", device=str(session.device)) as stored:
                 found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
         except (OSError, SafetensorError):
-            problem = f"{file} can't be read, and the run can't be resumed without it. Start a new run without resume"
-    if problem := broadcast_text(problem):
-        raise ModelError(problem)
+            setup.run.say(f"{file} can't be read, so what is protected is measured again")
+            found = {}
     shapes = json.loads(broadcast_text(json.dumps({name: list(tensor.shape) for name, tensor in found.items()})))
     found = found or {name: torch.empty(shape, device=session.device) for name, shape in shapes.items()}
     same_on_all_ranks(found.values())

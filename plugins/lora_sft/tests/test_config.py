@@ -3,7 +3,8 @@ from importlib.util import find_spec
 import pytest
 from hub_lora_sft.config import LoraSftConfig
 
-from hub import ConfigError, RunConfig, compose
+from hub import ConfigError, DataError, RunConfig, compose
+from hub.launch.preflight import check_paths, with_absolute_paths
 
 
 def config(*overrides: str) -> RunConfig:
@@ -61,6 +62,7 @@ def test_other_target_modules_are_refused(value):
             ["algo.protect=self", "algo.unfreeze_rank_ratio=1"],
             ["algo.unfreeze_rank_ratio=1.0 protects nothing."],
         ),
+        (["algo.protect=[none.jsonl,3]"], ["algo.protect=['none.jsonl', 3] is not allowed. Allowed: self, a file, the folder"]),
         (["algo.protect=3"], ["algo.protect=3 is not allowed. Allowed: self, a file, the folder of a run, or a list of these"]),
         (
             ["algo.protect=[self,tiny:chats]"],
@@ -94,14 +96,27 @@ def test_other_target_modules_are_refused(value):
 )
 def test_combinations_that_make_no_sense_are_refused(overrides, texts):
     needs_package = "algo.load_in_4bit and algo.load_in_8bit need bitsandbytes"
-    problems = [line for line in config(*overrides).problems() if not line.startswith(needs_package)]
+    cfg = config(*overrides)
+    problems = [line for line in cfg.problems() if not line.startswith(needs_package)]
     assert len(problems) == len(texts)
     assert all(line.startswith(text) for line, text in zip(problems, texts, strict=True))
+    assert len(with_absolute_paths(cfg).problems()) == len(cfg.problems())
 
 
 def test_quantization_asks_for_its_package():
     is_asked = any("Type pip install bitsandbytes" in line for line in config("algo=qlora_sft").problems())
     assert is_asked == (find_spec("bitsandbytes") is None)
+
+
+def test_a_run_that_left_nothing_to_protect_is_no_data(tmp_path):
+    for name in ("run.yaml", "metrics.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    (problem,) = config(f"algo.protect={tmp_path}").problems()
+    assert problem.startswith(f"algo.protect={tmp_path}: this run left nothing to protect. Type the folder of one with")
+    (problem,) = config(f"algo.protect={tmp_path}/No").problems()
+    assert problem.endswith("Type algo.protect=FILE, or algo.protect=self")
+    with pytest.raises(DataError, match=r": this is the folder of a run, whose own files are no data"):
+        check_paths(config(f"data.path={tmp_path}"))
 
 
 @pytest.mark.parametrize(("installed", "lines"), [(False, ["algo.init=loftq needs scipy. Type pip install scipy"]), (True, [])])

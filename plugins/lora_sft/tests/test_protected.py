@@ -146,18 +146,23 @@ def test_a_stopped_run_resumes_bit_for_bit_in_the_directions_that_it_began_with(
             run(tmp_path / "stopped", *more)
     stopped = Result.read(tmp_path / "stopped" / "latest" / "result.json")
     file = stopped.run_path / protected.FILE
-    aside = file.rename(tmp_path / "aside")
-    with pytest.raises(HubError, match=r"protected_directions\.safetensors can't be read, and the run can't be"):
-        run(tmp_path / "stopped", *more, "resume=latest")
-    aside.rename(file)
-    monkeypatch.setattr(protected, "most_used", None)
-    resumed = run(tmp_path / "stopped", *more, "resume=latest")
+    began = load_file(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(protected, "most_used", None)
+        resumed = run(tmp_path / "stopped", *more, "resume=latest")
     first, second = adapter(whole), adapter(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not file.exists()
     plans = [json.loads((one.run_path / "plan.json").read_text()) for one in (whole, resumed)]
     assert plans[0]["directions_free_of"] == plans[1]["directions_free_of"]
     assert set(plans[0]["directions_free_of"].values()) == {0.25}
+
+    # A completed run keeps its samples, and so it goes on with the same directions.
+    longer = run(tmp_path / "stopped", *more, "resume=latest", "algo.max_steps=5", "resume_with_changes=true")
+    for name, a in adapter(longer).items():
+        cut = began.get(f"cut {name.removeprefix('base_model.model.').removesuffix('.lora_A.weight')}")
+        assert cut is None or float((a @ cut).norm()) < 1e-5 * float(a.norm())
+    assert longer.num_steps == 5
 
     # The next run begins with the merged model, and protects what this one learned, too.
     merged = whole.run_path / "exports" / "merged"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hub import AlgoConfig, RunConfig, option
+from hub.config.paths import path_list
 from hub.data.sources.files import path_problem
 from hub.protection.files import NONE, PROTECTION, SAMPLES, protection_file
 
@@ -135,14 +136,12 @@ class OsftConfig(AlgoConfig):
     @property
     def protect_files(self) -> list[str]:
         """`protect_data` as a list."""
-        if self.protect_data is None:
-            return []
-        return [self.protect_data] if isinstance(self.protect_data, str) else list(self.protect_data)
+        return path_list(self.protect_data)
 
     def with_paths(self, full: Callable[[Any, str], Any]) -> "OsftConfig":
         files = [full(path, "algo.protect_data") for path in self.protect_files]
         earlier = self.protect_from if self.protect_from == NONE else full(self.protect_from, "")
-        return replace(self, protect_data=files or None, protect_from=earlier)
+        return replace(self, protect_data=files or self.protect_data, protect_from=earlier)
 
     def problems(self, cfg: RunConfig) -> Iterator[str]:
         yield from super().problems(cfg)

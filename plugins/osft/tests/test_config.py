@@ -3,6 +3,7 @@ from hub_osft.config import OsftConfig
 
 import hub
 from hub import ConfigError, RunConfig, compose
+from hub.launch.preflight import with_absolute_paths
 
 
 def config(*overrides: str) -> RunConfig:
@@ -52,6 +53,8 @@ def test_more_is_free_where_data_says_what_must_stay(overrides, ratio, strength)
         (["algo.unfreeze_rank_ratio=1.5"], "algo.unfreeze_rank_ratio=1.5 is not allowed."),
         (["model.resize_vocab=true"], "the embeddings of new tokens would stay frozen (algo.train_embeddings=false). Type"),
         (["algo.protect_data=no.jsonl", ACTIVATIONS[0]], "algo.protect_data=no.jsonl: there is no such file or folder."),
+        (["algo.protect_data=3"], "algo.protect_data=3 is not allowed. Allowed: a file, or a list of files"),
+        (["algo.protect_data=[no.jsonl,3]"], "algo.protect_data=['no.jsonl', 3] is not allowed. Allowed: a file, or a list of"),
         ([*WEIGHTS, "algo.protect_data=tiny:chats"], "algo.protect_data has no effect here."),
         (["algo.protect_from=."], "algo.protect_from=.: there is no protected_samples.safetensors and no"),
         ([*WEIGHTS, "algo.protect_strength=10"], "algo.protect_strength needs algo.subspace=activations"),
@@ -69,8 +72,10 @@ def test_more_is_free_where_data_says_what_must_stay(overrides, ratio, strength)
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_in_one_line(overrides, line):
-    (problem,) = config(*overrides).problems()
+    cfg = config(*overrides)
+    (problem,) = cfg.problems()
     assert problem.startswith(line)
+    assert len(with_absolute_paths(cfg).problems()) == 1
 
 
 @pytest.mark.parametrize(
