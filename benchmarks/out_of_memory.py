@@ -150,7 +150,7 @@ class Runs:
                     shutil.rmtree(made)
             stack.enter_context(mock.patch.dict(os.environ, {"HUB_CACHE": str(cache)}))
             stack.enter_context(mock.patch.object(worker, "_write_card"))
-            stack.enter_context(mock.patch.object(loop, "gc"))
+            stack.enter_context(mock.patch.object(loop, "frozen", return_value=contextlib.nullcontext()))
             stack.enter_context(memory.on())
             result = launch(cfg)
             plan = json.loads((result.run_path / "plan.json").read_text(encoding="utf-8"))

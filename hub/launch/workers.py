@@ -24,7 +24,8 @@ class Forwarding:
         self.stopped_by: int | None = None
         """The first signal to stop."""
         self.child: subprocess.Popen[str] | None = None
-        """What gets the signals. None: they are only noted."""
+        """What gets the signals. None: they wait for it (`pass_to`)."""
+        self._waiting: list[int] = []
         self.log: Callable[[str], None] = lambda line: None
         """Receives a line for the run's log. Called in a signal handler: it must not print."""
         self._time = 0.0
@@ -54,8 +55,19 @@ class Forwarding:
         elif time.monotonic() - self._time >= ECHO_SECONDS:
             self._send(END_NOW)
 
+    def pass_to(self, child: "subprocess.Popen[str]") -> None:
+        """Pass signals on to a child from now on, and those that came before it was there.
+
+        Blocking them until then is not enough: any other thread of this process gets them.
+        """
+        self.child = child
+        while self._waiting:
+            self._send(self._waiting.pop(0))
+
     def _send(self, number: int) -> None:
-        if self.child is not None and self.child.poll() is None:
+        if self.child is None:
+            self._waiting.append(number)
+        elif self.child.poll() is None:
             self.child.send_signal(number)
 
 
@@ -73,7 +85,7 @@ class Workers:
         # In a notebook, or where a test captures output, writing to the terminal would not be seen.
         relay = sys.stdout is not sys.__stdout__
         self._signals = signals
-        self._child = signals.child = subprocess.Popen(
+        self._child: subprocess.Popen[str] = subprocess.Popen(
             command,
             env=env | (notebook.for_worker() if relay else {}),
             stdin=subprocess.DEVNULL,
@@ -83,6 +95,7 @@ class Workers:
             errors="replace",
             start_new_session=True,
         )
+        signals.pass_to(self._child)
 
     def wait(self) -> int:
         """Wait for the child to end. Returns its exit code. In a notebook its steps are shown as a table."""

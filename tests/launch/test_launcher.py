@@ -68,6 +68,15 @@ def test_runs_in_this_process_leave_no_model_to_the_next_one(tmp_path, monkeypat
     assert not models()
 
 
+def test_a_signal_that_comes_before_the_workers_reaches_them():
+    signals = Forwarding()
+    with signals.installed():
+        signal.raise_signal(signal.SIGTERM)
+        workers = launcher.Workers([sys.executable, "-c", "import time; time.sleep(60)"], dict(os.environ), signals)
+        assert workers.wait() == -signal.SIGTERM
+    assert signals.stopped_by == signal.SIGTERM
+
+
 @pytest.mark.slow
 def test_a_run_leaves_all_that_it_promises(one_process):
     folder = one_process.run_path
