@@ -147,7 +147,7 @@ def files_line(path: str, split: str = "train") -> str | None:
 def _find(path: str, split: str) -> Files:
     local = Path(os.path.expanduser(path))  # like a shell, it leaves ~name as it is where there is no such user
     if os.path.isdir(local):  # unlike Path's, it takes a name that is too long for one that does not exist
-        if os.path.isfile(local / "run.yaml"):
+        if all(os.path.isfile(local / name) for name in ("run.yaml", "plan.json")):
             raise DataError(f"{path}: this is the folder of a run, whose own files are no data. Its run.yaml names its data")
         found = _inside(files_of(local, split), local)
         if found is None or not found.read:

@@ -109,7 +109,7 @@ def test_quantization_asks_for_its_package():
 
 
 def test_a_run_that_left_nothing_to_protect_is_no_data(tmp_path):
-    for name in ("run.yaml", "metrics.jsonl"):
+    for name in ("run.yaml", "plan.json", "metrics.jsonl"):
         (tmp_path / name).write_text("{}\n")
     (problem,) = config(f"algo.protect={tmp_path}").problems()
     assert problem.startswith(f"algo.protect={tmp_path}: this run left nothing to protect. Type the folder of one with")
