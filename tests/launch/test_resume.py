@@ -29,7 +29,7 @@ from hub.testing import write_chats
 pytestmark = pytest.mark.usefixtures("warm_python")
 
 # Dropout draws random numbers in every step; the data ends in the middle of an epoch, with a smaller step in between.
-NUM_STEPS = 200 if torch.cuda.is_available() else 40  # enough that a run does not end before it is killed
+NUM_STEPS = 200 if torch.cuda.is_available() else 100  # enough that a run does not end before it is killed
 OPTIONS = ["algo=lora_sft", "model=tiny", "data=tiny", "model.dtype=float32", "algo.learning_rate=1e-2",
            "algo.lr_scheduler=cosine_with_restarts", "algo.lora_dropout=0.1",
            f"algo.max_steps={NUM_STEPS}", "algo.save_every_steps=3", "algo.eval_every_steps=5",
