@@ -254,7 +254,7 @@ def test_paths_that_the_machines_of_a_job_do_not_see_are_refused(hub, tmp_path):
     assert said.problems == ["launch.gpus_per_node=four is not allowed. Allowed: a whole number or null"]
     said = hub("launch=slurm", *TINY, "launch.gpus_per_node=0", "resume=latest")
     assert [line.partition(". ")[0] for line in said.problems] == [
-        "resume=latest: a job goes on with the run of its name",
+        "resume=latest: a job resumes the run of its own name",
         "output_dir=runs is relative, and the nodes of a job need one folder that all of them see",
     ]
     said = hub("launch=slurm", *TINY, "launch.gpus_per_node=0", f"output_dir={tmp_path}", "launch.hours=0.05")

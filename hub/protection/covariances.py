@@ -5,6 +5,7 @@ Q (p x k) are the directions of most energy (gradient projection memory, arXiv 2
 2503.02659).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -24,13 +25,14 @@ NUM_ITERATIONS, NUM_EXTRA = 4, 32
 """Of the subspace iteration: products with the covariance, and columns beyond the directions that are wanted."""
 
 
-class Sums:
+class Sums(ABC):
     """Sums over the tokens of passes of a model, one for each of some modules. Subclasses say of what."""
 
     def __init__(self) -> None:
         self.totals: dict[str, torch.Tensor] = {}
         """Module's name -> sum."""
 
+    @abstractmethod
     def watch(self, model: PreTrainedModel, mask: Sequence[torch.Tensor]) -> list[RemovableHandle]:
         """Add hooks that add to `totals`.
 
@@ -41,7 +43,6 @@ class Sums:
         Returns:
             The handles that remove the hooks.
         """
-        raise NotImplementedError
 
     def add_(self, name: str, added: torch.Tensor) -> None:
         """Add to a total, not in place: passes that begin anew need the earlier tensor."""

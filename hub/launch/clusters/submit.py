@@ -97,7 +97,7 @@ def _words(cfg: RunConfig) -> tuple[str, ...]:
 
 def _resume_problem(cfg: RunConfig) -> Iterator[str]:
     if cfg.resume not in (None, AUTO):
-        yield f"resume={cfg.resume}: a job goes on with the run of its name. Type run_name=NAME, and leave resume out"
+        yield f"resume={cfg.resume}: a job resumes the run of its own name. Type run_name=NAME, and leave resume out"
     if cfg.resume_with_changes:
         yield "resume_with_changes=true is for one start, and a job may start often. Leave it out, or resume without a cluster"
 

@@ -157,7 +157,7 @@ def test_a_stopped_run_resumes_bit_for_bit_in_the_directions_that_it_began_with(
     assert plans[0]["directions_free_of"] == plans[1]["directions_free_of"]
     assert set(plans[0]["directions_free_of"].values()) == {0.25}
 
-    # A completed run keeps its samples, and so it goes on with the same directions.
+    # A completed run keeps its samples, and so continues with the same directions.
     longer = run(tmp_path / "stopped", *more, "resume=latest", "algo.max_steps=5", "resume_with_changes=true")
     for name, a in adapter(longer).items():
         cut = began.get(f"cut {name.removeprefix('base_model.model.').removesuffix('.lora_A.weight')}")
